@@ -1,0 +1,309 @@
+"""The spine of nouns as frozen records: what flows through Afterword, in the order in which it appears.
+
+    Turn -> Feedback -> Interaction (or Skip) -> Candidate -> Report -> Verdict -> Release
+
+Every record is immutable, has an `id`, a `created_at` (Unix seconds, UTC) and a `schema` version, and can be
+written to JSON and back (`to_dict`, `from_dict`). This module owns the field names; it knows nothing of
+databases, HTTP or tensors and imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+SCHEMA_VERSION = 1
+
+Json = dict[str, Any]
+
+FEEDBACK_KINDS = (
+    "accepted", "edited", "retried", "regenerated", "abandoned", "follow_up", "comment", "demonstration",
+    "rating", "stopped", "copied", "saved", "executed", "tests", "reverted", "tool_approved", "tool_rejected",
+    "retraction",
+)  # fmt: skip
+SOURCES = ("end_user", "api", "detector", "reviewer")
+
+
+def content_hash(*parts: Any) -> str:
+    """32 hex digits of BLAKE2b over the canonical JSON of `parts`: equal content, equal id."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id that sorts by time: prefix, 12 hex digits of milliseconds, 16 random ones."""
+    return f"{prefix}-{int(time.time() * 1000):012x}{os.urandom(8).hex()}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What all records share."""
+
+    TABLE: ClassVar[str]
+
+    id: str
+    """Unique within its kind. A turn's id is the id of the HTTP answer; derived records use content hashes."""
+    created_at: float = field(default_factory=time.time)
+    """Unix seconds, UTC."""
+    schema: int = SCHEMA_VERSION
+    """Version of the record's fields."""
+
+    def to_dict(self) -> Json:
+        """All fields as JSON-compatible values (tuples become lists)."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: Json) -> Self:
+        """Inverse of `to_dict`; unknown keys of a newer writer are refused with TypeError."""
+        tuples = {f.name for f in dataclasses.fields(cls) if str(f.type).startswith("tuple")}
+        return cls(**{k: tuple(v) if k in tuples and isinstance(v, list) else v for k, v in data.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn(Record):
+    """One assistant answer as it was served.
+
+    Example: Turn(id="chatcmpl-0193...", messages=({"role": "user", "content": "Why is the sky blue?"},),
+    answer={"role": "assistant", "content": "Because ..."}, prompt_ids=(1, 9690), completion_ids=(5985, 2),
+    logprobs=(-0.3, -0.01), sampling={"temperature": 1.0, "top_p": 1.0, "max_tokens": 64}, model="smollm2",
+    adapter=None, finish_reason="stop", user="ada", conversation="c1")
+    """
+
+    TABLE: ClassVar[str] = "turns"
+
+    messages: tuple[Json, ...]
+    """The conversation as the client sent it, OpenAI's message objects, oldest first."""
+    answer: Json
+    """The assistant message that was served (also when it was cut off)."""
+    prompt_ids: tuple[int, ...] | None = None
+    """Token ids of the rendered prompt, as the model server reports them; None when it does not."""
+    completion_ids: tuple[int, ...] | None = None
+    """Token ids of the answer, the end-of-turn token included when the answer ended by itself."""
+    logprobs: tuple[float | None, ...] | None = None
+    """Log-probability (nats) of each completion id under the sampler; None entries are missing, never 0.0."""
+    sampling: Json = field(default_factory=dict)
+    """Sampling parameters of the request: temperature, top_p, max_tokens, stop, seed."""
+    model: str = ""
+    """Base model as the upstream names it."""
+    adapter: str | None = None
+    """Immutable adapter version that answered (`NAME@v000001`), None for the base model."""
+    finish_reason: str | None = None
+    """"stop", "length", "tool_calls", "content_filter"; "aborted" when the client left, "error" when the
+    upstream broke off."""
+    user: str | None = None
+    """Who asked, as the client names them."""
+    key: str | None = None
+    """Public id of the API key that was used; pairs are only made within one key."""
+    conversation: str | None = None
+    """The conversation as the client names it, or that of the previous turn."""
+    previous: str | None = None
+    """Turn that this one continues, if it was named or recognised."""
+    task: str | None = None
+    """Slice of work (`code`, `support` ...)."""
+    team: str | None = None
+    """Group of users."""
+    thread: str | None = None
+    """Parent-linked hash of the conversation up to and including the answer (`chat.thread_hash`)."""
+    tools: tuple[Json, ...] | None = None
+    """Tool definitions of the request."""
+    usage: Json = field(default_factory=dict)
+    """Token counts as the upstream reports them."""
+    consent: bool = True
+    """May this turn be trained on?"""
+    source: str = "gateway"
+    """"gateway" or "import:FORMAT"."""
+    missing_ids: str | None = None
+    """Why there are no token ids; such a turn is never trained as on-policy."""
+
+    @property
+    def on_policy(self) -> bool:
+        """True when the exact served ids are known, so that the turn can be trained as it was sampled."""
+        return bool(self.prompt_ids) and bool(self.completion_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback(Record):
+    """Something that happened after a turn.
+
+    Example: Feedback(id="fb-1", turn="chatcmpl-0193...", kind="follow_up", text="Shorter, please.",
+    source="detector")
+    """
+
+    TABLE: ClassVar[str] = "feedback"
+
+    turn: str
+    """Id of the turn it is about; the turn may arrive later (the feedback is then held)."""
+    kind: str
+    """One of FEEDBACK_KINDS. "retraction" takes back the feedback named in `retracts`."""
+    text: str | None = None
+    """The user's words: follow_up, comment, demonstration, tool_rejected."""
+    final_text: str | None = None
+    """`edited`: the answer as the user left it."""
+    value: float | None = None
+    """`rating`: -1 .. 1."""
+    exit_code: int | None = None
+    """`executed`, `tests`."""
+    output: str | None = None
+    """`executed`, `tests`: what the environment printed."""
+    next_turn: str | None = None
+    """`retried`, `regenerated`, `follow_up`: the turn that came next."""
+    retracts: str | None = None
+    """`retraction`: id of the feedback that is taken back."""
+    user: str | None = None
+    """Who gave it."""
+    occurred_at: float | None = None
+    """When it happened, as the client says (Unix seconds)."""
+    source: str = "api"
+    """One of SOURCES."""
+    metadata: Json = field(default_factory=dict)
+    """Whatever else the client sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interaction(Record):
+    """The training example (x, y, o): a turn and the hindsight that its feedback gives.
+
+    Example: Interaction(id="9f...", turn="chatcmpl-0193...", feedback=("fb-1",), kind="follow_up",
+    hindsight="Shorter, please.", polarity=-1, weight=1.0, split="train")
+    """
+
+    TABLE: ClassVar[str] = "interactions"
+
+    turn: str
+    """The turn whose completion ids are scored."""
+    feedback: tuple[str, ...]
+    """The feedback rows it was made from."""
+    kind: str
+    """Kind of the deciding feedback."""
+    hindsight: str
+    """Privileged text for the teacher: what the user did next, in words. Empty: no distillation signal."""
+    polarity: int
+    """-1 the user wants something else, +1 the user is content, 0 unknown."""
+    weight: float
+    """Strength of the signal, 0 .. 1 and more."""
+    split: Literal["train", "holdout"]
+    """Fixed at collection by a hash of the conversation; a holdout interaction is never trained on."""
+    on_policy: bool = True
+    """The turn has its served token ids."""
+    user: str | None = None
+    """Who gave the feedback."""
+    task: str | None = None
+    """Slice of the turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip(Record):
+    """Why feedback did not become an interaction. Example: Skip(id="51...", feedback="fb-2",
+    turn="chatcmpl-0193...", reason="thanks", detail="the follow-up only says thank you: 'Thanks!'")"""
+
+    TABLE: ClassVar[str] = "skips"
+
+    feedback: str
+    """The feedback that teaches nothing (or nothing yet)."""
+    turn: str
+    """The turn it is about."""
+    reason: str
+    """A short code that is counted: `thanks`, `off_topic`, `no_turn`, `no_text`, `retracted` ..."""
+    detail: str
+    """One sentence for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate(Record):
+    """A trained adapter. Example: Candidate(id="cand-01...", path="adapters/cand-01...", base="smollm2",
+    parent=None, interactions=("9f...",), recipe={"name": "sdpo-interactions"}, metrics={"loss": 0.2})"""
+
+    TABLE: ClassVar[str] = "candidates"
+
+    path: str
+    """Adapter folder, relative to the data directory: plain PEFT plus `afterword.json`."""
+    base: str
+    """Base model that it was trained on."""
+    parent: str | None
+    """Candidate whose adapter it started from, None for a fresh one."""
+    interactions: tuple[str, ...]
+    """Ids of the interactions it was trained on, in training order without repetition."""
+    recipe: Json
+    """The resolved recipe."""
+    metrics: Json = field(default_factory=dict)
+    """Final figures of the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(Record):
+    """What a candidate scored, paired with what is served. Example: Report(id="rep-01...",
+    candidate="cand-01...", against=None, suites={"holdout": {"n": 32, "delta": {"value": 0.4, "low": 0.2,
+    "high": 0.6}}})"""
+
+    TABLE: ClassVar[str] = "reports"
+
+    candidate: str
+    """The candidate that was measured."""
+    against: str | None
+    """Candidate that was served at the time, None for the base model."""
+    suites: Json
+    """Suite name -> its figures; every figure is {value, low, high, n}."""
+    examples: tuple[Json, ...] = ()
+    """Answers side by side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict(Record):
+    """Pass or fail, each reason a sentence. Example: Verdict(id="ver-01...", candidate="cand-01...",
+    report="rep-01...", passed=True, reasons=("holdout: better by 0.40 [0.20, 0.60] on 32 interactions",))"""
+
+    TABLE: ClassVar[str] = "verdicts"
+
+    candidate: str
+    """The candidate that was judged."""
+    report: str
+    """The report it was judged by."""
+    passed: bool
+    """May it be released?"""
+    reasons: tuple[str, ...]
+    """Sentences with their numbers; all of them, not only the failing ones."""
+    override: Json | None = None
+    """{by, why} when a person decided against the gate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(Record):
+    """"Channel C serves adapter A because of verdict V". Example: Release(id="rel-01...", channel="default",
+    adapter="afterword@v000001", candidate="cand-01...", path="adapters/cand-01...", verdict="ver-01...",
+    previous=None, action="publish", why="the gate passed")"""
+
+    TABLE: ClassVar[str] = "releases"
+
+    channel: str
+    """What users address; "default" is the alias NAME."""
+    adapter: str | None
+    """Immutable version name, None when the base model is served again."""
+    candidate: str | None
+    """The candidate behind the version, None for the base model."""
+    path: str | None
+    """Adapter folder relative to the data directory, None for the base model."""
+    verdict: str | None
+    """Why; None only for a rollback."""
+    previous: str | None
+    """The release that it replaces."""
+    action: Literal["publish", "rollback"]
+    """How it came about."""
+    why: str
+    """One sentence."""
+
+
+RECORDS: tuple[type[Record], ...] = (
+    Turn, Feedback, Interaction, Skip, Candidate, Report, Verdict, Release,
+)  # fmt: skip
+"""The spine, in order."""
