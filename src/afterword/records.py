@@ -61,7 +61,8 @@ class Record:
     def from_dict(cls, data: Json) -> Self:
         """Inverse of `to_dict`; unknown keys of a newer writer are refused with TypeError."""
         tuples = {f.name for f in dataclasses.fields(cls) if str(f.type).startswith("tuple")}
-        return cls(**{k: tuple(v) if k in tuples and isinstance(v, list) else v for k, v in data.items()})
+        values: Json = {k: tuple(v) if k in tuples and isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 def _plain(value: Any) -> Any:
@@ -279,7 +280,7 @@ class Verdict(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Record):
-    """"Channel C serves adapter A because of verdict V". Example: Release(id="rel-01...", channel="default",
+    """ "Channel C serves adapter A because of verdict V". Example: Release(id="rel-01...", channel="default",
     adapter="afterword@v000001", candidate="cand-01...", path="adapters/cand-01...", verdict="ver-01...",
     previous=None, action="publish", why="the gate passed")"""
 

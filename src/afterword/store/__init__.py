@@ -1,1 +1,9 @@
-"""(room to be filled)"""
+"""The append-only database: schema, migrations, one writer, named queries, lineage.
+
+Owns every byte that must survive a crash; never interprets feedback, never calls a stage, never updates a row.
+"""
+
+from afterword.store.store import Store
+from afterword.store.writer import Outcome
+
+__all__ = ["Outcome", "Store"]

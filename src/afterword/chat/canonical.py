@@ -1,0 +1,90 @@
+"""One canonical form for a chat message, and parent-linked hashes of conversations.
+
+A stateless client re-sends its history with every request. `thread_hashes` gives each prefix of a conversation
+a hash that covers the message *and its parent's hash*, so that a re-sent history is recognised by one look-up.
+The scope (API key and user) is the root of the chain: two users with the same words never share a thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+
+from afterword.errors import UsageError
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_KEPT = ("name", "tool_calls", "tool_call_id", "function_call")
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content: a string as it is, text parts joined, None as "".
+
+    Parts that are not text (images, audio) have no text and count as nothing.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content if isinstance(part, dict) and part.get("type") == "text")
+
+
+def canonical(message: dict[str, Any]) -> dict[str, Any]:
+    """The fields that make a message what it is: role, content, tool calls. Text parts become one string."""
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        content = text_of(content)
+    if isinstance(content, str):
+        content = content.strip()
+    kept = {key: message[key] for key in _KEPT if message.get(key)}
+    return {"role": message.get("role"), "content": content or "", **kept}
+
+
+def thread_hashes(scope: Sequence[str | None], messages: Iterable[dict[str, Any]]) -> list[str]:
+    """One hash (32 hex digits) for each prefix of the conversation; the last covers all of it."""
+    parent = hashlib.blake2b(orjson.dumps(list(scope)), digest_size=16).digest()
+    hashes: list[str] = []
+    for message in messages:
+        body = orjson.dumps(canonical(message), option=orjson.OPT_SORT_KEYS)
+        parent = hashlib.blake2b(parent + body, digest_size=16).digest()
+        hashes.append(parent.hex())
+    return hashes
+
+
+def thread_hash(scope: Sequence[str | None], messages: Sequence[dict[str, Any]]) -> str:
+    """Hash of the whole conversation within its scope."""
+    return thread_hashes(scope, messages)[-1]
+
+
+def check_messages(messages: Any) -> list[dict[str, Any]]:
+    """`messages` if it is a usable conversation, else UsageError that names the first fault."""
+    if not isinstance(messages, list) or not messages:
+        raise UsageError(
+            f"`messages` must be a non-empty list of message objects, got {messages!r:.80}. "
+            'Send at least one, e.g. [{"role": "user", "content": "Hello"}].',
+            param="messages",
+        )
+    for index, message in enumerate(messages):
+        _check_message(index, message)
+    return messages
+
+
+def _check_message(index: int, message: Any) -> None:
+    where = f"messages[{index}]"
+    if not isinstance(message, dict):
+        raise UsageError(f"`{where}` must be an object, got {message!r:.80}.", param=where)
+    if message.get("role") not in ROLES:
+        raise UsageError(
+            f"`{where}.role` is {message.get('role')!r:.80}; it must be one of {', '.join(ROLES)}.",
+            param=f"{where}.role",
+        )
+    content = message.get("content")
+    if content is None and not message.get("tool_calls") and not message.get("function_call"):
+        raise UsageError(f"`{where}.content` is missing.", param=f"{where}.content")
+    if content is not None and not isinstance(content, str | list):
+        raise UsageError(
+            f"`{where}.content` must be a string or a list of parts, got {type(content).__name__}.",
+            param=f"{where}.content",
+        )

@@ -1,0 +1,109 @@
+"""Records to rows and back.
+
+Each table has a few columns that are searched, token arrays as blobs, and the whole rest of the record as JSON in
+`body`. The digest covers everything but `created_at`, so the same event sent twice is known as a duplicate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from array import array
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import orjson
+
+from afterword.errors import UsageError
+from afterword.records import RECORDS, Interaction, Record, Turn
+
+BY_TABLE: dict[str, type[Record]] = {kind.TABLE: kind for kind in RECORDS}
+
+SEARCHED: dict[str, tuple[str, ...]] = {
+    "turns": ("user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason"),
+    "feedback": ("turn", "kind", "user", "retracts"),
+    "interactions": ("turn", "kind", "split", "user", "task"),
+    "skips": ("feedback", "turn", "reason"),
+    "candidates": ("parent",),
+    "reports": ("candidate",),
+    "verdicts": ("candidate", "report", "passed"),
+    "releases": ("channel", "adapter", "candidate", "verdict"),
+}
+ARRAYS = ("prompt_ids", "completion_ids", "logprobs")
+
+
+class Row(NamedTuple):
+    """One insert: its statement, its values and what is needed to tell a duplicate from a conflict."""
+
+    table: str
+    id: str
+    digest: bytes
+    values: tuple[Any, ...]
+
+
+def _columns(table: str) -> tuple[str, ...]:
+    extra = ARRAYS if table == "turns" else ("feedback",) if table == "interactions" else ()
+    return ("id", "created_at", "digest", *SEARCHED[table], *extra, "body")
+
+
+INSERT = {
+    table: f"INSERT OR IGNORE INTO {table} ({', '.join(_columns(table))}) VALUES ({', '.join('?' * len(_columns(table)))})"
+    for table in SEARCHED
+}
+
+
+def encode(record: Record) -> Row:
+    """The row of a record. UsageError when a value cannot be stored (for example a lone surrogate)."""
+    table = record.TABLE
+    data = record.to_dict()
+    created = data.pop("created_at")
+    identifier = data.pop("id")
+    arrays = [_pack(name, data.pop(name)) for name in ARRAYS] if isinstance(record, Turn) else []
+    try:
+        body = orjson.dumps(data, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+        extra: list[Any] = arrays
+        if isinstance(record, Interaction):
+            extra = [orjson.dumps(list(record.feedback)).decode()]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the {table} row {identifier!r} cannot be written as JSON: {error}") from error
+    digest = hashlib.blake2b(body, digest_size=16)
+    for blob in arrays:
+        digest.update(b"\0" if blob is None else blob)
+    searched = [data[name] for name in SEARCHED[table]]
+    return Row(table, identifier, digest.digest(), (identifier, created, digest.digest(), *searched, *extra, body))
+
+
+def _pack(name: str, values: list[Any] | None) -> bytes | None:
+    if values is None:
+        return None
+    if name == "logprobs":
+        return array("d", [math.nan if v is None else v for v in values]).tobytes()
+    return array("i", values).tobytes()
+
+
+def _unpack(name: str, blob: bytes | None) -> tuple[Any, ...] | None:
+    if blob is None:
+        return None
+    if name == "logprobs":
+        return tuple(None if math.isnan(v) else v for v in array("d", blob))
+    return tuple(array("i", blob))
+
+
+def select(table: str) -> str:
+    """The head of every SELECT that `decoder(table)` understands, with `t` as the table's name."""
+    arrays = "".join(f", t.{name}" for name in ARRAYS) if table == "turns" else ""
+    return f"SELECT t.id, t.created_at, t.body{arrays} FROM {table} t"
+
+
+def decoder(table: str) -> Callable[[tuple[Any, ...]], Any]:
+    """A function from a row of `select(table)` to its record."""
+    kind = BY_TABLE[table]
+
+    def decode(row: tuple[Any, ...]) -> Record:
+        data = orjson.loads(row[2])
+        data["id"], data["created_at"] = row[0], row[1]
+        for name, blob in zip(ARRAYS, row[3:], strict=False):
+            data[name] = _unpack(name, blob)
+        return kind.from_dict(data)
+
+    return decode

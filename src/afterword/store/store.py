@@ -1,0 +1,214 @@
+"""`Store`: append records, read them back by named queries. The only door to the database.
+
+Reads use one connection per thread and see every commit; writes go through the process's one `Writer`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+from afterword.errors import NotFoundError, StoreError
+from afterword.records import (
+    RECORDS,
+    Candidate,
+    Feedback,
+    Interaction,
+    Record,
+    Release,
+    Report,
+    Turn,
+    Verdict,
+)
+from afterword.store.codec import SEARCHED, decoder, encode, select
+from afterword.store.schema import connect, open_database
+from afterword.store.writer import Outcome, Writer
+
+R = TypeVar("R", bound=Record)
+
+_UNDECIDED = """
+    WHERE t.kind != 'retraction'
+      AND EXISTS (SELECT 1 FROM turns x WHERE x.id = t.turn)
+      AND NOT EXISTS (SELECT 1 FROM skips s WHERE s.feedback = t.id)
+      AND NOT EXISTS (SELECT 1 FROM interactions i, json_each(i.feedback) j WHERE i.turn = t.turn AND j.value = t.id)
+"""
+
+
+class Store:
+    """The database of one data directory. Open it with `Store.open(dir / "afterword.db")`; use as a context."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        open_database(path).close()
+        self._writer: Writer | None = None
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open or create; StoreError when it is no database, too new, or cannot be written."""
+        return cls(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is queued and close every connection."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            for reader in self._readers:
+                reader.close()
+            self._readers.clear()
+            self._local = threading.local()
+
+    # ---- writing
+
+    def submit(self, records: Sequence[Record]) -> Future[list[Outcome]]:
+        """Queue records for the next commit; never blocks. Done when they are on disk."""
+        rows = [encode(record) for record in records]
+        with self._lock:
+            if self._writer is None:
+                self._writer = Writer(self.path)
+            return self._writer.submit(rows)
+
+    def write(self, *records: Record) -> list[Outcome]:
+        """Append records and wait until they are on disk: "stored", "duplicate" or "conflict" for each."""
+        return self.submit(records).result()
+
+    @property
+    def pending(self) -> int:
+        """Submissions that wait for a commit."""
+        writer = self._writer
+        return writer.pending if writer is not None else 0
+
+    # ---- reading
+
+    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = connect(self.path)
+            self._local.connection = connection
+            with self._lock:
+                self._readers.append(connection)
+        try:
+            return cast(sqlite3.Cursor, connection.execute(sql, parameters))
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot read {self.path}: {error}") from error
+
+    def find(self, kind: type[R], identifier: str) -> R | None:
+        """The record with this id, or None."""
+        row = self._read(f"{select(kind.TABLE)} WHERE t.id = ?", (identifier,)).fetchone()
+        return None if row is None else cast(R, decoder(kind.TABLE)(row))
+
+    def get(self, kind: type[R], identifier: str) -> R:
+        """The record with this id; a unique beginning of it is enough. NotFoundError otherwise."""
+        found = self.find(kind, identifier)
+        if found is not None:
+            return found
+        like = identifier.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        rows = self._read(f"{select(kind.TABLE)} WHERE t.id LIKE ? ESCAPE '\\' LIMIT 2", (like,)).fetchall()
+        if len(rows) != 1 or not identifier:
+            why = "more than one id begins so" if rows else "there is none"
+            raise NotFoundError(
+                f"no {kind.__name__.lower()} {identifier!r} in {self.path}: {why}. "
+                f"List them with `afterword {kind.TABLE} list`."
+            )
+        return cast(R, decoder(kind.TABLE)(rows[0]))
+
+    def rows(self, kind: type[R], *, newest: bool = False, limit: int | None = None, **equal: Any) -> Iterator[R]:
+        """Stream records in the order written (or newest first) whose searched columns equal the given values.
+
+        A value of None means "is empty". Columns: see `codec.SEARCHED`.
+        """
+        unknown = set(equal) - set(SEARCHED[kind.TABLE])
+        assert not unknown, f"{kind.TABLE} has no searched column {unknown}"
+        where = " AND ".join(f"t.{column} IS ?" for column in equal) or "1"
+        sql = f"{select(kind.TABLE)} WHERE {where} ORDER BY t.seq {'DESC' if newest else 'ASC'}"
+        cursor = self._read(sql + (f" LIMIT {int(limit)}" if limit is not None else ""), tuple(equal.values()))
+        decode = decoder(kind.TABLE)
+        return (cast(R, decode(row)) for row in cursor)
+
+    def count(self, kind: type[Record], **equal: Any) -> int:
+        """How many rows; filters as in `rows`."""
+        where = " AND ".join(f"t.{column} IS ?" for column in equal) or "1"
+        sql = f"SELECT count(*) FROM {kind.TABLE} t WHERE {where}"
+        return int(self._read(sql, tuple(equal.values())).fetchone()[0])
+
+    def counts(self) -> dict[str, int]:
+        """Rows of every kind, in the order of the spine."""
+        return {kind.TABLE: self.count(kind) for kind in RECORDS}
+
+    def tally(self, kind: type[Record], column: str) -> dict[str, int]:
+        """Rows per value of a searched column, most frequent first."""
+        assert column in SEARCHED[kind.TABLE]
+        sql = f"SELECT {column}, count(*) FROM {kind.TABLE} GROUP BY 1 ORDER BY 2 DESC, 1"
+        return {str(value): int(number) for value, number in self._read(sql)}
+
+    # ---- named queries
+
+    def turns_of_thread(self, thread: str) -> list[str]:
+        """Ids of turns whose conversation up to the answer has this hash; two at most (two are ambiguous)."""
+        return [row[0] for row in self._read("SELECT id FROM turns WHERE thread = ? LIMIT 2", (thread,))]
+
+    def undecided(self) -> Iterator[Feedback]:
+        """Feedback on known turns that is neither in an interaction nor skipped."""
+        decode = decoder("feedback")
+        cursor = self._read(f"{select('feedback')} {_UNDECIDED} ORDER BY t.seq")
+        return (cast(Feedback, decode(row)) for row in cursor)
+
+    def held(self) -> int:
+        """How much feedback waits for its turn."""
+        sql = "SELECT count(*) FROM feedback t WHERE NOT EXISTS (SELECT 1 FROM turns x WHERE x.id = t.turn)"
+        return int(self._read(sql).fetchone()[0])
+
+    def retracted(self) -> set[str]:
+        """Ids of feedback that was taken back."""
+        return {row[0] for row in self._read("SELECT retracts FROM feedback WHERE retracts IS NOT NULL")}
+
+    def usable(self, split: str) -> list[Interaction]:
+        """Interactions of a split, oldest first, without those whose feedback was taken back."""
+        gone = self.retracted()
+        return [i for i in self.rows(Interaction, split=split) if not gone.intersection(i.feedback)]
+
+    def spent(self, channel: str = "default") -> set[str]:
+        """Interactions in the ancestry of the adapter that the channel serves now."""
+        release = self.release(channel)
+        spent: set[str] = set()
+        candidate = release.candidate if release else None
+        while candidate is not None:
+            row = self.get(Candidate, candidate)
+            spent.update(row.interactions)
+            candidate = row.parent
+        return spent
+
+    def release(self, channel: str = "default") -> Release | None:
+        """What the channel serves now: its newest release, None before the first."""
+        return next(self.rows(Release, newest=True, limit=1, channel=channel), None)
+
+    def newest(self, kind: type[R], **equal: Any) -> R | None:
+        """The row written last."""
+        return next(self.rows(kind, newest=True, limit=1, **equal), None)
+
+    def lineage(self, turn: str) -> dict[str, list[Record]]:
+        """Everything that came of a turn, by table: its feedback, interactions, skips, and the candidates,
+        reports, verdicts and releases that contain them."""
+        found: dict[str, list[Record]] = {"turns": [self.get(Turn, turn)]}
+        found["feedback"] = list(self.rows(Feedback, turn=turn))
+        interactions = list(self.rows(Interaction, turn=turn))
+        found["interactions"] = list(interactions)
+        ids = {i.id for i in interactions}
+        candidates = [c for c in self.rows(Candidate) if ids.intersection(c.interactions)]
+        found["candidates"] = list(candidates)
+        for kind in (Report, Verdict, Release):
+            found[kind.TABLE] = [r for c in candidates for r in self.rows(kind, candidate=c.id)]
+        return found

@@ -1,0 +1,103 @@
+"""The one writer of a process: a thread that commits what is waiting in one group.
+
+A caller gets a future that is done when its rows are on disk (SQLite in WAL mode with synchronous=FULL syncs the
+log at every commit). Under load many callers share one commit; alone, a row waits for nobody. Other processes
+(a training run, an importer) have writers of their own; SQLite lets one of them write at a time.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Literal
+
+from afterword.errors import StoreError
+from afterword.store.codec import INSERT, Row
+from afterword.store.schema import connect
+
+Outcome = Literal["stored", "duplicate", "conflict"]
+_Item = tuple[list[Row], "Future[list[Outcome]]"]
+
+MAX_GROUP = 512
+"""Submissions per commit at most, so that one commit stays short."""
+
+
+class Writer:
+    """Commits rows in groups. `submit` never blocks; `close` writes what is left."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection = connect(path)
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="afterword-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, rows: list[Row]) -> Future[list[Outcome]]:
+        """Queue rows; the future holds one outcome per row once they are on disk, or StoreError."""
+        future: Future[list[Outcome]] = Future()
+        if self._closed:
+            future.set_exception(StoreError(f"the database {self._path} is closed"))
+        else:
+            self._queue.put((rows, future))
+        return future
+
+    @property
+    def pending(self) -> int:
+        """Submissions that wait for the next commit."""
+        return self._queue.qsize()
+
+    def close(self) -> None:
+        """Write everything that was submitted, then stop."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+            self._connection.close()
+
+    def _run(self) -> None:
+        open_for_business = True
+        while open_for_business:
+            item = self._queue.get()
+            group: list[_Item] = []
+            while item is not None:
+                group.append(item)
+                if len(group) >= MAX_GROUP or self._queue.empty():
+                    break
+                item = self._queue.get()
+            if item is None:
+                open_for_business = False
+            self._commit(group)
+
+    def _commit(self, group: list[_Item]) -> None:
+        group = [item for item in group if item[1].set_running_or_notify_cancel()]
+        if not group:
+            return
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            outcomes = [[self._insert(row) for row in rows] for rows, _ in group]
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            failure = StoreError(
+                f"cannot write to {self._path}: {error}. Nothing of this group was stored; free disk space or "
+                "unlock the database and send it again."
+            )
+            for _, future in group:
+                future.set_exception(failure)
+            return
+        for (_, future), outcome in zip(group, outcomes, strict=True):
+            future.set_result(outcome)
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _insert(self, row: Row) -> Outcome:
+        if self._connection.execute(INSERT[row.table], row.values).rowcount == 1:
+            return "stored"
+        found = self._connection.execute(f"SELECT digest FROM {row.table} WHERE id = ?", (row.id,)).fetchone()
+        return "duplicate" if found[0] == row.digest else "conflict"
