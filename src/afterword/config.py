@@ -1,0 +1,223 @@
+"""One tree of settings: defaults < file (TOML) < environment < command line; each value knows where it came from.
+
+A section is a frozen dataclass; its field defaults are the vetted settings. The composition root hands in the
+sections, this module fills them. Unknown keys fail, with the nearest known one; nothing is guessed.
+
+    [serve]                 AFTERWORD_SERVE_PORT=8500        --set serve.port=8500  (or the command's own --port)
+    port = 8400
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from afterword.errors import ConfigError
+
+T = TypeVar("T")
+
+PREFIX = "AFTERWORD_"
+NOT_SETTINGS = frozenset({"AFTERWORD_HOME", "AFTERWORD_CONFIG", "AFTERWORD_CACHE"})
+"""Variables that say where things are; they are no keys of the tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """`[serve]`: the gateway and the embedded model server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; any other than loopback needs an API key."""
+    port: int = 8400
+    """Port of the gateway; 0 takes a free one."""
+    name: str = "afterword"
+    """Model name that users address; versions are NAME@v000001 and so on."""
+    upstream: str | None = None
+    """URL of an OpenAI-compatible server; without it the embedded engine is started."""
+    upstream_key: str | None = None
+    """API key for the upstream."""
+    upstream_timeout: float = 120.0
+    """Seconds without a byte from the upstream before the answer is given up (504)."""
+    model: str = "smollm2-135m-instruct"
+    """Model of the embedded engine: the built-in name, a local folder or a hub id."""
+    device: str = "auto"
+    """"auto", "cpu" or "cuda"."""
+    dtype: str = "auto"
+    """"auto", "bfloat16" or "float32"."""
+    max_batch: int = 32
+    """Requests that the engine runs at once; more wait in line."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """`[train]`: which interactions, which recipe."""
+
+    recipe: str = "sdpo-interactions"
+    """Name of a recipe; see docs/recipes."""
+    learning_rate: float | None = None
+    """Overrides the recipe's learning rate."""
+    passes: int | None = None
+    """Overrides how often each interaction is seen."""
+    off_policy: bool = False
+    """Also train on turns without served token ids (imported logs), re-tokenised and labelled as such."""
+    min_interactions: int = 8
+    """Fewer than this is "nothing to do"."""
+    max_interactions: int = 512
+    """The newest ones are taken."""
+    seed: int = 0
+    """Order of the interactions and the adapter's first values."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateConfig:
+    """`[evaluate]`: how a candidate is measured against what is served."""
+
+    max_interactions: int = 64
+    """Held-out interactions to answer; the newest ones are taken."""
+    max_tokens: int = 96
+    """Length bound of an answer."""
+    seed: int = 0
+    """Seed of both arms' answers and of the bootstrap."""
+
+
+@dataclass(frozen=True, slots=True)
+class CycleConfig:
+    """`[cycle]`: when `cycle --watch` starts a round."""
+
+    interval: float = 30.0
+    """Seconds between looks at the store."""
+    min_new: int = 32
+    """New training interactions since the last candidate that start a round."""
+
+
+BUILT_IN: dict[str, type] = {
+    "serve": ServeConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "cycle": CycleConfig,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One resolved value and where it came from."""
+
+    value: Any
+    source: str
+
+
+class Config:
+    """The resolved tree. `config.get(ServeConfig)` gives a section; `rows()` prints it with sources."""
+
+    def __init__(self, sections: Mapping[str, type], settings: Mapping[tuple[str, str], Setting]) -> None:
+        self._names = {kind: name for name, kind in sections.items()}
+        self._settings = dict(settings)
+
+    def get(self, section: type[T]) -> T:
+        """The filled section."""
+        name = self._names[section]
+        return section(**{key: s.value for (where, key), s in self._settings.items() if where == name})
+
+    def rows(self) -> list[tuple[str, Any, str]]:
+        """(`section.key`, value, source) in the order of the tree."""
+        return [(f"{section}.{key}", s.value, s.source) for (section, key), s in self._settings.items()]
+
+
+def resolve(
+    sections: Mapping[str, type],
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, tuple[Any, str]] | None = None,
+) -> Config:
+    """Fill the sections.
+
+    `file` is read if given (it must exist); `environ` is searched for AFTERWORD_SECTION_KEY; `flags` maps
+    `section.key` to (value, the flag's name). Raises ConfigError that names the key, the value and the remedy.
+    """
+    settings = {
+        (name, f.name): Setting(_default(f), "default") for name, kind in sections.items() for f in _fields(kind)
+    }
+    for key, value, source in (
+        *_from_file(file),
+        *_from_environment(sections, environ or {}),
+        *_from_flags(flags or {}),
+    ):
+        section, _, field = key.partition(".")
+        if (section, field) not in settings:
+            raise ConfigError(f"unknown setting {key!r} (from {source}).{_nearest(key, settings)}", param=key)
+        settings[section, field] = Setting(_check(sections[section], field, value, key, source), source)
+    return Config(sections, settings)
+
+
+def _fields(kind: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    assert field.default is not dataclasses.MISSING, f"setting {field.name} has no default"
+    return field.default
+
+
+def _from_file(file: Path | None) -> Iterable[tuple[str, Any, str]]:
+    if file is None:
+        return []
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {file}: {error.strerror}. Check --config.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}.") from error
+    found = []
+    for section, values in tree.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: {section!r} stands outside a section. Write it below a line like [serve].")
+        found += [(f"{section}.{key}", value, f"file {file.name}") for key, value in values.items()]
+    return found
+
+
+def _from_environment(sections: Mapping[str, type], environ: Mapping[str, str]) -> Iterable[tuple[str, Any, str]]:
+    found = []
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
+            continue
+        section, _, key = name.removeprefix(PREFIX).lower().partition("_")
+        found.append((f"{section}.{key}", _parsed(environ[name]), f"environment {name}"))
+    return found
+
+
+def _from_flags(flags: Mapping[str, tuple[Any, str]]) -> Iterable[tuple[str, Any, str]]:
+    return [(key, _parsed(value) if isinstance(value, str) else value, flag) for key, (value, flag) in flags.items()]
+
+
+def _parsed(text: str) -> Any:
+    """JSON where the text is JSON (numbers, true, null, lists), the text itself otherwise."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+def _check(kind: type, field: str, value: Any, key: str, source: str) -> Any:
+    wanted = get_type_hints(kind)[field]
+    for candidate in (value, str(value)):  # a name may look like a number: AFTERWORD_SERVE_NAME=7
+        try:
+            return TypeAdapter(wanted).validate_python(candidate, strict=isinstance(candidate, bool))
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+    raise ConfigError(f"{key} = {value!r} (from {source}) cannot be used: {reason}.", param=key)
+
+
+def _nearest(key: str, settings: Mapping[tuple[str, str], Setting]) -> str:
+    known = [f"{section}.{name}" for section, name in settings]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else " See `afterword config show`."
