@@ -1,0 +1,77 @@
+"""Settings: precedence, sources, and errors that name the key, the value and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afterword.config import BUILT_IN, Config, ServeConfig, TrainConfig, resolve
+from afterword.errors import ConfigError
+
+
+def _file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "afterword.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _source(config: Config, key: str) -> tuple[object, str]:
+    return next((value, source) for name, value, source in config.rows() if name == key)
+
+
+def test_defaults_are_the_dataclass_defaults() -> None:
+    config = resolve(BUILT_IN)
+    assert config.get(ServeConfig) == ServeConfig()
+    assert config.get(TrainConfig) == TrainConfig()
+    assert {source for _, _, source in config.rows()} == {"default"}
+
+
+def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    file = _file(tmp_path, '[serve]\nport = 1\nname = "file"\nhost = "::1"\n')
+    config = resolve(
+        BUILT_IN,
+        file=file,
+        environ={"AFTERWORD_SERVE_PORT": "2", "AFTERWORD_SERVE_NAME": "env", "AFTERWORD_HOME": "/x", "PATH": "/bin"},
+        flags={"serve.port": (3, "--port")},
+    )
+    assert config.get(ServeConfig) == ServeConfig(port=3, name="env", host="::1")
+    assert _source(config, "serve.port") == (3, "--port")
+    assert _source(config, "serve.name") == ("env", "environment AFTERWORD_SERVE_NAME")
+    assert _source(config, "serve.host") == ("::1", "file afterword.toml")
+    assert _source(config, "serve.dtype") == ("auto", "default")
+
+
+def test_text_values_are_read_as_the_field_wants() -> None:
+    environ = {
+        "AFTERWORD_TRAIN_OFF_POLICY": "true",
+        "AFTERWORD_SERVE_NAME": "7",
+        "AFTERWORD_TRAIN_LEARNING_RATE": "2e-4",
+    }
+    config = resolve(BUILT_IN, environ=environ)
+    assert config.get(TrainConfig).off_policy is True
+    assert config.get(TrainConfig).learning_rate == pytest.approx(2e-4)
+    assert config.get(ServeConfig).name == "7"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[serve]\nprot = 1\n", "Did you mean 'serve.port'"),
+        ("port = 1\n", "stands outside a section"),
+        ('[serve]\nport = "many"\n', "serve.port = 'many'"),
+        ("[serve]\nport = true\n", "serve.port = True"),
+        ("[serve\n", "is not valid TOML"),
+        ("[nowhere]\nx = 1\n", "unknown setting 'nowhere.x'"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_reason(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says.replace("(", r"\(")):
+        resolve(BUILT_IN, file=_file(tmp_path, text))
+
+
+def test_a_missing_file_and_an_unknown_variable_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        resolve(BUILT_IN, file=tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match=r"unknown setting 'serve.prot' \(from environment AFTERWORD_SERVE_PROT\)"):
+        resolve(BUILT_IN, environ={"AFTERWORD_SERVE_PROT": "1"})
