@@ -257,6 +257,8 @@ class Report(Record):
     """Suite name -> its figures; every figure is {value, low, high, n}."""
     examples: tuple[Json, ...] = ()
     """Answers side by side."""
+    about: Json = field(default_factory=dict)
+    """What was measured: `adapter_hash` (bytes of the candidate's folder), base, settings, seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

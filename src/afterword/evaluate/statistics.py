@@ -1,0 +1,128 @@
+"""Intervals and tests, in one place: every number that a report shows comes with its uncertainty.
+
+Owns the paired cluster bootstrap, Wilson intervals and the exact sign test; never knows what is compared. All of it
+is seeded, so that the same data gives the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterword.records import Json
+
+LEVEL = 0.95
+RESAMPLES = 4000
+Floats = NDArray[np.float64]
+
+
+def figure(value: float, low: float, high: float, n: int) -> Json:
+    """The one shape of a number in a report."""
+    return {"value": float(value), "low": float(low), "high": float(high), "n": int(n)}
+
+
+def exactly(value: float, n: int) -> Json:
+    """A number without uncertainty (a count)."""
+    return figure(value, value, value, n)
+
+
+def mean(
+    values: Sequence[float], clusters: Sequence[str] | None = None, *, seed: int = 0, level: float = LEVEL
+) -> Json:
+    """Mean with a bootstrap interval that resamples whole clusters (conversations); paired differences go in here.
+
+    Percentile interval, widened to the t quantile of the number of clusters (Hesterberg 2015, "expanded
+    percentile"): the plain one is too short for a dozen clusters. With one cluster nothing is known of the spread
+    and the interval is infinite. ValueError for no values or values that are not finite.
+    """
+    return ratio_of_sums(values, [1.0] * len(values), clusters, seed=seed, level=level)
+
+
+def ratio_of_sums(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    clusters: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Json:
+    """sum(numerators) / sum(denominators) with the same interval: nats a token, relative rises, length ratios."""
+    top, bottom = _summed(numerators, clusters), _summed(denominators, clusters)
+    groups, n = len(top), len(numerators)
+    total = float(bottom.sum())
+    if total == 0.0:
+        raise ValueError("the denominators sum to 0")
+    value = float(top.sum()) / total
+    if groups == 1:
+        return figure(value, -math.inf, math.inf, n)
+    picks = np.random.default_rng(seed).integers(0, groups, size=(RESAMPLES, groups))
+    tops, bottoms = top[picks].sum(1), bottom[picks].sum(1)
+    resampled = np.divide(tops, bottoms, out=np.full(RESAMPLES, value), where=bottoms != 0)
+    tail = expanded_tail(groups, level)
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return figure(value, float(low), float(high), n)
+
+
+def _summed(values: Sequence[float], clusters: Sequence[str] | None) -> Floats:
+    """[G] sum of the values of each cluster, in order of first appearance."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.size == 0 or not np.isfinite(numbers).all():
+        raise ValueError(f"need finite values, got {list(values)[:5]}")
+    if clusters is None:
+        return numbers
+    places: dict[str, int] = {}
+    index = [places.setdefault(cluster, len(places)) for cluster in clusters]
+    sums = np.zeros(len(places))
+    np.add.at(sums, index, numbers)
+    return sums
+
+
+def expanded_tail(groups: int, level: float = LEVEL) -> float:
+    """The tail share to cut so that a percentile interval of few groups is as wide as it should be."""
+    t = t_quantile(0.5 + level / 2, groups - 1)
+    return NormalDist().cdf(-math.sqrt(groups / (groups - 1)) * t)
+
+
+def t_quantile(p: float, df: int) -> float:
+    """Quantile of Student's t: exact for 1 and 2 degrees of freedom, Hill's expansion (1970) from 3 on.
+
+    The expansion is within 0.2 % of the exact value at 3 degrees of freedom and p = 0.975.
+    """
+    if df == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if df == 2:
+        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
+    z = NormalDist().inv_cdf(p)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(term / df**power for power, term in enumerate(terms))
+
+
+def wilson(successes: int, n: int, *, level: float = LEVEL) -> Json:
+    """A share with Wilson's score interval (independent cases). ValueError for n = 0."""
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is no share")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return figure(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact p that wins and losses are equally likely; ties are left out. McNemar's exact test on the
+    discordant pairs is the same number."""
+    n = wins + losses
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
+    return float(min(1.0, 2 * tail / 2**n))

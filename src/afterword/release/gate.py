@@ -1,0 +1,168 @@
+"""Report in, verdict out: a pure function over a table of bounds.
+
+Owns which figures decide and where the lines are; never measures, reads a file or writes a row. Every bound that
+was looked at becomes a sentence with its numbers, the passed ones too. A required suite that is missing or failed
+is a "no". A new suite is held to a line by adding a row to `bounds`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from afterword.errors import UsageError
+from afterword.records import Report, Verdict, content_hash, new_id
+
+End = Literal["value", "low", "high"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateThresholds:
+    """Where the lines are. Shares are 0 .. 1; drift in nats a token; the reasons are in docs/gate.md."""
+
+    required: tuple[str, ...] = ("holdout", "forgetting", "collapse")
+    """Suites without which the answer is no."""
+    min_interactions: int = 12
+    """Held-out interactions that were compared."""
+    min_conversations: int = 8
+    """Conversations that they come from: answers within one conversation are not independent."""
+    min_gain: float = 0.0
+    """The low end of the gain's interval must lie above this."""
+    max_drift: float = 0.5
+    """KL from the base on general text and chat: high end of the interval."""
+    max_loss_rise: float = 0.02
+    """Relative rise of the loss on general text against what is served: high end of the interval."""
+    max_loss_rise_base: float = 0.05
+    """The same against the base, so that many small steps do not add up unseen."""
+    max_empty: float = 0.05
+    """Rise of the share of empty answers against what is served."""
+    max_truncated: float = 0.25
+    """Rise of the share of answers that were cut at the token limit."""
+    max_repetitive: float = 0.10
+    """Rise of the share of answers that repeat themselves."""
+    max_copies: float = 0.10
+    """Rise of the share of answers that copy the question."""
+    max_leaks: float = 0.05
+    """Rise of the share of answers that speak of a follow-up which they cannot have seen."""
+    min_length_ratio: float = 0.2
+    """Mean answer length against what is served."""
+    max_length_ratio: float = 3.0
+    """The same, upwards."""
+    min_distinct_ratio: float = 0.5
+    """Different word pairs among all answers against what is served."""
+    max_similarity: float = 0.85
+    """Mean pairwise ROUGE-L between answers to different prompts."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name != "required" and not math.isfinite(value):
+                raise UsageError(f"gate.{name} is {value!r}: thresholds are finite numbers", param=f"gate.{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One line: this end of this figure must lie above, at least at, or at most at the limit."""
+
+    suite: str
+    figure: str
+    end: End
+    side: Literal["above", "at least", "at most"]
+    limit: float
+    says: str
+    """What is measured, in words."""
+    style: Literal["number", "share", "count"] = "number"
+    optional: bool = False
+    """Not judged when the suite could not measure it."""
+
+
+def bounds(limits: GateThresholds) -> tuple[Bound, ...]:
+    """The table: what is judged, in the order in which it is told."""
+    t = limits
+    return (
+        Bound("holdout", "interactions", "value", "at least", t.min_interactions, "interactions compared", "count"),
+        Bound("holdout", "conversations", "value", "at least", t.min_conversations, "conversations compared", "count"),
+        Bound("holdout", "gain", "low", "above", t.min_gain, "gain in hindsight score, nats a token"),
+        Bound("forgetting", "drift", "high", "at most", t.max_drift, "drift from the base, nats a token"),
+        Bound("forgetting", "loss_rise", "high", "at most", t.max_loss_rise, "loss rise on served", "share"),
+        Bound("forgetting", "loss_rise_base", "high", "at most", t.max_loss_rise_base, "loss rise on base", "share"),
+        Bound("collapse", "empty", "value", "at most", t.max_empty, "rise of empty answers", "share"),
+        Bound("collapse", "truncated", "value", "at most", t.max_truncated, "rise of answers cut short", "share"),
+        Bound("collapse", "repetitive", "value", "at most", t.max_repetitive, "rise of repetitive answers", "share"),
+        Bound("collapse", "copies", "value", "at most", t.max_copies, "rise of copies of the question", "share"),
+        Bound("collapse", "leaks", "value", "at most", t.max_leaks, "rise of leaked hindsight", "share"),
+        Bound("collapse", "length_ratio", "value", "at least", t.min_length_ratio, "length against served"),
+        Bound("collapse", "length_ratio", "value", "at most", t.max_length_ratio, "length against served"),
+        Bound("collapse", "distinct_ratio", "value", "at least", t.min_distinct_ratio, "variety against served"),
+        Bound(
+            "collapse", "similarity", "value", "at most", t.max_similarity, "likeness among its own answers",
+            optional=True,
+        ),
+    )  # fmt: skip
+
+
+def decide(report: Report, thresholds: GateThresholds | None = None) -> Verdict:
+    """Judge a report: passed only when every bound holds and nothing that is required is missing. Pure."""
+    limits = thresholds or GateThresholds()
+    findings = [*_missing(report, limits), *_judged(report, limits)]
+    passed = bool(findings) and all(ok for ok, _ in findings)
+    reasons = tuple(sentence for ok, sentence in sorted(findings, key=lambda f: f[0]))
+    identity = content_hash(report.id, passed, reasons)
+    return Verdict(id=f"ver-{identity}", candidate=report.candidate, report=report.id, passed=passed, reasons=reasons)
+
+
+def overridden(verdict: Verdict, *, by: str, why: str) -> Verdict:
+    """A new verdict by which a person lets a refused candidate through; name and reason are recorded."""
+    if not by.strip() or not why.strip():
+        raise UsageError(f"an override needs a name and a reason, got by={by!r}, why={why!r}", param="override")
+    return replace(verdict, id=new_id("ver"), override={"by": by.strip(), "why": why.strip(), "verdict": verdict.id})
+
+
+def _missing(report: Report, limits: GateThresholds) -> Iterator[tuple[bool, str]]:
+    for suite in limits.required:
+        if suite not in report.suites:
+            yield False, f"{suite}: was not run, and no candidate passes without it"
+    for suite, figures in report.suites.items():
+        if "error" in figures:
+            yield False, f"{suite}: failed and proves nothing ({figures['error']})"
+
+
+def _judged(report: Report, limits: GateThresholds) -> Iterator[tuple[bool, str]]:
+    for bound in bounds(limits):
+        figures = report.suites.get(bound.suite)
+        if figures is not None and "error" not in figures:
+            yield from _judge(bound, figures.get(bound.figure))
+
+
+def _judge(bound: Bound, figure: Any) -> Iterator[tuple[bool, str]]:
+    if figure is None and bound.optional:
+        return
+    try:
+        shown = {end: float(figure[end]) for end in ("value", "low", "high")}
+        n = int(figure["n"])
+    except (TypeError, KeyError, ValueError):
+        shown_as = f"`{bound.figure}`: {figure!r:.80}"
+        yield False, f"{bound.suite}: the report has no usable figure for {bound.says} ({shown_as})"
+        return
+    number = shown[bound.end]
+    ok = {
+        "above": number > bound.limit,
+        "at least": number >= bound.limit,
+        "at most": number <= bound.limit,
+    }[bound.side] and math.isfinite(number)
+    yield ok, _sentence(bound, shown, n, ok)
+
+
+def _sentence(bound: Bound, shown: dict[str, float], n: int, ok: bool) -> str:
+    if bound.style == "count":
+        enough = "enough" if ok else "too few"
+        return f"{bound.suite}: {shown['value']:.0f} {bound.says}, {enough} (at least {bound.limit:.0f})"
+    interval = f"{_text(shown['value'], bound)} [{_text(shown['low'], bound)}, {_text(shown['high'], bound)}]"
+    need = f"{'' if bound.end == 'value' else f'the {bound.end} end '}must be {bound.side} {_text(bound.limit, bound)}"
+    return f"{bound.suite}: {bound.says} {interval} on {n}, {'ok' if ok else 'NOT ok'}: {need}"
+
+
+def _text(value: float, bound: Bound) -> str:
+    return f"{100 * value:.1f} %" if bound.style == "share" else f"{value:.3f}"
