@@ -166,6 +166,31 @@ class Store:
         cursor = self._read(f"{select('feedback')} {_UNDECIDED} ORDER BY t.seq")
         return (cast(Feedback, decode(row)) for row in cursor)
 
+    def undecided_after(self, seq: int, limit: int) -> list[tuple[int, str]]:
+        """A page of undecided feedback as (row number, turn id), oldest first, from beyond row `seq`."""
+        sql = f"SELECT t.seq, t.turn FROM feedback t {_UNDECIDED} AND t.seq > ? ORDER BY t.seq LIMIT ?"
+        return self._read(sql, (seq, limit)).fetchall()
+
+    def among(self, kind: type[R], column: str, values: Sequence[str]) -> list[tuple[int, R]]:
+        """(row number, record) of every row whose `column` (the id or a searched one) is one of `values`."""
+        assert column == "id" or column in SEARCHED[kind.TABLE], f"{kind.TABLE} has no searched column {column}"
+        decode = decoder(kind.TABLE)
+        head = select(kind.TABLE)
+        found: list[tuple[int, R]] = []
+        for start in range(0, len(values), 500):
+            part = values[start : start + 500]
+            sql = f"{head.replace('SELECT ', 'SELECT t.seq, ', 1)} WHERE t.{column} IN ({', '.join('?' * len(part))})"
+            found += [(row[0], cast(R, decode(row[1:]))) for row in self._read(sql + " ORDER BY t.seq", part)]
+        return found
+
+    def ancestors(self, turn: str) -> Iterator[tuple[str, str | None]]:
+        """(turn id, conversation) of a turn and of those before it, newest first; a circle ends it."""
+        sql = """WITH RECURSIVE chain(id, previous, conversation) AS (
+            SELECT id, previous, conversation FROM turns WHERE id = ?
+            UNION SELECT t.id, t.previous, t.conversation FROM turns t JOIN chain c ON t.id = c.previous)
+            SELECT id, conversation FROM chain"""
+        return iter(self._read(sql, (turn,)))
+
     def held(self) -> int:
         """How much feedback waits for its turn."""
         sql = "SELECT count(*) FROM feedback t WHERE NOT EXISTS (SELECT 1 FROM turns x WHERE x.id = t.turn)"
