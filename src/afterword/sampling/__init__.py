@@ -1,1 +1,20 @@
-"""(room to be filled)"""
+"""Ask a model server for answers over HTTP and learn exactly which tokens and which adapter answered.
+
+Owns the OpenAI-compatible client, vLLM's dialect of it (token ids, run-time adapters) and the start of the embedded
+engine as a child process. Never imports torch, never touches the store.
+"""
+
+from afterword.sampling.answer import Answer
+from afterword.sampling.launch import EngineProcess, start_engine
+from afterword.sampling.upstream import ChatStream, Timeouts, Upstream, UpstreamRejected, complete_all
+
+__all__ = [
+    "Answer",
+    "ChatStream",
+    "EngineProcess",
+    "Timeouts",
+    "Upstream",
+    "UpstreamRejected",
+    "complete_all",
+    "start_engine",
+]

@@ -1,0 +1,323 @@
+"""`Upstream`: an async client for any OpenAI-compatible model server, and for what vLLM's dialect adds.
+
+Owns connections, time limits, the wording of what went wrong, and the knowledge whether the server gives token ids.
+Never decides what is done with an answer, never touches the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from afterword.errors import UpstreamError
+from afterword.records import Json
+from afterword.sampling.answer import Answer, read_answer
+
+_ASK = {"return_token_ids": True, "logprobs": True}
+_CLOSED = (aiohttp.ClientError, ConnectionError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds to wait for a model server."""
+
+    connect: float = 5.0
+    """Until the connection stands."""
+    silence: float = 300.0
+    """Between two reads: until the first byte of an answer, and from chunk to chunk."""
+    control: float = 120.0
+    """For a whole control request: loading an adapter, listing models."""
+
+
+class UpstreamRejected(UpstreamError):
+    """The model server answered with an error status. `answered` is that status, `error` its error object."""
+
+    def __init__(self, url: str, answered: int, body: bytes, retry_after: str | None = None) -> None:
+        self.answered = answered
+        self.error = _error_object(body)
+        self.retry_after = retry_after
+        super().__init__(f"the model server {url} answered {answered}: {self.error.get('message')}")
+
+
+def _error_object(body: bytes) -> Json:
+    """OpenAI's error object from an error body; whatever else it is becomes the message."""
+    with contextlib.suppress(orjson.JSONDecodeError):
+        data = orjson.loads(body)
+        found = data.get("error", data) if isinstance(data, dict) else None
+        if isinstance(found, str):
+            return {"message": found}
+        if isinstance(found, dict) and "message" in found:
+            return found
+    return {"message": body[:500].decode("utf-8", "replace") or "(no text)"}
+
+
+class ChatStream:
+    """An answer that is under way: raw bytes as they arrive. Close it to make the server stop."""
+
+    def __init__(self, response: aiohttp.ClientResponse, url: str, timeouts: Timeouts) -> None:
+        self._response = response
+        self._read = response.content.readany
+        self._url = url
+        self._timeouts = timeouts
+
+    async def read(self) -> bytes:
+        """The next bytes, b"" at the end. UpstreamError when the stream is cut or silent for too long."""
+        try:
+            return await self._read()
+        except TimeoutError as error:
+            raise _too_slow(self._url, self._timeouts.silence) from error
+        except _CLOSED as error:
+            raise UpstreamError(f"the model server {self._url} cut the stream: {error!r}.", code="cut") from error
+
+    def close(self) -> None:
+        """Give the connection back if the answer was read to its end, else drop it so that the server stops."""
+        self._response.close() if not self._response.content.at_eof() else self._response.release()
+
+    async def events(self) -> AsyncIterator[Json]:
+        """The parsed `data:` events up to `[DONE]` or the end."""
+        rest = b""
+        while data := await self.read():
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                payload = line[5:].strip() if line.startswith(b"data:") else b""
+                if payload == b"[DONE]":
+                    return
+                if payload:
+                    yield orjson.loads(payload)
+
+
+def _too_slow(url: str, seconds: float) -> UpstreamError:
+    return UpstreamError(
+        f"the model server {url} sent nothing for {seconds:g} s. It may be overloaded or still loading; "
+        "raise the time limit or look at its log.",
+        timed_out=True,
+        code="timeout",
+    )
+
+
+class Upstream:
+    """A model server at `url` (with or without `/v1`). Use it as an async context, within one event loop."""
+
+    def __init__(self, url: str, api_key: str | None = None, timeouts: Timeouts | None = None) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.timeouts = timeouts or Timeouts()
+        self.gives_ids: bool | None = None
+        """True once token ids came back, False when the server refused to be asked for them."""
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._chat_url = URL(f"{self.url}/v1/chat/completions")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            times = aiohttp.ClientTimeout(sock_connect=self.timeouts.connect, sock_read=self.timeouts.silence)
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
+                timeout=times,
+                headers=self._headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept-Encoding"),
+                read_bufsize=2**18,
+            )
+        return self._session
+
+    # ---- chat
+
+    async def open_chat(self, body: Json) -> ChatStream:
+        """Start one chat completion, asking for token ids and log-probabilities as far as the server allows.
+
+        A server that refuses the question is asked once more without it; if that works it is remembered
+        (`gives_ids` is False). Raises UpstreamError (down, slow), UpstreamRejected (an error status).
+        """
+        if self.gives_ids is not False:
+            try:
+                return await self._post_chat(body | _ASK | _usage(body))
+            except UpstreamRejected as error:
+                if self.gives_ids or error.answered not in (400, 422):
+                    raise
+        plain = await self._post_chat(body)
+        self.gives_ids = False
+        return plain
+
+    async def _post_chat(self, body: Json) -> ChatStream:
+        try:
+            response = await self._open().post(self._chat_url, data=orjson.dumps(body))
+            if response.status < 400:
+                return ChatStream(response, self.url, self.timeouts)
+            async with response:
+                text = await response.read()
+        except TimeoutError as error:
+            raise self._slow_or_down(error) from error
+        except _CLOSED as error:
+            raise self._down(error) from error
+        raise UpstreamRejected(self.url, response.status, text, response.headers.get("Retry-After"))
+
+    def _slow_or_down(self, error: Exception) -> UpstreamError:
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return UpstreamError(
+                f"the model server {self.url} took no connection within {self.timeouts.connect:g} s. Is it running?",
+                timed_out=True,
+                code="timeout",
+            )
+        return _too_slow(self.url, self.timeouts.silence)
+
+    def _down(self, error: Exception) -> UpstreamError:
+        return UpstreamError(
+            f"the model server {self.url} cannot be reached: {error}. Start it, or point --upstream at another one.",
+            code="down",
+        )
+
+    async def chat(self, body: Json) -> Json:
+        """One whole answer as the server's JSON (not streamed)."""
+        stream = await self.open_chat(body | {"stream": False})
+        try:
+            parts = []
+            while data := await stream.read():
+                parts.append(data)
+        finally:
+            stream.close()
+        try:
+            answer = orjson.loads(b"".join(parts))
+        except orjson.JSONDecodeError as error:
+            raise UpstreamError(
+                f"the model server {self.url} answered no JSON: {b''.join(parts)[:200]!r}.", code="not_json"
+            ) from error
+        self.saw_ids(answer)
+        return answer if isinstance(answer, dict) else {}
+
+    async def stream_chat(self, body: Json) -> AsyncIterator[Json]:
+        """One answer as parsed chunks, in order."""
+        stream = await self.open_chat(body | {"stream": True})
+        try:
+            async for event in stream.events():
+                self.saw_ids(event)
+                yield event
+        finally:
+            stream.close()
+
+    def saw_ids(self, answer: Any) -> None:
+        """Remember that this server speaks vLLM's dialect, from an answer or chunk that carries token ids."""
+        if self.gives_ids is None and isinstance(answer, dict) and answer.get("prompt_token_ids"):
+            self.gives_ids = True
+
+    async def complete_many(
+        self, requests: Sequence[Json], concurrency: int = 16, on_answer: Callable[[int], object] | None = None
+    ) -> list[Answer]:
+        """Answers to many chat bodies, in their order, `concurrency` at a time.
+
+        `on_answer` is called with the index of each request that is done. The first error stops the rest.
+        """
+        gate = asyncio.Semaphore(concurrency)
+
+        async def one(index: int, body: Json) -> Answer:
+            async with gate:
+                answer = read_answer(await self.chat(body))
+                if on_answer is not None:
+                    on_answer(index)
+                return answer
+
+        tasks = [asyncio.ensure_future(one(i, body)) for i, body in enumerate(requests)]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- models and adapters
+
+    async def _control(self, method: str, path: str, body: Json | None = None, limit: float | None = None) -> bytes:
+        times = aiohttp.ClientTimeout(total=limit or self.timeouts.control, sock_connect=self.timeouts.connect)
+        data = None if body is None else orjson.dumps(body)
+        try:
+            async with self._open().request(method, self.url + path, data=data, timeout=times) as response:
+                text = await response.read()
+        except TimeoutError as error:
+            raise _too_slow(self.url, limit or self.timeouts.control) from error
+        except _CLOSED as error:
+            raise self._down(error) from error
+        if response.status >= 400:
+            raise UpstreamRejected(self.url, response.status, text, response.headers.get("Retry-After"))
+        return text
+
+    async def models(self) -> list[Json]:
+        """The server's model cards (`id`, and for adapters `parent` and `root`)."""
+        text = await self._control("GET", "/v1/models")
+        try:
+            cards = orjson.loads(text)["data"]
+            return [card for card in cards if isinstance(card["id"], str)]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise UpstreamError(
+                f"the model server {self.url} has no usable /v1/models: {text[:200]!r}. "
+                "Check that the URL is that of an OpenAI-compatible server."
+            ) from error
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Load the adapter folder `path` under `name`. One that is loaded already is fine."""
+        try:
+            await self._control("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+        except UpstreamRejected as error:
+            if not any(card["id"] == name for card in await self.models()):
+                raise UpstreamError(f"the adapter {name} could not be loaded from {path}: {error.message}") from error
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. One that is not there is fine."""
+        try:
+            await self._control("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        except UpstreamRejected as error:
+            if error.answered not in (400, 404):
+                raise
+
+    async def health(self, limit: float = 3.0) -> None:
+        """Returns when the server is well; UpstreamError otherwise. Servers without /health are asked for models."""
+        try:
+            await self._control("GET", "/health", limit=limit)
+        except UpstreamRejected as error:
+            if error.answered not in (401, 403, 404, 405):
+                raise
+            await self._control("GET", "/v1/models", limit=limit)
+
+
+def _usage(body: Json) -> Json:
+    """Token counts with a stream, too."""
+    if not body.get("stream"):
+        return {}
+    return {"stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
+
+
+def complete_all(
+    url: str,
+    requests: Sequence[Json],
+    *,
+    concurrency: int = 16,
+    api_key: str | None = None,
+    timeouts: Timeouts | None = None,
+    on_answer: Callable[[int], object] | None = None,
+) -> list[Answer]:
+    """`Upstream.complete_many` for callers that are not async."""
+
+    async def run() -> list[Answer]:
+        async with Upstream(url, api_key, timeouts) as upstream:
+            return await upstream.complete_many(requests, concurrency, on_answer)
+
+    return asyncio.run(run())
