@@ -1,1 +1,5 @@
-"""(room to be filled)"""
+"""Interactions to a candidate: `train_candidate` and what it needs.
+
+Owns a training run from its examples to the adapter folder. It never reads the store, never decides what is
+released, and never trains a holdout interaction.
+"""

@@ -1,0 +1,75 @@
+"""What the hindsight says about each served token: log p(y|x), log p(y|x,o) and their difference.
+
+For heat maps, alignment reports and controls. Reads a model, never changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afterword.chat.render import Tokenizer, decode, encode, end_of_turn_ids, render_prompt
+from afterword.errors import UsageError
+from afterword.learn.contexts import Context, fit_hindsight
+from afterword.learn.divergences import NegativeLogLikelihood
+from afterword.learn.forward import Ids, by_budget, hidden_states, padded
+from afterword.learn.head import Head, head_of
+from afterword.learn.loss_stage import token_losses
+from afterword.records import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAdvantage:
+    """One served token. `advantage` is `with_hindsight` - `without`, in nats: negative where the hindsight
+    speaks against the token."""
+
+    text: str
+    without: float
+    with_hindsight: float
+    advantage: float
+
+
+@torch.no_grad()
+def log_probs(model: Any, head: Head, pairs: Sequence[tuple[Ids, Ids]], *, budget: int = 4096) -> list[Tensor]:
+    """For each (prompt, completion) the log-probabilities [n] of the completion's ids, float32 on the CPU."""
+    found: dict[int, Tensor] = {}
+    for group in by_budget([len(p) + len(c) for p, c in pairs], budget):
+        batch = padded([pairs[i] for i in group], head.weight.device)
+        scores = token_losses(hidden_states(model, batch), None, head, batch.targets, NegativeLogLikelihood())
+        pieces = torch.split(scores.logp_student.float().cpu(), [len(pairs[i][1]) for i in group])
+        found.update(zip(group, pieces, strict=True))
+    return [found[i] for i in range(len(pairs))]
+
+
+def token_advantages(
+    model: Any, tokenizer: Tokenizer, turn: Turn, hindsight: str, context: Context
+) -> list[TokenAdvantage]:
+    """The tokens of `turn`'s answer with what `hindsight` says about each under `context`.
+
+    With the context "none" every advantage is 0 up to rounding (the control); another interaction's hindsight
+    gives the other control. A turn without served ids is tokenised here. Raises UsageError when the answer is
+    empty or the prompt with hindsight does not fit the model.
+    """
+    completion = turn.completion_ids or encode(tokenizer, str(turn.answer.get("content") or ""))
+    if not completion:
+        raise UsageError(f"turn {turn.id} has an empty answer: there is no token to show")
+    if not turn.completion_ids:
+        completion = (*completion, end_of_turn_ids(tokenizer)[0])
+    plain = turn.prompt_ids or render_prompt(tokenizer, turn.messages, turn.tools).ids
+    room = int(getattr(model.config, "max_position_embeddings", 1 << 30)) - len(completion)
+    seen = fit_hindsight(
+        tokenizer, context, turn.messages, turn.answer, hindsight, room=room, longest=room, tools=turn.tools
+    )
+    if seen is None:
+        raise UsageError(f"turn {turn.id} and its hindsight are longer than the model's context")
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    pairs = [(plain, completion), (seen.prompt.ids, completion)]
+    without, with_hindsight = log_probs(model, head_of(base), pairs)
+    return [
+        TokenAdvantage(decode(tokenizer, [i], special=True), float(s), float(q), float(q - s))
+        for i, s, q in zip(completion, without, with_hindsight, strict=True)
+    ]

@@ -1,0 +1,203 @@
+"""Interactions to token ids: what both sides read, or why an interaction cannot be trained.
+
+The served ids are trained as they were served. Text is tokenised here only for answers without served ids, and
+only when the recipe asks for them. Every interaction that is left out is a counted `Left` with its reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from afterword.chat.canonical import text_of
+from afterword.chat.render import (
+    Tokenizer,
+    decode,
+    encode,
+    end_of_turn_ids,
+    ends_with,
+    generation_header,
+    render_prompt,
+)
+from afterword.errors import ModelError, NothingToDo
+from afterword.learn.contexts import Context, fit_hindsight
+from afterword.learn.recipes import Recipe
+from afterword.records import Interaction, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An interaction with the turn it is about."""
+
+    interaction: Interaction
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An interaction as ids. `teacher_prompts` has the prompt of each context that the recipe's terms use."""
+
+    interaction: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    teacher_prompts: dict[str, tuple[int, ...]]
+    privileged: bool
+    weight: float
+    on_policy: bool
+    cut: int
+    """Hindsight tokens that did not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """An interaction that is not trained. `reason` is a short code that is counted."""
+
+    interaction: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is trained and what is not."""
+
+    rows: tuple[Encoded, ...]
+    left: tuple[Left, ...]
+    used: tuple[Example, ...] = field(repr=False)
+    """The examples behind `rows`, in the same order."""
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many were left out, by reason."""
+        return dict(Counter(one.reason for one in self.left))
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    tokenizer: Tokenizer
+    recipe: Recipe
+    limit: int
+    vocabulary: int
+    header: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    def encode(self, example: Example) -> Encoded | Left:
+        interaction, turn = example.interaction, example.turn
+        if unfit := self._unfit(interaction, turn):
+            return Left(interaction.id, *unfit)
+        try:
+            own = render_prompt(self.tokenizer, turn.messages, turn.tools).ids
+        except ModelError as error:
+            return Left(interaction.id, "template", error.message)
+        if turn.on_policy:
+            prompt, completion = tuple(turn.prompt_ids or ()), tuple(turn.completion_ids or ())
+            if unfit := self._differs(turn, prompt, completion, own):
+                return Left(interaction.id, *unfit)
+        else:
+            prompt = own
+            completion = (*encode(self.tokenizer, text_of(turn.answer.get("content"))), self.ends[0])
+        if len(prompt) + len(completion) > self.limit:
+            size = len(prompt) + len(completion)
+            return Left(interaction.id, "too_long", f"{size} tokens, the model reads {self.limit}")
+        return self._with_teacher(interaction, turn, prompt, completion)
+
+    def _unfit(self, interaction: Interaction, turn: Turn) -> tuple[str, str] | None:
+        privileged = any(t.context.privileged for t in self.recipe.terms)
+        if interaction.turn != turn.id:
+            return "wrong_turn", f"it is about turn {interaction.turn!r}, not {turn.id!r}"
+        if interaction.split != "train":
+            return "holdout", "it is held out for evaluation"
+        if not turn.consent:
+            return "no_consent", "its turn may not be trained on"
+        if not interaction.weight > 0:
+            return "no_weight", f"its weight is {interaction.weight}"
+        if privileged and not interaction.hindsight.strip():
+            return "no_hindsight", "it carries no words for the teacher to read"
+        if not turn.on_policy and not self.recipe.include_off_policy:
+            why = turn.missing_ids or "the served token ids are unknown"
+            return "off_policy", f"{why}; include_off_policy trains its text anyway"
+        if not turn.on_policy and not text_of(turn.answer.get("content")).strip():
+            return "empty_answer", "its answer has no text"
+        return None
+
+    def _differs(
+        self, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...], own: tuple[int, ...]
+    ) -> tuple[str, str] | None:
+        if max(*prompt, *completion) >= self.vocabulary or min(*prompt, *completion) < 0:
+            return "ids_unknown", f"it has ids outside this model's vocabulary of {self.vocabulary}"
+        if not ends_with(prompt, self.header):
+            return "prompt_header", "its served prompt does not end with this model's generation header"
+        if prompt != own:
+            return "prompt_differs", "its served prompt is not what this model's template writes"
+        body = completion[:-1] if completion[-1] in self.ends else completion
+        served, text = decode(self.tokenizer, body), text_of(turn.answer.get("content"))
+        # With a stop string the served text ends before it; a tool call is not the answer's text at all.
+        same = served.startswith(text) if turn.sampling.get("stop") else served.strip() == text.strip()
+        if not same and not turn.answer.get("tool_calls") and "�" not in served:
+            return "ids_differ", f"its ids read {served[:60]!r}, its text is {text[:60]!r}"
+        return None
+
+    def _with_teacher(
+        self, interaction: Interaction, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...]
+    ) -> Encoded | Left:
+        prompts: dict[str, tuple[int, ...]] = {}
+        cut = 0
+        for where in _contexts(self.recipe):
+            if not where.privileged:
+                prompts[where.name] = prompt
+                continue
+            seen = fit_hindsight(
+                self.tokenizer,
+                where,
+                turn.messages,
+                turn.answer,
+                interaction.hindsight,
+                room=self.limit - len(completion),
+                longest=self.recipe.max_hindsight,
+                tools=turn.tools,
+            )
+            if seen is None:
+                return Left(interaction.id, "too_long", "the conversation leaves no room for the hindsight")
+            prompts[where.name] = seen.prompt.ids
+            cut = max(cut, seen.cut)
+        return Encoded(
+            interaction=interaction.id,
+            prompt=prompt,
+            completion=completion,
+            teacher_prompts=prompts,
+            privileged=bool(interaction.hindsight.strip()),
+            weight=interaction.weight,
+            on_policy=turn.on_policy,
+            cut=cut,
+        )
+
+
+def _contexts(recipe: Recipe) -> list[Context]:
+    return list({t.context.name: t.context for t in recipe.terms if t.teacher is not None}.values())
+
+
+def prepare(
+    examples: Sequence[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int
+) -> Prepared:
+    """Encode `examples` for a model that reads `limit` tokens. An interaction given twice is trained once.
+
+    Raises NothingToDo, with the reasons, when nothing is left to train.
+    """
+    encoder = _Encoder(tokenizer, recipe, limit, vocabulary, generation_header(tokenizer), end_of_turn_ids(tokenizer))
+    unique = list({e.interaction.id: e for e in examples}.values())
+    results = [(e, encoder.encode(e)) for e in unique]
+    left = tuple(r for _, r in results if isinstance(r, Left))
+    kept = [(e, r) for e, r in results if isinstance(r, Encoded)]
+    prepared = Prepared(tuple(r for _, r in kept), left, tuple(e for e, _ in kept))
+    if not kept:
+        raise NothingToDo(_nothing(len(unique), prepared))
+    return prepared
+
+
+def _nothing(given: int, prepared: Prepared) -> str:
+    if not given:
+        return "there are no interactions to train on: let users chat, then run `afterword collect`"
+    why = ", ".join(f"{n} {reason}" for reason, n in sorted(prepared.reasons.items()))
+    first = prepared.left[0]
+    return f"none of {given} interactions can be trained ({why}). The first, {first.interaction}: {first.detail}"

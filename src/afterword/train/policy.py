@@ -1,0 +1,127 @@
+"""The model in training: one base, its LoRA adapter, and the adapter it started from.
+
+Owns loading, the switch between live, base and start weights, and what is saved of the adapter. It never
+computes a loss. The model stays in eval mode, so no dropout can set the two sides apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from afterword.errors import AdapterError
+from afterword.learn.forward import Padded, hidden_states
+from afterword.learn.head import Head, head_of
+from afterword.learn.models import load_model
+from afterword.learn.recipes import Lora, Recipe
+from afterword.learn.teachers import Weights
+
+_LIVE, _START = "default", "start"
+
+
+class Policy:
+    """A base model with a trainable adapter. All scoring goes through `hidden`."""
+
+    def __init__(self, model: Any, head: Head) -> None:
+        self.model = model
+        self.head = head
+        self.device: torch.device = head.weight.device
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable tensors, in a fixed order."""
+        return [p for name, p in self.model.named_parameters() if f".{_LIVE}." in name]
+
+    def hidden(self, batch: Padded, weights: Weights) -> Tensor:
+        """[N, H] last hidden states of the served positions under these weights; only "live" has a gradient."""
+        if weights == "live":
+            return hidden_states(self.model, batch)
+        with torch.no_grad(), self._switched(weights):
+            return hidden_states(self.model, batch)
+
+    @contextmanager
+    def _switched(self, weights: Weights) -> Iterator[None]:
+        if weights == "base" or _START not in self.model.peft_config:
+            with self.model.disable_adapter():
+                yield
+            return
+        self.model.set_adapter(_START, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(_LIVE)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The adapter's tensors by PEFT's names, on the CPU."""
+        state = get_peft_model_state_dict(self.model, adapter_name=_LIVE)
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `adapter_state`."""
+        set_peft_model_state_dict(self.model, state, adapter_name=_LIVE)
+
+    def save(self, folder: Path, base: str) -> None:
+        """Write adapter_config.json and adapter_model.safetensors; `base` is what the config names."""
+        config = self.model.peft_config[_LIVE]
+        config.base_model_name_or_path = base
+        self.model.save_pretrained(str(folder), selected_adapters=[_LIVE])
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card says nothing of this adapter
+
+
+def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, device: str) -> Policy:
+    """The model `ref` with a fresh adapter (seeded), or with `parent`'s to go on from.
+
+    Raises ModelError when the model cannot be trained, AdapterError when `parent` does not fit it.
+    """
+    base = load_model(ref, dtype=recipe.dtype, device=device)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=_cuda(base.device)), warnings.catch_warnings():
+        # peft 0.21 reads a property that transformers 5.23 has renamed
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        torch.manual_seed(seed)
+        model = get_peft_model(base, _config(recipe.lora)) if parent is None else _continued(base, parent)
+    model.eval()
+    return Policy(model, head_of(model.get_base_model()))
+
+
+def _config(lora: Lora) -> LoraConfig:
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _continued(base: Any, parent: Path) -> Any:
+    try:
+        model = PeftModel.from_pretrained(base, str(parent), adapter_name=_LIVE, is_trainable=True)
+        model.load_adapter(str(parent), adapter_name=_START, is_trainable=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise AdapterError(
+            f"the parent adapter {str(parent)!r} does not fit this base model: {str(error)[:300]}; "
+            "train without a parent, or with the base that it was made for"
+        ) from error
+    model.set_adapter(_LIVE)
+    return model
+
+
+def weights_hash(folder: Path) -> str:
+    """Hash of an adapter's weights, 32 hex digits. AdapterError when the folder holds none."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise AdapterError(f"{str(folder)!r} holds no adapter_model.safetensors: it is no adapter folder")
+    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+
+
+def _cuda(device: torch.device) -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []
