@@ -1,1 +1,15 @@
-"""(room to be filled)"""
+"""Simulated users with a lasting preference, who talk through the public HTTP API.
+
+Owns personas, their checkers and questions, and the conversations. Never reads the store, and training never
+reads anything from here: what a persona wants reaches the model only through what it says and does.
+"""
+
+from afterword.simulate.checkers import Mark, check
+from afterword.simulate.personas import Habits, Persona, load_persona, persona_names
+from afterword.simulate.prompts import Prompt, load_prompts
+from afterword.simulate.talk import Answer, SimulationSummary, ask_heldout, simulate_users
+
+__all__ = [
+    "Answer", "Habits", "Mark", "Persona", "Prompt", "SimulationSummary", "ask_heldout", "check", "load_persona",
+    "load_prompts", "persona_names", "simulate_users",
+]  # fmt: skip

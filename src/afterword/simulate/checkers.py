@@ -1,0 +1,192 @@
+"""Programs that decide whether an answer shows a persona's trait: a grade from 0 to 1 and a yes or no.
+
+Owns the traits and what counts as an answer at all: an empty text, an echo of the question, a bare greeting or
+a promise without content ("The answer is:") passes no checker. The simulated user looks at the mark to decide
+what to say next, and the demo measures with it; training never sees it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from afterword.errors import ConfigError
+
+PASS = 0.75
+"""Grade from which the answer counts as showing the trait."""
+
+ENOUGH_WORDS = 5
+"""New words (not in the question) that an answer needs to be one."""
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_EMOJI = re.compile(
+    "[\U0001f1e6-\U0001f1ff\U0001f300-\U0001f64f\U0001f680-\U0001f6ff\U0001f900-\U0001faff\u2600-\u27bf\u2b50\u2b55]"
+)
+_STEP = re.compile(r"^[ \t]*(?:step[ \t]+)?(\d{1,2})[.):][ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
+_INLINE_STEP = re.compile(r"(?:^|\s)(\d{1,2})[.)]\s")
+_MARKUP = re.compile(r"(^#{1,6}\s)|(\*\*|__)|(^[ \t]*[-*•][ \t]+)|(`+)|(^[ \t]*\d{1,2}[.)][ \t]+)", re.MULTILINE)
+
+_FUNCTION_WORDS = {
+    "en": "the of and to in is that it for are as with was this be by on at from an or which you your can they "
+    "have has their these will not but when more how what there its into should would about then if",
+    "es": "el la los las de del que y en un una es por con para su se lo como más pero sus le ya o este sí porque "
+    "esta entre cuando muy sin sobre también hasta hay donde quien desde todo nos durante uno al son ser está tu "
+    "tus puede pueden cada si ese esa esto tiene hacer",
+    "fr": "le la les de des du que et en un une est pour avec dans sur ce se qui ne pas plus par au aux mais ou son "
+    "sa ses il elle nous vous votre vos leur cette ces sont être comme peut si tout bien il y a d l c qu",
+}
+_LANGUAGES = {name: frozenset(words.split()) for name, words in _FUNCTION_WORDS.items()}
+
+_PIRATE_WORDS = """
+arr arrr arrrr argh yarr ahoy matey mateys aye ye yer avast landlubber landlubbers scallywag scallywags scurvy booty
+shiver timbers buccaneer buccaneers plunder hearties hearty lad lads lass lassie cap'n captain sail sailin' grog
+doubloons treasure pirate pirates savvy parrot plank seadog briny
+"""
+_PIRATE = frozenset(_PIRATE_WORDS.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a checker says of one answer."""
+
+    grade: float
+    """0 (no sign of the trait, or no answer) to 1 (as the user wants it)."""
+    passed: bool
+    """The grade reaches PASS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The trait alone (0 to 1) and the text that remains when the trait's own marks are taken away."""
+
+    trait: float
+    rest: str
+
+
+Checker = Callable[[str, Mapping[str, Any]], Finding]
+
+
+def check(name: str, answer: str, *, question: str = "", options: Mapping[str, Any] | None = None) -> Mark:
+    """Mark an answer: the trait's grade times the answer's substance. ConfigError for an unknown checker."""
+    if name not in CHECKERS:
+        raise ConfigError(f"there is no checker {name!r}; the checkers are {', '.join(sorted(CHECKERS))}")
+    found = CHECKERS[name](answer, options or {})
+    grade = round(found.trait * substance(found.rest, question), 4)
+    return Mark(grade, grade >= PASS)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def substance(rest: str, question: str = "") -> float:
+    """How much of an answer there is, 0 to 1: new words, not one word again and again, not a bare announcement."""
+    said = words(rest)
+    new = [word for word in said if word not in set(words(question))]
+    announces = len(said) < 12 and rest.rstrip().endswith(":")
+    if not new or announces:
+        return 0.0
+    variety = min(1.0, len(set(said)) / len(said) / 0.4)
+    return min(1.0, len(set(new)) / ENOUGH_WORDS) * variety
+
+
+def opening(answer: str, options: Mapping[str, Any]) -> Finding:
+    """The answer begins with `phrase`. Half-way: the phrase comes later in the answer."""
+    phrase = str(options["phrase"])
+    pattern = re.compile(r"\W+".join(re.escape(word) for word in _WORD.findall(phrase)), re.IGNORECASE)
+    found = pattern.search(answer)
+    rest = pattern.sub(" ", answer)
+    if found is None:
+        return Finding(0.0, rest)
+    before = answer[: found.start()]
+    if not _WORD.search(before):
+        return Finding(1.0, rest)
+    return Finding(0.6 if len(words(before)) <= 8 else 0.3, rest)
+
+
+def language(answer: str, options: Mapping[str, Any]) -> Finding:
+    """The answer is written in `language` ("es", "fr"), told from the others by function words."""
+    said = words(answer.replace("'", " ").replace("’", " "))
+    wanted = _LANGUAGES[str(options["language"])]
+    others = frozenset().union(*_LANGUAGES.values()) - wanted
+    hits = sum(word in wanted for word in said)
+    other = sum(word in others for word in said)
+    if not hits:
+        return Finding(0.0, answer)
+    density = min(1.0, hits / len(said) / 0.2)
+    return Finding(hits / (hits + other) * density, answer)
+
+
+def numbered(answer: str, options: Mapping[str, Any]) -> Finding:
+    """At least two steps 1, 2, ... on lines of their own, each with words. Half-way: inside a paragraph."""
+    text = answer.replace("*", "").replace("#", "")
+    steps = [int(number) for number, body in _STEP.findall(text) if len(words(body)) >= 2]
+    rest = re.sub(r"\d+[.):]", " ", text)
+    if len(steps) >= 2 and steps == list(range(1, len(steps) + 1)):
+        return Finding(1.0, rest)
+    if len(steps) >= 2:
+        return Finding(0.6, rest)
+    inline = [int(number) for number in _INLINE_STEP.findall(text)]
+    return Finding(0.5 if inline[:2] == [1, 2] else 0.25 if steps else 0.0, rest)
+
+
+def brief(answer: str, options: Mapping[str, Any]) -> Finding:
+    """Between `min_words` and `max_words`, and finished: an answer that was cut off is not a short one."""
+    least, most = int(options.get("min_words", 5)), int(options.get("max_words", 40))
+    count = len(_WORD.findall(answer))
+    finished = answer.rstrip().rstrip("\"'”’)*").endswith((".", "!", "?", "…"))
+    if count < least:
+        return Finding(0.5 * count / least, answer)
+    length = 1.0 if count <= most else max(0.0, 1.0 - (count - most) / most) * 0.7
+    return Finding(length if finished else length * 0.7, answer)
+
+
+def plain(answer: str, options: Mapping[str, Any]) -> Finding:
+    """No emojis, headings, bold, bullets or numbered lists."""
+    marks = len(_EMOJI.findall(answer)) + sum(1 for _ in _MARKUP.finditer(answer))
+    return Finding(1.0 if not marks else max(0.0, 0.7 - 0.1 * marks), _MARKUP.sub(" ", _EMOJI.sub(" ", answer)))
+
+
+def emojis(answer: str, options: Mapping[str, Any]) -> Finding:
+    """At least `least` emojis among the words."""
+    count = len(_EMOJI.findall(answer))
+    return Finding(min(1.0, count / int(options.get("least", 3))), _EMOJI.sub(" ", answer))
+
+
+def pirate(answer: str, options: Mapping[str, Any]) -> Finding:
+    """Two or more different words of a pirate's."""
+    count = len(_PIRATE.intersection(words(answer)))
+    return Finding((0.0, 0.5, 0.8, 1.0)[min(count, 3)], answer)
+
+
+def question_back(answer: str, options: Mapping[str, Any]) -> Finding:
+    """The answer says something and ends with a question. Less: a question before the end."""
+    text = answer.rstrip().rstrip("\"'”’)*")
+    rest = re.sub(r"[^.!?\n]*\?", " ", answer)
+    if text.endswith("?"):
+        return Finding(1.0, rest)
+    return Finding(0.4 if "?" in text else 0.0, rest)
+
+
+def capitals(answer: str, options: Mapping[str, Any]) -> Finding:
+    """Written in capital letters throughout."""
+    letters = [c for c in answer if c.isalpha()]
+    share = sum(c.isupper() for c in letters) / len(letters) if letters else 0.0
+    return Finding(max(0.0, share - 0.2) / 0.8, answer)
+
+
+def avoids(answer: str, options: Mapping[str, Any]) -> Finding:
+    """None of the unwanted `words` occurs."""
+    unwanted = {str(word).casefold() for word in options["words"]}
+    count = sum(word in unwanted for word in words(answer))
+    return Finding(1.0 if not count else max(0.0, 0.7 - 0.2 * count), answer)
+
+
+CHECKERS: dict[str, Checker] = {
+    "opening": opening, "language": language, "numbered": numbered, "brief": brief, "plain": plain,
+    "emojis": emojis, "pirate": pirate, "question_back": question_back, "capitals": capitals, "avoids": avoids,
+}  # fmt: skip
+"""By the name that a persona file uses."""

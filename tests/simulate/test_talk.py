@@ -1,0 +1,135 @@
+"""Simulated users against a small server: they re-send history, react to what they get, and take faults well."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from typing import Any
+
+import pytest
+from conftest import FakeServer
+
+from afterword.errors import UpstreamError, UsageError
+from afterword.simulate import ask_heldout, load_persona, load_prompts, simulate_users
+from afterword.simulate.personas import Habits
+
+GREETING = load_persona("greeting")
+ANSWER = "Put it in simmering water for six minutes, then cool it quickly under the tap."
+
+
+def obeying(messages: list[dict[str, Any]]) -> str:
+    """Greets as soon as any user message asks for it."""
+    asked = any("Hello friend" in m["content"] for m in messages if m["role"] == "user")
+    return f"Hello friend! {ANSWER}" if asked else ANSWER
+
+
+def with_habits(**rates: Any) -> Any:
+    none = {"off_topic": 0.0, "silence": 0.0, "thanks": 0.0, "accepted": 0.0, "rating": 0.0}
+    return dataclasses.replace(GREETING, habits=Habits(**{**none, **rates}))
+
+
+def test_a_user_complains_until_served_then_accepts(server: FakeServer) -> None:
+    server.reply = obeying
+    summary = simulate_users(server.url, with_habits(accepted=1.0), conversations=10, seed=1)
+    assert (summary.turns, summary.failed) == (20, 0)
+    assert summary.acts == {"complain": 10, "leave": 10}
+    assert (summary.first_passed, summary.last_passed) == (0, 10)
+    assert summary.events == {"accepted": 10}
+    followed = [r for r in server.requests if len(r["messages"]) == 3]
+    assert len(followed) == 10
+    assert all(r["messages"][1] == {"role": "assistant", "content": ANSWER} for r in followed)
+    assert all(r["messages"][2]["content"] in GREETING.complaints for r in followed)
+    assert {r["user"] for r in server.requests} == {"sim-greeting"}
+    assert all(r["stream"] is True and r["temperature"] == 1.0 and "seed" not in r for r in server.requests)
+    for event in server.feedback:
+        number = int(event["turn"].removeprefix("chatcmpl-"))
+        assert len(server.requests[number]["messages"]) == 3
+        assert (event["kind"], event["user"], event["source"]) == ("accepted", "sim-greeting", "end_user")
+
+
+def test_patience_is_bounded_and_no_phrase_comes_twice(server: FakeServer) -> None:
+    server.reply = lambda messages: ANSWER
+    summary = simulate_users(server.url, with_habits(), conversations=6, seed=2)
+    assert summary.turns == 18
+    longest = [r["messages"] for r in server.requests if len(r["messages"]) == 5]
+    assert len(longest) == 6
+    assert all(messages[2]["content"] != messages[4]["content"] for messages in longest)
+
+
+def test_thanks_off_topic_silence_ratings_and_edits(server: FakeServer) -> None:
+    server.reply = lambda messages: f"Hello friend! {ANSWER}"
+    thankful = simulate_users(server.url, with_habits(thanks=1.0, rating=1.0), conversations=4, seed=3)
+    assert thankful.acts == {"thank": 4}
+    assert thankful.turns == 8
+    assert {e["value"] for e in server.feedback} == {1.0}
+    server.reply = lambda messages: ANSWER
+    assert simulate_users(server.url, with_habits(silence=1.0), conversations=4, seed=3).acts == {"leave": 4}
+    strayed = simulate_users(server.url, with_habits(off_topic=1.0), conversations=4, seed=3)
+    assert strayed.acts == {"off_topic": 8, "leave": 4}
+    server.feedback.clear()
+    edited = simulate_users(server.url, with_habits(edit=1.0), conversations=4, seed=3)
+    assert edited.events == {"edited": 4}
+    assert {e["final_text"] for e in server.feedback} == {f"Hello friend! {ANSWER}"}
+
+
+def test_the_same_seed_gives_the_same_users(server: FakeServer) -> None:
+    server.reply = obeying
+
+    def said(seed: int) -> list[str]:
+        server.requests.clear()
+        simulate_users(server.url, GREETING, conversations=24, seed=seed, concurrency=8)
+        return sorted(str([m["content"] for m in r["messages"]]) for r in server.requests)
+
+    assert said(5) == said(5)
+    assert said(5) != said(6)
+
+
+def test_progress_is_told(server: FakeServer) -> None:
+    seen: list[tuple[int, int]] = []
+    simulate_users(server.url, with_habits(), conversations=3, seed=0, progress=lambda d, t: seen.append((d, t)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_heldout_questions_leave_nothing_behind(server: FakeServer) -> None:
+    server.reply = lambda messages: f"About this: {messages[-1]['content']}"
+    prompts = load_prompts("heldout")[:20]
+    answers = ask_heldout(f"{server.url}/v1", prompts, seed=4, concurrency=8)
+    assert [a.text for a in answers] == [f"About this: {p.text}" for p in prompts]
+    assert {a.adapter for a in answers} == {"base"}
+    assert all(r["store"] is False and r["temperature"] == 0.0 for r in server.requests)
+    assert {r["seed"] for r in server.requests} == set(range(4, 24))
+
+
+def test_a_server_fault_in_one_conversation_is_counted(server: FakeServer) -> None:
+    server.fault = lambda number, body: "cut" if number == 0 else None
+    summary = simulate_users(server.url, with_habits(silence=1.0), conversations=4, seed=0, concurrency=1)
+    assert (summary.failed, summary.turns) == (1, 3)
+    assert "finish_reason" in (summary.first_failure or "")
+
+
+def test_a_server_that_always_fails_is_an_error(server: FakeServer) -> None:
+    server.fault = lambda number, body: "cut"
+    with pytest.raises(UpstreamError, match="every conversation"):
+        simulate_users(server.url, with_habits(), conversations=3, seed=0)
+
+
+def test_a_refused_key_ends_the_simulation_at_once(server: FakeServer) -> None:
+    server.fault = lambda number, body: "401"
+    with pytest.raises(UpstreamError, match="refuses with 401"):
+        simulate_users(server.url, with_habits(), conversations=64, seed=0, concurrency=2)
+    assert len(server.requests) < 10
+
+
+def test_nobody_there_says_how_to_start_a_server() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(UpstreamError, match=r"no server answers at .*afterword serve"):
+        simulate_users(url, GREETING, conversations=2, seed=0)
+    with pytest.raises(UpstreamError, match="no server answers"):
+        ask_heldout(url, load_prompts("heldout")[:2])
+
+
+def test_no_conversations_is_a_mistake() -> None:
+    with pytest.raises(UsageError, match="0 conversations"):
+        simulate_users("http://127.0.0.1:1", GREETING, conversations=0, seed=0)
