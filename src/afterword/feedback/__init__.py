@@ -1,1 +1,11 @@
-"""(room to be filled)"""
+"""Turns and feedback in; interactions and skips out.
+
+Owns what a user's action means: the table of kinds, the detectors, the decisions, the importers. Never trains,
+never talks to a model or over HTTP, never updates a row.
+"""
+
+from afterword.feedback.collect import collect
+from afterword.feedback.funnel import Funnel
+from afterword.feedback.settings import CollectSettings
+
+__all__ = ["CollectSettings", "Funnel", "collect"]

@@ -1,0 +1,202 @@
+"""What each kind of feedback says about its turn: one small reader for each, in one table.
+
+Owns the step from a feedback row to a `Signal` (good or bad, how strongly, in which words), or to a `Refusal` or
+`Waiting`. Pure functions; never reads a store, never combines several feedback rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from afterword.chat.canonical import text_of
+from afterword.feedback.detect import POLARITY, categorise, read_follow_up
+from afterword.feedback.edits import changed_share
+from afterword.feedback.kinds import KINDS, shorten_output
+from afterword.feedback.settings import CollectSettings
+from afterword.records import Feedback, Interaction, Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One turn and the feedback to decide, with everything that the decision may look at."""
+
+    turn: Turn
+    feedback: tuple[Feedback, ...]
+    """Undecided, oldest first."""
+    retracted: frozenset[str] = frozenset()
+    """Ids of feedback that was taken back."""
+    earlier: tuple[Interaction, ...] = ()
+    """Interactions that this turn already gave."""
+    conversation: str = ""
+    """What the split is a hash of."""
+    peer: str | None = None
+    """For a retried turn: the answer of a later attempt at the same request that was accepted."""
+    now: float = 0.0
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What one feedback row says."""
+
+    feedback: Feedback
+    polarity: int
+    weight: float
+    hindsight: str = ""
+    firm: bool = True
+    """Its sign takes part in the search for contradictions (an edit goes with either sign)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a feedback row teaches nothing: a code that is counted, and a sentence."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Not decided yet: the row is left alone and looked at again by the next collection."""
+
+    reason: str
+
+
+Read = Signal | Refusal | Waiting
+Reader = Callable[[Case, Feedback, CollectSettings, float], Read]
+
+
+def read(case: Case, feedback: Feedback, settings: CollectSettings) -> Read:
+    """What `feedback` says about its turn."""
+    kind = KINDS.get(feedback.kind)
+    if kind is None:
+        return Refusal("unknown_kind", f"the kind {feedback.kind!r:.60} is not one that this version reads")
+    weight = settings.weight(feedback.kind, case.turn.task)
+    if weight == 0:
+        return Refusal("off", f"feedback of the kind {feedback.kind} has weight 0 for this task")
+    missing = _missing(feedback, kind.needs, settings.max_hindsight_chars)
+    if missing is not None:
+        return missing
+    return _READERS.get(feedback.kind, _plain)(case, feedback, settings, weight)
+
+
+def request_of(turn: Turn) -> str:
+    """What the answer is an answer to: the last user message and, in a tool loop, what came after it."""
+    texts: list[str] = []
+    for message in reversed(turn.messages):
+        if message.get("role") == "assistant":
+            continue
+        texts.append(text_of(message.get("content")))
+        if message.get("role") == "user":
+            break
+    return "\n".join(reversed(texts))
+
+
+def answer_text(turn: Turn) -> str:
+    """The words of the answer; names and arguments for tool calls."""
+    calls = [f"{call['name']} {call['arguments']}" for call in _calls(turn)]
+    return "\n".join([text_of(turn.answer.get("content")), *calls]).strip()
+
+
+def _calls(turn: Turn) -> list[dict[str, str]]:
+    functions = [c.get("function") or {} for c in turn.answer.get("tool_calls") or () if isinstance(c, dict)]
+    return [{"name": str(f.get("name", "")), "arguments": str(f.get("arguments", ""))} for f in functions]
+
+
+def _missing(feedback: Feedback, needs: str, limit: int) -> Refusal | None:
+    text = feedback.final_text if needs == "final_text" else feedback.text
+    if needs in {"text", "final_text"}:
+        if not text or not text.strip():
+            return Refusal(
+                "no_text", f"{feedback.kind} without {'`final_text`' if needs == 'final_text' else '`text`'}"
+            )
+        if len(text) > limit:
+            return Refusal("too_long", f"{len(text)} characters; at most {limit} are shown to the teacher")
+    if needs == "value" and (feedback.value is None or not math.isfinite(feedback.value) or abs(feedback.value) > 1):
+        return Refusal("bad_value", f"the rating is {feedback.value}; it must be between -1 and 1")
+    if needs == "outcome" and feedback.exit_code is None:
+        return Refusal("no_outcome", f"{feedback.kind} without `exit_code`")
+    return None
+
+
+def _plain(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+    return Signal(feedback, KINDS[feedback.kind].polarity, weight)
+
+
+def _follow_up(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+    text = (feedback.text or "").strip()
+    reading = read_follow_up(request_of(case.turn), answer_text(case.turn), text)
+    if reading.category == "off_topic":
+        return Refusal("off_topic", f"the user turns to something else: {text!r:.120}")
+    if reading.category == "continuation":
+        return Refusal("continuation", f"the user only asks for more: {text!r:.120}")
+    if reading.category == "thanks":
+        return Signal(feedback, 1, weight)
+    return Signal(feedback, reading.polarity, weight * reading.relevance, text)
+
+
+def _comment(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+    text = (feedback.text or "").strip()
+    category = categorise(request_of(case.turn), answer_text(case.turn), text)
+    if category == "thanks":
+        return Signal(feedback, 1, weight)
+    return Signal(feedback, POLARITY[category], weight, text)
+
+
+def _demonstration(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+    return Signal(feedback, -1, weight, KINDS[feedback.kind].hindsight.format(text=(feedback.text or "").strip()))
+
+
+def _edited(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+    final = (feedback.final_text or "").strip()
+    share = changed_share(text_of(case.turn.answer.get("content")), final)
+    if share == 0:
+        return Signal(feedback, 1, settings.weight("accepted", case.turn.task))
+    words = KINDS["edited"].hindsight.format(final=final)
+    return Signal(feedback, 1 if share < 0.5 else -1, weight * (0.25 + 0.75 * share), words, firm=False)
+
+
+def _retried(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+    if case.peer is not None:
+        if len(case.peer) > settings.max_hindsight_chars:
+            return Refusal("too_long", f"the accepted attempt has {len(case.peer)} characters")
+        return Signal(feedback, -1, weight, KINDS[feedback.kind].hindsight.format(answer=case.peer))
+    if case.now - feedback.created_at < settings.wait_seconds:
+        return Waiting("no_accepted_attempt_yet")
+    return Refusal("no_hindsight", "asked again, but no later attempt at the same request was accepted")
+
+
+def _rating(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+    value = feedback.value or 0.0
+    return Signal(feedback, (value > 0) - (value < 0), weight * abs(value))
+
+
+def _outcome(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+    if feedback.exit_code == 0:
+        return Signal(feedback, 1, weight)
+    output = shorten_output(feedback.output or "", settings.max_hindsight_chars // 2) or "nothing"
+    words = KINDS[feedback.kind].hindsight.format(code=f" with exit code {feedback.exit_code}", output=output)
+    return Signal(feedback, -1, weight, words)
+
+
+def _tool(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+    calls = _calls(case.turn)
+    if not calls:
+        return Refusal("no_tool_call", f"{feedback.kind}, but the answer calls no tool")
+    if feedback.kind == "tool_approved":
+        return Signal(feedback, 1, weight)
+    call = ", ".join(f"{c['name']}({c['arguments']})" for c in calls)
+    words = KINDS[feedback.kind].hindsight.format(call=call[:1000], text=(feedback.text or "").strip()).strip()
+    if len(words) > settings.max_hindsight_chars:
+        return Refusal("too_long", f"{len(words)} characters; at most {settings.max_hindsight_chars} are shown")
+    return Signal(feedback, -1, weight, words)
+
+
+_READERS: dict[str, Reader] = {
+    "follow_up": _follow_up, "comment": _comment, "demonstration": _demonstration, "edited": _edited,
+    "retried": _retried, "regenerated": _retried, "rating": _rating, "executed": _outcome, "tests": _outcome,
+    "tool_approved": _tool, "tool_rejected": _tool,
+}  # fmt: skip
+"""Kinds that are not here only say good or bad."""
