@@ -1,0 +1,122 @@
+"""`python -m afterword.engine`: the model server as a process of its own.
+
+Prints one JSON line on stdout when it answers ({"ready": true, "port", "model", ...}), logs on stderr, ends on
+SIGTERM, SIGINT, or when the process named by --parent-pid is gone. Owns the process; the routes are `server`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from aiohttp import web
+
+from afterword.engine.runner import Runner
+from afterword.engine.server import Server
+from afterword.engine.text import Codec
+from afterword.errors import AfterwordError
+from afterword.learn import models
+
+log = logging.getLogger("afterword.engine")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    it = argparse.ArgumentParser("python -m afterword.engine", description=__doc__.splitlines()[0])
+    it.add_argument("--model", default=models.EMBEDDED, help="folder, hub id, or " + models.EMBEDDED)
+    it.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    it.add_argument("--host", default="127.0.0.1")
+    it.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    it.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
+    it.add_argument("--max-batch", type=int, default=32, help="requests at once")
+    it.add_argument("--max-model-len", type=int, help="context in tokens; the model's own by default")
+    it.add_argument("--served-model-name", help="name in /v1/models; the model's own by default")
+    it.add_argument("--parent-pid", type=int, help="end when this process is gone")
+    return it
+
+
+def build(options: argparse.Namespace) -> tuple[Runner, Codec, str]:
+    """Load what is to be served: runner, codec and the hash of the base's weights. Raises ModelError."""
+    tokenizer = models.load_tokenizer(options.model)
+    model = models.load_model(options.model, dtype=options.dtype, device=options.device)
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    runner = Runner(model, ends=frozenset(ends), max_model_len=options.max_model_len)
+    return runner, Codec(tokenizer), models.base_hash(models.resolve_model(options.model))
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Serve until a signal or the parent's end."""
+    runner, codec, base = build(options)
+    name = options.served_model_name or models.model_name(options.model)
+    server = Server(runner, codec, name, options.model, base, max_batch=options.max_batch)
+    web_runner = web.AppRunner(server.app, access_log=None, handler_cancellation=True)
+    await web_runner.setup()
+    site = web.TCPSite(web_runner, options.host, options.port, shutdown_timeout=1.0)
+    await site.start()
+    server.engine.start()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    port = web_runner.addresses[0][1]
+    ready = {"ready": True, "port": port, "model": name, "max_model_len": runner.max_model_len}
+    sys.stdout.write(json.dumps(ready) + "\n")
+    sys.stdout.flush()
+    watch = asyncio.create_task(_watch(options.parent_pid, stop))
+    await stop.wait()
+    watch.cancel()
+    await web_runner.cleanup()
+    server.engine.close()
+
+
+async def _watch(parent: int | None, stop: asyncio.Event) -> None:
+    """Set `stop` when `parent` is gone. A direct parent is told by our own parent id, which changes at once."""
+    direct = parent == os.getppid()
+    while parent is not None:
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            break
+        if direct and os.getppid() != parent:
+            break
+        await asyncio.sleep(0.5)
+    else:
+        return
+    log.warning("process %d is gone: ending", parent)
+    stop.set()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the server; 0 after a clean end, 2 for a usage error, 1 for a port that cannot be taken."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(options))
+    except AfterwordError as error:
+        sys.stderr.write(f"afterword.engine: {error.message}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"afterword.engine: cannot serve on {options.host}:{options.port}: {error}\n")
+        return 1
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return cast(Callable[[], asyncio.AbstractEventLoop], uvloop.new_event_loop)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,171 @@
+"""Attention over the engine's cache, registered with transformers under the name "afterword".
+
+Owns how a step's tokens are laid out and who may look at whom. The model runs once over one flat row of
+tokens [1, tokens]: first one token of each decoding request, then the chunks of prompts being read. The
+model's own code computes queries, keys and values; `attend` stores keys and values in the request's row
+and lets each token look at its own row only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from afterword.engine.cache import KeyValues
+from afterword.errors import ModelError
+
+NAME = "afterword"
+
+
+@dataclass(slots=True)
+class Probe:
+    """Stands in for a Plan in the first run: notes each layer's shapes, attends without a cache."""
+
+    shapes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+
+
+class Plan:
+    """Where the tokens of one step live: `decoding` (row, position) each, then `reading` (row, from, to)."""
+
+    def __init__(self, cache: KeyValues, decoding: list[tuple[int, int]], reading: list[tuple[int, int, int]]) -> None:
+        self.cache = cache
+        self.decoding = len(decoding)
+        self.chunks: list[tuple[int, int, int, int]] = []
+        rows, positions = [r for r, _ in decoding], [p for _, p in decoding]
+        for row, begin, end in reading:
+            self.chunks.append((len(rows), row, begin, end))
+            rows += [row] * (end - begin)
+            positions += range(begin, end)
+        device = cache.device
+        self.rows = torch.tensor(rows, device=device)
+        self.positions = torch.tensor(positions, device=device)
+        self.span = max((r for r, _ in decoding), default=-1) + 1
+        self.dense = self.span == self.decoding
+        longest = max((p for _, p in decoding), default=0) + 1
+        # One row needs no mask when it reads exactly its own length; else lengths are kept to multiples of
+        # eight for the mask's alignment on CUDA.
+        self.longest = longest if self.span == 1 else min(-(-longest // 8) * 8, cache.length)
+        self._index: dict[int, torch.Tensor] = {}
+        self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
+
+    def index(self, heads: int) -> torch.Tensor:
+        """Places of this step's keys in a layer seen as [rows * heads * length, width]: [tokens * heads]."""
+        if heads not in self._index:
+            head = torch.arange(heads, device=self.rows.device)
+            place = (self.rows[:, None] * heads + head) * self.cache.length + self.positions[:, None]
+            self._index[heads] = place.reshape(-1)
+        return self._index[heads]
+
+    def decode_mask(self, window: int | None) -> torch.Tensor | None:
+        """Additive mask [span, 1, 1, longest]; rows that do not decode now see their first token only."""
+        key = (-1, window)
+        if key not in self._masks:
+            if self.span == 1 and (window is None or self.longest <= window):
+                self._masks[key] = None
+            else:
+                at = torch.zeros(self.span, dtype=torch.long, device=self.rows.device)
+                at[self.rows[: self.decoding]] = self.positions[: self.decoding]
+                self._masks[key] = self._visible(at, self.longest, window)[:, None, None]
+        return self._masks[key]
+
+    def chunk_mask(self, number: int, window: int | None) -> torch.Tensor | None:
+        """Additive mask [chunk, end] of a prompt's chunk; None when plain causal attention does."""
+        key = (number, window)
+        if key not in self._masks:
+            start, _, begin, end = self.chunks[number]
+            if begin == 0 and (window is None or end <= window):
+                self._masks[key] = None
+            else:
+                self._masks[key] = self._visible(self.positions[start : start + end - begin], end, window)
+        return self._masks[key]
+
+    def _visible(self, at: torch.Tensor, length: int, window: int | None) -> torch.Tensor:
+        key = torch.arange(length, device=at.device)
+        seen = key <= at[:, None]
+        if window is not None:
+            seen &= key > at[:, None] - window
+        mask = torch.zeros(seen.shape, dtype=self.cache.dtype, device=at.device)
+        return mask.masked_fill_(~seen, float("-inf"))
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    plan: Plan | Probe | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention signature: query [1, heads, tokens, width] -> [1, tokens, heads, width]."""
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ModelError(f"the engine's attention has no {name!r}, which {type(module).__name__} needs")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if isinstance(plan, Probe):
+        plan.shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        return mixed.transpose(1, 2), None
+    assert plan is not None
+    _store(plan.cache.keys[layer], key, plan)
+    _store(plan.cache.values[layer], value, plan)
+    parts = []
+    if plan.decoding:
+        parts.append(_decode(plan, layer, query, scaling, sliding_window))
+    for number in range(len(plan.chunks)):
+        parts.append(_read(plan, number, layer, query, scaling, sliding_window))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+
+
+def _store(store: torch.Tensor, fresh: torch.Tensor, plan: Plan) -> None:
+    heads, width = fresh.shape[1], fresh.shape[3]
+    store.view(-1, width).index_copy_(0, plan.index(heads), fresh[0].transpose(0, 1).reshape(-1, width))
+
+
+def _decode(plan: Plan, layer: int, query: torch.Tensor, scaling: float | None, window: int | None) -> torch.Tensor:
+    """One query a row against that row: [decoding, heads, width]. The heads that share a key head stand
+    where other queries of the same row would, so that keys are read once and never repeated."""
+    cache, n = plan.cache, plan.decoding
+    heads = cache.shapes[layer][0]
+    fresh = query[0, :, :n].transpose(0, 1)
+    if not plan.dense:
+        full = fresh.new_zeros(plan.span, *fresh.shape[1:])
+        full[plan.rows[:n]] = fresh
+        fresh = full
+    mixed = F.scaled_dot_product_attention(
+        fresh.reshape(plan.span, heads, -1, fresh.shape[-1]),
+        cache.keys[layer][: plan.span, :, : plan.longest],
+        cache.values[layer][: plan.span, :, : plan.longest],
+        attn_mask=plan.decode_mask(window),
+        scale=scaling,
+    )
+    mixed = mixed.reshape(plan.span, query.shape[1], -1)
+    return mixed if plan.dense else mixed[plan.rows[:n]]
+
+
+def _read(
+    plan: Plan, number: int, layer: int, query: torch.Tensor, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    """A chunk of a prompt against what is stored of it: [chunk, heads, width]."""
+    start, row, begin, end = plan.chunks[number]
+    mask = plan.chunk_mask(number, window)
+    mixed = F.scaled_dot_product_attention(
+        query[:, :, start : start + end - begin],
+        plan.cache.keys[layer][row : row + 1, :, :end],
+        plan.cache.values[layer][row : row + 1, :, :end],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return mixed[0].transpose(0, 1)
+
+
+AttentionInterface.register(NAME, attend)

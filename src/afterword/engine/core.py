@@ -1,0 +1,281 @@
+"""Continuous batching: one thread that runs the model over whoever is there. Owns requests from queue to
+last token, the cache's rows and the loaded adapters; knows nothing of HTTP or JSON.
+
+Each step feeds one token of every request that is writing and a bounded chunk of the prompts still being
+read, so that a long prompt never stalls the others. Requests join and leave between steps. A request that
+outgrows the cache's budget sends the youngest back to the queue, which later reads its own text again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from afterword.engine import sampler
+from afterword.engine.adapters import Adapter, AdapterBank
+from afterword.engine.attention import Plan
+from afterword.engine.protocol import Ask
+from afterword.engine.runner import Runner
+from afterword.engine.text import Codec, Detokenizer, Stopper
+
+log = logging.getLogger("afterword.engine")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one step adds to an answer. `finish` is "stop", "length" or "error" in the last piece."""
+
+    token: int | None = None
+    logprob: float | None = None
+    top: list[tuple[int, float]] = field(default_factory=list)
+    text: str = ""
+    finish: str | None = None
+
+
+class Request:
+    """One answer in the making. `limit` is the largest number of new tokens that fits and was asked for."""
+
+    def __init__(self, ask: Ask, prompt: list[int], limit: int, adapter: Adapter | None, codec: Codec) -> None:
+        self.ask, self.limit, self.adapter = ask, limit, adapter
+        self.tokens = list(prompt)
+        self.prompt = len(prompt)
+        self.stored = 0
+        self.row = -1
+        self.cancelled = False
+        self.random = random.Random(ask.seed)
+        self.detokenizer, self.stopper = Detokenizer(codec), Stopper(ask.stop)
+
+    @property
+    def written(self) -> int:
+        """Number of tokens answered so far."""
+        return len(self.tokens) - self.prompt
+
+
+Deliver = Callable[[list[tuple[Request, Piece]]], None]
+
+
+class Engine:
+    """Runs requests on a Runner. `deliver` is called once a step, on the model thread, with all new pieces.
+
+    `max_batch`: requests at once; `chunk`: tokens of prompts read a step.
+    """
+
+    def __init__(
+        self, runner: Runner, codec: Codec, deliver: Deliver, *, max_batch: int = 32, chunk: int = 512
+    ) -> None:
+        self.runner, self.codec = runner, codec
+        self.max_batch, self.chunk = max_batch, chunk
+        self.generated = 0
+        self._deliver = deliver
+        self._bank = AdapterBank(runner.lines, runner.mask, runner.dtype, runner.device)
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._retired: list[Adapter] = []
+        self._wake = threading.Condition()
+        self._stop = False
+        self._thread = threading.Thread(target=self._loop, name="model", daemon=True)
+
+    # -- any thread ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the model thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the model thread after its current step."""
+        with self._wake:
+            self._stop = True
+            self._wake.notify()
+        self._thread.join()
+
+    def submit(self, request: Request) -> None:
+        """Put a request in line."""
+        self._post(lambda: self._waiting.append(request))
+
+    def cancel(self, request: Request) -> None:
+        """Stop working for a request, wherever it is; harmless when it is done."""
+        request.cancelled = True
+        self._post(lambda: None)
+
+    def add_adapter(self, adapter: Adapter) -> Future[None]:
+        """Make an adapter usable; done when the future is."""
+        return self._call(lambda: self._bank.add(adapter))
+
+    def remove_adapter(self, adapter: Adapter) -> Future[None]:
+        """Take an adapter out once the requests that use it are done; no new one may name it."""
+        return self._call(lambda: self._retired.append(adapter))
+
+    def counts(self) -> dict[str, int]:
+        """Requests running and waiting, tokens generated since the start."""
+        running, waiting = len(self._running), len(self._waiting)
+        return {"running": running, "waiting": waiting, "tokens_generated": self.generated}
+
+    def _post(self, action: Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(action)
+            self._wake.notify()
+
+    def _call(self, action: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(action())
+            except RuntimeError as error:  # out of memory
+                future.set_exception(error)
+
+        self._post(run)
+        return future
+
+    # -- the model thread ---------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stop or self._inbox or self._running or self._waiting)
+                if self._stop:
+                    return
+                inbox, self._inbox = self._inbox, deque()
+            for action in inbox:
+                action()
+            self._drop_cancelled()
+            self._drop_retired()
+            self._admit()
+            if self._running:
+                self._guarded_step()
+
+    def _guarded_step(self) -> None:
+        """A step that fails (out of memory, a broken model) fails its requests; the engine serves on."""
+        try:
+            pieces = self._step()
+        except RuntimeError:
+            log.exception("a step failed; its %d requests are ended", len(self._running))
+            pieces = [(request, Piece(finish="error")) for request in self._running]
+        for request, piece in pieces:
+            if piece.finish is not None:
+                self._leave(request)
+        self._deliver(pieces)
+
+    def _drop_cancelled(self) -> None:
+        self._waiting = deque(request for request in self._waiting if not request.cancelled)
+        for request in [request for request in self._running if request.cancelled]:
+            self._leave(request)
+
+    def _drop_retired(self) -> None:
+        used = {id(request.adapter) for request in (*self._running, *self._waiting)}
+        for adapter in [adapter for adapter in self._retired if id(adapter) not in used]:
+            self._retired.remove(adapter)
+            self._bank.remove(adapter)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self.max_batch:
+            longest = max((len(r.tokens) for r in (*self._running, self._waiting[0])), default=0)
+            if self._running and not self.runner.cache.fits(len(self._running) + 1, longest + 1):
+                return
+            request = self._waiting.popleft()
+            request.row = len(self._running)
+            self._running.append(request)
+
+    def _leave(self, request: Request) -> None:
+        """Give the row free; the last row moves into it, so that rows in use stay the first ones."""
+        last = self._running.pop()
+        if last is not request:
+            self.runner.cache.move(last.row, request.row, last.stored)
+            last.row = request.row
+            self._running[request.row] = last
+        request.row = -1
+
+    def _make_room(self) -> None:
+        cache = self.runner.cache
+        while True:
+            longest = max(len(request.tokens) for request in self._running)
+            if len(self._running) == 1 or cache.fits(len(self._running), longest):
+                cache.reserve(len(self._running), longest)
+                return
+            youngest = min(self._running, key=lambda request: request.written)
+            self._leave(youngest)
+            youngest.stored = 0
+            self._waiting.appendleft(youngest)
+
+    def _step(self) -> list[tuple[Request, Piece]]:
+        self._make_room()
+        decoding = [r for r in self._running if len(r.tokens) - r.stored == 1]
+        left, reading = self.chunk, []
+        for request in self._running:
+            pending = len(request.tokens) - request.stored
+            if pending > 1 and left > 0:
+                reading.append((request, request.stored + min(pending, left)))
+                left -= min(pending, left)
+        plan = Plan(
+            self.runner.cache,
+            [(request.row, request.stored) for request in decoding],
+            [(request.row, request.stored, end) for request, end in reading],
+        )
+        self._bank.select(
+            [(request.adapter, 1) for request in decoding] + [(r.adapter, e - r.stored) for r, e in reading]
+        )
+        ids = [r.tokens[-1] for r in decoding]
+        ends, ready = list(range(len(decoding))), list(decoding)
+        for request, end in reading:
+            ids += request.tokens[request.stored : end]
+            if end == len(request.tokens):
+                ends.append(len(ids) - 1)
+                ready.append(request)
+        logits = self.runner.forward(ids, plan, ends)
+        for request in decoding:
+            request.stored += 1
+        for request, end in reading:
+            request.stored = end
+        return self._choose(ready, logits)
+
+    def _choose(self, ready: list[Request], logits: torch.Tensor) -> list[tuple[Request, Piece]]:
+        if not ready:
+            return []
+        raw = logits
+        held = [i for i, r in enumerate(ready) if r.written < r.ask.min_tokens]
+        if held:
+            logits = logits.clone()
+            for i in held:
+                logits[i, list(self.runner.ends)] = float("-inf")
+        draws = [sampler.Draw(r.ask.temperature, r.ask.top_p, r.random.random()) for r in ready]
+        chosen = sampler.sample(logits, draws)
+        tokens: list[int] = chosen.tolist()
+        wanted = any(r.ask.logprobs for r in ready)
+        values: list[Any] = sampler.logprobs(raw, chosen) if wanted else [None] * len(ready)
+        pieces = []
+        for i, request in enumerate(ready):
+            piece = self._advance(request, tokens[i])
+            if request.ask.logprobs:
+                piece.logprob = values[i]
+                if request.ask.top_logprobs:
+                    piece.top = sampler.top_logprobs(raw[i], request.ask.top_logprobs)
+            pieces.append((request, piece))
+        self.generated += len(ready)
+        return pieces
+
+    def _advance(self, request: Request, token: int) -> Piece:
+        """Append a token and see whether it ends the answer."""
+        request.tokens.append(token)
+        ended = token in self.runner.ends and not request.ask.ignore_eos
+        text = request.detokenizer.push(token)
+        full = request.written >= request.limit
+        if ended or full:
+            text += request.detokenizer.flush()
+        stopped = False
+        if request.written >= request.ask.min_tokens:
+            text, stopped = request.stopper.push(text)
+        if (ended or full) and not stopped:
+            text += request.stopper.flush()
+        finish = "stop" if ended or stopped else "length" if full else None
+        return Piece(token=token, text=text, finish=finish)

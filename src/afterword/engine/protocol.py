@@ -1,0 +1,150 @@
+"""What a client may ask of `/v1/chat/completions`, checked. Owns the fields, their ranges and the messages of
+a refusal; knows nothing of tokens or tensors. Unknown fields are ignored, as vLLM does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from afterword.errors import UsageError
+
+MAX_TOP_LOGPROBS = 20
+
+
+class RequestError(UsageError):
+    """A request body that cannot be served."""
+
+    status = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A checked request. `max_tokens` None means up to the end of the context."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...]
+    seed: int | None
+    ignore_eos: bool
+    stream: bool
+    include_usage: bool
+    logprobs: bool
+    top_logprobs: int
+    return_token_ids: bool
+
+
+def parse_ask(body: Any) -> Ask:
+    """Check a JSON body. Raises RequestError that names the parameter, the value and what is allowed."""
+    if not isinstance(body, dict):
+        raise RequestError(f"the body must be a JSON object, not {_show(body)}")
+    if body.get("n") not in (None, 1):
+        raise RequestError(f"n={_show(body['n'])}: one answer a request; send several requests", param="n")
+    limit = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+    top = _integer(body, "top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise RequestError(f"stream_options must be an object, not {_show(options)}", param="stream_options")
+    return Ask(
+        model=_model(body),
+        messages=_messages(body.get("messages")),
+        tools=_tools(body),
+        max_tokens=_integer(body, limit, None, 1),
+        min_tokens=_integer(body, "min_tokens", 0, 0) or 0,
+        temperature=_number(body, "temperature", 1.0, 0.0, 2.0),
+        top_p=_number(body, "top_p", 1.0, 1e-6, 1.0),
+        stop=_stop(body.get("stop")),
+        seed=_integer(body, "seed", None),
+        ignore_eos=_flag(body, "ignore_eos"),
+        stream=_flag(body, "stream"),
+        include_usage=_flag(options, "include_usage"),
+        logprobs=_flag(body, "logprobs"),
+        top_logprobs=top or 0,
+        return_token_ids=_flag(body, "return_token_ids"),
+    )
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _model(body: dict[str, Any]) -> str:
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise RequestError(f"model must name a served model, not {_show(model)}", param="model")
+    return model
+
+
+def _messages(messages: Any) -> list[dict[str, Any]]:
+    if not isinstance(messages, list) or not messages:
+        raise RequestError(
+            f"messages must be a list with at least one message, not {_show(messages)}", param="messages"
+        )
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise RequestError(f"{where} must be an object with a role, not {_show(message)}", param=where)
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+    if content is None and message["role"] == "assistant":
+        content = ""
+    if not isinstance(content, str):
+        raise RequestError(f"{where}.content must be text or text parts, not {_show(content)}", param=where)
+    return {**message, "content": content}
+
+
+def _part(part: Any, where: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise RequestError(f"{where} must be a text part, not {_show(part)}: this model reads text", param=where)
+    return str(part["text"])
+
+
+def _tools(body: dict[str, Any]) -> list[dict[str, Any]] | None:
+    tools = body.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
+        raise RequestError(f"tools must be a list of objects, not {_show(tools)}", param="tools")
+    return tools or None
+
+
+def _stop(stop: Any) -> tuple[str, ...]:
+    stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
+        raise RequestError(f"stop must be a text or a list of texts, none empty, not {_show(stop)}", param="stop")
+    return tuple(stops)
+
+
+def _flag(body: dict[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(f"{name} must be true or false, not {_show(value)}", param=name)
+    return bool(value)
+
+
+def _integer(
+    body: dict[str, Any], name: str, default: int | None, low: int | None = None, high: int | None = None
+) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return default
+    fits = isinstance(value, int) and not isinstance(value, bool)
+    if not fits or (low is not None and value < low) or (high is not None and value > high):
+        bounds = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+        raise RequestError(f"{name} must be an integer{bounds}, not {_show(value)}", param=name)
+    return int(value)
+
+
+def _number(body: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise RequestError(f"{name} must be a number from {low:g} to {high:g}, not {_show(value)}", param=name)
+    return float(value)

@@ -1,0 +1,85 @@
+"""Logits to tokens, all rows of a step at once. Owns temperature, top-p, the draw and the log-probabilities
+that are reported; keeps no state. Log-probabilities are of the raw softmax (temperature 1, before top-p), as
+vLLM reports them by default (`logprobs_mode=raw_logprobs`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_HEAD = 512
+"""Most nuclei lie within this many tokens; a wider one is found by a full sort."""
+
+
+@dataclass(slots=True)
+class Draw:
+    """How one row is to be drawn: `uniform` in [0, 1) comes from the request's own generator."""
+
+    temperature: float
+    top_p: float
+    uniform: float
+
+
+def sample(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
+    """logits [rows, vocabulary] float32 -> token ids [rows]; temperature 0 takes the largest."""
+    greedy = [i for i, d in enumerate(draws) if d.temperature == 0.0]
+    plain = [i for i, d in enumerate(draws) if d.temperature > 0.0 and d.top_p >= 1.0]
+    nucleus = [i for i, d in enumerate(draws) if d.temperature > 0.0 and d.top_p < 1.0]
+    tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
+    for rows, draw in ((greedy, None), (plain, _draw_plain), (nucleus, _draw_nucleus)):
+        if not rows:
+            continue
+        some = logits if len(rows) == len(draws) else logits[rows]
+        chosen = some.argmax(-1) if draw is None else draw(some, [draws[i] for i in rows])
+        if len(rows) == len(draws):
+            return chosen
+        tokens[rows] = chosen
+    return tokens
+
+
+def logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> list[float]:
+    """Log-probability (nats) of each row's token under the raw softmax."""
+    picked = logits.gather(1, tokens[:, None])[:, 0]
+    values: list[float] = (picked - logits.logsumexp(-1)).tolist()
+    return values
+
+
+def top_logprobs(logits: torch.Tensor, count: int) -> list[tuple[int, float]]:
+    """The `count` likeliest tokens of one row [vocabulary] with their log-probabilities, likeliest first."""
+    best = (logits - logits.logsumexp(-1)).topk(count)
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+def _probabilities(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
+    if any(d.temperature != 1.0 for d in draws):
+        logits = logits / torch.tensor([d.temperature for d in draws], device=logits.device)[:, None]
+    return logits.softmax(-1)
+
+
+def _uniforms(draws: list[Draw], device: torch.device) -> torch.Tensor:
+    return torch.tensor([d.uniform for d in draws], dtype=torch.float64, device=device)[:, None]
+
+
+def _invert(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Index at which the cumulative sum of each row passes `uniform` of its total: [rows]."""
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    at = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)[:, 0]
+    return at.clamp_(max=probabilities.shape[-1] - 1)
+
+
+def _draw_plain(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
+    return _invert(_probabilities(logits, draws), _uniforms(draws, logits.device))
+
+
+def _draw_nucleus(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
+    """The smallest set of likeliest tokens that holds top_p of the probability, drawn from as it weighs."""
+    probabilities = _probabilities(logits, draws)
+    limit = torch.tensor([d.top_p for d in draws], device=logits.device)[:, None]
+    best = probabilities.topk(min(_HEAD, probabilities.shape[-1]))
+    if bool((best.values.sum(-1, keepdim=True) < limit).any()):
+        best = probabilities.sort(-1, descending=True)  # type: ignore[assignment]
+    before = best.values.cumsum(-1) - best.values
+    kept = best.values.masked_fill(before >= limit, 0.0)
+    at = _invert(kept, _uniforms(draws, logits.device))
+    return best.indices.gather(1, at[:, None])[:, 0]

@@ -1,0 +1,108 @@
+"""Token ids to text while they come, and conversations to prompt ids. Owns incremental detokenisation, stop
+strings and template rendering; never touches tensors. Nothing here changes the tokenizer's own settings,
+so that the HTTP thread may encode while the model thread decodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+
+from afterword.engine.protocol import RequestError
+
+_BROKEN = "\ufffd"
+
+
+class Codec:
+    """A tokenizer as the engine needs it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._core = tokenizer.backend_tokenizer
+        self._shown: dict[int, tuple[str, list[int]]] = {}
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
+        """Prompt ids of a conversation, generation header included. RequestError when the template refuses."""
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=True
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            raise RequestError(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+        ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids without special tokens."""
+        return str(self._core.decode(ids, skip_special_tokens=True))
+
+    def show(self, token: int) -> tuple[str, list[int]]:
+        """One token as `logprobs` shows it: its text, special ones too, and that text's UTF-8 bytes."""
+        if token not in self._shown:
+            text = str(self._core.decode([token], skip_special_tokens=False))
+            self._shown[token] = (text, list(text.encode("utf-8", "replace")))
+        return self._shown[token]
+
+
+class Detokenizer:
+    """Text of a growing list of ids; a character is given out once all of its bytes are there."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._ids: list[int] = []
+        self._start = 0
+        self._read = 0
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, "" when it ends inside a character."""
+        self._ids.append(token)
+        return self._fresh(final=False)
+
+    def flush(self) -> str:
+        """What is left when no more ids come, an unfinished character as U+FFFD."""
+        return self._fresh(final=True)
+
+    def _fresh(self, *, final: bool) -> str:
+        # Decoding from a few tokens back keeps the spaces that decoders strip at the start of a text.
+        before = self._codec.decode(self._ids[self._start : self._read])
+        text = self._codec.decode(self._ids[self._start :])
+        if len(text) <= len(before) or (text.endswith(_BROKEN) and not final):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return text[len(before) :]
+
+
+class Stopper:
+    """Cuts a text before the first stop string, holding back what may still become one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Text that is safe to give out, and whether a stop string ended it."""
+        if not self._stops:
+            return text, False
+        held = self._held + text
+        found = [at for at in (held.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self._held = ""
+            return held[: min(found)], True
+        keep = max(self._overlap(held, stop) for stop in self._stops)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep], False
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of `text` that begins `stop`."""
+        for size in range(min(len(text), len(stop) - 1), 0, -1):
+            if text.endswith(stop[:size]):
+                return size
+        return 0

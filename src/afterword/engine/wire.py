@@ -1,0 +1,101 @@
+"""Answers as OpenAI's JSON with vLLM's additions. Owns the shapes of bodies and chunks; decides nothing."""
+
+from __future__ import annotations
+
+import time
+
+import orjson
+
+from afterword.engine.core import Piece, Request
+from afterword.engine.text import Codec
+from afterword.records import Json, new_id
+
+
+class Answer:
+    """One request's id, time and model, and what its pieces look like to the client."""
+
+    def __init__(self, request: Request, codec: Codec) -> None:
+        self.request, self._codec = request, codec
+        self.id, self.created = new_id("chatcmpl"), int(time.time())
+        self._completion = 0
+
+    def _head(self, kind: str) -> Json:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.request.ask.model}
+
+    def _usage(self) -> Json:
+        prompt = self.request.prompt
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self._completion,
+            "total_tokens": prompt + self._completion,
+        }
+
+    def _logprob(self, token: int, value: float | None) -> Json:
+        text, data = self._codec.show(token)
+        return {"token": text, "logprob": value, "bytes": data}
+
+    def _logprobs(self, pieces: list[Piece]) -> Json | None:
+        if not self.request.ask.logprobs:
+            return None
+        content = []
+        for piece in pieces:
+            if piece.token is not None:
+                entry = self._logprob(piece.token, piece.logprob)
+                entry["top_logprobs"] = [self._logprob(token, value) for token, value in piece.top]
+                content.append(entry)
+        return {"content": content}
+
+    def whole(self, pieces: list[Piece]) -> Json:
+        """The body of an answer that is not streamed."""
+        tokens = [piece.token for piece in pieces if piece.token is not None]
+        self._completion = len(tokens)
+        choice: Json = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "".join(piece.text for piece in pieces)},
+            "logprobs": self._logprobs(pieces),
+            "finish_reason": pieces[-1].finish,
+        }
+        body = {**self._head("chat.completion"), "choices": [choice], "usage": self._usage()}
+        if self.request.ask.return_token_ids:
+            choice["token_ids"] = tokens
+            body["prompt_token_ids"] = self.request.tokens[: self.request.prompt]
+        return body
+
+    def first(self) -> bytes:
+        """The chunk that opens a stream: the role, and the prompt's ids when they were asked for."""
+        chunk = self._chunk({"role": "assistant", "content": ""}, None, None, [])
+        if self.request.ask.return_token_ids:
+            chunk["prompt_token_ids"] = self.request.tokens[: self.request.prompt]
+        return event(chunk)
+
+    def next(self, piece: Piece) -> bytes:
+        """A piece's chunk; nothing when it would tell the client nothing."""
+        ask = self.request.ask
+        tokens = [] if piece.token is None else [piece.token]
+        self._completion += len(tokens)
+        if not (piece.text or piece.finish or ask.logprobs or ask.return_token_ids):
+            return b""
+        delta = {"content": piece.text}
+        return event(self._chunk(delta, self._logprobs([piece]), piece.finish, tokens))
+
+    def last(self) -> bytes:
+        """What closes a stream: the usage when it was asked for, and the end mark."""
+        end = b"data: [DONE]\n\n"
+        if not self.request.ask.include_usage:
+            return end
+        body = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
+        return event(body) + end
+
+    def _chunk(self, delta: Json, logprobs: Json | None, finish: str | None, tokens: list[int]) -> Json:
+        choice: Json = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        if self.request.ask.return_token_ids:
+            choice["token_ids"] = tokens
+        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        if self.request.ask.include_usage:
+            chunk["usage"] = None
+        return chunk
+
+
+def event(body: Json) -> bytes:
+    """One server-sent event."""
+    return b"data: " + orjson.dumps(body) + b"\n\n"
