@@ -104,7 +104,7 @@ def t_quantile(p: float, df: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return sum(term / df**power for power, term in enumerate(terms))
+    return float(sum(term / df**power for power, term in enumerate(terms)))
 
 
 def wilson(successes: int, n: int, *, level: float = LEVEL) -> Json:

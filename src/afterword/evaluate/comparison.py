@@ -1,0 +1,105 @@
+"""What a suite works on: held-out items, both arms, their answers, the models; each made once, when first asked for.
+
+Owns nothing but this sharing. A suite is a name and a function from a `Comparison` to its `Findings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from afterword.config import EvaluateConfig
+from afterword.evaluate.answers import Arm, Given, ask
+from afterword.evaluate.cache import Cache
+from afterword.evaluate.heldout import HeldOut
+from afterword.evaluate.models import Models
+from afterword.learn.models import load_tokenizer
+from afterword.records import Json
+
+Check = Callable[[HeldOut, str], float]
+"""A program's mark of an answer to a held-out item, 0 .. 1."""
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a suite found: its figures ({value, low, high, n} each), and what to write beside each example."""
+
+    figures: Json
+    notes: Sequence[Json] = ()
+    """One for each held-out item, or none at all."""
+
+
+class Suite(Protocol):
+    """One way to compare. Raises an AfterwordError or ValueError when it cannot: that is a "no"."""
+
+    def __call__(self, comparison: Comparison) -> Findings:
+        """Measure both arms."""
+
+
+@dataclass
+class Comparison:
+    """The candidate against what is served, on the same prompts with the same seeds."""
+
+    items: Sequence[HeldOut]
+    candidate: Arm
+    served: Arm
+    model: str
+    """The base model as it is named."""
+    base_hash: str
+    upstream: str
+    """URL of the model server."""
+    settings: EvaluateConfig
+    cache_folder: Path | None = None
+    api_key: str | None = None
+    device: str = "auto"
+    """Where the base model scores."""
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    progress: Progress = lambda stage, done, total: None
+
+    @cached_property
+    def clusters(self) -> list[str]:
+        """Conversation of each item."""
+        return [item.conversation for item in self.items]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer."""
+        return load_tokenizer(self.model)
+
+    @cached_property
+    def models(self) -> Models:
+        """The base model with the adapters of both arms beside it."""
+        self.progress("load", 0, 1)
+        models = Models.load(self.model, self.device)
+        for arm in (self.candidate, self.served):
+            if arm.path is not None:
+                models.add(arm.name, arm.path)
+        return models
+
+    @cached_property
+    def sampling(self) -> Json:
+        """Greedy: the difference between the arms is then the adapter's and not the dice's."""
+        return {"temperature": 0.0, "max_tokens": self.settings.max_tokens, "seed": self.settings.seed}
+
+    @cached_property
+    def answers(self) -> dict[str, list[Given]]:
+        """Answers by arm name, in the order of the items."""
+        return ask(
+            self.upstream,
+            (self.served, self.candidate),
+            self.items,
+            cache=self.cache("answers"),
+            base=self.base_hash,
+            sampling=self.sampling,
+            api_key=self.api_key,
+            progress=lambda done, total: self.progress("answers", done, total),
+        )
+
+    def cache(self, kind: str) -> Cache:
+        """The cache of one kind of result."""
+        return Cache(self.cache_folder, kind)

@@ -1,0 +1,89 @@
+"""What the user's hindsight says about an answer: log p(y|x) and log p(y|x,o) under the frozen base, and one score.
+
+Owns the score and its cache; the log-probabilities are `learn`'s. docs/gate.md tells how the score was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from afterword.chat.render import encode, end_of_turn_ids, render_prompt
+from afterword.errors import UsageError
+from afterword.evaluate.answers import Given
+from afterword.evaluate.comparison import Comparison
+from afterword.evaluate.heldout import HeldOut
+from afterword.learn.contexts import CONTEXTS, fit_hindsight
+
+CLIP = 2.0
+"""Nats: no single token speaks louder than this, for or against."""
+ROOM = 2.0
+"""Nats: a token counts at most ROOM + log p(y_t|x,o), so what is implausible even with the hindsight never pays."""
+FLOOR = 16
+"""Tokens that an answer should have; each one missing counts MISSING, so that saying little is not a good answer."""
+MISSING = -1.0
+"""Nats."""
+LONGEST_HINDSIGHT = 512
+"""Tokens of hindsight that are read."""
+CONTEXT = CONTEXTS["appended"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One answer under its hindsight, in nats."""
+
+    score: float
+    """See `score`."""
+    mean: float
+    """Plain mean of log p(y|x,o) - log p(y|x) over the answer's tokens."""
+    tokens: int
+
+
+def score(plain: Sequence[float], hinted: Sequence[float]) -> float:
+    """Mean over tokens of min(A_t, ROOM + log p(y_t|x,o)), where A_t = log p(y_t|x,o) - log p(y_t|x) is clipped to
+    +-CLIP, and every token below FLOOR counts MISSING. Nats a token.
+
+    The implied reward of arXiv 2603.12273 (Proposition 3.1) for each token, made hard to game.
+    """
+    tokens = [min(max(-CLIP, min(CLIP, q - s)), q + ROOM) for s, q in zip(plain, hinted, strict=True)]
+    missing = max(0, FLOOR - len(tokens))
+    return (sum(tokens) + MISSING * missing) / (len(tokens) + missing)
+
+
+def score_answers(comparison: Comparison, answers: Sequence[Given], items: Sequence[HeldOut]) -> list[Scored]:
+    """Each answer under its item's hindsight. UsageError when a prompt with hindsight does not fit the model."""
+    cache = comparison.cache("hindsight")
+    pairs = [_pairs(comparison, item, given) for item, given in zip(items, answers, strict=True)]
+    keys = [cache.key(comparison.base_hash, pair) for pair in pairs]
+    missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if cache.get(key) is None}
+    if missing:
+        comparison.progress("hindsight", 0, len(missing))
+        flat = comparison.models.base_log_probs([side for pair in missing.values() for side in pair])
+        cache.put({key: [flat[2 * i], flat[2 * i + 1]] for i, key in enumerate(missing)})
+    return [_scored(*cache.get(key)) for key in keys]
+
+
+def _scored(plain: list[float], hinted: list[float]) -> Scored:
+    mean = sum(q - s for s, q in zip(plain, hinted, strict=True)) / len(plain)
+    return Scored(score(plain, hinted), mean, len(plain))
+
+
+Ids = tuple[int, ...]
+
+
+def _pairs(comparison: Comparison, item: HeldOut, given: Given) -> tuple[tuple[Ids, Ids], tuple[Ids, Ids]]:
+    """(prompt, answer) without and with the hindsight; the answer's ids are the same in both."""
+    tokenizer, turn = comparison.tokenizer, item.turn
+    ends = end_of_turn_ids(tokenizer)
+    ids = given.ids if given.ids is not None else encode(tokenizer, given.text)
+    if not ids or (given.ids is None and given.finish_reason != "length"):
+        ids = (*ids, ends[0])
+    room = comparison.models.longest - len(ids)
+    prompt = render_prompt(tokenizer, turn.messages, turn.tools).ids
+    seen = fit_hindsight(
+        tokenizer, CONTEXT, turn.messages, turn.answer, item.interaction.hindsight,
+        room=room, longest=LONGEST_HINDSIGHT, tools=turn.tools,
+    )  # fmt: skip
+    if seen is None or len(prompt) > room:
+        raise UsageError(f"held-out turn {turn.id} and its hindsight are longer than the {room} tokens the model reads")
+    return (prompt, ids), (seen.prompt.ids, ids)

@@ -1,0 +1,99 @@
+"""The frozen base model and the adapters under comparison, in one process.
+
+Owns which adapter is active while something is scored; the scoring itself is `learn`'s. Never trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from afterword.errors import AdapterError
+from afterword.learn.diagnostics import log_probs
+from afterword.learn.divergences import ForwardKL
+from afterword.learn.forward import Ids, by_budget, hidden_states, padded
+from afterword.learn.head import Head, head_of
+from afterword.learn.loss_stage import token_losses
+from afterword.learn.models import load_model, pick_device
+
+BUDGET = 4096
+"""Padded tokens in one forward pass."""
+
+
+class Models:
+    """A base model and named adapters on it; without an active adapter it is the base, bit for bit."""
+
+    def __init__(self, base: Any) -> None:
+        self._model: Any = base
+        self.head: Head = head_of(base)
+        self._adapted = False
+        for parameter in base.parameters():
+            parameter.requires_grad_(False)
+
+    @classmethod
+    def load(cls, ref: str, device: str = "auto") -> Models:
+        """The base model `ref`: bfloat16 on a CPU (as it is served), whatever is native on a GPU."""
+        return cls(load_model(ref, dtype="auto" if pick_device(device).type == "cuda" else "bfloat16", device=device))
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the model reads."""
+        return int(getattr(self._model.config, "max_position_embeddings", 1 << 30))
+
+    def add(self, name: str, folder: Path) -> None:
+        """Put an adapter folder beside the base. AdapterError when it does not fit."""
+        try:
+            if self._adapted:
+                self._model.load_adapter(str(folder), adapter_name=name)
+            else:
+                self._model = PeftModel.from_pretrained(self._model, str(folder), adapter_name=name)
+                self._adapted = True
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise AdapterError(
+                f"the adapter {str(folder)!r} does not fit this base model: {str(error)[:300]}; measure it with the "
+                "model that it was trained on"
+            ) from error
+        self._model.eval()
+
+    @contextmanager
+    def active(self, name: str | None) -> Iterator[Any]:
+        """The model with this adapter, or None for the base."""
+        if name is not None:
+            self._model.set_adapter(name)
+            yield self._model
+        elif self._adapted:
+            with self._model.disable_adapter():
+                yield self._model
+        else:
+            yield self._model
+
+    def base_log_probs(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[list[float]]:
+        """log p_base of each completion's ids after its prompt (nats)."""
+        with self.active(None) as model:
+            return [scores.tolist() for scores in log_probs(model, self.head, pairs, budget=BUDGET)]
+
+    @torch.no_grad()
+    def drift(self, name: str, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, float, float]]:
+        """For each (prompt, completion): summed KL(base || adapter), -log p_base and -log p_adapter (nats)."""
+        found: dict[int, tuple[float, float, float]] = {}
+        for group in by_budget([len(p) + len(c) for p, c in pairs], BUDGET):
+            batch = padded([pairs[i] for i in group], self.head.weight.device)
+            with self.active(None) as model:
+                base = hidden_states(model, batch)
+            with self.active(name) as model:
+                moved = hidden_states(model, batch)
+            scores = token_losses(moved, base, self.head, batch.targets, ForwardKL())
+            sizes = [len(pairs[i][1]) for i in group]
+            sums = [_sums(t, sizes) for t in (scores.loss, -scores.logp_teacher, -scores.logp_student)]
+            found.update(zip(group, zip(*sums, strict=True), strict=True))
+        return [found[i] for i in range(len(pairs))]
+
+
+def _sums(values: Tensor, sizes: Sequence[int]) -> list[float]:
+    return [float(part.double().sum()) for part in torch.split(values, list(sizes))]

@@ -1,0 +1,134 @@
+"""A candidate against what is served: run the suites, put their findings into a Report.
+
+Owns the order, the recording of a suite that fails, and the examples; never decides whether the candidate is good.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from afterword.chat.canonical import text_of
+from afterword.config import EvaluateConfig
+from afterword.errors import AfterwordError, NothingToDo, UsageError
+from afterword.evaluate.answers import Arm
+from afterword.evaluate.comparison import Check, Comparison, Findings, Progress
+from afterword.evaluate.heldout import HeldOut, require
+from afterword.evaluate.suites import SUITES
+from afterword.learn.models import base_hash, resolve_model
+from afterword.records import Candidate, Json, Report, new_id
+from afterword.store.folders import folder_hash
+
+_SUITE_FAILURES = (AfterwordError, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What a suite may fail with and still leave a report, whose verdict is then no. Our own broken promises
+(AssertionError) and an interruption pass through."""
+
+
+def _quiet(stage: str, done: int, total: int) -> None:
+    """The default progress."""
+
+
+def evaluate_candidate(
+    *,
+    candidate: Candidate,
+    candidate_path: Path,
+    served_path: Path | None,
+    served_candidate: Candidate | None,
+    interactions: Sequence[HeldOut],
+    model: str,
+    upstream: str,
+    settings: EvaluateConfig | None = None,
+    checks: Mapping[str, Check] | None = None,
+    suites: Iterable[str] | None = None,
+    cache: Path | None = None,
+    api_key: str | None = None,
+    device: str = "auto",
+    progress: Progress = _quiet,
+) -> Report:
+    """Measure a candidate in pairs with what is served (the base model when `served_path` is None).
+
+    `interactions` are held-out ones (`held_out(store, n)`); `model` names the base (the embedded one, a folder, a hub
+    id); `upstream` is the URL of a model server that reads adapter folders of this machine. `checks` are programs of
+    the caller whose marks are reported and never decide. `cache` is a folder for answers and scores: a second run on
+    the same bytes asks nothing again. Raises NothingToDo without held-out interactions, AdapterError when a folder
+    is missing, ModelError when the base is; a suite that fails is written into the report as {"error": why}.
+    """
+    started = time.monotonic()
+    names = _chosen(suites)
+    comparison = Comparison(
+        items=require(list(interactions))[-(settings or EvaluateConfig()).max_interactions :],
+        candidate=Arm("candidate", candidate_path, folder_hash(candidate_path)),
+        served=Arm("served", served_path, None if served_path is None else folder_hash(served_path)),
+        model=model,
+        base_hash=base_hash(resolve_model(model)),
+        upstream=upstream,
+        settings=settings or EvaluateConfig(),
+        cache_folder=cache,
+        api_key=api_key,
+        device=device,
+        checks=checks or {},
+        progress=progress,
+    )
+    found = {name: _run(name, comparison) for name in names}
+    return Report(
+        id=new_id("rep"),
+        candidate=candidate.id,
+        against=None if served_candidate is None else served_candidate.id,
+        suites={name: one.figures for name, one in found.items()},
+        examples=_examples(comparison, found),
+        about={
+            "adapter_hash": comparison.candidate.content,
+            "served_hash": comparison.served.content,
+            "base": model,
+            "base_hash": comparison.base_hash,
+            "sampling": comparison.sampling,
+            "settings": asdict(comparison.settings),
+            "seconds": round(time.monotonic() - started, 3),
+        },
+    )
+
+
+def _chosen(suites: Iterable[str] | None) -> list[str]:
+    names = list(SUITES if suites is None else suites)
+    for name in names:
+        if name not in SUITES:
+            raise UsageError(f"there is no suite {name!r}; the suites are {', '.join(SUITES)}", param="suite")
+    return names
+
+
+def _run(name: str, comparison: Comparison) -> Findings:
+    comparison.progress(name, 0, 1)
+    try:
+        findings = SUITES[name](comparison)
+    except NothingToDo as error:
+        return Findings({"error": error.message})
+    except _SUITE_FAILURES as error:
+        return Findings({"error": f"{type(error).__name__}: {error}"})
+    comparison.progress(name, 1, 1)
+    return findings
+
+
+def _examples(comparison: Comparison, found: Mapping[str, Findings]) -> tuple[Json, ...]:
+    """Answers side by side; none when the answers themselves could not be had."""
+    answers = comparison.__dict__.get("answers")
+    if answers is None:
+        return ()
+    rows = []
+    for i, item in enumerate(comparison.items):
+        row: Json = {
+            "interaction": item.interaction.id,
+            "turn": item.turn.id,
+            "prompt": item.question,
+            "messages": len(item.turn.messages),
+            "follow_up": item.interaction.hindsight,
+            "first_answer": text_of(item.turn.answer.get("content")),
+            "final_text": item.final_text,
+            "before": answers["served"][i].text,
+            "after": answers["candidate"][i].text,
+        }
+        for findings in found.values():
+            row.update(findings.notes[i] if findings.notes else {})
+        rows.append(row)
+    return tuple(rows)

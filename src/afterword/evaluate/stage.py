@@ -1,0 +1,61 @@
+"""The evaluate stage: Candidate row in, Report row out.
+
+Owns what the stage reads from the store and where the cache lies; the measuring is `run`'s. Writes one Report and
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from afterword.config import EvaluateConfig
+from afterword.errors import NothingToDo
+from afterword.evaluate.comparison import Check
+from afterword.evaluate.heldout import held_out, require
+from afterword.evaluate.run import evaluate_candidate
+from afterword.records import Candidate, Report
+from afterword.store import Store
+
+CACHE = "cache/evaluate"
+"""Below the data directory; may be deleted at any time."""
+
+
+def evaluate_stage(
+    store: Store,
+    directory: Path,
+    candidate: Candidate,
+    settings: EvaluateConfig,
+    *,
+    engine: str,
+    channel: str = "default",
+    device: str = "auto",
+    checks: Mapping[str, Check] | None = None,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+) -> Report:
+    """Measure `candidate` against what `channel` serves now and write the Report.
+
+    `engine` is the URL of a model server that reads this machine's folders. Raises NothingToDo without held-out
+    interactions or when the candidate is what is served, AdapterError, ModelError.
+    """
+    release = store.release(channel)
+    served = store.get(Candidate, release.candidate) if release and release.candidate else None
+    if served is not None and served.id == candidate.id:
+        raise NothingToDo(f"channel {channel!r} serves {candidate.id} already: there is nothing to compare it with")
+    items = require(held_out(store, settings.max_interactions))
+    report = evaluate_candidate(
+        candidate=candidate,
+        candidate_path=directory / candidate.path,
+        served_path=None if served is None else directory / served.path,
+        served_candidate=served,
+        interactions=items,
+        model=candidate.base,
+        upstream=engine,
+        settings=settings,
+        checks=checks,
+        cache=directory / CACHE,
+        device=device,
+        progress=lambda stage, done, total: progress(done, total),
+    )
+    store.write(report)
+    return report

@@ -1,0 +1,100 @@
+"""Suite `holdout`: would the user still have to correct it? Both arms answer held-out prompts.
+
+The hindsight itself is the judge: the frozen base reads what the user wrote next and says how much better that makes
+an answer. Where the user left an edited text, the distance to it; where the caller passes programs, their marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from afterword.errors import NothingToDo
+from afterword.evaluate.comparison import Check, Comparison, Findings
+from afterword.evaluate.heldout import HeldOut
+from afterword.evaluate.hindsight import Scored, score_answers
+from afterword.evaluate.statistics import exactly, mean, sign_test, wilson
+from afterword.evaluate.text import edit_distance
+from afterword.records import Json
+
+ARMS = ("served", "candidate")
+
+
+def holdout(comparison: Comparison) -> Findings:
+    """`gain` is the paired difference of the hindsight scores (candidate minus served, nats a token); `edit_gain`
+    how much nearer the answers are to the user's final texts; `NAME_before`, `NAME_after`, `NAME` a program's marks."""
+    notes: list[Json] = [{} for _ in comparison.items]
+    figures = _hindsight(comparison, notes)
+    figures.update(_edits(comparison, notes))
+    for name, check in comparison.checks.items():
+        figures.update(_marks(comparison, name, check, notes))
+    return Findings(figures, notes)
+
+
+def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
+    picked = [i for i, item in enumerate(comparison.items) if item.interaction.hindsight.strip()]
+    if not picked:
+        raise NothingToDo("no held-out interaction has words of the user to judge an answer by")
+    items = [comparison.items[i] for i in picked]
+    clusters = [item.conversation for item in items]
+    found: dict[str, list[Scored]] = {}
+    for arm in ARMS:
+        found[arm] = score_answers(comparison, [comparison.answers[arm][i] for i in picked], items)
+        for i, scored in zip(picked, found[arm], strict=True):
+            notes[i][f"score_{arm}"] = scored.score
+    seed = comparison.settings.seed
+    gains = [b.score - a.score for a, b in zip(found["served"], found["candidate"], strict=True)]
+    means = [b.mean - a.mean for a, b in zip(found["served"], found["candidate"], strict=True)]
+    wins, losses = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
+    return {
+        "interactions": exactly(len(items), len(items)),
+        "conversations": exactly(len(set(clusters)), len(items)),
+        "gain": mean(gains, clusters, seed=seed),
+        "gain_mean": mean(means, clusters, seed=seed),
+        "score_served": mean([s.score for s in found["served"]], clusters, seed=seed),
+        "score_candidate": mean([s.score for s in found["candidate"]], clusters, seed=seed),
+        "wins": exactly(wins, len(items)),
+        "losses": exactly(losses, len(items)),
+        "sign_p": exactly(sign_test(wins, losses), len(items)),
+    }
+
+
+def _edits(comparison: Comparison, notes: list[Json]) -> Json:
+    picked = [(i, item) for i, item in enumerate(comparison.items) if item.final_text]
+    if not picked:
+        return {}
+    distances: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for arm in ARMS:
+        for i, item in picked:
+            distance = edit_distance(comparison.answers[arm][i].text, item.final_text or "")
+            distances[arm].append(distance)
+            notes[i][f"edit_{arm}"] = distance
+    nearer = [a - b for a, b in zip(distances["served"], distances["candidate"], strict=True)]
+    clusters, seed = [item.conversation for _, item in picked], comparison.settings.seed
+    return {
+        "edit_gain": mean(nearer, clusters, seed=seed),
+        "edit_served": mean(distances["served"], clusters, seed=seed),
+        "edit_candidate": mean(distances["candidate"], clusters, seed=seed),
+    }
+
+
+def _marks(comparison: Comparison, name: str, check: Check, notes: list[Json]) -> Json:
+    marks: dict[str, list[float]] = {}
+    for arm in ARMS:
+        answers = comparison.answers[arm]
+        marks[arm] = [float(check(item, given.text)) for item, given in zip(comparison.items, answers, strict=True)]
+        for note, mark in zip(notes, marks[arm], strict=True):
+            note[f"{name}_{arm}"] = mark
+    difference = [b - a for a, b in zip(marks["served"], marks["candidate"], strict=True)]
+    seed = comparison.settings.seed
+    return {
+        f"{name}_before": _share(marks["served"], comparison.items, seed),
+        f"{name}_after": _share(marks["candidate"], comparison.items, seed),
+        name: mean(difference, comparison.clusters, seed=seed),
+    }
+
+
+def _share(marks: Sequence[float], items: Sequence[HeldOut], seed: int) -> Json:
+    """Wilson's interval where the marks are yes or no, else a bootstrap by conversation."""
+    if set(marks) <= {0.0, 1.0}:
+        return wilson(int(sum(marks)), len(marks))
+    return mean(marks, [item.conversation for item in items], seed=seed)

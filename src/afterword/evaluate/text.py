@@ -1,0 +1,102 @@
+"""What can be told from an answer's text alone: emptiness, repetition, likeness, copies, leaked hindsight.
+
+Owns pure functions from strings to numbers; never loads a model.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+
+_WORD = re.compile(r"\w+", re.UNICODE)
+
+REPETITIVE = 10.0
+"""zlib ratio from which a text counts as repeating itself (learning.md)."""
+COPY = 0.8
+"""ROUGE-L from which an answer counts as a copy of its question."""
+QUOTED_WORDS = 6
+"""Consecutive words of the hindsight, not in the prompt, from which it counts as quoted."""
+
+_LEAKS = re.compile(
+    r"""hindsight
+    | \byour\ (?:follow[- ]?up|feedback|(?:next|later|future|previous)\ (?:message|request|comment))\b
+    | \b(?:based\ on|thanks\ for|thank\ you\ for)\ (?:the|your)\ (?:feedback|correction|follow[- ]?up)\b
+    | \bafter\ an\ earlier\ answer\b
+    | \bas\ you\ (?:asked|requested|wrote|said)\ (?:earlier|before|afterwards|in\ your)\b
+    | \bi\ apologi[sz]e\ for\ (?:the|my)\ (?:previous|earlier|last)\b
+    | \bmy\ (?:previous|earlier|last)\ (?:answer|response|reply)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case."""
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def repetition(text: str) -> float:
+    """Bytes of the text for each byte of its zlib form; 0 for an empty text. Prose is at 1 to 2.5."""
+    raw = text.encode("utf-8", "replace")
+    return len(raw) / len(zlib.compress(raw, 9)) if raw else 0.0
+
+
+def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
+    """F1 of the longest common subsequence of two word lists, 0 .. 1."""
+    if not a or not b:
+        return 0.0
+    row = [0] * (len(b) + 1)
+    for left in a:
+        diagonal = 0
+        for j, right in enumerate(b, 1):
+            above = row[j]
+            row[j] = diagonal + 1 if left == right else max(above, row[j - 1])
+            diagonal = above
+    return 2 * row[-1] / (len(a) + len(b))
+
+
+def edit_distance(a: str, b: str) -> float:
+    """Word edits (insert, delete, replace) from a to b, over the longer one's words: 0 same, 1 nothing kept."""
+    left, right = a.split(), b.split()
+    if not left and not right:
+        return 0.0
+    row = list(range(len(right) + 1))
+    for i, word in enumerate(left, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(right, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return row[-1] / max(len(left), len(right))
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+    """Different word pairs over all word pairs of the texts; 0 when there is no pair."""
+    pairs = [pair for text in texts for pair in zip(words(text), words(text)[1:], strict=False)]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def self_similarity(texts: Sequence[str], neighbours: int = 4) -> float | None:
+    """Mean ROUGE-L of each text with the next few in a ring; None for fewer than two texts."""
+    lists = [words(text) for text in texts]
+    n = len(lists)
+    if n < 2:
+        return None
+    found = [rouge_l(lists[i], lists[(i + k) % n]) for i in range(n) for k in range(1, min(neighbours, n - 1) + 1)]
+    return sum(found) / len(found)
+
+
+def is_copy(answer: str, question: str) -> bool:
+    """Does the answer only say the question again?"""
+    return rouge_l(words(answer), words(question)) >= COPY
+
+
+def leaks(answer: str, hindsight: str, prompt: str) -> bool:
+    """Does the answer speak of a follow-up that it cannot have seen, or quote it?"""
+    if _LEAKS.search(answer) and not _LEAKS.search(prompt):
+        return True
+    said, seen = f" {' '.join(words(answer))} ", f" {' '.join(words(prompt))} "
+    hint = words(hindsight)
+    for start in range(len(hint) - QUOTED_WORDS + 1):
+        quote = f" {' '.join(hint[start : start + QUOTED_WORDS])} "
+        if quote in said and quote not in seen:
+            return True
+    return False
