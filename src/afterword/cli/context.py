@@ -1,0 +1,100 @@
+"""What every command gets: the data directory, the settings, and how to print.
+
+Data goes to stdout (JSON with `--json`, and then nothing else), progress and logs to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from afterword.config import BUILT_IN, Config, resolve
+from afterword.errors import UsageError
+from afterword.feedback.settings import CollectSettings
+from afterword.release.gate import GateThresholds
+from afterword.store import Store
+
+SECTIONS: dict[str, type] = {**BUILT_IN, "collect": CollectSettings, "gate": GateThresholds}
+DEFAULT_DIR = "./afterword-data"
+
+
+@dataclass
+class Context:
+    """One run of the command line."""
+
+    args: argparse.Namespace
+    dir: Path
+    json: bool
+    quiet: bool
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Context:
+        """Global flags, wherever they stood; --dir > AFTERWORD_HOME > ./afterword-data."""
+        where = getattr(args, "dir", None) or os.environ.get("AFTERWORD_HOME") or DEFAULT_DIR
+        return cls(args, Path(where).expanduser(), getattr(args, "json", False), getattr(args, "quiet", False))
+
+    @cached_property
+    def out(self) -> Console:
+        """For people: tables and sentences on stdout."""
+        return Console(highlight=False, soft_wrap=True)
+
+    @cached_property
+    def err(self) -> Console:
+        """For progress and logs: stderr, silent with --quiet."""
+        return Console(stderr=True, highlight=False, quiet=self.quiet, soft_wrap=True)
+
+    @cached_property
+    def config(self) -> Config:
+        """Settings of this run: `afterword.toml` in the data directory (or --config), environment, flags."""
+        given = getattr(self.args, "config_file", None) or os.environ.get("AFTERWORD_CONFIG")
+        file = Path(given) if given else self.dir / "afterword.toml"
+        return resolve(SECTIONS, file=file if given or file.exists() else None, environ=os.environ, flags=self._flags())
+
+    def _flags(self) -> dict[str, tuple[Any, str]]:
+        flags: dict[str, tuple[Any, str]] = {}
+        for pair in getattr(self.args, "settings", None) or []:
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise UsageError(f"--set {pair!r} has no '='. Write --set section.key=value.")
+            flags[key.strip()] = (value.strip(), "--set")
+        for key, value in vars(self.args).items():
+            if "." in key and value is not None:
+                flags[key] = (value, f"--{key.split('.')[1].replace('_', '-')}")
+        return flags
+
+    def open_store(self, *, create: bool = False) -> Store:
+        """The database of the data directory; reading commands refuse to make an empty one by accident."""
+        path = self.dir / "afterword.db"
+        if not create and not path.exists():
+            raise UsageError(
+                f"there is no Afterword data in {str(self.dir)!r}. Start with `afterword serve` or "
+                "`afterword import FILE`, or name another place with --dir."
+            )
+        return Store.open(path)
+
+    def emit(self, data: Any) -> None:
+        """JSON on stdout."""
+        sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode() + "\n")
+
+    def say(self, text: str) -> None:
+        """A sentence on stderr (rich markup)."""
+        self.err.print(text)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """A table on stdout."""
+        table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*("" if cell is None else str(cell) for cell in row))
+        self.out.print(table)

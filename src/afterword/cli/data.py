@@ -1,0 +1,161 @@
+"""Commands that move and show rows: import, export, and `list`/`show` of every kind."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from rich.markup import escape
+
+from afterword.chat.canonical import text_of
+from afterword.cli.context import Context
+from afterword.cli.progress import count_bar
+from afterword.errors import UsageError
+from afterword.feedback.imports import FORMATS, import_file
+from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
+from afterword.store.export import EXPORTS, KINDS, export
+
+
+def register(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the commands."""
+    into = commands.add_parser("import", parents=[common], help="read conversations or events from files")
+    into.add_argument("files", nargs="+", type=Path, metavar="FILE", help="plain, gzip or zstd")
+    into.add_argument("--format", default="auto", choices=("auto", *FORMATS), help="default: look at the file")
+    into.set_defaults(run=run_import)
+
+    out = commands.add_parser("export", parents=[common], help="write rows as JSON lines")
+    out.add_argument("what", choices=KINDS)
+    out.add_argument("--format", default="afterword", choices=EXPORTS)
+    out.add_argument("--output", type=Path, metavar="FILE", help="default: stdout")
+    out.set_defaults(run=run_export)
+
+    for name, (kind, _, _) in LISTS.items():
+        group = commands.add_parser(name, parents=[common], help=f"list {name}, or show one")
+        verbs = group.add_subparsers(dest="verb", metavar="list|show", required=True)
+        listing = verbs.add_parser("list", parents=[common], help="the newest first")
+        listing.add_argument("--limit", type=int, default=20, metavar="N")
+        listing.set_defaults(run=run_list, kind=name)
+        show = verbs.add_parser("show", parents=[common], help=f"one {kind.__name__.lower()} and what came of it")
+        show.add_argument("id", help="its id, or the beginning of it")
+        show.set_defaults(run=run_show, kind=name)
+
+
+def run_import(context: Context) -> int:
+    """Import every file; a bad row is counted and set aside, the rest is kept."""
+    summaries = []
+    with context.open_store(create=True) as store:
+        for path in context.args.files:
+            with count_bar(context, f"importing {path.name}", "turns") as advance:
+                summaries.append(import_file(store, path, format=context.args.format, progress=advance))
+    found = [s.to_dict() for s in summaries]
+    if context.json:
+        context.emit({"files": found})
+    else:
+        columns = tuple(found[0])
+        context.table("Imported", columns, ([row[c] for c in columns] for row in found))
+        context.say("Next: `afterword collect` turns what users did into interactions.")
+    return 0
+
+
+def run_export(context: Context) -> int:
+    """Stream rows to a file or stdout."""
+    with context.open_store() as store, _sink(context.args.output) as sink:
+        written = export(store, context.args.what, context.args.format, sink)
+    context.say(f"{written} lines written")
+    return 0
+
+
+@contextmanager
+def _sink(path: Path | None) -> Iterator[IO[str]]:
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        handle = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}.") from error
+    with handle:
+        yield handle
+
+
+def when(seconds: float) -> str:
+    """Local time, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def short(text: Any, width: int = 48) -> str:
+    """One line of at most `width` characters, safe for the terminal's markup."""
+    line = " ".join(str(text or "").split())
+    return escape(line if len(line) <= width else line[: width - 1] + "…")
+
+
+def _turn(row: Turn) -> tuple[Any, ...]:
+    asked = text_of(row.messages[-1].get("content")) if row.messages else ""
+    answer = text_of(row.answer.get("content"))
+    return row.id, when(row.created_at), row.user, row.adapter or "base", short(asked), short(answer)
+
+
+def _interaction(row: Interaction) -> tuple[Any, ...]:
+    sign = {1: "+", -1: "-"}.get(row.polarity, "0")
+    return row.id[:16], when(row.created_at), row.kind, sign, f"{row.weight:.2f}", row.split, short(row.hindsight)
+
+
+def _candidate(row: Candidate) -> tuple[Any, ...]:
+    return row.id, when(row.created_at), row.base, row.parent, len(row.interactions), row.recipe.get("name")
+
+
+def _release(row: Release) -> tuple[Any, ...]:
+    return row.id, when(row.created_at), row.channel, row.action, row.adapter or "base", short(row.why)
+
+
+LISTS: dict[str, tuple[type[Record], tuple[str, ...], Callable[[Any], tuple[Any, ...]]]] = {
+    "turns": (Turn, ("id", "time", "user", "adapter", "asked", "answered"), _turn),
+    "interactions": (Interaction, ("id", "time", "kind", "sign", "weight", "split", "hindsight"), _interaction),
+    "candidates": (Candidate, ("id", "time", "base", "parent", "interactions", "recipe"), _candidate),
+    "releases": (Release, ("id", "time", "channel", "action", "serves", "why"), _release),
+}
+
+
+def run_list(context: Context) -> int:
+    """The newest rows of a kind."""
+    kind, columns, row_of = LISTS[context.args.kind]
+    with context.open_store() as store:
+        rows = list(store.rows(kind, newest=True, limit=context.args.limit))
+        total = store.count(kind)
+    if context.json:
+        context.emit({context.args.kind: [row.to_dict() for row in rows], "total": total})
+    else:
+        context.table(f"{context.args.kind}: {len(rows)} of {total}", columns, map(row_of, rows))
+    return 0
+
+
+def run_show(context: Context) -> int:
+    """One record with everything that came of it."""
+    kind = LISTS[context.args.kind][0]
+    with context.open_store() as store:
+        record = store.get(kind, context.args.id)
+        found: dict[str, list[Record]] = {kind.TABLE: [record]}
+        if isinstance(record, Turn):
+            found = store.lineage(record.id)
+        elif isinstance(record, Interaction):
+            found["turns"] = [store.get(Turn, record.turn)]
+            found["feedback"] = [store.get(Feedback, identifier) for identifier in record.feedback]
+        elif isinstance(record, Candidate):
+            for derived in (Report, Verdict, Release):
+                found[derived.TABLE] = list(store.rows(derived, candidate=record.id))
+    plain = {table: [row.to_dict() for row in rows] for table, rows in found.items()}
+    if context.json:
+        context.emit(plain)
+        return 0
+    for table, rows in plain.items():
+        for row in rows:
+            context.out.print(f"[bold]{table}[/] {escape(row['id'])}  {when(row['created_at'])}")
+            for key, value in row.items():
+                if key not in ("id", "created_at", "schema") and value not in (None, {}, [], ""):
+                    context.out.print(f"  [dim]{key}[/] {short(value, 400)}")
+    return 0

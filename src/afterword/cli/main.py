@@ -1,0 +1,68 @@
+"""Parse, run one command, turn every outcome into an exit code.
+
+0 done, 1 failed, 2 usage or configuration, 3 the gate said no, 4 nothing to do, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.markup import escape
+
+from afterword import __version__
+from afterword.cli import data, operate, run, stages
+from afterword.cli.context import Context
+from afterword.errors import AfterwordError, error_response
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    shared.add_argument("--dir", metavar="DIR", help="data directory (AFTERWORD_HOME, default ./afterword-data)")
+    shared.add_argument("--json", action="store_true", help="print data as JSON on stdout, nothing else there")
+    shared.add_argument("--quiet", action="store_true", help="no progress and no logs on stderr")
+    common = argparse.ArgumentParser(add_help=False, parents=[shared], argument_default=argparse.SUPPRESS)
+    common.add_argument("--config", dest="config_file", metavar="FILE", help="settings (default DIR/afterword.toml)")
+    common.add_argument(
+        "--set", dest="settings", action="append", metavar="SECTION.KEY=VALUE", help="override one setting"
+    )
+    root = argparse.ArgumentParser(
+        prog="afterword",
+        parents=[shared],
+        description="A deployed language model that learns from what its users do next.",
+        epilog="Start with `afterword demo` (the whole loop in minutes) or `afterword serve`.",
+    )
+    root.add_argument("--version", action="version", version=f"afterword {__version__}")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (run, data, stages, operate):
+        module.register(commands, common)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the return value is the exit code."""
+    args = parser().parse_args(argv)
+    context = Context.of(args)
+    try:
+        return int(args.run(context) or 0)
+    except AfterwordError as error:
+        return _fail(context, error)
+    except KeyboardInterrupt:
+        context.say("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _fail(context: Context, error: AfterwordError) -> int:
+    if context.json:
+        context.emit(error_response(error)[1])
+    # Not through `context.err`: an error is shown even with --quiet.
+    colour = {3: "yellow", 4: "yellow"}.get(error.exit_code, "red")
+    context.err.quiet = False
+    context.err.print(f"[{colour}]afterword:[/] {escape(error.message)}")
+    return error.exit_code

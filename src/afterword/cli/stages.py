@@ -1,0 +1,280 @@
+"""Commands for the stages of the cycle: collect, train, evaluate, release, cycle, heatmap."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from afterword.cli.context import Context
+from afterword.cli.data import short
+from afterword.cli.operate import running_server
+from afterword.cli.progress import step_bar
+from afterword.config import CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
+from afterword.cycle import Progress, Settings, collect_stage, decide_stage, evaluate_stage, run_cycle, train_stage
+from afterword.errors import AfterwordError, GateRefused, NothingToDo, UsageError
+from afterword.feedback.funnel import Funnel
+from afterword.feedback.settings import CollectSettings
+from afterword.records import Candidate, Interaction, Release, Report, Turn, Verdict
+from afterword.release.gate import GateThresholds, overridden
+from afterword.release.publish import publish, rollback
+
+
+def register(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the commands."""
+    collect = commands.add_parser("collect", parents=[common], help="feedback to interactions and skips")
+    collect.set_defaults(run=run_collect)
+
+    train = commands.add_parser("train", parents=[common], help="interactions to a candidate adapter")
+    train.add_argument("--recipe", dest="train.recipe")
+    train.add_argument("--lr", dest="train.learning_rate", type=float)
+    train.add_argument("--passes", dest="train.passes", type=int)
+    train.add_argument("--seed", dest="train.seed", type=int)
+    train.add_argument("--max-interactions", dest="train.max_interactions", type=int)
+    train.add_argument(
+        "--off-policy", dest="train.off_policy", action="store_true", default=None,
+        help="also turns without served token ids (imported logs)",
+    )  # fmt: skip
+    train.set_defaults(run=run_train)
+
+    evaluate = commands.add_parser("evaluate", parents=[common], help="a candidate against what is served")
+    evaluate.add_argument("candidate", nargs="?", help="default: the newest")
+    evaluate.add_argument("--html", type=Path, metavar="FILE", help="also write the report as a page")
+    evaluate.set_defaults(run=run_evaluate)
+
+    _register_release(commands, common)
+    cycle = commands.add_parser("cycle", parents=[common], help="collect, train, evaluate, decide, publish")
+    cycle.add_argument("--watch", action="store_true", help="again whenever enough new interactions came in")
+    cycle.set_defaults(run=run_cycle_command)
+
+    heatmap = commands.add_parser("heatmap", parents=[common], help="what the hindsight says about each token")
+    heatmap.add_argument("turn", help="a turn with an interaction; its id, or the beginning of it")
+    heatmap.add_argument("--html", type=Path, metavar="FILE", help="write a page instead of colours")
+    heatmap.set_defaults(run=run_heatmap)
+
+
+def _register_release(commands: Any, common: argparse.ArgumentParser) -> None:
+    release = commands.add_parser("release", parents=[common], help="publish a candidate, or roll back")
+    verbs = release.add_subparsers(dest="verb", metavar="publish|rollback", required=True)
+    out = verbs.add_parser("publish", parents=[common], help="serve a candidate that the gate passed")
+    out.add_argument("candidate", nargs="?", help="default: the newest")
+    out.add_argument("--dry-run", action="store_true", help="only say what the gate says")
+    out.add_argument("--override", metavar="NAME", help="publish against the gate; recorded with your name")
+    out.add_argument("--why", help="the reason for --override")
+    out.set_defaults(run=run_publish)
+    back = verbs.add_parser("rollback", parents=[common], help="serve what was served before")
+    back.add_argument("--to", metavar="VERSION", help="a version, release or candidate, or 'base'")
+    back.add_argument("--why", default="")
+    back.set_defaults(run=run_rollback)
+
+
+def _settings(context: Context) -> Settings:
+    config = context.config
+    serve = config.get(ServeConfig)
+    server = running_server(context.dir)
+    return Settings(
+        directory=context.dir,
+        model=serve.model,
+        name=serve.name,
+        engine=server["upstream"] if server and serve.upstream is None else serve.upstream,
+        device=serve.device,
+        dtype=serve.dtype,
+        collect=config.get(CollectSettings),
+        train=config.get(TrainConfig),
+        evaluate=config.get(EvaluateConfig),
+        gate=config.get(GateThresholds),
+    )
+
+
+def _progress(context: Context) -> Progress:
+    return Progress(
+        bar=lambda title: step_bar(context, title),
+        note=lambda text: context.say(f"[dim]{escape(text)}[/]"),
+    )
+
+
+def run_collect(context: Context) -> int:
+    """Decide about new feedback and print the funnel."""
+    with context.open_store() as store:
+        funnel = collect_stage(store, _settings(context))
+    if context.json:
+        context.emit(funnel.to_dict())
+        return 0
+    for depth, name, number in _funnel_rows(funnel):
+        context.out.print(f"{'  ' * depth}{number:>7}  {escape(name)}")
+    if funnel.train:
+        context.say("Next: `afterword train`.")
+    return 0
+
+
+def _funnel_rows(funnel: Funnel) -> list[tuple[int, str, int]]:
+    """(indent, what, how many): each level splits the one above it."""
+    rows = [(0, "turns captured", funnel.captured), (0, "new feedback looked at", funnel.feedback)]
+    rows += [(1, "became part of an interaction", funnel.kept)]
+    rows += [(1, f"skipped: {reason}", number) for reason, number in funnel.skipped.most_common()]
+    rows += [(1, f"waiting: {reason}", number) for reason, number in funnel.waiting.most_common()]
+    rows += [(0, "new interactions", funnel.interactions), (1, "to train on", funnel.train)]
+    rows += [(1, "held out", funnel.holdout)]
+    rows += [(0, "of them only say yes (nothing to distil)", funnel.without_hindsight)]
+    rows += [(0, "of them without served token ids", funnel.off_policy)]
+    return [*rows, (0, "feedback held until its turn is known", funnel.held)]
+
+
+def run_train(context: Context) -> int:
+    """Train a candidate on what is new."""
+    with context.open_store() as store:
+        candidate = train_stage(store, _settings(context), _progress(context))
+    _show_candidate(context, candidate)
+    return 0
+
+
+def _show_candidate(context: Context, candidate: Candidate) -> None:
+    if context.json:
+        context.emit(candidate.to_dict())
+        return
+    figures = {k: v for k, v in candidate.metrics.items() if isinstance(v, int | float | str)}
+    context.table(
+        f"candidate {candidate.id}", ("figure", "value"),
+        [("adapter", context.dir / candidate.path), ("interactions", len(candidate.interactions)),
+         ("parent", candidate.parent or "base"), *figures.items()],
+    )  # fmt: skip
+    context.say("Next: `afterword evaluate`.")
+
+
+def run_evaluate(context: Context) -> int:
+    """Measure, decide, print; exit 3 when the gate says no."""
+    with context.open_store() as store:
+        candidate = _candidate(context, store)
+        report = evaluate_stage(store, candidate, _settings(context), _progress(context))
+        verdict = decide_stage(store, report, _settings(context))
+        if context.args.html:
+            _write_page(context, context.args.html, candidate, report, verdict)
+    if context.json:
+        context.emit({"report": report.to_dict(), "verdict": verdict.to_dict()})
+    else:
+        _show_verdict(context, verdict)
+    return 0 if verdict.passed else GateRefused.exit_code
+
+
+def _candidate(context: Context, store: Any) -> Candidate:
+    if context.args.candidate:
+        return store.get(Candidate, context.args.candidate)  # type: ignore[no-any-return]
+    newest = store.newest(Candidate)
+    if newest is None:
+        raise NothingToDo("there is no candidate: run `afterword train` first")
+    return newest  # type: ignore[no-any-return]
+
+
+def _write_page(context: Context, path: Path, candidate: Candidate, report: Report, verdict: Verdict) -> None:
+    from afterword.evaluate.report_html import render_report
+    from afterword.train.metrics import read_metrics
+
+    curve = [step.loss for step in read_metrics(context.dir / "runs" / candidate.id)]
+    path.write_text(render_report(candidate, report, verdict, losses=curve), encoding="utf-8")
+    context.say(f"report written to {path}")
+
+
+def _show_verdict(context: Context, verdict: Verdict) -> None:
+    word = "[green]pass[/]" if verdict.passed else "[red]no[/]"
+    context.out.print(f"verdict {word} on {verdict.candidate}")
+    for reason in verdict.reasons:
+        context.out.print(f"  {escape(reason)}")
+
+
+def run_publish(context: Context) -> int:
+    """Release a candidate because of its verdict."""
+    args = context.args
+    if bool(args.override) != bool(args.why):
+        raise UsageError("--override NAME and --why REASON go together: who decides against the gate, and why.")
+    with context.open_store() as store:
+        candidate = _candidate(context, store)
+        verdict = store.newest(Verdict, candidate=candidate.id)
+        if verdict is None:
+            raise NothingToDo(f"{candidate.id} has no verdict yet: run `afterword evaluate {candidate.id}` first")
+        if args.dry_run:
+            _show_verdict(context, verdict)
+            return 0 if verdict.passed else GateRefused.exit_code
+        if args.override:
+            verdict = overridden(verdict, by=args.override, why=args.why)
+            store.write(verdict)
+        release = publish(store, candidate, verdict, name=context.config.get(ServeConfig).name)
+    return _show_release(context, release)
+
+
+def run_rollback(context: Context) -> int:
+    """Serve what was served before."""
+    with context.open_store() as store:
+        release = rollback(store, to=context.args.to, why=context.args.why)
+    return _show_release(context, release)
+
+
+def _show_release(context: Context, release: Release) -> int:
+    if context.json:
+        context.emit(release.to_dict())
+    else:
+        served = release.adapter or "the base model"
+        context.out.print(f"channel {release.channel!r} serves {served}: {escape(short(release.why, 200))}")
+        if running_server(context.dir) is None:
+            context.say("No server runs here now; `afterword serve` starts with it.")
+    return 0
+
+
+def run_cycle_command(context: Context) -> int:
+    """One round, or rounds for ever."""
+    if context.args.watch:
+        return _watch(context)
+    with context.open_store() as store:
+        result = run_cycle(store, _settings(context), _progress(context))
+    if context.json:
+        context.emit(result.to_dict())
+    else:
+        _show_verdict(context, result.verdict)
+        if result.release:
+            _show_release(context, result.release)
+    return 0 if result.release else GateRefused.exit_code
+
+
+def _watch(context: Context) -> int:
+    settings = context.config.get(CycleConfig)
+    context.say(f"watching: a round starts at {settings.min_new} new interactions (Ctrl-C stops)")
+    with context.open_store(create=True) as store:
+        tried: set[str] = set()
+        while True:
+            collect_stage(store, _settings(context))
+            waiting = {row.id for row in store.usable("train")} - store.spent() - tried
+            if len(waiting) >= settings.min_new:
+                tried |= waiting
+                try:
+                    result = run_cycle(store, _settings(context), _progress(context))
+                    _show_verdict(context, result.verdict)
+                except AfterwordError as error:  # the next round may fare better
+                    context.say(f"[yellow]this round ended:[/] {escape(error.message)}")
+            time.sleep(settings.interval)
+
+
+def run_heatmap(context: Context) -> int:
+    """Token advantages of a turn under its hindsight, with another interaction's hindsight as the control."""
+    from afterword.evaluate.heatmap import heatmap_html, heatmap_terminal
+    from afterword.evaluate.heatmap_stage import measure_heatmap
+
+    with context.open_store() as store:
+        turn = store.get(Turn, context.args.turn)
+        interaction = next((i for i in store.rows(Interaction, turn=turn.id) if i.hindsight), None)
+        if interaction is None:
+            raise NothingToDo(
+                f"turn {turn.id} has no interaction with hindsight. Run `afterword collect`, and see "
+                f"`afterword turns show {turn.id}` for what became of its feedback."
+            )
+        other = next((i for i in store.rows(Interaction) if i.hindsight and i.turn != turn.id), None)
+    measured = measure_heatmap(turn, interaction, other, model=_settings(context).model)
+    if context.json:
+        context.emit(measured.to_dict())
+    elif context.args.html:
+        context.args.html.write_text(heatmap_html(measured), encoding="utf-8")
+        context.say(f"heat map written to {context.args.html}")
+    else:
+        context.out.print(heatmap_terminal(measured))
+    return 0

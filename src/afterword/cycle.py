@@ -1,0 +1,144 @@
+"""The loop in one place: collect -> train -> evaluate -> decide -> publish. The table of contents of the system.
+
+Each stage reads rows and writes one later kind of row; they meet only in the store. The gateway sees the Release
+row by itself and swaps the adapter while it serves. Rooms that need torch are imported when their stage begins, so
+that a server can import this module without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from afterword.config import EvaluateConfig, TrainConfig
+from afterword.feedback.collect import collect
+from afterword.feedback.funnel import Funnel
+from afterword.feedback.settings import CollectSettings
+from afterword.records import Candidate, Json, Release, Report, Verdict
+from afterword.release.gate import GateThresholds, decide
+from afterword.release.publish import publish
+from afterword.sampling import start_engine
+from afterword.store import Store
+
+Advance = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a round needs to know; the defaults are the vetted setting."""
+
+    directory: Path
+    """Data directory."""
+    model: str = "smollm2-135m-instruct"
+    """Base model: built-in name, folder or hub id."""
+    name: str = "afterword"
+    """Versions are NAME@v000001 and so on."""
+    channel: str = "default"
+    engine: str | None = None
+    """A running model server that can load adapters; None starts one for the evaluation."""
+    device: str = "auto"
+    dtype: str = "auto"
+    collect: CollectSettings = field(default_factory=CollectSettings)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    gate: GateThresholds = field(default_factory=GateThresholds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a stage tells how far it is: `bar(title)` gives a context with a function (done, total)."""
+
+    bar: Callable[[str], AbstractContextManager[Advance]] = lambda title: nullcontext(lambda done, total: None)
+    note: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What one round made; `release` is None when the gate said no."""
+
+    funnel: Funnel
+    candidate: Candidate
+    report: Report
+    verdict: Verdict
+    release: Release | None
+
+    def to_dict(self) -> Json:
+        """All rows, JSON-compatible."""
+        rows = (self.candidate, self.report, self.verdict, self.release)
+        names = ("candidate", "report", "verdict", "release")
+        return {"funnel": self.funnel.to_dict()} | {
+            name: row.to_dict() if row else None for name, row in zip(names, rows, strict=True)
+        }
+
+
+def run_cycle(store: Store, settings: Settings, progress: Progress | None = None) -> Round:
+    """One round. NothingToDo says what is missing; a "no" of the gate is a round without a release."""
+    progress = progress or Progress()
+    funnel = collect_stage(store, settings)
+    candidate = train_stage(store, settings, progress)
+    report = evaluate_stage(store, candidate, settings, progress)
+    verdict = decide_stage(store, report, settings)
+    release = None
+    if verdict.passed:
+        release = publish(store, candidate, verdict, channel=settings.channel, name=settings.name)
+    return Round(funnel=funnel, candidate=candidate, report=report, verdict=verdict, release=release)
+
+
+def collect_stage(store: Store, settings: Settings) -> Funnel:
+    """Turns and Feedback -> Interactions and Skips."""
+    return collect(store, settings.collect)
+
+
+def train_stage(store: Store, settings: Settings, progress: Progress) -> Candidate:
+    """Interactions -> Candidate."""
+    from afterword.train import stage
+
+    with progress.bar("training") as advance:
+        return stage.train_stage(
+            store,
+            settings.directory,
+            settings.train,
+            model=settings.model,
+            channel=settings.channel,
+            device=settings.device,
+            progress=lambda metrics: advance(metrics.step, metrics.steps),
+            note=progress.note,
+        )
+
+
+def evaluate_stage(store: Store, candidate: Candidate, settings: Settings, progress: Progress, **extra: Any) -> Report:
+    """Candidate -> Report, paired with what is served now."""
+    from afterword.evaluate import stage
+
+    with model_server(settings) as url, progress.bar("evaluating") as advance:
+        return stage.evaluate_stage(
+            store,
+            settings.directory,
+            candidate,
+            settings.evaluate,
+            engine=url,
+            channel=settings.channel,
+            progress=advance,
+            **extra,
+        )
+
+
+def decide_stage(store: Store, report: Report, settings: Settings) -> Verdict:
+    """Report -> Verdict."""
+    verdict = decide(report, settings.gate)
+    store.write(verdict)
+    return verdict
+
+
+@contextmanager
+def model_server(settings: Settings) -> Iterator[str]:
+    """URL of the model server that answers for both arms: the running one, or one for as long as it is needed."""
+    if settings.engine is not None:
+        yield settings.engine
+        return
+    log = settings.directory / "logs" / "evaluate-engine.log"
+    with start_engine(settings.model, device=settings.device, dtype=settings.dtype, log_path=log) as engine:
+        yield engine.url

@@ -1,0 +1,149 @@
+"""The stage "train": reads Interactions from the store, writes one Candidate.
+
+Owns which interactions a run takes and that a run which was killed is finished before a new one starts. The
+training itself is `loop.train_candidate`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afterword.config import TrainConfig
+from afterword.errors import AfterwordError, NothingToDo
+from afterword.learn.recipes import Recipe, recipe
+from afterword.records import Candidate, Interaction, Json, Turn, content_hash
+from afterword.store import Store
+from afterword.train.examples import Example
+from afterword.train.loop import train_candidate
+from afterword.train.metrics import StepMetrics
+from afterword.train.output import candidate_record
+
+_PLAN = "run.json"
+_GIVEN_UP = "given-up"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run was started with; kept in its folder, so that a killed run goes on with the same."""
+
+    candidate: str
+    interactions: tuple[str, ...]
+    parent: str | None
+    model: str
+    settings: Json
+
+    @property
+    def folder(self) -> str:
+        """Adapter folder relative to the data directory."""
+        return f"adapters/{self.candidate}"
+
+
+def train_stage(
+    store: Store,
+    directory: Path,
+    settings: TrainConfig,
+    *,
+    model: str,
+    channel: str = "default",
+    device: str = "auto",
+    progress: Callable[[StepMetrics], None] = lambda metrics: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Candidate:
+    """Train on the interactions that no released adapter has learned from yet, starting from what is served.
+
+    Raises NothingToDo, with what is missing, when there are too few of them.
+    """
+    plan = _unfinished(store, directory)
+    if plan is None:
+        plan = _planned(store, directory, settings, model, channel)
+    else:
+        note(f"finishing {plan.candidate}, which was interrupted ({len(plan.interactions)} interactions)")
+    run_dir = directory / "runs" / plan.candidate
+    parent = store.get(Candidate, plan.parent) if plan.parent else None
+    try:
+        result = train_candidate(
+            _examples(store, plan.interactions),
+            model=plan.model,
+            out=directory / plan.folder,
+            recipe=_recipe(TrainConfig(**plan.settings)),
+            parent=directory / parent.path if parent else None,
+            run_dir=run_dir,
+            seed=int(plan.settings["seed"]),
+            device=device,
+            progress=progress,
+        )
+    except AfterwordError:
+        # It would fail again in the same way: the next run starts anew. A kill leaves no such mark.
+        (run_dir / _GIVEN_UP).touch()
+        raise
+    candidate = candidate_record(result, id=plan.candidate, path=plan.folder, parent=plan.parent)
+    store.write(candidate)
+    return candidate
+
+
+def _recipe(settings: TrainConfig) -> Recipe:
+    overrides: dict[str, Any] = {"lr": settings.learning_rate, "passes": settings.passes}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return recipe(settings.recipe, include_off_policy=settings.off_policy, **given)
+
+
+def _planned(store: Store, directory: Path, settings: TrainConfig, model: str, channel: str) -> Plan:
+    spent = store.spent(channel)
+    fresh = [row for row in store.usable("train") if row.id not in spent and (row.on_policy or settings.off_policy)]
+    if len(fresh) < settings.min_interactions:
+        raise NothingToDo(_too_few(store, fresh, settings))
+    chosen = tuple(row.id for row in fresh[-settings.max_interactions :])
+    release = store.release(channel)
+    parent = release.candidate if release else None
+    kept: Json = {name: getattr(settings, name) for name in TrainConfig.__dataclass_fields__}
+    plan = Plan(f"cand-{content_hash(chosen, parent, model, kept)[:16]}", chosen, parent, model, kept)
+    if store.find(Candidate, plan.candidate) is not None:
+        raise NothingToDo(
+            f"candidate {plan.candidate} was already trained on exactly these {len(chosen)} interactions. Evaluate it "
+            "with `afterword evaluate`, wait for new interactions, or change [train], for example its seed."
+        )
+    _recipe(settings)  # a recipe with a typo fails before anything is written
+    run_dir = directory / "runs" / plan.candidate
+    run_dir.mkdir(parents=True, exist_ok=True)
+    fresh_file = run_dir / f".{_PLAN}.{os.getpid()}"
+    fresh_file.write_text(json.dumps({name: getattr(plan, name) for name in Plan.__dataclass_fields__}), "utf-8")
+    fresh_file.replace(run_dir / _PLAN)
+    return plan
+
+
+def _too_few(store: Store, fresh: list[Interaction], settings: TrainConfig) -> str:
+    everything = store.usable("train")
+    off_policy = sum(not row.on_policy for row in everything)
+    message = (
+        f"{len(fresh)} interactions wait to be learned, train.min_interactions is {settings.min_interactions} "
+        f"({len(everything)} in all, {len(everything) - len(fresh)} of them learned already or left out)."
+    )
+    if off_policy and not settings.off_policy:
+        message += f" {off_policy} come from turns without served token ids: --off-policy trains on those too."
+    if store.newest(Turn) is None:
+        return message + " Chat through `afterword serve`, or `afterword import FILE`."
+    return message + " Run `afterword collect` after more feedback came in."
+
+
+def _unfinished(store: Store, directory: Path) -> Plan | None:
+    """The newest run that was started, did not fail and has no Candidate row: it was killed."""
+    plans = sorted((directory / "runs").glob(f"*/{_PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in plans:
+        data = json.loads(path.read_text("utf-8"))
+        plan = Plan(**{**data, "interactions": tuple(data["interactions"])})
+        if store.find(Candidate, plan.candidate) is None and not (path.parent / _GIVEN_UP).exists():
+            return plan
+    return None
+
+
+def _examples(store: Store, interactions: tuple[str, ...]) -> list[Example]:
+    examples = []
+    for identifier in interactions:
+        interaction = store.get(Interaction, identifier)
+        examples.append(Example(interaction, store.get(Turn, interaction.turn)))
+    return examples

@@ -1,0 +1,54 @@
+"""The habits that a machine can hold us to: sizes, names, torch in its rooms, errors at the boundary."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "src" / "afterword").rglob("*.py"))
+LOOP = "train/loop.py"
+FORBIDDEN_WORDS = ("rollout", "trajectory", "datum")
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "src" / "afterword"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_files_and_functions_stay_readable(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 500, "a file has at most 500 lines (aim for 300)"
+    limit = 150 if _name(path) == LOOP else 60
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            size = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert size <= limit, f"{node.name} has {size} lines, at most {limit}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_every_module_says_what_it_owns_and_public_functions_are_documented(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "a module begins with a docstring"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} is public and has no docstring"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_the_nouns_of_the_spine_are_used(path: Path) -> None:
+    names = {node.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)}
+    assert not [n for n in names if any(word in n.lower() for word in FORBIDDEN_WORDS)]
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    code = (
+        "import sys, afterword.cli.main as m; m.parser();"
+        "bad = {'torch', 'transformers', 'peft'} & set(sys.modules); assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
