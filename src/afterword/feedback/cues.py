@@ -10,11 +10,13 @@ _DATA = tomllib.loads(files("afterword.feedback").joinpath("cues.toml").read_tex
 ByLanguage = dict[str, list[str]]
 
 THANKS: ByLanguage = _DATA["thanks"]
+ACK: ByLanguage = _DATA["ack"]
 CORRECTION: ByLanguage = _DATA["correction"]
 COMPLAINT: ByLanguage = _DATA["complaint"]
 CONSTRAINT: ByLanguage = _DATA["constraint"]
 CONTINUE: list[str] = _DATA["continue"]
 ABOUT: list[str] = _DATA["about"]
+ABOUT_WEAKLY: list[str] = _DATA["about_weakly"]
 EMPTY_IT: list[str] = _DATA["empty_it"]
 NEW_TASK: list[str] = _DATA["new_task"]
 SWITCH: list[str] = _DATA["switch"]

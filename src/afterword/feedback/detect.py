@@ -58,16 +58,19 @@ def categorise(request: str, answer: str, text: str) -> Category:
     rest = _after_thanks(seen)
     if rest == "":
         return "thanks"
-    words = content_words(_QUOTED.sub(" ", rest or seen))
-    about = content_words(_window(request)) | content_words(_window(answer))
+    words = content_words(rest or seen)
+    own = content_words(_QUOTED.sub(" ", rest or seen), without=_FORM)
+    about = content_words(_window(request)) | content_words(_window(answer)) if own else frozenset()
     cue = _cue(seen)
-    if _topic_changed(seen, words, about, cue):
+    if _topic_changed(seen, own, content_words(seen, without=_FORM) & about, cue):
         return "thanks" if rest is not None else "off_topic"
     if cue is not None:
         return cue
     if _is_again(words, request):
         return "rephrase"
-    return _without_cue(seen, words, about, thanked=rest is not None)
+    if rest is not None:
+        return "thanks"
+    return _without_cue(seen, words, own, about)
 
 
 def _cue(seen: str) -> Category | None:
@@ -78,32 +81,35 @@ def _cue(seen: str) -> Category | None:
     return "constraint" if _CONSTRAINT.search(seen) else None
 
 
-def _topic_changed(seen: str, words: frozenset[str], about: frozenset[str], cue: Category | None) -> bool:
+def _topic_changed(seen: str, own: frozenset[str], shared: frozenset[str], cue: Category | None) -> bool:
     """A message with a topic of its own: it shares nothing with the exchange and does not point back at it."""
-    own = words - FORM_STEMS
     if _SWITCH.search(seen):
         return True
-    if not own or own & about or _points_back(seen):
+    if not own or shared or _ABOUT.search(_EMPTY_IT.sub(" ", seen)):
         return False
     starts_anew = _NEW_TASK.match(seen) is not None
-    if cue in {"correction", "complaint"}:
-        return starts_anew and len(own) >= 4 and not _CORRECTION.search(seen)
+    if len(own) < 3 and _points_back(seen):
+        return False
+    if cue == "correction":
+        return False
+    if cue == "complaint":
+        return starts_anew and len(own) >= 4
     if cue == "constraint":
         return starts_anew
     return starts_anew or len(own) >= 2
 
 
-def _without_cue(seen: str, words: frozenset[str], about: frozenset[str], *, thanked: bool) -> Category:
-    if thanked:
-        return "thanks"
-    own = words - FORM_STEMS
+def _without_cue(seen: str, words: frozenset[str], own: frozenset[str], about: frozenset[str]) -> Category:
+    if words and not own and not seen.endswith(("?", "？")):
+        return "constraint"  # nothing but the vocabulary of form
     if _points_back(seen) or (own and len(own & about) * 2 >= len(own)):
         return "question"
     return "unsure"
 
 
 def _points_back(seen: str) -> bool:
-    return _ABOUT.search(_EMPTY_IT.sub(" ", seen)) is not None
+    clean = _EMPTY_IT.sub(" ", seen)
+    return _ABOUT.search(clean) is not None or _ABOUT_WEAKLY.search(clean) is not None
 
 
 def _is_again(words: frozenset[str], request: str) -> bool:
@@ -119,19 +125,21 @@ def _after_thanks(seen: str) -> str | None:
     """What a message says beyond its thanks: "" when it only thanks, None when it does not thank."""
     if _NEGATION.search(seen) or _DOUBT.search(seen):
         return None
-    rest, hits = _THANKS.subn(" ", seen)
-    if not hits:
+    rest, thanks = _THANKS.subn(" ", seen)
+    rest, acknowledged = _ACK.subn(" ", rest)
+    if not thanks and not acknowledged:
         return None
     left = [word for word in _TOKENS.findall(rest) if word not in cues.FILLERS]
     if not left:
         return ""
-    return rest if _OPENS_WITH_THANKS.match(seen) else None
+    short = len(left) <= 3 and not seen.endswith(("?", "？"))
+    return rest if thanks and (short or _THANKS.match(seen)) else None
 
 
-def content_words(text: str) -> frozenset[str]:
+def content_words(text: str, without: frozenset[str] = cues.STOP) -> frozenset[str]:
     """Stems of the words that carry a topic; pairs of characters for Chinese."""
     lowered = text.lower()
-    words = {w[:6] for w in _WORDS.findall(lowered) if w not in cues.STOP and (len(w) > 2 or w.isdigit())}
+    words = {w[:6] for w in _WORDS.findall(lowered) if w not in without and len(w) > 2}
     for run in _HAN.findall(lowered):
         kept = [c for c in run if c not in cues.STOP_ZH]
         words.update(a + b for a, b in itertools.pairwise(kept))
@@ -162,24 +170,23 @@ def _by_language(table: cues.ByLanguage) -> re.Pattern[str]:
     return re.compile(_any_of(pattern for patterns in table.values() for pattern in patterns))
 
 
-_WORDS = re.compile(r"[^\W\d_\u4e00-\u9fff][\w'\u00c0-\u024f-]*|\d+")
+_WORDS = re.compile(r"[^\W\d_\u4e00-\u9fff][\w'\u00c0-\u024f-]*")
 _HAN = re.compile(r"[\u4e00-\u9fff]+")
 _TOKENS = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff][^\W_\u4e00-\u9fff']*(?:'[^\W_]+)?")
 _QUOTED = re.compile(
     r"\"[^\"]{1,200}\"|“[^”]{1,200}”|«[^»]{1,200}»|(?<!\w)'[^']{1,200}'(?!\w)|`[^`]{1,200}`|「[^」]{1,200}」"
 )
 _THANKS = _by_language(cues.THANKS)
-_OPENS_WITH_THANKS = re.compile(
-    r"\W*(?:(?:ok(?:ay)?|oh|wow|yes|yeah|ah)\W+)*(?:" + "|".join(p for t in cues.THANKS.values() for p in t) + ")"
-)
+_ACK = _by_language(cues.ACK)
 _CORRECTION = _by_language(cues.CORRECTION)
 _COMPLAINT = _by_language(cues.COMPLAINT)
 _CONSTRAINT = _by_language(cues.CONSTRAINT)
 _CONTINUE = re.compile("|".join(cues.CONTINUE))
 _ABOUT = re.compile(_any_of(cues.ABOUT))
+_ABOUT_WEAKLY = re.compile(_any_of(cues.ABOUT_WEAKLY))
 _EMPTY_IT = re.compile(_any_of(cues.EMPTY_IT))
 _NEW_TASK = re.compile("|".join(cues.NEW_TASK))
 _SWITCH = re.compile(_any_of(cues.SWITCH))
 _NEGATION = re.compile(r"\bnot\b|n't\b|\bno\b|\bnicht\b|\bpas\b|\bkein\w*|不(?!错)|没")
 _DOUBT = re.compile(r"(?<!\w)(?:but|however|except|although|though|pero|mais|aber|sauf|jedoch)(?!\w)|但|不过")
-FORM_STEMS = frozenset(word[:6] for word in cues.FORM)
+_FORM = cues.STOP | cues.FORM
