@@ -1,0 +1,296 @@
+"""The page of a candidate: verdict first, then what was measured, in pairs and with intervals, then the answers.
+
+Owns the order and the words of the page; the look is `html`'s, the numbers are the report's. Everything that came
+from a user or a model is escaped; `Section.html` is the caller's own HTML and is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from afterword.evaluate.html import Interval, curve, escape, intervals, page
+from afterword.records import Candidate, Json, Report, Verdict
+
+SHOWN = 4
+"""Answers that are shown open in each of the two lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Something more for the page, for example a heat map."""
+
+    title: str
+    html: str
+    """Trusted: made by the caller, who escapes what came from outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line of a suite: one figure, or one of each arm on the same scale."""
+
+    key: str
+    label: str
+    style: str = "number"
+    """"number", "share", "ratio" or "change" (signed, around 0)."""
+
+
+_ROWS: dict[str, tuple[_Row, ...]] = {
+    "holdout": (
+        _Row("gain", "Gain in hindsight score (nats a token)", "change"),
+        _Row("score", "Hindsight score (nats a token)"),
+        _Row("edit", "Distance to the user's final text", "share"),
+        _Row("edit_gain", "Nearer to the final text by", "change"),
+    ),
+    "collapse": (
+        _Row("empty", "Empty answers", "share"),
+        _Row("truncated", "Cut off at the limit", "share"),
+        _Row("repetitive", "Repetitive answers", "share"),
+        _Row("copies", "Copies of the question", "share"),
+        _Row("leaks", "Speak of a follow-up", "share"),
+        _Row("length_ratio", "Length, candidate to served", "ratio"),
+        _Row("distinct_ratio", "Variety of words, candidate to served", "ratio"),
+        _Row("similarity", "Likeness among its own answers", "share"),
+    ),
+    "forgetting": (
+        _Row("drift", "Drift from the base (nats a token)"),
+        _Row("drift_text", "… on plain text"),
+        _Row("drift_chat", "… on chats"),
+        _Row("loss_rise", "Loss rise against served", "percent"),
+        _Row("loss_rise_base", "Loss rise against the base", "percent"),
+    ),
+}
+_ABOUT = {
+    "holdout": "Both arms answer prompts that were never trained on. The frozen base model reads what the user wrote "
+    "next and scores how much better it makes each answer.",
+    "forgetting": "Log-probabilities on general texts and chats that have nothing to do with the feedback.",
+    "collapse": "Does it still give answers? Counted on the same held-out answers.",
+}
+
+
+def render_report(
+    candidate: Candidate,
+    report: Report,
+    verdict: Verdict,
+    *,
+    losses: Sequence[float] = (),
+    sections: Sequence[Section] = (),
+) -> str:
+    """One self-contained HTML page. `losses` is the training loss by step."""
+    body = [
+        _head(candidate, report, verdict),
+        _tiles(report),
+        _reasons(verdict),
+        *(f"<h2>{escape(section.title)}</h2>{section.html}" for section in sections),
+        *(_suite(name, figures) for name, figures in report.suites.items()),
+        _examples(report),
+        _training(candidate, losses),
+        _meta(candidate, report, verdict),
+    ]
+    return page(f"Candidate {candidate.id}", "\n".join(part for part in body if part))
+
+
+def _head(candidate: Candidate, report: Report, verdict: Verdict) -> str:
+    when = datetime.fromtimestamp(report.created_at, UTC).strftime("%d %B %Y, %H:%M UTC")
+    against = f"<code>{escape(report.against)}</code>" if report.against else "the base model"
+    failed = sum(_is_failure(reason) for reason in verdict.reasons)
+    title = "The gate says yes" if verdict.passed else "The gate says no"
+    if verdict.passed:
+        line = "Better on held-out interactions, and no worse beyond the stated margins anywhere else."
+    else:
+        line = f"{failed or 'Some'} of {len(verdict.reasons)} checks did not hold; what is served stays served."
+    if verdict.override:
+        line += f" Overridden by {escape(verdict.override.get('by'))}: {escape(verdict.override.get('why'))}."
+    return (
+        f"<p class=kicker>Afterword · {when}</p><header class='verdict {'yes' if verdict.passed else 'no'}'>"
+        f"<h1>{title}</h1><p>{line}</p><small>Candidate <code>{escape(candidate.id)}</code>, "
+        f"{len(candidate.interactions)} interactions, against {against}</small></header>"
+    )
+
+
+def _is_failure(reason: str) -> bool:
+    """The gate's wording of a bound that does not hold."""
+    return any(mark in reason for mark in ("NOT ok", "too few", "was not run", "failed and proves", "no usable figure"))
+
+
+def _tiles(report: Report) -> str:
+    holdout, forgetting = report.suites.get("holdout", {}), report.suites.get("forgetting", {})
+    tiles = [
+        _tile(figures[f"{name}_before"], figures[f"{name}_after"], name)
+        for figures in (holdout,) for name in _checks(figures)
+    ]  # fmt: skip
+    for figures, key, style, says in (
+        (holdout, "gain", "change", "gain in hindsight score, nats a token"),
+        (forgetting, "drift", "number", "drift from the base, nats a token"),
+        (forgetting, "loss_rise", "percent", "loss rise on general text"),
+    ):
+        if key in figures:
+            value, low, high = _interval(figures[key])
+            between = f"{_number(low, style)} to {_number(high, style)}"
+            tiles.append(f"<div class=tile><b>{_number(value, style)}</b><small>{says}<br>{between}</small></div>")
+    return f"<div class=tiles>{''.join(tiles)}</div>" if tiles else ""
+
+
+def _tile(before: Json, after: Json, name: str) -> str:
+    _, low, high = _interval(after)
+    shown = f"{_number(before['value'], 'share')} → {_number(after['value'], 'share')}"
+    between = f"after: {_number(low, 'share')} to {_number(high, 'share')}, n = {after['n']}"
+    return f"<div class=tile><b>{shown}</b><small>{escape(name)}, before and after<br>{between}</small></div>"
+
+
+def _reasons(verdict: Verdict) -> str:
+    items = "".join(
+        f"<li class='{'no' if _is_failure(reason) else 'yes'}'>{escape(reason)}</li>" for reason in verdict.reasons
+    )
+    return f"<h2>Why</h2><ul class=reasons>{items}</ul>"
+
+
+def _checks(figures: Json) -> list[str]:
+    """Names of the caller's programs: they have a figure before, after, and for the difference."""
+    names = [key.removesuffix("_before") for key in figures if key.endswith("_before")]
+    return [name for name in names if f"{name}_after" in figures]
+
+
+def _suite(name: str, figures: Json) -> str:
+    title = f"<h2>{escape(name.replace('-', ' ').capitalize())}</h2><p class=dim>{escape(_ABOUT.get(name, ''))}</p>"
+    if "error" in figures:
+        return f"{title}<p class=error>Failed: {escape(figures['error'])}</p>"
+    rows = list(_lines(name, figures))
+    key = "<p class='key dim'><span class=served>served</span><span class=candidate>candidate</span></p>"
+    return f"{title}{key}<div class=rows>{''.join(rows)}</div>{_wins(figures)}"
+
+
+def _lines(name: str, figures: Json) -> Iterator[str]:
+    for check in _checks(figures):
+        yield _pair(f"{check} (decided by a program)", figures[f"{check}_before"], figures[f"{check}_after"], "share")
+    known = _ROWS.get(name) or tuple(_Row(key, key.replace("_", " ")) for key in figures)
+    for row in known:
+        if f"{row.key}_served" in figures and f"{row.key}_candidate" in figures:
+            yield _pair(row.label, figures[f"{row.key}_served"], figures[f"{row.key}_candidate"], row.style)
+        elif f"{row.key}_served" in figures and row.key in figures:
+            yield _pair(row.label, figures[f"{row.key}_served"], figures[row.key], row.style)
+        elif row.key in figures:
+            yield _single(row.label, figures[row.key], row.style)
+
+
+def _pair(label: str, served: Json, candidate: Json, style: str) -> str:
+    rows = (("served", _interval(served)), ("candidate", _interval(candidate)))
+    low, high = (0.0, 1.0) if style == "share" else _range([interval for _, interval in rows])
+    picture = intervals(rows, low, high, 0.0 if low < 0 < high else None, f"{label}: served and candidate")
+    numbers = "".join(f"<span class={kind}>{_with_interval(interval, style)}</span>" for kind, interval in rows)
+    return f"<div class=name>{escape(label)}</div><div>{picture}</div><div class=num>{numbers}</div>"
+
+
+def _single(label: str, figure: Json, style: str) -> str:
+    interval = _interval(figure)
+    zero = 1.0 if style == "ratio" else 0.0
+    low, high = _range([interval, (zero, zero, zero)])
+    picture = intervals((("candidate", interval),), low, high, zero, label)
+    text = _with_interval(interval, style)
+    return f"<div class=name>{escape(label)}</div><div>{picture}</div><div class=num><span>{text}</span></div>"
+
+
+def _range(found: Sequence[Interval]) -> tuple[float, float]:
+    """A scale that holds all finite ends, with a little air."""
+    ends = [end for interval in found for end in interval if math.isfinite(end)] or [0.0, 1.0]
+    air = 0.06 * (max(ends) - min(ends)) or 0.5
+    return min(ends) - air, max(ends) + air
+
+
+def _interval(figure: Any) -> Interval:
+    """(value, low, high); an end that is not known (null in JSON) is infinite."""
+    value, low, high = (figure.get(key) for key in ("value", "low", "high"))
+    return (
+        math.nan if value is None else float(value),
+        -math.inf if low is None else float(low),
+        math.inf if high is None else float(high),
+    )
+
+
+def _with_interval(interval: Interval, style: str) -> str:
+    value, low, high = interval
+    if low == value == high:
+        return _number(value, style)
+    return f"{_number(value, style)} <small>[{_number(low, style)}, {_number(high, style)}]</small>"
+
+
+def _number(value: float, style: str) -> str:
+    if not math.isfinite(value):
+        return "unknown"
+    if style == "share":
+        return f"{100 * value:.0f} %"
+    if style == "percent":
+        return f"{100 * value:+.1f} %".replace("-", "−")
+    return (f"{value:+.3f}" if style == "change" else f"{value:.3f}").replace("-", "−")
+
+
+def _wins(figures: Json) -> str:
+    if "wins" not in figures or "losses" not in figures:
+        return ""
+    wins, losses = int(figures["wins"]["value"]), int(figures["losses"]["value"])
+    p = figures["sign_p"]["value"]
+    return (
+        f"<p class=dim>Better on {wins}, worse on {losses} of {figures['wins']['n']} (exact sign test p = {p:.2g}).</p>"
+    )
+
+
+def _examples(report: Report) -> str:
+    if not report.examples:
+        return ""
+    changed = [(e.get("score_candidate", 0.0) - e.get("score_served", 0.0), e) for e in report.examples]
+    changed.sort(key=lambda pair: -pair[0])
+    better = [e for gain, e in changed if gain > 0 and e["before"] != e["after"]]
+    worse = [e for gain, e in reversed(changed) if gain < 0 and e["before"] != e["after"]]
+    same = len(changed) - len(better) - len(worse)
+    parts = ["<h2>Answers side by side</h2>"]
+    for title, found in (("Changed for the better", better), ("Changed for the worse", worse)):
+        parts.append(f"<h3>{title}: {len(found)}</h3>")
+        parts += [_example(example) for example in found[:SHOWN]]
+        if found[SHOWN:]:
+            rest = "".join(_example(example) for example in found[SHOWN:])
+            parts.append(f"<details><summary>{len(found) - SHOWN} more</summary>{rest}</details>")
+    return "".join(parts) + (f"<p class=dim>{same} did not change or were not scored.</p>" if same else "")
+
+
+def _example(example: Json) -> str:
+    follow_up = (
+        f"<p class=dim>The user wrote next: <q>{escape(example['follow_up'])}</q></p>" if example["follow_up"] else ""
+    )
+    sides = "".join(
+        f"<div class={side}><small>{title}{_score(example, arm)}</small>"
+        f"<p class=text>{escape(example[side]) or '<i>(empty)</i>'}</p></div>"
+        for side, title, arm in (("before", "Served", "served"), ("after", "Candidate", "candidate"))
+    )
+    return f"<div class=example><div class=ask>{escape(example['prompt'])}</div>{follow_up}<div class=sides>{sides}</div></div>"
+
+
+def _score(example: Json, arm: str) -> str:
+    """The scores of one arm: the hindsight's, and whatever else a suite noted for it."""
+    noted = {k.removesuffix(f"_{arm}"): v for k, v in example.items() if k.endswith(f"_{arm}") and v is not None}
+    return "".join(f" · {escape(name)} {_number(float(value), 'number')}" for name, value in noted.items())
+
+
+def _training(candidate: Candidate, losses: Sequence[float]) -> str:
+    if not losses:
+        return ""
+    return f"<h2>Training</h2><p class=dim>Loss at each step.</p>{curve(losses, 'steps')}"
+
+
+def _meta(candidate: Candidate, report: Report, verdict: Verdict) -> str:
+    rows = {
+        "candidate": candidate.id,
+        "adapter": candidate.path,
+        "content": report.about.get("adapter_hash"),
+        "base": candidate.base,
+        "parent": candidate.parent or "none",
+        "recipe": candidate.recipe.get("name"),
+        "report": report.id,
+        "verdict": verdict.id,
+        "sampling": report.about.get("sampling"),
+        "seconds": report.about.get("seconds"),
+    }
+    cells = "".join(f"<tr><td>{k}</td><td><code>{escape(v)}</code></td></tr>" for k, v in rows.items() if v is not None)
+    return f"<h2>Provenance</h2><table class=meta>{cells}</table>"
