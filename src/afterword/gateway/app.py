@@ -1,0 +1,62 @@
+"""The composition of one gateway application: its parts are made when it starts and closed when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from aiohttp import web
+
+from afterword.gateway.boundary import boundary, guard
+from afterword.gateway.capture import Capture
+from afterword.gateway.keys import KeyRing
+from afterword.gateway.link import Links
+from afterword.gateway.metrics import Metrics
+from afterword.gateway.routes import ROUTES
+from afterword.gateway.settings import GatewaySettings
+from afterword.gateway.state import GATEWAY, Gateway
+from afterword.gateway.watcher import Adapters
+from afterword.sampling import Timeouts, Upstream
+from afterword.store import Store
+
+
+def make_app(settings: GatewaySettings, store: Store) -> web.Application:
+    """The application. The caller owns `store` and closes it after the application has stopped."""
+    app = web.Application(middlewares=[boundary], client_max_size=settings.max_body)
+    app.cleanup_ctx.append(_parts(settings, store))
+    for route in ROUTES:
+        path = route.path.replace("{id}", "{id:.+}")  # model ids may contain slashes
+        app.router.add_route(route.method, path, guard(route.handler, route.scope))
+    return app
+
+
+def _parts(settings: GatewaySettings, store: Store) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        metrics = Metrics()
+        links = Links(store)
+        upstream = Upstream(
+            settings.upstream,
+            settings.upstream_key,
+            Timeouts(connect=settings.connect_timeout, silence=settings.upstream_timeout),
+        )
+        gateway = app[GATEWAY] = Gateway(
+            settings=settings,
+            store=store,
+            upstream=upstream,
+            metrics=metrics,
+            keys=KeyRing(settings.dir),
+            links=links,
+            capture=Capture(store, links, metrics, settings.capture_wait_ms, settings.max_pending),
+            adapters=Adapters(settings, store, upstream, metrics),
+        )
+        await gateway.adapters.tick()
+        follower = asyncio.create_task(gateway.adapters.follow())
+        yield
+        follower.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await follower
+        await gateway.capture.flush(settings.stop_patience)
+        await upstream.close()
+
+    return run

@@ -1,0 +1,97 @@
+"""The outermost boundary of a request: its id, its key, and every error in the one JSON shape.
+
+Owns the status and headers of errors; never anything of an answer that went well.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import orjson
+from aiohttp import web
+
+from afterword.errors import AfterwordError, error_body, error_response
+from afterword.gateway.keys import KeyMissing
+from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID
+from afterword.records import Json, new_id
+from afterword.sampling import UpstreamRejected
+
+log = logging.getLogger("afterword.gateway")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PASSED_ON = (400, 404, 409, 413, 422, 429)
+"""Statuses of the upstream that are about the request and reach the client as they are."""
+
+
+def json_response(body: Json, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """A JSON answer."""
+    return web.Response(body=orjson.dumps(body), status=status, headers=headers, content_type="application/json")
+
+
+def guard(handler: Handler, scope: str | None) -> Handler:
+    """`handler` behind the check of the request's API key for `scope`; None needs no key."""
+
+    async def checked(request: web.Request) -> web.StreamResponse:
+        if scope is not None:
+            request[KEY] = request.app[GATEWAY].keys.check(request.headers.get("Authorization"), scope)
+        return await handler(request)
+
+    return checked
+
+
+@web.middleware
+async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request its id and turn what was raised into an error answer."""
+    given = request.headers.get("x-request-id")
+    request[REQUEST_ID] = given if given and len(given) <= 200 else new_id("req")
+    try:
+        response = await handler(request)
+    except AfterwordError as error:
+        response = error_answer(error)
+    except web.HTTPException as error:
+        response = _http_error(request, error)
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("request %s failed", request[REQUEST_ID])
+        message = f"internal error; look for {request[REQUEST_ID]} in the server's log."
+        response = json_response(error_body(message, kind="server_error"), 500)
+    if not response.prepared:
+        response.headers["x-request-id"] = request[REQUEST_ID]
+    return response
+
+
+def error_answer(error: AfterwordError) -> web.Response:
+    """The HTTP answer of one of our errors."""
+    status, body = error_response(error)
+    headers: dict[str, str] = {}
+    if isinstance(error, UpstreamRejected) and error.answered in PASSED_ON:
+        status = error.answered
+        body = error_body(
+            str(error.error.get("message")),
+            kind=str(error.error.get("type") or "invalid_request_error"),
+            param=error.error.get("param"),
+            code=error.error.get("code"),
+        )
+        if error.retry_after is not None:
+            headers["Retry-After"] = error.retry_after
+    if isinstance(error, KeyMissing):
+        headers["WWW-Authenticate"] = "Bearer"
+    return json_response(body, status, headers)
+
+
+def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
+    headers: dict[str, str] = {}
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        limit = request.app[GATEWAY].settings.max_body
+        message = f"the body is larger than the {limit} bytes that are taken; send less."
+    elif isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.method} is not possible on {request.path}; use {allowed}."
+        headers["Allow"] = allowed
+    elif isinstance(error, web.HTTPNotFound):
+        message = f"there is nothing at {request.path}; GET /openapi.json lists what there is."
+    else:
+        message = error.text or error.reason
+    kind = "not_found_error" if error.status == 404 else "invalid_request_error"
+    return json_response(error_body(message, kind=kind), error.status, headers)

@@ -1,0 +1,134 @@
+"""Turns and feedback on their way to disk: bounded, counted, and never in the way of an answer.
+
+Owns the wait of the last chunk for its commit and the counting of what came late or was lost. A store that fails is
+shown in /health and /metrics; it never breaks an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from afterword.errors import AfterwordError, StoreError
+from afterword.gateway.link import Links
+from afterword.gateway.metrics import Metrics
+from afterword.records import Feedback, Record, Turn
+from afterword.store import Outcome, Store
+
+
+class Capture:
+    """The way of one gateway's records into its store."""
+
+    def __init__(self, store: Store, links: Links, metrics: Metrics, wait_ms: float, max_pending: int) -> None:
+        self._store = store
+        self._links = links
+        self._metrics = metrics
+        self._wait = wait_ms / 1000
+        self._max_pending = max_pending
+        self._loop = asyncio.get_running_loop()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.pending = 0
+        self.late = 0
+        self.dropped = 0
+        self.problem: str | None = None
+        """Why the last write failed; None after one that did not."""
+
+    def keep(self, turn: Turn, asked: str, feedback: Sequence[Feedback]) -> asyncio.Future[None] | None:
+        """Queue a turn with the feedback that its request gave on earlier turns.
+
+        The future is done when they are on disk, or lost; None when they were not taken.
+        """
+        if self.pending >= self._max_pending:
+            self._drop(f"{self.pending} turns wait for the disk already", "full")
+            return None
+        done = self._submit((turn, *feedback), turn)
+        if done is not None:
+            self._links.remember(turn, asked)
+        return done
+
+    def note(self, feedback: Sequence[Feedback]) -> None:
+        """Queue feedback that a request gave which never got an answer."""
+        if feedback:
+            self._submit(feedback, None)
+
+    def _submit(self, records: Sequence[Record], turn: Turn | None) -> asyncio.Future[None] | None:
+        try:
+            future = self._store.submit(records)
+        except AfterwordError as error:
+            self._drop(error.message, "store")
+            return None
+        self.pending += 1
+        self._empty.clear()
+        done: asyncio.Future[None] = self._loop.create_future()
+        ready = functools.partial(self._committed, records, turn, done)
+        future.add_done_callback(lambda f: self._loop.call_soon_threadsafe(ready, f))
+        return done
+
+    def _committed(
+        self,
+        records: Sequence[Record],
+        turn: Turn | None,
+        done: asyncio.Future[None],
+        future: Future[list[Outcome]],
+    ) -> None:
+        self.pending -= 1
+        if not self.pending:
+            self._empty.set()
+        error = future.exception()
+        if error is not None:
+            if turn is not None:
+                self._links.forget(turn.id)
+            self._drop(str(error), "store")
+        else:
+            self.problem = None
+            for record, outcome in zip(records, future.result(), strict=True):
+                if isinstance(record, Feedback):
+                    # The same words after the same turn again are no news, also when another turn answered them.
+                    status = "stored" if outcome == "stored" else "duplicate"
+                    self._metrics.feedback.labels(record.kind, status).inc()
+                else:
+                    self._metrics.stored.inc()
+        if not done.done():
+            done.set_result(None)
+
+    def _drop(self, why: str, reason: str) -> None:
+        self.dropped += 1
+        self.problem = why
+        self._metrics.dropped.labels(reason).inc()
+
+    async def settle(self, done: asyncio.Future[None] | None) -> None:
+        """Wait until a turn is on disk, but no longer than the bound; then it is counted as late."""
+        if done is None or done.done():
+            return
+        alarm = self._loop.call_later(self._wait, self._too_late, done)
+        try:
+            await done
+        finally:
+            alarm.cancel()
+
+    def _too_late(self, done: asyncio.Future[None]) -> None:
+        if not done.done():
+            self.late += 1
+            self._metrics.late.inc()
+            done.set_result(None)
+
+    async def write(self, records: Sequence[Record]) -> list[Outcome]:
+        """Append records and wait until they are on disk. StoreError when they are not."""
+        try:
+            outcomes = await asyncio.wrap_future(self._store.submit(records))
+        except StoreError as error:
+            self.problem = error.message
+            raise
+        self.problem = None
+        return outcomes
+
+    async def flush(self, patience: float) -> bool:
+        """Wait until nothing is pending; False when that takes longer than `patience` seconds."""
+        try:
+            await asyncio.wait_for(self._empty.wait(), patience)
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,212 @@
+"""POST /v1/chat/completions: one answer from the upstream to the client, and its turn to the store.
+
+Owns the order of things: link, ask, forward as it arrives, keep, let the last bytes go. Never trains, never waits for
+the store before the last chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+
+import orjson
+from aiohttp import web
+
+from afterword.chat.canonical import thread_hashes
+from afterword.errors import AfterwordError, UpstreamError, error_response
+from afterword.gateway.link import Link
+from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
+from afterword.gateway.watcher import Route
+from afterword.gateway.wire.openai import ChatRequest, Served, parse_chat
+from afterword.records import Turn, new_id
+from afterword.sampling import ChatStream, UpstreamRejected
+
+_UNLINKED = Link()
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """The handler."""
+    start = perf_counter()
+    gateway = request.app[GATEWAY]
+    chat = parse_chat(await request.read(), request.headers, request.get(KEY))
+    route = await gateway.adapters.resolve(chat.model)
+    exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start)
+    with gateway.adapters.using(route):
+        try:
+            return await (exchange.streamed(request) if chat.stream else exchange.whole())
+        except UpstreamError as error:
+            exchange.failed(error)
+            raise
+        except (asyncio.CancelledError, ConnectionError):
+            exchange.keep("aborted")
+            exchange.count(499)
+            raise
+
+
+class Exchange:
+    """One request on its way."""
+
+    def __init__(self, gateway: Gateway, chat: ChatRequest, route: Route, request_id: str, start: float) -> None:
+        self.gateway = gateway
+        self.chat = chat
+        self.route = route
+        self.request_id = request_id
+        self.turn_id = new_id("chatcmpl")
+        self.served = Served(self.turn_id, chat)
+        self.link = gateway.links.find(chat) if chat.keep else _UNLINKED
+        if chat.keep:
+            gateway.metrics.links.labels(self.link.outcome).inc()
+        self._start = start
+        self._own = 0.0
+        """Seconds spent here so far, not upstream."""
+        self._kept = False
+
+    # ---- asking
+
+    async def _ask(self) -> ChatStream:
+        """The upstream's answer; an adapter that it does not know (any more) is loaded and asked for once again."""
+        body = self.chat.for_upstream(self.route.model)
+        self._own = perf_counter() - self._start
+        upstream = self.gateway.upstream
+        try:
+            return await upstream.open_chat(body)
+        except UpstreamRejected as error:
+            if error.answered != 404:
+                raise
+            await self.gateway.adapters.lost(self.route)
+            return await upstream.open_chat(body)
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            "x-request-id": self.request_id,
+            "x-afterword-turn": self.turn_id,
+            "x-afterword-adapter": self.adapter or "base",
+            "x-afterword-overhead-ms": f"{1000 * self._own:.2f}",
+        }
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter that answered, as the upstream reports it."""
+        return self.route.adapter if self.route.adapter == self.served.model else None
+
+    # ---- answering
+
+    async def whole(self) -> web.Response:
+        """Not streamed: the body leaves when its turn is on disk."""
+        stream = await self._ask()
+        try:
+            parts = []
+            while data := await stream.read():
+                parts.append(data)
+        finally:
+            stream.close()
+        arrived = perf_counter()
+        body = self.served.whole(b"".join(parts))
+        await self.gateway.capture.settle(self.keep())
+        self._own += perf_counter() - arrived
+        self.count(200)
+        return web.Response(body=body, headers=self._headers(), content_type="application/json")
+
+    async def streamed(self, request: web.Request) -> web.StreamResponse:
+        """Streamed: bytes leave as they come; those from the answer's end on when its turn is on disk."""
+        response: web.StreamResponse | None = None
+        served = self.served
+        stream = await self._ask()
+        try:
+            while not served.done and (data := await stream.read()):
+                arrived = perf_counter()
+                out = served.feed(data)
+                if response is None:
+                    self._own += perf_counter() - arrived
+                    response = self._open(request)
+                    await response.prepare(request)
+                if out:
+                    await response.write(out)
+            arrived = perf_counter()
+            if response is None or not (served.done or served.finish_reason or served.error):
+                raise UpstreamError(
+                    f"the model server {self.gateway.upstream.url} ended the stream before the answer was complete.",
+                    code="cut",
+                )
+        except UpstreamError as error:
+            if response is None:
+                raise
+            self.failed(error)
+            await response.write_eof(b"data: " + orjson.dumps(error_response(error)[1]) + b"\n\n" + served.finish())
+            return response
+        finally:
+            stream.close()
+        await self.gateway.capture.settle(self.keep("error" if served.error else None))
+        self._own += perf_counter() - arrived
+        await response.write_eof(served.finish())
+        self.count(200)
+        return response
+
+    def _open(self, request: web.Request) -> web.StreamResponse:
+        headers = {**self._headers(), "Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        return web.StreamResponse(headers=headers)
+
+    # ---- afterwards
+
+    def failed(self, error: AfterwordError) -> None:
+        """The upstream broke off or never answered: keep what there is of the answer, count what went wrong."""
+        self.keep("error")
+        status = error.answered if isinstance(error, UpstreamRejected) else error_response(error)[0]
+        self.gateway.metrics.upstream_errors.labels(error.code or str(status)).inc()
+        self.count(status)
+
+    def count(self, status: int) -> None:
+        """Count the request."""
+        metrics = self.gateway.metrics
+        metrics.requests.labels(self.route.model, self.adapter or "base", str(status)).inc()
+        if status == 200:
+            metrics.overhead.observe(self._own)
+
+    def keep(self, finish_reason: str | None = None) -> asyncio.Future[None] | None:
+        """Queue the turn, once. Without any answer there is no turn, but what the user said is still kept."""
+        if self._kept or not self.chat.keep:
+            return None
+        self._kept = True
+        chat, link = self.chat, self.link
+        if not (self.served.started or self.served.done):
+            self.gateway.capture.note(link.feedback(chat.user, None))
+            return None
+        turn = self._turn(finish_reason or self.served.finish_reason)
+        return self.gateway.capture.keep(turn, link.asked, link.feedback(chat.user, turn.id))
+
+    def _turn(self, finish_reason: str | None) -> Turn:
+        chat, served = self.chat, self.served
+        answer = served.answer()
+        self.gateway.upstream.saw_ids({"prompt_token_ids": served.prompt_ids})
+        return Turn(
+            id=self.turn_id,
+            messages=tuple(chat.messages),
+            answer=answer,
+            prompt_ids=tuple(served.prompt_ids) if served.prompt_ids else None,
+            completion_ids=tuple(served.ids) if served.ids else None,
+            logprobs=served.aligned_logprobs(),
+            sampling=chat.sampling(),
+            model=self.gateway.adapters.base if self.route.adapter else self.route.model,
+            adapter=self.adapter,
+            finish_reason=finish_reason,
+            user=chat.user,
+            key=chat.key,
+            conversation=self.link.conversation,
+            previous=self.link.previous,
+            task=chat.task,
+            team=chat.team,
+            thread=thread_hashes(chat.scope, [*chat.messages, answer])[-1],
+            tools=tuple(chat.body["tools"]) if chat.body.get("tools") else None,
+            usage=served.usage,
+            missing_ids=self._missing(),
+        )
+
+    def _missing(self) -> str | None:
+        served = self.served
+        if served.prompt_ids and served.ids:
+            return None
+        if self.gateway.upstream.gives_ids is False:
+            return "the upstream refuses return_token_ids"
+        if served.prompt_ids and not served.ids:
+            return "the answer has no token ids"
+        return "the upstream gives no token ids"

@@ -1,0 +1,168 @@
+"""API keys: a public id and a secret of which only the hash is kept, in DIR/keys.json.
+
+Owns that file and the check of a request's key. A key reads `sk-aw-PUBLIC-SECRET`; it is shown once, when made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from afterword.errors import AfterwordError, ConfigError, NotFoundError, UsageError
+
+SCOPES = ("infer", "feedback", "review", "admin")
+_PREFIX = "sk-aw-"
+
+
+class KeyMissing(AfterwordError):
+    """No key, or none that is known and valid."""
+
+    status = 401
+    kind = "authentication_error"
+
+
+class KeyRefused(AfterwordError):
+    """A valid key without the scope."""
+
+    status = 403
+    kind = "permission_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key without its secret."""
+
+    id: str
+    """Public part; turns carry it."""
+    hash: str
+    """SHA-256 of the whole key, hex."""
+    scopes: tuple[str, ...]
+    """What it may do: infer, feedback, review, admin (admin may everything)."""
+    note: str = ""
+    """What it is for."""
+    created_at: float = 0.0
+    """Unix seconds."""
+    expires_at: float | None = None
+    """Unix seconds; None never."""
+
+
+def key_file(directory: Path) -> Path:
+    """Where the keys of a data directory are."""
+    return directory / "keys.json"
+
+
+def list_keys(directory: Path) -> list[Key]:
+    """All keys, oldest first; [] without a file. ConfigError when the file is damaged."""
+    path = key_file(directory)
+    try:
+        rows = orjson.loads(path.read_bytes())
+        return [Key(**{**row, "scopes": tuple(row["scopes"])}) for row in rows]
+    except FileNotFoundError:
+        return []
+    except (orjson.JSONDecodeError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path} is damaged: {error}. Restore it, or delete it and make new keys.") from error
+
+
+def create_key(
+    directory: Path, scopes: Sequence[str] = ("infer", "feedback"), note: str = "", days: float | None = None
+) -> tuple[str, Key]:
+    """Make a key that is valid for `days` (None: for ever): its text, which is never shown again, and its row."""
+    unknown = [scope for scope in scopes if scope not in SCOPES]
+    if unknown or not scopes:
+        raise UsageError(
+            f"unknown scopes {unknown} of {list(scopes)}; choose from {', '.join(SCOPES)}.", param="scopes"
+        )
+    public = secrets.token_hex(4)
+    text = f"{_PREFIX}{public}-{secrets.token_urlsafe(24)}"
+    now = time.time()
+    key = Key(public, _hash(text), tuple(scopes), note, now, None if days is None else now + days * 86400)
+    _write(directory, [*list_keys(directory), key])
+    return text, key
+
+
+def revoke_key(directory: Path, public: str) -> Key:
+    """Delete a key by its public id; running gateways notice. NotFoundError when there is none."""
+    keys = list_keys(directory)
+    for key in keys:
+        if key.id == public:
+            _write(directory, [k for k in keys if k.id != public])
+            return key
+    raise NotFoundError(f"no key {public!r} in {key_file(directory)}. List them with `afterword keys list`.")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _write(directory: Path, keys: Sequence[Key]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = key_file(directory)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(orjson.dumps([dataclasses.asdict(key) for key in keys], option=orjson.OPT_INDENT_2))
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+class KeyRing:
+    """The keys that a running gateway knows; follows changes of the file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._stamp: tuple[int, int] | None = None
+        self._next_look = 0.0
+        self._keys: dict[str, Key] = {}
+        self._look()
+
+    def _look(self) -> None:
+        """Read the file again if it changed; asked at most twice a second."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + 0.5
+        try:
+            found = key_file(self._directory).stat()
+            stamp = (found.st_mtime_ns, found.st_ino)
+        except FileNotFoundError:
+            stamp = None
+        if stamp != self._stamp:
+            self._keys = {key.id: key for key in list_keys(self._directory)}
+            self._stamp = stamp
+
+    def __len__(self) -> int:
+        self._look()
+        return len(self._keys)
+
+    def check(self, authorization: str | None, scope: str) -> str | None:
+        """Public id of the key that was sent; None when no key exists at all (an open server on loopback).
+
+        Raises KeyMissing (401), KeyRefused (403).
+        """
+        self._look()
+        if not self._keys and self._stamp is None:
+            return None
+        text = (authorization or "").removeprefix("Bearer ").strip()
+        key = self._keys.get(text.removeprefix(_PREFIX).partition("-")[0])
+        if key is None or not hmac.compare_digest(key.hash, _hash(text)):
+            what = "this API key is not known" if text else "an API key is needed"
+            raise KeyMissing(
+                f"{what}: send `Authorization: Bearer sk-aw-...`; make one with `afterword keys create`.",
+                code="invalid_api_key",
+            )
+        if key.expires_at is not None and key.expires_at < time.time():
+            raise KeyMissing(f"the API key {key.id} has expired; make a new one.", code="expired_api_key")
+        if scope not in key.scopes and "admin" not in key.scopes:
+            raise KeyRefused(
+                f"the API key {key.id} has the scopes {', '.join(key.scopes)}; this needs `{scope}`.", code="scope"
+            )
+        return key.id

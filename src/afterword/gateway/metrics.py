@@ -1,0 +1,44 @@
+"""Prometheus metrics of one gateway, each named once. Owns counting only; never decides anything."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_OVERHEAD = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1.0)
+_SWAP = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 120.0)
+
+
+class Metrics:
+    """One registry per gateway, so that two in one process do not mix."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.overhead = Histogram(
+            "afterword_overhead_seconds", "Time added to an answer by the gateway", registry=registry, buckets=_OVERHEAD
+        )
+        self.requests = Counter(
+            "afterword_requests_total", "Chat requests", ("model", "adapter", "status"), registry=registry
+        )
+        self.stored = Counter("afterword_turns_stored_total", "Turns on disk", registry=registry)
+        self.late = Counter(
+            "afterword_turns_late_total", "Turns whose answer left before they were on disk", registry=registry
+        )
+        self.dropped = Counter(
+            "afterword_turns_dropped_total", "Turns that could not be stored", ("reason",), registry=registry
+        )
+        self.pending = Gauge("afterword_turns_pending", "Turns that wait for a commit", registry=registry)
+        self.feedback = Counter("afterword_feedback_total", "Feedback events", ("kind", "status"), registry=registry)
+        self.links = Counter("afterword_links_total", "How requests were linked", ("outcome",), registry=registry)
+        self.adapter = Gauge(
+            "afterword_active_adapter_info", "The adapter that NAME serves", ("adapter",), registry=registry
+        )
+        self.swaps = Histogram(
+            "afterword_swap_seconds", "From the release row to the moved alias", registry=registry, buckets=_SWAP
+        )
+        self.upstream_errors = Counter(
+            "afterword_upstream_errors_total", "What went wrong upstream", ("reason",), registry=registry
+        )
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)

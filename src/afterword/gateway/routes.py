@@ -1,0 +1,193 @@
+"""The one table of routes: the application is built from it, and so is /openapi.json, which is therefore true.
+
+Owns paths, methods, scopes and their description. Never handles a request but for the description itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+import afterword
+from afterword.gateway import info
+from afterword.gateway.boundary import Handler, json_response
+from afterword.gateway.chat import chat_completions
+from afterword.gateway.feedback_api import delete_feedback, post_feedback
+from afterword.records import FEEDBACK_KINDS, SOURCES, Json
+
+_STRING: Json = {"type": "string"}
+_FREE: Json = {"type": "object", "additionalProperties": True}
+_KINDS = [kind for kind in FEEDBACK_KINDS if kind != "retraction"]
+
+SCHEMAS: Json = {
+    "Error": {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": _STRING,
+                    "type": _STRING,
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "integer", "null"]},
+                },
+            }
+        },
+    },
+    "Chat": {
+        "type": "object",
+        "description": "OpenAI's chat completion request; further fields pass through to the model server.",
+        "required": ["model", "messages"],
+        "additionalProperties": True,
+        "properties": {
+            "model": _STRING,
+            "messages": {"type": "array", "minItems": 1, "items": _FREE},
+            "stream": {"type": "boolean"},
+            "store": {"type": "boolean", "description": "false: answer, but keep nothing"},
+            "user": _STRING,
+            "metadata": {
+                "type": "object",
+                "additionalProperties": True,
+                "properties": {"conversation": _STRING, "task": _STRING, "team": _STRING},
+            },
+        },
+    },
+    "Event": {
+        "type": "object",
+        "description": "Also accepted: TensorZero feedback, Langfuse scores, the `events` record.",
+        "required": ["turn", "kind"],
+        "additionalProperties": True,
+        "properties": {
+            "id": _STRING,
+            "turn": _STRING,
+            "kind": {"enum": _KINDS},
+            "text": _STRING,
+            "final_text": _STRING,
+            "value": {"type": "number"},
+            "exit_code": {"type": "integer"},
+            "output": _STRING,
+            "user": _STRING,
+            "occurred_at": {"type": ["number", "string"]},
+            "source": {"enum": list(SOURCES)},
+            "metadata": _FREE,
+        },
+    },
+    "Events": {
+        "type": "object",
+        "required": ["events"],
+        "properties": {"events": {"type": "array", "minItems": 1, "maxItems": 1000, "items": _FREE}},
+    },
+    "Results": {
+        "type": "object",
+        "required": ["results"],
+        "properties": {
+            "results": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["id", "status"],
+                    "properties": {
+                        "id": {"type": ["string", "null"]},
+                        "turn": _STRING,
+                        "status": {"enum": ["stored", "duplicate", "held", "rejected"]},
+                        "why": _STRING,
+                    },
+                },
+            }
+        },
+    },
+}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row of the table."""
+
+    method: str
+    path: str
+    handler: Handler
+    scope: str | None
+    """Scope that the API key needs; None: no key."""
+    summary: str
+    body: Json | None = None
+    """JSON schema of the request."""
+    answers: dict[int, tuple[str, Json | None]] = field(default_factory=dict)
+    """Status -> content type and schema of an answer that is no error."""
+    errors: tuple[int, ...] = ()
+
+
+async def openapi(request: web.Request) -> web.Response:
+    """This description."""
+    return json_response(description())
+
+
+_JSON: dict[int, tuple[str, Json | None]] = {200: ("application/json", _FREE)}
+_INFER = (401, 403, 502, 504)
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "POST", "/v1/chat/completions", chat_completions, "infer",
+        "One answer, streamed or not. Its id is the turn id.",
+        _ref("Chat"), _JSON, (400, 401, 403, 404, 413, 422, 429, 502, 504),
+    ),
+    Route("GET", "/v1/models", info.list_models, "infer", "Base models, versions and aliases.", None, _JSON, _INFER),
+    Route("GET", "/v1/models/{id}", info.get_model, "infer", "One model.", None, _JSON, (404, *_INFER)),
+    Route(
+        "POST", "/v1/feedback", post_feedback, "feedback",
+        "What happened after an answer: one event or up to 1,000. On disk before it is answered.",
+        {"oneOf": [_ref("Event"), _ref("Events"), _FREE]}, {202: ("application/json", _ref("Results"))},
+        (400, 401, 403, 409, 413, 422, 500),
+    ),
+    Route(
+        "DELETE", "/v1/feedback/{id}", delete_feedback, "feedback", "Take an event back, by a new row.",
+        None, _JSON, (401, 403, 404, 422, 500),
+    ),
+    Route("GET", "/health", info.health, None, "Each dependency.", None, {**_JSON, 503: _JSON[200]}),
+    Route("GET", "/health/live", info.live, None, "The process answers.", None, _JSON),
+    Route("GET", "/health/ready", info.ready, None, "The model server is known.", None, {**_JSON, 503: _JSON[200]}),
+    Route("GET", "/metrics", info.metrics, None, "Prometheus metrics.", None, {200: ("text/plain", None)}),
+    Route("GET", "/openapi.json", openapi, None, "This description.", None, _JSON),
+    Route("GET", "/", info.welcome, None, "A few words for a person.", None, {200: ("text/plain", None)}),
+)  # fmt: skip
+
+
+def description() -> Json:
+    """The OpenAPI 3.1 document of the table."""
+    paths: dict[str, Json] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Afterword", "version": afterword.__version__, "license": {"name": "Apache-2.0"}},
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "needed once keys exist"}},
+        },
+    }
+
+
+def _operation(route: Route) -> Json:
+    responses: Json = {}
+    for status, (content_type, schema) in route.answers.items():
+        content: Json = {content_type: {"schema": schema} if schema else {}}
+        if route.handler is chat_completions:
+            content["text/event-stream"] = {}
+        responses[str(status)] = {"description": "OK" if status < 300 else "not ready", "content": content}
+    for status in route.errors:
+        responses[str(status)] = {"description": "error", "content": {"application/json": {"schema": _ref("Error")}}}
+    found: Json = {"summary": route.summary, "responses": responses}
+    if route.body is not None:
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": route.body}}}
+    if route.scope is not None:
+        found["security"] = [{"key": []}]
+    if "{id}" in route.path:
+        found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": _STRING}]
+    return found

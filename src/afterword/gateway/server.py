@@ -1,0 +1,155 @@
+"""Run the gateway: the socket, the event loop, the signals.
+
+Owns how the process starts and stops. A stop lets answers in flight finish and writes everything that waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import ipaddress
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from aiohttp import web
+
+from afterword.errors import ConfigError
+from afterword.gateway.app import make_app
+from afterword.gateway.keys import KeyRing, key_file
+from afterword.gateway.settings import GatewaySettings
+from afterword.store import Store
+
+if sys.platform == "win32":
+    _new_loop = asyncio.new_event_loop
+else:
+    import uvloop
+
+    _new_loop = uvloop.new_event_loop
+
+OnReady = Callable[[str], object]
+
+
+def run_gateway(
+    settings: GatewaySettings, on_ready: OnReady | None = None, stop: threading.Event | None = None
+) -> None:
+    """Serve until SIGINT or SIGTERM (in the main thread) or until `stop` is set.
+
+    `on_ready` is called once with the URL when the socket is open and the upstream was asked for the first time.
+    Raises ConfigError (address taken or not allowed), StoreError (the database cannot be opened).
+    """
+    check_address(settings)
+    with (
+        bind(settings) as listener,
+        Store.open(settings.database) as store,
+        asyncio.Runner(loop_factory=_new_loop) as runner,
+    ):
+        runner.run(_serve(settings, store, listener, on_ready, stop))
+
+
+@contextlib.contextmanager
+def serve_in_thread(settings: GatewaySettings) -> Iterator[str]:
+    """A gateway in a thread of this process, for tests and the demo; yields its URL."""
+    stop, ready = threading.Event(), threading.Event()
+    urls: list[str] = []
+    errors: list[BaseException] = []
+
+    def opened(url: str) -> None:
+        urls.append(url)
+        ready.set()
+
+    def run() -> None:
+        try:
+            run_gateway(settings, opened, stop)
+        except BaseException as error:  # noqa: BLE001  (handed to the caller below)
+            errors.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="afterword-gateway")
+    thread.start()
+    try:
+        ready.wait()
+        if errors:
+            raise errors[0]
+        yield urls[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def check_address(settings: GatewaySettings) -> None:
+    """ConfigError when the address is open to others and there is no key."""
+    if not _is_loopback(settings.host) and not len(KeyRing(settings.dir)):
+        raise ConfigError(
+            f"--host {settings.host} can be reached from other machines, and there is no API key in "
+            f"{key_file(settings.dir)}. Make one with `afterword keys create`, or listen on 127.0.0.1.",
+            param="host",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(settings: GatewaySettings) -> socket.socket:
+    """The listening socket. ConfigError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            why = f"port {settings.port} is in use on {settings.host}; choose another one with --port, or 0 for any."
+        else:
+            why = f"cannot listen on {settings.host}:{settings.port}: {error}. Check --host and --port."
+        raise ConfigError(why, param="port") from error
+    return listener
+
+
+async def _serve(
+    settings: GatewaySettings,
+    store: Store,
+    listener: socket.socket,
+    on_ready: OnReady | None,
+    stop: threading.Event | None,
+) -> None:
+    loop = asyncio.get_running_loop()
+    end = asyncio.Event()
+    main = threading.current_thread() is threading.main_thread()
+    if main:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):  # Windows has no handlers in the loop
+                loop.add_signal_handler(number, end.set)
+    runner = web.AppRunner(
+        make_app(settings, store),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=settings.stop_patience,
+        keepalive_timeout=75.0,
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener).start()
+        if main:
+            gc.freeze()  # what exists now lives as long as the process: the collector need not look at it again
+        if on_ready is not None:
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            on_ready(f"http://{host}:{listener.getsockname()[1]}")
+        while not end.is_set() and not (stop is not None and stop.is_set()):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(end.wait(), 0.1 if stop is not None else None)
+    finally:
+        await runner.cleanup()

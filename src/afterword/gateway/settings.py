@@ -1,0 +1,49 @@
+"""What a gateway is told at its start; it never changes afterwards and is read from nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """Addresses, limits and names of one gateway process."""
+
+    dir: Path
+    """Data directory: the database, adapters, `keys.json`."""
+    upstream: str
+    """URL of the model server, with or without `/v1`."""
+    upstream_key: str | None = None
+    """API key for the upstream."""
+    upstream_model: str | None = None
+    """Base model to serve when the upstream has several; None takes its first."""
+    host: str = "127.0.0.1"
+    """Address to listen on; any other than loopback needs an API key."""
+    port: int = 8400
+    """Port; 0 takes a free one."""
+    name: str = "afterword"
+    """Model name that users address; versions are NAME@v000001 and so on."""
+    channel: str = "default"
+    """Channel whose newest release NAME serves."""
+    capture_wait_ms: float = 20.0
+    """The last chunk of an answer waits so long for its turn to be on disk, then leaves anyway."""
+    max_pending: int = 10_000
+    """Turns that may wait for a commit; beyond that they are dropped and counted."""
+    max_body: int = 16 * 2**20
+    """Bytes of a request body; larger ones get a 413."""
+    connect_timeout: float = 5.0
+    """Seconds until the connection to the upstream stands."""
+    upstream_timeout: float = 120.0
+    """Seconds without a byte from the upstream before the answer is given up (504)."""
+    poll_ms: float = 100.0
+    """How often the store is asked for a new release."""
+    adapter_idle: float = 60.0
+    """Seconds without a request after which an adapter that is neither current nor previous is unloaded."""
+    stop_patience: float = 5.0
+    """Seconds that answers in flight get to finish when the server stops."""
+
+    @property
+    def database(self) -> Path:
+        """The store's file."""
+        return self.dir / "afterword.db"

@@ -1,0 +1,38 @@
+"""A gateway over a fake upstream, both on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_upstream import Fake, fake_upstream
+from gateway_setup import Launch, Setup
+
+from afterword.gateway import GatewaySettings, serve_in_thread
+from afterword.store import Store
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """Start a gateway: `launch(fake=..., **settings)`."""
+    with ExitStack() as stack:
+
+        def start(fake: Fake | None = None, directory: Path | None = None, **more: Any) -> Setup:
+            fake = fake or Fake()
+            if not fake.url:
+                stack.enter_context(fake_upstream(fake))
+            given = {"dir": directory or tmp_path / "data", "upstream": fake.url, "port": 0, "poll_ms": 20.0, **more}
+            settings = GatewaySettings(**given)
+            url = stack.enter_context(serve_in_thread(settings))
+            store = stack.enter_context(Store.open(settings.database))
+            return Setup(url, fake, store, settings)
+
+        yield start
+
+
+@pytest.fixture
+def gateway(launch: Launch) -> Setup:
+    return launch()

@@ -1,0 +1,234 @@
+"""A small model server for the gateway's tests: vLLM's dialect or plain OpenAI, with faults on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+WORDS = ("The ", "sky ", "is ", "blue", ".")
+
+
+@dataclass
+class Fake:
+    """What it does, and what it saw. Change the fields while it runs."""
+
+    native: bool = True
+    """Speak vLLM's dialect; else refuse `return_token_ids`."""
+    ignores: bool = False
+    """Accept `return_token_ids` and ignore it."""
+    words: tuple[str, ...] = WORDS
+    delay: float = 0.0
+    """Seconds before each chunk."""
+    cut_after: int | None = None
+    """Drop the connection after so many chunks."""
+    end_after: int | None = None
+    """End the stream cleanly but unfinished after so many chunks."""
+    error_after: int | None = None
+    """Send an error chunk after so many chunks."""
+    reject: tuple[int, dict[str, Any]] | None = None
+    retry_after: str | None = None
+    raw: bytes | None = None
+    """Body to answer a chat with, whatever was asked."""
+    tool: bool = False
+    adapters: dict[str, str] = field(default_factory=dict)
+    load_error: str | None = None
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
+    unloads: list[str] = field(default_factory=list)
+    cancelled: int = 0
+    base: str = "base-model"
+    health_status: int = 200
+    authorization: list[str | None] = field(default_factory=list)
+    url: str = ""
+    reports: str | None = None
+    """Model name to report instead of the requested one."""
+
+    def ids(self) -> list[int]:
+        return [100 + i for i in range(len(self.words))] + [2]
+
+
+def _error(status: int, message: str, code: Any = None, headers: dict[str, str] | None = None) -> web.Response:
+    body = {"error": {"message": message, "type": "BadRequestError", "param": None, "code": code or status}}
+    return web.json_response(body, status=status, headers=headers)
+
+
+class _Server:
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/health", self.health)
+        app.router.add_post("/v1/load_lora_adapter", self.load)
+        app.router.add_post("/v1/unload_lora_adapter", self.unload)
+        return app
+
+    async def health(self, request: web.Request) -> web.Response:
+        return web.Response(status=self.fake.health_status)
+
+    async def models(self, request: web.Request) -> web.Response:
+        data: list[dict[str, Any]] = [{"id": self.fake.base, "object": "model", "root": self.fake.base, "parent": None}]
+        data += [
+            {"id": n, "object": "model", "root": p, "parent": self.fake.base} for n, p in self.fake.adapters.items()
+        ]
+        return web.json_response({"object": "list", "data": data})
+
+    async def load(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.fake.loads.append(body["lora_name"])
+        if self.fake.load_error:
+            return _error(400, self.fake.load_error)
+        if body["lora_name"] in self.fake.adapters:
+            return _error(400, f"The lora adapter {body['lora_name']} has already been loaded.")
+        self.fake.adapters[body["lora_name"]] = body["lora_path"]
+        return web.Response(text="Success")
+
+    async def unload(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.fake.unloads.append(body["lora_name"])
+        if self.fake.adapters.pop(body["lora_name"], None) is None:
+            return _error(404, "no such adapter")
+        return web.Response(text="Success")
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        fake = self.fake
+        body = await request.json()
+        fake.requests.append(body)
+        fake.authorization.append(request.headers.get("Authorization"))
+        if fake.reject:
+            headers = {"Retry-After": fake.retry_after} if fake.retry_after else None
+            return web.json_response(fake.reject[1], status=fake.reject[0], headers=headers)
+        if body["model"] not in (fake.base, *fake.adapters):
+            return _error(404, f"The model `{body['model']}` does not exist.")
+        if not fake.native and "return_token_ids" in body:
+            return _error(400, "Unrecognized request argument supplied: return_token_ids")
+        if fake.raw is not None:
+            return web.Response(body=fake.raw, content_type="application/json")
+        try:
+            return await (self.stream(request, body) if body.get("stream") else self.whole(body))
+        except (asyncio.CancelledError, ConnectionError):
+            fake.cancelled += 1
+            raise
+
+    def _told(self, body: dict[str, Any]) -> bool:
+        return self.fake.native and not self.fake.ignores and bool(body.get("return_token_ids"))
+
+    def _logprobs(self, body: dict[str, Any], words: list[str]) -> dict[str, Any] | None:
+        if not body.get("logprobs") or self.fake.ignores:
+            return None
+        return {"content": [{"token": w, "logprob": -0.5, "bytes": None, "top_logprobs": []} for w in words]}
+
+    async def whole(self, body: dict[str, Any]) -> web.Response:
+        fake = self.fake
+        await asyncio.sleep(fake.delay)
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(fake.words)}
+        if fake.tool:
+            call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
+            message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        choice: dict[str, Any] = {
+            "index": 0,
+            "message": message,
+            "logprobs": self._logprobs(body, [*fake.words, ""]),
+            "finish_reason": "tool_calls" if fake.tool else "stop",
+        }
+        answer: dict[str, Any] = {
+            "id": "up-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": fake.reports or body["model"],
+            "choices": [choice],
+            "usage": {"prompt_tokens": 3, "completion_tokens": len(fake.words) + 1, "total_tokens": 0},
+        }
+        if self._told(body):
+            choice["token_ids"] = fake.ids()
+            answer["prompt_token_ids"] = [1, 2, 3]
+        return web.json_response(answer)
+
+    async def stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        fake = self.fake
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number, chunk in enumerate(self._chunks(body)):
+            if number == fake.cut_after:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+            if number == fake.end_after:
+                return response
+            if number == fake.error_after:
+                await response.write(b'data: {"error": {"message": "CUDA is on fire", "code": 500}}\n\n')
+                break
+            if fake.delay:
+                await asyncio.sleep(fake.delay)
+            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    def _chunks(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        fake = self.fake
+
+        def chunk(delta: dict[str, Any], ids: list[int], words: list[str], reason: str | None = None) -> dict[str, Any]:
+            choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": reason}
+            choice["logprobs"] = self._logprobs(body, words) if words else None
+            if self._told(body):
+                choice["token_ids"] = ids
+            found: dict[str, Any] = {"id": "up-1", "object": "chat.completion.chunk", "created": 1}
+            return {**found, "model": fake.reports or body["model"], "choices": [choice]}
+
+        first = chunk({"role": "assistant", "content": ""}, [], [])
+        if self._told(body):
+            first["prompt_token_ids"] = [1, 2, 3]
+        yield first
+        if fake.tool:
+            function = {"name": "look", "arguments": ""}
+            yield chunk(
+                {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]}, [5], ["a"]
+            )
+            for part in ('{"at":', ' "sky"}'):
+                yield chunk({"tool_calls": [{"index": 0, "function": {"arguments": part}}]}, [6], [part])
+            yield chunk({}, [2], [""], "tool_calls")
+        else:
+            for number, word in enumerate(fake.words):
+                yield chunk({"content": word}, [100 + number], [word])
+            yield chunk({"content": ""}, [2], [""], "stop")
+        if (body.get("stream_options") or {}).get("include_usage"):
+            usage = {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+            yield {"id": "up-1", "object": "chat.completion.chunk", "created": 1, "model": body["model"], "choices": [],
+                   "usage": usage}  # fmt: skip
+
+
+@contextlib.contextmanager
+def fake_upstream(fake: Fake, port: int = 0) -> Iterator[Fake]:
+    """Serve `fake` from a thread; `fake.url` is set."""
+    started = threading.Event()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def run() -> None:
+        runner = web.AppRunner(_Server(fake).app(), handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port)
+        await site.start()
+        fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        started.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread.start()
+    started.wait()
+    try:
+        yield fake
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
