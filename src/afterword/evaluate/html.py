@@ -79,7 +79,7 @@ def curve(values: Sequence[float], label: str) -> str:
             x, y = place(i, v)
             path.append(f"{pen}{x:.1f} {y:.1f}")
         pen = "L" if math.isfinite(v) else "M"
-    x0, y0 = place(0, low)
+    y0 = place(0, low)[1]
     end = max(i for i, v in enumerate(values) if math.isfinite(v))
     x1, y1 = place(end, values[end])
     return (

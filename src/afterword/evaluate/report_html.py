@@ -256,15 +256,15 @@ def _examples(report: Report) -> str:
 
 
 def _example(example: Json) -> str:
-    follow_up = (
-        f"<p class=dim>The user wrote next: <q>{escape(example['follow_up'])}</q></p>" if example["follow_up"] else ""
-    )
+    said = example["follow_up"]
+    follow_up = f"<p class=dim>The user wrote next: <q>{escape(said)}</q></p>" if said else ""
     sides = "".join(
         f"<div class={side}><small>{title}{_score(example, arm)}</small>"
         f"<p class=text>{escape(example[side]) or '<i>(empty)</i>'}</p></div>"
         for side, title, arm in (("before", "Served", "served"), ("after", "Candidate", "candidate"))
     )
-    return f"<div class=example><div class=ask>{escape(example['prompt'])}</div>{follow_up}<div class=sides>{sides}</div></div>"
+    asked = f"<div class=ask>{escape(example['prompt'])}</div>"
+    return f"<div class=example>{asked}{follow_up}<div class=sides>{sides}</div></div>"
 
 
 def _score(example: Json, arm: str) -> str:
