@@ -1,0 +1,82 @@
+"""Recipes are compositions that describe themselves; impossible ones are refused with the remedy."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from afterword.errors import ConfigError
+from afterword.learn.anchors import imitation
+from afterword.learn.contexts import CONTEXTS
+from afterword.learn.divergences import FORWARD_KL, JSD, NegativeLogLikelihood, PolicyGradient
+from afterword.learn.recipes import RECIPES, Lora, Recipe, describe, recipe, sdpo_interactions, sft
+from afterword.learn.teachers import BASE, LIVE, START
+from afterword.learn.terms import Term
+from afterword.learn.validate import validate
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_is_valid_and_describes_itself_as_json(name: str) -> None:
+    made = recipe(name)
+    validate(made)
+    assert made.name == name
+    described = describe(made)
+    assert json.loads(json.dumps(described)) == described
+    assert described["terms"][0]["estimator"]["part"] == type(made.terms[0].estimator).__name__
+
+
+def test_settings_reach_the_recipe() -> None:
+    made = recipe("sdpo-interactions", lr=3e-4, rank=8, context="block", anchor=0.2)
+    assert (made.lr, made.lora, made.terms[0].context) == (3e-4, Lora(rank=8, alpha=16.0), CONTEXTS["block"])
+    assert [t.name for t in made.terms] == ["hindsight", "anchor_kl"]
+    assert describe(made) != describe(recipe("sdpo-interactions"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("sdpo", {}, "sdpo-interactions"),
+        ("sdpo-interactions", {"learning_rate": 1}, "lr"),
+        ("sdpo-interactions", {"context": "blok"}, "block"),
+    ],
+)
+def test_a_typo_names_what_is_known(name: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        recipe(name, **options)
+
+
+def single(**changes: Any) -> Recipe:
+    settings: dict[str, Any] = {"name": "t", "estimator": FORWARD_KL, "teacher": START}
+    return Recipe(name="x", terms=(Term(**{**settings, "context": CONTEXTS["appended"], **changes}),))
+
+
+@pytest.mark.parametrize(
+    ("bad", "remedy"),
+    [
+        (Recipe(name="x", terms=()), "give at least one"),
+        (single(context=CONTEXTS["none"]), "use a context with hindsight"),
+        (single(context=CONTEXTS["none"], teacher=LIVE), "freeze it or give a context"),
+        (single(teacher=None), "name one"),
+        (single(estimator=NegativeLogLikelihood()), "leave out the teacher"),
+        (single(estimator=JSD(1.0)), "ReverseKL for 1"),
+        (single(estimator=PolicyGradient(), clip=1.0), "leave out clip"),
+        (single(clip=0.0), "clip must be positive"),
+        (single(skip_first=-1), "skip_first=-1"),
+        (sdpo_interactions(estimator=PolicyGradient(), include_off_policy=True), "full-vocabulary"),
+        (sdpo_interactions(lr=float("nan")), "lr=nan"),
+        (sdpo_interactions(passes=0, batch=-1), "passes=0, batch=-1"),
+        (sdpo_interactions(dtype="float16"), "bfloat16"),
+    ],
+)
+def test_impossible_combinations_are_refused_with_the_remedy(bad: Recipe, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
+        validate(bad)
+
+
+def test_useful_combinations_are_not_refused() -> None:
+    validate(sdpo_interactions(teacher=LIVE))
+    validate(sdpo_interactions(teacher=BASE, anchor=0.1, lr=0.0))
+    validate(sft())
+    validate(Recipe(name="x", terms=(*sdpo_interactions().terms, imitation(0.1))))
