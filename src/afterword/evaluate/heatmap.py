@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from afterword.evaluate.html import escape, page
-from afterword.learn.diagnostics import TokenAdvantage
 from afterword.records import Json
+
+if TYPE_CHECKING:
+    from afterword.learn.diagnostics import TokenAdvantage
 
 FULL = 3.0
 """Nats at which a colour is at its strongest."""

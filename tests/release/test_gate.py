@@ -1,0 +1,178 @@
+"""The gate is a pure table: every bound, both sides of it, and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterword.errors import UsageError
+from afterword.records import Report
+from afterword.release.gate import Bound, GateThresholds, bounds, decide, overridden
+
+
+def figure(value: float, half: float = 0.0, n: int = 32) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half, "n": n}
+
+
+def good_suites() -> dict[str, Any]:
+    return {
+        "holdout": {"interactions": figure(32), "conversations": figure(20), "gain": figure(0.3, 0.1)},
+        "forgetting": {
+            "drift": figure(0.05, 0.01),
+            "loss_rise": figure(0.0, 0.01),
+            "loss_rise_base": figure(0.0, 0.01),
+        },
+        "collapse": {
+            **{name: figure(0.0) for name in ("empty", "truncated", "repetitive", "copies", "leaks")},
+            **{name: figure(1.0) for name in ("length_ratio", "distinct_ratio")},
+            "similarity": figure(0.2),
+        },
+    }
+
+
+def report(suites: dict[str, Any]) -> Report:
+    return Report(id="rep-1", candidate="cand-1", against=None, suites=suites)
+
+
+def test_a_good_report_passes_and_says_every_bound() -> None:
+    verdict = decide(report(good_suites()))
+    assert verdict.passed
+    assert len(verdict.reasons) == len(bounds(GateThresholds()))
+    assert (
+        "holdout: gain in hindsight score, nats a token 0.300 [0.200, 0.400] on 32, ok: the low end must be above 0.000"
+        in verdict.reasons
+    )
+    assert "holdout: 32 interactions compared, enough (at least 12)" in verdict.reasons
+
+
+@pytest.mark.parametrize(
+    ("suite", "name", "bad"),
+    [
+        ("holdout", "interactions", figure(11)),
+        ("holdout", "conversations", figure(7)),
+        ("holdout", "gain", figure(0.3, 0.3)),
+        ("holdout", "gain", figure(-0.3, 0.1)),
+        ("forgetting", "drift", figure(0.45, 0.1)),
+        ("forgetting", "loss_rise", figure(0.015, 0.01)),
+        ("forgetting", "loss_rise_base", figure(0.06)),
+        ("collapse", "empty", figure(0.06)),
+        ("collapse", "truncated", figure(0.3)),
+        ("collapse", "repetitive", figure(0.11)),
+        ("collapse", "copies", figure(0.11)),
+        ("collapse", "leaks", figure(0.06)),
+        ("collapse", "length_ratio", figure(0.19)),
+        ("collapse", "length_ratio", figure(3.1)),
+        ("collapse", "distinct_ratio", figure(0.49)),
+        ("collapse", "similarity", figure(0.86)),
+    ],
+)
+def test_one_bad_figure_is_a_no_with_that_reason_first(suite: str, name: str, bad: dict[str, float]) -> None:
+    suites = good_suites()
+    suites[suite][name] = bad
+    verdict = decide(report(suites))
+    assert not verdict.passed
+    assert verdict.reasons[0].startswith(f"{suite}: ")
+    assert "NOT ok" in verdict.reasons[0] or "too few" in verdict.reasons[0]
+    assert sum("NOT ok" in r or "too few" in r for r in verdict.reasons) == 1
+
+
+@pytest.mark.parametrize("suite", ["holdout", "forgetting", "collapse"])
+def test_a_missing_or_failed_suite_is_a_no(suite: str) -> None:
+    without = {name: figures for name, figures in good_suites().items() if name != suite}
+    verdict = decide(report(without))
+    assert not verdict.passed and verdict.reasons[0] == f"{suite}: was not run, and no candidate passes without it"
+    failed = decide(report({**without, suite: {"error": "UpstreamError: gone"}}))
+    assert not failed.passed and "UpstreamError: gone" in failed.reasons[0]
+
+
+def test_a_failed_suite_that_is_not_required_is_a_no_too() -> None:
+    verdict = decide(report({**good_suites(), "privacy": {"error": "RuntimeError: out of memory"}}))
+    assert not verdict.passed and "out of memory" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("broken", [None, {}, {"value": None, "low": None, "high": None, "n": 3}, "no", {"value": 0.1}])
+def test_a_figure_that_cannot_be_read_is_a_no(broken: Any) -> None:
+    suites = good_suites()
+    suites["holdout"]["gain"] = broken
+    verdict = decide(report(suites))
+    assert not verdict.passed and "no usable figure" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_figure_that_is_not_finite_is_a_no(value: float) -> None:
+    suites = good_suites()
+    suites["holdout"]["gain"] = {"value": value, "low": value, "high": value, "n": 9}
+    suites["forgetting"]["drift"] = {"value": value, "low": value, "high": value, "n": 9}
+    verdict = decide(report(suites))
+    assert not verdict.passed and sum("NOT ok" in reason for reason in verdict.reasons) == 2
+
+
+def test_an_empty_report_or_no_requirement_never_passes() -> None:
+    assert not decide(report({})).passed
+    assert not decide(report({}), GateThresholds(required=())).passed
+
+
+def test_likeness_may_be_missing_when_there_is_one_prompt() -> None:
+    suites = good_suites()
+    del suites["collapse"]["similarity"]
+    assert decide(report(suites)).passed
+
+
+def test_the_same_report_gets_the_same_verdict_row() -> None:
+    first, second = decide(report(good_suites())), decide(report(good_suites()))
+    assert (first.id, first.reasons) == (second.id, second.reasons)
+    assert decide(report(good_suites()), GateThresholds(min_gain=1.0)).id != first.id
+
+
+def test_an_override_needs_a_name_and_a_reason() -> None:
+    refused = decide(report({}))
+    for by, why in (("", "because"), ("ada", " "), (" ", "")):
+        with pytest.raises(UsageError, match="a name and a reason"):
+            overridden(refused, by=by, why=why)
+    allowed = overridden(refused, by=" ada ", why="a known gap")
+    assert allowed.override == {"by": "ada", "why": "a known gap", "verdict": refused.id}
+    assert not allowed.passed and allowed.reasons == refused.reasons and allowed.id != refused.id
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(GateThresholds) if f.name != "required"])
+def test_thresholds_must_be_finite_and_each_one_decides(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"gate\.{name}"):
+        replace(GateThresholds(), **{name: float("nan")})
+    moved = bounds(replace(GateThresholds(), **{name: -12345.0}))
+    assert sum(bound.limit == -12345.0 for bound in moved) == 1
+
+
+NUMBERS = st.floats(-5, 5, allow_nan=False)
+
+
+@given(st.data())
+def test_passed_means_that_every_bound_holds(data: st.DataObject) -> None:
+    suites = good_suites()
+    table = bounds(GateThresholds())
+    for _ in range(data.draw(st.integers(0, 4))):
+        bound = data.draw(st.sampled_from(table))
+        low, value, high = sorted(data.draw(st.tuples(NUMBERS, NUMBERS, NUMBERS)))
+        suites[bound.suite][bound.figure] = {"value": value, "low": low, "high": high, "n": 20}
+    verdict = decide(report(suites))
+    assert verdict.passed == all(_holds(bound, suites[bound.suite][bound.figure]) for bound in table)
+    assert len(verdict.reasons) == len(table)
+
+
+def _holds(bound: Bound, shown: dict[str, float]) -> bool:
+    number = shown[bound.end]
+    if bound.side == "above":
+        return number > bound.limit
+    return number >= bound.limit if bound.side == "at least" else number <= bound.limit
+
+
+@given(st.floats(-1, 1), st.floats(0, 1))
+def test_a_higher_gain_never_turns_a_yes_into_a_no(gain: float, more: float) -> None:
+    suites = good_suites()
+    suites["holdout"]["gain"] = figure(gain, 0.1)
+    before = decide(report(suites)).passed
+    suites["holdout"]["gain"] = figure(gain + more, 0.1)
+    assert decide(report(suites)).passed or not before
