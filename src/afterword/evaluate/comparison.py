@@ -11,12 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import orjson
+
 from afterword.config import EvaluateConfig
 from afterword.evaluate.answers import Arm, Given, ask
 from afterword.evaluate.cache import Cache
 from afterword.evaluate.heldout import HeldOut
 from afterword.evaluate.models import Models
-from afterword.learn.models import load_tokenizer
+from afterword.learn.models import load_tokenizer, resolve_model
 from afterword.records import Json
 
 Check = Callable[[HeldOut, str], float]
@@ -70,6 +72,12 @@ class Comparison:
     def tokenizer(self) -> Any:
         """The base model's tokenizer."""
         return load_tokenizer(self.model)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens that the base model reads, from its folder: known without loading the weights."""
+        config = orjson.loads((resolve_model(self.model) / "config.json").read_bytes())
+        return int(config.get("text_config", config).get("max_position_embeddings") or 1 << 30)
 
     @cached_property
     def models(self) -> Models:

@@ -78,7 +78,7 @@ def _pairs(comparison: Comparison, item: HeldOut, given: Given) -> tuple[tuple[I
     ids = given.ids if given.ids is not None else encode(tokenizer, given.text)
     if not ids or (given.ids is None and given.finish_reason != "length"):
         ids = (*ids, ends[0])
-    room = comparison.models.longest - len(ids)
+    room = comparison.longest - len(ids)
     prompt = render_prompt(tokenizer, turn.messages, turn.tools).ids
     seen = fit_hindsight(
         tokenizer, CONTEXT, turn.messages, turn.answer, item.interaction.hindsight,

@@ -41,11 +41,6 @@ class Models:
         """The base model `ref`: bfloat16 on a CPU (as it is served), whatever is native on a GPU."""
         return cls(load_model(ref, dtype="auto" if pick_device(device).type == "cuda" else "bfloat16", device=device))
 
-    @property
-    def longest(self) -> int:
-        """Tokens that the model reads."""
-        return int(getattr(self._model.config, "max_position_embeddings", 1 << 30))
-
     def add(self, name: str, folder: Path) -> None:
         """Put an adapter folder beside the base. AdapterError when it does not fit."""
         try:

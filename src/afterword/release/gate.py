@@ -17,6 +17,9 @@ from afterword.records import Report, Verdict, content_hash, new_id
 
 End = Literal["value", "low", "high"]
 
+_MARKS = {False: "no", True: "ok"}
+"""Every reason begins with one of these; those that say no come first."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateThresholds:
@@ -81,26 +84,30 @@ class Bound:
 def bounds(limits: GateThresholds) -> tuple[Bound, ...]:
     """The table: what is judged, in the order in which it is told."""
     t = limits
-    return (
-        Bound("holdout", "interactions", "value", "at least", t.min_interactions, "interactions compared", "count"),
-        Bound("holdout", "conversations", "value", "at least", t.min_conversations, "conversations compared", "count"),
-        Bound("holdout", "gain", "low", "above", t.min_gain, "gain in hindsight score, nats a token"),
-        Bound("forgetting", "drift", "high", "at most", t.max_drift, "drift from the base, nats a token"),
-        Bound("forgetting", "loss_rise", "high", "at most", t.max_loss_rise, "loss rise on served", "share"),
-        Bound("forgetting", "loss_rise_base", "high", "at most", t.max_loss_rise_base, "loss rise on base", "share"),
-        Bound("collapse", "empty", "value", "at most", t.max_empty, "rise of empty answers", "share"),
-        Bound("collapse", "truncated", "value", "at most", t.max_truncated, "rise of answers cut short", "share"),
-        Bound("collapse", "repetitive", "value", "at most", t.max_repetitive, "rise of repetitive answers", "share"),
-        Bound("collapse", "copies", "value", "at most", t.max_copies, "rise of copies of the question", "share"),
-        Bound("collapse", "leaks", "value", "at most", t.max_leaks, "rise of leaked hindsight", "share"),
-        Bound("collapse", "length_ratio", "value", "at least", t.min_length_ratio, "length against served"),
-        Bound("collapse", "length_ratio", "value", "at most", t.max_length_ratio, "length against served"),
-        Bound("collapse", "distinct_ratio", "value", "at least", t.min_distinct_ratio, "variety against served"),
-        Bound(
-            "collapse", "similarity", "value", "at most", t.max_similarity, "likeness among its own answers",
-            optional=True,
+    table: dict[str, tuple[tuple[Any, ...], ...]] = {
+        "holdout": (
+            ("interactions", "value", "at least", t.min_interactions, "held-out interactions were compared", "count"),
+            ("conversations", "value", "at least", t.min_conversations, "conversations were compared", "count"),
+            ("gain", "low", "above", t.min_gain, "the gain in hindsight score (nats a token)"),
         ),
-    )  # fmt: skip
+        "forgetting": (
+            ("drift", "high", "at most", t.max_drift, "the drift from the base (nats a token)"),
+            ("loss_rise", "high", "at most", t.max_loss_rise, "the loss rise against what is served", "share"),
+            ("loss_rise_base", "high", "at most", t.max_loss_rise_base, "the loss rise against the base", "share"),
+        ),
+        "collapse": (
+            ("empty", "value", "at most", t.max_empty, "the rise of empty answers", "share"),
+            ("truncated", "value", "at most", t.max_truncated, "the rise of answers cut short", "share"),
+            ("repetitive", "value", "at most", t.max_repetitive, "the rise of repetitive answers", "share"),
+            ("copies", "value", "at most", t.max_copies, "the rise of copies of the question", "share"),
+            ("leaks", "value", "at most", t.max_leaks, "the rise of leaked hindsight", "share"),
+            ("length_ratio", "value", "at least", t.min_length_ratio, "the length of answers over the served ones"),
+            ("length_ratio", "value", "at most", t.max_length_ratio, "the length of answers over the served ones"),
+            ("distinct_ratio", "value", "at least", t.min_distinct_ratio, "the variety of words over the served one"),
+            ("similarity", "value", "at most", t.max_similarity, "the likeness of its answers", "number", True),
+        ),
+    }
+    return tuple(Bound(suite, *row) for suite, rows in table.items() for row in rows)
 
 
 def decide(report: Report, thresholds: GateThresholds | None = None) -> Verdict:
@@ -108,7 +115,7 @@ def decide(report: Report, thresholds: GateThresholds | None = None) -> Verdict:
     limits = thresholds or GateThresholds()
     findings = [*_missing(report, limits), *_judged(report, limits)]
     passed = bool(findings) and all(ok for ok, _ in findings)
-    reasons = tuple(sentence for ok, sentence in sorted(findings, key=lambda f: f[0]))
+    reasons = tuple(f"{_MARKS[ok]}: {sentence}" for ok, sentence in sorted(findings, key=lambda f: f[0]))
     identity = content_hash(report.id, passed, reasons)
     return Verdict(id=f"ver-{identity}", candidate=report.candidate, report=report.id, passed=passed, reasons=reasons)
 
@@ -157,11 +164,13 @@ def _judge(bound: Bound, figure: Any) -> Iterator[tuple[bool, str]]:
 
 def _sentence(bound: Bound, shown: dict[str, float], n: int, ok: bool) -> str:
     if bound.style == "count":
-        enough = "enough" if ok else "too few"
-        return f"{bound.suite}: {shown['value']:.0f} {bound.says}, {enough} (at least {bound.limit:.0f})"
-    interval = f"{_text(shown['value'], bound)} [{_text(shown['low'], bound)}, {_text(shown['high'], bound)}]"
-    need = f"{'' if bound.end == 'value' else f'the {bound.end} end '}must be {bound.side} {_text(bound.limit, bound)}"
-    return f"{bound.suite}: {bound.says} {interval} on {n}, {'ok' if ok else 'NOT ok'}: {need}"
+        need = f"{bound.limit:.0f} are needed"
+        return f"{bound.suite}: {shown['value']:.0f} {bound.says}, {'and' if ok else 'but'} {need}"
+    value, low, high = (_text(shown[end], bound) for end in ("value", "low", "high"))
+    interval = value if low == value == high else f"{value} [{low}, {high}]"
+    end = "it" if bound.end == "value" else f"the {bound.end} end"
+    need = f"{end} must be {bound.side} {_text(bound.limit, bound)}"
+    return f"{bound.suite}: {bound.says} is {interval} on {n}, {'and' if ok else 'but'} {need}"
 
 
 def _text(value: float, bound: Bound) -> str:
