@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import json
 import logging
 import os
@@ -25,6 +26,9 @@ from afterword.errors import AfterwordError
 from afterword.learn import models
 
 log = logging.getLogger("afterword.engine")
+
+_ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
+"""glibc's numbers for mallopt."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,6 +101,8 @@ async def _watch(parent: int | None, stop: asyncio.Event) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server; 0 after a clean end, 2 for a usage error, 1 for a port that cannot be taken."""
     options = parser().parse_args(arguments)
+    if sys.platform == "linux":
+        _keep_memory()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -108,6 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"afterword.engine: cannot serve on {options.host}:{options.port}: {error}\n")
         return 1
     return 0
+
+
+def _keep_memory() -> None:
+    """Tell glibc to keep freed memory: a step's logits are megabytes, and giving them back to the system costs
+    more in page faults than the sampling itself (20 ms against 1.5 ms a step at 16 requests on two cores)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, 1 << 30)):
+            mallopt(option, value)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
