@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_upstream import Fake, fake_upstream
-from gateway_setup import Launch, Setup
+from tests.gateway.fake_upstream import Fake, fake_upstream
+from tests.gateway.gateway_setup import Launch, Setup
 
 from afterword.gateway import GatewaySettings, serve_in_thread
 from afterword.store import Store

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from fake_upstream import Fake
 from openai import OpenAI
+from tests.gateway.fake_upstream import Fake
 
 from afterword.gateway import GatewaySettings
 from afterword.records import Feedback, Turn
@@ -24,8 +24,14 @@ class Setup:
     store: Store
     settings: GatewaySettings
 
-    def openai(self, **more: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **more)
+    def openai(self, key: str = "none") -> Any:
+        """OpenAI's own client (untyped here, so that plain dicts go in)."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    def stream(self, *words: str, **more: Any) -> Iterator[Any]:
+        """The chunks of one streamed answer, through OpenAI's own client."""
+        messages = [{"role": ("user", "assistant")[i % 2], "content": w} for i, w in enumerate(words)]
+        yield from self.openai().chat.completions.create(model="afterword", messages=messages, stream=True, **more)
 
     def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=10, **more)

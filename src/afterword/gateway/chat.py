@@ -17,7 +17,7 @@ from afterword.errors import AfterwordError, UpstreamError, error_response
 from afterword.gateway.link import Link
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
 from afterword.gateway.watcher import Route
-from afterword.gateway.wire.openai import ChatRequest, Served, parse_chat
+from afterword.gateway.wire.openai import DONE, ChatRequest, Served, parse_chat
 from afterword.records import Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
 
@@ -109,51 +109,61 @@ class Exchange:
 
     async def streamed(self, request: web.Request) -> web.StreamResponse:
         """Streamed: bytes leave as they come; those from the answer's end on when its turn is on disk."""
-        response: web.StreamResponse | None = None
-        served = self.served
+        response = web.StreamResponse()
         stream = await self._ask()
         try:
-            while not served.done and (data := await stream.read()):
+            while not self.served.done and (data := await stream.read()):
                 arrived = perf_counter()
-                out = served.feed(data)
-                if response is None:
-                    self._own += perf_counter() - arrived
-                    response = self._open(request)
-                    await response.prepare(request)
-                if out:
+                if out := self.served.feed(data):
+                    if not response.prepared:
+                        await self._open(request, response, arrived)
                     await response.write(out)
             arrived = perf_counter()
-            if response is None or not (served.done or served.finish_reason or served.error):
-                raise UpstreamError(
-                    f"the model server {self.gateway.upstream.url} ended the stream before the answer was complete.",
-                    code="cut",
-                )
+            self._check_end()
         except UpstreamError as error:
-            if response is None:
+            if not response.prepared:
                 raise
-            self.failed(error)
-            await response.write_eof(b"data: " + orjson.dumps(error_response(error)[1]) + b"\n\n" + served.finish())
+            await self.gateway.capture.settle(self.failed(error))
+            await response.write_eof(b"data: " + orjson.dumps(error_response(error)[1]) + b"\n\n" + DONE)
             return response
         finally:
             stream.close()
-        await self.gateway.capture.settle(self.keep("error" if served.error else None))
-        self._own += perf_counter() - arrived
-        await response.write_eof(served.finish())
+        await self.gateway.capture.settle(self.keep())
+        if response.prepared:
+            self._own += perf_counter() - arrived
+        else:
+            await self._open(request, response, arrived)
+        await response.write_eof(self.served.finish())
         self.count(200)
         return response
 
-    def _open(self, request: web.Request) -> web.StreamResponse:
-        headers = {**self._headers(), "Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-        return web.StreamResponse(headers=headers)
+    def _check_end(self) -> None:
+        """UpstreamError when the stream ended before the answer was complete."""
+        served = self.served
+        if served.error is not None:
+            raise UpstreamError(f"the model server broke off: {served.error}", code="error")
+        if not (served.started and (served.done or served.finish_reason)):
+            raise UpstreamError(
+                f"the model server {self.gateway.upstream.url} ended the stream before the answer was complete.",
+                code="cut",
+            )
+
+    async def _open(self, request: web.Request, response: web.StreamResponse, since: float) -> None:
+        """Fix the headers; they leave with the first bytes."""
+        self._own += perf_counter() - since
+        response.headers.update(self._headers())
+        response.headers["Content-Type"] = "text/event-stream; charset=utf-8"
+        response.headers["Cache-Control"] = "no-cache"
+        await response.prepare(request)
 
     # ---- afterwards
 
-    def failed(self, error: AfterwordError) -> None:
+    def failed(self, error: AfterwordError) -> asyncio.Future[None] | None:
         """The upstream broke off or never answered: keep what there is of the answer, count what went wrong."""
-        self.keep("error")
         status = error.answered if isinstance(error, UpstreamRejected) else error_response(error)[0]
         self.gateway.metrics.upstream_errors.labels(error.code or str(status)).inc()
         self.count(status)
+        return self.keep("error")
 
     def count(self, status: int) -> None:
         """Count the request."""

@@ -181,8 +181,8 @@ class Served:
             chunk = orjson.loads(payload)
             if "error" in chunk:
                 self.error = str((chunk["error"] or {}).get("message", chunk["error"]))
-                self._open = 0
-                return b"data: " + payload + b"\n\n"
+                self.done = True
+                return None
             if self._read_chunk(chunk):
                 return b"data: " + orjson.dumps(chunk) + b"\n\n"
             return None

@@ -1,0 +1,206 @@
+"""Bad input and bad upstreams: a clear error in the one shape, nothing lost, the server alive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from tests.gateway.fake_upstream import Fake, fake_upstream
+from tests.gateway.gateway_setup import Launch, Setup
+
+from afterword.sampling import Upstream
+
+HI = [{"role": "user", "content": "Hi"}]
+CHAT = "/v1/chat/completions"
+
+
+def shape(response: httpx.Response) -> dict[str, Any]:
+    """The error object, after checking the shape."""
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    assert response.headers["x-request-id"]
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "says"),
+    [
+        (b'{"model": "afterword", "messages": [', 400, None, "not valid JSON"),
+        (b'{"model": "\xff"}', 400, None, "not valid JSON"),
+        (b"", 400, None, "not valid JSON"),
+        (b"[1]", 422, None, "JSON object"),
+        ({"model": "afterword", "messages": []}, 422, "messages", "non-empty list"),
+        ({"model": "afterword"}, 422, "messages", "non-empty list"),
+        ({"model": "afterword", "messages": [{"role": "cat", "content": ""}]}, 422, "messages[0].role", "cat"),
+        ({"messages": HI}, 422, "model", "model name"),
+        ({"model": "gpt-9", "messages": HI}, 404, "model", "does not exist"),
+        ({"model": "afterword@canary", "messages": HI}, 404, "model", "does not exist"),
+        ({"model": "afterword@previous", "messages": HI}, 404, "model", "does not exist"),
+        ({"model": "afterword@v000009", "messages": HI}, 404, "model", "does not exist"),
+        ({"model": "afterword", "messages": HI, "user": 7}, 422, "user", "string"),
+        ({"model": "afterword", "messages": HI, "metadata": "x"}, 422, "metadata", "object"),
+        ({"model": "afterword", "messages": HI, "metadata": {"task": 1}}, 422, "metadata.task", "string"),
+        ({"model": "afterword", "messages": HI, "tools": {}}, 422, "tools", "list"),
+    ],
+)
+def test_bad_requests(gateway: Setup, body: Any, status: int, param: str | None, says: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = httpx.post(gateway.url + CHAT, content=content)
+    error = shape(response)
+    assert (response.status_code, error["param"]) == (status, param), error
+    assert says in error["message"]
+    assert gateway.turns() == [] and gateway.fake.requests == []
+
+
+def test_wrong_paths_methods_and_sizes(launch: Launch) -> None:
+    gateway = launch(max_body=1000)
+    missing = gateway.get("/v2/chat")
+    assert missing.status_code == 404 and shape(missing)["type"] == "not_found_error"
+    wrong = gateway.get("/v1/chat/completions")
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
+    assert "use POST" in shape(wrong)["message"]
+    large = gateway.post(CHAT, {"model": "afterword", "messages": [{"role": "user", "content": "x" * 2000}]})
+    assert large.status_code == 413 and "1000 bytes" in shape(large)["message"]
+
+
+def test_the_upstream_is_down_and_comes_back(launch: Launch) -> None:
+    fake = Fake()
+    with fake_upstream(fake):
+        url = fake.url
+    gateway = launch(fake)
+    assert gateway.get("/health/live").status_code == 200
+    assert gateway.get("/health/ready").status_code == 503
+    health = gateway.get("/health")
+    assert health.status_code == 503 and health.json()["upstream"]["status"] == "down"
+    for path, body in ((CHAT, {"model": "afterword", "messages": HI}), ("/v1/models", None)):
+        response = gateway.post(path, body) if body else gateway.get(path)
+        assert response.status_code == 502 and "cannot be reached" in shape(response)["message"]
+    with fake_upstream(fake, port=int(url.rpartition(":")[2])):
+        answer = gateway.chat("Hi")
+        assert answer["choices"][0]["message"]["content"] == "The sky is blue."
+        deadline = time.monotonic() + 5
+        while gateway.get("/health").json()["status"] != "ok":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert gateway.get("/health/ready").status_code == 200
+    response = gateway.post(CHAT, {"model": "afterword", "messages": HI})
+    assert response.status_code == 502
+    assert len(gateway.turns()) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_slow_upstream_is_a_504(launch: Launch, stream: bool) -> None:
+    gateway = launch(Fake(delay=5.0), upstream_timeout=0.3)
+    if not stream:
+        response = gateway.post(CHAT, {"model": "afterword", "messages": HI})
+        assert response.status_code == 504 and "sent nothing for 0.3 s" in shape(response)["message"]
+    else:
+        with pytest.raises(openai.InternalServerError) as caught:
+            list(gateway.stream("Hi"))
+        assert caught.value.status_code == 504
+    assert gateway.turns() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ({"cut_after": 3}, "cut the stream"),
+        ({"end_after": 3}, "before the answer was complete"),
+        ({"error_after": 3}, "CUDA is on fire"),
+    ],
+)
+def test_a_stream_that_is_cut(launch: Launch, fault: dict[str, int], says: str) -> None:
+    gateway = launch(Fake(**fault))  # type: ignore[arg-type]
+    text = ""
+    with pytest.raises(openai.APIError, match=says):
+        for chunk in gateway.stream("Hi"):
+            text += chunk.choices[0].delta.content or ""
+    assert text == "The sky "
+    (turn,) = gateway.turns()
+    assert turn.finish_reason == "error" and turn.answer["content"] == "The sky "
+    assert turn.completion_ids == (100, 101) and turn.logprobs == (-0.5, -0.5)
+    assert gateway.get("/health/live").status_code == 200
+
+
+def test_a_stream_that_goes_silent_in_the_middle(launch: Launch) -> None:
+    fake = Fake(words=("a",) * 50, delay=0.02)
+    gateway = launch(fake, upstream_timeout=0.4)
+    with pytest.raises(openai.APIError, match="sent nothing"):
+        for number, _ in enumerate(gateway.stream("Hi")):
+            if number == 3:
+                fake.delay = 5.0
+    assert gateway.turns()[0].finish_reason == "error"
+
+
+@pytest.mark.parametrize("raw", [b"<html>", b'{"choices": []}', b"[]", b"null"])
+def test_an_upstream_that_talks_something_else(launch: Launch, raw: bytes) -> None:
+    gateway = launch(Fake(raw=raw))
+    response = gateway.post(CHAT, {"model": "afterword", "messages": HI})
+    assert response.status_code == 502 and "not a chat completion" in shape(response)["message"]
+    streamed = gateway.post(CHAT, {"model": "afterword", "messages": HI, "stream": True})
+    assert streamed.status_code == 502
+    assert gateway.turns() == []
+
+
+def test_chunks_that_are_no_chunks(launch: Launch) -> None:
+    gateway = launch(Fake(raw=b'data: {"nothing": 1}\n\n'))
+    response = gateway.post(CHAT, {"model": "afterword", "messages": HI, "stream": True})
+    assert response.status_code == 502 and "no chat.completion.chunk" in shape(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("status", "seen"), [(400, 400), (413, 413), (422, 422), (429, 429), (500, 502), (503, 502), (401, 502)]
+)
+def test_what_the_upstream_says_about_the_request_passes(launch: Launch, status: int, seen: int) -> None:
+    error = {"message": "context of 8192 tokens exceeded", "type": "BadRequestError", "param": "messages", "code": 400}
+    gateway = launch(Fake(reject=(status, {"error": error}), retry_after="7"))
+    response = gateway.post(CHAT, {"model": "afterword", "messages": HI, "stream": True})
+    assert response.status_code == seen
+    assert "context of 8192 tokens exceeded" in shape(response)["message"]
+    assert response.headers.get("retry-after") == ("7" if seen == status else None)
+    assert gateway.turns() == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves(launch: Launch, stream: bool) -> None:
+    fake = Fake(words=("word ",) * 500, delay=0.01 if stream else 5.0)
+    gateway = launch(fake)
+
+    async def leave() -> None:
+        async with Upstream(gateway.url) as client:
+            body = {"model": "afterword", "messages": HI, "stream": stream}
+            if not stream:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(client.chat(body), 0.3)
+                return
+            answer = await client.open_chat(body)
+            for _ in range(5):
+                assert await answer.read()
+            answer.close()
+
+    asyncio.run(leave())
+    deadline = time.monotonic() + 5
+    while fake.cancelled == 0 or (stream and not gateway.turns()):
+        assert time.monotonic() < deadline, "the upstream request must be cancelled"
+        time.sleep(0.02)
+    if stream:
+        (turn,) = gateway.turns()
+        assert turn.finish_reason == "aborted" and turn.answer["content"].startswith("word ")
+        assert turn.completion_ids is not None and len(turn.completion_ids) < 500
+    else:
+        assert gateway.turns() == [], "nothing was served"
+    assert 'status="499"' in gateway.get("/metrics").text
+
+
+def test_our_own_bug_is_a_500_with_its_request(gateway: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afterword.gateway.info.WELCOME", 7)
+    response = httpx.get(gateway.url + "/", headers={"x-request-id": "r" * 300})
+    assert response.status_code == 500
+    assert response.headers["x-request-id"] in shape(response)["message"]
+    assert response.headers["x-request-id"] != "r" * 300
