@@ -1,0 +1,226 @@
+"""`afterword demo`: the whole loop on the embedded model with a simulated user, by the commands that you would use.
+
+    serve -> ask held-out questions -> chat -> cycle -> ask them again -> report
+
+`serve` and `cycle` run as processes of their own, so the server never pauses for training and what training used is
+given back. Everything that is shown comes out of the store or was measured through the gateway; no figure is fixed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from afterword.cli.context import Context
+from afterword.cli.demo_commands import run_json, serving
+from afterword.cli.demo_findings import Findings, report_data
+from afterword.cli.demo_meter import Meter
+from afterword.cli.demo_report import measure_example, show, write_reports
+from afterword.cli.progress import step_bar
+from afterword.config import ServeConfig
+from afterword.errors import GateRefused, UpstreamError, UsageError
+from afterword.records import Release
+from afterword.simulate import (
+    Answer,
+    Persona,
+    Prompt,
+    SimulationSummary,
+    ask_heldout,
+    load_persona,
+    load_prompts,
+    persona_names,
+    simulate_users,
+)
+from afterword.store import Store
+
+if TYPE_CHECKING:
+    from afterword.evaluate.heatmap import Heatmap
+
+DEFAULT_DIR = "./afterword-demo"
+DEFAULT_MODEL = ServeConfig().model
+DEFAULT_PERSONA = "greeting"
+CONVERSATIONS = 96
+HELDOUT = 64
+SWAP_SECONDS = 15.0
+"""How long a release may take to reach the users before the demo gives up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSettings:
+    """What a demo is made of."""
+
+    directory: Path
+    """A data directory without a database; it stays afterwards."""
+    persona: Persona
+    conversations: int = CONVERSATIONS
+    heldout: int = HELDOUT
+    """Held-out questions that measure the trait before and after."""
+    seed: int = 0
+    model: str = DEFAULT_MODEL
+    max_tokens: int = 64
+    """Length bound of every answer."""
+    temperature: float = 1.0
+    """Of the answers in the conversations; held-out questions are answered greedily."""
+    overrides: tuple[str, ...] = ()
+    """`SECTION.KEY=VALUE` settings that are handed on to the commands."""
+
+
+def register_demo(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    demo = commands.add_parser(
+        "demo", parents=[common], help="the whole loop with a simulated user, in minutes",
+        description="Serve, chat, collect, train, evaluate, gate, release, serve again, and show what changed. "
+        "Exit 0: released and better on held-out questions; 3: not.",
+    )  # fmt: skip
+    demo.add_argument("--persona", default=DEFAULT_PERSONA, metavar="NAME", help=", ".join(persona_names()))
+    demo.add_argument("--conversations", type=int, default=CONVERSATIONS, metavar="N", help="default %(default)s")
+    demo.add_argument("--heldout", type=int, default=HELDOUT, metavar="N", help="questions, default %(default)s")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--model", default=DEFAULT_MODEL, metavar="REF", help="built-in name, folder or hub id")
+    demo.set_defaults(run=run)
+
+
+def run(context: Context) -> int:
+    """The command: check what was asked for, then run."""
+    args = context.args
+    questions = len(load_prompts("heldout"))
+    if args.conversations < 8:
+        raise UsageError(f"--conversations {args.conversations} is too few to learn from: use at least 8")
+    if not 8 <= args.heldout <= questions:
+        raise UsageError(f"--heldout {args.heldout}: use 8 to {questions} questions")
+    settings = DemoSettings(
+        directory=context.dir if "dir" in args else fresh_directory(Path(DEFAULT_DIR)),
+        persona=load_persona(args.persona),
+        conversations=args.conversations,
+        heldout=args.heldout,
+        seed=args.seed,
+        model=args.model,
+        overrides=tuple(getattr(args, "settings", None) or ()),
+    )
+    return run_demo(settings, context)
+
+
+def fresh_directory(wanted: Path) -> Path:
+    """`wanted`, or `wanted-2` and so on when there is one already."""
+    found, number = wanted, 1
+    while found.exists():
+        number += 1
+        found = wanted.with_name(f"{wanted.name}-{number}")
+    return found
+
+
+def run_demo(settings: DemoSettings, context: Context) -> int:
+    """Run the loop, print what changed, write `report.json` and `report.html`; returns the exit code.
+
+    0 when the release is better on held-out questions, 3 when the gate said no or the trait did not rise.
+    """
+    prepare(settings)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` runs
+    with Meter() as meter:
+        findings = _loop(settings, context, meter)
+        with meter.stage("heat map"):
+            heatmap, losses = _details(settings.directory, findings)
+        report = report_data(findings, meter)
+    write_reports(findings, report, heatmap, losses, settings.directory)
+    if context.json:
+        context.emit(report)
+    else:
+        show(findings, report, heatmap, context, settings.directory)
+    return 0 if findings.better else GateRefused.exit_code
+
+
+def prepare(settings: DemoSettings) -> None:
+    """A fresh data directory whose settings are this demo's, so that `serve` and `cycle` find them there."""
+    directory = settings.directory
+    if (directory / "afterword.db").exists():
+        raise UsageError(
+            f"{str(directory)!r} holds data already and the demo starts from nothing: name a new folder with --dir, "
+            "or remove that one.",
+            param="dir",
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    sections: dict[str, dict[str, str | int]] = {
+        "serve": {"model": settings.model},
+        "train": {"seed": settings.seed},
+        "evaluate": {"seed": settings.seed, "max_tokens": settings.max_tokens},
+    }
+    lines = ["# Written by `afterword demo`."]
+    for section, values in sections.items():
+        lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    (directory / "afterword.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _loop(settings: DemoSettings, context: Context, meter: Meter) -> Findings:
+    """The demo from top to bottom."""
+    directory, persona = settings.directory, settings.persona
+    prompts = load_prompts("heldout")[: settings.heldout]
+    context.say(f"[bold]1[/] serving {escape(settings.model)} from {directory}")
+    with meter.entering("start", serving(directory, settings.overrides)) as url:
+        context.say(f"[bold]2[/] asking {len(prompts)} held-out questions before anything is learned")
+        with meter.stage("before"):
+            before = _ask(settings, context, url, prompts)
+        context.say(f"[bold]3[/] {persona.name!r} chats. It wants: {escape(persona.wants)}")
+        with meter.stage("chat"):
+            summary = _chat(settings, context, url)
+        context.say("[bold]4[/] collect, train, evaluate, decide, publish; the server goes on serving")
+        with meter.stage("cycle"):
+            run_json(directory, "cycle", overrides=settings.overrides, fine=(0, GateRefused.exit_code))
+            with Store.open(directory / "afterword.db") as store:
+                release = store.newest(Release)
+        context.say("[bold]5[/] asking the same questions again")
+        with meter.stage("after"):
+            if release is not None:
+                wait_for_release(url, prompts[:1], str(release.adapter))
+            after = _ask(settings, context, url, prompts)
+    with Store.open(directory / "afterword.db") as store:
+        findings = Findings.of(store, persona, settings.seed, prompts, before, after, summary)
+    return findings
+
+
+def _details(directory: Path, findings: Findings) -> tuple[Heatmap | None, list[float]]:
+    """A heat map of one interaction, and the training loss by step."""
+    from afterword.train.metrics import read_metrics
+
+    with Store.open(directory / "afterword.db") as store:
+        heatmap = measure_example(store, findings)
+    return heatmap, [step.loss for step in read_metrics(directory / "runs" / findings.candidate.id)]
+
+
+def _ask(settings: DemoSettings, context: Context, url: str, prompts: Sequence[Prompt]) -> list[Answer]:
+    with step_bar(context, "held-out questions", "answers") as advance:
+        return ask_heldout(url, prompts, seed=settings.seed, max_tokens=settings.max_tokens, progress=advance)
+
+
+def _chat(settings: DemoSettings, context: Context, url: str) -> SimulationSummary:
+    with step_bar(context, f"{settings.persona.name} chats", "conversations") as advance:
+        return simulate_users(
+            url, settings.persona, conversations=settings.conversations, seed=settings.seed,
+            max_tokens=settings.max_tokens, temperature=settings.temperature, progress=advance,
+        )  # fmt: skip
+
+
+def wait_for_release(url: str, prompts: Sequence[Prompt], adapter: str, patience: float = SWAP_SECONDS) -> float:
+    """Ask until `adapter` answers; the seconds it took. UpstreamError when it does not come within `patience`."""
+    started = time.monotonic()
+    while True:
+        answered = ask_heldout(url, prompts[:1], max_tokens=1)[0].adapter
+        waited = time.monotonic() - started
+        if answered == adapter:
+            return waited
+        if waited > patience:
+            raise UpstreamError(
+                f"{adapter} was released {waited:.0f} s ago and {answered or 'the base model'} still answers at {url}: "
+                f"see {url}/health and the server's log"
+            )
+        time.sleep(0.1)

@@ -1,0 +1,170 @@
+"""What the demo found: the rows of the store, the answers through the gateway, and the figures that come of them.
+
+Owns the comparison of the trait before and after (shares with Wilson intervals, the exact sign test on the pairs) and
+the content of `report.json`; never talks to a server and prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from afterword.cli.demo_meter import Meter
+from afterword.records import (
+    Candidate,
+    Interaction,
+    Json,
+    Record,
+    Release,
+    Report,
+    Skip,
+    Verdict,
+)
+from afterword.simulate import Answer, Mark, Persona, Prompt, SimulationSummary
+from afterword.store import Store
+
+R = TypeVar("R", bound=Record)
+
+SIGNIFICANT = 0.05
+"""The rise counts when chance alone would do as much less often than this (two-sided, on the pairs)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """Everything a demo learned, from the store and through the gateway."""
+
+    persona: Persona
+    seed: int
+    prompts: Sequence[Prompt]
+    before: Sequence[Answer]
+    after: Sequence[Answer]
+    summary: SimulationSummary
+    candidate: Candidate
+    report: Report
+    verdict: Verdict
+    release: Release | None
+    interactions: dict[str, int]
+    """Split -> interactions in the store."""
+    skips: dict[str, int]
+    """Reason -> skips in the store."""
+
+    @classmethod
+    def of(
+        cls, store: Store, persona: Persona, seed: int, prompts: Sequence[Prompt], before: Sequence[Answer],
+        after: Sequence[Answer], summary: SimulationSummary,
+    ) -> Self:  # fmt: skip
+        """Read the rows that the cycle left."""
+        return cls(
+            persona=persona, seed=seed, prompts=prompts, before=before, after=after, summary=summary,
+            candidate=_newest(store, Candidate), report=_newest(store, Report), verdict=_newest(store, Verdict),
+            release=store.newest(Release),
+            interactions=store.tally(Interaction, "split"), skips=store.tally(Skip, "reason"),
+        )  # fmt: skip
+
+    def marks(self, answers: Sequence[Answer]) -> list[Mark]:
+        """The persona's mark of each answer."""
+        return [self.persona.mark(a.text, p.text) for a, p in zip(answers, self.prompts, strict=True)]
+
+    @property
+    def pairs(self) -> tuple[int, int]:
+        """Questions where only the answer after, and only the one before, shows the trait."""
+        both = [(b.passed, a.passed) for b, a in zip(self.marks(self.before), self.marks(self.after), strict=True)]
+        return both.count((False, True)), both.count((True, False))
+
+    @property
+    def chance(self) -> float:
+        """Exact two-sided p of the pairs."""
+        from afterword.evaluate.statistics import sign_test
+
+        return sign_test(*self.pairs)
+
+    @property
+    def better(self) -> bool:
+        """Released, and the trait rose by more than chance."""
+        gained, lost = self.pairs
+        return self.release is not None and gained > lost and self.chance < SIGNIFICANT
+
+
+def _newest(store: Store, kind: type[R]) -> R:
+    found = store.newest(kind)
+    assert found is not None, f"a cycle that ended has left a {kind.__name__}"
+    return found
+
+
+def share(marks: Sequence[Mark]) -> Json:
+    """{value, low, high, n}: the share of passed ones with Wilson's interval."""
+    from afterword.evaluate.statistics import wilson
+
+    return wilson(sum(mark.passed for mark in marks), len(marks))
+
+
+def report_data(found: Findings, meter: Meter) -> Json:
+    """The content of `report.json`."""
+    before, after = found.marks(found.before), found.marks(found.after)
+    gained, lost = found.pairs
+    return {
+        "seed": found.seed,
+        "persona": found.persona.name,
+        "wants": found.persona.wants,
+        "model": found.candidate.base,
+        "better": found.better,
+        "conclusion": conclusion(found),
+        "before": share(before),
+        "after": share(after),
+        "pairs": {"gained": gained, "lost": lost, "p": found.chance},
+        "grades": {"before": _mean(before), "after": _mean(after)},
+        "answered_by": sorted({str(a.adapter) for a in found.after}),
+        "interactions": len(found.candidate.interactions),
+        "splits": found.interactions,
+        "skips": found.skips,
+        "simulation": found.summary.to_dict(),
+        "recipe": found.candidate.recipe,
+        "training": found.candidate.metrics,
+        "holdout": found.report.suites.get("holdout"),
+        "forgetting": found.report.suites.get("forgetting"),
+        "collapse": found.report.suites.get("collapse"),
+        "verdict": {"id": found.verdict.id, "passed": found.verdict.passed, "reasons": list(found.verdict.reasons)},
+        "release": found.release.to_dict() if found.release else None,
+        "answers": _side_by_side(found),
+        "seconds": meter.seconds,
+        "stages": meter.stages,
+        **meter.totals(),
+    }
+
+
+def _mean(marks: Sequence[Mark]) -> float:
+    return round(sum(mark.grade for mark in marks) / len(marks), 4)
+
+
+def _side_by_side(found: Findings) -> list[Json]:
+    rows = zip(
+        found.prompts, found.before, found.after, found.marks(found.before), found.marks(found.after), strict=True
+    )
+    return [
+        {
+            "prompt": p.text, "topic": p.topic, "before": b.text, "after": a.text,
+            "grade_before": mb.grade, "grade_after": ma.grade, "adapter": a.adapter,
+        }
+        for p, b, a, mb, ma in rows
+    ]  # fmt: skip
+
+
+def conclusion(found: Findings) -> str:
+    """What came out, in one sentence."""
+    before, after = share(found.marks(found.before)), share(found.marks(found.after))
+    change = f"{percent(before)} before, {percent(after)} after"
+    if found.release is None:
+        return f"The gate said no and nothing was released: users are still answered as before ({change})."
+    if not found.better:
+        gained, lost = found.pairs
+        return (
+            f"{found.release.adapter} was released, but the trait did not rise beyond chance on held-out questions: "
+            f"{change}, {gained} gained and {lost} lost (p = {found.chance:.2g})."
+        )
+    return f"{found.release.adapter} learned it: {change}, on {after['n']} questions about topics never talked about."
+
+
+def percent(figure: Json) -> str:
+    """A share and its interval, for people."""
+    return f"{100 * figure['value']:.0f} % [{100 * figure['low']:.0f}, {100 * figure['high']:.0f}]"

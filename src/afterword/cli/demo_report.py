@@ -1,0 +1,167 @@
+"""How the demo tells what it found: on the terminal, and as `report.html` and `report.json`.
+
+Owns words and layout, and which examples are shown; the figures come from `demo_findings`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.columns import Columns
+from rich.markup import escape
+from rich.panel import Panel
+
+from afterword.cli.context import Context
+from afterword.cli.demo_findings import Findings, percent
+from afterword.records import Feedback, Interaction, Json, Skip, Turn
+from afterword.store import Store
+
+if TYPE_CHECKING:
+    from afterword.evaluate.heatmap import Heatmap
+
+SHOWN = 3
+"""Answers side by side on the terminal."""
+
+
+def measure_example(store: Store, found: Findings) -> Heatmap | None:
+    """The heat map of one complaint that was learned from, beside an off-topic message of the same user.
+
+    Another complaint would be no control here: this user wants the same thing every time.
+    """
+    from afterword.evaluate.heatmap_stage import measure_heatmap
+
+    learned = (store.get(Interaction, identifier) for identifier in found.candidate.interactions)
+    for interaction in learned:
+        turn = store.get(Turn, interaction.turn)
+        if interaction.kind == "follow_up" and interaction.polarity < 0 and len(turn.completion_ids or ()) >= 16:
+            aside = next(store.rows(Skip, reason="off_topic"), None)
+            text = store.get(Feedback, aside.feedback).text if aside else None
+            other = replace(interaction, hindsight=text) if text else None
+            return measure_heatmap(turn, interaction, other, model=found.candidate.base)
+    return None
+
+
+def write_reports(found: Findings, report: Json, heatmap: Heatmap | None, losses: Sequence[float], to: Path) -> None:
+    """`report.json` and `report.html` in the folder `to`."""
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    (to / "report.json").write_text(text + "\n", encoding="utf-8")
+    (to / "report.html").write_text(_page(found, report, heatmap, losses), encoding="utf-8")
+
+
+def _page(found: Findings, report: Json, heatmap: Heatmap | None, losses: Sequence[float]) -> str:
+    from afterword.evaluate.heatmap import heatmap_fragment
+    from afterword.evaluate.report_html import Section, render_report
+
+    sections = [Section("What the users get", _trait_html(report))]
+    if heatmap is not None:
+        sections.append(Section("What one complaint says about each token", heatmap_fragment(heatmap)))
+    return render_report(found.candidate, found.report, found.verdict, losses=losses, sections=sections)
+
+
+def _trait_html(report: Json) -> str:
+    """The trait before and after, and the answers behind it."""
+    from afterword.evaluate.html import escape as safe
+    from afterword.evaluate.html import intervals
+
+    sides = [(kind, report[side]) for kind, side in (("served", "before"), ("candidate", "after"))]
+    rows = [(kind, (figure["value"], figure["low"], figure["high"])) for kind, figure in sides]
+    numbers = "".join(f"<span class={kind}>{safe(percent(figure))}</span>" for kind, figure in sides)
+    picture = intervals(rows, 0.0, 1.0, None, "Share of held-out answers with the trait, before and after")
+    told = _telling(report["answers"])
+    rest = [row for row in report["answers"] if row not in told]
+    return (
+        f"<p>{safe(report['conclusion'])}</p><p class=dim>The user wants: {safe(report['wants'])} A program "
+        "decides it; training never sees that program.</p><p class='key dim'><span class=served>before</span>"
+        f"<span class=candidate>after</span></p><div class=rows><div class=name>{report['before']['n']} held-out "
+        f"questions that show the trait</div><div>{picture}</div><div class=num>{numbers}</div></div>"
+        + "".join(_pair_html(row) for row in told)
+        + f"<details><summary>All {len(report['answers'])} answers</summary>"
+        + "".join(_pair_html(row) for row in rest)
+        + "</details>"
+    )
+
+
+def _pair_html(row: Json) -> str:
+    from afterword.evaluate.html import escape as safe
+
+    sides = "".join(
+        f"<div class={side}><small>{side}, grade {row[f'grade_{side}']:.2f}</small>"
+        f"<p class=text>{safe(row[side]) or '<i>(empty)</i>'}</p></div>"
+        for side in ("before", "after")
+    )
+    return f"<div class=example><div class=ask>{safe(row['prompt'])}</div><div class=sides>{sides}</div></div>"
+
+
+def show(found: Findings, report: Json, heatmap: Heatmap | None, context: Context, directory: Path) -> None:
+    """Tell a person what changed, on stdout."""
+    out = context.out
+    out.print()
+    out.print(f"[bold {'green' if found.better else 'yellow'}]{escape(report['conclusion'])}[/]")
+    out.print(f"[dim]the trait: {escape(found.persona.wants)}[/]\n")
+    rows = [
+        (f"shows the trait (of {report['before']['n']} held-out questions)", percent(report["before"]),
+         percent(report["after"]), f"{report['pairs']['gained']} gained, {report['pairs']['lost']} lost"),
+        ("mean grade", report["grades"]["before"], report["grades"]["after"], ""),
+    ]  # fmt: skip
+    context.table("", ("", "before", "after", "pairs"), rows)
+    out.print()
+    _show_yield(found, report, context)
+    for row in _telling(report["answers"]):
+        _show_pair(row, context)
+    if heatmap is not None:
+        from afterword.evaluate.heatmap import heatmap_terminal
+
+        out.print(heatmap_terminal(heatmap))
+        out.print()
+    word = "[green]yes[/]" if found.verdict.passed else "[red]no[/]"
+    out.print(f"[bold]The gate says {word}[/]")
+    for reason in found.verdict.reasons:
+        out.print(f"  {escape(reason)}")
+    _show_cost(report, context)
+    out.print(f"report: {directory / 'report.html'}, {directory / 'report.json'}")
+    out.print(f"\nTry it: [bold]afterword serve --dir {escape(str(directory))}[/]")
+
+
+def _show_yield(found: Findings, report: Json, context: Context) -> None:
+    talk = report["simulation"]
+    skipped = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in found.skips.items())
+    held = found.interactions.get("holdout", 0)
+    context.out.print(
+        f"{talk['conversations']} conversations, {talk['turns']} answers; learned from {report['interactions']} "
+        f"interactions, {held} held out" + (f", skipped: {skipped}" if skipped else "")
+    )
+    if talk["failed"]:
+        context.out.print(f"[yellow]{talk['failed']} conversations broke off: {escape(talk['first_failure'])}[/]")
+    context.out.print()
+
+
+def _telling(rows: Sequence[Json]) -> list[Json]:
+    """Pairs of different topics: a question that did not work first if there is one, then ones that changed most."""
+    ordered = sorted(rows, key=lambda row: row["grade_before"] - row["grade_after"])
+    picked: list[Json] = []
+    for row in [*ordered[-1:], *ordered]:
+        if row["topic"] not in {p["topic"] for p in picked}:
+            picked.append(row)
+    return picked[1:SHOWN] + picked[:1]
+
+
+def _show_pair(row: Json, context: Context) -> None:
+    width = max(30, context.out.width // 2 - 2)
+    panels = [
+        Panel(escape(row[side]), title=f"{side} ({row[f'grade_{side}']:.2f})", width=width, border_style=colour)
+        for side, colour in (("before", "dim"), ("after", "green"))
+    ]
+    context.out.print(f"[bold]{escape(row['prompt'])}[/]")
+    context.out.print(Columns(panels, padding=(0, 1)))
+
+
+def _show_cost(report: Json, context: Context) -> None:
+    stages = ", ".join(f"{name} {spent['wall']:.0f} s" for name, spent in report["stages"].items())
+    parts = [f"{report['seconds']:.0f} s ({stages})"]
+    if report["cpu_seconds"] is not None:
+        parts += [f"{report['cpu_seconds']:.0f} CPU s", f"{report['peak_memory_bytes'] / 2**30:.1f} GiB at most"]
+    context.out.print("[dim]" + "; ".join(parts) + "[/]")
