@@ -49,10 +49,9 @@ class Capture:
             self._links.remember(turn, asked)
         return done
 
-    def note(self, feedback: Sequence[Feedback]) -> None:
+    def note(self, feedback: Sequence[Feedback]) -> asyncio.Future[None] | None:
         """Queue feedback that a request gave which never got an answer."""
-        if feedback:
-            self._submit(feedback, None)
+        return self._submit(feedback, None) if feedback else None
 
     def _submit(self, records: Sequence[Record], turn: Turn | None) -> asyncio.Future[None] | None:
         try:

@@ -35,7 +35,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         try:
             return await (exchange.streamed(request) if chat.stream else exchange.whole())
         except UpstreamError as error:
-            exchange.failed(error)
+            await gateway.capture.settle(exchange.failed(error))
             raise
         except (asyncio.CancelledError, ConnectionError):
             exchange.keep("aborted")
@@ -179,8 +179,7 @@ class Exchange:
         self._kept = True
         chat, link = self.chat, self.link
         if not (self.served.started or self.served.done):
-            self.gateway.capture.note(link.feedback(chat.user, None))
-            return None
+            return self.gateway.capture.note(link.feedback(chat.user, None))
         turn = self._turn(finish_reason or self.served.finish_reason)
         return self.gateway.capture.keep(turn, link.asked, link.feedback(chat.user, turn.id))
 

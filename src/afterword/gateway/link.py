@@ -33,8 +33,8 @@ class Known:
     scope: tuple[str | None, str | None]
     conversation: str | None
     thread: str | None
-    asked: str
-    """Hash of the messages that it answered."""
+    request: tuple[str, str | None]
+    """Hash of the messages that it answered, and the turn that it continued."""
     at: float
 
 
@@ -96,19 +96,20 @@ class Links:
         self._size = remembered
         self._turns: OrderedDict[str, Known] = OrderedDict()
         self._threads: dict[str, list[str]] = {}
-        self._asked: dict[str, str] = {}
+        self._asked: dict[tuple[str, str | None], str] = {}
         self.outcomes: Counter[str] = Counter()
 
     # ---- the index
 
     def remember(self, turn: Turn, asked: str) -> None:
         """Make a turn linkable before it is committed."""
-        known = Known(turn.id, (turn.key, turn.user), turn.conversation, turn.thread, asked, time.monotonic())
+        request = (asked, turn.previous)
+        known = Known(turn.id, (turn.key, turn.user), turn.conversation, turn.thread, request, time.monotonic())
         self._turns[turn.id] = known
         if turn.thread is not None:
             self._threads.setdefault(turn.thread, []).append(turn.id)
         if turn.finish_reason not in UNFINISHED:
-            self._asked[asked] = turn.id
+            self._asked[request] = turn.id
         if len(self._turns) > self._size:
             self.forget(next(iter(self._turns)))
 
@@ -123,8 +124,8 @@ class Links:
                 self._threads[known.thread] = rest
             else:
                 self._threads.pop(known.thread, None)
-        if self._asked.get(known.asked) == turn:
-            del self._asked[known.asked]
+        if self._asked.get(known.request) == turn:
+            del self._asked[known.request]
 
     def recent(self, turn: str) -> bool:
         """Is this turn in memory?"""
@@ -180,7 +181,7 @@ class Links:
         A first message is the same request only within a named conversation, or from a named user within minutes:
         many people say "Hi".
         """
-        earlier = self._asked.get(asked)
+        earlier = self._asked.get((asked, previous))
         if earlier is not None:
             known = self._turns[earlier]
             if known.conversation != conversation:

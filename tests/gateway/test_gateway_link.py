@@ -1,0 +1,259 @@
+"""Follow-ups find their turn: by the re-sent history, by id, before the commit, after a restart; never by guessing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.gateway.fake_upstream import Fake
+from tests.gateway.gateway_setup import Launch, Setup
+
+from afterword.chat.canonical import thread_hashes
+from afterword.errors import StoreError
+from afterword.gateway.link import Links
+from afterword.gateway.wire.openai import ChatRequest
+from afterword.records import Feedback, Turn
+from afterword.store import Store
+
+SAID = "The sky is blue."
+
+
+def text(answer: dict[str, Any]) -> str:
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def test_a_follow_up_is_feedback_on_the_turn_before(gateway: Setup) -> None:
+    first = gateway.chat("Why?", user="ada", metadata={"conversation": "c1"})
+    second = gateway.chat("Why?", text(first), "Shorter, please.", user="ada")
+    third = gateway.chat("Why?", SAID, "Shorter, please.", SAID, "Thanks!", user="ada")
+    turns = {turn.id: turn for turn in gateway.turns()}
+    assert turns[second["id"]].previous == first["id"] and turns[third["id"]].previous == second["id"]
+    assert {turn.conversation for turn in turns.values()} == {"c1"}, "the conversation is inherited"
+    one, two = gateway.feedback()
+    assert (one.turn, one.kind, one.text, one.next_turn, one.source, one.user) == (
+        first["id"], "follow_up", "Shorter, please.", second["id"], "detector", "ada",
+    )  # fmt: skip
+    assert (two.turn, two.text) == (second["id"], "Thanks!")
+    assert 'afterword_links_total{outcome="linked"} 2.0' in gateway.get("/metrics").text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_streamed_answers_link_as_well(gateway: Setup, stream: bool) -> None:
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in gateway.stream("Why?"))
+    gateway.chat("Why?", said + "  ", "And at night?")
+    first, second = gateway.turns()
+    assert second.previous == first.id, "white space around an answer does not matter"
+
+
+def test_other_users_and_keys_are_never_linked(gateway: Setup) -> None:
+    first = gateway.chat("Why?", user="ada")
+    gateway.chat("Why?", SAID, "Shorter!", user="grace")
+    gateway.chat("Why?", SAID, "Shorter!")
+    response = gateway.post(
+        "/v1/chat/completions",
+        {"model": "afterword", "messages": [{"role": "user", "content": "Shorter!"}], "user": "grace"},
+        headers={"x-afterword-previous-turn": first["id"]},
+    )
+    assert response.status_code == 200
+    assert [turn.previous for turn in gateway.turns()] == [None] * 4
+    assert gateway.feedback() == []
+    metrics = gateway.get("/metrics").text
+    assert 'outcome="unmatched"} 2.0' in metrics and 'outcome="foreign"} 1.0' in metrics
+
+
+def test_the_previous_turn_may_be_named(gateway: Setup) -> None:
+    first = gateway.chat("Why?", user="ada")
+    body = {"model": "afterword", "messages": [{"role": "user", "content": "Shorter!"}], "user": "ada"}
+    second = gateway.post("/v1/chat/completions", body, headers={"x-afterword-previous-turn": first["id"]}).json()
+    unknown = gateway.post("/v1/chat/completions", body, headers={"x-afterword-previous-turn": "chatcmpl-0"})
+    assert unknown.status_code == 200
+    (event,) = gateway.feedback()
+    assert (event.turn, event.text, event.next_turn) == (first["id"], "Shorter!", second["id"])
+    assert 'outcome="unknown"} 1.0' in gateway.get("/metrics").text
+
+
+def test_two_equal_turns_are_no_match(gateway: Setup) -> None:
+    gateway.chat("Hi")
+    gateway.chat("Hi")
+    gateway.chat("Hi", SAID, "Shorter!")
+    assert gateway.turns()[2].previous is None and gateway.feedback() == []
+    assert 'outcome="ambiguous"} 1.0' in gateway.get("/metrics").text
+
+
+def test_links_and_ambiguity_survive_a_restart(launch: Launch) -> None:
+    fake = Fake()
+    before = launch(fake)
+    first = before.chat("Why?", user="ada", metadata={"conversation": "c1"})
+    twin = before.chat("Hi", user="bob")
+    after = launch(fake)
+    second = after.chat("Why?", SAID, "Shorter!", user="ada")
+    after.chat("Hi", user="bob")
+    after.chat("Hi", SAID, "Shorter!", user="bob")
+    turns = {turn.id: turn for turn in after.turns()}
+    assert turns[second["id"]].previous == first["id"] and turns[second["id"]].conversation == "c1"
+    assert after.feedback(turn=first["id"])[0].text == "Shorter!"
+    assert after.feedback(turn=twin["id"]) == [], "one twin is in memory, the other in the store: ambiguous"
+
+
+def test_the_same_request_again_is_a_regeneration(gateway: Setup) -> None:
+    first = gateway.chat("Why?", user="ada")
+    again = gateway.chat("Why?", user="ada")
+    (event,) = gateway.feedback()
+    assert (event.turn, event.kind, event.next_turn) == (first["id"], "regenerated", again["id"])
+
+
+def test_the_same_words_after_another_turn_are_no_regeneration(gateway: Setup) -> None:
+    def send(previous: str) -> str:
+        body = {"model": "afterword", "messages": [{"role": "user", "content": "Go on"}], "user": "ada"}
+        response = gateway.post("/v1/chat/completions", body, headers={"x-afterword-previous-turn": previous})
+        return str(response.json()["id"])
+
+    second = send(gateway.chat("Hi", user="ada")["id"])
+    send(second)
+    assert [event.kind for event in gateway.feedback()] == ["follow_up", "follow_up"]
+
+
+def test_a_regeneration_in_the_middle_of_a_conversation(launch: Launch) -> None:
+    fake = Fake()
+    before = launch(fake)
+    first = before.chat("Why?")
+    second = before.chat("Why?", SAID, "Shorter!")
+    after = launch(fake)
+    third = after.chat("Why?", SAID, "Shorter!")
+    assert [(e.turn, e.kind, e.next_turn) for e in after.feedback()] == [
+        (first["id"], "follow_up", second["id"]),
+        (second["id"], "regenerated", third["id"]),
+    ]
+
+
+def test_a_regeneration_in_a_named_conversation_after_a_restart(launch: Launch) -> None:
+    fake = Fake()
+    first = launch(fake).chat("Hi", metadata={"conversation": "c1"})
+    after = launch(fake)
+    after.chat("Something else", metadata={"conversation": "c1"})
+    after.chat("Hi", metadata={"conversation": "c1"})
+    (event,) = after.feedback()
+    assert (event.turn, event.kind) == (first["id"], "regenerated")
+
+
+def test_the_same_words_elsewhere_are_no_regeneration(gateway: Setup) -> None:
+    gateway.chat("Hi")
+    gateway.chat("Hi")  # nobody in particular: many people say Hi
+    gateway.chat("Hi", user="ada", metadata={"conversation": "c1"})
+    gateway.chat("Hi", user="ada", metadata={"conversation": "c2"})
+    assert gateway.feedback() == []
+
+
+def test_asking_again_after_a_failure_is_no_judgement(launch: Launch) -> None:
+    gateway = launch(Fake(cut_after=3))
+    with pytest.raises(Exception, match="cut the stream"):
+        list(gateway.stream("Why?", user="ada"))
+    gateway.fake.cut_after = None
+    gateway.chat("Why?", user="ada")
+    assert gateway.turns()[0].finish_reason == "error" and gateway.feedback() == []
+
+
+def test_what_the_user_said_is_kept_when_nobody_answers(launch: Launch) -> None:
+    gateway = launch()
+    first = gateway.chat("Why?")
+    gateway.fake.reject = (500, {"error": {"message": "no"}})
+    body = {"model": "afterword", "messages": gateway.fake.requests[0]["messages"]}
+    body["messages"] = [
+        *body["messages"],
+        {"role": "assistant", "content": SAID},
+        {"role": "user", "content": "Shorter!"},
+    ]
+    assert gateway.post("/v1/chat/completions", body).status_code == 502
+    (event,) = gateway.feedback()
+    assert (event.turn, event.text, event.next_turn) == (first["id"], "Shorter!", None)
+    gateway.fake.reject = None
+    answer = gateway.post("/v1/chat/completions", body).json()
+    assert len(gateway.feedback()) == 1, "the same words again are a duplicate"
+    assert gateway.store.get(Turn, answer["id"]).previous == first["id"]
+
+
+def test_a_tool_result_links_but_says_nothing(launch: Launch) -> None:
+    gateway = launch(Fake(tool=True))
+    first = gateway.chat("Look up")
+    call = first["choices"][0]["message"]
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "blue"}
+    messages = [{"role": "user", "content": "Look up"}, call, result]
+    gateway.post("/v1/chat/completions", {"model": "afterword", "messages": messages})
+    assert gateway.turns()[1].previous == first["id"] and gateway.feedback() == []
+
+
+# ---- the index by itself
+
+
+def request(*words: str, user: str | None = "ada") -> ChatRequest:
+    messages = [{"role": ("user", "assistant")[i % 2], "content": w} for i, w in enumerate(words)]
+    return ChatRequest(
+        body={}, messages=messages, model="m", stream=False, keep=True, key=None, user=user, conversation=None,
+        previous=None, task=None, team=None,
+    )  # fmt: skip
+
+
+def turn(links: Links, number: int, chat: ChatRequest, answer: str = "a") -> Turn:
+    message = {"role": "assistant", "content": answer}
+    thread = thread_hashes(chat.scope, [*chat.messages, message])[-1]
+    made = Turn(id=f"t{number}", messages=tuple(chat.messages), answer=message, user=chat.user, thread=thread)
+    links.remember(made, links.find(chat).asked)
+    return made
+
+
+def test_a_reply_that_outruns_the_commit_is_linked_from_memory(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a.db") as store:
+        links = Links(store)
+        first = turn(links, 1, request("Hi"))
+        assert store.count(Turn) == 0
+        assert links.find(request("Hi", "a", "Go on")).previous == first.id
+        links.forget(first.id)
+        links.forget(first.id)
+        assert links.find(request("Hi", "a", "Go on")).outcome == "unmatched"
+
+
+def test_the_memory_is_bounded_and_the_store_knows_the_rest(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a.db") as store:
+        links = Links(store, remembered=3)
+        for number in range(10):
+            store.write(turn(links, number, request(f"Hi {number}")))
+        twin = dataclasses.replace(turn(links, 10, request("Hi 9")), created_at=1.0)
+        assert twin.id == "t10" and not links.recent("t6") and links.recent("t9")
+        assert links.find(request("Hi 1", "a", "Go on")).previous == "t1"
+        assert links.find(request("Hi 9", "a", "Go on")).outcome == "ambiguous"
+        links.forget("t10")
+        assert links.find(request("Hi 9", "a", "Go on")).previous == "t9"
+        assert len(links._threads) <= 3 and len(links._asked) <= 3
+
+
+def test_a_store_that_cannot_be_read_means_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path / "a.db") as store:
+        links = Links(store)
+
+        def broken(*_: object) -> list[str]:
+            raise StoreError("disk on fire")
+
+        monkeypatch.setattr(store, "turns_of_thread", broken)
+        link = links.find(request("Hi", "a", "Go on"))
+        assert link.outcome == "unavailable" and link.feedback("ada", "t1") == []
+
+
+def test_regeneration_looks_at_scope_and_end(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a.db") as store:
+        links = Links(store)
+        base = Turn(
+            id="p", messages=tuple(request("Hi").messages), answer={"role": "assistant", "content": "a"}, user="ada"
+        )
+        messages = tuple(request("Hi", "a", "Go on").messages)
+        aborted = dataclasses.replace(base, id="x1", messages=messages, previous="p", finish_reason="aborted")
+        foreign = dataclasses.replace(base, id="x2", messages=messages, previous="p", user="bob")
+        other = dataclasses.replace(base, id="x3", messages=messages[:1], previous="p")
+        store.write(base, aborted, foreign, other)
+        chat = dataclasses.replace(request("Hi", "a", "Go on"), previous="p")
+        assert links.find(chat).repeats is None
+        store.write(dataclasses.replace(base, id="x4", messages=messages, previous="p"))
+        link = links.find(chat)
+        assert link.repeats == "x4"
+        assert link.feedback("ada", None) == [] and [type(f) for f in link.feedback("ada", "n")] == [Feedback]
