@@ -5,6 +5,7 @@ Owns which adapter is active while something is scored; the scoring itself is `l
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,17 +45,22 @@ class Models:
     def add(self, name: str, folder: Path) -> None:
         """Put an adapter folder beside the base. AdapterError when it does not fit."""
         try:
-            if self._adapted:
-                self._model.load_adapter(str(folder), adapter_name=name)
-            else:
-                self._model = PeftModel.from_pretrained(self._model, str(folder), adapter_name=name)
-                self._adapted = True
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+                self._put(name, folder)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise AdapterError(
                 f"the adapter {str(folder)!r} does not fit this base model: {str(error)[:300]}; measure it with the "
                 "model that it was trained on"
             ) from error
         self._model.eval()
+
+    def _put(self, name: str, folder: Path) -> None:
+        if self._adapted:
+            self._model.load_adapter(str(folder), adapter_name=name)
+            return
+        self._model = PeftModel.from_pretrained(self._model, str(folder), adapter_name=name)
+        self._adapted = True
 
     @contextmanager
     def active(self, name: str | None) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from afterword.records import Json
 LEVEL = 0.95
 RESAMPLES = 4000
 Floats = NDArray[np.float64]
+Values = Sequence[float] | NDArray[Any]
 
 
 def figure(value: float, low: float, high: float, n: int) -> Json:
@@ -31,7 +33,7 @@ def exactly(value: float, n: int) -> Json:
 
 
 def mean(
-    values: Sequence[float], clusters: Sequence[str] | None = None, *, seed: int = 0, level: float = LEVEL
+    values: Values, clusters: Sequence[str] | None = None, *, seed: int = 0, level: float = LEVEL
 ) -> Json:
     """Mean with a bootstrap interval that resamples whole clusters (conversations); paired differences go in here.
 
@@ -43,8 +45,8 @@ def mean(
 
 
 def ratio_of_sums(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
+    numerators: Values,
+    denominators: Values,
     clusters: Sequence[str] | None = None,
     *,
     seed: int = 0,
@@ -67,7 +69,7 @@ def ratio_of_sums(
     return figure(value, float(low), float(high), n)
 
 
-def _summed(values: Sequence[float], clusters: Sequence[str] | None) -> Floats:
+def _summed(values: Values, clusters: Sequence[str] | None) -> Floats:
     """[G] sum of the values of each cluster, in order of first appearance."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size == 0 or not np.isfinite(numbers).all():
@@ -115,7 +117,7 @@ def wilson(successes: int, n: int, *, level: float = LEVEL) -> Json:
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return figure(p, max(0.0, centre - half), min(1.0, centre + half), n)
+    return figure(p, centre - half if successes else 0.0, centre + half if successes < n else 1.0, n)
 
 
 def sign_test(wins: int, losses: int) -> float:

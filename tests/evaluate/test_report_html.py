@@ -1,0 +1,185 @@
+"""The pages: escaped, self-contained, whole, and telling the truth about what is missing."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from afterword.evaluate.heatmap import Heatmap, heatmap_fragment, heatmap_html, heatmap_terminal, mean_size
+from afterword.evaluate.heatmap_stage import measure_heatmap
+from afterword.evaluate.html import curve, intervals
+from afterword.evaluate.report_html import Section, render_report
+from afterword.learn.diagnostics import TokenAdvantage
+from afterword.records import Report, Verdict
+
+from .conftest import candidate, held
+
+NASTY = "<script>alert('x')</script>&\"quoted\" </style> ]]> 😀 \u202e"
+
+
+class Outline(HTMLParser):
+    """Tags that must be closed are; collects text and tag names."""
+
+    VOID = frozenset({"meta", "br", "line", "circle", "path", "img", "link"})
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not any(name.startswith("on") for name, _ in attrs), attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert "script" not in parser.tags and not re.search(r"https?://|@import|url\(", page)
+    return parser
+
+
+def figure(value: float | None, low: float | None, high: float | None, n: int = 24) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def full_report(**suites: Any) -> Report:
+    share = figure(0.1, 0.0, 0.3)
+    found = {
+        "holdout": {
+            "gain": figure(0.2, 0.1, 0.3), "score_served": figure(-0.2, -0.3, -0.1), "wins": figure(9, 9, 9),
+            "score_candidate": figure(0.0, -0.1, 0.1), "losses": figure(2, 2, 2), "sign_p": figure(0.07, 0.07, 0.07),
+            f"{NASTY}_before": share, f"{NASTY}_after": share, NASTY: share,
+        },
+        "forgetting": {"drift": figure(0.1, None, None), "loss_rise": figure(-0.01, -0.02, 0.0)},
+        "collapse": {"empty": share, "empty_served": share, "empty_candidate": share, "length_ratio": figure(1, 1, 1)},
+        **suites,
+    }  # fmt: skip
+    examples = tuple(
+        {
+            "interaction": "i", "turn": "t", "prompt": NASTY, "messages": 1, "follow_up": NASTY, "final_text": None,
+            "first_answer": NASTY, "before": NASTY, "after": "" if i % 2 else f"{NASTY} {i}",
+            "score_served": 0.0, "score_candidate": i - 3.0,
+        }
+        for i in range(12)
+    )  # fmt: skip
+    about = {"adapter_hash": "a" * 32, "sampling": {"temperature": 0.0}, "seconds": 3.2}
+    return Report(id="rep-1", candidate="cand-1", against=None, suites=found, examples=examples, about=about)
+
+
+def verdict(**changes: Any) -> Verdict:
+    given: dict[str, Any] = {
+        "id": "ver-1", "candidate": "cand-1", "report": "rep-1", "passed": False,
+        "reasons": (f"no: holdout: {NASTY}", "ok: collapse: fine"), **changes,
+    }  # fmt: skip
+    return Verdict(**given)
+
+
+def test_the_page_is_whole_self_contained_and_escaped() -> None:
+    page = render_report(candidate(), full_report(), verdict(), losses=[0.5, float("nan"), 0.2, 0.1])
+    found = outline(page)
+    text = "".join(found.text)
+    assert NASTY in text and text.index("The gate says no") < text.index("Holdout") < text.index("Answers side by side")
+    assert "1 of 2 checks did not hold" in text
+    assert found.tags.count("svg") >= 8 and "main" in found.tags
+    assert "Changed for the better: 8" in text and "Changed for the worse: 3" in text and "1 did not change" in text
+    assert "Better on 9, worse on 2 of 24" in text and "unknown" in text
+
+
+def test_yes_no_and_override_say_so() -> None:
+    yes = "".join(outline(render_report(candidate(), full_report(), verdict(passed=True))).text)
+    assert "The gate says yes" in yes
+    override = {"by": NASTY, "why": "because"}
+    signed = "".join(outline(render_report(candidate(), full_report(), verdict(override=override))).text)
+    assert f"Overridden by {NASTY}: because." in signed
+
+
+def test_a_failed_suite_and_an_unknown_one_are_shown() -> None:
+    report = full_report(holdout={"error": NASTY}, privacy={"canary_rank": figure(0.5, 0.4, 0.6)})
+    text = "".join(outline(render_report(candidate(), report, verdict())).text)
+    assert f"Failed: {NASTY}" in text and "canary rank" in text and "0.500" in text
+
+
+def test_a_report_with_nothing_in_it() -> None:
+    empty = Report(id="r", candidate="cand-1", against="cand-0", suites={})
+    text = "".join(outline(render_report(candidate(), empty, verdict(reasons=()))).text)
+    assert "cand-0" in text and "Answers side by side" not in text and "Training" not in text
+
+
+def test_sections_of_the_caller_come_before_the_suites() -> None:
+    page = render_report(candidate(), full_report(), verdict(), sections=[Section(NASTY, "<p id=mine>mine</p>")])
+    assert "<p id=mine>mine</p>" in page
+    text = "".join(outline(page).text)
+    assert text.index("mine") < text.index("Holdout")
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [float("nan")] * 3, [2.0, 2.0], [0.3, float("inf"), 0.1]])
+def test_curves_of_odd_values(values: list[float]) -> None:
+    picture = curve(values, "steps")
+    assert ("<svg" in picture) == (len([v for v in values if abs(v) < 1e9]) >= 2)
+    assert "nan" not in picture and "inf" not in picture
+
+
+def test_intervals_stay_inside_their_picture() -> None:
+    inf = float("inf")
+    picture = intervals([("served", (0.5, -inf, inf)), ("candidate", (9.0, -9.0, 0.2))], 0.0, 1.0, 0.0, NASTY)
+    places = [float(x) for x in re.findall(r'(?:x1|x2|cx)="?([-\d.]+)', picture)]
+    assert places and all(0 <= x <= 220 for x in places) and "<script" not in picture
+
+
+TOKENS = [TokenAdvantage("Hello", -3.0, -0.5, 2.5), TokenAdvantage(f"{NASTY}\n", -0.1, -2.0, -1.9)]
+
+
+def heat(**changes: Any) -> Heatmap:
+    given: dict[str, Any] = {"turn": NASTY, "question": NASTY, "hindsight": NASTY, "tokens": TOKENS, **changes}
+    return Heatmap(**given)
+
+
+def test_the_heat_map_is_escaped_and_has_its_control_beside_it() -> None:
+    both = heat(control_hindsight="Merci !", control=[TokenAdvantage("Hello", -3.0, -3.1, -0.1)])
+    text = "".join(outline(heatmap_html(both)).text)
+    assert NASTY in text and "Control" in text and "mean size 2.20 nats" in text and "mean size 0.10 nats" in text
+    assert "with -0.50, without -3.00, advantage +2.50 nats" in heatmap_fragment(both)
+    assert "Control" not in heatmap_fragment(heat())
+    assert heat().to_dict()["tokens"][0] == {"text": "Hello", "without": -3.0, "with_hindsight": -0.5, "advantage": 2.5}
+
+
+def test_colours_have_a_direction_a_size_and_an_underline() -> None:
+    spans = re.findall(r"<span[^>]*data-tip[^>]*>", heatmap_fragment(heat()))
+    assert "rgb(33 102 172/0.62)" in spans[0] and "class=u" not in spans[0]
+    assert "rgb(217 95 2/0.47)" in spans[1] and "class=u" in spans[1]
+    text = heatmap_terminal(heat(control_hindsight="x", control=TOKENS[:1]))
+    console = Console(width=200, force_terminal=True, color_system="truecolor", legacy_windows=False)
+    with console.capture() as capture:
+        console.print(text)
+    assert "Control" in text.plain and "\x1b[4;30;48;2;" in capture.get()
+    assert mean_size([]) == 0.0
+
+
+def test_a_measured_heat_map(tiny: str) -> None:
+    mine, other = held(1), held(2, hindsight="En español, por favor.")
+    turn, interaction = mine.turn, mine.interaction
+    measured = measure_heatmap(turn, interaction, other.interaction, model=tiny)
+    assert "".join(token.text for token in measured.tokens) == "An answer.<|im_end|>"
+    assert (measured.question, measured.control_hindsight) == ("What is 1?", "En español, por favor.")
+    assert [t.without for t in measured.tokens] == pytest.approx([t.without for t in measured.control], abs=1e-2)
+    assert any(t.advantage != c.advantage for t, c in zip(measured.tokens, measured.control, strict=True))
+    assert measure_heatmap(turn, interaction, None, model=tiny).control == ()

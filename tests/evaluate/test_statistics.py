@@ -1,0 +1,131 @@
+"""Intervals and tests are checked by simulation: coverage, and how often "no difference" is called a gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterword.evaluate import statistics
+
+CASES = 2000
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+NULLS: dict[str, Draw] = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "wins and losses": lambda rng, n: rng.choice([-1.0, 0.0, 1.0], p=[0.25, 0.5, 0.25], size=n),
+    "heavy tails": lambda rng, n: rng.standard_t(3, size=n),
+    "two arms of shares": lambda rng, n: rng.binomial(1, 0.3, n) - rng.binomial(1, 0.3, n) + 0.0,
+}
+
+
+@pytest.mark.parametrize("name", NULLS)
+def test_no_difference_is_called_a_gain_in_at_most_five_percent(name: str) -> None:
+    rng = np.random.default_rng(7)
+    found = [statistics.mean(NULLS[name](rng, 12), seed=case) for case in range(CASES)]
+    assert sum(f["low"] > 0 for f in found) / CASES <= 0.05
+    assert sum(f["high"] < 0 for f in found) / CASES <= 0.05
+
+
+def test_coverage_with_a_true_effect() -> None:
+    rng = np.random.default_rng(3)
+    found = [statistics.mean(rng.normal(0.5, 1.0, 24), seed=case) for case in range(1000)]
+    assert 0.93 <= sum(f["low"] <= 0.5 <= f["high"] for f in found) / 1000 <= 0.97
+
+
+def test_clusters_are_the_unit_and_ignoring_them_would_be_wrong() -> None:
+    rng = np.random.default_rng(11)
+    names = [str(i // 4) for i in range(48)]
+    right = wrong = 0
+    for case in range(500):
+        values = np.repeat(rng.normal(size=12), 4) + 0.3 * rng.normal(size=48)
+        right += statistics.mean(values, names, seed=case)["low"] > 0
+        wrong += statistics.mean(values, seed=case)["low"] > 0
+    assert right / 500 <= 0.05 < wrong / 500
+
+
+def test_power_of_a_ten_point_gain_in_a_share() -> None:
+    """With paired arms 64 interactions find a true gain of ten points at least four times out of five."""
+    rng = np.random.default_rng(5)
+
+    def power(gain: float) -> float:
+        found = 0
+        for case in range(300):
+            draws = rng.random(64)
+            difference = (draws < 0.1 + gain).astype(float) - (draws < 0.1)
+            found += statistics.mean(difference, seed=case)["low"] > 0
+        return found / 300
+
+    assert power(0.25) > 0.99
+    assert power(0.10) > 0.8
+    assert power(0.0) == 0.0
+
+
+def test_wilson_covers_and_stays_between_zero_and_one() -> None:
+    rng = np.random.default_rng(2)
+    for p in (0.02, 0.3, 0.9):
+        found = [statistics.wilson(int(k), 40) for k in rng.binomial(40, p, 1000)]
+        assert sum(f["low"] <= p <= f["high"] for f in found) / 1000 >= 0.92
+    assert statistics.wilson(0, 10)["low"] == 0.0 and statistics.wilson(10, 10)["high"] == 1.0
+    shown = statistics.wilson(0, 32)
+    assert shown["high"] == pytest.approx(0.1072, abs=1e-3)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_the_sign_test_is_symmetric_and_exact(wins: int, losses: int) -> None:
+    p = statistics.sign_test(wins, losses)
+    assert p == statistics.sign_test(losses, wins) and 0 < p <= 1
+    n = wins + losses
+    exact = sum(math.comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(wins - losses)) / 2**n
+    assert p == pytest.approx(min(1.0, exact))
+
+
+def test_sign_test_rejects_a_fair_coin_in_at_most_five_percent() -> None:
+    wins = np.random.default_rng(1).binomial(20, 0.5, CASES)
+    assert sum(statistics.sign_test(int(w), 20 - int(w)) <= 0.05 for w in wins) / CASES <= 0.05
+
+
+def test_t_quantiles() -> None:
+    known = {1: 12.7062, 2: 4.30265, 3: 3.18245, 5: 2.57058, 11: 2.20099, 30: 2.04227}
+    for df, value in known.items():
+        assert statistics.t_quantile(0.975, df) == pytest.approx(value, rel=2e-3)
+    assert all(a > b for a, b in pairwise(statistics.t_quantile(0.975, df) for df in range(1, 60)))
+
+
+def test_one_cluster_tells_nothing_of_the_spread() -> None:
+    shown = statistics.mean([0.5, 0.7], ["c", "c"])
+    assert shown == {"value": pytest.approx(0.6), "low": -math.inf, "high": math.inf, "n": 2}
+
+
+def test_the_same_data_give_the_same_interval_and_the_seed_matters() -> None:
+    values = [0.1, 0.5, -0.2, 0.9, 0.0, 0.4]
+    assert statistics.mean(values, seed=1) == statistics.mean(values, seed=1)
+    assert statistics.mean(values, seed=1) != statistics.mean(values, seed=2)
+
+
+def test_ratio_of_sums_weighs_by_the_denominator() -> None:
+    shown = statistics.ratio_of_sums([1.0, 30.0], [1.0, 10.0])
+    assert shown["value"] == pytest.approx(31 / 11) and shown["n"] == 2
+    assert statistics.ratio_of_sums([0.2] * 5, [2.0] * 5)["low"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("values", [[], [float("nan")], [1.0, float("inf")]])
+def test_values_that_are_none_or_not_finite(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        statistics.mean(values)
+
+
+def test_impossible_shares_and_ratios() -> None:
+    for successes, n in ((1, 0), (3, 2), (-1, 4)):
+        with pytest.raises(ValueError, match="is no share"):
+            statistics.wilson(successes, n)
+    with pytest.raises(ValueError, match="sum to 0"):
+        statistics.ratio_of_sums([1.0], [0.0])
+
+
+def test_counts_have_no_uncertainty() -> None:
+    assert statistics.exactly(3, 9) == {"value": 3.0, "low": 3.0, "high": 3.0, "n": 9}
