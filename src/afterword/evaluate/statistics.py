@@ -32,9 +32,7 @@ def exactly(value: float, n: int) -> Json:
     return figure(value, value, value, n)
 
 
-def mean(
-    values: Values, clusters: Sequence[str] | None = None, *, seed: int = 0, level: float = LEVEL
-) -> Json:
+def mean(values: Values, clusters: Sequence[str] | None = None, *, seed: int = 0, level: float = LEVEL) -> Json:
     """Mean with a bootstrap interval that resamples whole clusters (conversations); paired differences go in here.
 
     Percentile interval, widened to the t quantile of the number of clusters (Hesterberg 2015, "expanded
