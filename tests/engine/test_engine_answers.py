@@ -1,0 +1,165 @@
+"""What the engine says is what the plain model says, whoever else is in the batch."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tests.engine.conftest import Client, Peer, serve_tiny
+
+from afterword.engine.runner import Runner
+from afterword.errors import ModelError
+
+TEXTS = ["Hi", "A somewhat longer question about rivers?", "x" * 150, "Tell me.", "Why 12 and not 13?"]
+
+
+async def test_greedy_answers_of_a_batch_equal_generate(client: Client, peer: Peer) -> None:
+    got = await asyncio.gather(*(client.ids(text, 40) for text in TEXTS))
+    assert got == [peer.greedy(text, 40) for text in TEXTS]
+
+
+async def test_requests_that_join_midway_change_nothing(client: Client, peer: Peer) -> None:
+    async def later(text: str, tokens: int) -> list[int]:
+        while client.server.engine.generated < tokens:
+            await asyncio.sleep(0.001)
+        return await client.ids(text, 60)
+
+    got = await asyncio.gather(*(later(text, 7 * i) for i, text in enumerate(TEXTS)))
+    assert got == [peer.greedy(text, 60) for text in TEXTS]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        pytest.param({"chunk": 16}, id="prompts read in chunks"),
+        pytest.param({"max_batch": 2}, id="three wait in line"),
+        pytest.param({"cache_tokens": 600}, id="cache too small for all"),
+    ],
+)
+async def test_limits_change_nothing(tiny: Path, peer: Peer, limits: dict[str, int]) -> None:
+    async with serve_tiny(tiny, **limits) as client:  # type: ignore[arg-type]
+        got = await asyncio.gather(*(client.ids(text, 120, ignore_eos=True) for text in TEXTS))
+        alone = [await client.ids(text, 120, ignore_eos=True) for text in TEXTS]
+    assert got == alone
+    for ids, text in zip(got, TEXTS, strict=True):
+        plain = peer.greedy(text, 120)
+        assert ids[: len(plain)] == plain
+
+
+async def test_adapters_mixed_in_one_batch_equal_peft(client: Client, tiny: Path, adapters: dict[str, Path]) -> None:
+    for name, path in adapters.items():
+        assert (await client.load(name, path))[0] == 200
+    names = ["tiny", *adapters] * 2
+    got = await asyncio.gather(
+        *(client.ids(text, 30, model=name) for name, text in zip(names, [*TEXTS, "?"], strict=True))
+    )
+    peers = {name: Peer(tiny, adapters.get(name)) for name in set(names)}
+    want = [peers[name].greedy(text, 30) for name, text in zip(names, [*TEXTS, "?"], strict=True)]
+    assert got == want
+    assert peers["tiny"].greedy("Hi", 30) != peers["one"].greedy("Hi", 30)
+    assert peers["tiny"].greedy("Hi", 30) != peers["two"].greedy("Hi", 30)
+
+
+async def test_logprobs_are_those_of_a_plain_pass(client: Client, peer: Peer) -> None:
+    bodies = await asyncio.gather(
+        *(client.ask(t, max_tokens=30, temperature=0.7, top_p=0.9, seed=3, logprobs=True) for t in TEXTS)
+    )
+    for text, body in zip(TEXTS, bodies, strict=True):
+        choice = body["choices"][0]
+        assert body["prompt_token_ids"] == peer.prompt(text)
+        entries = choice["logprobs"]["content"]
+        assert len(entries) == len(choice["token_ids"])
+        want = peer.logprobs(body["prompt_token_ids"], choice["token_ids"])
+        assert [e["logprob"] for e in entries] == pytest.approx(want, abs=2e-4)
+
+
+async def test_top_logprobs_start_with_the_greedy_token(client: Client) -> None:
+    body = await client.ask(max_tokens=5, logprobs=True, top_logprobs=3)
+    for entry in body["choices"][0]["logprobs"]["content"]:
+        assert len(entry["top_logprobs"]) == 3
+        assert entry["top_logprobs"][0]["logprob"] == pytest.approx(entry["logprob"])
+        assert entry["bytes"] == list(entry["token"].encode())
+
+
+async def test_a_seed_repeats_an_answer_and_another_does_not(client: Client) -> None:
+    def settings(seed: int) -> dict[str, float]:
+        return {"temperature": 1.0, "seed": seed, "ignore_eos": True}
+
+    first, again, other = [await client.ids("Hi", 30, **settings(s)) for s in (5, 5, 6)]
+    assert first == again != other
+    crowd = await asyncio.gather(*(client.ids("Hi", 30, **settings(s)) for s in (5, 6, 7)))
+    assert crowd[:2] == [first, other]
+
+
+async def test_the_end_token_ends_unless_ignored_or_too_early(client: Client, peer: Peer) -> None:
+    async def hot(**fields: object) -> tuple[list[int], str]:
+        body = await client.ask("Hi", temperature=2.0, seed=9, max_tokens=400, **fields)
+        return body["choices"][0]["token_ids"], body["choices"][0]["finish_reason"]
+
+    ids, finish = await hot()
+    assert finish == "stop" and ids[-1] == 1 and 1 not in ids[:-1]
+    ids, finish = await hot(ignore_eos=True)
+    assert (len(ids), finish) == (400, "length") and 1 in ids
+    ids, finish = await hot(min_tokens=399)
+    assert 1 not in ids[:399]
+
+
+async def test_stop_string_cuts_the_text_and_keeps_the_token(client: Client) -> None:
+    whole = await client.ask(max_tokens=40)
+    text, ids = whole["choices"][0]["message"]["content"], whole["choices"][0]["token_ids"]
+    stop = next(letter for letter in text[2:] if letter.isascii() and letter not in text[:2])
+    body = await client.ask(max_tokens=40, stop=["never there", stop])
+    choice = body["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"] == text[: text.index(stop)]
+    assert choice["token_ids"] == ids[: len(choice["token_ids"])]
+    assert stop in client.server.codec.decode(choice["token_ids"])
+    assert stop not in client.server.codec.decode(choice["token_ids"][:-1])
+    assert body["usage"]["completion_tokens"] == len(choice["token_ids"])
+
+
+async def test_max_tokens_is_clipped_to_the_context(client: Client) -> None:
+    body = await client.ask("x" * 480, max_tokens=5000, ignore_eos=True)
+    assert body["usage"]["total_tokens"] == 512
+    assert body["choices"][0]["finish_reason"] == "length"
+
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.Qwen2Config(**SMALL),
+        transformers.Qwen3Config(**SMALL, head_dim=8),
+        transformers.MistralConfig(**SMALL, sliding_window=6),
+        transformers.GemmaConfig(**SMALL, head_dim=8),
+        transformers.Phi3Config(**SMALL),
+    ],
+    ids=lambda config: str(config.model_type),
+)
+def test_other_architectures_pass_the_engines_own_check(config: transformers.PretrainedConfig) -> None:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    runner = Runner(model, ends=frozenset([1]))
+    assert runner.max_model_len == 256 and runner.lines
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1),
+        transformers.Gemma2Config(**SMALL, head_dim=8),
+    ],
+    ids=lambda config: str(config.model_type),
+)
+def test_an_architecture_that_it_would_run_wrongly_is_refused(config: transformers.PretrainedConfig) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ModelError):
+        Runner(model, ends=frozenset([1]))
