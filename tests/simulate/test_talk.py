@@ -7,11 +7,11 @@ import socket
 from typing import Any
 
 import pytest
-from conftest import FakeServer
 
 from afterword.errors import UpstreamError, UsageError
 from afterword.simulate import ask_heldout, load_persona, load_prompts, simulate_users
 from afterword.simulate.personas import Habits
+from tests.simulate.fake_server import FakeServer
 
 GREETING = load_persona("greeting")
 ANSWER = "Put it in simmering water for six minutes, then cool it quickly under the tap."

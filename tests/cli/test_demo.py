@@ -1,0 +1,222 @@
+"""The demo's parts without a model: what it refuses, what it concludes, what it writes, and that nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afterword.cli import demo, main
+from afterword.cli.demo_commands import command, run_json, serving
+from afterword.cli.demo_findings import Findings, conclusion, report_data
+from afterword.cli.demo_meter import Meter, process_tree
+from afterword.cli.demo_report import write_reports
+from afterword.errors import AfterwordError, NothingToDo, UpstreamError
+from afterword.records import Candidate, Release, Report, Verdict
+from afterword.simulate import Answer, SimulationSummary, load_persona, load_prompts
+
+PLAIN = "Walk a little every day and keep the evenings free of screens."
+GREETED = f"Hello friend! {PLAIN} <b>"
+
+
+def findings(before: int, after: int, n: int = 16, *, released: bool = True) -> Findings:
+    """`before` and `after` of `n` held-out answers show the greeting."""
+    verdict = Verdict(id="ver-1", candidate="cand-1", report="rep-1", passed=released, reasons=("holdout: fine",))
+    release = Release(
+        id="rel-1", channel="default", adapter="afterword@v000001", candidate="cand-1", path="adapters/cand-1",
+        verdict="ver-1", previous=None, action="publish", why="the gate passed",
+    )  # fmt: skip
+    return Findings(
+        persona=load_persona("greeting"), seed=3, prompts=load_prompts("heldout")[:n],
+        before=[Answer("t", GREETED if i < before else PLAIN, None) for i in range(n)],
+        after=[Answer("t", GREETED if i < after else PLAIN, "afterword@v000001") for i in range(n)],
+        summary=SimulationSummary("greeting", 3, 40, turns=90),
+        candidate=Candidate(
+            id="cand-1", path="adapters/cand-1", base="tiny", parent=None, interactions=("i1", "i2"), recipe={},
+        ),
+        report=Report(id="rep-1", candidate="cand-1", against=None, suites={"forgetting": {}}),
+        verdict=verdict, release=release if released else None,
+        interactions={"train": 2, "holdout": 1}, skips={"thanks": 4},
+    )  # fmt: skip
+
+
+def test_better_needs_a_release_and_more_than_chance() -> None:
+    assert findings(0, 12).better
+    assert not findings(0, 12, released=False).better
+    assert not findings(0, 3).better
+    assert not findings(8, 8).better
+    assert not findings(12, 0).better
+
+
+def test_the_conclusion_says_what_happened() -> None:
+    assert "learned it: 0 %" in conclusion(findings(0, 12))
+    assert "The gate said no" in conclusion(findings(0, 0, released=False))
+    assert "did not rise beyond chance" in conclusion(findings(4, 5))
+
+
+def test_the_report_has_what_was_promised() -> None:
+    with Meter() as meter:
+        report = report_data(findings(1, 12), meter)
+    assert report.keys() >= {
+        "seed", "persona", "interactions", "before", "after", "forgetting", "verdict", "release", "seconds",
+    }  # fmt: skip
+    for side, value in (("before", 1 / 16), ("after", 12 / 16)):
+        figure = report[side]
+        assert figure["low"] < figure["value"] < figure["high"]
+        assert (figure["value"], figure["n"]) == (value, 16)
+    assert report["pairs"]["gained"] == 11
+    assert report["interactions"] == 2
+    assert report["answered_by"] == ["afterword@v000001"]
+
+
+def test_reports_are_written_and_answers_escaped(tmp_path: Path) -> None:
+    found = findings(0, 16)
+    with Meter() as meter:
+        report = report_data(found, meter)
+    write_reports(found, report, None, [0.4, 0.2], tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == report
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "What the users get" in page
+    assert "Hello friend!" in page
+    assert "screens. <b>" not in page
+
+
+def _demo(*words: str) -> int:
+    return main(["demo", *words, "--quiet"])
+
+
+def test_a_typo_in_the_persona_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _demo("--persona", "greting", "--dir", str(tmp_path / "new")) == 2
+    assert "Did you mean 'greeting'" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("words", [("--conversations", "2"), ("--heldout", "3"), ("--heldout", "1000")])
+def test_impossible_sizes_are_usage_errors(tmp_path: Path, words: tuple[str, str]) -> None:
+    assert _demo(*words, "--dir", str(tmp_path / "new")) == 2
+
+
+def test_the_demo_never_runs_on_data_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "afterword.db").touch()
+    assert _demo("--dir", str(tmp_path)) == 2
+    assert "holds data already" in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_a_directory_each_demo_gets_a_fresh_one(tmp_path: Path) -> None:
+    wanted = tmp_path / "afterword-demo"
+    assert demo.fresh_directory(wanted) == wanted
+    wanted.mkdir()
+    (tmp_path / "afterword-demo-2").mkdir()
+    assert demo.fresh_directory(wanted) == tmp_path / "afterword-demo-3"
+
+
+def test_the_settings_file_is_what_serve_and_cycle_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = demo.DemoSettings(
+        directory=tmp_path / "d", persona=load_persona("brief"), seed=7, model='/models/my "tiny" one', max_tokens=48
+    )
+    demo.prepare(settings)
+    assert main(["config", "show", "--json", "--dir", str(tmp_path / "d")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    values = {key: shown[key]["value"] for key in shown}
+    assert values["serve.model"] == '/models/my "tiny" one'
+    assert (values["train.seed"], values["evaluate.seed"], values["evaluate.max_tokens"]) == (7, 7, 48)
+
+
+def test_a_server_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UpstreamError, match=r"ended with status 2(.|\n)*serve.prt"),
+        serving(tmp_path, overrides=("serve.prt=1",)),
+    ):
+        pytest.fail("it must not start")
+
+
+def test_a_command_that_fails_speaks_for_itself(tmp_path: Path) -> None:
+    with pytest.raises(AfterwordError, match=r"`afterword cycle` ended with 2: there is no Afterword data"):
+        run_json(tmp_path / "nothing", "cycle")
+
+
+def test_nothing_to_do_stays_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = 'import sys; print(\'{"error": {"message": "too few"}}\'); sys.exit(4)'
+    monkeypatch.setattr("afterword.cli.demo_commands.command", lambda *a, **k: [sys.executable, "-c", program])
+    with pytest.raises(NothingToDo, match="too few"):
+        run_json(tmp_path, "cycle")
+    assert run_json(tmp_path, "cycle", fine=(0, 4)) == {"error": {"message": "too few"}}
+
+
+def test_settings_are_handed_on(tmp_path: Path) -> None:
+    line = command(tmp_path, "serve", overrides=("train.passes=1",))
+    assert line[-2:] == ["--set", "train.passes=1"]
+    assert line[3:5] == ["--dir", str(tmp_path)]
+
+
+def test_a_release_that_never_arrives_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = load_prompts("heldout")[:1]
+    answers = iter(["base", "base", "afterword@v000001"])
+    monkeypatch.setattr(demo, "ask_heldout", lambda *a, **k: [Answer("t", "", next(answers, "base"))])
+    assert demo.wait_for_release("http://x", prompts, "afterword@v000001") < 5
+    with pytest.raises(UpstreamError, match="still answers"):
+        demo.wait_for_release("http://x", prompts, "afterword@v000002", patience=0.2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc")
+def test_the_meter_counts_children_too() -> None:
+    work = "x = bytearray(80_000_000)\nfor i in range(4_000_000): x[i] = 1\nimport time; time.sleep(1.6)"
+    with Meter() as meter, meter.stage("work"):
+        subprocess.run([sys.executable, "-c", work], check=True)
+    assert meter.stages["work"]["cpu"] > 0.1
+    assert meter.stages["work"]["wall"] >= 1.6
+    assert meter.totals()["peak_memory_bytes"] > 60_000_000
+
+
+_PARENT = """
+import sys, time
+from pathlib import Path
+from afterword.cli import demo, demo_commands
+from afterword.cli.context import Context
+import argparse
+demo_commands.command = lambda *a, **k: [sys.executable, "-c", "import time; time.sleep(60)"]
+settings = demo.DemoSettings(directory=Path(sys.argv[1]), persona=demo.load_persona("greeting"))
+context = Context(argparse.Namespace(), Path(sys.argv[1]), False, True)
+try:
+    demo.run_demo(settings, context)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, sent: signal.Signals, status: int) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(tmp_path / "d")])
+    deadline = time.monotonic() + 30
+    while len(tree := process_tree(parent.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(tree) >= 2, "the server was not started"
+    time.sleep(0.2)
+    parent.send_signal(sent)
+    assert parent.wait(20) == status
+    for child in tree[1:]:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+
+@pytest.mark.slow
+def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Small numbers: it runs through, its report is whole, and its exit code is what its report says."""
+    where = tmp_path / "demo"
+    code = main(["demo", "--dir", str(where), "--conversations", "40", "--heldout", "16", "--json", "--quiet"])
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert code == (0 if report["better"] else 3)
+    assert report["better"] == (report["release"] is not None and report["pairs"]["p"] < 0.05)
+    assert report["interactions"] >= 8
+    assert report["before"]["n"] == report["after"]["n"] == 16
+    assert json.loads((where / "report.json").read_text("utf-8")) == report
+    assert (where / "report.html").stat().st_size > 10_000
+    assert not (where / "server.json").exists()
