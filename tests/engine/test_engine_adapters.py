@@ -36,7 +36,7 @@ def manifest(folder: Path) -> None:
     (folder / "afterword.json").write_text(json.dumps({"base_hash": "f" * 32}), "utf-8")
 
 
-FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "there is no adapter folder"),
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "cannot be read"),
     "broken config": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot be read"),

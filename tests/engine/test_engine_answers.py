@@ -40,7 +40,7 @@ async def test_requests_that_join_midway_change_nothing(client: Client, peer: Pe
     ],
 )
 async def test_limits_change_nothing(tiny: Path, peer: Peer, limits: dict[str, int]) -> None:
-    async with serve_tiny(tiny, **limits) as client:  # type: ignore[arg-type]
+    async with serve_tiny(tiny, **limits) as client:
         got = await asyncio.gather(*(client.ids(text, 120, ignore_eos=True) for text in TEXTS))
         alone = [await client.ids(text, 120, ignore_eos=True) for text in TEXTS]
     assert got == alone

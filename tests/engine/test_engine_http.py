@@ -22,7 +22,13 @@ async def chunks(client: Client, **fields: Any) -> list[Any]:
 
 
 async def test_a_stream_says_what_the_whole_answer_says(client: Client) -> None:
-    fields = {"temperature": 1.0, "seed": 4, "max_tokens": 25, "logprobs": True, "return_token_ids": True}
+    fields: dict[str, Any] = {
+        "temperature": 1.0,
+        "seed": 4,
+        "max_tokens": 25,
+        "logprobs": True,
+        "return_token_ids": True,
+    }
     whole = await client.ask(**{k: v for k, v in fields.items() if k != "return_token_ids"})
     parts = await chunks(client, **fields, stream_options={"include_usage": True})
     assert len({part["id"] for part in parts}) == 1

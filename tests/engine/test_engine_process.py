@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 import openai
 import pytest
+
+from afterword.engine.__main__ import main
 
 
 @contextmanager
@@ -66,19 +69,24 @@ def test_it_ends_when_its_parent_is_gone(tiny: Path) -> None:
         assert process.wait(20) == 0
 
 
-def test_usage_errors_and_busy_ports(tiny: Path) -> None:
-    def run(*flags: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "afterword.engine", *flags], capture_output=True, text=True, timeout=60
-        )
-        assert done.stdout == ""
-        return done.returncode, done.stderr
+@pytest.fixture
+def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` in this process, whose memory and log settings are not the engine's to change."""
+    monkeypatch.setattr("afterword.engine.__main__._keep_memory", lambda: None)
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
 
-    code, text = run("--model", "/nowhere")
-    assert code == 2 and "there is no model folder '/nowhere'" in text
-    code, text = run("--model", str(tiny), "--max-model-len", "4096")
-    assert code == 2 and "more than the model's context of 512" in text
-    with engine("--model", str(tiny)) as (process, ready):
-        code, text = run("--model", str(tiny), "--port", str(ready["port"]))
-        assert code == 1 and "cannot serve on" in text
-        assert process.poll() is None
+
+@pytest.mark.usefixtures("in_place")
+def test_usage_errors_are_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "/nowhere"]) == 2
+    assert "there is no model folder '/nowhere'" in capsys.readouterr().err
+    assert main(["--model", str(tiny), "--max-model-len", "4096"]) == 2
+    assert "more than the model's context of 512" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_place")
+def test_a_busy_port_is_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        assert main(["--model", str(tiny), "--dtype", "float32", "--port", str(port)]) == 1
+    assert f"cannot serve on 127.0.0.1:{port}" in capsys.readouterr().err

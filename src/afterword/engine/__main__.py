@@ -61,24 +61,29 @@ async def serve(options: argparse.Namespace) -> None:
     runner, codec, base = build(options)
     name = options.served_model_name or models.model_name(options.model)
     server = Server(runner, codec, name, options.model, base, max_batch=options.max_batch)
-    web_runner = web.AppRunner(server.app, access_log=None, handler_cancellation=True)
+    web_runner = web.AppRunner(server.app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await web_runner.setup()
-    site = web.TCPSite(web_runner, options.host, options.port, shutdown_timeout=1.0)
-    await site.start()
     server.engine.start()
+    try:
+        await web.TCPSite(web_runner, options.host, options.port).start()
+        port = web_runner.addresses[0][1]
+        ready = {"ready": True, "port": port, "model": name, "max_model_len": runner.max_model_len}
+        sys.stdout.write(json.dumps(ready) + "\n")
+        sys.stdout.flush()
+        await _until_stopped(options.parent_pid)
+    finally:
+        await web_runner.cleanup()
+        server.engine.close()
+
+
+async def _until_stopped(parent: int | None) -> None:
+    """Return on SIGTERM, SIGINT, or when `parent` is gone."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    port = web_runner.addresses[0][1]
-    ready = {"ready": True, "port": port, "model": name, "max_model_len": runner.max_model_len}
-    sys.stdout.write(json.dumps(ready) + "\n")
-    sys.stdout.flush()
-    watch = asyncio.create_task(_watch(options.parent_pid, stop))
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    watch = asyncio.create_task(_watch(parent, stop))
     await stop.wait()
     watch.cancel()
-    await web_runner.cleanup()
-    server.engine.close()
 
 
 async def _watch(parent: int | None, stop: asyncio.Event) -> None:
