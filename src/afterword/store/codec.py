@@ -46,31 +46,54 @@ def _columns(table: str) -> tuple[str, ...]:
     return ("id", "created_at", "digest", *SEARCHED[table], *extra, "body")
 
 
-INSERT = {
-    table: f"INSERT OR IGNORE INTO {table} ({', '.join(_columns(table))}) VALUES ({', '.join('?' * len(_columns(table)))})"
-    for table in SEARCHED
-}
+def _insert(table: str) -> str:
+    # Only a known id is passed over: OR IGNORE would also swallow a missing value.
+    columns = _columns(table)
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "
+        "ON CONFLICT(id) DO NOTHING"
+    )
+
+
+INSERT = {table: _insert(table) for table in SEARCHED}
+
+OPTIONAL = frozenset(
+    ("user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason", "retracts", "parent",
+     "candidate", "verdict")
+)  # fmt: skip
+"""Searched columns that may be empty (in one table at least); the schema refuses the others."""
 
 
 def encode(record: Record) -> Row:
-    """The row of a record. UsageError when a value cannot be stored (for example a lone surrogate)."""
+    """The row of a record. UsageError when a value cannot be stored (a lone surrogate, a number as an id)."""
     table = record.TABLE
     data = record.to_dict()
     created = data.pop("created_at")
     identifier = data.pop("id")
-    arrays = [_pack(name, data.pop(name)) for name in ARRAYS] if isinstance(record, Turn) else []
     try:
+        _check(identifier, created, {name: data[name] for name in SEARCHED[table]})
+        arrays = [_pack(name, data.pop(name)) for name in ARRAYS] if isinstance(record, Turn) else []
         body = orjson.dumps(data, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
-        extra: list[Any] = arrays
-        if isinstance(record, Interaction):
-            extra = [orjson.dumps(list(record.feedback)).decode()]
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"the {table} row {identifier!r} cannot be written as JSON: {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"the {table} row {identifier!r:.80} cannot be stored: {error}") from error
+    extra: list[Any] = [orjson.dumps(list(record.feedback)).decode()] if isinstance(record, Interaction) else arrays
     digest = hashlib.blake2b(body, digest_size=16)
     for blob in arrays:
         digest.update(b"\0" if blob is None else blob)
     searched = [data[name] for name in SEARCHED[table]]
     return Row(table, identifier, digest.digest(), (identifier, created, digest.digest(), *searched, *extra, body))
+
+
+def _check(identifier: Any, created: Any, searched: dict[str, Any]) -> None:
+    """TypeError or ValueError for what SQLite would refuse: one bad row must not fail its group."""
+    if not isinstance(identifier, str) or not identifier:
+        raise TypeError(f"its id must be a text, not {identifier!r:.80}")
+    identifier.encode("utf-8")
+    if not isinstance(created, int | float) or not math.isfinite(created):
+        raise ValueError(f"`created_at` must be a number of seconds, not {created!r:.80}")
+    for name, value in searched.items():
+        if not isinstance(value, str) and not (value is None and name in OPTIONAL) and not isinstance(value, bool):
+            raise TypeError(f"`{name}` must be a text, not {value!r:.80}")
 
 
 def _pack(name: str, values: list[Any] | None) -> bytes | None:

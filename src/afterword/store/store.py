@@ -21,6 +21,7 @@ from afterword.records import (
     Record,
     Release,
     Report,
+    Skip,
     Turn,
     Verdict,
 )
@@ -94,13 +95,13 @@ class Store:
     # ---- reading
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = connect(self.path)
-            self._local.connection = connection
-            with self._lock:
-                self._readers.append(connection)
         try:
+            connection = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = connect(self.path)
+                self._local.connection = connection
+                with self._lock:
+                    self._readers.append(connection)
             return cast(sqlite3.Cursor, connection.execute(sql, parameters))
         except sqlite3.Error as error:
             raise StoreError(f"cannot read {self.path}: {error}") from error
@@ -191,6 +192,12 @@ class Store:
             SELECT id, conversation FROM chain"""
         return iter(self._read(sql, (turn,)))
 
+    def leaves(self) -> Iterator[Turn]:
+        """Turns that no other turn continues: the last of each conversation, or of each branch of it."""
+        decode = decoder("turns")
+        sql = f"{select('turns')} WHERE NOT EXISTS (SELECT 1 FROM turns x WHERE x.previous = t.id) ORDER BY t.seq"
+        return (cast(Turn, decode(row)) for row in self._read(sql))
+
     def held(self) -> int:
         """How much feedback waits for its turn."""
         sql = "SELECT count(*) FROM feedback t WHERE NOT EXISTS (SELECT 1 FROM turns x WHERE x.id = t.turn)"
@@ -231,6 +238,7 @@ class Store:
         found["feedback"] = list(self.rows(Feedback, turn=turn))
         interactions = list(self.rows(Interaction, turn=turn))
         found["interactions"] = list(interactions)
+        found["skips"] = list(self.rows(Skip, turn=turn))
         ids = {i.id for i in interactions}
         candidates = [c for c in self.rows(Candidate) if ids.intersection(c.interactions)]
         found["candidates"] = list(candidates)

@@ -74,23 +74,32 @@ class Writer:
 
     def _commit(self, group: list[_Item]) -> None:
         group = [item for item in group if item[1].set_running_or_notify_cancel()]
-        if not group:
-            return
+        if group:
+            self._commit_running(group)
+
+    def _commit_running(self, group: list[_Item]) -> None:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             outcomes = [[self._insert(row) for row in rows] for rows, _ in group]
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, TypeError, ValueError, OverflowError) as error:
             self._roll_back()
-            failure = StoreError(
-                f"cannot write to {self._path}: {error}. Nothing of this group was stored; free disk space or "
-                "unlock the database and send it again."
-            )
-            for _, future in group:
-                future.set_exception(failure)
+            if len(group) > 1 and not isinstance(error, sqlite3.OperationalError):
+                for item in group:  # a row that the database refuses fails only those it was sent with
+                    self._commit_running([item])
+            else:
+                self._fail(group, error)
             return
         for (_, future), outcome in zip(group, outcomes, strict=True):
             future.set_result(outcome)
+
+    def _fail(self, group: list[_Item], error: Exception) -> None:
+        failure = StoreError(
+            f"cannot write to {self._path}: {error}. Nothing of this group was stored; free disk space or "
+            "unlock the database and send it again."
+        )
+        for _, future in group:
+            future.set_exception(failure)
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
