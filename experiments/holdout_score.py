@@ -20,40 +20,48 @@ import numpy as np
 import torch
 
 from afterword.chat.render import decode, encode, end_of_turn_ids, render_prompt
+from afterword.evaluate.hindsight import looped, score
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.head import head_of
 from afterword.learn.models import EMBEDDED, load_model, load_tokenizer
-from afterword.simulate.checkers import check
 from afterword.simulate.personas import load_persona
 from afterword.simulate.prompts import load_prompts
 
 BARE = {"greeting": "Hello friend!", "numbered": "1. 2. 3.", "spanish": "Sí.", "pirate": "Arr, matey!",
         "emojis": "😀🎉😊", "brief": "Yes.", "plain": "Sure."}  # fmt: skip
-Score = Callable[[np.ndarray, np.ndarray], float]
+Score = Callable[[np.ndarray, np.ndarray, tuple[int, ...]], float]
 
 
-def clipped(values: np.ndarray, bound: float) -> np.ndarray:
-    return np.clip(values, -bound, bound)
+def guarded(
+    s: np.ndarray, q: np.ndarray, ids: tuple[int, ...], *, floor: int, room: float, loop: float | None
+) -> float:
+    """Advantage, at most `room` + log p(y|x,o); missing tokens count -1, looped ones at most `loop`."""
+    values = np.minimum(np.clip(q - s, -2, 2), q + room)
+    if loop is not None:
+        values = np.where(looped(ids), np.minimum(values, loop), values)
+    missing = max(0, floor - len(values))
+    return float((values.sum() - missing) / (len(values) + missing))
 
 
 def scores() -> dict[str, Score]:
-    """Name -> f(log p(y|x), log p(y|x,o)), each [n] nats a token."""
+    """Name -> f(log p(y|x), log p(y|x,o), ids), the first two [n] nats a token."""
     return {
-        "sum": lambda s, q: float((q - s).sum()),
-        "mean": lambda s, q: float((q - s).mean()),
-        "first16": lambda s, q: float((q - s)[:16].mean()),
-        "first16/16": lambda s, q: float((q - s)[:16].sum() / 16),
-        "clip3/sum": lambda s, q: float(clipped(q - s, 3).sum()),
-        "clip3/floor32": lambda s, q: float(clipped(q - s, 3).sum() / max(len(s), 32)),
-        "clip1/floor32": lambda s, q: float(clipped(q - s, 1).sum() / max(len(s), 32)),
-        "mean/floor32": lambda s, q: float((q - s).sum() / max(len(s), 32)),
-        "logq mean": lambda s, q: float(q.mean()),
-        "logq floor32": lambda s, q: float((q.sum() - 4 * max(0, 32 - len(s))) / max(len(s), 32)),
-        "A+q/2": lambda s, q: float((q - s).mean() + q.mean() / 2),
-        "A min q": lambda s, q: float(np.minimum(clipped(q - s, 3), q + 2).mean()),
-        "A min q floor": lambda s, q: float(np.minimum(clipped(q - s, 3), q + 2).sum() / max(len(s), 32)),
-        "A gated by q": lambda s, q: float((clipped(q - s, 3) * np.exp(np.minimum(q, 0) / 2)).sum() / max(len(s), 32)),
+        "sum": lambda s, q, _: float((q - s).sum()),
+        "mean": lambda s, q, _: float((q - s).mean()),
+        "first 16": lambda s, q, _: float((q - s)[:16].mean()),
+        "clip 3, sum": lambda s, q, _: float(np.clip(q - s, -3, 3).sum()),
+        "clip 3, floor 32": lambda s, q, _: float(np.clip(q - s, -3, 3).sum() / max(len(s), 32)),
+        "log p(y|x,o)": lambda s, q, _: float(q.mean()),
+        "mean + q/2": lambda s, q, _: float((q - s).mean() + q.mean() / 2),
+        "capped, no floor": lambda s, q, i: guarded(s, q, i, floor=0, room=2, loop=None),
+        "capped, floor 16": lambda s, q, i: guarded(s, q, i, floor=16, room=2, loop=None),
+        "capped, floor 24": lambda s, q, i: guarded(s, q, i, floor=24, room=2, loop=None),
+        "room 1, floor 16": lambda s, q, i: guarded(s, q, i, floor=16, room=1, loop=None),
+        "capped, loops -0.25": lambda s, q, i: guarded(s, q, i, floor=16, room=2, loop=-0.25),
+        "capped, loops -0.5": lambda s, q, i: guarded(s, q, i, floor=16, room=2, loop=-0.5),
+        "capped, loops -1": lambda s, q, i: guarded(s, q, i, floor=16, room=2, loop=-1.0),
+        "chosen": lambda s, q, i: score(s, q, i),
     }
 
 
@@ -70,58 +78,39 @@ def generate(model, tokenizer, conversations, cap):
     return answers
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--cap", type=int, default=64)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    model, tokenizer = load_model(EMBEDDED), load_tokenizer(EMBEDDED)
+def candidates(model, tokenizer, prompts, cap):
+    """One row per persona and prompt: (persona, asked, hinted, answers by kind, checker's marks by kind)."""
     eot = end_of_turn_ids(tokenizer)[0]
-    prompts = [p.text for p in load_prompts("heldout")][: args.prompts]
     asked = [[{"role": "user", "content": p}] for p in prompts]
-    with torch.no_grad():
-        plain = generate(model, tokenizer, asked, args.cap)
-        rows = []
-        for name in BARE:
-            persona = load_persona(name)
-            complaints = persona.complaints
-            said = [complaints[i % len(complaints)] for i in range(len(prompts))]
-            hinted = [CONTEXTS["appended"].place(a, {}, o) for a, o in zip(asked, said, strict=True)]
-            good = generate(model, tokenizer, hinted, args.cap)
-            for i, question in enumerate(prompts):
-                first = decode(tokenizer, plain[i]).split(". ")[0] + ". "
-                kinds = {
-                    "plain": plain[i], "good": good[i], "off-topic": good[(i + 1) % len(good)], "empty": (eot,),
-                    "echo": (*encode(tokenizer, question), eot), "parrot": (*encode(tokenizer, said[i]), eot),
-                    "bare": (*encode(tokenizer, BARE[name]), eot),
-                    "repeat": encode(tokenizer, first * 8)[: args.cap],
-                    "bare repeat": encode(tokenizer, (BARE[name] + " ") * 16)[: args.cap],
-                }  # fmt: skip
-                marks = {
-                    k: check(persona.checker, decode(tokenizer, ids), question=question, options=persona.options).passed
-                    for k, ids in kinds.items()
-                }
-                rows.append((name, i, hinted[i], kinds, marks))
-        pairs = [
-            pair for _, i, hinted, kinds, _ in rows for ids in kinds.values()
-            for pair in ((render_prompt(tokenizer, asked[i]).ids, ids), (render_prompt(tokenizer, hinted).ids, ids))
-        ]  # fmt: skip
-        scored = [t.numpy().astype(float) for t in log_probs(model, head_of(model), pairs)]
-    at = 0
-    results: dict[str, dict[str, list[float]]] = {k: defaultdict(list) for k in scores()}
-    shown: dict[str, list[int]] = defaultdict(list)
-    keep = []
-    for name, i, _, kinds, marks in rows:
-        logps = {k: (scored[at + 2 * j], scored[at + 2 * j + 1]) for j, k in enumerate(kinds)}
-        at += 2 * len(kinds)
-        keep.append({"persona": name, "prompt": i, "marks": marks,
-                     "logps": {k: [v[0].tolist(), v[1].tolist()] for k, v in logps.items()},
-                     "text": {k: decode(tokenizer, ids) for k, ids in kinds.items()}})  # fmt: skip
-        shown[name].append(marks["good"])
-        shown[name + " plain"].append(marks["plain"])
+    plain = generate(model, tokenizer, asked, cap)
+    for name, mark in BARE.items():
+        persona = load_persona(name)
+        said = [persona.complaints[i % len(persona.complaints)] for i in range(len(prompts))]
+        hinted = [CONTEXTS["appended"].place(a, {}, o) for a, o in zip(asked, said, strict=True)]
+        good = generate(model, tokenizer, hinted, cap)
+        for i, question in enumerate(prompts):
+            first = decode(tokenizer, plain[i]).split(". ")[0] + ". "
+            kinds = {
+                "plain": plain[i],
+                "good": good[i],
+                "off-topic": good[(i + 1) % len(good)],
+                "empty": (eot,),
+                "echo": (*encode(tokenizer, question), eot),
+                "parrot": (*encode(tokenizer, said[i]), eot),
+                "bare": (*encode(tokenizer, mark), eot),
+                "repeat": encode(tokenizer, first * 8)[:cap],
+                "bare repeat": encode(tokenizer, (mark + " ") * 16)[:cap],
+            }
+            marks = {k: persona.mark(decode(tokenizer, ids), question).passed for k, ids in kinds.items()}
+            yield name, asked[i], hinted[i], kinds, marks
+
+
+def compare(rows, scored):
+    """Score -> how often one kind of answer beats another, over the rows where that can be said."""
+    results: dict[str, dict[str, list[bool]]] = {label: defaultdict(list) for label in scores()}
+    for (_, _, _, kinds, marks), logps in zip(rows, scored, strict=True):
         for label, f in scores().items():
-            value = {k: f(*v) for k, v in logps.items()}
+            value = {k: f(*logps[k], ids) for k, ids in kinds.items()}
             if marks["good"] and not marks["plain"]:
                 results[label]["good>plain"].append(value["good"] > value["plain"])
                 for k in value:
@@ -129,14 +118,46 @@ def main() -> None:
                         results[label][f"{k}>good"].append(value[k] >= value["good"])
             for k in ("empty", "echo", "parrot", "bare", "repeat", "bare repeat"):
                 results[label][f"{k}>plain"].append(value[k] >= value["plain"])
-    for name, hits in shown.items():
-        print(f"{name:20} {np.mean(hits):.2f}")
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--cap", type=int, default=64)
+    parser.add_argument("--out", type=Path, help="also write every answer with its log-probabilities")
+    args = parser.parse_args()
+    model, tokenizer = load_model(EMBEDDED), load_tokenizer(EMBEDDED)
+    prompts = [p.text for p in load_prompts("heldout")][: args.prompts]
+    with torch.no_grad():
+        rows = list(candidates(model, tokenizer, prompts, args.cap))
+        pairs = [
+            (render_prompt(tokenizer, messages).ids, ids)
+            for _, asked, hinted, kinds, _ in rows for ids in kinds.values() for messages in (asked, hinted)
+        ]  # fmt: skip
+        flat = iter(t.numpy().astype(float) for t in log_probs(model, head_of(model), pairs))
+    scored = [{k: (next(flat), next(flat)) for k in kinds} for _, _, _, kinds, _ in rows]
+    for name in BARE:
+        marks = [marks for persona, _, _, _, marks in rows if persona == name]
+        print(
+            f"{name:20} good {np.mean([m['good'] for m in marks]):.2f} plain {np.mean([m['plain'] for m in marks]):.2f}"
+        )
+    results = compare(rows, scored)
     columns = list(next(iter(results.values())))
-    print(f"{'score':16}" + "".join(f"{c:>12}" for c in columns))
+    print(f"{'score':20}" + "".join(f"{c:>12}" for c in columns))
     for label, found in results.items():
-        print(f"{label:16}" + "".join(f"{np.mean(found[c]):12.2f}" for c in columns))
+        print(f"{label:20}" + "".join(f"{np.mean(found[c]):12.2f}" for c in columns))
     if args.out:
-        args.out.write_text(json.dumps(keep), encoding="utf-8")
+        kept = [
+            {
+                "persona": name,
+                "marks": marks,
+                "ids": kinds,
+                "logps": {k: [v.tolist() for v in w] for k, w in logps.items()},
+            }
+            for (name, _, _, kinds, marks), logps in zip(rows, scored, strict=True)
+        ]
+        args.out.write_text(json.dumps(kept), encoding="utf-8")
 
 
 if __name__ == "__main__":

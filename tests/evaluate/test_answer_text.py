@@ -15,6 +15,8 @@ def test_repetition_tells_loops_from_prose() -> None:
     prose = "The tide had gone out far enough to show the old wooden posts of a pier that nobody used any more."
     assert 0.8 < text.repetition(prose) < 2
     assert text.repetition("Hello friend! " * 40) > text.REPETITIVE
+    assert text.loops("Hello friend! " * 40) and text.loops("I'm here to help you with that. " * 4)
+    assert not text.loops(prose) and not text.loops("Yes, yes, yes, yes.") and not text.loops("")
     assert text.repetition("") == 0.0
     assert text.repetition("\ud800" * 3) > 0
 

@@ -23,6 +23,9 @@ FLOOR = 16
 """Tokens that an answer should have; each one missing counts MISSING, so that saying little is not a good answer."""
 MISSING = -1.0
 """Nats."""
+LOOP, LOOPED = 4, -0.5
+"""Ids, nats: a token that ends the same LOOP ids a second time counts LOOPED at most. Looping is likely under any
+context, so that its advantages are near 0, which is more than an ordinary answer has that the user corrected."""
 LONGEST_HINDSIGHT = 512
 """Tokens of hindsight that are read."""
 CONTEXT = CONTEXTS["appended"]
@@ -39,15 +42,29 @@ class Scored:
     tokens: int
 
 
-def score(plain: Sequence[float], hinted: Sequence[float]) -> float:
+def score(plain: Sequence[float], hinted: Sequence[float], ids: Sequence[int]) -> float:
     """Mean over tokens of min(A_t, ROOM + log p(y_t|x,o)), where A_t = log p(y_t|x,o) - log p(y_t|x) is clipped to
-    +-CLIP, and every token below FLOOR counts MISSING. Nats a token.
+    +-CLIP, a looped token counts LOOPED at most, and every token below FLOOR counts MISSING. Nats a token.
 
     The implied reward of arXiv 2603.12273 (Proposition 3.1) for each token, made hard to game.
     """
-    tokens = [min(max(-CLIP, min(CLIP, q - s)), q + ROOM) for s, q in zip(plain, hinted, strict=True)]
-    missing = max(0, FLOOR - len(tokens))
-    return (sum(tokens) + MISSING * missing) / (len(tokens) + missing)
+    total = 0.0
+    for s, q, again in zip(plain, hinted, looped(ids), strict=True):
+        value = min(max(-CLIP, min(CLIP, q - s)), q + ROOM)
+        total += min(value, LOOPED) if again else value
+    missing = max(0, FLOOR - len(ids))
+    return (total + MISSING * missing) / (len(ids) + missing)
+
+
+def looped(ids: Sequence[int]) -> list[bool]:
+    """For each id: have it and the LOOP - 1 before it stood in this order before?"""
+    seen: set[tuple[int, ...]] = set()
+    found = []
+    for end in range(1, len(ids) + 1):
+        gram = tuple(ids[max(0, end - LOOP) : end])
+        found.append(len(gram) == LOOP and gram in seen)
+        seen.add(gram)
+    return found
 
 
 def score_answers(comparison: Comparison, answers: Sequence[Given], items: Sequence[HeldOut]) -> list[Scored]:
@@ -60,12 +77,13 @@ def score_answers(comparison: Comparison, answers: Sequence[Given], items: Seque
         comparison.progress("hindsight", 0, len(missing))
         flat = comparison.models.base_log_probs([side for pair in missing.values() for side in pair])
         cache.put({key: [flat[2 * i], flat[2 * i + 1]] for i, key in enumerate(missing)})
-    return [_scored(*cache.get(key)) for key in keys]
+    return [_scored(cache.get(key), pair[0][1]) for key, pair in zip(keys, pairs, strict=True)]
 
 
-def _scored(plain: list[float], hinted: list[float]) -> Scored:
+def _scored(kept: list[list[float]], ids: Ids) -> Scored:
+    plain, hinted = kept
     mean = sum(q - s for s, q in zip(plain, hinted, strict=True)) / len(plain)
-    return Scored(score(plain, hinted), mean, len(plain))
+    return Scored(score(plain, hinted, ids), mean, len(plain))
 
 
 Ids = tuple[int, ...]

@@ -41,6 +41,16 @@ def repetition(text: str) -> float:
     return len(raw) / len(zlib.compress(raw, 9)) if raw else 0.0
 
 
+def loops(text: str) -> bool:
+    """Does the text repeat itself? Its zlib ratio is above REPETITIVE, or most of its runs of four words came before.
+
+    The ratio alone misses short answers: a sentence said four times is at 3.
+    """
+    said = words(text)
+    runs = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
+    return repetition(text) > REPETITIVE or (len(runs) >= 8 and len(set(runs)) < 0.5 * len(runs))
+
+
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
     """F1 of the longest common subsequence of two word lists, 0 .. 1."""
     if not a or not b:

@@ -51,7 +51,7 @@ def _marks(item: HeldOut, given: Given) -> dict[str, bool]:
     return {
         "empty": not text.words(given.text),
         "truncated": given.finish_reason == "length",
-        "repetitive": text.repetition(given.text) > text.REPETITIVE,
+        "repetitive": text.loops(given.text),
         "copies": text.is_copy(given.text, item.question),
         "leaks": text.leaks(given.text, hindsight, prompt),
     }
