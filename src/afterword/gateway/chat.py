@@ -73,8 +73,8 @@ class Exchange:
         except UpstreamRejected as error:
             if error.answered != 404:
                 raise
-            await self.gateway.adapters.lost(self.route)
-            return await upstream.open_chat(body)
+            self.route = await self.gateway.adapters.lost(self.route, self.chat.model)
+            return await upstream.open_chat(self.chat.for_upstream(self.route.model))
 
     def _headers(self) -> dict[str, str]:
         return {

@@ -53,7 +53,7 @@ class Adapters:
         self._retry_at = 0.0
         self._backoff = 0.0
         self._failed: str | None = None
-        """Release that could not be loaded."""
+        """Release of the last attempt; a newer one is tried at once."""
 
     # ---- names
 
@@ -146,14 +146,16 @@ class Adapters:
             if route.adapter in self._loaded:
                 self._loaded[route.adapter] = time.monotonic()
 
-    async def lost(self, route: Route) -> None:
-        """The upstream does not know this model (it was restarted): ask what it has, load what is missing."""
+    async def lost(self, route: Route, model: str) -> Route:
+        """The upstream does not know this route (it was restarted): ask what it has, load what is missing.
+
+        Returns the route of `model` as it is now.
+        """
         if route.adapter is not None:
             self._loaded.pop(route.adapter, None)
-            await self._load(route.adapter)
         else:
-            self.bases = []
-            await self.sync()
+            await self.discover()
+        return await self.resolve(model)
 
     async def _load(self, adapter: str) -> None:
         release = self._versions.get(adapter)
@@ -218,25 +220,20 @@ class Adapters:
     async def tick(self) -> None:
         """One look: follow the releases, unload what is idle. Problems are kept in `problem` and tried again later."""
         now = time.monotonic()
-        if self._retry_at > now and not self._newer_than_failed():
-            return
         try:
+            newest = self._store.release(self._settings.channel)
+            wanted = newest.id if newest else None
+            if now < self._retry_at and wanted == self._failed:
+                return
+            self._failed = wanted
             await self.sync()
             await self._unload_idle(now)
         except AfterwordError as error:
-            newest = self._store.release(self._settings.channel) if self.bases else None
-            self._failed = newest.id if newest else None
             self._backoff = min(_MAX_BACKOFF, max(0.5, 2 * self._backoff))
             self._retry_at = now + self._backoff
             self.problem = error.message
         else:
             self.problem, self._backoff, self._retry_at = None, 0.0, 0.0
-
-    def _newer_than_failed(self) -> bool:
-        if not self.bases:
-            return False
-        newest = self._store.release(self._settings.channel)
-        return newest is not None and newest.id != self._failed
 
     async def _unload_idle(self, now: float) -> None:
         keep = {self.adapter, self.previous.adapter if self.previous else None}

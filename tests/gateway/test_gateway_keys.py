@@ -1,0 +1,89 @@
+"""API keys: kept hashed, checked with scope and expiry, needed on open addresses."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from tests.gateway.gateway_setup import Launch
+
+from afterword.errors import ConfigError, NotFoundError, UsageError
+from afterword.gateway import GatewaySettings, create_key, list_keys, revoke_key, run_gateway
+from afterword.gateway.keys import KeyMissing, KeyRefused, KeyRing, key_file
+
+
+def test_only_the_hash_is_kept(tmp_path: Path) -> None:
+    text, key = create_key(tmp_path, ("infer",), note="laptop", days=1)
+    assert text.startswith(f"sk-aw-{key.id}-") and key.expires_at is not None
+    assert text.rpartition("-")[2] not in key_file(tmp_path).read_text("utf-8")
+    assert key_file(tmp_path).stat().st_mode & 0o777 == 0o600
+    assert list_keys(tmp_path) == [key]
+    assert revoke_key(tmp_path, key.id) == key and list_keys(tmp_path) == []
+    with pytest.raises(NotFoundError, match="keys list"):
+        revoke_key(tmp_path, key.id)
+
+
+def test_bad_scopes_and_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fly"):
+        create_key(tmp_path, ("infer", "fly"))
+    with pytest.raises(UsageError):
+        create_key(tmp_path, ())
+    key_file(tmp_path).write_text("[{", "utf-8")
+    with pytest.raises(ConfigError, match="damaged"):
+        list_keys(tmp_path)
+
+
+def test_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = KeyRing(tmp_path)
+    assert ring.check(None, "infer") is None and len(ring) == 0
+    text, key = create_key(tmp_path, ("infer",))
+    admin, admin_key = create_key(tmp_path, ("admin",))
+    old, _ = create_key(tmp_path, days=-1)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1)
+    assert ring.check(f"Bearer {text}", "infer") == key.id
+    assert ring.check(f"Bearer {admin}", "review") == admin_key.id
+    with pytest.raises(KeyRefused, match="needs `feedback`"):
+        ring.check(f"Bearer {text}", "feedback")
+    for wrong, why in (
+        (None, "needed"),
+        ("Bearer none", "not known"),
+        (f"Bearer sk-aw-{key.id}-guess", "not known"),
+        (f"Bearer {old}", "expired"),
+    ):
+        with pytest.raises(KeyMissing, match=why):
+            ring.check(wrong, "infer")
+
+
+def test_keys_close_a_running_server(launch: Launch) -> None:
+    gateway = launch()
+    gateway.chat("Hi")
+    text, key = create_key(gateway.settings.dir, ("infer",))
+    body = {"model": "afterword", "messages": [{"role": "user", "content": "Hi"}]}
+    deadline = time.monotonic() + 5
+    while (closed := gateway.post("/v1/chat/completions", body)).status_code == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert closed.status_code == 401 and closed.headers["www-authenticate"] == "Bearer"
+    with pytest.raises(openai.AuthenticationError):
+        gateway.openai("wrong").models.list()
+    answer = gateway.openai(text).chat.completions.create(model="afterword", messages=body["messages"], user="ada")
+    assert gateway.store.get(type(gateway.turns()[0]), answer.id).key == key.id
+    refused = httpx.post(f"{gateway.url}/v1/feedback", json={}, headers={"Authorization": f"Bearer {text}"})
+    assert refused.status_code == 403 and refused.json()["error"]["type"] == "permission_error"
+    for path in ("/health", "/metrics", "/openapi.json", "/"):
+        assert gateway.get(path).status_code == 200, "probes need no key"
+    revoke_key(gateway.settings.dir, key.id)
+    time.sleep(0.6)
+    assert gateway.post("/v1/chat/completions", body).status_code == 401, "without any key left it stays closed"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "gateway.example"])
+def test_an_open_address_needs_a_key(tmp_path: Path, host: str) -> None:
+    settings = GatewaySettings(dir=tmp_path, upstream="http://127.0.0.1:9", host=host, port=0)
+    with pytest.raises(ConfigError, match="keys create"):
+        run_gateway(settings)
+    assert not settings.database.exists()
