@@ -19,8 +19,12 @@ Category = Literal[
     "thanks", "continuation", "off_topic", "correction", "complaint", "constraint", "rephrase", "question", "unsure"
 ]
 
-SEEN_CHARS = 2000
-"""Cues are looked for in the first 1,500 and the last 500 characters: who pastes a log says why at either end."""
+SEEN_HEAD, SEEN_TAIL = 400, 200
+"""Cues are looked for at the beginning and at the end, in characters: between them lies what the user pasted."""
+WINDOW = 3000
+"""Characters of request and answer whose words are compared."""
+OWN_TOPIC = 12
+"""A message with so many content words, few of them from the exchange, is a task of its own in spite of a cue."""
 
 POLARITY: dict[Category, int] = {
     "thanks": 1, "continuation": 0, "off_topic": 0, "correction": -1, "complaint": -1, "constraint": -1,
@@ -62,6 +66,8 @@ def categorise(request: str, answer: str, text: str) -> Category:
     own = content_words(_QUOTED.sub(" ", rest or seen), without=_FORM)
     about = content_words(_window(request)) | content_words(_window(answer)) if own else frozenset()
     cue = _cue(seen)
+    if cue != "correction" and len(own) >= OWN_TOPIC and len(own & about) * 4 < len(own):
+        cue = None
     if _topic_changed(seen, own, content_words(seen, without=_FORM) & about, cue):
         return "thanks" if rest is not None else "off_topic"
     if cue is not None:
@@ -147,14 +153,14 @@ def content_words(text: str, without: frozenset[str] = cues.STOP) -> frozenset[s
 
 
 def _seen(text: str) -> str:
-    text = text.strip().replace("’", "'")
-    if len(text) > SEEN_CHARS:
-        text = text[:1500] + "\n" + text[-500:]
-    return " ".join(text.lower().split())
+    text = text.strip()
+    if len(text) > SEEN_HEAD + SEEN_TAIL:
+        text = text[:SEEN_HEAD] + "\n" + text[-SEEN_TAIL:]
+    return " ".join(text.replace("’", "'").lower().split())
 
 
 def _window(text: str) -> str:
-    return text if len(text) <= 8000 else text[:6000] + " " + text[-2000:]
+    return text if len(text) <= WINDOW else text[: WINDOW * 2 // 3] + " " + text[-WINDOW // 3 :]
 
 
 def _any_of(patterns: Iterable[str]) -> str:
