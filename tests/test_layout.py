@@ -47,7 +47,7 @@ def test_the_nouns_of_the_spine_are_used(path: Path) -> None:
 
 def test_the_command_line_starts_without_torch() -> None:
     code = (
-        "import sys, afterword.cli.main as m; m.parser();"
+        "import sys; from afterword.cli.entry import parser; parser();"
         "bad = {'torch', 'transformers', 'peft'} & set(sys.modules); assert not bad, bad"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

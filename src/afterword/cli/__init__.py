@@ -4,6 +4,6 @@ Owns parsing, printing and exit codes; contains no rule of the system. Rooms tha
 the commands that need them, so that `serve`, `status` and the rest start at once.
 """
 
-from afterword.cli.main import main
+from afterword.cli.entry import main
 
 __all__ = ["main"]

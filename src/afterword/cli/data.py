@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from rich.markup import escape
 
 from afterword.chat.canonical import text_of
 from afterword.cli.context import Context
-from afterword.cli.progress import count_bar
+from afterword.cli.progress import step_bar
 from afterword.errors import UsageError
-from afterword.feedback.imports import FORMATS, import_file
+from afterword.feedback.formats import FORMATS
+from afterword.feedback.imports import import_file
 from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
-from afterword.store.export import EXPORTS, KINDS, export
+from afterword.store.export import EXPORTS, export
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -29,8 +30,8 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     into.set_defaults(run=run_import)
 
     out = commands.add_parser("export", parents=[common], help="write rows as JSON lines")
-    out.add_argument("what", choices=KINDS)
-    out.add_argument("--format", default="afterword", choices=EXPORTS)
+    out.add_argument("what", choices=dict.fromkeys(what for what, _ in EXPORTS))
+    out.add_argument("--format", default="afterword", choices=dict.fromkeys(form for _, form in EXPORTS))
     out.add_argument("--output", type=Path, metavar="FILE", help="default: stdout")
     out.set_defaults(run=run_export)
 
@@ -50,15 +51,15 @@ def run_import(context: Context) -> int:
     summaries = []
     with context.open_store(create=True) as store:
         for path in context.args.files:
-            with count_bar(context, f"importing {path.name}", "turns") as advance:
+            with step_bar(context, f"importing {path.name}", "bytes") as advance:
                 summaries.append(import_file(store, path, format=context.args.format, progress=advance))
-    found = [s.to_dict() for s in summaries]
+    found = [summary.to_dict() for summary in summaries]
     if context.json:
         context.emit({"files": found})
-    else:
-        columns = tuple(found[0])
-        context.table("Imported", columns, ([row[c] for c in columns] for row in found))
-        context.say("Next: `afterword collect` turns what users did into interactions.")
+        return 0
+    for summary in found:
+        context.table("", ("imported", summary["file"]), list(summary.items())[1:])
+    context.say("Next: `afterword collect` turns what users did into interactions.")
     return 0
 
 
@@ -71,12 +72,12 @@ def run_export(context: Context) -> int:
 
 
 @contextmanager
-def _sink(path: Path | None) -> Iterator[IO[str]]:
+def _sink(path: Path | None) -> Iterator[BinaryIO]:
     if path is None:
-        yield sys.stdout
+        yield sys.stdout.buffer
         return
     try:
-        handle = path.open("w", encoding="utf-8")
+        handle = path.open("wb")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}.") from error
     with handle:

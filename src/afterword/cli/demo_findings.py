@@ -79,6 +79,14 @@ class Findings:
 
         return sign_test(*self.pairs)
 
+    def measured(self, arm: str) -> list[Mark]:
+        """Marks of the evaluation's own answers to first questions, by arm ("before", "after").
+
+        They tell what a refused candidate would have done; "after" is the candidate, released or not.
+        """
+        first = (example for example in self.report.examples if example["messages"] == 1)
+        return [self.persona.mark(example[arm], example["prompt"]) for example in first]
+
     @property
     def better(self) -> bool:
         """Released, and the trait rose by more than chance."""
@@ -92,11 +100,11 @@ def _newest(store: Store, kind: type[R]) -> R:
     return found
 
 
-def share(marks: Sequence[Mark]) -> Json:
-    """{value, low, high, n}: the share of passed ones with Wilson's interval."""
+def share(marks: Sequence[Mark]) -> Json | None:
+    """{value, low, high, n}: the share of passed ones with Wilson's interval; None for no marks."""
     from afterword.evaluate.statistics import wilson
 
-    return wilson(sum(mark.passed for mark in marks), len(marks))
+    return wilson(sum(mark.passed for mark in marks), len(marks)) if marks else None
 
 
 def report_data(found: Findings, meter: Meter) -> Json:
@@ -113,6 +121,7 @@ def report_data(found: Findings, meter: Meter) -> Json:
         "before": share(before),
         "after": share(after),
         "pairs": {"gained": gained, "lost": lost, "p": found.chance},
+        "candidate": {"before": share(found.measured("before")), "after": share(found.measured("after"))},
         "grades": {"before": _mean(before), "after": _mean(after)},
         "answered_by": sorted({str(a.adapter) for a in found.after}),
         "interactions": len(found.candidate.interactions),
@@ -155,16 +164,23 @@ def conclusion(found: Findings) -> str:
     before, after = share(found.marks(found.before)), share(found.marks(found.after))
     change = f"{percent(before)} before, {percent(after)} after"
     if found.release is None:
-        return f"The gate said no and nothing was released: users are still answered as before ({change})."
+        would = f"{percent(share(found.measured('before')))} -> {percent(share(found.measured('after')))}"
+        return (
+            f"The gate said no and nothing was released: users are still answered as before ({change}). On the "
+            f"evaluation's first questions the candidate went {would}."
+        )
     if not found.better:
         gained, lost = found.pairs
         return (
             f"{found.release.adapter} was released, but the trait did not rise beyond chance on held-out questions: "
             f"{change}, {gained} gained and {lost} lost (p = {found.chance:.2g})."
         )
-    return f"{found.release.adapter} learned it: {change}, on {after['n']} questions about topics never talked about."
+    asked = len(found.prompts)
+    return f"{found.release.adapter} learned it: {change}, on {asked} questions about topics never talked about."
 
 
-def percent(figure: Json) -> str:
+def percent(figure: Json | None) -> str:
     """A share and its interval, for people."""
+    if figure is None:
+        return "not measured"
     return f"{100 * figure['value']:.0f} % [{100 * figure['low']:.0f}, {100 * figure['high']:.0f}]"

@@ -15,13 +15,6 @@ LINE_EVERY = 15.0
 
 
 @contextmanager
-def count_bar(context: Context, title: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """For work of unknown length; call the yielded function with the number done so far."""
-    with step_bar(context, title, unit) as advance:
-        yield lambda done: advance(done, None)
-
-
-@contextmanager
 def step_bar(context: Context, title: str, unit: str = "steps") -> Iterator[Callable[[int, int | None], None]]:
     """For work of known length; call the yielded function with (done, total)."""
     if context.quiet or not context.err.is_terminal:

@@ -1,0 +1,181 @@
+"""The command line as a user meets it: exit codes, JSON on stdout and nothing else there, errors that help."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from afterword.cli import main
+from afterword.records import Candidate, Feedback, Interaction, Turn, Verdict
+from afterword.store import Store
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A data directory with two turns and some feedback."""
+    path = tmp_path / "data"
+    with Store.open(path / "afterword.db") as store:
+        for n, said in ((1, "Shorter, please."), (2, "Thanks!")):
+            turn = Turn(
+                id=f"chatcmpl-{n}",
+                messages=({"role": "user", "content": "Why is the [red]sky[/] blue?"},),
+                answer={"role": "assistant", "content": "Because of Rayleigh scattering. " * 5},
+                prompt_ids=(1, 2, 3),
+                completion_ids=(4, 5),
+                finish_reason="stop",
+                user="ada",
+                conversation=f"c{n}",
+            )
+            store.write(turn, Feedback(id=f"fb-{n}", turn=turn.id, kind="follow_up", text=said, source="detector"))
+    return path
+
+
+def _json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    data = json.loads(capsys.readouterr().out)
+    assert isinstance(data, dict)
+    return data
+
+
+def test_global_flags_work_before_and_after_the_command(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dir", str(home), "--json", "status"]) == 0
+    before = _json(capsys)
+    assert main(["status", "--dir", str(home), "--json"]) == 0
+    after = _json(capsys)
+    assert before == after
+    assert (before["turns"], before["feedback"], before["interactions"]) == (2, 2, 0)
+    assert {"skips", "candidates", "releases"} <= before.keys()
+
+
+def test_the_home_comes_from_the_environment(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFTERWORD_HOME", str(home))
+    assert main(["status", "--json"]) == 0
+    assert _json(capsys)["turns"] == 2
+
+
+def test_collect_prints_its_funnel_and_does_nothing_twice(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["collect", "--dir", str(home), "--json"]) == 0
+    funnel = _json(capsys)
+    assert funnel["feedback"] == 2
+    with Store.open(home / "afterword.db") as store:
+        hindsights = [i.hindsight for i in store.rows(Interaction)]
+        counts = store.counts()
+    assert "Shorter, please." in hindsights
+    assert main(["collect", "--dir", str(home)]) == 0
+    assert "new feedback looked at" in capsys.readouterr().out
+    with Store.open(home / "afterword.db") as store:
+        assert store.counts() == counts
+
+
+def test_lists_and_shows_rows_without_reading_markup_in_them(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["turns", "list", "--dir", str(home)]) == 0
+    assert "[red]sky[/]" in capsys.readouterr().out
+    assert main(["turns", "show", "chatcmpl-1", "--dir", str(home), "--json"]) == 0
+    assert {"turns", "feedback"} <= _json(capsys).keys()
+    main(["collect", "--dir", str(home), "--quiet"])
+    capsys.readouterr()
+    assert main(["interactions", "list", "--dir", str(home), "--json"]) == 0
+    rows = _json(capsys)["interactions"]
+    assert isinstance(rows, list)
+    assert main(["interactions", "show", rows[0]["id"][:8], "--dir", str(home)]) == 0
+    assert "hindsight" in capsys.readouterr().out or rows[0]["hindsight"] == ""
+
+
+@pytest.mark.parametrize("command", [["turns", "show", "nothing"], ["candidates", "show", "x"], ["heatmap", "x"]])
+def test_an_unknown_id_is_named(home: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert main([*command, "--dir", str(home), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["type"] == "not_found_error"
+    assert repr(command[-1]) in captured.err and "List them with" in captured.err
+
+
+def test_export_gives_what_import_takes(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "turns.jsonl"
+    assert main(["export", "turns", "--dir", str(home), "--output", str(out)]) == 0
+    other = tmp_path / "other"
+    assert main(["import", str(out), "--format", "afterword", "--dir", str(other), "--json"]) == 0
+    capsys.readouterr()
+    assert main(["status", "--dir", str(other), "--json"]) == 0
+    assert _json(capsys)["turns"] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        (["train"], 4, "interactions wait to be learned"),
+        (["evaluate"], 4, "run `afterword train` first"),
+        (["release", "publish"], 4, "run `afterword train` first"),
+        (["release", "rollback"], 4, "base model"),
+        (["release", "publish", "--override", "ada"], 2, "go together"),
+        (["import", "/nowhere/x.json"], 2, "/nowhere/x.json"),
+        (["status", "--config", "/nowhere.toml", "--set", "x"], 0, ""),
+        (["config", "show", "--set", "serve.port"], 2, "has no '='"),
+        (["config", "show", "--set", "serve.prot=1"], 2, "Did you mean 'serve.port'"),
+        (["train", "--recipe", "sdpo"], 4, "interactions"),
+        (["simulate", "--persona", "greting"], 2, "greeting"),
+        (["simulate"], 2, "no gateway runs"),
+        (["keys", "revoke", "nope"], 2, "nope"),
+        (["serve", "--host", "0.0.0.0", "--port", "0"], 2, "keys create"),
+    ],
+)
+def test_what_cannot_be_done_says_why_and_what_to_do(
+    home: Path, capsys: pytest.CaptureFixture[str], command: list[str], code: int, says: str
+) -> None:
+    assert main([*command, "--dir", str(home)]) == code
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_directory_without_data_is_not_made_by_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--dir", str(tmp_path / "none")]) == 2
+    assert "afterword serve" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_usage_errors_exit_with_two() -> None:
+    for arguments in ([], ["nonsense"], ["turns"], ["export", "nonsense"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2
+
+
+def test_publish_says_what_the_gate_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Store.open(home / "afterword.db") as store:
+        store.write(Candidate(id="cand-1", path="adapters/cand-1", base="m", parent=None, interactions=(), recipe={}))
+    assert main(["release", "publish", "--dir", str(home)]) == 4
+    assert "afterword evaluate cand-1" in capsys.readouterr().err
+    with Store.open(home / "afterword.db") as store:
+        store.write(Verdict(id="v", candidate="cand-1", report="r", passed=False, reasons=("holdout: not better",)))
+    assert main(["release", "publish", "--dry-run", "--dir", str(home)]) == 3
+    assert "holdout: not better" in capsys.readouterr().out
+    assert main(["release", "publish", "--dir", str(home)]) == 3
+
+
+def test_keys_are_shown_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "create", "ci", "--scope", "feedback", "--dir", str(home), "--json"]) == 0
+    made = _json(capsys)
+    assert str(made["key"]).startswith("sk-")
+    assert main(["keys", "list", "--dir", str(home), "--json"]) == 0
+    listed = capsys.readouterr().out
+    assert str(made["id"]) in listed and str(made["key"]) not in listed
+    assert main(["keys", "revoke", str(made["id"]), "--dir", str(home)]) == 0
+
+
+def test_config_shows_each_source(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "afterword.toml").write_text("[serve]\nport = 8500\n", "utf-8")
+    assert main(["config", "show", "--sources", "--json", "--dir", str(home), "--set", "train.seed=3"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["serve.port"] == {"value": 8500, "source": "file afterword.toml"}
+    assert shown["train.seed"] == {"value": 3, "source": "--set"}
+    assert shown["gate.min_interactions"]["source"] == "default"
+
+
+def test_doctor_checks_each_thing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--dir", str(home), "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert all(check["ok"] for check in checks) and {"database", "packages"} <= {check["name"] for check in checks}
+    (home / "afterword.db").write_bytes(b"this is not a database" * 100)
+    assert main(["doctor", "--dir", str(home)]) == 1
+    assert "FAIL" in capsys.readouterr().out
