@@ -14,6 +14,8 @@ from afterword.learn.models import load_tokenizer
 from afterword.records import Interaction, Turn
 from afterword.train.examples import Example
 
+torch.set_num_threads(1)  # tiny products only lose by sharing
+
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -45,13 +47,11 @@ def tiny_folder(folder: Path, *, seed: int = 0, context: int = 512, **config: An
     return str(folder)
 
 
-def example(
-    model: str, number: int, *, hindsight: str = "Shorter, please.", answer: str = "", **changes: Any
-) -> Example:
+def example(model: str, number: int, *, hindsight: str = "Shorter, please.", text: str = "", **changes: Any) -> Example:
     """Interaction `number` with a served answer that ended by itself. `changes` replace fields of the turn."""
     tokenizer = load_tokenizer(model)
     messages = ({"role": "user", "content": f"Question {number}?"},)
-    text = answer or f"Answer {number}" + "." * (number % 5)
+    text = text or f"Answer {number}" + "." * (number % 5)
     served: dict[str, Any] = {
         "id": f"turn-{number}",
         "messages": messages,

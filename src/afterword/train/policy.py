@@ -71,7 +71,7 @@ class Policy:
         """Write adapter_config.json and adapter_model.safetensors; `base` is what the config names."""
         config = self.model.peft_config[_LIVE]
         config.base_model_name_or_path = base
-        self.model.save_pretrained(str(folder), selected_adapters=[_LIVE])
+        self.model.save_pretrained(str(folder), selected_adapters=[_LIVE], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card says nothing of this adapter
 
 

@@ -1,0 +1,120 @@
+"""What is trained and what is left out, each with its reason; the served ids go in as they were served."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from tiny_model import example, tiny_folder
+
+from afterword.chat.render import encode, end_of_turn_ids, generation_header, render_prompt
+from afterword.errors import NothingToDo
+from afterword.learn.models import load_tokenizer
+from afterword.learn.recipes import sdpo_interactions
+from afterword.train.examples import Encoded, Example, prepare
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def left(model: str, bad: Example, *, limit: int = 512) -> str:
+    """The reason for which `bad` is left out beside a good example."""
+    good = example(model, 99)
+    found = prepare([good, bad], load_tokenizer(model), sdpo_interactions(), limit=limit, vocabulary=259)
+    assert [r.interaction for r in found.rows] == ["int-99"]
+    assert found.reasons == {found.left[0].reason: 1}
+    assert found.left[0].detail
+    return found.left[0].reason
+
+
+def one(model: str, good: Example, **options: Any) -> Encoded:
+    settings = {"limit": 512, "vocabulary": 259, **options}
+    return prepare([good], load_tokenizer(model), sdpo_interactions(), **settings).rows[0]
+
+
+def changed(good: Example, **fields: Any) -> Example:
+    return dataclasses.replace(good, interaction=dataclasses.replace(good.interaction, **fields))
+
+
+def test_served_ids_are_used_as_they_are(model: str) -> None:
+    tokenizer, good = load_tokenizer(model), example(model, 1)
+    row = one(model, good)
+    assert (row.prompt, row.completion) == (good.turn.prompt_ids, good.turn.completion_ids)
+    teacher = row.teacher_prompts["appended"]
+    header = generation_header(tokenizer)
+    assert row.prompt[-len(header) :] == teacher[-len(header) :] == header
+    told = [{"role": "user", "content": "Question 1?\n\nShorter, please."}]
+    assert teacher == render_prompt(tokenizer, told).ids
+    assert row.completion[-1] == tokenizer.pad_token_id == end_of_turn_ids(tokenizer)[0]  # pad is end: still scored
+
+
+def test_a_cut_answer_has_no_end_added(model: str) -> None:
+    ids = encode(load_tokenizer(model), "Answer 1.")
+    assert one(model, example(model, 1, completion_ids=ids, finish_reason="length")).completion == ids
+
+
+@pytest.mark.parametrize(
+    ("reason", "fields"),
+    [
+        ("holdout", {"split": "holdout"}),
+        ("no_weight", {"weight": 0.0}),
+        ("no_hindsight", {"hindsight": " "}),
+        ("wrong_turn", {"turn": "another"}),
+    ],
+)
+def test_interactions_that_are_left_out(model: str, reason: str, fields: dict[str, Any]) -> None:
+    assert left(model, changed(example(model, 1), **fields)) == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "turn"),
+    [
+        ("no_consent", {"consent": False}),
+        ("off_policy", {"completion_ids": None}),
+        ("ids_differ", {"answer": {"role": "assistant", "content": "Something else"}}),
+        ("ids_unknown", {"completion_ids": (5, 99_999)}),
+        ("prompt_header", {"prompt_ids": (5, 6, 7)}),
+        ("prompt_differs", {"messages": ({"role": "user", "content": "Another question?"},)}),
+    ],
+)
+def test_turns_that_are_left_out(model: str, reason: str, turn: dict[str, Any]) -> None:
+    assert left(model, example(model, 1, **turn)) == reason
+
+
+def test_a_conversation_that_is_too_long_is_left_out(model: str) -> None:
+    long = ({"role": "user", "content": "x" * 600},)
+    ids = render_prompt(load_tokenizer(model), long).ids
+    assert left(model, example(model, 1, messages=long, prompt_ids=ids)) == "too_long"
+
+
+def test_only_the_hindsight_gives_way_to_the_models_limit(model: str) -> None:
+    good = example(model, 1, hindsight="y" * 300)
+    row = one(model, good, limit=150)
+    teacher = row.teacher_prompts["appended"]
+    assert len(teacher) + len(row.completion) == 150
+    assert row.cut > 100
+    assert teacher[-5:] == row.prompt[-5:]
+
+
+def test_a_stop_string_may_be_in_the_ids_but_not_in_the_text(model: str) -> None:
+    ids = encode(load_tokenizer(model), "Answer 1STOP")
+    turn = {"completion_ids": ids, "answer": {"role": "assistant", "content": "Answer 1"}}
+    assert left(model, example(model, 1, **turn)) == "ids_differ"
+    assert one(model, example(model, 1, sampling={"stop": ["STOP"]}, **turn)).completion == ids
+
+
+def test_an_interaction_given_twice_is_trained_once(model: str) -> None:
+    found = prepare([example(model, 1)] * 3, load_tokenizer(model), sdpo_interactions(), limit=512, vocabulary=259)
+    assert len(found.rows) == 1
+
+
+def test_nothing_to_do_says_what_is_missing(model: str) -> None:
+    tokenizer = load_tokenizer(model)
+    with pytest.raises(NothingToDo, match="afterword collect"):
+        prepare([], tokenizer, sdpo_interactions(), limit=512, vocabulary=259)
+    bad = [changed(example(model, i), split="holdout") for i in range(2)]
+    with pytest.raises(NothingToDo, match=r"none of 2 .* \(2 holdout\)"):
+        prepare(bad, tokenizer, sdpo_interactions(), limit=512, vocabulary=259)

@@ -1,0 +1,97 @@
+"""A training run that is killed with SIGKILL goes on with the same losses, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_model import example, tiny_folder
+
+from afterword.errors import ConflictError
+from afterword.learn.recipes import sdpo_interactions
+from afterword.train.loop import train_candidate
+from afterword.train.metrics import read_metrics
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tiny_model import example
+from afterword.learn.recipes import sdpo_interactions
+from afterword.train.loop import train_candidate
+
+model, folder, pause = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+def slow(metrics):
+    print(metrics.step, flush=True)
+    import time; time.sleep(pause)
+words = ("Shorter, please.", "Say hello first.", "In Spanish?")
+train_candidate(
+    [example(model, i, hindsight=words[i % 3]) for i in range(12)], model=model, out=folder / "out",
+    run_dir=folder / "run", recipe=sdpo_interactions(batch=3, passes=2, anchor=0.1), seed=7, progress=slow,
+    save_every=2,
+)
+"""
+
+
+def start(model: str, folder: Path, pause: float) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, model, str(folder), str(pause)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> list[int]:
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return [int(line) for line in out.split()]
+
+
+def test_kill_and_resume_is_bit_for_bit_the_same(tmp_path: Path) -> None:
+    model = tiny_folder(tmp_path / "model")
+    killed = start(model, tmp_path / "killed", pause=0.2)
+    assert killed.stdout is not None
+    for line in killed.stdout:
+        if int(line) == 5:
+            break
+    time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed" / "out").exists()
+    assert finish(start(model, tmp_path / "killed", pause=0.0)) == [5, 6, 7, 8]  # step 5 was not saved: repeated
+    assert finish(start(model, tmp_path / "straight", pause=0.0)) == [1, 2, 3, 4, 5, 6, 7, 8]
+    one, other = (read_metrics(tmp_path / name / "run") for name in ("killed", "straight"))
+    assert [m.loss for m in one] == [m.loss for m in other]
+    assert [m.grad_norm for m in one] == [m.grad_norm for m in other]
+    file = Path("out") / "adapter_model.safetensors"
+    assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    model = tiny_folder(tmp_path / "model")
+    examples = [example(model, i) for i in range(4)]
+
+    class Stop(Exception):
+        pass
+
+    def stop(metrics: object) -> None:
+        raise Stop
+
+    recipe = sdpo_interactions(batch=2, dtype="float32")
+    run = {"model": model, "out": tmp_path / "out", "run_dir": tmp_path / "run"}
+    with pytest.raises(Stop):
+        train_candidate(examples, recipe=recipe, progress=stop, save_every=1, **run)  # type: ignore[arg-type]
+    with pytest.raises(ConflictError, match="another run"):
+        train_candidate(examples, recipe=recipe, seed=1, **run)  # type: ignore[arg-type]
+    cut = tmp_path / "run" / "metrics.jsonl"
+    cut.write_text(cut.read_text() + '{"step": 2, "st')  # a line that a kill cut in two
+    result = train_candidate(examples, recipe=recipe, **run)  # type: ignore[arg-type]
+    assert [m.step for m in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    assert result.metrics["steps"] == 4
