@@ -45,18 +45,18 @@ def chats() -> list[list[dict[str, str]]]:
     return [[{"role": "user", "content": f"Explain in a few words how {topic} work."}] for topic in TOPICS]
 
 
-def write_adapter(folder: Path, seed: int) -> Path:
-    """A random LoRA of rank 16 on all linear layers, of the size that training leaves behind."""
-    torch.manual_seed(seed)
+def write_adapters(root: Path, names: tuple[str, ...]) -> None:
+    """Random LoRAs of rank 16 on all linear layers, of the size that training leaves behind."""
     config = peft.LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model = peft.get_peft_model(models.load_model(models.EMBEDDED), config)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.002)
-    model.save_pretrained(folder)
-    return folder
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        for path, weight in model.named_parameters():
+            if "lora_B" in path:
+                torch.nn.init.normal_(weight, std=0.002)
+        model.save_pretrained(root / name)
 
 
 class Generate:
@@ -151,24 +151,25 @@ def measure(tokens: int, rounds: int) -> dict[str, Any]:
     peer, ours = Generate(tokens), Served(tokens)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            base = [ours.model] * 16
-            cases: dict[str, list[str]] = {"alone": base[:1], "16": base}
-            peer.run(1)
-            ours.run(base)
+            write_adapters(Path(scratch), ("one", "two"))
+            for name in ("one", "two"):
+                ours.load(name, Path(scratch) / name)
+            cases = {
+                "alone": [ours.model],
+                "16": [ours.model] * 16,
+                "16 with two adapters": [["one", "two", ours.model][i % 3] for i in range(16)],
+                "alone on an adapter": ["one"],
+            }
             rates: dict[str, list[float]] = {}
             first: dict[str, list[float]] = {}
-            for round_number in range(rounds):
-                if round_number == 0:
-                    for seed, name in enumerate(("one", "two")):
-                        ours.load(name, write_adapter(Path(scratch) / name, seed))
-                    cases["16 with two adapters"] = [["one", "two", ours.model][i % 3] for i in range(16)]
-                    cases["alone on an adapter"] = ["one"]
+            for _ in range(rounds):
                 for case, names in cases.items():
                     figures = ours.run(names)
                     rates.setdefault(f"engine {case}", []).append(figures["tokens_per_second"])
                     first.setdefault(f"engine {case}", []).append(figures["first_token_ms"])
                 for batch in (1, 16):
                     rates.setdefault(f"generate {batch}", []).append(peer.run(batch))
+                print({name: round(values[-1], 1) for name, values in rates.items()}, file=sys.stderr)
     finally:
         ours.close()
     return {
