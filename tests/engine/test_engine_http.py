@@ -207,3 +207,13 @@ async def test_a_step_that_fails_ends_its_requests_and_not_the_server(
         assert status == 500 and body["error"]["type"] == "server_error"
         assert (await client.raw(stream=True))[0] == 500
     assert len(await client.ids("Hi", 5, ignore_eos=True)) == 5
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_dead_model_thread_leaves_nobody_waiting(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise IndexError("a fault of ours")
+
+    monkeypatch.setattr(client.server.engine, "_make_room", broken)
+    assert [(await client.raw())[0] for _ in range(2)] == [500, 500]
+    assert (await client.http.get("/health")).status == 503

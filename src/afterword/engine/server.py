@@ -67,6 +67,8 @@ class Server:
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         ask = parse_ask(await _body(http))
         request = self._request(ask)
+        if not self.engine.alive:
+            return _json(_broken(), 500)
         queue = self._queues[request] = asyncio.Queue()
         answer = Answer(request, self.codec)
         self.engine.submit(request)
@@ -189,6 +191,8 @@ class Server:
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def _health(self, http: web.Request) -> web.Response:
+        if not self.engine.alive:
+            return _json({"status": "the model thread has ended; the log says why; start the engine again"}, 503)
         return _json({"status": "ok", "model": self.name, **self.engine.counts()})
 
 
