@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.evaluate.hindsight import CLIP, FLOOR, LOOPED, MISSING, ROOM, looped, score
+from afterword.evaluate.hindsight import CLIP, FLOOR, LOOP, LOOPED, MISSING, ROOM, looped, score
 
 LOGP = st.floats(-30, 0)
 
@@ -22,11 +22,11 @@ def test_by_hand() -> None:
 
 
 def test_looped_tokens() -> None:
-    assert looped([1, 2, 3, 4, 5]) == [False] * 5
-    assert looped([1, 2] * 4) == [False] * 5 + [True] * 3
-    assert looped([7, 7, 7]) == [False] * 3
+    assert looped(range(40)) == [False] * 40
+    assert looped([1, 2] * LOOP) == [False] * (LOOP + 1) + [True] * (LOOP - 1)
+    assert looped([7] * (LOOP - 1)) == [False] * (LOOP - 1)
     zeros = [-0.001] * 40
-    assert score(zeros, zeros, [1, 2] * 20) == pytest.approx(LOOPED * 35 / 40)
+    assert score(zeros, zeros, [1, 2] * 20) == pytest.approx(LOOPED * (40 - LOOP - 1) / 40)
 
 
 @given(st.lists(st.tuples(LOGP, LOGP, st.integers(0, 50)), max_size=40))
