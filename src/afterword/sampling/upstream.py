@@ -132,7 +132,8 @@ class Upstream:
         if self._session is None:
             times = aiohttp.ClientTimeout(sock_connect=self.timeouts.connect, sock_read=self.timeouts.silence)
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
+                # Shorter than the 5 s of uvicorn (vLLM), so that a connection is never used as the server closes it.
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
                 timeout=times,
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -159,9 +160,19 @@ class Upstream:
         self.gives_ids = False
         return plain
 
+    async def _send(self, method: str, url: URL, **more: Any) -> aiohttp.ClientResponse:
+        """The response's head. A kept connection that the server had closed meanwhile is replaced once."""
+        session = self._open()
+        try:
+            return await session.request(method, url, **more)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            return await session.request(method, url, **more)
+
     async def _post_chat(self, body: Json) -> ChatStream:
         try:
-            response = await self._open().post(self._chat_url, data=orjson.dumps(body))
+            response = await self._send("POST", self._chat_url, data=orjson.dumps(body))
             if response.status < 400:
                 return ChatStream(response, self.url, self.timeouts)
             async with response:
@@ -250,7 +261,7 @@ class Upstream:
         times = aiohttp.ClientTimeout(total=limit or self.timeouts.control, sock_connect=self.timeouts.connect)
         data = None if body is None else orjson.dumps(body)
         try:
-            async with self._open().request(method, self.url + path, data=data, timeout=times) as response:
+            async with await self._send(method, URL(self.url + path), data=data, timeout=times) as response:
                 text = await response.read()
         except TimeoutError as error:
             raise _too_slow(self.url, limit or self.timeouts.control) from error
