@@ -31,7 +31,7 @@ def slow(metrics):
 words = ("Shorter, please.", "Say hello first.", "In Spanish?")
 train_candidate(
     [example(model, i, hindsight=words[i % 3]) for i in range(12)], model=model, out=folder / "out",
-    run_dir=folder / "run", recipe=sdpo_interactions(batch=3, passes=2, anchor=0.1), seed=7, progress=slow,
+    run_dir=folder / "run", recipe=sdpo_interactions(batch=3, passes=1, fresh=1, anchor=0.1), seed=7, progress=slow,
     save_every=2,
 )
 """

@@ -41,7 +41,9 @@ class Recipe:
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     passes: int = 2
-    """Times that every interaction is seen."""
+    """Times that every served answer is seen."""
+    fresh: int = 0
+    """Passes after those, over answers that the student writes anew to the same prompts."""
     batch: int = 8
     """Interactions per optimiser step."""
     schedule: Schedule = CONSTANT
@@ -95,7 +97,7 @@ def sft(**settings: Any) -> Recipe:
 
 RECIPES: dict[str, Callable[..., Recipe]] = {"sdpo-interactions": sdpo_interactions, "sft": sft}
 
-_SETTINGS = {"lr", "passes", "batch", "include_off_policy", "max_hindsight", "micro_tokens", "dtype",
+_SETTINGS = {"lr", "passes", "fresh", "batch", "include_off_policy", "max_hindsight", "micro_tokens", "dtype",
              "max_grad_norm"}  # fmt: skip
 
 

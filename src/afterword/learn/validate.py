@@ -30,6 +30,8 @@ def _numbers(recipe: Recipe) -> str | None:
         "rank": recipe.lora.rank,
     }
     bad = [f"{name}={value}" for name, value in positive.items() if not value > 0]
+    if recipe.fresh < 0:
+        bad.append(f"fresh={recipe.fresh}")
     if not (math.isfinite(recipe.lr) and recipe.lr >= 0):
         bad.append(f"lr={recipe.lr}")
     return f"{', '.join(bad)} must be positive" if bad else None

@@ -7,6 +7,7 @@ The plan is a function of the seed, so a resumed run has nothing to remember. A 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,14 +23,22 @@ CACHE_BYTES = 1 << 30
 """Most memory for the kept hidden states of all frozen teachers of a run."""
 
 
-def plan(n: int, recipe: Recipe, seed: int) -> list[list[int]]:
-    """Indices of the interactions of each step: every pass in its own random order, in batches that differ in
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser step: the pass it belongs to and the indices of its interactions."""
+
+    number: int
+    picked: list[int]
+
+
+def plan(n: int, recipe: Recipe, seed: int) -> list[Step]:
+    """All steps of a run over `n` interactions: every pass in its own random order, in batches that differ in
     size by at most one."""
-    steps: list[list[int]] = []
-    for number in range(recipe.passes):
+    steps: list[Step] = []
+    for number in range(recipe.passes + recipe.fresh):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         order = torch.randperm(n, generator=generator)
-        steps += [part.tolist() for part in torch.tensor_split(order, -(-n // recipe.batch))]
+        steps += [Step(number, part.tolist()) for part in torch.tensor_split(order, -(-n // recipe.batch))]
     return steps
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from afterword.chat.render import end_of_turn_ids
 from afterword.errors import AfterwordError, ConflictError
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.models import load_tokenizer, resolve_model
@@ -22,7 +23,8 @@ from afterword.learn.validate import validate
 from afterword.records import Json
 from afterword.train.alignment import Signal, write_alignment
 from afterword.train.batches import TeacherStates, plan, rows_of, split, student_batch
-from afterword.train.examples import Example, Prepared, prepare
+from afterword.train.examples import Encoded, Example, Prepared, prepare
+from afterword.train.fresh import clear_fresh, fresh_rows
 from afterword.train.metrics import StepMetrics, Tally, append_step, keep_steps
 from afterword.train.output import TrainResult, finished, identify, publish
 from afterword.train.policy import Policy, load_policy
@@ -68,6 +70,7 @@ def train_candidate(
     identity = identify(model, tokenizer, recipe, parent, list(prepared.used), seed)
     if (done := finished(run_dir, out, identity.fingerprint)) is not None:
         clear_state(run_dir)
+        clear_fresh(run_dir)
         return done
     if out.exists():
         raise ConflictError(f"{str(out)!r} exists already: adapters are never overwritten, name a new folder")
@@ -75,17 +78,25 @@ def train_candidate(
 
     policy = load_policy(model, recipe, parent=parent, seed=seed, device=device)
     signal = write_alignment(policy, tokenizer, prepared, recipe, run_dir, seed)
-    rows = prepared.rows
+    ends = end_of_turn_ids(tokenizer)
     parameters = policy.parameters()
     optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    steps = plan(len(rows), recipe, seed)
-    teachers = TeacherStates(policy, rows, recipe, policy.head.weight.shape[1])
+    steps = plan(len(prepared.rows), recipe, seed)
     first = load_state(run_dir, policy, optimiser, fingerprint=identity.fingerprint)
     history = keep_steps(run_dir, before=first)
+    rows: Sequence[Encoded] = prepared.rows
+    teachers, seen = None, -1
 
     for step in range(first, len(steps)):
         step_started = time.monotonic()
-        picked = steps[step]
+        number, picked = steps[step].number, steps[step].picked
+        if number >= recipe.passes and number != seen:  # a pass over answers of the student as it is now
+            where = {"number": number, "key": identity.fingerprint, "seed": seed}
+            rows = fresh_rows(policy, prepared.rows, ends, run_dir, **where)  # type: ignore[arg-type]
+            teachers = None
+        if teachers is None:
+            teachers = TeacherStates(policy, rows, recipe, policy.head.weight.shape[1])
+        seen = number
         lr = recipe.lr * recipe.schedule(step, len(steps))
         whole = rows_of([rows[i] for i in picked])
         counts = [term.count(whole) for term in recipe.terms]  # over the whole step, before it is split
@@ -136,13 +147,14 @@ def train_candidate(
     result = TrainResult(
         path=out,
         base=model,
-        interactions=tuple(r.interaction for r in rows),
+        interactions=tuple(r.interaction for r in prepared.rows),
         left=tuple(asdict(one) for one in prepared.left),
         recipe=describe(recipe),
         metrics=_summary(policy, prepared, history, signal, time.monotonic() - started),
     )
     publish(policy, identity, result, run_dir)
     clear_state(run_dir)
+    clear_fresh(run_dir)
     return result
 
 
