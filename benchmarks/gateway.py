@@ -3,7 +3,8 @@
     python benchmarks/gateway.py [--litellm PYTHON] [--reef PYTHON] [--seconds 8] [--repeats 3]
 
 Two parts, each in one run with all its arms. (a) `latency`: 32 streams at once against an upstream that paces its
-tokens, straight and through the gateway, and one stream at a time for the first token. (b) `throughput`: 32 clients
+tokens, straight and through the gateway: with starts spread over one answer, as users come, and in step, where all
+answers end in the same moment; and one stream at a time for the first token. (b) `throughput`: 32 clients
 in a closed loop against an upstream that answers at once; the server under test is alone on core 0, upstream and
 client share core 1. `--litellm` and `--reef` name the Python of environments that have these peers; without them
 the peers are skipped and the result says so. Writes benchmarks/results/gateway.json.
@@ -32,6 +33,8 @@ from typing import Any
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "gateway.json"
 TOKENS = 20
+PACE = 0.02
+"""Seconds between two tokens of the paced upstream."""
 PROMPT = "Explain why the sky is blue. " * 70  # about 2 KB
 ASK = {"messages": [{"role": "user", "content": PROMPT}], "stream": True, "max_tokens": TOKENS}
 
@@ -219,15 +222,19 @@ def _request(port: int, model: str, headers: dict[str, str]) -> bytes:
     return "\r\n".join(["POST /v1/chat/completions HTTP/1.1", *lines, "", ""]).encode() + body
 
 
-async def _load(target: Target, streams: int, seconds: float, warm: float) -> tuple[list[Timing], float]:
-    """A closed loop of `streams` clients: the timings after the warm-up and how long they were taken for."""
+async def _load(target: Target, streams: int, seconds: float, warm: float, spread: float) -> tuple[list[Timing], float]:
+    """A closed loop of `streams` clients: the timings after the warm-up and how long they were taken for.
+
+    Their first requests are spread over `spread` seconds; with 0 all of them go in step for ever.
+    """
     loop = asyncio.get_running_loop()
     request = _request(target.port, target.model, target.headers)
     start = time.perf_counter() + warm
     end = start + seconds
     found: list[Timing] = []
 
-    async def one() -> None:
+    async def one(number: int) -> None:
+        await asyncio.sleep(spread * number / streams)
         transport, client = await loop.create_connection(lambda: _Client(request), "127.0.0.1", target.port)
         while time.perf_counter() < end:
             timing = await client.ask()
@@ -236,7 +243,7 @@ async def _load(target: Target, streams: int, seconds: float, warm: float) -> tu
                 found.append(timing)
         transport.close()
 
-    await asyncio.gather(*(one() for _ in range(streams)))
+    await asyncio.gather(*(one(number) for number in range(streams)))
     return found, seconds
 
 
@@ -378,8 +385,8 @@ def _late(target: Target) -> dict[str, float]:
     return {name: capture[name] for name in ("late", "dropped")}
 
 
-def _arm(target: Target, streams: int, seconds: float, warm: float) -> dict[str, Any]:
-    timings, took = asyncio.run(_load(target, streams, seconds, warm))
+def _arm(target: Target, streams: int, seconds: float, warm: float, spread: float = 0.0) -> dict[str, Any]:
+    timings, took = asyncio.run(_load(target, streams, seconds, warm, spread))
     found: dict[str, Any] = {
         "requests_per_second": round(len(timings) / took, 1),
         "first_ms": _percentiles([t.first for t in timings]),
@@ -396,10 +403,11 @@ def latency(work: Path, seconds: float, repeats: int) -> dict[str, Any]:
     """Paced upstream: what is added at 32 streams, and to the first token at one."""
     rounds = []
     for _ in range(repeats):
-        with direct(work, pace=0.02) as bare, gateway(work, bare.port) as ours:
-            many = {t.name: _arm(t, 32, seconds, 1.0) for t in (bare, ours)}
+        with direct(work, pace=PACE) as bare, gateway(work, bare.port) as ours:
+            many = {t.name: _arm(t, 32, seconds, 1.0, PACE * TOKENS) for t in (bare, ours)}
+            step = {t.name: _arm(t, 32, seconds, 1.0) for t in (bare, ours)}
             one = {t.name: _arm(t, 1, seconds, 1.0) for t in (bare, ours)}
-        rounds.append({"streams_32": many, "streams_1": one})
+        rounds.append({"streams_32": many, "streams_32_in_step": step, "streams_1": one})
 
     def added(part: str, what: str, which: str) -> float:
         return round(
@@ -409,6 +417,7 @@ def latency(work: Path, seconds: float, repeats: int) -> dict[str, Any]:
     return {
         "added_total_ms_at_32": {which: added("streams_32", "total_ms", which) for which in ("p50", "p99")},
         "added_first_ms_at_32": {which: added("streams_32", "first_ms", which) for which in ("p50", "p99")},
+        "added_total_ms_at_32_in_step": {w: added("streams_32_in_step", "total_ms", w) for w in ("p50", "p99")},
         "added_first_ms_at_1": {which: added("streams_1", "first_ms", which) for which in ("p50", "p99")},
         "rounds": rounds,
     }

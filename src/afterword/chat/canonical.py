@@ -47,10 +47,19 @@ def thread_hashes(scope: Sequence[str | None], messages: Iterable[dict[str, Any]
     parent = hashlib.blake2b(orjson.dumps(list(scope)), digest_size=16).digest()
     hashes: list[str] = []
     for message in messages:
-        body = orjson.dumps(canonical(message), option=orjson.OPT_SORT_KEYS)
-        parent = hashlib.blake2b(parent + body, digest_size=16).digest()
+        parent = _link(parent, message)
         hashes.append(parent.hex())
     return hashes
+
+
+def extend_thread(parent: str, message: dict[str, Any]) -> str:
+    """Hash of the conversation whose hash is `parent` with one more message: what `thread_hashes` would give."""
+    return _link(bytes.fromhex(parent), message).hex()
+
+
+def _link(parent: bytes, message: dict[str, Any]) -> bytes:
+    body = orjson.dumps(canonical(message), option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(parent + body, digest_size=16).digest()
 
 
 def thread_hash(scope: Sequence[str | None], messages: Sequence[dict[str, Any]]) -> str:

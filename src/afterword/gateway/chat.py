@@ -12,7 +12,7 @@ from time import perf_counter
 import orjson
 from aiohttp import web
 
-from afterword.chat.canonical import thread_hashes
+from afterword.chat.canonical import extend_thread
 from afterword.errors import AfterwordError, UpstreamError, error_response
 from afterword.gateway.link import Link
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
@@ -204,7 +204,7 @@ class Exchange:
             previous=self.link.previous,
             task=chat.task,
             team=chat.team,
-            thread=thread_hashes(chat.scope, [*chat.messages, answer])[-1],
+            thread=extend_thread(self.link.asked, answer),
             tools=tuple(chat.body["tools"]) if chat.body.get("tools") else None,
             usage=served.usage,
             missing_ids=self._missing(),
