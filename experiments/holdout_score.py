@@ -21,6 +21,7 @@ import torch
 
 from afterword.chat.render import decode, encode, end_of_turn_ids, render_prompt
 from afterword.evaluate.hindsight import looped, score
+from afterword.evaluate.statistics import mean
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.head import head_of
@@ -137,11 +138,13 @@ def main() -> None:
         ]  # fmt: skip
         flat = iter(t.numpy().astype(float) for t in log_probs(model, head_of(model), pairs))
     scored = [{k: (next(flat), next(flat)) for k in kinds} for _, _, _, kinds, _ in rows]
+    print("what the base writes with the complaint in view (a perfect candidate), its gain by the chosen score:")
     for name in BARE:
-        marks = [marks for persona, _, _, _, marks in rows if persona == name]
-        print(
-            f"{name:20} good {np.mean([m['good'] for m in marks]):.2f} plain {np.mean([m['plain'] for m in marks]):.2f}"
-        )
+        picked = [i for i, row in enumerate(rows) if row[0] == name]
+        share = np.mean([rows[i][4]["good"] for i in picked])
+        values = {k: [score(*scored[i][k], rows[i][3][k]) for i in picked] for k in ("good", "plain")}
+        gain = mean([g - p for g, p in zip(values["good"], values["plain"], strict=True)])
+        print(f"{name:12} trait {share:.2f}  gain {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]")
     results = compare(rows, scored)
     columns = list(next(iter(results.values())))
     print(f"{'score':20}" + "".join(f"{c:>12}" for c in columns))
