@@ -111,6 +111,17 @@ def test_a_folder_that_changed_or_went_is_refused(store: Store, ready: Ready, tm
     assert store.release() is None
 
 
+def test_a_candidate_of_another_base_than_was_measured_is_refused(store: Store, ready: Ready) -> None:
+    candidate, verdict = ready("c1")
+    about = store.get(Report, verdict.report).about | {"base_hash": "0" * 32}
+    report = Report(id="rep-other", candidate="c1", against=None, suites={}, about=about)
+    other = Verdict(id="ver-other", candidate="c1", report="rep-other", passed=True, reasons=())
+    store.write(report, other)
+    with pytest.raises(AdapterError, match="another base model"):
+        publish(store, candidate, other)
+    assert store.release() is None
+
+
 def test_rollback_goes_further_back_each_time(store: Store, ready: Ready) -> None:
     for name, against in (("c1", None), ("c2", "c1"), ("c3", "c2")):
         publish(store, *ready(name, against))

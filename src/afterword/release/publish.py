@@ -51,7 +51,8 @@ def publish(
                 f"{candidate.id} was compared with {report.against or 'the base model'}, but channel {channel!r} now "
                 f"serves {served or 'the base model'}: another release came in between. Evaluate it again."
             )
-        check_adapter(_folder(store, candidate), content=_measured(report))
+        base = report.about.get("base_hash")
+        check_adapter(_folder(store, candidate), content=_measured(report), base_hash=base)
         release = Release(
             id=new_id("rel"),
             channel=channel,
