@@ -18,7 +18,7 @@ from afterword.release.publish import publish, rollback
 from afterword.store import Store
 from tests.serving import serving, until
 
-LEARNED, HELD_OUT = "garden", "kitchen"
+LEARNED, HELD_OUT = "garden", "eggs"
 """Two conversations; the hash of their names puts the first into training and the second aside."""
 
 
@@ -47,7 +47,13 @@ def test_walk(tmp_path: Path) -> None:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
         # 1-4. Users chat. Each answer is a Turn with its exact token ids; each next message is Feedback on it.
-        first = _chat(client, LEARNED, "How do I water a cactus?", "Too long. One short sentence, please.", "Thanks!")
+        first = _chat(
+            client,
+            LEARNED,
+            "How do I water a cactus?",
+            "Too long. One short sentence, please.",
+            "By the way, who painted the Mona Lisa?",
+        )
         _chat(client, HELD_OUT, "How do I boil an egg?", "Too long. One short sentence, please.")
         turn = store.get(Turn, first)
         assert turn.on_policy and turn.logprobs is not None and turn.adapter is None and turn.user == "ada"
