@@ -50,10 +50,37 @@ class Bad:
     text: str = ""
 
 
+class _Zstd:
+    """Zstandard frames one after the other; unlike the library's reader it notices an archive that ends early."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._begun = False
+        self._data = b""
+
+    def read1(self, size: int) -> bytes:
+        while not self._data:
+            packed = self._file.read(1 << 16)
+            if not packed:
+                if self._begun:
+                    raise EOFError("the last frame is not complete")
+                return b""
+            self._begun = True
+            self._data = self._frame.decompress(packed)
+            if self._frame.eof:
+                rest = self._frame.unused_data
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._begun = False
+                self._file.seek(-len(rest), 1)
+        data, self._data = self._data[:size], self._data[size:]
+        return data
+
+
 class _Plain(io.RawIOBase):
     """The decompressed bytes; a broken archive ends early and says why in `broken`."""
 
-    def __init__(self, source: BinaryIO | zstandard.ZstdDecompressionReader | gzip.GzipFile) -> None:
+    def __init__(self, source: io.BufferedReader | _Zstd | gzip.GzipFile) -> None:
         self._source = source
         self.broken: str | None = None
 
@@ -62,7 +89,7 @@ class _Plain(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._source.read(len(buffer))
+            data = self._source.read1(len(buffer))  # never past a fault: what came before it is given out
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
             self.broken = str(error)
             return 0
@@ -87,11 +114,11 @@ class Source:
         self._plain = _Plain(self._open(magic))
         self._stream = io.BufferedReader(self._plain, CHUNK)
 
-    def _open(self, magic: bytes) -> BinaryIO | zstandard.ZstdDecompressionReader | gzip.GzipFile:
+    def _open(self, magic: bytes) -> io.BufferedReader | _Zstd | gzip.GzipFile:
         if magic.startswith(b"\x1f\x8b"):
             return gzip.GzipFile(fileobj=self._file)
         if magic == b"\x28\xb5\x2f\xfd":
-            return zstandard.ZstdDecompressor().stream_reader(self._file, read_across_frames=True, closefd=False)
+            return _Zstd(self._file)
         return self._file
 
     @property
@@ -155,6 +182,7 @@ def _line(line: bytes, where: str, whole: bool) -> Row | Bad:
 
 _SKIPPED = re.compile(r"[\s,\[\]\ufeff\0]*")
 _START = re.compile(r"\{\s*\"[^\"\\]{1,60}\"\s*:")
+_ENDS, _LONG = "the file ends within it", "longer than a row may be"
 _DECODER = json.JSONDecoder(strict=False)
 
 
@@ -207,11 +235,11 @@ class _Buffer:
             except (ValueError, RecursionError) as error:
                 return None, str(error)
             if len(self.text) - self.at > MAX_ROW:
-                return None, f"more than {MAX_ROW} characters"
+                return None, _LONG
             if not unfinished:
                 return None, why
             if not self.more():
-                return None, "the file ends within it"
+                return None, _ENDS
 
 
 def _values(stream: BinaryIO) -> Iterator[Row | Bad]:
@@ -224,8 +252,8 @@ def _values(stream: BinaryIO) -> Iterator[Row | Bad]:
             continue
         beginning = buffer.text[buffer.at : buffer.at + 500]
         found = _recover(buffer)
-        cut = why == "the file ends within it" and found is None
-        yield Bad("cut_off" if cut else "bad_json", why, where, beginning)
+        cut = why == _ENDS and found is None
+        yield Bad("cut_off" if cut else "too_long" if why == _LONG else "bad_json", why, where, beginning)
         if found is not None:
             yield found
 
