@@ -6,13 +6,13 @@ import dataclasses
 from typing import Any
 
 import pytest
-from tiny_model import example, tiny_folder
 
 from afterword.chat.render import encode, end_of_turn_ids, generation_header, render_prompt
 from afterword.errors import NothingToDo
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import sdpo_interactions
 from afterword.train.examples import Encoded, Example, prepare
+from tests.train.tiny_model import example, tiny_folder
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_model import example, tiny_folder
 
 from afterword.errors import ConflictError
 from afterword.learn.recipes import sdpo_interactions
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import read_metrics
+from tests.train.tiny_model import example, tiny_folder
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from tiny_model import example
+from tests.train.tiny_model import example
 from afterword.learn.recipes import sdpo_interactions
 from afterword.train.loop import train_candidate
 
@@ -38,7 +39,12 @@ train_candidate(
 
 
 def start(model: str, folder: Path, pause: float) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, model, str(folder), str(pause)],
         env=env,
@@ -85,13 +91,13 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
         raise Stop
 
     recipe = sdpo_interactions(batch=2, dtype="float32")
-    run = {"model": model, "out": tmp_path / "out", "run_dir": tmp_path / "run"}
+    run: dict[str, Any] = {"model": model, "out": tmp_path / "out", "run_dir": tmp_path / "run"}
     with pytest.raises(Stop):
-        train_candidate(examples, recipe=recipe, progress=stop, save_every=1, **run)  # type: ignore[arg-type]
+        train_candidate(examples, recipe=recipe, progress=stop, save_every=1, **run)
     with pytest.raises(ConflictError, match="another run"):
-        train_candidate(examples, recipe=recipe, seed=1, **run)  # type: ignore[arg-type]
+        train_candidate(examples, recipe=recipe, seed=1, **run)
     cut = tmp_path / "run" / "metrics.jsonl"
     cut.write_text(cut.read_text() + '{"step": 2, "st')  # a line that a kill cut in two
-    result = train_candidate(examples, recipe=recipe, **run)  # type: ignore[arg-type]
+    result = train_candidate(examples, recipe=recipe, **run)
     assert [m.step for m in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
     assert result.metrics["steps"] == 4

@@ -9,19 +9,21 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tiny_model import example, tiny_folder
 
 from afterword.errors import AdapterError, ConfigError, ConflictError, NothingToDo
+from afterword.learn import loss_stage
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.models import base_hash, load_model
 from afterword.learn.recipes import Recipe, sdpo_interactions, sft
 from afterword.learn.teachers import BASE, LIVE
 from afterword.learn.terms import Term
 from afterword.records import Candidate
+from afterword.train import loop
 from afterword.train.examples import Example
 from afterword.train.loop import TrainingDiverged, train_candidate
 from afterword.train.metrics import StepMetrics, read_metrics
 from afterword.train.output import TrainResult, candidate_record
+from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -182,9 +184,7 @@ def test_a_recipe_that_cannot_work_fails_before_anything_is_loaded(tmp_path: Pat
 
 
 def test_nan_stops_the_run_and_keeps_its_state(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from afterword.train import loop
-
-    real, calls = loop.token_losses, []
+    real, calls = loss_stage.token_losses, []
 
     def broken(student: torch.Tensor, *rest: Any) -> Any:
         calls.append(1)

@@ -1,0 +1,104 @@
+"""Prompts by the model's template, their generation header, and the ids that end a turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from afterword.chat.render import (
+    decode,
+    encode,
+    end_of_turn_ids,
+    ends_with,
+    generation_header,
+    render_prompt,
+)
+from afterword.errors import ModelError
+
+
+class Letters:
+    """A tokenizer of single characters with a template of one's own: `template(messages, header)`."""
+
+    eos_token_id: int | None = 4
+
+    def __init__(self, template: Any = None) -> None:
+        self.template = template or self._usual
+        self.seen: dict[str, Any] = {}
+
+    @staticmethod
+    def _usual(messages: list[dict[str, Any]], header: bool) -> str:
+        return "".join(f"<{m['role']}>{m['content']}\x03\n" for m in messages) + ("<assistant>" if header else "")
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        self.seen = options
+        return self.template(conversation, options["add_generation_prompt"])
+
+    def encode(self, text: str, **options: Any) -> Any:
+        assert options == {"add_special_tokens": False}
+        return [ord(c) for c in text]
+
+    def decode(self, token_ids: Any, **options: Any) -> Any:
+        return "".join(chr(i) for i in token_ids if not (options["skip_special_tokens"] and i < 5))
+
+
+ASKED = [{"role": "user", "content": "Why?"}]
+
+
+def test_a_prompt_ends_with_the_generation_header() -> None:
+    tokenizer = Letters()
+    prompt = render_prompt(tokenizer, ASKED)
+    assert prompt.text == "<user>Why?\x03\n<assistant>"
+    assert prompt.ids == tuple(map(ord, prompt.text))
+    assert ends_with(prompt.ids, generation_header(tokenizer))
+    assert "tools" not in tokenizer.seen
+
+
+def test_tools_reach_the_template() -> None:
+    tokenizer, tools = Letters(), ({"type": "function"},)
+    seen: list[dict[str, Any]] = []
+
+    def noting(messages: list[dict[str, Any]], header: bool) -> str:
+        seen.append(tokenizer.seen)
+        return Letters._usual(messages, header)
+
+    tokenizer.template = noting
+    render_prompt(tokenizer, ASKED, tools)
+    assert seen[0]["tools"] == list(tools)
+
+
+@pytest.mark.parametrize("template", [lambda m, header: "same", lambda m, header: "head" if header else "body"])
+def test_a_template_without_a_header_is_refused(template: Any) -> None:
+    with pytest.raises(ModelError, match="no generation header"):
+        generation_header(Letters(template))
+
+
+def test_a_conversation_that_the_template_ends_otherwise_is_refused() -> None:
+    def odd(messages: list[dict[str, Any]], header: bool) -> str:
+        return Letters._usual(messages, header) + ("!" if messages[0]["content"] == "Why?" else "")
+
+    with pytest.raises(ModelError, match="not with the chat template's generation header"):
+        render_prompt(Letters(odd), ASKED)
+
+
+def test_end_of_turn_is_what_the_template_writes_then_the_end_token() -> None:
+    assert end_of_turn_ids(Letters()) == (3, 4)
+    same = Letters()
+    same.eos_token_id = 3
+    assert end_of_turn_ids(same) == (3,)
+    bare = Letters(lambda messages, header: "".join(m["content"] for m in messages))
+    assert end_of_turn_ids(bare) == (4,)
+    bare.eos_token_id = None
+    with pytest.raises(ModelError, match="set eos_token"):
+        end_of_turn_ids(bare)
+
+
+def test_ends_with_nothing_is_never_true() -> None:
+    assert not ends_with((1, 2), ())
+    assert not ends_with((1,), (2, 1))
+
+
+def test_special_tokens_are_left_out_unless_asked_for() -> None:
+    ids = encode(Letters(), "a\x03")
+    assert decode(Letters(), ids) == "a"
+    assert decode(Letters(), ids, special=True) == "a\x03"
