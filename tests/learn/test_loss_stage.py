@@ -91,7 +91,7 @@ def test_equal_sides_give_exactly_nothing(estimator: Estimator, dtype: torch.dty
     student, _, weight, ids = case(70, 16, 99, torch.float32, seed=4)
     hidden = student.detach().to(dtype).requires_grad_()
     scores = token_losses(hidden, hidden.detach(), Head(weight), ids, estimator, tile=32)
-    scores.loss.sum().backward()
+    scores.loss.sum().backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None
     assert (scores.loss == 0).all()
     assert (hidden.grad == 0).all()
@@ -105,7 +105,7 @@ def test_bf16_hidden_states_get_float32_arithmetic() -> None:
     want = token_losses(low.detach().double(), low_teacher.double(), Head(weight.double()), ids, FORWARD_KL)
     assert scores.loss.dtype == torch.float32
     torch.testing.assert_close(scores.loss.detach().double(), want.loss, atol=1e-5, rtol=1e-5)
-    scores.loss.sum().backward()
+    scores.loss.sum().backward()  # type: ignore[no-untyped-call]
     assert low.grad is not None
     assert low.grad.dtype == torch.bfloat16
 

@@ -101,7 +101,7 @@ def test_only_the_hindsight_gives_way_to_the_models_limit(model: str) -> None:
 
 def test_a_stop_string_may_be_in_the_ids_but_not_in_the_text(model: str) -> None:
     ids = encode(load_tokenizer(model), "Answer 1STOP")
-    turn = {"completion_ids": ids, "answer": {"role": "assistant", "content": "Answer 1"}}
+    turn: dict[str, Any] = {"completion_ids": ids, "answer": {"role": "assistant", "content": "Answer 1"}}
     assert left(model, example(model, 1, **turn)) == "ids_differ"
     assert one(model, example(model, 1, sampling={"stop": ["STOP"]}, **turn)).completion == ids
 

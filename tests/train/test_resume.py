@@ -43,7 +43,6 @@ def start(model: str, folder: Path, pause: float) -> subprocess.Popen[str]:
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
     }
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, model, str(folder), str(pause)],
