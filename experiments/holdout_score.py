@@ -1,6 +1,6 @@
 """Which score of an answer under a follow-up agrees with a program-decided trait, and which can be gamed?
 
-    python experiments/holdout_score.py [--prompts 16] [--out results.json]
+    python experiments/holdout_score.py [--skip 12] [--prompts 16] [--out results.json]
 
 For several simulated users: the embedded model answers held-out questions plainly and with the user's complaint
 appended (what a good candidate would do); beside them stand degenerate answers (empty, an echo of the question, the
@@ -125,11 +125,12 @@ def compare(rows, scored):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first ones: the constants were set on 12")
     parser.add_argument("--cap", type=int, default=64)
     parser.add_argument("--out", type=Path, help="also write every answer with its log-probabilities")
     args = parser.parse_args()
     model, tokenizer = load_model(EMBEDDED), load_tokenizer(EMBEDDED)
-    prompts = [p.text for p in load_prompts("heldout")][: args.prompts]
+    prompts = [p.text for p in load_prompts("heldout")][args.skip : args.skip + args.prompts]
     with torch.no_grad():
         rows = list(candidates(model, tokenizer, prompts, args.cap))
         pairs = [

@@ -23,7 +23,7 @@ FLOOR = 16
 """Tokens that an answer should have; each one missing counts MISSING, so that saying little is not a good answer."""
 MISSING = -1.0
 """Nats."""
-LOOP, LOOPED = 8, -0.5
+LOOP, LOOPED = 8, -0.25
 """Ids, nats: a token that ends the same LOOP ids a second time counts LOOPED at most. Looping is likely under any
 context, so that its advantages are near 0, which is more than an ordinary answer has that the user corrected."""
 LONGEST_HINDSIGHT = 512
