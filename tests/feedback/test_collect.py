@@ -187,7 +187,7 @@ def test_a_chain_takes_the_name_of_the_nearest_named_turn_and_survives_a_circle(
         assert roots.of(store.get(Turn, "z")) == "z"
 
 
-def attempts(store: Store, *last: Feedback, second: Turn | None = None, linked: bool = True) -> None:
+def attempts(store: Store, *last: Record, second: Turn | None = None, linked: bool = True) -> None:
     store.write(turn("t1", user="ada", created_at=100.0), second or turn("t2", "Six.", user="ada", created_at=150.0),
                 feedback("retried", "f1", "t1", next_turn="t2" if linked else None), *last)  # fmt: skip
 

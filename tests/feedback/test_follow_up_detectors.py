@@ -65,6 +65,8 @@ def test_what_is_kept_as_hindsight_is_hardly_ever_thanks_or_another_topic() -> N
         ("", "unsure"), ("???", "unsure"), ("👍", "unsure"), ("mkdir Work", "off_topic"),
         ("Thanks. Now write a poem about cats.", "thanks"), ("Okay. When does summer start?", "off_topic"),
         ("Thanks, but make it shorter", "constraint"), ("not great", "correction"),
+        ("One plain paragraph, in capital letters", "constraint"),
+        ("The main headings", "constraint"), ("A plain paragraph", "constraint"),
         ("please fix this\n" + "x = 1\n" * 5000, "correction"),
         ("Compare violins, trumpets, oboes, guitars, drums, pianos, flutes, harps, cellos, tubas, banjos, bongos, "
          "marimbas and make it longer than usual", "off_topic"),

@@ -105,7 +105,8 @@ def test_what_a_row_says_about_itself_is_kept(store: Store, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": []}, "empty"), ({"messages": "x"}, "no_messages"), ({"messages": [{"role": "boss"}]}, "bad_message"),
+        ({"messages": []}, "empty"), ({"messages": "x"}, "no_messages"),
+        ({"messages": [{"role": "boss"}]}, "bad_message"),
         ({"messages": [3]}, "bad_message"), ({"messages": [{"role": "user", "content": 3}]}, "bad_message"),
         ({"messages": [{"role": "user", "content": [3]}]}, "bad_message"), ([1], "no_object"), (3, "no_object"),
     ],
@@ -321,7 +322,8 @@ def test_an_interrupted_import_is_finished_by_running_it_again(
     [
         ("a.jsonl", b"", "auto", "no row of a known format"), ("a.jsonl", b'{"x": 1}\n', "auto", "no row of a known"),
         ("a.jsonl", b"{}", "csv", "'csv' is not known"), ("a.parquet", b"PAR1....", "auto", "Parquet"),
-        ("a.zip", b"PK\x03\x04", "auto", "zip"), ("missing/a", None, "auto", "cannot read"), (".", None, "auto", "cannot read"),
+        ("a.zip", b"PK\x03\x04", "auto", "zip"), ("missing/a", None, "auto", "cannot read"),
+        (".", None, "auto", "cannot read"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_imported(
@@ -332,6 +334,10 @@ def test_files_that_cannot_be_imported(
         path.write_bytes(data)
     with pytest.raises(UsageError, match=says):
         import_file(store, path, format)
+
+
+def test_a_row_that_is_no_object_has_no_format() -> None:
+    assert detect_format([1]) is None and detect_format({"x": 1}) is None
 
 
 def test_bad_records_of_our_own(store: Store, tmp_path: Path) -> None:
@@ -345,7 +351,8 @@ def test_bad_records_of_our_own(store: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [(1714557600, 1714557600.0), (1714557600000, 1714557600.0), ("2024-05-01T10:00:00+00:00", 1714557600.0),
-     ("2024-05-01 10:00:00", 1714557600.0), ("soon", None), (True, None), (-1, None), (float("nan"), None), (None, None)],
+     ("2024-05-01 10:00:00", 1714557600.0), ("soon", None),
+     (True, None), (-1, None), (float("nan"), None), (None, None)],
 )  # fmt: skip
 def test_times(value: Any, seconds: float | None) -> None:
     assert unix_time(value) == seconds
@@ -395,8 +402,10 @@ def test_a_rewritten_history_is_exported_as_it_was_sent(store: Store) -> None:
         {"role": "user", "content": "?"},
     )
     answer = {"role": "assistant", "content": "Hello"}
-    store.write(Turn(id="a", messages=asked[:1], answer=answer), Turn(id="b", messages=asked, answer=answer, previous="a"),
-                Turn(id="c", messages=asked[:1], answer=answer, previous="gone", tools=({"type": "function"},)))  # fmt: skip
+    store.write(Turn(id="a", messages=asked[:1], answer=answer),
+                Turn(id="b", messages=asked, answer=answer, previous="a"),
+                Turn(id="c", messages=asked[:1], answer=answer, previous="gone",
+                     tools=({"type": "function"},)))  # fmt: skip
     rows = out(store, "turns", "openai")
     assert rows[0] == {"messages": [*asked, answer]}
     assert rows[1] == {"messages": [asked[0], answer], "tools": [{"type": "function"}]}
@@ -437,7 +446,7 @@ def test_triples_and_events_go_out_and_come_in(full: Store, tmp_path: Path) -> N
 
 
 def test_events_leave_out_what_they_cannot_hold(store: Store) -> None:
-    store.write(Turn(id="a", messages=({"role": "user", "content": "Hi"},), answer={"role": "assistant", "content": "Hello"}),
+    store.write(Turn(id="a", messages=tuple(messages("Hi")), answer={"role": "assistant", "content": "Hello"}),
                 Feedback(id="1", turn="a", kind="rating", value=1.0), Feedback(id="2", turn="b", kind="accepted"),
                 Feedback(id="3", turn="a", kind="executed", exit_code=1), Feedback(id="4", turn="a", kind="accepted"),
                 Feedback(id="5", turn="a", kind="retraction", retracts="4"))  # fmt: skip
@@ -445,7 +454,7 @@ def test_events_leave_out_what_they_cannot_hold(store: Store) -> None:
 
 
 def test_impossible_exports_name_the_possible_ones(store: Store) -> None:
-    with pytest.raises(UsageError, match="'feedback' cannot be exported as 'openai'.*turns as openai"):
+    with pytest.raises(UsageError, match=r"'feedback' cannot be exported as 'openai'.*turns as openai"):
         export(store, "feedback", "openai", io.BytesIO())
     assert {what for what, _ in EXPORTS} == {"turns", "feedback", "interactions"}
 
@@ -464,7 +473,11 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 def test_any_bytes_can_be_read(data: bytes, rows: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "x"
     path.write_bytes(data + b"\n" + json.dumps(rows).encode())
-    source = Source(path)
+    try:
+        source = Source(path)
+    except UsageError as error:
+        assert "Parquet" in error.message or "zip" in error.message
+        return
     assert all(isinstance(item, Row | Bad) for item in source.rows())
     source.close()
 

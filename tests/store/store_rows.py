@@ -1,0 +1,36 @@
+"""One record of each kind for the tests of this room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Skip, Turn, Verdict
+
+
+def turn(name: str = "t1", **extra: Any) -> Turn:
+    values: dict[str, Any] = {
+        "id": name, "messages": ({"role": "user", "content": "Hi"},), "answer": {"role": "assistant", "content": "Yo"},
+    }  # fmt: skip
+    return Turn(**{**values, **extra})
+
+
+def interaction(name: str = "i1", of: str = "t1", feedback: tuple[str, ...] = ("f1",), **extra: Any) -> Interaction:
+    values: dict[str, Any] = {
+        "id": name, "turn": of, "feedback": feedback, "kind": "follow_up", "hindsight": "Shorter.", "polarity": -1,
+        "weight": 1.0, "split": "train",
+    }  # fmt: skip
+    return Interaction(**{**values, **extra})
+
+
+SPINE: tuple[Record, ...] = (
+    turn(prompt_ids=(1, 2), completion_ids=(3,), logprobs=(-0.5,)),
+    Feedback(id="f1", turn="t1", kind="follow_up", text="Shorter."),
+    interaction(),
+    Skip(id="s1", feedback="f0", turn="t1", reason="thanks", detail="it only says thanks"),
+    Candidate(id="k1", path="adapters/k1", base="m", parent=None, interactions=("i1",), recipe={"name": "r"}),
+    Report(id="r1", candidate="k1", against=None, suites={"holdout": {"n": 3}}, examples=({"a": 1},)),
+    Verdict(id="v1", candidate="k1", report="r1", passed=True, reasons=("better",)),
+    Release(id="l1", channel="default", adapter="a@v000001", candidate="k1", path="adapters/k1", verdict="v1",
+            previous=None, action="publish", why="the gate passed"),
+)  # fmt: skip
+"""A whole spine, in order."""

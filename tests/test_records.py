@@ -1,0 +1,58 @@
+"""The records: frozen, whole, and the same after JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterword.records import FEEDBACK_KINDS, RECORDS, SCHEMA_VERSION, Record, Turn, content_hash, new_id
+from tests.store.store_rows import SPINE, turn
+
+
+@pytest.mark.parametrize("record", SPINE, ids=lambda record: type(record).__name__)
+def test_records_go_to_json_and_back(record: Record) -> None:
+    data = json.loads(json.dumps(record.to_dict()))
+    assert type(record).from_dict(data) == record
+    assert data["schema"] == SCHEMA_VERSION
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record.id = "other"  # type: ignore[misc]
+
+
+def test_a_field_of_a_newer_writer_is_refused() -> None:
+    with pytest.raises(TypeError, match="mood"):
+        Turn.from_dict({**turn().to_dict(), "mood": "good"})
+
+
+def test_every_record_has_a_table_of_its_own() -> None:
+    assert len({kind.TABLE for kind in RECORDS}) == len(RECORDS) == 8
+    assert len(set(FEEDBACK_KINDS)) == len(FEEDBACK_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "on_policy"),
+    [((1,), (2,), True), (None, (2,), False), ((1,), None, False), ((1,), (), False)],
+)
+def test_on_policy_needs_both_ids(
+    prompt: tuple[int, ...] | None, completion: tuple[int, ...] | None, on_policy: bool
+) -> None:
+    assert turn(prompt_ids=prompt, completion_ids=completion).on_policy is on_policy
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text() | st.none()))
+def test_content_hashes_depend_on_content_alone(data: dict[str, object]) -> None:
+    turned = dict(reversed(data.items()))
+    assert content_hash(data) == content_hash(turned) != content_hash(data, None)
+    assert len(content_hash(data)) == 32
+
+
+def test_new_ids_are_unique_and_begin_with_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = {new_id("cand") for _ in range(1000)}
+    assert len(ids) == 1000 and all(name.startswith("cand-") for name in ids)
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    first = new_id("x")
+    monkeypatch.setattr("time.time", lambda: 1000.001)
+    assert first < new_id("x")
