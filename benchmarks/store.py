@@ -1,0 +1,180 @@
+"""What the store and collection cost: import, collect, group commit.
+
+    python benchmarks/store.py [--messages 200000] [--turns 20000] [--repeats 3]
+
+Each part runs in a fresh process on a written file of made-up chats. `import`: messages a second of `import_file`,
+beside bare batched inserts of the very same encoded rows into the same schema (same process, same settings, 1,000
+rows a commit), and peak memory. `collect`: turns a second without a model pass. `commit`: durable rows a second
+through the writer, one at a time from 1, 8 and 32 threads. Medians; writes benchmarks/results/store.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from afterword.feedback import collect
+from afterword.feedback.files import Row, Source
+from afterword.feedback.formats import FORMATS
+from afterword.feedback.imports import ImportSummary, _parsed, import_file
+from afterword.records import Feedback, Turn
+from afterword.store import Store
+from afterword.store.codec import INSERT, encode
+from afterword.store.schema import open_database
+
+RESULTS = Path(__file__).parent / "results" / "store.json"
+WORDS = (
+    "garden", "water", "recipe", "train", "station", "morning", "flour", "engine", "window", "letter",
+    "river", "music", "budget", "ticket", "python", "list", "function", "error", "table", "window",
+    "simple", "answer", "because", "before", "little", "steps", "mountain", "coffee", "teacher", "number",
+    "question", "short", "longer", "please", "reason", "winter", "market", "travel", "lesson", "example",
+    "second", "colour", "bridge", "doctor", "paper",
+)  # fmt: skip
+REACTIONS = ("Shorter, please.", "Thanks!", "Who painted the ceiling?", "Why is that?", "That's wrong.", "go on")
+
+
+def write_chats(path: Path, messages: int) -> None:
+    """ShareGPT lines: six messages each, about 100 characters a question and 1,100 an answer."""
+    dice = random.Random(0)
+    with path.open("wb") as file:
+        for number in range(messages // 6):
+            parts = []
+            for i in range(3):
+                ask = " ".join(dice.choices(WORDS, k=16)) if i == 0 else dice.choice(REACTIONS)
+                parts.append({"from": "human", "value": ask})
+                parts.append({"from": "gpt", "value": " ".join(dice.choices(WORDS, k=170))})
+            file.write(orjson.dumps({"id": f"c{number}", "conversations": parts}, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def import_part(folder: Path, messages: int) -> dict[str, float]:
+    path = folder / "chats.jsonl"
+    write_chats(path, messages)
+    before = peak_mib()
+    with Store.open(folder / "import.db") as store:
+        started = time.perf_counter()
+        summary = import_file(store, path)
+        seconds = time.perf_counter() - started
+    peak = peak_mib()
+    bare = bare_inserts(folder, path)
+    return {
+        "messages_per_s": summary.messages / seconds, "bare_messages_per_s": summary.messages / bare,
+        "share_of_bare": bare / seconds, "peak_mib": peak, "peak_above_start_mib": peak - before,
+        "file_mib": path.stat().st_size / 2**20,
+    }  # fmt: skip
+
+
+def bare_inserts(folder: Path, path: Path) -> float:
+    """Seconds for inserting the same rows, encoded beforehand, a part at a time; the encoding is not timed."""
+    connection = open_database(folder / "bare.db")
+    source = Source(path)
+    summary = ImportSummary(file="", format="sharegpt")
+    records = (
+        record for row in source.rows() if isinstance(row, Row) for record in _parsed(row, summary, FORMATS["sharegpt"])
+    )
+    seconds = 0.0
+    while group := [encode(record) for record in islice(records, 1000)]:
+        started = time.perf_counter()
+        connection.execute("BEGIN IMMEDIATE")
+        for table in ("turns", "feedback"):
+            connection.executemany(INSERT[table], [row.values for row in group if row.table == table])
+        connection.execute("COMMIT")
+        seconds += time.perf_counter() - started
+    connection.close()
+    source.close()
+    return seconds
+
+
+def collect_part(folder: Path, turns: int) -> dict[str, float]:
+    path = folder / "chats.jsonl"
+    write_chats(path, turns * 3)  # two turns with a follow-up in every six messages
+    with Store.open(folder / "collect.db") as store:
+        import_file(store, path)
+        started = time.perf_counter()
+        funnel = collect(store)
+        seconds = time.perf_counter() - started
+    return {"turns_per_s": funnel.paired / seconds, "turns": funnel.paired, "interactions": funnel.interactions,
+            "peak_mib": peak_mib()}  # fmt: skip
+
+
+def commit_part(folder: Path, rows: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for threads in (1, 8, 32):
+        with Store.open(folder / f"commit{threads}.db") as store:
+            store.write(Turn(id="t", messages=(), answer={}))
+            found[f"rows_per_s_{threads}"] = _commit(store, threads, rows)
+    return found
+
+
+def _commit(store: Store, threads: int, rows: int) -> float:
+    def work(number: int) -> None:
+        for i in range(rows // threads):
+            store.write(Feedback(id=f"{number}-{i}", turn="t", kind="follow_up", text="Shorter, please. " * 6))
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    started = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return rows / (time.perf_counter() - started)
+
+
+def _in_process(part: Callable[[Path, int], dict[str, float]], size: int, queue: Any) -> None:
+    with tempfile.TemporaryDirectory(prefix="afterword-bench-") as folder:
+        queue.put(part(Path(folder), size))
+
+
+def measure(part: Callable[[Path, int], dict[str, float]], size: int, repeats: int) -> dict[str, Any]:
+    """Median, and all values of the runs."""
+    context = multiprocessing.get_context("spawn")
+    runs = []
+    for _ in range(repeats):
+        queue: Any = context.Queue()
+        process = context.Process(target=_in_process, args=(part, size, queue))
+        process.start()
+        runs.append(queue.get(timeout=600))
+        process.join()
+    medians = {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
+    return {**medians, "runs": [{name: round(value, 2) for name, value in run.items()} for run in runs]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--messages", type=int, default=200_000)
+    parser.add_argument("--turns", type=int, default=20_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    report = {
+        "command": f"python benchmarks/store.py --messages {given.messages} --turns {given.turns} "
+        f"--repeats {given.repeats}",
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "cores": os.cpu_count(),
+        "import": measure(import_part, given.messages, given.repeats),
+        "collect": measure(collect_part, given.turns, given.repeats),
+        "commit": measure(commit_part, 4000, given.repeats),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
