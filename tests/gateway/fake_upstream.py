@@ -39,11 +39,15 @@ class Fake:
     tool: bool = False
     adapters: dict[str, str] = field(default_factory=dict)
     load_error: str | None = None
+    load_delay: float = 0.0
+    """Seconds that loading takes."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
     unloads: list[str] = field(default_factory=list)
     cancelled: int = 0
     base: str = "base-model"
+    lists_nothing: bool = False
+    """Have an empty /v1/models."""
     health_status: int = 200
     authorization: list[str | None] = field(default_factory=list)
     url: str = ""
@@ -80,11 +84,12 @@ class _Server:
         data += [
             {"id": n, "object": "model", "root": p, "parent": self.fake.base} for n, p in self.fake.adapters.items()
         ]
-        return web.json_response({"object": "list", "data": data})
+        return web.json_response({"object": "list", "data": [] if self.fake.lists_nothing else data})
 
     async def load(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.fake.loads.append(body["lora_name"])
+        await asyncio.sleep(self.fake.load_delay)
         if self.fake.load_error:
             return _error(400, self.fake.load_error)
         if body["lora_name"] in self.fake.adapters:

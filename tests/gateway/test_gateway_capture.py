@@ -11,10 +11,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.gateway.fake_upstream import Fake
+from tests.gateway.fake_upstream import Fake, fake_upstream
 from tests.gateway.gateway_setup import Launch, Setup
 
 from afterword.errors import StoreError
+from afterword.gateway import GatewaySettings, serve_in_thread
 from afterword.records import Turn
 from afterword.store import Outcome, Store
 from afterword.store import writer as writer_module
@@ -50,7 +51,7 @@ class Slow(Writer):
 
 def test_an_answer_does_not_wait_for_a_slow_disk(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("afterword.store.store.Writer", Slow)
-    gateway = launch()
+    gateway = launch(capture_wait_ms=20.0)
     start = time.perf_counter()
     answer = gateway.chat("Hi", user="ada")
     took = time.perf_counter() - start
@@ -68,7 +69,7 @@ def test_an_answer_does_not_wait_for_a_slow_disk(launch: Launch, monkeypatch: py
 
 def test_too_many_waiting_turns_are_dropped_and_counted(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("afterword.store.store.Writer", Slow)
-    gateway = launch(max_pending=1)
+    gateway = launch(max_pending=1, capture_wait_ms=20.0)
     for _ in range(3):
         gateway.chat("Hi")
     capture = gateway.get("/health").json()["capture"]
@@ -180,3 +181,14 @@ def test_many_clients_at_once(launch: Launch) -> None:
     for thread in threads:
         thread.join()
     assert len(set(answers)) == 40 and {turn.id for turn in gateway.turns()} == set(answers)
+
+
+def test_what_waits_when_the_server_stops_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afterword.store.store.Writer", Slow)
+    with fake_upstream(Fake()) as fake:
+        settings = GatewaySettings(dir=tmp_path, upstream=fake.url, port=0)
+        with serve_in_thread(settings) as url:
+            body = {"model": "afterword", "messages": [{"role": "user", "content": "Hi"}]}
+            answer = httpx.post(f"{url}/v1/chat/completions", json=body).json()
+    with Store.open(settings.database) as store:
+        assert [turn.id for turn in store.rows(Turn)] == [answer["id"]]

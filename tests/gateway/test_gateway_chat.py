@@ -138,6 +138,16 @@ def test_the_upstream_key_is_sent(launch: Launch) -> None:
     assert gateway.fake.authorization == ["Bearer sk-up"]
 
 
+def test_an_answer_in_one_piece_and_without_its_own_ids(launch: Launch) -> None:
+    choice = {"index": 0, "delta": {"content": "Blue."}, "finish_reason": "stop"}
+    chunk = {"id": "x", "model": "base-model", "prompt_token_ids": [1], "choices": [choice]}
+    gateway = launch(Fake(raw=b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n"))
+    (only,) = gateway.stream("Why?")
+    assert only.choices[0].delta.content == "Blue."
+    (turn,) = gateway.turns()
+    assert turn.id == only.id and turn.missing_ids == "the answer has no token ids"
+
+
 def test_lone_comments_keep_the_line_alive() -> None:
     served = _served()
     assert served.feed(b": still here\n\n") == b": still here\n\n"

@@ -10,9 +10,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from tests.gateway.fake_upstream import Fake, fake_upstream
 from tests.gateway.gateway_setup import Launch, Setup
 
+from afterword.gateway.boundary import boundary
 from afterword.sampling import Upstream
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -67,6 +70,23 @@ def test_wrong_paths_methods_and_sizes(launch: Launch) -> None:
     assert "use POST" in shape(wrong)["message"]
     large = gateway.post(CHAT, {"model": "afterword", "messages": [{"role": "user", "content": "x" * 2000}]})
     assert large.status_code == 413 and "1000 bytes" in shape(large)["message"]
+
+
+async def test_any_other_http_error_has_the_shape() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPGone(text="long gone")
+
+    response = await boundary(make_mocked_request("GET", "/"), handler)
+    assert isinstance(response, web.Response) and isinstance(response.body, bytes)
+    assert response.status == 410 and b"long gone" in response.body
+
+
+async def test_a_connection_that_breaks_is_nobodys_error() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await boundary(make_mocked_request("GET", "/"), handler)
 
 
 def test_the_upstream_is_down_and_comes_back(launch: Launch) -> None:

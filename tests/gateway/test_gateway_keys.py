@@ -21,6 +21,8 @@ def test_only_the_hash_is_kept(tmp_path: Path) -> None:
     assert text.rpartition("-")[2] not in key_file(tmp_path).read_text("utf-8")
     assert key_file(tmp_path).stat().st_mode & 0o777 == 0o600
     assert list_keys(tmp_path) == [key]
+    other = create_key(tmp_path)[1]
+    assert revoke_key(tmp_path, other.id) == other and list_keys(tmp_path) == [key]
     assert revoke_key(tmp_path, key.id) == key and list_keys(tmp_path) == []
     with pytest.raises(NotFoundError, match="keys list"):
         revoke_key(tmp_path, key.id)

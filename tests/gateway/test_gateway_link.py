@@ -223,7 +223,10 @@ def test_the_memory_is_bounded_and_the_store_knows_the_rest(tmp_path: Path) -> N
         assert twin.id == "t10" and not links.recent("t6") and links.recent("t9")
         assert links.find(request("Hi 1", "a", "Go on")).previous == "t1"
         assert links.find(request("Hi 9", "a", "Go on")).outcome == "ambiguous"
+        twin = turn(links, 11, request("Hi 9"))
         links.forget("t10")
+        assert links.find(request("Hi 9")).repeats == twin.id, "forgetting the older one leaves the newer"
+        links.forget(twin.id)
         assert links.find(request("Hi 9", "a", "Go on")).previous == "t9"
         assert len(links._threads) <= 3 and len(links._asked) <= 3
 

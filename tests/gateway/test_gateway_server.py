@@ -147,6 +147,7 @@ def test_run_gateway_stops_on_the_event_in_the_main_thread(tmp_path: Path) -> No
     run: Callable[..., None] = run_gateway
     with fake_upstream(Fake()) as fake:
         run(GatewaySettings(dir=tmp_path, upstream=fake.url, port=0), ready, stop)
+        run(GatewaySettings(dir=tmp_path, upstream=fake.url, port=0), None, stop)
     assert seen[0].startswith("http://127.0.0.1:")
 
 

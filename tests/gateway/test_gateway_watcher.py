@@ -214,6 +214,47 @@ def test_at_the_start_the_one_before_stands_in(launch: Launch) -> None:
     assert after.chat("Hi")["model"] == "afterword@v000001"
 
 
+def test_at_the_start_the_base_model_stands_in_and_a_release_needs_a_folder(launch: Launch) -> None:
+    fake = Fake()
+    before = launch(fake)
+    base = release(before.store, None)
+    until(lambda: before.get("/metrics").text.count("afterword_swap_seconds_count 1.0") == 1)
+    nowhere = Release(
+        id="rel-nowhere", channel="default", adapter="afterword@v000007", candidate="c", path=None, verdict=None,
+        previous=base.id, action="publish", why="test",
+    )  # fmt: skip
+    before.store.write(nowhere)
+    after = launch(fake)
+    for gateway in (before, after):
+        until(lambda gateway=gateway: gateway.get("/health").json()["status"] == "degraded")  # type: ignore[misc]
+        assert "names a folder" in gateway.get("/health").json()["adapter"]["problem"]
+        assert gateway.chat("Hi")["model"] == "base-model"
+    release(before.store, 1, nowhere.id)
+    until(lambda: serves(before) == serves(after) == "afterword@v000001")
+
+
+def test_a_base_model_with_our_name_is_listed_once(launch: Launch) -> None:
+    gateway = launch(Fake(base="afterword"))
+    assert [card["id"] for card in gateway.get("/v1/models").json()["data"]] == ["afterword", "afterword@base"]
+
+
+def test_requests_go_on_while_an_adapter_loads_and_it_is_loaded_once(launch: Launch) -> None:
+    gateway = launch(Fake(load_delay=0.5))
+    release(gateway.store, 1)
+    until(lambda: bool(gateway.fake.loads))
+    start = time.monotonic()
+    assert gateway.chat("Hi")["model"] == "base-model"
+    assert time.monotonic() - start < 0.4
+    assert gateway.chat("Hi", model="afterword@v000001")["model"] == "afterword@v000001"
+    assert gateway.fake.loads == ["afterword@v000001"]
+
+
+def test_a_server_without_models(launch: Launch) -> None:
+    gateway = launch(Fake(lists_nothing=True))
+    response = gateway.post("/v1/chat/completions", HI)
+    assert response.status_code == 502 and "lists no model" in response.json()["error"]["message"]
+
+
 def test_the_engine_was_restarted(launch: Launch) -> None:
     fake = Fake()
     with fake_upstream(fake):

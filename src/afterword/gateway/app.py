@@ -22,7 +22,7 @@ from afterword.store import Store
 
 
 def make_app(settings: GatewaySettings, store: Store) -> web.Application:
-    """The application. The caller owns `store` and closes it after the application has stopped."""
+    """The application. The caller owns `store` and closes it afterwards, which writes what still waits."""
     app = web.Application(middlewares=[boundary], client_max_size=settings.max_body)
     app.cleanup_ctx.append(_parts(settings, store))
     for route in ROUTES:
@@ -56,7 +56,6 @@ def _parts(settings: GatewaySettings, store: Store) -> Callable[[web.Application
         follower.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await follower
-        await gateway.capture.flush(settings.stop_patience)
         await upstream.close()
 
     return run

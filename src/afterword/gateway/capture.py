@@ -7,8 +7,9 @@ shown in /health and /metrics; it never breaks an answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from afterword.errors import AfterwordError, StoreError
@@ -28,8 +29,6 @@ class Capture:
         self._wait = wait_ms / 1000
         self._max_pending = max_pending
         self._loop = asyncio.get_running_loop()
-        self._empty = asyncio.Event()
-        self._empty.set()
         self.pending = 0
         self.late = 0
         self.dropped = 0
@@ -60,11 +59,15 @@ class Capture:
             self._drop(error.message, "store")
             return None
         self.pending += 1
-        self._empty.clear()
         done: asyncio.Future[None] = self._loop.create_future()
         ready = functools.partial(self._committed, records, turn, done)
-        future.add_done_callback(lambda f: self._loop.call_soon_threadsafe(ready, f))
+        future.add_done_callback(functools.partial(self._from_writer, ready))
         return done
+
+    def _from_writer(self, ready: Callable[[Future[list[Outcome]]], None], future: Future[list[Outcome]]) -> None:
+        """Called in the writer's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is gone: the server stopped, what was queued is written
+            self._loop.call_soon_threadsafe(ready, future)
 
     def _committed(
         self,
@@ -74,8 +77,6 @@ class Capture:
         future: Future[list[Outcome]],
     ) -> None:
         self.pending -= 1
-        if not self.pending:
-            self._empty.set()
         error = future.exception()
         if error is not None:
             if turn is not None:
@@ -123,11 +124,3 @@ class Capture:
             raise
         self.problem = None
         return outcomes
-
-    async def flush(self, patience: float) -> bool:
-        """Wait until nothing is pending; False when that takes longer than `patience` seconds."""
-        try:
-            await asyncio.wait_for(self._empty.wait(), patience)
-        except TimeoutError:
-            return False
-        return True

@@ -7,7 +7,7 @@ only within one API key and user, and never guesses: two candidates are none. Ne
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from afterword.chat.canonical import text_of, thread_hashes
@@ -32,7 +32,7 @@ class Known:
     id: str
     scope: tuple[str | None, str | None]
     conversation: str | None
-    thread: str | None
+    thread: str
     request: tuple[str, str | None]
     """Hash of the messages that it answered, and the turn that it continued."""
     at: float
@@ -97,17 +97,16 @@ class Links:
         self._turns: OrderedDict[str, Known] = OrderedDict()
         self._threads: dict[str, list[str]] = {}
         self._asked: dict[tuple[str, str | None], str] = {}
-        self.outcomes: Counter[str] = Counter()
 
     # ---- the index
 
     def remember(self, turn: Turn, asked: str) -> None:
         """Make a turn linkable before it is committed."""
         request = (asked, turn.previous)
-        known = Known(turn.id, (turn.key, turn.user), turn.conversation, turn.thread, request, time.monotonic())
+        thread = turn.thread or ""
+        known = Known(turn.id, (turn.key, turn.user), turn.conversation, thread, request, time.monotonic())
         self._turns[turn.id] = known
-        if turn.thread is not None:
-            self._threads.setdefault(turn.thread, []).append(turn.id)
+        self._threads.setdefault(thread, []).append(turn.id)
         if turn.finish_reason not in UNFINISHED:
             self._asked[request] = turn.id
         if len(self._turns) > self._size:
@@ -118,12 +117,11 @@ class Links:
         known = self._turns.pop(turn, None)
         if known is None:
             return
-        if known.thread is not None:
-            rest = [t for t in self._threads.get(known.thread, ()) if t != turn]
-            if rest:
-                self._threads[known.thread] = rest
-            else:
-                self._threads.pop(known.thread, None)
+        rest = [t for t in self._threads[known.thread] if t != turn]
+        if rest:
+            self._threads[known.thread] = rest
+        else:
+            del self._threads[known.thread]
         if self._asked.get(known.request) == turn:
             del self._asked[known.request]
 
@@ -149,7 +147,6 @@ class Links:
             )
         except StoreError:
             link = Link(hashes=hashes, conversation=chat.conversation, outcome="unavailable")
-        self.outcomes[link.outcome] += 1
         return link
 
     def _previous(self, chat: ChatRequest, hashes: tuple[str, ...]) -> tuple[str | None, str | None, str]:

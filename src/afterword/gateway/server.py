@@ -25,7 +25,7 @@ from afterword.gateway.settings import GatewaySettings
 from afterword.store import Store
 
 if sys.platform == "win32":
-    _new_loop = asyncio.new_event_loop
+    _new_loop = asyncio.new_event_loop  # pragma: no cover
 else:
     import uvloop
 

@@ -7,13 +7,13 @@ each. Serving never waits for it: until a new adapter is loaded, the old one ans
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
-from afterword.errors import AfterwordError, NotFoundError, UpstreamError
+from afterword.errors import AfterwordError, NotFoundError, StoreError, UpstreamError
 from afterword.gateway.metrics import Metrics
 from afterword.gateway.settings import GatewaySettings
 from afterword.records import Json, Release
@@ -52,27 +52,20 @@ class Adapters:
         self._lock = asyncio.Lock()
         self._retry_at = 0.0
         self._backoff = 0.0
-        self._failed: str | None = None
+        self._tried: str | None = None
         """Release of the last attempt; a newer one is tried at once."""
 
     # ---- names
 
     @property
     def base(self) -> str:
-        """The base model. UpstreamError while the upstream was never reached."""
-        if not self.bases:
-            raise UpstreamError(self.problem or f"the model server {self._upstream.url} was not reached yet.")
+        """The base model; known as soon as anything was resolved."""
         return self.bases[0]
 
     @property
     def adapter(self) -> str | None:
         """The adapter that NAME serves now."""
         return self.current.adapter if self.current else None
-
-    @property
-    def ready(self) -> bool:
-        """The upstream is known, and the newest release is served."""
-        return bool(self.bases) and self.problem is None
 
     def aliases(self) -> dict[str, str | None]:
         """Alias -> adapter (None: the base model)."""
@@ -100,11 +93,8 @@ class Adapters:
                 param="model",
                 code="model_not_found",
             )
-        if adapter is None:
-            return Route(self.base, None)
-        if adapter not in self._loaded:
-            await self._load(adapter)
-        return Route(adapter, adapter)
+        await self._load(adapter)
+        return Route(self.base, None) if adapter is None else Route(adapter, adapter)
 
     def _is_new_version(self, model: str) -> bool:
         if model.startswith(f"{self._settings.name}@v"):
@@ -132,7 +122,7 @@ class Adapters:
 
     # ---- use
 
-    @contextmanager
+    @contextlib.contextmanager
     def using(self, route: Route) -> Iterator[None]:
         """Count a request on its adapter, so that it is not unloaded meanwhile."""
         if route.adapter is None:
@@ -157,14 +147,18 @@ class Adapters:
             await self.discover()
         return await self.resolve(model)
 
-    async def _load(self, adapter: str) -> None:
-        release = self._versions.get(adapter)
-        if release is None:
+    async def _load(self, adapter: str | None) -> None:
+        """Have an adapter loaded upstream (the base model always is)."""
+        if adapter is None or adapter in self._loaded:
+            return
+        if adapter not in self._versions:
             self._read_versions()
-            release = self._versions[adapter]
+        release = self._versions.get(adapter)
+        if release is None or release.path is None:
+            raise NotFoundError(f"no release names a folder for the adapter {adapter}.", param="model")
         async with self._lock:
             if adapter not in self._loaded:
-                await self._upstream.load_adapter(adapter, str((self._settings.dir / (release.path or "")).resolve()))
+                await self._upstream.load_adapter(adapter, str((self._settings.dir / release.path).resolve()))
                 self._loaded[adapter] = time.monotonic()
 
     # ---- following the releases
@@ -193,39 +187,40 @@ class Adapters:
             await self._move(newest)
 
     async def _move(self, release: Release) -> None:
+        """Load what `release` names, then move the alias; the previous one stays warm."""
         started = self.current is None
         self._read_versions()
         before = self._store.find(Release, release.previous) if release.previous else None
         try:
-            if release.adapter is not None:
-                await self._load(release.adapter)
+            await self._load(release.adapter)
         except AfterwordError:
             if started and before is not None:
-                await self._stand_in(before)
+                # Nothing is served yet: rather the one before than the base model.
+                await self._load(before.adapter)
+                self.current = before
             raise
         self.current, self.previous = release, before
         self._metrics.adapter.clear()
         self._metrics.adapter.labels(release.adapter or "base").set(1)
         if not started or before is None:
             self._metrics.swaps.observe(max(0.0, time.time() - release.created_at))
-        if started and before is not None and before.adapter is not None:
-            await self._load(before.adapter)
-
-    async def _stand_in(self, before: Release) -> None:
-        """At the start the newest release cannot be served: serve the one before it rather than the base model."""
-        if before.adapter is not None:
-            await self._load(before.adapter)
-        self.current = before
+        if before is not None:
+            with contextlib.suppress(UpstreamError, NotFoundError):  # then it is loaded when somebody asks for it
+                await self._load(before.adapter)
 
     async def tick(self) -> None:
         """One look: follow the releases, unload what is idle. Problems are kept in `problem` and tried again later."""
         now = time.monotonic()
         try:
             newest = self._store.release(self._settings.channel)
-            wanted = newest.id if newest else None
-            if now < self._retry_at and wanted == self._failed:
-                return
-            self._failed = wanted
+        except StoreError as error:
+            self.problem, self._retry_at = error.message, 0.0
+            return
+        wanted = newest.id if newest else None
+        if now < self._retry_at and wanted == self._tried:
+            return
+        self._tried = wanted
+        try:
             await self.sync()
             await self._unload_idle(now)
         except AfterwordError as error:

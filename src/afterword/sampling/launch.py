@@ -33,6 +33,8 @@ class EngineProcess:
     process: subprocess.Popen[str] = field(repr=False)
     log_path: Path
     """Where its log goes."""
+    reader: threading.Thread = field(repr=False)
+    """Reads its output to the end."""
 
     @property
     def pid(self) -> int:
@@ -59,8 +61,7 @@ class EngineProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self.reader.join(patience)
         return status
 
 
@@ -89,14 +90,14 @@ def start_engine(
             command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, encoding="utf-8"
         )
     assert process.stdout is not None
-    lines: queue.Queue[str | None] = queue.Queue()
-    threading.Thread(target=_pump, args=(process.stdout, lines), name="engine-stdout", daemon=True).start()
+    first: queue.Queue[str] = queue.Queue()
+    reader = threading.Thread(target=_pump, args=(process.stdout, first), name="engine-stdout", daemon=True)
+    reader.start()
     try:
-        ready = lines.get(timeout=wait)
-        said = json.loads(ready) if ready else None
+        said = json.loads(first.get(timeout=wait))
     except (queue.Empty, json.JSONDecodeError):
         said = None
-    engine = EngineProcess(url="", model="", process=process, log_path=log_path)
+    engine = EngineProcess(url="", model="", process=process, log_path=log_path, reader=reader)
     if not isinstance(said, dict) or not said.get("ready"):
         ended = process.poll() is not None or _ends(process)
         status = engine.stop()
@@ -116,15 +117,12 @@ def _ends(process: subprocess.Popen[str]) -> bool:
     return True
 
 
-def _pump(stdout: IO[str], lines: queue.Queue[str | None]) -> None:
-    """Read all of the child's output, so that it never blocks; None marks the end."""
-    try:
-        for line in stdout:
-            if line.strip():
-                lines.put(line)
-    except ValueError:  # closed by stop()
-        pass
-    lines.put(None)
+def _pump(stdout: IO[str], first: queue.Queue[str]) -> None:
+    """Hand over the first line ("" when there is none) and read on, so that the child never blocks."""
+    with stdout:
+        first.put(stdout.readline())
+        for _ in stdout:
+            pass
 
 
 def _tail(path: Path) -> str:
