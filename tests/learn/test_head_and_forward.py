@@ -1,0 +1,113 @@
+"""The head of real architectures, padded batches, and the diagnostics that read both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.train.tiny_model import example, tiny_folder
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from afterword.errors import ModelError, UsageError
+from afterword.learn.contexts import CONTEXTS
+from afterword.learn.diagnostics import log_probs, token_advantages
+from afterword.learn.forward import by_budget, hidden_states, padded
+from afterword.learn.head import head_of
+from afterword.learn.models import load_model, load_tokenizer
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+def architectures() -> list[Any]:
+    torch.manual_seed(0)
+    return [
+        LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.3)),
+        CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25, initializer_range=0.3)),
+        GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0, initializer_range=0.3)),
+        Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0, initializer_range=0.3)),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_scales_and_caps_are_respected(number: int) -> None:
+    model = architectures()[number].eval()
+    head, ids = head_of(model), torch.tensor([[3, 9, 27, 31]])
+    with torch.no_grad():
+        want = model(ids).logits[0]
+        hidden = model.base_model(ids).last_hidden_state[0]
+    torch.testing.assert_close(head.logits(hidden), want, atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_that_does_something_unknown_is_refused() -> None:
+    model = architectures()[0].eval()
+    model.config.logit_scale = 3.0  # Llama does not scale: what we would compute differs from what it does
+    with pytest.raises(ModelError, match="cannot be trained yet"):
+        head_of(model)
+
+
+def test_padding_does_not_matter() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.3)).eval().double()
+    pairs = [((1, 2, 3), (4, 5)), ((7,), (8, 9, 10, 11)), ((1, 2, 3, 4, 5, 6), (7,))]
+    with torch.no_grad():
+        together = hidden_states(model, padded(pairs))
+        alone = torch.cat([hidden_states(model, padded([pair])) for pair in pairs])
+    torch.testing.assert_close(together, alone)
+    assert padded(pairs).targets.tolist() == [4, 5, 8, 9, 10, 11, 7]
+    assert padded(pairs[:1]).mask is None
+
+
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 120))
+@settings(deadline=None)
+def test_groups_hold_every_row_once_and_keep_the_budget(sizes: list[int], budget: int) -> None:
+    groups = by_budget(sizes, budget)
+    assert sorted(i for g in groups for i in g) == list(range(len(sizes)))
+    assert all(len(g) == 1 or len(g) * max(sizes[i] for i in g) <= budget for g in groups)
+
+
+def test_log_probs_are_those_of_the_model() -> None:
+    model = architectures()[0].eval()
+    pairs = [((1, 2, 3), (4, 5)), ((7,), (8, 9, 10, 11))]
+    with torch.no_grad():
+        found = log_probs(model, head_of(model), pairs, budget=5)
+        for (prompt, completion), scores in zip(pairs, found, strict=True):
+            logits = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+            want = [logits[len(prompt) - 1 + k, i].item() for k, i in enumerate(completion)]
+            assert scores.tolist() == pytest.approx(want, abs=1e-4)
+
+
+def test_token_advantages_and_their_control(tmp_path: Path) -> None:
+    ref = tiny_folder(tmp_path / "model")
+    model, tokenizer, turn = load_model(ref, dtype="float32"), load_tokenizer(ref), example(ref, 3).turn
+    shown = token_advantages(model, tokenizer, turn, "Shorter, please.", CONTEXTS["appended"])
+    assert "".join(t.text for t in shown) == "Answer 3...<|im_end|>"
+    assert all(t.advantage == pytest.approx(t.with_hindsight - t.without, abs=1e-5) for t in shown)
+    assert any(abs(t.advantage) > 0.01 for t in shown)
+    control = token_advantages(model, tokenizer, turn, "Shorter, please.", CONTEXTS["none"])
+    assert [t.advantage for t in control] == [0.0] * len(shown)
+    logged = example(ref, 3, prompt_ids=None, completion_ids=None).turn
+    again = token_advantages(model, tokenizer, logged, "Shorter, please.", CONTEXTS["appended"])
+    assert again == shown
+    empty = example(ref, 3, prompt_ids=None, completion_ids=None, answer={"role": "assistant", "content": ""}).turn
+    with pytest.raises(UsageError, match="empty answer"):
+        token_advantages(model, tokenizer, empty, "Shorter.", CONTEXTS["appended"])
