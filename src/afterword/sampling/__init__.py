@@ -6,7 +6,8 @@ engine as a child process. Never imports torch, never touches the store.
 
 from afterword.sampling.answer import Answer
 from afterword.sampling.launch import EngineProcess, start_engine
-from afterword.sampling.upstream import ChatStream, Timeouts, Upstream, UpstreamRejected, complete_all
+from afterword.sampling.stream import ChatStream, Timeouts, UpstreamRejected
+from afterword.sampling.upstream import Upstream, complete_all
 
 __all__ = [
     "Answer",

@@ -84,11 +84,7 @@ def start_engine(
     command = [sys.executable, "-m", module, "--port", str(port), "--parent-pid", str(os.getpid()), *extra]
     for flag, value in (("--model", model), ("--device", device), ("--dtype", dtype)):
         command += [flag, str(value)] if value is not None else []
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, encoding="utf-8"
-        )
+    process = _spawn(command, log_path)
     assert process.stdout is not None
     first: queue.Queue[str] = queue.Queue()
     reader = threading.Thread(target=_pump, args=(process.stdout, first), name="engine-stdout", daemon=True)
@@ -106,6 +102,14 @@ def start_engine(
     engine.url = f"http://127.0.0.1:{said['port']}"
     engine.model = str(said.get("model", ""))
     return engine
+
+
+def _spawn(command: list[str], log_path: Path) -> subprocess.Popen[str]:
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, encoding="utf-8"
+        )
 
 
 def _ends(process: subprocess.Popen[str]) -> bool:

@@ -7,9 +7,7 @@ Never decides what is done with an answer, never touches the store.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import aiohttp
@@ -19,87 +17,9 @@ from yarl import URL
 from afterword.errors import UpstreamError
 from afterword.records import Json
 from afterword.sampling.answer import Answer, read_answer
+from afterword.sampling.stream import CLOSED, ChatStream, Timeouts, UpstreamRejected, too_slow
 
 _ASK = {"return_token_ids": True, "logprobs": True}
-_CLOSED = (aiohttp.ClientError, ConnectionError, OSError)
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds to wait for a model server."""
-
-    connect: float = 5.0
-    """Until the connection stands."""
-    silence: float = 300.0
-    """Between two reads: until the first byte of an answer, and from chunk to chunk."""
-    control: float = 120.0
-    """For a whole control request: loading an adapter, listing models."""
-
-
-class UpstreamRejected(UpstreamError):
-    """The model server answered with an error status. `answered` is that status, `error` its error object."""
-
-    def __init__(self, url: str, answered: int, body: bytes, retry_after: str | None = None) -> None:
-        self.answered = answered
-        self.error = _error_object(body)
-        self.retry_after = retry_after
-        super().__init__(f"the model server {url} answered {answered}: {self.error.get('message')}")
-
-
-def _error_object(body: bytes) -> Json:
-    """OpenAI's error object from an error body; whatever else it is becomes the message."""
-    with contextlib.suppress(orjson.JSONDecodeError):
-        data = orjson.loads(body)
-        found = data.get("error", data) if isinstance(data, dict) else None
-        if isinstance(found, str):
-            return {"message": found}
-        if isinstance(found, dict) and "message" in found:
-            return found
-    return {"message": body[:500].decode("utf-8", "replace") or "(no text)"}
-
-
-class ChatStream:
-    """An answer that is under way: raw bytes as they arrive. Close it to make the server stop."""
-
-    def __init__(self, response: aiohttp.ClientResponse, url: str, timeouts: Timeouts) -> None:
-        self._response = response
-        self._read = response.content.readany
-        self._url = url
-        self._timeouts = timeouts
-
-    async def read(self) -> bytes:
-        """The next bytes, b"" at the end. UpstreamError when the stream is cut or silent for too long."""
-        try:
-            return await self._read()
-        except TimeoutError as error:
-            raise _too_slow(self._url, self._timeouts.silence) from error
-        except _CLOSED as error:
-            raise UpstreamError(f"the model server {self._url} cut the stream: {error!r}.", code="cut") from error
-
-    def close(self) -> None:
-        """Give the connection back if the answer was read to its end, else drop it so that the server stops."""
-        self._response.close() if not self._response.content.at_eof() else self._response.release()
-
-    async def events(self) -> AsyncIterator[Json]:
-        """The parsed `data:` events up to `[DONE]` or the end."""
-        rest = b""
-        while data := await self.read():
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                payload = line[5:].strip() if line.startswith(b"data:") else b""
-                if payload == b"[DONE]":
-                    return
-                if payload:
-                    yield orjson.loads(payload)
-
-
-def _too_slow(url: str, seconds: float) -> UpstreamError:
-    return UpstreamError(
-        f"the model server {url} sent nothing for {seconds:g} s. It may be overloaded or still loading; "
-        "raise the time limit or look at its log.",
-        timed_out=True,
-        code="timeout",
-    )
 
 
 class Upstream:
@@ -179,7 +99,7 @@ class Upstream:
                 text = await response.read()
         except TimeoutError as error:
             raise self._slow_or_down(error) from error
-        except _CLOSED as error:
+        except CLOSED as error:
             raise self._down(error) from error
         raise UpstreamRejected(self.url, response.status, text, response.headers.get("Retry-After"))
 
@@ -190,7 +110,7 @@ class Upstream:
                 timed_out=True,
                 code="timeout",
             )
-        return _too_slow(self.url, self.timeouts.silence)
+        return too_slow(self.url, self.timeouts.silence)
 
     def _down(self, error: Exception) -> UpstreamError:
         return UpstreamError(
@@ -264,8 +184,8 @@ class Upstream:
             async with await self._send(method, URL(self.url + path), data=data, timeout=times) as response:
                 text = await response.read()
         except TimeoutError as error:
-            raise _too_slow(self.url, limit or self.timeouts.control) from error
-        except _CLOSED as error:
+            raise too_slow(self.url, limit or self.timeouts.control) from error
+        except CLOSED as error:
             raise self._down(error) from error
         if response.status >= 400:
             raise UpstreamRejected(self.url, response.status, text, response.headers.get("Retry-After"))

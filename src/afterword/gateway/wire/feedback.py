@@ -59,9 +59,7 @@ def _own(event: Json) -> Feedback:
     exit_code = event.get("exit_code")
     if exit_code is not None and (not isinstance(exit_code, int) or isinstance(exit_code, bool)):
         raise UsageError(f"`exit_code` must be an integer, got {exit_code!r:.80}.", param="exit_code")
-    need = _NEEDS.get(kind)
-    if need is not None and event.get(need) in (None, ""):
-        raise UsageError(f"an event of kind `{kind}` needs `{need}`.", param=need)
+    _check_needs(kind, event)
     metadata = event.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise UsageError(f"`metadata` must be an object, got {metadata!r:.80}.", param="metadata")
@@ -81,6 +79,12 @@ def _own(event: Json) -> Feedback:
         source=source,
         metadata=metadata,
     )
+
+
+def _check_needs(kind: str, event: Json) -> None:
+    need = _NEEDS.get(kind)
+    if need is not None and event.get(need) in (None, ""):
+        raise UsageError(f"an event of kind `{kind}` needs `{need}`.", param=need)
 
 
 def number(value: Any, name: str) -> float | None:
