@@ -24,7 +24,7 @@ _REFUSED = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """A checked adapter. `parts`: module path -> (A [rank, in], B [out, rank] times its scale)."""
+    """A checked adapter. `parts`: module path -> (A^T [in, rank], B^T [rank, out] times its scale)."""
 
     name: str
     path: str
@@ -116,7 +116,7 @@ def _part(
             f"adapter {str(folder)!r} has shapes {shapes} at {path!r} where the served model needs {wanted}: "
             "it was trained on another base model"
         )
-    down, up = pair["lora_A"].float(), pair["lora_B"].float() * scale
+    down, up = pair["lora_A"].float().t(), pair["lora_B"].float().t() * scale
     if not (down.isfinite().all() and up.isfinite().all()):
         raise AdapterError(f"adapter {str(folder)!r} holds infinite or undefined numbers at {path!r}")
     return down, up
@@ -155,16 +155,15 @@ class AdapterBank:
             if not any(path in adapter.parts for adapter in self._adapters):
                 line.down = line.up = None
                 continue
-            down = torch.zeros(width, line.in_features)
-            up = torch.zeros(line.out_features, width)
+            down = torch.zeros(line.in_features, width)
+            up = torch.zeros(width, line.out_features)
             at = 0
             for adapter in self._adapters:
                 if path in adapter.parts:
-                    down[at : at + adapter.rank], up[:, at : at + adapter.rank] = adapter.parts[path]
+                    down[:, at : at + adapter.rank], up[at : at + adapter.rank] = adapter.parts[path]
                 at += adapter.rank
-            line.down = down.to(self._device, self._dtype)
-            line.up = up.to(self._device, self._dtype)
-        self._table = torch.zeros(len(self._adapters) + 1, width, dtype=self._dtype, device=self._device)
+            line.down, line.up = down.to(self._device), up.to(self._device)
+        self._table = torch.zeros(len(self._adapters) + 1, width, device=self._device)
         at = 0
         for index, adapter in enumerate(self._adapters):
             self._table[index + 1, at : at + adapter.rank] = 1

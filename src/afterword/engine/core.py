@@ -76,7 +76,7 @@ class Engine:
         self.chunk = 2048 if runner.device.type == "cuda" else 256
         self.generated = 0
         self._deliver = deliver
-        self._bank = AdapterBank(runner.lines, runner.mask, runner.dtype, runner.device)
+        self._bank = AdapterBank(runner.lines, runner.mask, runner.device)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._inbox: deque[Callable[[], None]] = deque()
