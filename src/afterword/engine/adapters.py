@@ -125,8 +125,8 @@ def _part(
 class AdapterBank:
     """The adapters that are laid into the layers, in column order. Used by the model thread only."""
 
-    def __init__(self, lines: dict[str, Line], mask: AdapterMask, dtype: torch.dtype, device: torch.device) -> None:
-        self._lines, self._mask, self._dtype, self._device = lines, mask, dtype, device
+    def __init__(self, lines: dict[str, Line], mask: AdapterMask, device: torch.device) -> None:
+        self._lines, self._mask, self._device = lines, mask, device
         self._adapters: list[Adapter] = []
         self._table: torch.Tensor | None = None
 
