@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import secrets
 import signal
 import socket
 import sqlite3
@@ -351,9 +352,10 @@ def litellm(work: Path, upstream: int, python: str) -> Iterator[Target]:
         "--host",
         "127.0.0.1",
     ]
-    environment = {**os.environ, "LITELLM_MASTER_KEY": "sk-1234", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
+    key = f"sk-{secrets.token_hex(32)}"  # it refuses to start with a well-known one
+    environment = {**os.environ, "LITELLM_MASTER_KEY": key, "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
     with process(command, 0, port, work / "litellm.log", 120, env=environment):
-        yield Target("litellm", port, headers={"Authorization": "Bearer sk-1234"})
+        yield Target("litellm", port, headers={"Authorization": f"Bearer {key}"})
 
 
 @contextmanager
