@@ -3,8 +3,9 @@
     python benchmarks/swap.py [--clients 4] [--swaps 4] [--seconds 6]
 
 The embedded engine with its own model, the gateway in front of it, clients that chat without a pause, and release
-rows that name two random adapters in turn. For each release: seconds from the row to the first answer that was
-asked afterwards and given by the new adapter, and to the last one begun on the old adapter. Every answer must have
+rows that name two random adapters in turn. One more client asks for single tokens, so that the moment of the
+swap is seen and not the length of an answer. For each release: seconds from the row to the first answer by the new
+adapter, to the moved alias as the gateway counts it, and the longest answer around it. Every answer must have
 status 200; the stored turns must be the answers. Writes benchmarks/results/swap.json.
 """
 
@@ -13,9 +14,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
+import re
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from afterword.gateway import GatewaySettings, serve_in_thread
 from afterword.records import Release, Turn, new_id
 from afterword.sampling import start_engine
 from afterword.store import Store
+from gateway import machine
 
 RESULTS = Path(__file__).parent / "results" / "swap.json"
 MAX_TOKENS = 16
@@ -60,7 +61,7 @@ class Seen:
     stop: bool = False
 
 
-async def client(session: aiohttp.ClientSession, url: str, number: int, seen: Seen) -> None:
+async def client(session: aiohttp.ClientSession, url: str, number: int, seen: Seen, tokens: int) -> None:
     """Chats without a pause."""
     count = 0
     while not seen.stop:
@@ -68,7 +69,7 @@ async def client(session: aiohttp.ClientSession, url: str, number: int, seen: Se
         body = {
             "model": "afterword",
             "messages": [{"role": "user", "content": f"Tell me something about the number {number * 1000 + count}."}],
-            "max_tokens": MAX_TOKENS,
+            "max_tokens": tokens,
         }
         asked = time.time()
         try:
@@ -82,11 +83,14 @@ async def client(session: aiohttp.ClientSession, url: str, number: int, seen: Se
             seen.failures.append(repr(error))
 
 
-async def drive(url: str, store: Store, folders: list[str], args: argparse.Namespace) -> tuple[Seen, list[Release]]:
-    """Load and releases together."""
+async def drive(
+    url: str, store: Store, folders: list[str], args: argparse.Namespace
+) -> tuple[Seen, list[Release], float]:
+    """Load and releases together; also the gateway's mean of row to moved alias."""
     seen, releases = Seen(), []
     async with aiohttp.ClientSession() as session:
-        clients = [asyncio.create_task(client(session, url, n, seen)) for n in range(args.clients)]
+        lengths = [1] + [MAX_TOKENS] * args.clients
+        clients = [asyncio.create_task(client(session, url, n, seen, t)) for n, t in enumerate(lengths)]
         await asyncio.sleep(args.seconds)
         for number in range(1, args.swaps + 1):
             release = Release(
@@ -105,7 +109,9 @@ async def drive(url: str, store: Store, folders: list[str], args: argparse.Names
             await asyncio.sleep(args.seconds)
         seen.stop = True
         await asyncio.gather(*clients)
-    return seen, releases
+        async with session.get(f"{url}/metrics") as response:
+            moved = re.findall(r"afterword_swap_seconds_(?:sum|count) ([0-9.e-]+)", await response.text())
+    return seen, releases, float(moved[1]) / float(moved[0])
 
 
 def figures(seen: Seen, releases: list[Release]) -> list[dict[str, Any]]:
@@ -145,12 +151,12 @@ def main() -> None:
         with start_engine(log_path=Path(work) / "engine.log") as engine:
             given = GatewaySettings(upstream=engine.url, **settings)
             with serve_in_thread(given) as url, Store.open(given.database) as store:
-                seen, releases = asyncio.run(drive(url, store, folders, args))
+                seen, releases, moved = asyncio.run(drive(url, store, folders, args))
                 stored = store.count(Turn)
     rows = figures(seen, releases)
     lengths = [b - a for a, b, _ in seen.answers]
     result = {
-        "machine": {"cores": os.cpu_count(), "python": sys.version.split()[0], "load": os.getloadavg()[0]},
+        "machine": machine(),
         "clients": args.clients,
         "max_tokens": MAX_TOKENS,
         "answers": len(seen.answers),
@@ -158,6 +164,7 @@ def main() -> None:
         "failures": seen.failures[:5],
         "stored_turns": stored,
         "answer_s": {"p50": round(statistics.median(lengths), 3), "max": round(max(lengths), 3)},
+        "mean_row_to_alias_s": round(moved, 3),
         "swaps": rows,
         "worst_first_answer_s": max((r["first_answer_s"] or float("inf")) for r in rows),
     }
