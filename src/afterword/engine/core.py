@@ -82,7 +82,7 @@ class Engine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._retired: list[Adapter] = []
         self._wake = threading.Condition()
-        self._stop = False
+        self._stop = self._ended = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     # -- any thread ---------------------------------------------------------------------------------------
@@ -99,8 +99,9 @@ class Engine:
         self._thread.join()
 
     def submit(self, request: Request) -> None:
-        """Put a request in line."""
-        self._post(lambda: self._waiting.append(request))
+        """Put a request in line; it fails at once when the model thread has ended."""
+        if not self._post(lambda: self._waiting.append(request)):
+            self._deliver([(request, Piece(finish="error"))])
 
     def cancel(self, request: Request) -> None:
         """Stop working for a request, wherever it is; harmless when it is done."""
@@ -118,17 +119,20 @@ class Engine:
     @property
     def alive(self) -> bool:
         """False once the model thread has ended."""
-        return self._thread.is_alive()
+        return not self._ended
 
     def counts(self) -> dict[str, int]:
         """Requests running and waiting, tokens generated since the start."""
         running, waiting = len(self._running), len(self._waiting)
         return {"running": running, "waiting": waiting, "tokens_generated": self.generated}
 
-    def _post(self, action: Callable[[], None]) -> None:
+    def _post(self, action: Callable[[], None]) -> bool:
+        """Have the model thread do something between two steps; False when it has ended."""
         with self._wake:
-            self._inbox.append(action)
-            self._wake.notify()
+            if not self._ended:
+                self._inbox.append(action)
+                self._wake.notify()
+            return not self._ended
 
     def _call(self, action: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
@@ -139,7 +143,8 @@ class Engine:
             except RuntimeError as error:  # out of memory
                 future.set_exception(error)
 
-        self._post(run)
+        if not self._post(run):
+            future.set_exception(RuntimeError("the model thread has ended"))
         return future
 
     # -- the model thread ---------------------------------------------------------------------------------
@@ -149,9 +154,13 @@ class Engine:
         try:
             self._loop()
         finally:
-            if not self._stop:
-                left = [*self._running, *self._waiting]
-                self._deliver([(request, Piece(finish="error")) for request in left])
+            with self._wake:
+                self._ended = True
+                inbox, self._inbox = self._inbox, deque()
+            for action in inbox:
+                action()
+            left = [*self._running, *self._waiting]
+            self._deliver([(request, Piece(finish="error")) for request in left])
 
     @torch.inference_mode()
     def _loop(self) -> None:

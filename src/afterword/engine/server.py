@@ -67,8 +67,6 @@ class Server:
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         ask = parse_ask(await _body(http))
         request = self._request(ask)
-        if not self.engine.alive:
-            return _json(_broken(), 500)
         queue = self._queues[request] = asyncio.Queue()
         answer = Answer(request, self.codec)
         self.engine.submit(request)
@@ -172,7 +170,7 @@ class Server:
             await asyncio.wrap_future(self.engine.add_adapter(adapter))
         except RuntimeError as error:
             del self._adapters[name]
-            raise AdapterError(f"adapter {path!r} does not fit into memory: {error}") from error
+            raise AdapterError(f"adapter {path!r} could not be laid into the model: {error}") from error
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
     def _check_free(self, name: str) -> None:
