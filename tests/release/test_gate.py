@@ -20,7 +20,12 @@ def figure(value: float, half: float = 0.0, n: int = 32) -> dict[str, float]:
 
 def good_suites() -> dict[str, Any]:
     return {
-        "holdout": {"interactions": figure(32), "conversations": figure(20), "gain": figure(0.3, 0.1)},
+        "holdout": {
+            "interactions": figure(32),
+            "conversations": figure(20),
+            "gain": figure(0.3, 0.1),
+            "need_drop": figure(0.1, 0.05),
+        },
         "forgetting": {
             "drift": figure(0.05, 0.01),
             "loss_rise": figure(0.0, 0.01),
@@ -45,8 +50,8 @@ def test_a_good_report_passes_and_says_every_bound() -> None:
     assert verdict.reasons[:3] == (
         "ok: holdout: 32 held-out interactions were compared, and 12 are needed",
         "ok: holdout: 20 conversations were compared, and 8 are needed",
-        "ok: holdout: the gain in hindsight score (nats a token) is 0.300 [0.200, 0.400] on 32, and the low end "
-        "must be above 0.000",
+        "ok: holdout: the drop of the correction still needed (nats a token) is 0.100 [0.050, 0.150] on 32, and the low "
+        "end must be above 0.000",
     )
     assert "ok: collapse: the rise of empty answers is 0.0 % on 32, and it must be at most 5.0 %" in verdict.reasons
 
@@ -56,8 +61,9 @@ def test_a_good_report_passes_and_says_every_bound() -> None:
     [
         ("holdout", "interactions", figure(11)),
         ("holdout", "conversations", figure(7)),
-        ("holdout", "gain", figure(0.3, 0.3)),
-        ("holdout", "gain", figure(-0.3, 0.1)),
+        ("holdout", "need_drop", figure(0.3, 0.3)),
+        ("holdout", "need_drop", figure(-0.3, 0.1)),
+        ("holdout", "gain", figure(0.0, 0.11)),
         ("forgetting", "drift", figure(0.45, 0.1)),
         ("forgetting", "loss_rise", figure(0.015, 0.01)),
         ("forgetting", "loss_rise_base", figure(0.06)),

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from afterword.chat.canonical import text_of
 from afterword.chat.render import encode, end_of_turn_ids, render_prompt
 from afterword.errors import UsageError
-from afterword.evaluate.answers import Given
+from afterword.evaluate.answers import Arm, Given
 from afterword.evaluate.comparison import Comparison
 from afterword.evaluate.heldout import HeldOut
 from afterword.learn.contexts import CONTEXTS, fit_hindsight
@@ -29,6 +30,7 @@ context, so that its advantages are near 0, which is more than an ordinary answe
 LONGEST_HINDSIGHT = 512
 """Tokens of hindsight that are read."""
 CONTEXT = CONTEXTS["appended"]
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,34 @@ def score_answers(comparison: Comparison, answers: Sequence[Given], items: Seque
     return [_scored(cache.get(key), pair[0][1]) for key, pair in zip(keys, pairs, strict=True)]
 
 
+def needs(comparison: Comparison, arm: Arm, items: Sequence[HeldOut]) -> list[float]:
+    """How much correction `arm` still needs: the mean over the tokens of the answer that the user reacted to of
+    KL(base(. | x, o, y_<t) || arm(. | x, y_<t)), nats a token.
+
+    This is the distance to the model that has seen the follow-up, the very thing that training lessens (forward form
+    of arXiv 2603.12273, equation 2), on interactions that training has not seen. Both arms are held to the same
+    tokens, so that neither length nor luck of an answer is in the difference.
+    """
+    cache = comparison.cache("need")
+    pairs = [_pairs(comparison, item, _first_answer(item)) for item in items]
+    keys = [cache.key(comparison.base_hash, arm.content, pair) for pair in pairs]
+    missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if cache.get(key) is None}
+    if missing:
+        comparison.progress("need", 0, len(missing))
+        adapter = None if arm.path is None else arm.name
+        cache.put(dict(zip(missing, comparison.models.need(adapter, list(missing.values())), strict=True)))
+    return [sum(losses) / len(losses) for losses in map(cache.get, keys)]
+
+
+def _first_answer(item: HeldOut) -> Given:
+    turn = item.turn
+    return Given(text_of(turn.answer.get("content")), turn.completion_ids, turn.finish_reason)
+
+
 def _scored(kept: list[list[float]], ids: Ids) -> Scored:
     plain, hinted = kept
     mean = sum(q - s for s, q in zip(plain, hinted, strict=True)) / len(plain)
     return Scored(score(plain, hinted, ids), mean, len(plain))
-
-
-Ids = tuple[int, ...]
 
 
 def _pairs(comparison: Comparison, item: HeldOut, given: Given) -> tuple[tuple[Ids, Ids], tuple[Ids, Ids]]:

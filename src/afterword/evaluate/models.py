@@ -80,6 +80,23 @@ class Models:
             return [scores.tolist() for scores in log_probs(model, self.head, pairs, budget=BUDGET)]
 
     @torch.no_grad()
+    def need(self, name: str | None, pairs: Sequence[tuple[tuple[Ids, Ids], tuple[Ids, Ids]]]) -> list[list[float]]:
+        """For each ((prompt, y), (prompt with hindsight, y)): KL(base reading the second || arm reading the first) at
+        every token of y (nats). `name` is the arm's adapter, None for the base."""
+        found: dict[int, list[float]] = {}
+        for group in by_budget([len(p) + len(c) for _, (p, c) in pairs], BUDGET):
+            plain = padded([pairs[i][0] for i in group], self.head.weight.device)
+            hinted = padded([pairs[i][1] for i in group], self.head.weight.device)
+            with self.active(None) as model:
+                teacher = hidden_states(model, hinted)
+            with self.active(name) as model:
+                student = hidden_states(model, plain)
+            losses = token_losses(student, teacher, self.head, plain.targets, ForwardKL()).loss
+            sizes = [len(pairs[i][0][1]) for i in group]
+            found.update(zip(group, (part.tolist() for part in torch.split(losses.double(), sizes)), strict=True))
+        return [found[i] for i in range(len(pairs))]
+
+    @torch.no_grad()
     def drift(self, name: str, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, float, float]]:
         """For each (prompt, completion): summed KL(base || adapter), -log p_base and -log p_adapter (nats)."""
         found: dict[int, tuple[float, float, float]] = {}

@@ -40,6 +40,7 @@ class _Row:
 
 _ROWS: dict[str, tuple[_Row, ...]] = {
     "holdout": (
+        _Row("need_drop", "Drop of the correction still needed (nats a token)", "change"),
         _Row("gain", "Gain in hindsight score (nats a token)", "change"),
         _Row("score", "Hindsight score (nats a token)"),
         _Row("edit", "Distance to the user's final text", "share"),
@@ -123,7 +124,7 @@ def _tiles(report: Report) -> str:
         for figures in (holdout,) for name in _checks(figures)
     ]  # fmt: skip
     for figures, key, style, says in (
-        (holdout, "gain", "change", "gain in hindsight score, nats a token"),
+        (holdout, "need_drop", "change", "less correction needed, nats a token"),
         (forgetting, "drift", "number", "drift from the base, nats a token"),
         (forgetting, "loss_rise", "percent", "loss rise on general text"),
     ):

@@ -31,8 +31,10 @@ class GateThresholds:
     """Held-out interactions that were compared."""
     min_conversations: int = 8
     """Conversations that they come from: answers within one conversation are not independent."""
-    min_gain: float = 0.0
-    """The low end of the gain's interval must lie above this."""
+    min_need_drop: float = 0.0
+    """By how much less the candidate must need the users' correction (nats a token): low end, above this."""
+    min_gain: float = -0.1
+    """How much worse its answers may be by the hindsight score (nats a token): low end of the interval."""
     max_drift: float = 0.5
     """KL from the base on general text and chat: high end of the interval."""
     max_loss_rise: float = 0.02
@@ -88,7 +90,8 @@ def bounds(limits: GateThresholds) -> tuple[Bound, ...]:
         "holdout": (
             ("interactions", "value", "at least", t.min_interactions, "held-out interactions were compared", "count"),
             ("conversations", "value", "at least", t.min_conversations, "conversations were compared", "count"),
-            ("gain", "low", "above", t.min_gain, "the gain in hindsight score (nats a token)"),
+            ("need_drop", "low", "above", t.min_need_drop, "the drop of the correction still needed (nats a token)"),
+            ("gain", "low", "at least", t.min_gain, "the gain in hindsight score (nats a token)"),
         ),
         "forgetting": (
             ("drift", "high", "at most", t.max_drift, "the drift from the base (nats a token)"),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from afterword.errors import NothingToDo
 from afterword.evaluate.comparison import Check, Comparison, Findings
 from afterword.evaluate.heldout import HeldOut
-from afterword.evaluate.hindsight import Scored, score_answers
+from afterword.evaluate.hindsight import Scored, needs, score_answers
 from afterword.evaluate.statistics import exactly, mean, sign_test, wilson
 from afterword.evaluate.text import edit_distance
 from afterword.records import Json
@@ -20,8 +20,9 @@ ARMS = ("served", "candidate")
 
 
 def holdout(comparison: Comparison) -> Findings:
-    """`gain` is the paired difference of the hindsight scores (candidate minus served, nats a token); `edit_gain`
-    how much nearer the answers are to the user's final texts; `NAME_before`, `NAME_after`, `NAME` a program's marks."""
+    """`need_drop` is how much less correction the candidate needs than what is served (nats a token);
+    `gain` the paired difference of the hindsight scores (candidate minus served, nats a token); `edit_gain` how much
+    nearer the answers are to the user's final texts; `NAME_before`, `NAME_after`, `NAME` a program's marks."""
     notes: list[Json] = [{} for _ in comparison.items]
     figures = _hindsight(comparison, notes)
     figures.update(_edits(comparison, notes))
@@ -37,17 +38,24 @@ def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
     items = [comparison.items[i] for i in picked]
     clusters = [item.conversation for item in items]
     found: dict[str, list[Scored]] = {}
-    for arm in ARMS:
-        found[arm] = score_answers(comparison, [comparison.answers[arm][i] for i in picked], items)
-        for i, scored in zip(picked, found[arm], strict=True):
-            notes[i][f"score_{arm}"] = scored.score
+    need: dict[str, list[float]] = {}
+    for arm in (comparison.served, comparison.candidate):
+        answers = [comparison.answers[arm.name][i] for i in picked]
+        found[arm.name] = score_answers(comparison, answers, items)
+        need[arm.name] = needs(comparison, arm, items)
+        for i, scored, needed in zip(picked, found[arm.name], need[arm.name], strict=True):
+            notes[i] |= {f"score_{arm.name}": scored.score, f"need_{arm.name}": needed}
+    drops = [a - b for a, b in zip(need["served"], need["candidate"], strict=True)]
     seed = comparison.settings.seed
     gains = [b.score - a.score for a, b in zip(found["served"], found["candidate"], strict=True)]
     means = [b.mean - a.mean for a, b in zip(found["served"], found["candidate"], strict=True)]
-    wins, losses = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
+    wins, losses = sum(d > 0 for d in drops), sum(d < 0 for d in drops)
     return {
         "interactions": exactly(len(items), len(items)),
         "conversations": exactly(len(set(clusters)), len(items)),
+        "need_drop": mean(drops, clusters, seed=seed),
+        "need_served": mean(need["served"], clusters, seed=seed),
+        "need_candidate": mean(need["candidate"], clusters, seed=seed),
         "gain": mean(gains, clusters, seed=seed),
         "gain_mean": mean(means, clusters, seed=seed),
         "score_served": mean([s.score for s in found["served"]], clusters, seed=seed),
