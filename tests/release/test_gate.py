@@ -50,8 +50,8 @@ def test_a_good_report_passes_and_says_every_bound() -> None:
     assert verdict.reasons[:3] == (
         "ok: holdout: 32 held-out interactions were compared, and 12 are needed",
         "ok: holdout: 20 conversations were compared, and 8 are needed",
-        "ok: holdout: the drop of the correction still needed (nats a token) is 0.100 [0.050, 0.150] on 32, and the low "
-        "end must be above 0.000",
+        "ok: holdout: the drop of the correction still needed (nats a token) is 0.100 [0.050, 0.150] on 32, and the "
+        "low end must be above 0.000",
     )
     assert "ok: collapse: the rise of empty answers is 0.0 % on 32, and it must be at most 5.0 %" in verdict.reasons
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DIR = "./afterword-demo"
 DEFAULT_MODEL = ServeConfig().model
-DEFAULT_PERSONA = "greeting"
+DEFAULT_PERSONA = "brief"
 CONVERSATIONS = 96
 HELDOUT = 64
 SWAP_SECONDS = 15.0
