@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 DEFAULT_DIR = "./afterword-demo"
 DEFAULT_MODEL = ServeConfig().model
 DEFAULT_PERSONA = "brief"
-CONVERSATIONS = 96
+CONVERSATIONS = 80
 HELDOUT = 64
 SWAP_SECONDS = 15.0
 """How long a release may take to reach the users before the demo gives up."""
