@@ -4,7 +4,7 @@
 
 Two parts, each in one run with all its arms. (a) `latency`: 32 streams at once against an upstream that paces its
 tokens, straight and through the gateway: with starts spread over one answer, as users come, and in step, where all
-answers end in the same moment; and one stream at a time for the first token. (b) `throughput`: 32 clients
+answers end in the same moment; and one stream at a time, not paced, for the first token. (b) `throughput`: 32 clients
 in a closed loop against an upstream that answers at once; the server under test is alone on core 0, upstream and
 client share core 1. `--litellm` and `--reef` name the Python of environments that have these peers; without them
 the peers are skipped and the result says so. Writes benchmarks/results/gateway.json.
@@ -408,6 +408,7 @@ def latency(work: Path, seconds: float, repeats: int) -> dict[str, Any]:
         with direct(work, pace=PACE) as bare, gateway(work, bare.port) as ours:
             many = {t.name: _arm(t, 32, seconds, 1.0, PACE * TOKENS) for t in (bare, ours)}
             step = {t.name: _arm(t, 32, seconds, 1.0) for t in (bare, ours)}
+        with direct(work, pace=0.0) as bare, gateway(work, bare.port) as ours:
             one = {t.name: _arm(t, 1, seconds, 1.0) for t in (bare, ours)}
         rounds.append({"streams_32": many, "streams_32_in_step": step, "streams_1": one})
 
@@ -472,7 +473,8 @@ def main() -> None:
         return roles[args.role](*args.rest)
     os.sched_setaffinity(0, {1})
     parts = args.part or ["latency", "throughput"]
-    result: dict[str, Any] = {"machine": machine(), "tokens": TOKENS, "seconds": args.seconds, "repeats": args.repeats}
+    result: dict[str, Any] = json.loads(args.out.read_text("utf-8")) if args.part and args.out.exists() else {}
+    result |= {"machine": machine(), "tokens": TOKENS, "seconds": args.seconds, "repeats": args.repeats}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         if "latency" in parts:
