@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 RESULTS = Path(os.environ.get("RESULTS", HERE / "results.jsonl"))
 TRAIN, HOLDOUT, CAP = 64, 32, 48
 
-REFERENCE: dict[str, Any] = {"lr": 1e-3, "passes": 2, "batch": 8}
+REFERENCE: dict[str, Any] = {"lr": 1e-3, "passes": 2, "fresh": 0, "batch": 8}
 VARIANTS: dict[str, dict[str, Any]] = {
     "reference": {},
     "reverse KL": {"estimator": ReverseKL()},

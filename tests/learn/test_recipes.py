@@ -67,6 +67,8 @@ def single(**changes: Any) -> Recipe:
         (sdpo_interactions(estimator=PolicyGradient(), include_off_policy=True), "full-vocabulary"),
         (sdpo_interactions(lr=float("nan")), "lr=nan"),
         (sdpo_interactions(passes=0, batch=-1), "passes=0, batch=-1"),
+        (sdpo_interactions(fresh=-1), "fresh=-1"),
+        (sft(fresh=1), "set fresh to 0"),
         (sdpo_interactions(dtype="float16"), "bfloat16"),
     ],
 )

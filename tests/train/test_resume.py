@@ -89,7 +89,7 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     def stop(metrics: object) -> None:
         raise Stop
 
-    recipe = sdpo_interactions(batch=2, dtype="float32")
+    recipe = sdpo_interactions(batch=2, passes=2, fresh=0, dtype="float32")
     run: dict[str, Any] = {"model": model, "out": tmp_path / "out", "run_dir": tmp_path / "run"}
     with pytest.raises(Stop):
         train_candidate(examples, recipe=recipe, progress=stop, save_every=1, **run)

@@ -27,7 +27,7 @@ from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4}
+QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "passes": 2, "fresh": 0}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_same_context_and_weights_give_exactly_nothing(model: str, tmp_path: Pat
         context=CONTEXTS["appended"],
         skip_first=10_000,
     )
-    recipe = Recipe(name="control", terms=(nothing, off), batch=4, micro_tokens=120)
+    recipe = Recipe(name="control", terms=(nothing, off), batch=4, micro_tokens=120, passes=2, fresh=0)
     # all answers of one length: a frozen teacher's pass has then the same shapes as the student's
     examples = [example(model, i, text=f"Answer {i}") for i in range(8)]
     run(model, tmp_path, examples, recipe)
@@ -121,8 +121,8 @@ def test_learning_rate_zero_changes_nothing(model: str, tmp_path: Path) -> None:
 
 
 def test_a_frozen_teacher_stays_and_a_live_one_moves(model: str, tmp_path: Path) -> None:
-    frozen = run(model, tmp_path / "frozen", some(model), sdpo_interactions(**QUICK, passes=1))
-    live = run(model, tmp_path / "live", some(model), sdpo_interactions(**QUICK, teacher=LIVE, passes=1))
+    frozen = run(model, tmp_path / "frozen", some(model), sdpo_interactions(**{**QUICK, "passes": 1}))
+    live = run(model, tmp_path / "live", some(model), sdpo_interactions(**{**QUICK, "passes": 1}, teacher=LIVE))
     first = (losses(tmp_path / "frozen")[0], losses(tmp_path / "live")[0])
     assert first[0] == pytest.approx(first[1], rel=1e-5)  # before any step they are the same teacher
     assert losses(tmp_path / "frozen")[2] != losses(tmp_path / "live")[2]

@@ -40,9 +40,9 @@ class Recipe:
     terms: tuple[Term, ...]
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
-    passes: int = 2
+    passes: int = 1
     """Times that every served answer is seen."""
-    fresh: int = 0
+    fresh: int = 1
     """Passes after those, over answers that the student writes anew to the same prompts."""
     batch: int = 8
     """Interactions per optimiser step."""
@@ -92,7 +92,8 @@ def sdpo_interactions(
 def sft(**settings: Any) -> Recipe:
     """The control: imitate the served answers, no teacher, no hindsight."""
     term = Term(name="imitation", estimator=NegativeLogLikelihood(), teacher=None, context=CONTEXTS["none"])
-    return Recipe(name="sft", terms=(term,), **settings)
+    # a student that imitates itself learns nothing, so there are no passes over fresh answers
+    return Recipe(name="sft", terms=(term,), **{"fresh": 0, **settings})
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {"sdpo-interactions": sdpo_interactions, "sft": sft}

@@ -45,6 +45,8 @@ def _dtype(recipe: Recipe) -> str | None:
 def _has_terms(recipe: Recipe) -> str | None:
     if not recipe.terms:
         return "it has no terms: give at least one"
+    if recipe.fresh and all(t.teacher is None for t in recipe.terms):
+        return "without a teacher the student would imitate its own fresh answers: set fresh to 0"
     if all(not t.context.privileged and t.teacher is not None for t in recipe.terms):
         return (
             "no term shows the teacher anything that the student does not read, so there is nothing to learn: "
