@@ -38,28 +38,42 @@ def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
     items = [comparison.items[i] for i in picked]
     clusters = [item.conversation for item in items]
     found: dict[str, list[Scored]] = {}
-    need: dict[str, list[float]] = {}
-    for arm in (comparison.served, comparison.candidate):
-        answers = [comparison.answers[arm.name][i] for i in picked]
-        found[arm.name] = score_answers(comparison, answers, items)
-        need[arm.name] = needs(comparison, arm, items)
-        for i, scored, needed in zip(picked, found[arm.name], need[arm.name], strict=True):
-            notes[i] |= {f"score_{arm.name}": scored.score, f"need_{arm.name}": needed}
-    drops = [a - b for a, b in zip(need["served"], need["candidate"], strict=True)]
+    for arm in ARMS:
+        found[arm] = score_answers(comparison, [comparison.answers[arm][i] for i in picked], items)
+        for i, scored in zip(picked, found[arm], strict=True):
+            notes[i][f"score_{arm}"] = scored.score
     seed = comparison.settings.seed
     gains = [b.score - a.score for a, b in zip(found["served"], found["candidate"], strict=True)]
     means = [b.mean - a.mean for a, b in zip(found["served"], found["candidate"], strict=True)]
-    wins, losses = sum(d > 0 for d in drops), sum(d < 0 for d in drops)
     return {
         "interactions": exactly(len(items), len(items)),
         "conversations": exactly(len(set(clusters)), len(items)),
-        "need_drop": mean(drops, clusters, seed=seed),
-        "need_served": mean(need["served"], clusters, seed=seed),
-        "need_candidate": mean(need["candidate"], clusters, seed=seed),
+        **_needs(comparison, picked, notes),
         "gain": mean(gains, clusters, seed=seed),
         "gain_mean": mean(means, clusters, seed=seed),
         "score_served": mean([s.score for s in found["served"]], clusters, seed=seed),
         "score_candidate": mean([s.score for s in found["candidate"]], clusters, seed=seed),
+    }
+
+
+def _needs(comparison: Comparison, picked: Sequence[int], notes: list[Json]) -> Json:
+    """The correction that each arm still needs. Edits are left out while there is anything else: a base that reads
+    the user's whole text copies it, which needs ten times the correction of a follow-up and drowns it; they have
+    `edit_gain`."""
+    picked = [i for i in picked if not comparison.items[i].final_text] or picked
+    items = [comparison.items[i] for i in picked]
+    clusters, seed = [item.conversation for item in items], comparison.settings.seed
+    need: dict[str, list[float]] = {}
+    for arm in (comparison.served, comparison.candidate):
+        need[arm.name] = needs(comparison, arm, items)
+        for i, needed in zip(picked, need[arm.name], strict=True):
+            notes[i][f"need_{arm.name}"] = needed
+    drops = [a - b for a, b in zip(need["served"], need["candidate"], strict=True)]
+    wins, losses = sum(d > 0 for d in drops), sum(d < 0 for d in drops)
+    return {
+        "need_drop": mean(drops, clusters, seed=seed),
+        "need_served": mean(need["served"], clusters, seed=seed),
+        "need_candidate": mean(need["candidate"], clusters, seed=seed),
         "wins": exactly(wins, len(items)),
         "losses": exactly(losses, len(items)),
         "sign_p": exactly(sign_test(wins, losses), len(items)),
