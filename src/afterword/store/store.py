@@ -94,7 +94,8 @@ class Store:
 
     # ---- reading
 
-    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query, as they are fetched; StoreError when the database cannot be read, then or later."""
         try:
             connection = getattr(self._local, "connection", None)
             if connection is None:
@@ -102,13 +103,19 @@ class Store:
                 self._local.connection = connection
                 with self._lock:
                     self._readers.append(connection)
-            return cast(sqlite3.Cursor, connection.execute(sql, parameters))
+            return self._fetched(connection.execute(sql, parameters))
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot read {self.path}: {error}") from error
+
+    def _fetched(self, cursor: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from cursor
         except sqlite3.Error as error:
             raise StoreError(f"cannot read {self.path}: {error}") from error
 
     def find(self, kind: type[R], identifier: str) -> R | None:
         """The record with this id, or None."""
-        row = self._read(f"{select(kind.TABLE)} WHERE t.id = ?", (identifier,)).fetchone()
+        row = next(self._read(f"{select(kind.TABLE)} WHERE t.id = ?", (identifier,)), None)
         return None if row is None else cast(R, decoder(kind.TABLE)(row))
 
     def get(self, kind: type[R], identifier: str) -> R:
@@ -117,7 +124,7 @@ class Store:
         if found is not None:
             return found
         like = identifier.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-        rows = self._read(f"{select(kind.TABLE)} WHERE t.id LIKE ? ESCAPE '\\' LIMIT 2", (like,)).fetchall()
+        rows = list(self._read(f"{select(kind.TABLE)} WHERE t.id LIKE ? ESCAPE '\\' LIMIT 2", (like,)))
         if len(rows) != 1 or not identifier:
             why = "more than one id begins so" if rows else "there is none"
             raise NotFoundError(
@@ -143,7 +150,7 @@ class Store:
         """How many rows; filters as in `rows`."""
         where = " AND ".join(f"t.{column} IS ?" for column in equal) or "1"
         sql = f"SELECT count(*) FROM {kind.TABLE} t WHERE {where}"
-        return int(self._read(sql, tuple(equal.values())).fetchone()[0])
+        return int(next(self._read(sql, tuple(equal.values())))[0])
 
     def counts(self) -> dict[str, int]:
         """Rows of every kind, in the order of the spine."""
@@ -170,7 +177,7 @@ class Store:
     def undecided_after(self, seq: int, limit: int) -> list[tuple[int, str]]:
         """A page of undecided feedback as (row number, turn id), oldest first, from beyond row `seq`."""
         sql = f"SELECT t.seq, t.turn FROM feedback t {_UNDECIDED} AND t.seq > ? ORDER BY t.seq LIMIT ?"
-        return self._read(sql, (seq, limit)).fetchall()
+        return list(self._read(sql, (seq, limit)))
 
     def among(self, kind: type[R], column: str, values: Sequence[str]) -> list[tuple[int, R]]:
         """(row number, record) of every row whose `column` (the id or a searched one) is one of `values`."""
@@ -190,7 +197,7 @@ class Store:
             SELECT id, previous, conversation FROM turns WHERE id = ?
             UNION SELECT t.id, t.previous, t.conversation FROM turns t JOIN chain c ON t.id = c.previous)
             SELECT id, conversation FROM chain"""
-        return iter(self._read(sql, (turn,)))
+        return self._read(sql, (turn,))
 
     def leaves(self) -> Iterator[Turn]:
         """Turns that no other turn continues: the last of each conversation, or of each branch of it."""
@@ -201,7 +208,7 @@ class Store:
     def held(self) -> int:
         """How much feedback waits for its turn."""
         sql = "SELECT count(*) FROM feedback t WHERE NOT EXISTS (SELECT 1 FROM turns x WHERE x.id = t.turn)"
-        return int(self._read(sql).fetchone()[0])
+        return int(next(self._read(sql))[0])
 
     def retracted(self) -> set[str]:
         """Ids of feedback that was taken back."""
