@@ -176,11 +176,12 @@ def test_the_meter_counts_children_too() -> None:
 
 
 _PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from afterword.cli import demo, demo_commands
 from afterword.cli.context import Context
 import argparse
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with SIGINT ignored
 demo_commands.command = lambda *a, **k: [sys.executable, "-c", "import time; time.sleep(60)"]
 settings = demo.DemoSettings(directory=Path(sys.argv[1]), persona=demo.load_persona("greeting"))
 context = Context(argparse.Namespace(), Path(sys.argv[1]), False, True)
