@@ -52,7 +52,7 @@ class Recipe:
     lora: Lora = Lora()
     dtype: str = "bfloat16"
     """Of the base model ("bfloat16", "float32", "auto"); the adapter is always float32."""
-    micro_tokens: int = 1024
+    micro_tokens: int = 512
     """Most padded tokens in one forward pass; it changes speed and memory, not the result."""
     max_hindsight: int = 512
     """Most tokens of hindsight that the teacher reads; what is cut is counted."""
