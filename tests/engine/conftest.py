@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -16,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
+from afterword.engine.host import Host
 from afterword.engine.runner import Runner
 from afterword.engine.server import Server
 from afterword.engine.text import Codec
@@ -130,10 +133,10 @@ def peer(tiny: Path) -> Peer:
 
 
 class Client:
-    """Shorthands over an in-process server. `server.engine` is there to look at."""
+    """Shorthands over an in-process server. `engine` is there to look at."""
 
-    def __init__(self, http: TestClient[Any, Any], server: Server) -> None:
-        self.http, self.server = http, server
+    def __init__(self, http: TestClient[Any, Any], server: Server, host: Host) -> None:
+        self.http, self.server, self.engine, self.runner = http, server, host.engine, host.runner
 
     async def raw(self, text: str = "Hi", **fields: Any) -> tuple[int, Any]:
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "temperature": 0, **fields}
@@ -172,13 +175,17 @@ async def serve_tiny(
     cache_bytes = None if cache_tokens is None else cache_tokens * per_token
     runner = Runner(model, ends=frozenset([1]), cache_bytes=cache_bytes)
     codec = Codec(models.load_tokenizer(str(folder)))
-    server = Server(runner, codec, "tiny", str(folder), models.base_hash(folder), max_batch=max_batch)
+    host = Host(runner, codec, "tiny", models.base_hash(folder), max_batch=max_batch)
     if chunk is not None:
-        server.engine.chunk = chunk
-    server.engine.start()
+        host.engine.chunk = chunk
+    server, loop = Server(host, codec, "tiny", str(folder)), asyncio.get_running_loop()
+    deliver = lambda pieces: loop.call_soon_threadsafe(server.distribute, pieces)  # noqa: E731
+    thread = threading.Thread(target=host.run, args=(deliver,))
+    thread.start()
     async with TestClient(TestServer(server.app, handler_cancellation=True)) as http:
-        yield Client(http, server)
-    server.engine.close()
+        yield Client(http, server, host)
+    host.stop()
+    thread.join()
 
 
 @pytest.fixture

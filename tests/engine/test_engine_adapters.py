@@ -94,6 +94,6 @@ async def test_removing_one_adapter_leaves_the_other(client: Client, adapters: d
     assert await client.ids("Hi", 20, model="two") == both
     await client.unload("two")
     async with asyncio.timeout(20):  # the model thread takes the columns out after it has answered
-        while any(line.down is not None for line in client.server.runner.lines.values()):
+        while any(line.block.down is not None for line in client.runner.lines.values()):
             await asyncio.sleep(0.005)
     assert await client.ids("Hi", 3, ignore_eos=True)

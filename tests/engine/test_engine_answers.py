@@ -23,7 +23,7 @@ async def test_greedy_answers_of_a_batch_equal_generate(client: Client, peer: Pe
 
 async def test_requests_that_join_midway_change_nothing(client: Client, peer: Peer) -> None:
     async def later(text: str, tokens: int) -> list[int]:
-        while client.server.engine.generated < tokens:
+        while client.engine.generated < tokens:
             await asyncio.sleep(0.001)
         return await client.ids(text, 60)
 

@@ -126,13 +126,13 @@ async def test_models_and_health(client: Client, tiny: Path, adapters: dict[str,
 async def idle(client: Client) -> None:
     """Wait until nothing runs and nothing waits."""
     async with asyncio.timeout(20):
-        while any(client.server.engine.counts()[k] for k in ("running", "waiting")):
+        while any(client.engine.counts()[k] for k in ("running", "waiting")):
             await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_frees_its_row(client: Client, stream: bool) -> None:
-    engine = client.server.engine
+    engine = client.engine
     ask = asyncio.create_task(client.raw(max_tokens=480, ignore_eos=True, stream=stream))
     async with asyncio.timeout(20):
         while engine.generated < 5:
@@ -150,19 +150,19 @@ async def test_those_in_line_may_leave_too(tiny: Path, peer: Peer) -> None:
         first = asyncio.create_task(client.ids("Hi", 300, ignore_eos=True))
         second = asyncio.create_task(client.ids("Ho", 300))
         async with asyncio.timeout(20):
-            while client.server.engine.counts()["waiting"] == 0:
+            while client.engine.counts()["waiting"] == 0:
                 await asyncio.sleep(0.001)
         second.cancel()
         assert (await first)[: len(plain)] == plain
         await idle(client)
-        assert client.server.engine.generated == 300
+        assert client.engine.generated == 300
 
 
 async def test_unloading_lets_running_answers_finish(client: Client, tiny: Path, adapters: dict[str, Path]) -> None:
     await client.load("a", adapters["one"])
     running = asyncio.create_task(client.ids("Hi", 300, model="a", ignore_eos=True))
     async with asyncio.timeout(20):
-        while client.server.engine.generated < 3:
+        while client.engine.generated < 3:
             await asyncio.sleep(0.001)
     assert await client.unload("a") == (200, "Success: LoRA adapter 'a' removed successfully.")
     assert (await client.raw(model="a"))[0] == 404
@@ -171,7 +171,7 @@ async def test_unloading_lets_running_answers_finish(client: Client, tiny: Path,
     assert (await running)[: len(plain)] == plain
     plain = Peer(tiny, adapters["two"]).greedy("Hi", 20)
     assert await client.ids("Hi", 20, model="a") == plain
-    assert len(client.server.engine._bank._adapters) == 1
+    assert len(client.engine._bank._adapters) == 1
 
 
 async def test_loading_under_traffic_changes_no_running_answer(
@@ -179,7 +179,7 @@ async def test_loading_under_traffic_changes_no_running_answer(
 ) -> None:
     async def swap() -> int:
         done = 0
-        while client.server.engine.counts()["running"]:
+        while client.engine.counts()["running"]:
             assert (await client.load("a", adapters["one"]))[0] == 200
             assert (await client.unload("a"))[0] == 200
             done += 1
@@ -187,7 +187,7 @@ async def test_loading_under_traffic_changes_no_running_answer(
 
     answers = [asyncio.create_task(client.ids(text, 200, ignore_eos=True)) for text in ("Hi", "Ho")]
     async with asyncio.timeout(30):
-        while not client.server.engine.counts()["running"]:
+        while not client.engine.counts()["running"]:
             await asyncio.sleep(0.001)
         assert await swap() > 0
     for answer, text in zip(await asyncio.gather(*answers), ("Hi", "Ho"), strict=True):
@@ -202,7 +202,7 @@ async def test_a_step_that_fails_ends_its_requests_and_not_the_server(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(client.server.runner, "forward", broken)
+        patch.setattr(client.runner, "forward", broken)
         status, body = await client.raw()
         assert status == 500 and body["error"]["type"] == "server_error"
         assert (await client.raw(stream=True))[0] == 500
@@ -214,6 +214,6 @@ async def test_a_dead_model_thread_leaves_nobody_waiting(client: Client, monkeyp
     def broken(*args: object) -> None:
         raise IndexError("a fault of ours")
 
-    monkeypatch.setattr(client.server.engine, "_make_room", broken)
+    monkeypatch.setattr(client.engine, "_make_room", broken)
     assert [(await client.raw())[0] for _ in range(2)] == [500, 500]
     assert (await client.http.get("/health")).status == 503

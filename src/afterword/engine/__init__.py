@@ -9,4 +9,6 @@ its paged cache gathers keys and values and builds dense masks on every step whe
 block tables exists. It also has no seed of a request's own and no mix of adapters in a batch. Its idea of one
 flat row of tokens for prefill and decode together is kept here; the scheduler, the cache, the linear layers
 and the sampler are ours, the model's own code runs in between unchanged.
+
+The model runs in a process of its own beside the one that answers HTTP (`remote`), on the thread that loaded it.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ctypes
 import json
 import logging
@@ -19,6 +20,8 @@ from typing import cast
 
 from aiohttp import web
 
+from afterword.engine.host import Host
+from afterword.engine.remote import Remote
 from afterword.engine.runner import Runner
 from afterword.engine.server import Server
 from afterword.engine.text import Codec
@@ -46,34 +49,41 @@ def parser() -> argparse.ArgumentParser:
     return it
 
 
-def build(options: argparse.Namespace) -> tuple[Runner, Codec, str]:
-    """Load what is to be served: runner, codec and the hash of the base's weights. Raises ModelError."""
+def build(options: argparse.Namespace) -> Host:
+    """Load what is to be served; in the model's process. Raises ModelError."""
+    if sys.platform == "linux":
+        _keep_memory()
+    _log()
     tokenizer = models.load_tokenizer(options.model)
     model = models.load_model(options.model, dtype=options.dtype, device=options.device)
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     runner = Runner(model, ends=frozenset(ends), max_model_len=options.max_model_len)
-    return runner, Codec(tokenizer), models.base_hash(models.resolve_model(options.model))
+    base = models.base_hash(models.resolve_model(options.model))
+    return Host(runner, Codec(tokenizer), _name(options), base, max_batch=options.max_batch)
 
 
-async def serve(options: argparse.Namespace) -> None:
+def _name(options: argparse.Namespace) -> str:
+    name: str = options.served_model_name or models.model_name(options.model)
+    return name
+
+
+async def serve(remote: Remote, codec: Codec, options: argparse.Namespace) -> None:
     """Serve until a signal or the parent's end."""
-    runner, codec, base = build(options)
-    name = options.served_model_name or models.model_name(options.model)
-    server = Server(runner, codec, name, options.model, base, max_batch=options.max_batch)
+    server = Server(remote, codec, _name(options), options.model)
     web_runner = web.AppRunner(server.app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await web_runner.setup()
-    server.engine.start()
+    remote.start(server.distribute)
     try:
         await web.TCPSite(web_runner, options.host, options.port).start()
         port = web_runner.addresses[0][1]
-        ready = {"ready": True, "port": port, "model": name, "max_model_len": runner.max_model_len}
+        ready = {"ready": True, "port": port, "model": server.name, "max_model_len": remote.max_model_len}
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         await _until_stopped(options.parent_pid)
     finally:
         await web_runner.cleanup()
-        server.engine.close()
+        remote.close()
 
 
 async def _until_stopped(parent: int | None) -> None:
@@ -106,12 +116,14 @@ async def _watch(parent: int | None, stop: asyncio.Event) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server; 0 after a clean end, 2 for a usage error, 1 for a port that cannot be taken."""
     options = parser().parse_args(arguments)
-    if sys.platform == "linux":
-        _keep_memory()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    _log()
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(options))
+        models.resolve_model(options.model)  # converted once, before two processes read it
+        with contextlib.closing(Remote(build, options)) as remote:
+            codec = Codec(models.load_tokenizer(options.model))
+            remote.wait_ready()
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(serve(remote, codec, options))
     except AfterwordError as error:
         sys.stderr.write(f"afterword.engine: {error.message}\n")
         return error.exit_code
@@ -119,6 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"afterword.engine: cannot serve on {options.host}:{options.port}: {error}\n")
         return 1
     return 0
+
+
+def _log() -> None:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
 
 
 def _keep_memory() -> None:

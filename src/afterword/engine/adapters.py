@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from afterword.engine.modules import AdapterMask, Line
+from afterword.engine.modules import AdapterMask, Block, Line
 from afterword.errors import AdapterError
 
 _REFUSED = (
@@ -143,26 +143,20 @@ class AdapterBank:
     def select(self, users: list[tuple[Adapter | None, int]]) -> None:
         """Set the mask of a step: each adapter with its number of tokens, in the order of the tokens."""
         if self._table is None or all(adapter is None for adapter, _ in users):
-            self._mask.columns = None
+            self._mask.set(None)
             return
         place = {id(adapter): index + 1 for index, adapter in enumerate(self._adapters)}
         rows = [place[id(a)] if a is not None else 0 for a, count in users for _ in range(count)]
-        self._mask.columns = self._table[torch.tensor(rows, device=self._device)]
+        self._mask.set(self._table[torch.tensor(rows, device=self._device)])
 
     def _lay(self) -> None:
         width = sum(adapter.rank for adapter in self._adapters)
+        blocks: dict[Block, list[str]] = {}
         for path, line in self._lines.items():
-            if not any(path in adapter.parts for adapter in self._adapters):
-                line.down = line.up = None
-                continue
-            down = torch.zeros(line.in_features, width)
-            up = torch.zeros(width, line.out_features)
-            at = 0
-            for adapter in self._adapters:
-                if path in adapter.parts:
-                    down[:, at : at + adapter.rank], up[at : at + adapter.rank] = adapter.parts[path]
-                at += adapter.rank
-            line.down, line.up = down.to(self._device), up.to(self._device)
+            blocks.setdefault(line.block, []).append(path)
+        for block, paths in blocks.items():
+            used = any(path in adapter.parts for adapter in self._adapters for path in paths)
+            block.down, block.up = self._columns(block, paths, width) if used else (None, [])
         self._table = torch.zeros(len(self._adapters) + 1, width, device=self._device)
         at = 0
         for index, adapter in enumerate(self._adapters):
@@ -170,3 +164,16 @@ class AdapterBank:
             at += adapter.rank
         if not self._adapters:
             self._table = None
+
+    def _columns(self, block: Block, paths: list[str], width: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """down [in, lines * width], every line with columns of its own, and each line's up [width, out]."""
+        down = torch.zeros(block.in_features, len(paths) * width)
+        up = [torch.zeros(width, size) for size in block.sizes]
+        for path in paths:
+            place, at = self._lines[path].place, 0
+            for adapter in self._adapters:
+                if path in adapter.parts:
+                    low, high = place * width + at, place * width + at + adapter.rank
+                    down[:, low:high], up[place][at : at + adapter.rank] = adapter.parts[path]
+                at += adapter.rank
+        return down.to(self._device), [part.to(self._device) for part in up]

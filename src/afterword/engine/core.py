@@ -44,8 +44,10 @@ class Piece:
 class Request:
     """One answer in the making. `limit` is the largest number of new tokens that fits and was asked for."""
 
-    def __init__(self, ask: Ask, prompt: list[int], limit: int, adapter: Adapter | None, codec: Codec) -> None:
-        self.ask, self.limit, self.adapter = ask, limit, adapter
+    def __init__(
+        self, number: int, ask: Ask, prompt: list[int], limit: int, adapter: Adapter | None, codec: Codec
+    ) -> None:
+        self.number, self.ask, self.limit, self.adapter = number, ask, limit, adapter
         self.tokens = list(prompt)
         self.prompt = len(prompt)
         self.stored = 0
@@ -70,8 +72,8 @@ class Engine:
     stalling those who write (256 are about 80 ms at the 3,300 tokens/s that two CPU cores read).
     """
 
-    def __init__(self, runner: Runner, codec: Codec, deliver: Deliver, *, max_batch: int = 32) -> None:
-        self.runner, self.codec = runner, codec
+    def __init__(self, runner: Runner, deliver: Deliver, *, max_batch: int = 32) -> None:
+        self.runner = runner
         self.max_batch = max_batch
         self.chunk = 2048 if runner.device.type == "cuda" else 256
         self.generated = 0
@@ -83,20 +85,14 @@ class Engine:
         self._retired: list[Adapter] = []
         self._wake = threading.Condition()
         self._stop = self._ended = False
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     # -- any thread ---------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the model thread."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """End the model thread after its current step."""
+    def stop(self) -> None:
+        """End `run` after its current step."""
         with self._wake:
             self._stop = True
             self._wake.notify()
-        self._thread.join()
 
     def submit(self, request: Request) -> None:
         """Put a request in line; it fails at once when the model thread has ended."""
@@ -149,8 +145,8 @@ class Engine:
 
     # -- the model thread ---------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        """The thread. Should a fault of ours end it, nobody is left waiting and /health says so."""
+    def run(self) -> None:
+        """Work on the calling thread until `stop`. Should a fault of ours end it, nobody is left waiting."""
         try:
             self._loop()
         finally:

@@ -1,10 +1,12 @@
-"""Faster parts for a transformers model, put in place of its own: linear layers that can be packed for the
-CPU and carry adapters, and root-mean-square norms in one operation. Owns nothing but these parts; the model's
-own forward code stays as it is."""
+"""Faster parts for a transformers model, put in place of its own: linear layers that are fused where they read the
+same tensor, packed for the CPU, and carry adapters; and root-mean-square norms in one operation. Owns nothing but
+these parts; the model's own forward code stays as it is."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,63 +15,148 @@ _BATCH_HINT = 16
 
 
 class AdapterMask:
-    """Which adapter columns each token of the step uses, shared by all Lines. None: no token uses any."""
+    """Which adapter columns each token of the step uses, shared by all blocks."""
 
     def __init__(self) -> None:
-        self.columns: torch.Tensor | None = None
+        self._columns: torch.Tensor | None = None
+        self._repeated: dict[int, torch.Tensor] = {}
+
+    def set(self, columns: torch.Tensor | None) -> None:
+        """[tokens, columns] of ones and zeros; None: no token uses any."""
+        self._columns = columns
+        self._repeated.clear()
+
+    def times(self, lines: int) -> torch.Tensor | None:
+        """The same for a block of that many lines: [tokens, lines * columns]."""
+        if self._columns is None:
+            return None
+        if lines not in self._repeated:
+            self._repeated[lines] = self._columns.repeat(1, lines)
+        return self._repeated[lines]
 
 
-class Line(torch.nn.Module):
-    """A linear layer with the low-rank columns of all loaded adapters beside it.
+class Block:
+    """Linear layers that read the same tensor, as one, with the low-rank columns of all loaded adapters beside it.
 
-    y = x W^T + b + ((x down) * mask) up, where down [in, columns] and up [columns, out] hold all adapters one
-    behind the other and mask [tokens, columns] leaves to each token its own: two small products a layer
+    y = x W^T + b + ((x down) * mask) up, where down [in, lines * columns] and each line's up [columns, out] hold all
+    adapters one behind the other and mask leaves to each token its own: one small product a block and one a line
     whatever the number of adapters (the idea of batched LoRA serving, Punica, arXiv 2310.18547). They are
     float32 throughout, as the adapters were trained; on a CPU such small products are twice as fast so as
     in bf16, whose set-up costs more than the product.
     """
 
-    def __init__(self, linear: torch.nn.Linear, mask: AdapterMask) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
+    def __init__(self, linears: list[torch.nn.Linear], mask: AdapterMask) -> None:
+        self.in_features = linears[0].in_features
+        self.sizes = [linear.out_features for linear in linears]
+        biases = [bias.detach() for linear in linears if (bias := cast(torch.Tensor | None, linear.bias)) is not None]
+        self.bias = torch.cat(biases) if biases else None
         self.weight: torch.Tensor | None = None
         self.packed: torch.Tensor | None = None
         self.down: torch.Tensor | None = None
-        self.up: torch.Tensor | None = None
+        self.up: list[torch.Tensor] = []
         self._mask = mask
-        weight = linear.weight.detach()
+        self._seen: torch.Tensor | None = None
+        self._made: tuple[torch.Tensor, ...] = ()
+        self._read = 0
+        weights = [linear.weight.detach() for linear in linears]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _packs():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _BATCH_HINT)
         else:
             self.weight = weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in] -> [..., out]."""
+    def output(self, x: torch.Tensor, line: int) -> torch.Tensor:
+        """x [..., in] -> [..., out] of one line. The first to ask computes for all; the last drops what was kept."""
+        if len(self.sizes) == 1:
+            return self._compute(x)
+        if x is not self._seen:
+            self._seen, self._made, self._read = x, torch.split(self._compute(x), self.sizes, -1), 0
+        made = self._made[line]
+        self._read += 1
+        if self._read == len(self.sizes):
+            self._seen, self._made = None, ()
+        return made
+
+    def _compute(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor
         if self.packed is not None:
             y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         else:
             y = F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
-        columns = self._mask.columns
-        if columns is None or self.down is None or self.up is None:
-            return y  # type: ignore[no-any-return]
+        columns = self._mask.times(len(self.sizes))
+        if columns is None or self.down is None:
+            return y
         low = torch.mm(x.reshape(-1, self.in_features).float(), self.down).mul_(columns)
-        y.view(-1, self.out_features).add_(torch.mm(low, self.up))
-        return y  # type: ignore[no-any-return]
+        parts = torch.split(y.view(-1, y.shape[-1]), self.sizes, -1)
+        for part, mine, up in zip(parts, low.chunk(len(self.sizes), -1), self.up, strict=True):
+            part.add_(torch.mm(mine, up))
+        return y
+
+
+class Line(torch.nn.Module):
+    """One linear layer of the model: its part of a block."""
+
+    def __init__(self, block: Block, place: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = block.in_features, block.sizes[place]
+        self.place = place
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in] -> [..., out]."""
+        return self.block.output(x, self.place)
 
 
 def _packs() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
 
 
-def replace_parts(model: torch.nn.Module) -> tuple[dict[str, Line], AdapterMask]:
-    """Put the faster parts in place; returns the linear layers by their module path."""
+@contextmanager
+def note_inputs(model: torch.nn.Module) -> Iterator[list[list[str]]]:
+    """While the model runs once inside, fill a list with groups of linear layers (module paths): those of one parent
+    that read the same tensor one after the other, such as queries, keys and values."""
+    groups: list[list[str]] = []
+    last: list[Any] = [None, None, None]  # parent, input, has a bias
+
+    def note(path: str, linear: torch.nn.Linear, x: torch.Tensor) -> None:
+        where = [path.rpartition(".")[0], x, linear.bias is None]
+        if where[0] == last[0] and where[1] is last[1] and where[2] == last[2]:
+            groups[-1].append(path)
+        else:
+            groups.append([path])
+        last[:] = where
+
+    hooks = [
+        module.register_forward_pre_hook(lambda linear, args, path=path: note(path, linear, args[0]))
+        for path, module in model.named_modules()
+        if type(module) is torch.nn.Linear
+    ]
+    try:
+        yield groups
+    finally:
+        for hook in hooks:
+            hook.remove()
+        last[:] = [None, None, None]
+
+
+def replace_parts(model: torch.nn.Module, groups: list[list[str]]) -> tuple[dict[str, Line], AdapterMask]:
+    """Put the faster parts in place; returns the linear layers by their module path. `groups` from `note_inputs`;
+    a layer that stands in several groups or in none is left by itself."""
     mask, lines = AdapterMask(), {}
-    for path, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear:
-            lines[path] = Line(module, mask)
+    linears = {path: m for path, m in model.named_modules() if type(m) is torch.nn.Linear}
+    times: dict[str, int] = {}
+    for path in (path for group in groups for path in group):
+        times[path] = times.get(path, 0) + 1
+    whole = [group for group in groups if all(times[path] == 1 for path in group)]
+    alone = [[path] for path in linears if not any(path in group for group in whole)]
+    for group in whole + alone:
+        block = Block([linears[path] for path in group], mask)
+        for place, path in enumerate(group):
+            lines[path] = Line(block, place)
             model.set_submodule(path, lines[path])
-        elif type(module).__name__.endswith("RMSNorm"):
+            del linears[path]
+    for module in list(model.modules()):
+        if type(module).__name__.endswith("RMSNorm"):
             _speed_norm(module)
     return lines, mask
 

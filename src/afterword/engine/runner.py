@@ -10,7 +10,8 @@ import torch
 
 from afterword.engine.attention import NAME, Plan, Probe
 from afterword.engine.cache import KeyValues
-from afterword.engine.modules import replace_parts
+from afterword.engine.cores import Cores
+from afterword.engine.modules import note_inputs, replace_parts
 from afterword.errors import ModelError
 
 log = logging.getLogger("afterword.engine")
@@ -37,12 +38,14 @@ class Runner:
         self._model = model
         self.ends = ends
         self.dtype, self.device = model.dtype, model.device
+        self._cores = Cores(torch.get_num_threads())
         check = torch.arange(1, 25, device=self.device)[None] % model.config.get_text_config().vocab_size
         with torch.inference_mode():
-            own = model(input_ids=check, use_cache=False).logits[0].float()
-            self.lines, self.mask = replace_parts(model)
+            with note_inputs(model) as groups:
+                own = model(input_ids=check, use_cache=False).logits[0].float()
             model.set_attn_implementation(NAME)
             shapes = self._probe(check)
+            self.lines, self.mask = replace_parts(model, groups)
             per_token = sum(heads * (k + v) for heads, k, v in shapes) * self.dtype.itemsize
             budget = (cache_bytes or self._cache_bytes()) // per_token
             self.max_model_len = self._context(max_model_len, budget)
@@ -94,7 +97,7 @@ class Runner:
     def forward(self, ids: list[int], plan: Plan, ends: list[int]) -> torch.Tensor:
         """One flat row of tokens through the model: logits [len(ends), vocabulary] float32 at `ends` (at the last token
         when there are none: a prompt that is not yet read to its end)."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self._cores.share(len(ids)):
             logits: torch.Tensor = self._model(
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=plan.positions[None],

@@ -1,22 +1,21 @@
 """The engine's HTTP routes. Owns the names that can be asked for (the base model and the loaded adapters) and
-the way from a body to a request and from pieces to bytes; all tensor work happens on the engine's thread."""
+the way from a body to a request and from pieces to bytes; all tensor work happens on the model's side."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import itertools
 import time
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from afterword.engine.adapters import Adapter, read_adapter
-from afterword.engine.core import Engine, Piece, Request
+from afterword.engine.core import Piece
+from afterword.engine.host import Model, Pieces
 from afterword.engine.protocol import Ask, RequestError, parse_ask
-from afterword.engine.runner import Runner
 from afterword.engine.text import Codec
 from afterword.engine.wire import Answer, event
 from afterword.errors import AdapterError, AfterwordError, NotFoundError, error_body, error_response
@@ -25,20 +24,27 @@ from afterword.records import Json
 _MAX_BODY = 64 << 20
 
 
-class Server:
-    """Routes over one engine. `name` is the base model's name, `base` the hash of its weights.
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """An adapter as `/v1/models` shows it."""
 
-    Make it inside the running event loop whose thread is to answer; `start` before serving `app`.
+    path: str
+    created: int
+
+
+class Server:
+    """Routes over one model. `name` is the base model's name, `root` where it came from.
+
+    Call `start` inside the running event loop whose thread is to answer, before serving `app`.
     """
 
-    def __init__(self, runner: Runner, codec: Codec, name: str, root: str, base: str, *, max_batch: int = 32) -> None:
-        self.name, self.root, self._base = name, root, base
-        self.codec, self.runner = codec, runner
-        self.engine = Engine(runner, codec, self._hand_over, max_batch=max_batch)
+    def __init__(self, model: Model, codec: Codec, name: str, root: str) -> None:
+        self.model, self.codec, self.name, self.root = model, codec, name, root
         self._created = int(time.time())
-        self._adapters: dict[str, Adapter] = {}
-        self._queues: dict[Request, asyncio.Queue[Piece]] = {}
-        self._loop = asyncio.get_running_loop()
+        self._adapters: dict[str, _Loaded] = {}
+        self._loading: set[str] = set()
+        self._queues: dict[int, asyncio.Queue[Piece]] = {}
+        self._numbers = itertools.count()
         self.app = web.Application(client_max_size=_MAX_BODY, middlewares=[_errors])
         self.app.add_routes(
             [
@@ -51,14 +57,10 @@ class Server:
             ]
         )
 
-    # -- from the model thread to the requests' queues ----------------------------------------------------
-
-    def _hand_over(self, pieces: list[tuple[Request, Piece]]) -> None:
-        self._loop.call_soon_threadsafe(self._distribute, pieces)
-
-    def _distribute(self, pieces: list[tuple[Request, Piece]]) -> None:
-        for request, piece in pieces:
-            queue = self._queues.get(request)
+    def distribute(self, pieces: Pieces) -> None:
+        """Give each piece to the request that waits for it; on the event loop's thread."""
+        for number, piece in pieces:
+            queue = self._queues.get(number)
             if queue is not None:
                 queue.put_nowait(piece)
 
@@ -66,10 +68,11 @@ class Server:
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         ask = parse_ask(await _body(http))
-        request = self._request(ask)
-        queue = self._queues[request] = asyncio.Queue()
-        answer = Answer(request, self.codec)
-        self.engine.submit(request)
+        prompt, limit = self._prompt(ask)
+        number = next(self._numbers)
+        queue = self._queues[number] = asyncio.Queue()
+        answer = Answer(ask, prompt, self.codec)
+        self.model.submit(number, ask, prompt, limit)
         finished = False
         try:
             if ask.stream:
@@ -79,17 +82,16 @@ class Server:
             finished = True
             return response
         finally:
-            del self._queues[request]
+            del self._queues[number]
             if not finished:
-                self.engine.cancel(request)
+                self.model.cancel(number)
 
-    def _request(self, ask: Ask) -> Request:
-        """Resolve the name, write the prompt and see that it fits."""
-        adapter = self._adapters.get(ask.model)
-        if adapter is None and ask.model != self.name:
+    def _prompt(self, ask: Ask) -> tuple[list[int], int]:
+        """The prompt's ids and the most tokens of an answer, once name and length are seen to be right."""
+        if ask.model not in self._adapters and ask.model != self.name:
             raise self._unknown(ask.model)
         prompt = self.codec.render(ask.messages, ask.tools)
-        context = self.runner.max_model_len
+        context = self.model.max_model_len
         if len(prompt) >= context:
             raise RequestError(
                 f"the prompt is {len(prompt)} tokens long and leaves no room for an answer: this model's context "
@@ -97,10 +99,8 @@ class Server:
                 param="messages",
                 code="context_length_exceeded",
             )
-        limit = context - len(prompt)
-        if ask.max_tokens is not None:
-            limit = min(limit, ask.max_tokens)
-        return Request(ask, prompt, limit, adapter, self.codec)
+        room = context - len(prompt)
+        return prompt, room if ask.max_tokens is None else min(room, ask.max_tokens)
 
     async def _whole(self, answer: Answer, queue: asyncio.Queue[Piece]) -> web.Response:
         pieces = [await queue.get()]
@@ -145,7 +145,7 @@ class Server:
             "owned_by": "afterword",
             "root": self.root if adapter is None else adapter.path,
             "parent": None if adapter is None else self.name,
-            "max_model_len": self.runner.max_model_len,
+            "max_model_len": self.model.max_model_len,
         }
 
     async def _models(self, http: web.Request) -> web.Response:
@@ -162,19 +162,17 @@ class Server:
         body = await _body(http)
         name, path = _text(body, "lora_name"), _text(body, "lora_path")
         self._check_free(name)
-        read = functools.partial(read_adapter, name, Path(path), self.runner.lines, self._base, int(time.time()))
-        adapter = await self._loop.run_in_executor(None, read)
-        self._check_free(name)
-        self._adapters[name] = adapter
+        created = int(time.time())
+        self._loading.add(name)
         try:
-            await asyncio.wrap_future(self.engine.add_adapter(adapter))
-        except RuntimeError as error:
-            del self._adapters[name]
-            raise AdapterError(f"adapter {path!r} could not be laid into the model: {error}") from error
+            await asyncio.wrap_future(self.model.load(name, path, created))
+        finally:
+            self._loading.discard(name)
+        self._adapters[name] = _Loaded(path, created)
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
     def _check_free(self, name: str) -> None:
-        if name == self.name or name in self._adapters:
+        if name == self.name or name in self._adapters or name in self._loading:
             raise AdapterError(
                 f"the name {name!r} is already in use: unload it first or load under another name",
                 param="lora_name",
@@ -182,16 +180,16 @@ class Server:
 
     async def _unload(self, http: web.Request) -> web.Response:
         name = _text(await _body(http), "lora_name")
-        adapter = self._adapters.pop(name, None)
-        if adapter is None:
+        if self._adapters.pop(name, None) is None:
             raise self._unknown(name)
-        await asyncio.wrap_future(self.engine.remove_adapter(adapter))
+        await asyncio.wrap_future(self.model.unload(name))
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def _health(self, http: web.Request) -> web.Response:
-        if not self.engine.alive:
-            return _json({"status": "the model thread has ended; the log says why; start the engine again"}, 503)
-        return _json({"status": "ok", "model": self.name, **self.engine.counts()})
+        if not self.model.alive:
+            return _json({"status": "the model has ended; the log says why; start the engine again"}, 503)
+        counts = await asyncio.wrap_future(self.model.counts())
+        return _json({"status": "ok", "model": self.name, **counts})
 
 
 async def _body(http: web.Request) -> Any:

@@ -6,7 +6,8 @@ import time
 
 import orjson
 
-from afterword.engine.core import Piece, Request
+from afterword.engine.core import Piece
+from afterword.engine.protocol import Ask
 from afterword.engine.text import Codec
 from afterword.records import Json, new_id
 
@@ -14,16 +15,16 @@ from afterword.records import Json, new_id
 class Answer:
     """One request's id, time and model, and what its pieces look like to the client."""
 
-    def __init__(self, request: Request, codec: Codec) -> None:
-        self.request, self._codec = request, codec
+    def __init__(self, ask: Ask, prompt: list[int], codec: Codec) -> None:
+        self.ask, self.prompt, self._codec = ask, prompt, codec
         self.id, self.created = new_id("chatcmpl"), int(time.time())
         self._completion = 0
 
     def _head(self, kind: str) -> Json:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.request.ask.model}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.ask.model}
 
     def _usage(self) -> Json:
-        prompt = self.request.prompt
+        prompt = len(self.prompt)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": self._completion,
@@ -35,7 +36,7 @@ class Answer:
         return {"token": text, "logprob": value, "bytes": data}
 
     def _logprobs(self, pieces: list[Piece]) -> Json | None:
-        if not self.request.ask.logprobs:
+        if not self.ask.logprobs:
             return None
         content = []
         for piece in pieces:
@@ -56,24 +57,23 @@ class Answer:
             "finish_reason": pieces[-1].finish,
         }
         body = {**self._head("chat.completion"), "choices": [choice], "usage": self._usage()}
-        if self.request.ask.return_token_ids:
+        if self.ask.return_token_ids:
             choice["token_ids"] = tokens
-            body["prompt_token_ids"] = self.request.tokens[: self.request.prompt]
+            body["prompt_token_ids"] = self.prompt
         return body
 
     def first(self) -> bytes:
         """The chunk that opens a stream: the role, and the prompt's ids when they were asked for."""
         chunk = self._chunk({"role": "assistant", "content": ""}, None, None, [])
-        if self.request.ask.return_token_ids:
-            chunk["prompt_token_ids"] = self.request.tokens[: self.request.prompt]
+        if self.ask.return_token_ids:
+            chunk["prompt_token_ids"] = self.prompt
         return event(chunk)
 
     def next(self, piece: Piece) -> bytes:
         """A piece's chunk; nothing when it would tell the client nothing."""
-        ask = self.request.ask
         tokens = [] if piece.token is None else [piece.token]
         self._completion += len(tokens)
-        if not (piece.text or piece.finish or ask.logprobs or ask.return_token_ids):
+        if not (piece.text or piece.finish or self.ask.logprobs or self.ask.return_token_ids):
             return b""
         delta = {"content": piece.text}
         return event(self._chunk(delta, self._logprobs([piece]), piece.finish, tokens))
@@ -81,17 +81,17 @@ class Answer:
     def last(self) -> bytes:
         """What closes a stream: the usage when it was asked for, and the end mark."""
         end = b"data: [DONE]\n\n"
-        if not self.request.ask.include_usage:
+        if not self.ask.include_usage:
             return end
         body = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
         return event(body) + end
 
     def _chunk(self, delta: Json, logprobs: Json | None, finish: str | None, tokens: list[int]) -> Json:
         choice: Json = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        if self.request.ask.return_token_ids:
+        if self.ask.return_token_ids:
             choice["token_ids"] = tokens
         chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
-        if self.request.ask.include_usage:
+        if self.ask.include_usage:
             chunk["usage"] = None
         return chunk
 

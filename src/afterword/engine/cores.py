@@ -1,0 +1,56 @@
+"""How many CPU threads a step gets. Owns that choice and the measuring behind it; a GPU's steps do not care.
+
+Reading prompts is arithmetic and takes all cores. Writing is hundreds of short operations bound by memory, whose
+threads wait for each other after each one: on an idle machine all cores win, beside a busy gateway or a
+training run half of them are up to three times as fast. No rule knows which, so both are tried now and then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_FEW = 64
+"""A step of at most so many tokens is bound by memory."""
+_PERIOD, _TRIAL = 128, 4
+"""Of so many writing steps, the first `_TRIAL` are timed as they are and the next as many the other way."""
+
+
+class Cores:
+    """`threads`: all that the process may use."""
+
+    def __init__(self, threads: int) -> None:
+        self._all = threads
+        self._now, self._other = max(1, threads // 2), threads
+        self._step = 0
+        self._times: list[float] = []
+
+    @contextmanager
+    def share(self, tokens: int) -> Iterator[None]:
+        """Run a step of so many tokens on the threads that suit it. Threads belong to the calling thread."""
+        if tokens > _FEW or self._now == self._other:
+            _use(self._all)
+            yield
+            return
+        trying = _TRIAL <= self._step < 2 * _TRIAL
+        _use(self._other if trying else self._now)
+        began = time.perf_counter()
+        yield
+        self._record(time.perf_counter() - began)
+
+    def _record(self, seconds: float) -> None:
+        self._step = (self._step + 1) % _PERIOD
+        if self._step == 1:
+            self._times.clear()
+        if len(self._times) < 2 * _TRIAL:
+            self._times.append(seconds)
+            if len(self._times) == 2 * _TRIAL and sum(self._times[_TRIAL:]) < sum(self._times[:_TRIAL]):
+                self._now, self._other = self._other, self._now
+
+
+def _use(threads: int) -> None:
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

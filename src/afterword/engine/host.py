@@ -1,0 +1,115 @@
+"""The model's side of the engine: requests by number, adapters by name, over one Engine. Owns what the HTTP side
+may ask of the model, in plain values that can cross a pipe; knows nothing of HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from afterword.engine.adapters import Adapter, read_adapter
+from afterword.engine.core import Engine, Piece, Request
+from afterword.engine.protocol import Ask
+from afterword.engine.runner import Runner
+from afterword.engine.text import Codec
+from afterword.errors import AdapterError
+
+Pieces = list[tuple[int, Piece]]
+
+
+class Model(Protocol):
+    """What the HTTP side sees of the model, wherever it runs."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Context in tokens."""
+
+    @property
+    def alive(self) -> bool:
+        """False once the model has ended; every request then fails."""
+
+    def submit(self, number: int, ask: Ask, prompt: list[int], limit: int) -> None:
+        """Answer a prompt under a number of the caller's with at most `limit` tokens."""
+
+    def cancel(self, number: int) -> None:
+        """Stop working for a request; harmless when it is done."""
+
+    def load(self, name: str, path: str, created: int) -> Future[None]:
+        """Make an adapter folder usable under a name; the future may hold an AdapterError."""
+
+    def unload(self, name: str) -> Future[None]:
+        """Take an adapter away once the requests that use it are done; its name is free at once."""
+
+    def counts(self) -> Future[dict[str, int]]:
+        """Requests running and waiting, tokens generated since the start."""
+
+
+class Host:
+    """The model in this process, on the thread that calls `run`."""
+
+    def __init__(self, runner: Runner, codec: Codec, name: str, base: str, *, max_batch: int = 32) -> None:
+        """`name`: under which requests mean the base model; `base`: hash of its weights."""
+        self.runner, self.max_model_len = runner, runner.max_model_len
+        self.engine = Engine(runner, self._hand_over, max_batch=max_batch)
+        self._codec, self._name, self._base = codec, name, base
+        self._adapters: dict[str, Adapter] = {}
+        self._requests: dict[int, Request] = {}
+        # Folders are read on one thread of their own. It must not start OpenMP threads beside the model's: with
+        # more of them than cores libgomp no longer spins at its barriers, and every short operation pays a wake-up.
+        self._reader = ThreadPoolExecutor(
+            1, thread_name_prefix="adapters", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.engine.alive
+
+    def run(self, deliver: Callable[[Pieces], object]) -> None:
+        """Work until `stop`; `deliver` gets all new pieces of a step, by their requests' numbers."""
+        self._deliver = deliver
+        try:
+            self.engine.run()
+        finally:
+            self._reader.shutdown()
+
+    def stop(self) -> None:
+        """End `run` after its current step."""
+        self.engine.stop()
+
+    def submit(self, number: int, ask: Ask, prompt: list[int], limit: int) -> None:
+        adapter = None if ask.model == self._name else self._adapters[ask.model]
+        request = self._requests[number] = Request(number, ask, prompt, limit, adapter, self._codec)
+        self.engine.submit(request)
+
+    def cancel(self, number: int) -> None:
+        request = self._requests.pop(number, None)
+        if request is not None:
+            self.engine.cancel(request)
+
+    def load(self, name: str, path: str, created: int) -> Future[None]:
+        return self._reader.submit(self._load, name, path, created)
+
+    def unload(self, name: str) -> Future[None]:
+        return self.engine.remove_adapter(self._adapters.pop(name))
+
+    def counts(self) -> Future[dict[str, int]]:
+        future: Future[dict[str, int]] = Future()
+        future.set_result(self.engine.counts())
+        return future
+
+    def _load(self, name: str, path: str, created: int) -> None:
+        adapter = read_adapter(name, Path(path), self.runner.lines, self._base, created)
+        try:
+            self.engine.add_adapter(adapter).result()
+        except RuntimeError as error:
+            raise AdapterError(f"adapter {path!r} could not be laid into the model: {error}") from error
+        self._adapters[name] = adapter
+
+    def _hand_over(self, pieces: list[tuple[Request, Piece]]) -> None:
+        for request, piece in pieces:
+            if piece.finish is not None:
+                self._requests.pop(request.number, None)
+        self._deliver([(request.number, piece) for request, piece in pieces])
