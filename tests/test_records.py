@@ -9,11 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.records import FEEDBACK_KINDS, RECORDS, SCHEMA_VERSION, Record, Turn, content_hash, new_id
-from tests.store.store_rows import SPINE, turn
+from afterword.records import (
+    FEEDBACK_KINDS,
+    NOTES,
+    RECORDS,
+    SCHEMA_VERSION,
+    Record,
+    Relevance,
+    Turn,
+    content_hash,
+    new_id,
+)
+from tests.store.store_rows import BESIDE, SPINE, turn
 
 
-@pytest.mark.parametrize("record", SPINE, ids=lambda record: type(record).__name__)
+@pytest.mark.parametrize("record", (*SPINE, *BESIDE), ids=lambda record: type(record).__name__)
 def test_records_go_to_json_and_back(record: Record) -> None:
     data = json.loads(json.dumps(record.to_dict()))
     assert type(record).from_dict(data) == record
@@ -28,7 +38,23 @@ def test_a_field_of_a_newer_writer_is_refused() -> None:
 
 
 def test_every_record_has_a_table_of_its_own() -> None:
-    assert len({kind.TABLE for kind in RECORDS}) == len(RECORDS) == 8
+    assert len({kind.TABLE for kind in (*RECORDS, *NOTES)}) == len(RECORDS) + len(NOTES) == 11
+    assert tuple(type(row) for row in BESIDE) == NOTES
+
+
+@pytest.mark.parametrize(
+    ("real", "shuffled", "neutral", "ratio"), [(0.6, 0.3, 0.1, 2.0), (0.6, None, 0.2, 3.0), (0.5, None, 0.0, 1.0)]
+)
+def test_the_ratio_is_taken_against_the_larger_control(
+    real: float, shuffled: float | None, neutral: float, ratio: float
+) -> None:
+    row = Relevance(
+        id="r", interaction="i", model="m", real=real, shuffled=shuffled, neutral=neutral, tokens=4
+    )  # fmt: skip
+    assert row.ratio == pytest.approx(ratio)
+
+
+def test_kinds_of_feedback_are_named_once() -> None:
     assert len(set(FEEDBACK_KINDS)) == len(FEEDBACK_KINDS)
 
 

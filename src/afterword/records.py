@@ -10,6 +10,7 @@ databases, HTTP or tensors and imports only the standard library.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ FEEDBACK_KINDS = (
     "retraction",
 )  # fmt: skip
 SOURCES = ("end_user", "api", "detector", "reviewer")
+SCOPES = ("global", "task", "team", "user")
 
 
 def content_hash(*parts: Any) -> str:
@@ -60,9 +62,24 @@ class Record:
     @classmethod
     def from_dict(cls, data: Json) -> Self:
         """Inverse of `to_dict`; unknown keys of a newer writer are refused with TypeError."""
-        tuples = {f.name for f in dataclasses.fields(cls) if str(f.type).startswith("tuple")}
-        values: Json = {k: tuple(v) if k in tuples and isinstance(v, list) else v for k, v in data.items()}
+        flat, nested = _tuple_fields(cls)
+        values = dict(data)
+        for name in flat:
+            if isinstance(value := values.get(name), list):
+                values[name] = tuple(value)
+        for name in nested:
+            if value := values.get(name):
+                values[name] = tuple(map(tuple, value))
         return cls(**values)
+
+
+@functools.cache
+def _tuple_fields(kind: type[Record]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fields that JSON turns into lists: tuples, and tuples of tuples. Asked once a kind: rows are read by the
+    hundred thousand."""
+    types = {f.name: str(f.type) for f in dataclasses.fields(kind)}
+    flat = tuple(name for name, text in types.items() if text.startswith("tuple"))
+    return flat, tuple(name for name in flat if types[name].startswith("tuple[tuple"))
 
 
 def _plain(value: Any) -> Any:
@@ -201,6 +218,22 @@ class Interaction(Record):
     """Who gave the feedback."""
     task: str | None = None
     """Slice of the turn."""
+    team: str | None = None
+    """Group of users of the turn."""
+    scope: str = "global"
+    """Whom it may teach, one of SCOPES: "user" is a standing wish of one person and trains nothing shared until
+    others want it too."""
+    category: str = ""
+    """What the detectors read in the words: `correction`, `complaint`, `constraint`, `question` ..."""
+    confidence: float = 1.0
+    """How sure that reading is, 0 .. 1."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Edits: the characters [start, end) of the answer that the user changed or removed; an empty span is a place
+    where something was put in. Their tokens weigh most."""
+    redacted: tuple[str, ...] = ()
+    """Kinds of private data that were taken out of the hindsight."""
+    sketch: str = ""
+    """MinHash of request, answer and hindsight, for the search for near duplicates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,3 +343,77 @@ RECORDS: tuple[type[Record], ...] = (
     Turn, Feedback, Interaction, Skip, Candidate, Report, Verdict, Release,
 )  # fmt: skip
 """The spine, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review(Record):
+    """What a person said about an interaction; the newest counts. Example: Review(id="rev-01...",
+    interaction="9f...", decision="reject", by="ada", why="the user quotes someone else")"""
+
+    TABLE: ClassVar[str] = "reviews"
+
+    interaction: str
+    """The interaction it is about."""
+    decision: Literal["approve", "reject"]
+    """A rejected interaction trains nothing and is measured nowhere."""
+    by: str = ""
+    """Who decided."""
+    why: str = ""
+    """The reason, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relevance(Record):
+    """What the model itself makes of an interaction's hindsight, before training: mean |log p(y|x,o) - log p(y|x)|
+    over the answer's tokens (nats), for the user's own words and for words that are not about this answer. Example:
+    Relevance(id="51...", interaction="9f...", model="smollm2", real=0.61, shuffled=0.30, neutral=0.12, tokens=48)"""
+
+    TABLE: ClassVar[str] = "relevances"
+
+    interaction: str
+    """The interaction it is about."""
+    model: str
+    """The model that scored."""
+    real: float
+    """Under the user's own words."""
+    shuffled: float | None
+    """Under words that other users of the same slice wrote after other answers; None when there are none."""
+    neutral: float
+    """Under words that say nothing ("Okay.")."""
+    tokens: int
+    """Scored tokens of the answer."""
+
+    @property
+    def control(self) -> float:
+        """The larger of both controls: what any words would do to this answer."""
+        return max(self.neutral, self.shuffled or 0.0)
+
+    @property
+    def ratio(self) -> float:
+        """Signal over control; about 1 for words that could stand after any answer."""
+        return self.real / self.control if self.control > 0 else float(self.real > 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision(Record):
+    """The model's second draft, written with the user's reaction in view. Example: Revision(id="77...",
+    interaction="9f...", model="smollm2", text="Six minutes.", draft_score=-0.9, score=-0.4, kept=True)"""
+
+    TABLE: ClassVar[str] = "revisions"
+
+    interaction: str
+    """The interaction it is about."""
+    model: str
+    """The model that wrote and scored it."""
+    text: str
+    """The second draft."""
+    draft_score: float
+    """Hindsight score of the served answer (nats a token)."""
+    score: float
+    """Hindsight score of the revision."""
+    kept: bool
+    """Is it better than the draft? A weaker one is never shown to a teacher."""
+
+
+NOTES: tuple[type[Record], ...] = (Review, Relevance, Revision)
+"""What is said about an interaction beside the spine; rows like all others."""

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Skip, Turn, Verdict
+from afterword.records import (
+    Candidate,
+    Feedback,
+    Interaction,
+    Record,
+    Release,
+    Relevance,
+    Report,
+    Review,
+    Revision,
+    Skip,
+    Turn,
+    Verdict,
+)
 
 
 def turn(name: str = "t1", **extra: Any) -> Turn:
@@ -25,7 +38,7 @@ def interaction(name: str = "i1", of: str = "t1", feedback: tuple[str, ...] = ("
 SPINE: tuple[Record, ...] = (
     turn(prompt_ids=(1, 2), completion_ids=(3,), logprobs=(-0.5,)),
     Feedback(id="f1", turn="t1", kind="follow_up", text="Shorter."),
-    interaction(),
+    interaction(spans=((0, 2), (3, 3)), redacted=("email",), scope="user"),
     Skip(id="s1", feedback="f0", turn="t1", reason="thanks", detail="it only says thanks"),
     Candidate(id="k1", path="adapters/k1", base="m", parent=None, interactions=("i1",), recipe={"name": "r"}),
     Report(id="r1", candidate="k1", against=None, suites={"holdout": {"n": 3}}, examples=({"a": 1},)),
@@ -34,3 +47,10 @@ SPINE: tuple[Record, ...] = (
             previous=None, action="publish", why="the gate passed"),
 )  # fmt: skip
 """A whole spine, in order."""
+
+BESIDE: tuple[Record, ...] = (
+    Review(id="w1", interaction="i1", decision="reject", by="ada", why="a quotation"),
+    Relevance(id="e1", interaction="i1", model="m", real=0.6, shuffled=0.3, neutral=0.1, tokens=4),
+    Revision(id="n1", interaction="i1", model="m", text="Six.", draft_score=-0.9, score=-0.4, kept=True),
+)
+"""One note of each kind about its interaction."""

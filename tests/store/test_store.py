@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterword.errors import NotFoundError, StoreError, UsageError
-from afterword.records import RECORDS, Candidate, Feedback, Interaction, Record, Release, Skip, Turn
+from afterword.records import NOTES, RECORDS, Candidate, Feedback, Interaction, Record, Release, Review, Skip, Turn
 from afterword.store import Store
 from afterword.store.schema import MIGRATIONS, connect, migrate, open_database
 from afterword.store.writer import Writer
-from tests.store.store_rows import SPINE, interaction, turn
+from tests.store.store_rows import BESIDE, SPINE, interaction, turn
 
 
 @pytest.fixture
@@ -33,8 +33,9 @@ def store(path: Path) -> Any:
 
 
 def test_every_kind_comes_back_as_it_was(store: Store) -> None:
-    assert store.write(*SPINE) == ["stored"] * len(SPINE)
-    assert [store.get(type(row), row.id) for row in SPINE] == list(SPINE)
+    every = [*SPINE, *BESIDE]
+    assert store.write(*every) == ["stored"] * len(every)
+    assert [store.get(type(row), row.id) for row in every] == every
     assert [type(row) for row in SPINE] == list(RECORDS)
     assert store.counts() == {kind.TABLE: 1 for kind in RECORDS}
 
@@ -118,9 +119,9 @@ def test_a_row_that_the_database_refuses_fails_alone(path: Path, monkeypatch: py
 
 
 def test_rows_are_never_changed_or_deleted(store: Store, path: Path) -> None:
-    store.write(*SPINE)
+    store.write(*SPINE, *BESIDE)
     with sqlite3.connect(path) as connection:
-        for kind in RECORDS:
+        for kind in (*RECORDS, *NOTES):
             for change in (f"UPDATE {kind.TABLE} SET created_at = 0", f"DELETE FROM {kind.TABLE}"):
                 with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                     connection.execute(change)
@@ -329,3 +330,12 @@ def test_readers_see_every_commit_while_rows_are_written(store: Store) -> None:
 def test_split_and_kind_are_searched_columns_of_interactions(store: Store) -> None:
     store.write(interaction("i1"), interaction("i2", feedback=("f2",), split="holdout"))
     assert store.tally(Interaction, "split") == {"holdout": 1, "train": 1}
+
+
+def test_what_a_reviewer_rejected_is_not_usable_until_approved_again(store: Store) -> None:
+    store.write(interaction("i1"), interaction("i2", feedback=("f2",)), Review(id="w1", interaction="i1",
+                decision="reject", why="a quotation"))  # fmt: skip
+    assert [i.id for i in store.usable("train")] == ["i2"]
+    store.write(Review(id="w2", interaction="i1", decision="approve"))
+    assert [i.id for i in store.usable("train")] == ["i1", "i2"]
+    assert store.reviews()["i1"].id == "w2"

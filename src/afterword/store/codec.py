@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from afterword.errors import UsageError
-from afterword.records import RECORDS, Interaction, Record, Turn
+from afterword.records import NOTES, RECORDS, Interaction, Record, Turn
 
-BY_TABLE: dict[str, type[Record]] = {kind.TABLE: kind for kind in RECORDS}
+BY_TABLE: dict[str, type[Record]] = {kind.TABLE: kind for kind in (*RECORDS, *NOTES)}
 
 SEARCHED: dict[str, tuple[str, ...]] = {
     "turns": ("user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason"),
@@ -29,6 +29,9 @@ SEARCHED: dict[str, tuple[str, ...]] = {
     "reports": ("candidate",),
     "verdicts": ("candidate", "report", "passed"),
     "releases": ("channel", "adapter", "candidate", "verdict"),
+    "reviews": ("interaction", "decision"),
+    "relevances": ("interaction",),
+    "revisions": ("interaction",),
 }
 ARRAYS = ("prompt_ids", "completion_ids", "logprobs")
 
@@ -56,7 +59,7 @@ def _insert(table: str) -> str:
     )
 
 
-FIELDS = {kind.TABLE: tuple(f.name for f in dataclasses.fields(kind)) for kind in RECORDS}
+FIELDS = {table: tuple(f.name for f in dataclasses.fields(kind)) for table, kind in BY_TABLE.items()}
 """Names per table. Values go to JSON as they are: walking every token id first would cost more than the rest."""
 
 INSERT = {table: _insert(table) for table in SEARCHED}

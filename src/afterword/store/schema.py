@@ -50,6 +50,13 @@ MIGRATIONS: tuple[str, ...] = (
             _table("releases", "channel TEXT NOT NULL, adapter TEXT, candidate TEXT, verdict TEXT", "channel"),
         )
     ),
+    "\n".join(
+        (
+            _table("reviews", "interaction TEXT NOT NULL, decision TEXT NOT NULL", "interaction"),
+            _table("relevances", "interaction TEXT NOT NULL", "interaction"),
+            _table("revisions", "interaction TEXT NOT NULL", "interaction"),
+        )
+    ),
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from afterword.records import (
     Record,
     Release,
     Report,
+    Review,
     Skip,
     Turn,
     Verdict,
@@ -214,10 +215,17 @@ class Store:
         """Ids of feedback that was taken back."""
         return {row[0] for row in self._read("SELECT retracts FROM feedback WHERE retracts IS NOT NULL")}
 
+    def reviews(self) -> dict[str, Review]:
+        """The newest review of each interaction that has one."""
+        return {row.interaction: row for row in self.rows(Review)}
+
     def usable(self, split: str) -> list[Interaction]:
-        """Interactions of a split, oldest first, without those whose feedback was taken back."""
+        """Interactions of a split, oldest first, without those whose feedback was taken back and those that a
+        reviewer rejected."""
         gone = self.retracted()
-        return [i for i in self.rows(Interaction, split=split) if not gone.intersection(i.feedback)]
+        rejected = {name for name, review in self.reviews().items() if review.decision == "reject"}
+        rows = self.rows(Interaction, split=split)
+        return [i for i in rows if i.id not in rejected and not gone.intersection(i.feedback)]
 
     def spent(self, channel: str = "default") -> set[str]:
         """Interactions in the ancestry of the adapter that the channel serves now."""
