@@ -10,7 +10,6 @@ databases, HTTP or tensors and imports only the standard library.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -62,7 +61,7 @@ class Record:
     @classmethod
     def from_dict(cls, data: Json) -> Self:
         """Inverse of `to_dict`; unknown keys of a newer writer are refused with TypeError."""
-        flat, nested = _tuple_fields(cls)
+        flat, nested = _TUPLES.get(cls) or _tuple_fields(cls)
         values = dict(data)
         for name in flat:
             if isinstance(value := values.get(name), list):
@@ -73,13 +72,16 @@ class Record:
         return cls(**values)
 
 
-@functools.cache
+_TUPLES: dict[type[Record], tuple[tuple[str, ...], tuple[str, ...]]] = {}
+"""Asked once a kind: rows are read by the hundred thousand."""
+
+
 def _tuple_fields(kind: type[Record]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Fields that JSON turns into lists: tuples, and tuples of tuples. Asked once a kind: rows are read by the
-    hundred thousand."""
+    """Fields that JSON turns into lists: tuples, and those of tuples."""
     types = {f.name: str(f.type) for f in dataclasses.fields(kind)}
     flat = tuple(name for name, text in types.items() if text.startswith("tuple"))
-    return flat, tuple(name for name in flat if types[name].startswith("tuple[tuple"))
+    _TUPLES[kind] = flat, tuple(name for name in flat if types[name].startswith("tuple[tuple"))
+    return _TUPLES[kind]
 
 
 def _plain(value: Any) -> Any:
