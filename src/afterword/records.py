@@ -30,9 +30,12 @@ SOURCES = ("end_user", "api", "detector", "reviewer")
 SCOPES = ("global", "task", "team", "user")
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
 def content_hash(*parts: Any) -> str:
     """32 hex digits of BLAKE2b over the canonical JSON of `parts`: equal content, equal id."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = _CANONICAL.encode(parts)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from afterword.feedback import cues
-from afterword.feedback.patterns import Patterns, keys_of
+from afterword.feedback.patterns import Keys, Patterns, keys_of
 
 Category = Literal[
     "thanks", "continuation", "off_topic", "correction", "complaint", "constraint", "rephrase", "question", "unsure"
@@ -72,7 +72,7 @@ def _decide(request: str, answer: str, text: str) -> Decided:
         return "unsure", GUESS
     if _CONTINUE.fullmatch(seen.strip(" .!?。！？…~")):
         return "continuation", SURE
-    keys = keys_of(words) | {""}
+    keys = keys_of(words)
     rest = _after_thanks(seen, keys)
     if rest == "":
         return "thanks", SURE
@@ -87,23 +87,21 @@ def _decide(request: str, answer: str, text: str) -> Decided:
     return found or (cue and (cue, SURE)) or _without_cue(seen, keys, own, shared)
 
 
-def _cue(seen: str, keys: set[str] | frozenset[str]) -> Category | None:
-    if _CORRECTION.search(seen, keys):
+def _cue(seen: str, keys: Keys) -> Category | None:
+    if _CORRECTION.search(seen, keys) or any(sign in seen for sign in _FAULTS):
         return "correction"
     if _COMPLAINT.search(seen, keys):
         return "complaint"
     return "constraint" if _CONSTRAINT.search(seen, keys) else None
 
 
-def _of_its_own(
-    seen: str, keys: set[str] | frozenset[str], own: frozenset[str], shared: int, cue: Category | None
-) -> Decided | None:
+def _of_its_own(seen: str, keys: Keys, own: frozenset[str], shared: int, cue: Category | None) -> Decided | None:
     """Is it a task of its own, whatever its cues? None: the cue decides."""
     if _SWITCH.search(seen, keys):
         return "off_topic", SURE
     clean = _EMPTY_IT.sub(" ", seen)
     strong = _ABOUT.search(clean, keys)
-    at_once = cue == "correction" and _CORRECTION.search(seen[:60], keys)
+    at_once = cue == "correction" and _cue(seen[:60], keys) == "correction"
     new_task = _NEW_TASK.match(seen) is not None
     if len(own) >= LONG:
         kept = at_once or (strong and not new_task and _cue(seen[:80], keys))
@@ -127,7 +125,7 @@ def _of_its_own(
     return None
 
 
-def _without_cue(seen: str, keys: set[str] | frozenset[str], own: frozenset[str], shared: int) -> Decided:
+def _without_cue(seen: str, keys: Keys, own: frozenset[str], shared: int) -> Decided:
     asks = _asks(seen)
     if not own and not asks:
         return "constraint", LIKELY  # nothing but the vocabulary of form
@@ -166,7 +164,7 @@ def _topics(stems: frozenset[str]) -> frozenset[str]:
     return frozenset(s for s in stems if s not in _FORM_STEMS)
 
 
-def _after_thanks(seen: str, keys: set[str] | frozenset[str]) -> str | None:
+def _after_thanks(seen: str, keys: Keys) -> str | None:
     """What a message says beyond its thanks: "" when it only thanks, None when it does not thank."""
     thanks = _THANKS.search(seen, keys)
     if not thanks and not _ACK.search(seen, keys):
@@ -243,6 +241,7 @@ _SPACES = str.maketrans(dict.fromkeys("\n\t.,;:!?()[]{}<>\"'`*_/\\-=|#", " "))
 _THANKS, _ACK = Patterns(_all(cues.THANKS)), Patterns(_all(cues.ACK))
 _THANKS_ALL, _ACK_ALL = _anywhere(_all(cues.THANKS)), _anywhere(_all(cues.ACK))
 _CORRECTION = Patterns(_all(cues.CORRECTION))
+_FAULTS = ("error:", "exception:", "traceback (most")
 _COMPLAINT = Patterns(_all(cues.COMPLAINT))
 _CONSTRAINT = Patterns(_all(cues.CONSTRAINT))
 _CONTINUE = re.compile("|".join(cues.CONTINUE))

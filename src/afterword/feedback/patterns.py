@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 
 KEY = 3
 """Letters of a word by which patterns are found."""
 
 _FREE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
+_DIGITS = r"\d+"
 _LITERAL = re.compile(r"[^\W\d_][\w'-]*")
 _TOP = re.compile(r"\((?:\?:)?|\)|\||\\.|\[(?:\\.|[^\]\\])*\]")
 
 
-def keys_of(words: Iterable[str]) -> Set[str]:
-    """What `Patterns.search` needs to know of a message's words (lowered)."""
-    return {word[:KEY] for word in words}
+Keys = frozenset[str]
+
+
+def keys_of(words: Iterable[str]) -> Keys:
+    """What `Patterns.search` needs to know of a message's words (lowered); "" stands for patterns without a fixed
+    beginning."""
+    return frozenset([word[:KEY] for word in words]) | {""}
 
 
 class Patterns:
@@ -27,7 +32,9 @@ class Patterns:
     the beginning, Chinese and Japanese ones anywhere."""
 
     def __init__(self, entries: Iterable[str]) -> None:
-        begin, free, always = [], [], []
+        begin: list[str] = []
+        free: list[str] = []
+        numbers: list[str] = []
         by_key: dict[str, list[str]] = defaultdict(list)
         for entry in entries:
             if entry.startswith("^"):
@@ -36,22 +43,24 @@ class Patterns:
                 free.append(entry)
             else:
                 for one in _expanded(entry):
-                    key = _key(one)
-                    (always if key is None else by_key[key]).append(one)
+                    if one.startswith(_DIGITS):
+                        numbers.append(one.removeprefix(_DIGITS))
+                    else:
+                        by_key[_key(one)].append(one)
         self._begin = _compiled(begin)
         self._free = _compiled(free)
-        self._by_key = {key: _bounded(group) for key, group in by_key.items()}
-        if always:
-            self._by_key[""] = _bounded(always)
+        self._by_key = {key: _beginning(key, group) for key, group in by_key.items()}
+        if numbers:
+            self._by_key[""] = re.compile(rf"[0-9](?<![\w'][0-9])[0-9]*(?:{'|'.join(numbers)})(?![\w'])")
         self._keys = frozenset(self._by_key)
 
-    def search(self, text: str, keys: Set[str]) -> bool:
-        """Does any pattern occur in `text` (lowered)? `keys` are `keys_of` its words, with "" to try all that have
-        no fixed beginning."""
+    def search(self, text: str, keys: Keys) -> bool:
+        """Does any pattern occur in `text` (lowered)? `keys` are `keys_of` its words."""
         if self._begin is not None and self._begin.match(text):
             return True
-        if any(self._by_key[key].search(text) for key in self._keys & keys):
-            return True
+        for key in self._keys & keys:
+            if self._by_key[key].search(text):
+                return True
         return self._free is not None and self._free.search(text) is not None
 
 
@@ -59,39 +68,42 @@ def _compiled(entries: list[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(f"(?:{e})" for e in entries)) if entries else None
 
 
-def _bounded(entries: list[str]) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w'])(?:{'|'.join(entries)})(?![\w'])")
+def _beginning(key: str, entries: list[str]) -> re.Pattern[str]:
+    """Patterns that all begin with `key`: written so that the engine looks for these letters first."""
+    rest = "|".join(dict.fromkeys(entry[len(key) :] for entry in entries))
+    return re.compile(rf"{key}(?<![\w']{key})(?:{rest})(?![\w'])")
 
 
-def _key(entry: str) -> str | None:
-    """The first letters of every word that the pattern can begin with, None when they are not fixed."""
+def _key(entry: str) -> str:
+    """The first letters of the word that the pattern begins with."""
+    word, rest = _literal(entry)
+    whole = rest == "" or rest[0] in " ,.;:$("
+    assert len(word) >= KEY or (word and whole), f"the pattern {entry!r} has no fixed beginning"
+    return word[:KEY]
+
+
+def _literal(entry: str) -> tuple[str, str]:
+    """The word that every match begins with, and what follows it in the pattern."""
     found = _LITERAL.match(entry)
-    if found is None:
-        return None
-    word, rest = found.group(), entry[found.end() :]
-    if rest[:1] in {"?", "*", "{"}:
+    word = found.group() if found else ""
+    if entry[len(word) :][:1] in {"?", "*", "{"}:
         word = word[:-1]
-    whole = rest == "" or rest[0] in " ,.;:"
-    if len(word) >= KEY:
-        return word[:KEY]
-    return word if whole and word else None
+    return word, entry[len(word) :]
 
 
 def _expanded(entry: str) -> Iterator[str]:
-    """`entry` without a group at its beginning: one pattern for each alternative."""
-    if not entry.startswith("("):
+    """`entry` with a group at (or near) its beginning written out: one pattern for each alternative."""
+    word, rest = _literal(entry)
+    if not rest.startswith("(") or rest.startswith("(?") or len(word) >= KEY:
         yield entry
         return
-    parts, end = _alternatives(entry)
-    rest = entry[end:]
-    if rest[:1] in {"*", "+", "{"}:
-        yield entry
-        return
+    parts, end = _alternatives(rest)
+    rest = rest[end:]
     if rest[:1] == "?":
         rest = rest[1:]
         parts = [*parts, ""]
     for part in parts:
-        whole = (part + rest).lstrip(" ") if part == "" else part + rest
+        whole = word + part + rest if word or part else rest.lstrip(" ")
         if whole:
             yield from _expanded(whole)
 
