@@ -17,8 +17,8 @@ from afterword.learn.divergences import (
     NegativeLogLikelihood,
     PolicyGradient,
     ReverseKL,
-    tile_of,
 )
+from afterword.learn.tiles import tile_of
 
 S = torch.tensor([[0.5, 0.3, 0.15, 0.05]], dtype=torch.float64)
 T = torch.tensor([[0.2, 0.6, 0.1, 0.1]], dtype=torch.float64)

@@ -12,13 +12,14 @@ from afterword.learn.divergences import (
     FORWARD_KL,
     JSD,
     Estimator,
+    Follows,
     NegativeLogLikelihood,
     PolicyGradient,
     ReverseKL,
-    tile_of,
 )
 from afterword.learn.head import Head
 from afterword.learn.loss_stage import token_losses
+from afterword.learn.tiles import Tile, tile_of
 
 ESTIMATORS: list[Estimator] = [FORWARD_KL, ReverseKL(), JSD(0.5), PolicyGradient(), NegativeLogLikelihood()]
 
@@ -127,10 +128,12 @@ def test_a_tile_never_outgrows_its_tokens() -> None:
     class Spy:
         needs_teacher = True
         sampled = False
+        distance = True
+        follows = Follows.FORWARD_KL
 
-        def __call__(self, tile: object) -> tuple[Tensor, Tensor]:
-            seen.append(tile.s.shape[0])  # type: ignore[attr-defined]
-            return FORWARD_KL(tile)  # type: ignore[arg-type]
+        def __call__(self, tile: Tile) -> tuple[Tensor, Tensor]:
+            seen.append(tile.s.shape[0])
+            return FORWARD_KL(tile)
 
     student, teacher, weight, ids = case(300, 8, 30, torch.float32, 0)
     token_losses(student, teacher, Head(weight), ids, Spy(), tile=128)

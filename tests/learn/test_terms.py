@@ -11,6 +11,7 @@ from torch import Tensor
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.divergences import FORWARD_KL
 from afterword.learn.loss_stage import Scores
+from afterword.learn.monitors import COLUMNS
 from afterword.learn.rows import Rows, layout
 from afterword.learn.schedules import Constant, Linear
 from afterword.learn.teachers import BASE, START
@@ -25,7 +26,7 @@ def term(**changes: object) -> Term:
 
 def scores(losses: Tensor) -> Scores:
     nothing = torch.zeros_like(losses)
-    return Scores(losses, nothing, nothing, nothing, nothing, nothing)
+    return Scores(losses, *[nothing] * (len(COLUMNS) - 1))
 
 
 def value(one: Term, losses: Tensor, rows: Rows) -> float:

@@ -1,18 +1,37 @@
-"""The output head that student and teacher of self-distillation share: hidden states to logits and back.
+"""The output head: hidden states to logits and back.
 
-Owns the projection with its bias, scale and soft cap, and their gradient. It never sees more rows than the
-loss stage hands it, and the head itself is never trained here.
+Owns the projection with its bias, LoRA, scale and soft cap, and their gradients. It never sees more rows than the
+loss stage hands it. The head's own weight is never trained here; an adapter on it can be.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from afterword.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class HeadAdapter:
+    """LoRA on the head: adds scale * (h down') up'."""
+
+    down: Tensor
+    """[r, H], float32 or wider."""
+    up: Tensor
+    """[V, r]."""
+    scale: float
+
+    def gradients(self, hidden: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """d loss / d (down, up) from hidden [n, H] and d loss / d (h W' + ...) [n, V]."""
+        wide = hidden.to(self.down.dtype)
+        gradient = gradient.to(self.up.dtype)
+        return self.scale * (gradient @ self.up).T @ wide, self.scale * gradient.T @ (wide @ self.down.T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +43,24 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     cap: float | None = None
+    adapter: HeadAdapter | None = None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[n, H] to [n, V] in float32 (float64 for a float64 head)."""
-        out = _product(hidden.to(self.weight.dtype), self.weight.T)
+    @property
+    def bare(self) -> Head:
+        """Without its adapter."""
+        return replace(self, adapter=None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the logits: float32, or float64 for a float64 head."""
+        return torch.promote_types(self.weight.dtype, torch.float32)
+
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[n, H] to [n, V] in `dtype`, into `out` when given (then without a gradient)."""
+        out = _product(hidden.to(self.weight.dtype), self.weight.T, out)
+        if self.adapter is not None:
+            down = hidden.to(self.adapter.down.dtype) @ self.adapter.down.T
+            out.addmm_(down, self.adapter.up.T, alpha=self.adapter.scale)
         if self.bias is not None:
             out += self.bias
         if self.scale != 1.0:
@@ -36,44 +69,88 @@ class Head:
             out = torch.tanh_(out.div_(self.cap)).mul_(self.cap)
         return out
 
-    def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """d loss / d logits [n, V] (overwritten) to d loss / d hidden [n, H]."""
+    def unscaled(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """d loss / d logits [n, V] (overwritten) to d loss / d (h W' + ...) [n, V]."""
         if self.cap is not None:
             gradient *= 1 - (logits / self.cap).square()
         if self.scale != 1.0:
             gradient *= self.scale
-        return _product(gradient.to(self.weight.dtype), self.weight)
+        return gradient
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """d loss / d (h W' + ...) [n, V] to d loss / d hidden [n, H]."""
+        back = _product(gradient.to(self.weight.dtype), self.weight)
+        if self.adapter is not None:
+            up = gradient.to(self.adapter.up.dtype) @ self.adapter.up
+            back.addmm_(up, self.adapter.down, alpha=self.adapter.scale)
+        return back
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     if left.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left @ right
+        if out is None:
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return torch.mm(left, right, out_dtype=torch.float32, out=out)
+    return torch.mm(left, right) if out is None else torch.mm(left, right, out=out)
 
 
-def head_of(model: Any) -> Head:
+def head_of(model: Any, *, adapter: str | None = None) -> Head:
     """The head of a transformers causal model, checked against the model's own logits on a few ids.
 
-    Raises ModelError when the head is trained or adapted, or when the model does something else between its
-    last hidden states and its logits.
+    For a head with PEFT's LoRA on it, `adapter` names the one that becomes part of the head (its parameters keep
+    their gradient); `Head.bare` is then what a teacher without it reads. Raises ModelError when the head is adapted
+    and no adapter is named, when it is trained itself or adapted by something else, or when the model does
+    something else between its last hidden states and its logits.
     """
     layer = model.get_output_embeddings()
-    weight = getattr(layer, "weight", None)
-    adapted = hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save")
-    if not isinstance(weight, Tensor) or adapted:
+    plain = getattr(layer, "base_layer", layer)
+    weight = getattr(plain, "weight", None)
+    known = plain is layer or (hasattr(layer, "lora_A") and adapter is not None)
+    if not isinstance(weight, Tensor) or not known or hasattr(layer, "modules_to_save"):
         raise ModelError(
             f"the output head ({type(layer).__name__}) is trained or adapted: leave it out of the LoRA targets"
         )
     wide = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
-    bias = getattr(layer, "bias", None)
+    bias = getattr(plain, "bias", None)
     head = Head(
         weight=weight.detach().float() if wide else weight.detach(),
         bias=None if bias is None else bias.detach().float(),
         scale=_scale(model.config),
         cap=getattr(model.config, "final_logit_softcapping", None),
+        adapter=None if plain is layer or adapter is None else _adapter(layer, adapter),
     )
-    _check(model, head)
+    with _head_as(layer, None if head.adapter is None else adapter):
+        _check(model, head)
     return head
+
+
+def _adapter(layer: Any, name: str) -> HeadAdapter | None:
+    """None for an adapter that does not touch the head."""
+    if name not in layer.lora_A:
+        return None
+    if name in getattr(layer, "lora_variant", {}):
+        raise ModelError(f"adapter {name!r} is a variant of LoRA on the output head: leave the head out of its targets")
+    return HeadAdapter(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
+
+
+@contextmanager
+def _head_as(layer: Any, adapter: str | None) -> Iterator[None]:
+    """The model's own head with this adapter, or with none, for the probe."""
+    if not hasattr(layer, "base_layer"):
+        yield
+        return
+    active, off = list(layer.active_adapters), layer.disable_adapters
+    trained = {name: p.requires_grad for name, p in layer.named_parameters()}
+    layer.enable_adapters(adapter is not None)
+    if adapter is not None:
+        layer.set_adapter([adapter])
+    try:
+        yield
+    finally:
+        layer.set_adapter(active)
+        layer.enable_adapters(not off)
+        for name, p in layer.named_parameters():
+            p.requires_grad_(trained[name])
 
 
 def _scale(config: Any) -> float:

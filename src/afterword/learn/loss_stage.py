@@ -1,111 +1,186 @@
 """The loss stage: hidden states of both sides in, per-token losses out, and never a [tokens, vocabulary] tensor.
 
-A tile of tokens at a time goes through the shared head; the estimator gives the loss and its gradient with
-respect to the tile's logits, which is pulled back to the student's hidden states at once. What is kept for
-backward is [N, H]. Entropies, log-probabilities of the served ids and the top-k overlap come from the same
-pass. Nothing here averages or weights: that is `terms`.
+A tile of tokens at a time goes through the heads; within it, a strip of a few tokens at a time (so that its passes
+stay in the processor's cache) through the distance, whose gradient overwrites the student's logits; then the whole
+tile is pulled back to the student's hidden states. What is kept for backward is [N, H]. A tile has as many tokens
+as fit a fixed number of bytes, so that memory grows neither with the tokens nor with the vocabulary. Entropies,
+log-probabilities of the served ids and what the most likely tokens say come from the same pass. Nothing here
+averages or weights: that is `terms`. Plain torch: on CUDA the same loop runs with larger strips.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from afterword.learn.divergences import Estimator, Tile, dot, tile_of
+from afterword.errors import ConfigError
+from afterword.learn.distances import Distance
+from afterword.learn.divergences import Estimator
 from afterword.learn.head import Head
+from afterword.learn.monitors import COLUMNS, observe
+from afterword.learn.supports import FULL, Support
+from afterword.learn.targets import IDENTITY, Target
+from afterword.learn.tiles import tile_of
 
 TILE = 128
-"""Tokens at a time: two tiles of a 49,152-token vocabulary are 50 MB in float32."""
-TOP = 16
-"""Tokens per side that are compared for the overlap."""
+"""Most tokens of a tile: more make the products of a CPU no faster."""
+_TILE_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
+"""Most bytes of a tile's logits, per side."""
+_STRIP_BYTES = {"cpu": 3 << 20, "cuda": 32 << 20}
+"""Most bytes of a strip's logits; about eight tensors of that size exist at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Per token, all [N] float32. Only `loss` carries a gradient (to the student's hidden states)."""
+    """Per token, all [N] float32. Only `loss` carries a gradient (to the student's hidden states and to the
+    adapter of its head). Both sides at temperature 1 and before any target."""
 
     loss: Tensor
     logp_student: Tensor
     """log S(y) of the served ids (nats)."""
     logp_teacher: Tensor
-    """log T(y); equal to `logp_student` when the estimator has no teacher."""
+    """log T(y); equal to `logp_student` when there is no teacher."""
     entropy_student: Tensor
     entropy_teacher: Tensor
     overlap: Tensor
-    """Share of the teacher's TOP most likely tokens that are among the student's."""
+    """Share of the teacher's 16 most likely tokens that are among the student's (arXiv 2604.13016)."""
+    overlap_advantage: Tensor
+    """Mean over those shared tokens of S (log T - log S), both renormalised on them: 0 at agreement, negative
+    otherwise; 0 too where no token is shared."""
+    top_mass: Tensor
+    """The student's probability of the support, or of its 16 most likely tokens when the support is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a pass reads besides the student, none of it with a gradient."""
+
+    head: Head
+    ids: Tensor
+    distance: Distance
+    teacher: tuple[Tensor, Head] | None
+    reference: tuple[Tensor, Head] | None
+    tile: int
+    strip: int
 
 
 def token_losses(
-    student: Tensor, teacher: Tensor | None, head: Head, ids: Tensor, estimator: Estimator, *, tile: int = TILE
+    student: Tensor,
+    teacher: Tensor | None,
+    head: Head,
+    ids: Tensor,
+    estimator: Estimator,
+    *,
+    target: Target = IDENTITY,
+    support: Support = FULL,
+    reference: Tensor | None = None,
+    teacher_head: Head | None = None,
+    reference_head: Head | None = None,
+    tile: int | None = None,
 ) -> Scores:
     """Score N served tokens.
 
-    `student` [N, H] and `teacher` [N, H] are the last hidden states from which each of `ids` [N] is
-    predicted; `teacher` may be None for an estimator that needs none. float64 heads give float64 scores.
+    `student` [N, H], `teacher` and `reference` are the last hidden states from which each of `ids` [N] is
+    predicted. `teacher` may be None for an estimator that needs none, `reference` for a target that needs none.
+    Their heads are the student's `head` unless named: one without its adapter, or another model's over the same
+    vocabulary. `tile` bounds the tokens of a tile. float64 heads give float64 scores. Raises ConfigError when the
+    parts do not go together or a side is missing.
     """
-    columns = _TokenLosses.apply(student, teacher, head, ids, estimator, tile)  # type: ignore[no-untyped-call]
-    return Scores(*columns)
+    distance = Distance(estimator, target, support)
+    _refuse(distance, teacher, reference)
+    vocabulary, size = head.weight.shape[0], head.dtype.itemsize
+    kind = "cpu" if student.device.type == "cpu" else "cuda"
+    most = max(1, min(TILE if kind == "cpu" else 2048, _TILE_BYTES[kind] // (vocabulary * size)))
+    job = _Job(
+        head=head,
+        ids=ids,
+        distance=distance,
+        teacher=None if teacher is None else (teacher.detach(), teacher_head or head),
+        reference=None if reference is None else (reference.detach(), reference_head or head),
+        tile=most if tile is None else min(most, tile),
+        strip=max(1, _STRIP_BYTES[kind] // (vocabulary * size)),
+    )
+    down, up = (None, None) if head.adapter is None else (head.adapter.down, head.adapter.up)
+    return Scores(*_TokenLosses.apply(student, down, up, job))  # type: ignore[no-untyped-call]
+
+
+def _refuse(distance: Distance, teacher: Tensor | None, reference: Tensor | None) -> None:
+    faults = distance.faults()
+    if teacher is None and distance.estimator.needs_teacher:
+        faults.append(f"{type(distance.estimator).__name__} compares with a teacher: give its hidden states")
+    if reference is None and distance.target.needs_reference:
+        faults.append(f"{type(distance.target).__name__} reads a reference: give its hidden states")
+    if faults:
+        raise ConfigError("; ".join(faults))
 
 
 class _TokenLosses(torch.autograd.Function):
+    """Forms the gradient towards the hidden states in the forward pass, while the logits are at hand. An adapter
+    of the head sums over tokens, whose weights are not known before backward: then the logits are formed again."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor | None,
-        head: Head,
-        ids: Tensor,
-        estimator: Estimator,
-        tile: int,
-    ) -> tuple[Tensor, ...]:
-        wide = torch.promote_types(head.weight.dtype, torch.float32)
-        n = student.shape[0]
-        columns = student.new_empty((6, n), dtype=wide)
-        gradient = torch.empty_like(student, dtype=wide) if ctx.needs_input_grad[0] else None
-        for start in range(0, n, tile):
-            part = slice(start, start + tile)
-            logits = head.logits(student[part])
-            other = None if teacher is None else head.logits(teacher[part])
-            view = tile_of(logits, other, ids[part])
-            del other
-            columns[1:, part] = _monitors(view)
-            columns[0, part], d_logits = estimator(view)
-            del view
+    def forward(ctx: Any, student: Tensor, down: Tensor | None, up: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
+        ctx.job, ctx.again = job, any(ctx.needs_input_grad[1:3])
+        early = ctx.needs_input_grad[0] and not ctx.again
+        columns = student.new_empty((len(COLUMNS), student.shape[0]), dtype=job.head.dtype)
+        gradient = torch.empty_like(student, dtype=job.head.dtype) if early else None
+        for part, d_logits in _passes(student, job, columns, gradient=early):
             if gradient is not None:
-                gradient[part] = head.pull_back(d_logits, logits)
-        ctx.save_for_backward(gradient)
+                gradient[part] = job.head.pull_back(d_logits)
         ctx.dtype = student.dtype
+        ctx.save_for_backward(student if ctx.again else gradient)
         outputs = columns.unbind(0)
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        d_student = None if gradient is None else (gradient * d_loss[:, None]).to(ctx.dtype)
-        return d_student, None, None, None, None, None
+        (saved,) = ctx.saved_tensors
+        if not ctx.again:
+            return None if saved is None else (saved * d_loss[:, None]).to(ctx.dtype), None, None, None
+        job, adapter = ctx.job, ctx.job.head.adapter
+        gradient = torch.empty_like(saved, dtype=job.head.dtype)
+        down, up = torch.zeros_like(adapter.down), torch.zeros_like(adapter.up)
+        for part, d_logits in _passes(saved, job, None, gradient=True):
+            d_logits *= d_loss[part, None]
+            gradient[part] = job.head.pull_back(d_logits)
+            d_down, d_up = adapter.gradients(saved[part], d_logits)
+            down += d_down
+            up += d_up
+        return gradient.to(ctx.dtype), down, up, None
 
 
-def _monitors(tile: Tile) -> Tensor:
-    """[5, n]: log S(y), log T(y), entropy of S, entropy of T, overlap of the most likely tokens."""
-    at = tile.ids[:, None]
-    own = tile.t is tile.s
-    top = min(TOP, tile.s.shape[1])
-    entropy_student = -dot(tile.S, tile.s)
-    if own:
-        overlap = torch.ones_like(entropy_student)
-    else:
-        ours, theirs = tile.s.topk(top).indices, tile.t.topk(top).indices
-        overlap = (ours[:, :, None] == theirs[:, None, :]).any(1).float().mean(1)
-    return torch.stack(
-        [
-            tile.s.gather(1, at)[:, 0],
-            tile.t.gather(1, at)[:, 0],
-            entropy_student,
-            entropy_student if own else -dot(tile.T, tile.t),
-            overlap.to(entropy_student.dtype),
+def _passes(student: Tensor, job: _Job, columns: Tensor | None, *, gradient: bool) -> Iterator[tuple[slice, Tensor]]:
+    """Tile by tile, fill `columns` and yield (its tokens, d loss / d the student's product [n, V]).
+
+    The yielded tensor is overwritten by the next tile; without `gradient` it holds logits.
+    """
+    n, vocabulary = student.shape[0], job.head.weight.shape[0]
+    sides = [(student, job.head), job.teacher, job.reference]
+    buffers = [
+        None if side is None else student.new_empty((min(job.tile, n), vocabulary), dtype=job.head.dtype)
+        for side in sides
+    ]
+    for start in range(0, n, job.tile):
+        part = slice(start, min(start + job.tile, n))
+        logits = [
+            None if side is None or buffer is None else side[1].logits(side[0][part], buffer[: part.stop - start])
+            for side, buffer in zip(sides, buffers, strict=True)
         ]
-    )
+        ours = logits[0]
+        assert ours is not None
+        for low in range(0, part.stop - start, job.strip):
+            rows = slice(low, low + job.strip)
+            z, *others = (None if side is None else side[rows] for side in logits)
+            assert z is not None
+            tile = tile_of(z, others[0], job.ids[part][rows])
+            loss, d_logits, mass = job.distance(tile, z, *others)
+            if columns is not None:
+                columns[:, part][:, rows] = observe(tile, loss, mass)
+            if gradient:
+                z.copy_(job.head.unscaled(d_logits, z))
+        yield part, ours
