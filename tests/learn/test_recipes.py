@@ -60,7 +60,7 @@ def single(**changes: Any) -> Recipe:
         (single(context=CONTEXTS["none"], teacher=LIVE), "freeze it or give a context"),
         (single(teacher=None), "name one"),
         (single(estimator=NegativeLogLikelihood()), "leave out the teacher"),
-        (single(estimator=JSD(1.0)), "ReverseKL for 1"),
+        (single(estimator=JSD(1.0)), "use ForwardKL or ReverseKL there"),
         (single(estimator=PolicyGradient(), clip=1.0), "leave out clip"),
         (single(clip=0.0), "clip must be positive"),
         (single(skip_first=-1), "skip_first=-1"),

@@ -17,6 +17,8 @@ from afterword.learn.contexts import Context
 from afterword.learn.divergences import Estimator
 from afterword.learn.loss_stage import Scores
 from afterword.learn.rows import Rows
+from afterword.learn.supports import FULL, Support
+from afterword.learn.targets import IDENTITY, Target
 from afterword.learn.teachers import Teacher
 from afterword.learn.weights import PER_SEQUENCE, Average, InteractionWeight, Weight, chain
 
@@ -32,6 +34,10 @@ class Term:
     """None for estimators that read only the served ids."""
     context: Context
     """What the teacher reads."""
+    target: Target = IDENTITY
+    """What is distilled instead of the teacher as it is."""
+    support: Support = FULL
+    """The tokens of the vocabulary that are compared."""
     average: Average = PER_SEQUENCE
     weights: tuple[Weight, ...] = (InteractionWeight(),)
     skip_first: int = 0

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from afterword.errors import ConfigError
-from afterword.learn.divergences import JSD
+from afterword.learn.distances import Distance
 from afterword.learn.recipes import Recipe
 from afterword.learn.terms import Term
 
@@ -65,13 +65,8 @@ def _teacher(recipe: Recipe, term: Term) -> str | None:
     return None
 
 
-def _beta(recipe: Recipe, term: Term) -> str | None:
-    if isinstance(term.estimator, JSD) and not 0 < term.estimator.beta < 1:
-        return (
-            f"JSD wants 0 < beta < 1, got {term.estimator.beta}: the formula vanishes at both ends; "
-            "use ForwardKL for 0 and ReverseKL for 1"
-        )
-    return None
+def _parts(recipe: Recipe, term: Term) -> str | None:
+    return "; ".join(Distance(term.estimator, term.target, term.support).faults()) or None
 
 
 def _off_policy(recipe: Recipe, term: Term) -> str | None:
@@ -100,7 +95,7 @@ def _amounts(recipe: Recipe, term: Term) -> str | None:
 _RECIPE_CHECKS: tuple[Callable[[Recipe], str | None], ...] = (_numbers, _dtype, _has_terms)
 _TERM_CHECKS: tuple[Callable[[Recipe, Term], str | None], ...] = (
     _teacher,
-    _beta,
+    _parts,
     _off_policy,
     _sampled_clip,
     _amounts,

@@ -108,7 +108,15 @@ def train_candidate(
             teacher_NH = [teachers.get(term, micro) for term in recipe.terms]
             student_NH = policy.hidden(student_in, "live")
             scores = [
-                token_losses(student_NH, teacher, policy.head, student_in.targets, term.estimator)
+                token_losses(
+                    student_NH,
+                    teacher,
+                    policy.head,
+                    student_in.targets,
+                    term.estimator,
+                    target=term.target,
+                    support=term.support,
+                )
                 for term, teacher in zip(recipe.terms, teacher_NH, strict=True)
             ]
             parts = [
