@@ -79,12 +79,30 @@ class TrainConfig:
 class EvaluateConfig:
     """`[evaluate]`: how a candidate is measured against what is served."""
 
+    suites: tuple[str, ...] = ("holdout", "collapse", "forgetting", "earlier-wins", "privacy", "safety")
+    """Suites that run by default; see docs/evaluation.md."""
     max_interactions: int = 64
     """Held-out interactions to answer; the newest ones are taken."""
     max_tokens: int = 96
     """Length bound of an answer."""
     seed: int = 0
     """Seed of both arms' answers and of the bootstrap."""
+    looks: int = 1
+    """Looks at the need of correction before the answers are asked for; 4 stops early where it is clear."""
+    checks: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Task -> program that decides its answers: "json", "python", "regex:PATTERN" or "command:PROGRAM ARGS"."""
+    judge: str | None = None
+    """URL of an OpenAI-compatible server whose model compares the answers of both arms; none by default."""
+    judge_model: str = "judge"
+    """The judge's model name."""
+    judge_key: str | None = None
+    """API key for the judge."""
+    judge_timeout: float = 60.0
+    """Seconds that the judge may take for one comparison."""
+    canaries: str | None = None
+    """File of planted secrets, a JSON object {"prefix", "secret"} a line, for the suite `privacy`."""
+    ifeval_prompts: int = 48
+    """IFEval prompts to ask, spread over the kinds of instruction; 541 are all."""
 
 
 @dataclass(frozen=True, slots=True)

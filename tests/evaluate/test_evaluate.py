@@ -25,6 +25,7 @@ from .conftest import FakeServer, Reply, candidate, held
 
 Serve = Callable[[Reply], FakeServer]
 ITEMS = [held(i) for i in range(6)]
+REQUIRED = ("holdout", "collapse", "forgetting")
 
 
 def plain(arm: str, question: str) -> tuple[str, str]:
@@ -40,6 +41,7 @@ def measure(tiny: str, adapter: Path, **changes: Any) -> Report:
         "interactions": ITEMS,
         "model": tiny,
         "upstream": "http://127.0.0.1:1",
+        "suites": REQUIRED,
         **changes,
     }
     return evaluate_candidate(**given)
@@ -48,7 +50,7 @@ def measure(tiny: str, adapter: Path, **changes: Any) -> Report:
 def test_an_adapter_that_changes_nothing_differs_in_nothing(tiny: str, adapters: dict[str, Path], serve: Serve) -> None:
     serve(plain)
     report = measure(tiny, adapters["none"])
-    assert set(report.suites) == set(SUITES)
+    assert tuple(report.suites) == REQUIRED
     assert report.suites["holdout"]["gain"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 6}
     assert report.suites["holdout"]["conversations"]["value"] == 3
     assert report.suites["forgetting"]["drift"]["high"] == 0.0
@@ -212,7 +214,7 @@ def test_a_prompt_that_is_too_long_for_the_model(tiny: str, adapters: dict[str, 
 def test_what_is_wrong_with_the_call(tiny: str, adapters: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(NothingToDo, match="no held-out interaction"):
         measure(tiny, adapters["small"], interactions=[])
-    with pytest.raises(UsageError, match="no suite 'speed'; the suites are holdout, collapse, forgetting"):
+    with pytest.raises(UsageError, match="no suite 'speed'; the suites are holdout, collapse, forgetting, earlier"):
         measure(tiny, adapters["small"], suites=["speed"])
     with pytest.raises(AdapterError, match="moved or deleted"):
         measure(tiny, tmp_path / "nowhere")

@@ -39,6 +39,15 @@ def good_suites() -> dict[str, Any]:
     }
 
 
+def every_suite() -> dict[str, Any]:
+    """All suites ran and had everything to measure."""
+    suites = good_suites()
+    for bound in bounds(GateThresholds()):
+        fine = {"above": 0.1, "at least": 0.0, "at most": 0.0}[bound.side] + bound.limit
+        suites.setdefault(bound.suite, {}).setdefault(bound.figure, figure(fine))
+    return suites
+
+
 def report(suites: dict[str, Any]) -> Report:
     return Report(id="rep-1", candidate="cand-1", against=None, suites=suites)
 
@@ -46,7 +55,8 @@ def report(suites: dict[str, Any]) -> Report:
 def test_a_good_report_passes_and_says_every_bound() -> None:
     verdict = decide(report(good_suites()))
     assert verdict.passed
-    assert len(verdict.reasons) == len(bounds(GateThresholds()))
+    looked_at = [b for b in bounds(GateThresholds()) if b.figure in good_suites().get(b.suite, {})]
+    assert len(verdict.reasons) == len(looked_at)
     assert verdict.reasons[:3] == (
         "ok: holdout: 32 held-out interactions were compared, and 12 are needed",
         "ok: holdout: 20 conversations were compared, and 8 are needed",
@@ -85,6 +95,28 @@ def test_one_bad_figure_is_a_no_with_that_reason_first(suite: str, name: str, ba
     assert not verdict.passed
     assert verdict.reasons[0].startswith(f"no: {suite}: ") and ", but " in verdict.reasons[0]
     assert all(reason.startswith("ok: ") and ", but " not in reason for reason in verdict.reasons[1:])
+
+
+@pytest.mark.parametrize("bound", bounds(GateThresholds()), ids=lambda b: f"{b.suite}.{b.figure}.{b.side}")
+def test_each_bound_alone_can_refuse_and_names_its_suite(bound: Bound) -> None:
+    assert decide(report(every_suite())).passed
+    beyond = bound.limit - 1 if bound.side != "at most" else bound.limit + 1
+    suites = every_suite()
+    suites[bound.suite][bound.figure] = figure(beyond)
+    refused = decide(report(suites))
+    assert not refused.passed and refused.reasons[0].startswith(f"no: {bound.suite}: ")
+
+
+def test_a_gain_that_does_not_stand_out_yet_says_how_many_interactions_would_tell() -> None:
+    suites = good_suites()
+    suites["holdout"] |= {"need_drop": figure(0.02, 0.05), "needed": figure(203)}
+    assert (
+        decide(report(suites))
+        .reasons[0]
+        .endswith("(a true drop of this size shows four times out of five with 203 interactions)")
+    )
+    suites["holdout"]["need_drop"] = figure(-0.02, 0.05)
+    assert "four times" not in decide(report(suites)).reasons[0]
 
 
 @pytest.mark.parametrize("suite", ["holdout", "forgetting", "collapse"])
@@ -158,7 +190,7 @@ NUMBERS = st.floats(-5, 5, allow_nan=False)
 
 @given(st.data())
 def test_passed_means_that_every_bound_holds(data: st.DataObject) -> None:
-    suites = good_suites()
+    suites = every_suite()
     table = bounds(GateThresholds())
     for _ in range(data.draw(st.integers(0, 4))):
         bound = data.draw(st.sampled_from(table))

@@ -1,4 +1,4 @@
-"""Both arms answer the same held-out prompts, batched through the model server, under temporary adapter names.
+"""Both arms answer the same prompts, batched through the model server, under temporary adapter names.
 
 Owns the questions (same prompt, same sampling, same seed for both arms) and the cache of answers; never scores one.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from afterword.errors import UpstreamError
 from afterword.evaluate.cache import Cache
-from afterword.evaluate.heldout import HeldOut
 from afterword.records import Json
 from afterword.sampling import Answer, Upstream
 
@@ -34,8 +33,21 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked."""
+
+    messages: tuple[Json, ...]
+    tools: tuple[Json, ...] | None = None
+
+    @classmethod
+    def of(cls, text: str, *before: Json) -> Prompt:
+        """One user message, after others where there are any."""
+        return cls((*before, {"role": "user", "content": text}))
+
+
+@dataclass(frozen=True, slots=True)
 class Given:
-    """An answer of one arm to one held-out prompt."""
+    """An answer of one arm to one prompt."""
 
     text: str
     ids: tuple[int, ...] | None
@@ -46,7 +58,7 @@ class Given:
 def ask(
     url: str,
     arms: Sequence[Arm],
-    items: Sequence[HeldOut],
+    prompts: Sequence[Prompt],
     *,
     cache: Cache,
     base: str,
@@ -55,28 +67,28 @@ def ask(
     concurrency: int = 32,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Given]]:
-    """Answers by arm, in the order of `items`. Only what the cache does not know is asked.
+    """Answers by arm, in the order of `prompts`. Only what the cache does not know is asked.
 
     `base` is the hash of the base model's weights; `sampling` is temperature, max_tokens and seed. UpstreamError
     when the server is down, refuses an adapter or breaks off.
     """
     keys = {
-        arm.name: [Cache.key(base, arm.content, item.turn.messages, item.turn.tools, sampling) for item in items]
+        arm.name: [Cache.key(base, arm.content, prompt.messages, prompt.tools, sampling) for prompt in prompts]
         for arm in arms
     }
-    missing = [(arm, _bodies(arm, keys[arm.name], items, sampling, cache)) for arm in arms]
+    missing = [(arm, _bodies(keys[arm.name], prompts, sampling, cache)) for arm in arms]
     if any(bodies for _, bodies in missing):
         asyncio.run(_ask_missing(url, missing, cache, api_key, concurrency, progress))
     return {arm.name: [_given(cache.get(key)) for key in keys[arm.name]] for arm in arms}
 
 
-def _bodies(arm: Arm, keys: Sequence[str], items: Sequence[HeldOut], sampling: Json, cache: Cache) -> dict[str, Json]:
+def _bodies(keys: Sequence[str], prompts: Sequence[Prompt], sampling: Json, cache: Cache) -> dict[str, Json]:
     """Cache key -> request (without its model) of what is not known yet; equal prompts are asked once."""
     wanted: dict[str, Json] = {}
-    for key, item in zip(keys, items, strict=True):
+    for key, prompt in zip(keys, prompts, strict=True):
         if cache.get(key) is None:
-            tools = {"tools": list(item.turn.tools)} if item.turn.tools else {}
-            wanted[key] = {"messages": list(item.turn.messages), **tools, **sampling}
+            tools = {"tools": list(prompt.tools)} if prompt.tools else {}
+            wanted[key] = {"messages": list(prompt.messages), **tools, **sampling}
     return wanted
 
 
@@ -96,7 +108,7 @@ async def _ask_missing(
         progress(done, total)
 
     async with Upstream(url, api_key) as upstream:
-        root = await _base_name(upstream)
+        root = await base_name(upstream)
         for arm, bodies in missing:
             if not bodies:
                 continue
@@ -111,7 +123,7 @@ async def _ask_missing(
             cache.put({key: _kept(answer) for key, answer in zip(bodies, answers, strict=True)})
 
 
-async def _base_name(upstream: Upstream) -> str:
+async def base_name(upstream: Upstream) -> str:
     """The base model's name on the server: the card without a parent."""
     for card in await upstream.models():
         if not card.get("parent"):

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import orjson
 
 from afterword.config import EvaluateConfig
-from afterword.evaluate.answers import Arm, Given, ask
+from afterword.evaluate.answers import Arm, Given, Prompt, ask
 from afterword.evaluate.cache import Cache
-from afterword.evaluate.heldout import HeldOut
+from afterword.evaluate.heldout import HeldOut, Trained, clusters_of
 from afterword.evaluate.models import Models
+from afterword.evaluate.statistics import LEVEL
 from afterword.learn.models import load_tokenizer, resolve_model
 from afterword.records import Json
 
@@ -34,6 +35,8 @@ class Findings:
     figures: Json
     notes: Sequence[Json] = ()
     """One for each held-out item, or none at all."""
+    changed: Sequence[Json] = ()
+    """Answers of this suite's own prompts that became better or worse: {prompt, before, after, says}."""
 
 
 class Suite(Protocol):
@@ -61,12 +64,23 @@ class Comparison:
     device: str = "auto"
     """Where the base model scores."""
     checks: Mapping[str, Check] = field(default_factory=dict)
+    wins: Sequence[HeldOut] = ()
+    """What earlier releases of the channel made better."""
+    trained: Sequence[Trained] = ()
+    """What the candidate was trained on."""
+    level: float = LEVEL
+    """Of the interval that decides; higher when the comparison was looked at before its end."""
     progress: Progress = lambda stage, done, total: None
 
     @cached_property
     def clusters(self) -> list[str]:
-        """Conversation of each item."""
-        return [item.conversation for item in self.items]
+        """Conversation of each item, or its user where there are enough of them."""
+        return clusters_of(self.items)
+
+    @property
+    def arms(self) -> tuple[Arm, Arm]:
+        """What is served, and the candidate."""
+        return self.served, self.candidate
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -97,16 +111,29 @@ class Comparison:
     @cached_property
     def answers(self) -> dict[str, list[Given]]:
         """Answers by arm name, in the order of the items."""
+        return self.ask([item.asked for item in self.items], "answers")
+
+    def ask(self, prompts: Sequence[Prompt], stage: str, max_tokens: int | None = None) -> dict[str, list[Given]]:
+        """Answers of both arms to other prompts, in their order, cached like those to the held-out ones."""
         return ask(
             self.upstream,
-            (self.served, self.candidate),
-            self.items,
+            self.arms,
+            prompts,
             cache=self.cache("answers"),
             base=self.base_hash,
-            sampling=self.sampling,
+            sampling=self.sampling | ({} if max_tokens is None else {"max_tokens": max_tokens}),
             api_key=self.api_key,
-            progress=lambda done, total: self.progress("answers", done, total),
+            progress=lambda done, total: self.progress(stage, done, total),
         )
+
+    @property
+    def base(self) -> Arm:
+        """The base model without any adapter."""
+        return Arm("base", None, None)
+
+    def adapter(self, arm: Arm) -> str | None:
+        """Name of the arm's adapter among `models`, None for the base."""
+        return None if arm.path is None else arm.name
 
     def cache(self, kind: str) -> Cache:
         """The cache of one kind of result."""

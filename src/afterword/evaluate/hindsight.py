@@ -77,28 +77,43 @@ def score_answers(comparison: Comparison, answers: Sequence[Given], items: Seque
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if cache.get(key) is None}
     if missing:
         comparison.progress("hindsight", 0, len(missing))
-        flat = comparison.models.base_log_probs([side for pair in missing.values() for side in pair])
+        flat = comparison.models.log_probs(None, [side for pair in missing.values() for side in pair])
         cache.put({key: [flat[2 * i], flat[2 * i + 1]] for i, key in enumerate(missing)})
     return [_scored(cache.get(key), pair[0][1]) for key, pair in zip(keys, pairs, strict=True)]
 
 
-def needs(comparison: Comparison, arm: Arm, items: Sequence[HeldOut]) -> list[float]:
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What one arm still needs of one user's correction, and how sure it is of itself on the way (nats a token)."""
+
+    need: float
+    entropy: float
+
+
+def needs(comparison: Comparison, arm: Arm, items: Sequence[HeldOut]) -> list[Needed]:
     """How much correction `arm` still needs: the mean over the tokens of the answer that the user reacted to of
-    KL(base(. | x, o, y_<t) || arm(. | x, y_<t)), nats a token.
+    KL(base(. | x, o, y_<t) || arm(. | x, y_<t)), nats a token, and of the arm's entropy at the same places.
 
     This is the distance to the model that has seen the follow-up, the very thing that training lessens (forward form
     of arXiv 2603.12273, equation 2), on interactions that training has not seen. Both arms are held to the same
     tokens, so that neither length nor luck of an answer is in the difference.
     """
-    cache = comparison.cache("need")
+    cache = comparison.cache("needs")
     pairs = [_pairs(comparison, item, _first_answer(item)) for item in items]
     keys = [cache.key(comparison.base_hash, arm.content, pair) for pair in pairs]
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if cache.get(key) is None}
     if missing:
         comparison.progress("need", 0, len(missing))
-        adapter = None if arm.path is None else arm.name
-        cache.put(dict(zip(missing, comparison.models.need(adapter, list(missing.values())), strict=True)))
-    return [sum(losses) / len(losses) for losses in map(cache.get, keys)]
+        found = comparison.models.need(comparison.adapter(arm), list(missing.values()))
+        cache.put(dict(zip(missing, found, strict=True)))
+    return [Needed(sum(kl) / len(kl), sum(entropy) / len(entropy)) for kl, entropy in map(cache.get, keys)]
+
+
+def with_need(items: Sequence[HeldOut]) -> list[HeldOut]:
+    """The items whose need of correction is measured. Edits are left out while there is anything else: a base that
+    reads the user's whole text copies it, which needs ten times the correction of a follow-up and drowns it."""
+    worded = [item for item in items if item.interaction.hindsight.strip()]
+    return [item for item in worded if not item.final_text] or worded
 
 
 def _first_answer(item: HeldOut) -> Given:

@@ -20,7 +20,7 @@ from afterword.learn.diagnostics import log_probs
 from afterword.learn.divergences import ForwardKL
 from afterword.learn.forward import Ids, by_budget, hidden_states, padded
 from afterword.learn.head import Head, head_of
-from afterword.learn.loss_stage import token_losses
+from afterword.learn.loss_stage import TILE, token_losses
 from afterword.learn.models import load_model, pick_device
 
 BUDGET = 4096
@@ -74,16 +74,35 @@ class Models:
         else:
             yield self._model
 
-    def base_log_probs(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[list[float]]:
-        """log p_base of each completion's ids after its prompt (nats)."""
-        with self.active(None) as model:
+    def log_probs(self, name: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[list[float]]:
+        """log p of each completion's ids after its prompt (nats); `name` is the adapter, None for the base."""
+        with self.active(name) as model:
             return [scores.tolist() for scores in log_probs(model, self.head, pairs, budget=BUDGET)]
 
     @torch.no_grad()
-    def need(self, name: str | None, pairs: Sequence[tuple[tuple[Ids, Ids], tuple[Ids, Ids]]]) -> list[list[float]]:
-        """For each ((prompt, y), (prompt with hindsight, y)): KL(base reading the second || arm reading the first) at
-        every token of y (nats). `name` is the arm's adapter, None for the base."""
-        found: dict[int, list[float]] = {}
+    def greedy_hits(self, name: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[list[bool]]:
+        """For each id of each completion: is it what greedy decoding would write after all that stands before it?
+
+        A run of hits is therefore a span that comes out word for word once its beginning is given.
+        """
+        found: dict[int, list[bool]] = {}
+        for group in by_budget([len(p) + len(c) for p, c in pairs], BUDGET):
+            batch = padded([pairs[i] for i in group], self.head.weight.device)
+            with self.active(name) as model:
+                states = hidden_states(model, batch)
+            best = torch.cat([self.head.logits(part).argmax(-1) for part in torch.split(states, TILE)])
+            sizes = [len(pairs[i][1]) for i in group]
+            hits = torch.split((best == batch.targets).cpu(), sizes)
+            found.update(zip(group, ([bool(h) for h in part] for part in hits), strict=True))
+        return [found[i] for i in range(len(pairs))]
+
+    @torch.no_grad()
+    def need(
+        self, name: str | None, pairs: Sequence[tuple[tuple[Ids, Ids], tuple[Ids, Ids]]]
+    ) -> list[tuple[list[float], list[float]]]:
+        """For each ((prompt, y), (prompt with hindsight, y)), at every token of y: KL(base reading the second || arm
+        reading the first), and the arm's entropy (nats). `name` is the arm's adapter, None for the base."""
+        found: dict[int, tuple[list[float], list[float]]] = {}
         for group in by_budget([len(p) + len(c) for _, (p, c) in pairs], BUDGET):
             plain = padded([pairs[i][0] for i in group], self.head.weight.device)
             hinted = padded([pairs[i][1] for i in group], self.head.weight.device)
@@ -91,9 +110,13 @@ class Models:
                 teacher = hidden_states(model, hinted)
             with self.active(name) as model:
                 student = hidden_states(model, plain)
-            losses = token_losses(student, teacher, self.head, plain.targets, ForwardKL()).loss
+            scores = token_losses(student, teacher, self.head, plain.targets, ForwardKL())
             sizes = [len(pairs[i][0][1]) for i in group]
-            found.update(zip(group, (part.tolist() for part in torch.split(losses.double(), sizes)), strict=True))
+            losses, entropies = (
+                [part.tolist() for part in torch.split(column.double(), sizes)]
+                for column in (scores.loss, scores.entropy_student)
+            )
+            found.update(zip(group, zip(losses, entropies, strict=True), strict=True))
         return [found[i] for i in range(len(pairs))]
 
     @torch.no_grad()

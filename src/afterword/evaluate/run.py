@@ -1,6 +1,7 @@
 """A candidate against what is served: run the suites, put their findings into a Report.
 
-Owns the order, the recording of a suite that fails, and the examples; never decides whether the candidate is good.
+Owns the order, the recording of a suite that fails, the examples, and that the folder measured is the folder reported;
+never decides whether the candidate is good.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from pathlib import Path
 
 from afterword.chat.canonical import text_of
 from afterword.config import EvaluateConfig
-from afterword.errors import AfterwordError, NothingToDo, UsageError
+from afterword.errors import AdapterError, AfterwordError, NothingToDo, UsageError
 from afterword.evaluate.answers import Arm
+from afterword.evaluate.changes import changes
 from afterword.evaluate.comparison import Check, Comparison, Findings, Progress
-from afterword.evaluate.heldout import HeldOut, require
+from afterword.evaluate.heldout import HeldOut, Trained, require
+from afterword.evaluate.looks import look_first
 from afterword.evaluate.suites import SUITES
 from afterword.learn.models import base_hash, resolve_model
 from afterword.records import Candidate, Json, Report, new_id
@@ -41,6 +44,8 @@ def evaluate_candidate(
     upstream: str,
     settings: EvaluateConfig | None = None,
     checks: Mapping[str, Check] | None = None,
+    wins: Sequence[HeldOut] = (),
+    trained: Sequence[Trained] = (),
     suites: Iterable[str] | None = None,
     cache: Path | None = None,
     api_key: str | None = None,
@@ -51,47 +56,79 @@ def evaluate_candidate(
 
     `interactions` are held-out ones (`held_out(store, n)`); `model` names the base (the embedded one, a folder, a hub
     id); `upstream` is the URL of a model server that reads adapter folders of this machine. `checks` are programs of
-    the caller whose marks are reported and never decide. `cache` is a folder for answers and scores: a second run on
-    the same bytes asks nothing again. Raises NothingToDo without held-out interactions, AdapterError when a folder
-    is missing, ModelError when the base is; a suite that fails is written into the report as {"error": why}.
+    the caller whose marks are reported and never decide; `wins` and `trained` are what earlier releases made better
+    and what the candidate learned from. `suites` are the settings' unless named here. `cache` is a folder for answers
+    and scores: a second run on the same bytes asks nothing again. Raises NothingToDo without held-out interactions,
+    AdapterError when a folder is missing or changes meanwhile, ModelError when the base is missing; a suite that fails
+    is written into the report as {"error": why}.
     """
     started = time.monotonic()
-    names = _chosen(suites)
+    settings = settings or EvaluateConfig()
+    names = _chosen(settings.suites if suites is None else suites)
     comparison = Comparison(
-        items=require(list(interactions))[-(settings or EvaluateConfig()).max_interactions :],
+        items=require(list(interactions))[-settings.max_interactions :],
         candidate=Arm("candidate", candidate_path, folder_hash(candidate_path)),
         served=Arm("served", served_path, None if served_path is None else folder_hash(served_path)),
         model=model,
         base_hash=base_hash(resolve_model(model)),
         upstream=upstream,
-        settings=settings or EvaluateConfig(),
+        settings=settings,
         cache_folder=cache,
         api_key=api_key,
         device=device,
         checks=checks or {},
+        wins=wins,
+        trained=trained,
         progress=progress,
     )
-    found = {name: _run(name, comparison) for name in names}
+    looked = look_first(comparison) if settings.looks > 1 and "holdout" in names else None
+    found, spent = {}, {}
+    for name in names:
+        began = time.monotonic()
+        found[name] = _run(name, comparison)
+        spent[name] = round(time.monotonic() - began, 3)
+    _unchanged(comparison)
+    figures = {name: one.figures for name, one in found.items()}
     return Report(
         id=new_id("rep"),
         candidate=candidate.id,
         against=None if served_candidate is None else served_candidate.id,
-        suites={name: one.figures for name, one in found.items()},
+        suites=figures,
         examples=_examples(comparison, found),
         about={
-            "adapter_hash": comparison.candidate.content,
-            "served_hash": comparison.served.content,
-            "base": model,
-            "base_hash": comparison.base_hash,
-            "sampling": comparison.sampling,
-            "settings": asdict(comparison.settings),
+            **_about(comparison),
+            "changes": changes(figures),
+            "changed": {name: list(one.changed) for name, one in found.items() if one.changed},
+            **({} if looked is None else {"looks": looked}),
+            "seconds_by_suite": spent,
             "seconds": round(time.monotonic() - started, 3),
         },
     )
 
 
-def _chosen(suites: Iterable[str] | None) -> list[str]:
-    names = list(SUITES if suites is None else suites)
+def _about(comparison: Comparison) -> Json:
+    settings = {key: value for key, value in asdict(comparison.settings).items() if key != "judge_key"}
+    return {
+        "adapter_hash": comparison.candidate.content,
+        "served_hash": comparison.served.content,
+        "base": comparison.model,
+        "base_hash": comparison.base_hash,
+        "sampling": comparison.sampling,
+        "settings": settings | {"suites": list(comparison.settings.suites)},
+    }
+
+
+def _unchanged(comparison: Comparison) -> None:
+    """AdapterError when an arm's folder is no longer what it was: half of the figures would be of other bytes."""
+    for arm in comparison.arms:
+        if arm.path is not None and folder_hash(arm.path) != arm.content:
+            raise AdapterError(
+                f"the adapter folder {str(arm.path)!r} was changed while it was measured: measure it again"
+            )
+
+
+def _chosen(suites: Iterable[str]) -> list[str]:
+    names = list(dict.fromkeys(suites))
     for name in names:
         if name not in SUITES:
             raise UsageError(f"there is no suite {name!r}; the suites are {', '.join(SUITES)}", param="suite")

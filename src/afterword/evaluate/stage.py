@@ -6,19 +6,21 @@ nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from afterword.config import EvaluateConfig
 from afterword.errors import NothingToDo
 from afterword.evaluate.comparison import Check
-from afterword.evaluate.heldout import held_out, require
+from afterword.evaluate.heldout import earlier_wins, held_out, require, trained_on
 from afterword.evaluate.run import evaluate_candidate
 from afterword.records import Candidate, Report
 from afterword.store import Store
 
 CACHE = "cache/evaluate"
 """Below the data directory; may be deleted at any time."""
+TRAINED = 128
+"""Training interactions that are searched for what must not come out."""
 
 
 def evaluate_stage(
@@ -31,6 +33,7 @@ def evaluate_stage(
     channel: str = "default",
     device: str = "auto",
     checks: Mapping[str, Check] | None = None,
+    suites: Iterable[str] | None = None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Report:
     """Measure `candidate` against what `channel` serves now and write the Report.
@@ -53,6 +56,9 @@ def evaluate_stage(
         upstream=engine,
         settings=settings,
         checks=checks,
+        wins=earlier_wins(store, channel, settings.max_interactions),
+        trained=trained_on(store, candidate, TRAINED),
+        suites=suites,
         cache=directory / CACHE,
         device=device,
         progress=lambda stage, done, total: progress(done, total),

@@ -5,9 +5,25 @@ its bounds in the gate.
 """
 
 from afterword.evaluate.comparison import Suite
+from afterword.evaluate.suites.calibration import calibration
 from afterword.evaluate.suites.collapse import collapse
+from afterword.evaluate.suites.earlier_wins import earlier_wins
 from afterword.evaluate.suites.forgetting import forgetting
 from afterword.evaluate.suites.holdout import holdout
+from afterword.evaluate.suites.ifeval import ifeval
+from afterword.evaluate.suites.latency import latency
+from afterword.evaluate.suites.privacy import privacy
+from afterword.evaluate.suites.safety import safety
 
-SUITES: dict[str, Suite] = {"holdout": holdout, "collapse": collapse, "forgetting": forgetting}
-"""By name, in the order in which they run."""
+SUITES: dict[str, Suite] = {
+    "holdout": holdout,
+    "collapse": collapse,
+    "forgetting": forgetting,
+    "earlier-wins": earlier_wins,
+    "privacy": privacy,
+    "safety": safety,
+    "calibration": calibration,
+    "ifeval": ifeval,
+    "latency": latency,
+}
+"""By name."""

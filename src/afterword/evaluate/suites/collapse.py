@@ -1,7 +1,8 @@
 """Suite `collapse`: does the candidate still give answers? From the held-out answers of both arms.
 
-Shares are differences (candidate minus served), lengths and variety are ratios. `NAME_candidate` and `NAME_served`
-are the shares themselves.
+Shares are differences (candidate minus served); lengths, variety and entropy are ratios. `NAME_candidate` and
+`NAME_served` are the shares themselves. The entropy is that of the next token along the answers that users reacted to,
+the same for both arms.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from afterword.chat.canonical import text_of
 from afterword.evaluate import text
 from afterword.evaluate.answers import Given
 from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.heldout import HeldOut
+from afterword.evaluate.heldout import HeldOut, clusters_of
+from afterword.evaluate.hindsight import needs, with_need
 from afterword.evaluate.statistics import exactly, mean, ratio_of_sums, wilson
 from afterword.records import Json
 
@@ -42,7 +44,23 @@ def collapse(comparison: Comparison) -> Findings:
         likeness = text.self_similarity([texts[arm][i] for i in prompts.values()])
         if likeness is not None:
             figures[name] = exactly(likeness, len(prompts))
-    return Findings(figures)
+    return Findings(figures | _entropy(comparison))
+
+
+def _entropy(comparison: Comparison) -> Json:
+    """`entropy_ratio`: how sure of itself the candidate is, against what is served (1: the same, 0: no choice left)."""
+    items = with_need(comparison.items)
+    if not items:
+        return {}
+    served, candidate = ([one.entropy for one in needs(comparison, arm, items)] for arm in comparison.arms)
+    clusters, seed = clusters_of(items), comparison.settings.seed
+    if not sum(served):
+        return {}
+    return {
+        "entropy_ratio": ratio_of_sums(candidate, served, clusters, seed=seed),
+        "entropy_served": mean(served, clusters, seed=seed),
+        "entropy_candidate": mean(candidate, clusters, seed=seed),
+    }
 
 
 def _marks(item: HeldOut, given: Given) -> dict[str, bool]:

@@ -1,20 +1,19 @@
-"""Suite `forgetting`: loss and drift on general texts and chats that have nothing to do with the feedback.
+"""Suite `forgetting`: loss and drift on general texts and chats that have nothing to do with the feedback, and easy
+questions with four options each, scored by likelihood.
 
-The texts are ours (`data/general.jsonl`) and are no user's. Base, served and candidate are scored in one process,
-adapter on and off, on the same ids.
+Texts and questions are ours (`data/`) and are no user's. Base, served and candidate are scored in one process, adapter
+on and off, on the same ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
-import orjson
-
 from afterword.chat.render import Tokenizer, encode, end_of_turn_ids, render_prompt
+from afterword.evaluate.choices import built_in, general_knowledge, probabilities, right
 from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.statistics import ratio_of_sums
+from afterword.evaluate.statistics import mean, ratio_of_sums, wilson
 from afterword.records import Json
 from afterword.store.folders import folder_hash
 
@@ -28,7 +27,8 @@ def forgetting(comparison: Comparison) -> Findings:
     """Drift (nats a token) and relative loss rise of the candidate, on texts and on chats.
 
     `drift` and `loss_rise` cover plain text and chat together; `*_text` and `*_chat` each alone. `loss_rise` is
-    against what is served, `loss_rise_base` against the base.
+    against what is served, `loss_rise_base` against the base. `accuracy` is the paired difference of the share of
+    questions answered rightly.
     """
     texts = general()
     pairs = [_pair(comparison.tokenizer, entry) for entry in texts]
@@ -38,13 +38,23 @@ def forgetting(comparison: Comparison) -> Findings:
     groups = {"": range(len(texts)), "_text": _of(texts, "text"), "_chat": _of(texts, "answer")}
     for suffix, picked in groups.items():
         figures.update(_figures(suffix, picked, pairs, candidate, served, comparison.settings.seed))
-    return Findings(figures)
+    return Findings(figures | _questions(comparison))
 
 
 def general() -> list[Json]:
     """The built-in texts: {"text"} or {"messages", "answer"}."""
-    data = resources.files("afterword.evaluate").joinpath("data/general.jsonl").read_bytes()
-    return [orjson.loads(line) for line in data.splitlines() if line.strip()]
+    return built_in("general")
+
+
+def _questions(comparison: Comparison) -> Json:
+    choices = general_knowledge()
+    served, candidate = ([right(p) for p in probabilities(comparison, arm, choices)] for arm in comparison.arms)
+    difference = [float(b) - float(a) for a, b in zip(served, candidate, strict=True)]
+    return {
+        "accuracy": mean(difference, seed=comparison.settings.seed),
+        "accuracy_served": wilson(sum(served), len(choices)),
+        "accuracy_candidate": wilson(sum(candidate), len(choices)),
+    }
 
 
 def _of(texts: Sequence[Json], key: str) -> list[int]:

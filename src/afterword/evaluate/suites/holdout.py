@@ -1,17 +1,23 @@
 """Suite `holdout`: would the user still have to correct it? Both arms answer held-out prompts.
 
 The hindsight itself is the judge: the frozen base reads what the user wrote next and says how much better that makes
-an answer. Where the user left an edited text, the distance to it; where the caller passes programs, their marks.
+an answer. Where the user left an edited text, the distance to it; where a task has a program that decides, or the
+caller passes programs, their marks; where a judge is configured, whom it prefers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
+from statistics import pstdev
 
 from afterword.errors import NothingToDo
+from afterword.evaluate.checks import check_of
 from afterword.evaluate.comparison import Check, Comparison, Findings
-from afterword.evaluate.heldout import HeldOut
-from afterword.evaluate.hindsight import Scored, needs, score_answers
+from afterword.evaluate.heldout import HeldOut, clusters_of
+from afterword.evaluate.hindsight import Scored, needs, score_answers, with_need
+from afterword.evaluate.judge import judged
+from afterword.evaluate.power import design_effect, detectable, interactions_needed
 from afterword.evaluate.statistics import exactly, mean, sign_test, wilson
 from afterword.evaluate.text import edit_distance
 from afterword.records import Json
@@ -22,10 +28,14 @@ ARMS = ("served", "candidate")
 def holdout(comparison: Comparison) -> Findings:
     """`need_drop` is how much less correction the candidate needs than what is served (nats a token);
     `gain` the paired difference of the hindsight scores (candidate minus served, nats a token); `edit_gain` how much
-    nearer the answers are to the user's final texts; `NAME_before`, `NAME_after`, `NAME` a program's marks."""
+    nearer the answers are to the user's final texts; `checks` the difference of the marks of the tasks' own programs;
+    `judge` whom a judge prefers; `NAME_before`, `NAME_after`, `NAME` the marks of a caller's program."""
     notes: list[Json] = [{} for _ in comparison.items]
     figures = _hindsight(comparison, notes)
     figures.update(_edits(comparison, notes))
+    figures.update(_task_checks(comparison, notes))
+    if comparison.settings.judge:
+        figures.update(judged(comparison, notes))
     for name, check in comparison.checks.items():
         figures.update(_marks(comparison, name, check, notes))
     return Findings(figures, notes)
@@ -36,7 +46,7 @@ def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
     if not picked:
         raise NothingToDo("no held-out interaction has words of the user to judge an answer by")
     items = [comparison.items[i] for i in picked]
-    clusters = [item.conversation for item in items]
+    clusters = clusters_of(items)
     found: dict[str, list[Scored]] = {}
     for arm in ARMS:
         found[arm] = score_answers(comparison, [comparison.answers[arm][i] for i in picked], items)
@@ -47,8 +57,8 @@ def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
     means = [b.mean - a.mean for a, b in zip(found["served"], found["candidate"], strict=True)]
     return {
         "interactions": exactly(len(items), len(items)),
-        "conversations": exactly(len(set(clusters)), len(items)),
-        **_needs(comparison, picked, notes),
+        "conversations": exactly(len({item.conversation for item in items}), len(items)),
+        **_needs(comparison, notes),
         "gain": mean(gains, clusters, seed=seed),
         "gain_mean": mean(means, clusters, seed=seed),
         "score_served": mean([s.score for s in found["served"]], clusters, seed=seed),
@@ -56,27 +66,57 @@ def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
     }
 
 
-def _needs(comparison: Comparison, picked: Sequence[int], notes: list[Json]) -> Json:
-    """The correction that each arm still needs. Edits are left out while there is anything else: a base that reads
-    the user's whole text copies it, which needs ten times the correction of a follow-up and drowns it; they have
-    `edit_gain`."""
-    picked = [i for i in picked if not comparison.items[i].final_text] or picked
-    items = [comparison.items[i] for i in picked]
-    clusters, seed = [item.conversation for item in items], comparison.settings.seed
+def _needs(comparison: Comparison, notes: list[Json]) -> Json:
+    """The correction that each arm still needs, and what so many interactions could have shown."""
+    items = with_need(comparison.items)
+    place = {item.interaction.id: i for i, item in enumerate(comparison.items)}
+    clusters, seed = clusters_of(items), comparison.settings.seed
     need: dict[str, list[float]] = {}
-    for arm in (comparison.served, comparison.candidate):
-        need[arm.name] = needs(comparison, arm, items)
-        for i, needed in zip(picked, need[arm.name], strict=True):
-            notes[i][f"need_{arm.name}"] = needed
+    for arm in comparison.arms:
+        need[arm.name] = [one.need for one in needs(comparison, arm, items)]
+        for item, needed in zip(items, need[arm.name], strict=True):
+            notes[place[item.interaction.id]][f"need_{arm.name}"] = needed
     drops = [a - b for a, b in zip(need["served"], need["candidate"], strict=True)]
     wins, losses = sum(d > 0 for d in drops), sum(d < 0 for d in drops)
     return {
-        "need_drop": mean(drops, clusters, seed=seed),
+        "need_drop": mean(drops, clusters, seed=seed, level=comparison.level),
         "need_served": mean(need["served"], clusters, seed=seed),
         "need_candidate": mean(need["candidate"], clusters, seed=seed),
         "wins": exactly(wins, len(items)),
         "losses": exactly(losses, len(items)),
         "sign_p": exactly(sign_test(wins, losses), len(items)),
+        **_power(drops, clusters),
+    }
+
+
+def _power(drops: Sequence[float], clusters: Sequence[str]) -> Json:
+    """`needed`: interactions after which a drop like this one would be found in four cases of five. `detectable`: the
+    smallest drop that these interactions would have shown as often."""
+    n, spread, inflation = len(drops), pstdev(drops), design_effect(drops, clusters)
+    found: Json = {"needed": exactly(interactions_needed(sum(drops) / n, spread, inflation=inflation), n)}
+    least = detectable(n, spread, inflation=inflation)
+    return found | ({"detectable": exactly(least, n)} if isfinite(least) else {})
+
+
+def _task_checks(comparison: Comparison, notes: list[Json]) -> Json:
+    """Marks of the programs that the configuration names for tasks, all tasks together."""
+    programs = {task: check_of(spec) for task, spec in comparison.settings.checks.items()}
+    picked = [i for i, item in enumerate(comparison.items) if item.task in programs]
+    if not picked:
+        return {}
+    marks: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for i in picked:
+        item = comparison.items[i]
+        for arm in ARMS:
+            mark = programs[str(item.task)](item, comparison.answers[arm][i].text)
+            marks[arm].append(mark)
+            notes[i][f"check_{arm}"] = mark
+    items, seed = [comparison.items[i] for i in picked], comparison.settings.seed
+    difference = [b - a for a, b in zip(marks["served"], marks["candidate"], strict=True)]
+    return {
+        "checks": mean(difference, clusters_of(items), seed=seed),
+        "checks_served": _share(marks["served"], items, seed),
+        "checks_candidate": _share(marks["candidate"], items, seed),
     }
 
 
@@ -91,7 +131,7 @@ def _edits(comparison: Comparison, notes: list[Json]) -> Json:
             distances[arm].append(distance)
             notes[i][f"edit_{arm}"] = distance
     nearer = [a - b for a, b in zip(distances["served"], distances["candidate"], strict=True)]
-    clusters, seed = [item.conversation for _, item in picked], comparison.settings.seed
+    clusters, seed = clusters_of([item for _, item in picked]), comparison.settings.seed
     return {
         "edit_gain": mean(nearer, clusters, seed=seed),
         "edit_served": mean(distances["served"], clusters, seed=seed),
@@ -119,4 +159,4 @@ def _share(marks: Sequence[float], items: Sequence[HeldOut], seed: int) -> Json:
     """Wilson's interval where the marks are yes or no, else a bootstrap by conversation."""
     if set(marks) <= {0.0, 1.0}:
         return wilson(int(sum(marks)), len(marks))
-    return mean(marks, [item.conversation for item in items], seed=seed)
+    return mean(marks, clusters_of(items), seed=seed)

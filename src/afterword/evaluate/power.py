@@ -1,0 +1,77 @@
+"""How many held-out interactions does a decision need, and what could so many have shown?
+
+Owns the sample sizes for paired comparisons, with the same t quantiles that the intervals of `statistics` use; never
+looks at a report. All are for a two-sided interval at `level` whose low end must lie above 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from afterword.evaluate.statistics import LEVEL, Values, t_quantile
+
+POWER = 0.8
+"""The share of true gains that are found."""
+MOST = 1_000_000
+"""No decision is worth more interactions; what would need more is told as this many."""
+
+
+def interactions_needed(
+    effect: float, spread: float, *, power: float = POWER, level: float = LEVEL, inflation: float = 1.0
+) -> int:
+    """Interactions after which a true mean difference `effect` is found with probability `power`.
+
+    `spread` is the standard deviation of the paired differences, `inflation` the design effect of their clusters
+    (`design_effect`). MOST when the effect is 0 or points the wrong way.
+    """
+    if not (effect > 0 and spread >= 0 and 0 < power < 1):
+        return MOST
+    groups = 3
+    while True:
+        wanted = _quantiles(groups, power, level) ** 2 * (spread / effect) ** 2
+        if wanted <= groups:
+            return min(MOST, max(2, math.ceil(groups * inflation)))
+        if wanted >= MOST:
+            return MOST
+        groups = max(groups + 1, min(math.ceil(wanted), 2 * groups))
+
+
+def detectable(
+    n: int, spread: float, *, power: float = POWER, level: float = LEVEL, inflation: float = 1.0
+) -> float:  # fmt: skip
+    """The smallest true mean difference that `n` interactions find with probability `power`; inf below 3 groups."""
+    groups = int(n / inflation)
+    return math.inf if groups < 3 else _quantiles(groups, power, level) * spread / math.sqrt(groups)
+
+
+def share_spread(gain: float, changed: float) -> float:
+    """Standard deviation of paired yes/no differences whose mean is `gain` when a share `changed` of the pairs differ
+    at all (Connor 1987). ValueError when the gain is larger than that share."""
+    if not 0 <= abs(gain) <= changed <= 1:
+        raise ValueError(f"a gain of {gain} needs a share of changed pairs between {abs(gain)} and 1, got {changed}")
+    return math.sqrt(changed - gain * gain)
+
+
+def design_effect(values: Values, clusters: Sequence[str]) -> float:
+    """1 + (m - 1) * intraclass correlation (one-way analysis of variance, m the mean cluster size weighted for unequal
+    ones), at least 1: how many times more interactions clusters need than independent ones."""
+    numbers = np.asarray(values, dtype=np.float64)
+    groups = [numbers[[i for i, c in enumerate(clusters) if c == name]] for name in dict.fromkeys(clusters)]
+    n, k = len(numbers), len(groups)
+    if k < 2 or n == k:
+        return 1.0
+    sizes = np.array([len(g) for g in groups], dtype=np.float64)
+    between = sum(len(g) * (g.mean() - numbers.mean()) ** 2 for g in groups) / (k - 1)
+    within = sum(((g - g.mean()) ** 2).sum() for g in groups) / (n - k)
+    size = (n - (sizes**2).sum() / n) / (k - 1)
+    total = between + (size - 1) * within
+    correlation = (between - within) / total if total > 0 else 0.0
+    return float(max(1.0, 1 + ((sizes**2).sum() / n - 1) * correlation))
+
+
+def _quantiles(groups: int, power: float, level: float) -> float:
+    return t_quantile(0.5 + level / 2, groups - 1) + NormalDist().inv_cdf(power)
