@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,7 +110,10 @@ class FakeServer:
         self.history.append(("unload", name))
 
     async def complete_many(
-        self, requests: Sequence[dict[str, Any]], concurrency: int, on_answer: Callable[[int], object]
+        self,
+        requests: Sequence[dict[str, Any]],
+        concurrency: int = 16,
+        on_answer: Callable[[int], object] = lambda index: None,
     ) -> list[Answer]:
         found = []
         for index, body in enumerate(requests):
@@ -130,6 +134,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reply], FakeServer]:
     def start(reply: Reply) -> FakeServer:
         server = FakeServer(reply)
         monkeypatch.setattr(answers, "Upstream", server)
+        monkeypatch.setattr(import_module("afterword.evaluate.suites.latency"), "Upstream", server)
         return server
 
     return start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 
 from afterword.cli.context import Context
 from afterword.cli.data import short
+from afterword.cli.figures import show_figures, show_verdict
 from afterword.cli.operate import running_server
 from afterword.cli.progress import step_bar
 from afterword.config import CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
@@ -19,7 +21,7 @@ from afterword.errors import AfterwordError, GateRefused, NothingToDo, UsageErro
 from afterword.feedback.funnel import Funnel
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Interaction, Release, Report, Turn, Verdict
-from afterword.release.gate import GateThresholds, overridden
+from afterword.release.gate import GateThresholds, decide, overridden
 from afterword.release.publish import publish, rollback
 
 
@@ -42,6 +44,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="a candidate against what is served")
     evaluate.add_argument("candidate", nargs="?", help="default: the newest")
+    evaluate.add_argument(
+        "--suite", action="append", metavar="NAME",
+        help="only this suite, also several times: its figures and bounds, no verdict (docs/evaluation.md)",
+    )  # fmt: skip
     evaluate.add_argument("--html", type=Path, metavar="FILE", help="also write the report as a page")
     evaluate.set_defaults(run=run_evaluate)
 
@@ -145,18 +151,26 @@ def _show_candidate(context: Context, candidate: Candidate) -> None:
 
 
 def run_evaluate(context: Context) -> int:
-    """Measure, decide, print; exit 3 when the gate says no."""
+    """Measure, decide, print; exit 3 when the gate says no. With --suite the verdict is on those bounds alone, and is
+    only shown: a part of the proof is none."""
+    suites, settings = context.args.suite, _settings(context)
+    if suites and context.args.html:
+        raise UsageError("--html shows a whole report with its verdict: leave out --suite, or take --json.")
     with context.open_store() as store:
         candidate = _candidate(context, store)
-        report = evaluate_stage(store, candidate, _settings(context), _progress(context))
-        verdict = decide_stage(store, report, _settings(context))
+        report = evaluate_stage(store, candidate, settings, _progress(context), suites=suites)
+        if suites:
+            verdict = decide(report, replace(settings.gate, required=()))
+        else:
+            verdict = decide_stage(store, report, settings)
         if context.args.html:
             _write_page(context, context.args.html, candidate, report, verdict)
     if context.json:
         context.emit({"report": report.to_dict(), "verdict": verdict.to_dict()})
     else:
-        _show_verdict(context, verdict)
-    return 0 if verdict.passed else GateRefused.exit_code
+        show_figures(context, report)
+        show_verdict(context, verdict, "bounds of these suites" if suites else "verdict")
+    return 0 if verdict.passed or not verdict.reasons else GateRefused.exit_code
 
 
 def _candidate(context: Context, store: Any) -> Candidate:
@@ -177,13 +191,6 @@ def _write_page(context: Context, path: Path, candidate: Candidate, report: Repo
     context.say(f"report written to {path}")
 
 
-def _show_verdict(context: Context, verdict: Verdict) -> None:
-    word = "[green]pass[/]" if verdict.passed else "[red]no[/]"
-    context.out.print(f"verdict {word} on {verdict.candidate}")
-    for reason in verdict.reasons:
-        context.out.print(f"  {escape(reason)}")
-
-
 def run_publish(context: Context) -> int:
     """Release a candidate because of its verdict."""
     args = context.args
@@ -195,7 +202,7 @@ def run_publish(context: Context) -> int:
         if verdict is None:
             raise NothingToDo(f"{candidate.id} has no verdict yet: run `afterword evaluate {candidate.id}` first")
         if args.dry_run:
-            _show_verdict(context, verdict)
+            show_verdict(context, verdict)
             return 0 if verdict.passed else GateRefused.exit_code
         if args.override:
             verdict = overridden(verdict, by=args.override, why=args.why)
@@ -231,7 +238,7 @@ def run_cycle_command(context: Context) -> int:
     if context.json:
         context.emit(result.to_dict())
     else:
-        _show_verdict(context, result.verdict)
+        show_verdict(context, result.verdict)
         if result.release:
             _show_release(context, result.release)
     return 0 if result.release else GateRefused.exit_code
@@ -249,7 +256,7 @@ def _watch(context: Context) -> int:
                 tried |= waiting
                 try:
                     result = run_cycle(store, _settings(context), _progress(context))
-                    _show_verdict(context, result.verdict)
+                    show_verdict(context, result.verdict)
                 except AfterwordError as error:  # the next round may fare better
                     context.say(f"[yellow]this round ended:[/] {escape(error.message)}")
             time.sleep(settings.interval)
