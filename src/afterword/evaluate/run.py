@@ -81,29 +81,31 @@ def evaluate_candidate(
         trained=trained,
         progress=progress,
     )
-    looked = look_first(comparison) if settings.looks > 1 and "holdout" in names else None
+    about, found = _measured(comparison, names)
+    return Report(
+        id=new_id("rep"),
+        candidate=candidate.id,
+        against=None if served_candidate is None else served_candidate.id,
+        suites={name: one.figures for name, one in found.items()},
+        examples=_examples(comparison, found),
+        about={**_about(comparison), **about, "seconds": round(time.monotonic() - started, 3)},
+    )
+
+
+def _measured(comparison: Comparison, names: Sequence[str]) -> tuple[Json, dict[str, Findings]]:
+    """(what is told about the run, the findings of each suite)."""
+    about: Json = {}
+    if comparison.settings.looks > 1 and "holdout" in names:
+        about["looks"] = look_first(comparison)
     found, spent = {}, {}
     for name in names:
         began = time.monotonic()
         found[name] = _run(name, comparison)
         spent[name] = round(time.monotonic() - began, 3)
     _unchanged(comparison)
-    figures = {name: one.figures for name, one in found.items()}
-    return Report(
-        id=new_id("rep"),
-        candidate=candidate.id,
-        against=None if served_candidate is None else served_candidate.id,
-        suites=figures,
-        examples=_examples(comparison, found),
-        about={
-            **_about(comparison),
-            "changes": changes(figures),
-            "changed": {name: list(one.changed) for name, one in found.items() if one.changed},
-            **({} if looked is None else {"looks": looked}),
-            "seconds_by_suite": spent,
-            "seconds": round(time.monotonic() - started, 3),
-        },
-    )
+    about["changes"] = changes({name: one.figures for name, one in found.items()})
+    about["changed"] = {name: list(one.changed) for name, one in found.items() if one.changed}
+    return about | {"seconds_by_suite": spent}, found
 
 
 def _about(comparison: Comparison) -> Json:
