@@ -79,7 +79,7 @@ class TrainConfig:
 class EvaluateConfig:
     """`[evaluate]`: how a candidate is measured against what is served."""
 
-    suites: tuple[str, ...] = ("holdout", "collapse", "forgetting", "earlier-wins", "privacy", "safety")
+    suites: tuple[str, ...] = ("holdout", "collapse", "forgetting", "earlier-wins", "privacy")
     """Suites that run by default; see docs/evaluation.md."""
     max_interactions: int = 64
     """Held-out interactions to answer; the newest ones are taken."""
