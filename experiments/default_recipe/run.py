@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "token mean": {"average": PerToken()},
     "lr 3e-4": {"lr": 3e-4},
     "lr 2e-3": {"lr": 2e-3},
-    "batch 4": {"batch": 4},
+    "batch 8": {"batch": 8},
     "batch 16": {"batch": 16},
     "lr falls": {"schedule": Linear(warmup=1)},
     "sft control": SERVED_ONLY,

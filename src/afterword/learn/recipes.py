@@ -44,7 +44,7 @@ class Recipe:
     """Times that every served answer is seen."""
     fresh: int = 1
     """Passes after those, over answers that the student writes anew to the same prompts."""
-    batch: int = 8
+    batch: int = 4
     """Interactions per optimiser step."""
     schedule: Schedule = CONSTANT
     max_grad_norm: float = 1.0
