@@ -215,7 +215,7 @@ def jobs() -> list[tuple[str, str, int]]:
     """(variant, trait, seed): every factor on one trait, the contenders on all traits, the winner on more seeds."""
     found = [(v, "steps", 0) for v in VARIANTS]
     found += [(v, t, 0) for v in ("default", "served only, 2 passes", "fresh 2") for t in TRAITS]
-    found += [("default", t, s) for t in ("steps", "brief") for s in (1, 2)]
+    found += [(v, t, s) for v in ("default", "batch 8") for t in ("steps", "brief") for s in (1, 2)]
     return list(dict.fromkeys(found))
 
 
