@@ -15,6 +15,7 @@ from afterword.errors import UsageError
 from afterword.gateway.wire.feedback import parse_event
 from afterword.records import FEEDBACK_KINDS, Feedback, Turn
 from afterword.store import Store
+from afterword.store.erase import Eraser
 
 PATH = "/v1/feedback"
 
@@ -230,3 +231,18 @@ def test_the_202_means_on_disk(gateway: Setup) -> None:
         gateway.post(PATH, {"id": f"fb-{number}", "turn": turn, "kind": "copied"})
         with Store.open(gateway.settings.database) as other:
             assert other.find(Feedback, f"fb-{number}") is not None
+
+
+def test_feedback_on_a_forgotten_turn_is_refused_for_good(gateway: Setup) -> None:
+    turn = gateway.chat("My name is Ada Lovelace.", user="ada")["id"]
+    event = {"id": "fb-1", "turn": turn, "kind": "comment", "text": "Ada wants less", "user": "ada"}
+    assert gateway.post(PATH, event).json()["status"] == "stored"
+    with Eraser(gateway.store.path) as eraser:
+        eraser.redact("ada", "era-1")
+    for sent in (event, {**event, "id": "fb-2"}, {**event, "text": "other", "id": "fb-1"}):
+        reply = gateway.post(PATH, sent)
+        assert reply.status_code == 202 and reply.json()["status"] == "rejected"
+        assert "forgotten" in reply.json()["why"]
+    assert gateway.feedback() == []
+    assert httpx.delete(f"{gateway.url}{PATH}/fb-1").status_code == 404
+    assert gateway.chat("Hello again", user="ada")["id"] != turn

@@ -54,6 +54,8 @@ class ImportSummary:
     """Records that were there already."""
     conflicts: int = 0
     """Records whose id was there with other content; the first one stays."""
+    forgotten: int = 0
+    """Records that were erased at their user's request; they stay erased."""
     without_request: int = 0
     """Answers that nobody asked for (a conversation that begins in the middle)."""
     mended: int = 0
@@ -265,6 +267,7 @@ class _Sink:
         self._summary.stored += outcomes.count("stored")
         self._summary.duplicates += outcomes.count("duplicate")
         self._summary.conflicts += outcomes.count("conflict")
+        self._summary.forgotten += outcomes.count("forgotten")
 
 
 class _Rejects:

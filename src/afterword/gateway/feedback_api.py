@@ -33,7 +33,7 @@ async def post_feedback(request: web.Request) -> web.Response:
         return json_response({"results": await _take(gateway, events)}, 202)
     parse_event(data)
     (result,) = await _take(gateway, [data])
-    if result["status"] == "rejected":
+    if result["status"] == "rejected" and not result["why"].startswith("forgotten"):
         raise ConflictError(result["why"], param="id", code="conflict")
     return json_response(result, 202)
 
@@ -78,6 +78,9 @@ def _result(gateway: Gateway, records: list[Record], outcomes: list[str], held: 
     if "conflict" in outcomes:
         result["status"] = "rejected"
         result["why"] = f"conflict: an event with the id {event.id!r} but other content is stored already."
+    elif "forgotten" in outcomes:
+        result["status"] = "rejected"
+        result["why"] = f"forgotten: {event.turn!r:.80} was erased because its user asked for it."
     elif "stored" in outcomes:
         result["status"] = "held" if event.turn in held else "stored"
     else:

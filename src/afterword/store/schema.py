@@ -2,7 +2,9 @@
 
 Each migration is one script that is applied once, in order, inside a transaction; `PRAGMA user_version` holds the
 number of the last one. A database of a newer Afterword is refused, never guessed at. Tables are append-only:
-triggers refuse UPDATE and DELETE.
+triggers refuse UPDATE and DELETE. The one sanctioned exception is the tombstone: a row whose user asked to be
+forgotten may be emptied, once, into exactly the shape that `erasable` writes down, and only in the name of a row of
+`erasures`. The trigger checks the shape, so that no code can change a row in any other way.
 """
 
 from __future__ import annotations
@@ -26,6 +28,73 @@ def _table(name: str, columns: str, *indexed: str) -> str:
             f"BEGIN SELECT RAISE(ABORT, '{name} is append-only'); END;"
         )
     return "\n".join(lines)
+
+
+FORGOTTEN = "forgotten"
+"""What a tombstone says where a column may not be empty."""
+
+KEPT: dict[str, tuple[str, ...]] = {
+    "turns": ("adapter", "source", "finish_reason"), "feedback": ("turn",), "interactions": ("turn", "split"),
+    "skips": ("feedback", "turn"), "exports": ("what", "format", "rows"),
+}  # fmt: skip
+"""Table -> what a tombstone keeps, besides `seq`, `id` and `created_at`: ids of ours, by which a row is known again
+when it is sent once more, and nothing in anybody's words."""
+
+CLEARED: dict[str, dict[str, str]] = {
+    "turns": dict.fromkeys(
+        ("user", "conversation", "previous", "task", "thread", "prompt_ids", "completion_ids", "logprobs"), "NULL"
+    ),
+    "feedback": {"kind": f"'{FORGOTTEN}'", "user": "NULL", "retracts": "NULL"},
+    "interactions": {"kind": f"'{FORGOTTEN}'", "user": "NULL", "task": "NULL", "feedback": "NULL"},
+    "skips": {"reason": f"'{FORGOTTEN}'"},
+    "exports": {"path": "NULL", "user": "NULL"},
+}
+"""Table -> column -> what a tombstone holds there. `digest` becomes empty and `body` the id of the erasure."""
+
+PRUNED: dict[str, tuple[str, ...]] = {"reports": ("$.examples",), "candidates": ("$.metrics.left",)}
+"""Rows of nobody in particular that may quote a user: the parts of their body that an erasure may change."""
+
+TOMBSTONE = "length({0}.digest) = 0"
+"""True for a tombstone; `{0}` is the table or its alias. The partial indexes below are written in the same words."""
+
+
+def erasable(table: str) -> str:
+    """The triggers of a table whose rows may become tombstones; a migration that adds such a table calls it too."""
+    kept = ("seq", "id", "created_at", *KEPT[table])
+    tombstone = " AND ".join(
+        [*(f"NEW.{c} IS {value}" for c, value in CLEARED[table].items()), *(f"NEW.{c} IS OLD.{c}" for c in kept)]
+    )
+    return "\n".join(
+        (
+            f"DROP TRIGGER IF EXISTS {table}_no_update;",
+            f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} WHEN NOT ({TOMBSTONE.format('NEW')} "
+            f"AND NOT {TOMBSTONE.format('OLD')} AND {tombstone} "
+            f"AND EXISTS (SELECT 1 FROM erasures e WHERE e.id = CAST(NEW.body AS TEXT))) "
+            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;",
+            f"CREATE INDEX {table}_forgotten ON {table}(id) WHERE {TOMBSTONE.format(table)};".replace(f"{table}.", ""),
+        )
+    )
+
+
+def _prunable(table: str, columns: str) -> str:
+    """The trigger of a table of which only the `PRUNED` parts of the body may change."""
+    same = " AND ".join(f"NEW.{c.strip()} IS OLD.{c.strip()}" for c in columns.split(","))
+    paths = ", ".join(f"'{path}'" for path in PRUNED[table])
+    rest = (f"json_remove(CAST({row}.body AS TEXT), {paths})" for row in ("NEW", "OLD"))
+    return (
+        f"DROP TRIGGER {table}_no_update;\n"
+        f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} WHEN NOT ({same} AND {' = '.join(rest)} "
+        f"AND EXISTS (SELECT 1 FROM erasures)) BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;"
+    )
+
+
+def _guard(table: str) -> str:
+    """Nothing new about a forgotten turn is taken, whoever sends it and however late."""
+    return (
+        f"CREATE TRIGGER {table}_of_forgotten BEFORE INSERT ON {table} WHEN EXISTS "
+        f"(SELECT 1 FROM turns t INDEXED BY turns_forgotten WHERE t.id = NEW.turn AND {TOMBSTONE.format('t')}) "
+        "BEGIN SELECT RAISE(IGNORE); END;"
+    )
 
 
 MIGRATIONS: tuple[str, ...] = (
@@ -55,6 +124,17 @@ MIGRATIONS: tuple[str, ...] = (
             _table("reviews", "interaction TEXT NOT NULL, decision TEXT NOT NULL", "interaction"),
             _table("relevances", "interaction TEXT NOT NULL", "interaction"),
             _table("revisions", "interaction TEXT NOT NULL", "interaction"),
+        )
+    ),
+    # 3: forgetting a user, and the exports in which a user may be found.
+    "\n".join(
+        (
+            _table("erasures", "salt TEXT NOT NULL, user_hash TEXT NOT NULL"),
+            _table("exports", "path TEXT, what TEXT, format TEXT, user TEXT, rows INTEGER"),
+            *(erasable(table) for table in CLEARED),
+            _prunable("reports", "seq, id, created_at, digest, candidate"),
+            _prunable("candidates", "seq, id, created_at, digest, parent"),
+            *(_guard(table) for table in ("feedback", "interactions", "skips")),
         )
     ),
 )  # fmt: skip

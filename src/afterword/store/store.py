@@ -27,13 +27,15 @@ from afterword.records import (
     Verdict,
 )
 from afterword.store.codec import SEARCHED, decoder, encode, select
-from afterword.store.schema import connect, open_database
+from afterword.store.schema import CLEARED, FORGOTTEN, TOMBSTONE, connect, open_database
 from afterword.store.writer import Outcome, Writer
 
 R = TypeVar("R", bound=Record)
 
-_UNDECIDED = """
-    WHERE t.kind != 'retraction'
+_ALIVE = f"NOT {TOMBSTONE.format('t')}"
+"""Tombstones are no records: no query returns them, and nobody can tell them from rows that never were."""
+_UNDECIDED = f"""
+    WHERE t.kind NOT IN ('retraction', '{FORGOTTEN}')
       AND EXISTS (SELECT 1 FROM turns x WHERE x.id = t.turn)
       AND NOT EXISTS (SELECT 1 FROM skips s WHERE s.feedback = t.id)
       AND NOT EXISTS (SELECT 1 FROM interactions i, json_each(i.feedback) j WHERE i.turn = t.turn AND j.value = t.id)
@@ -116,7 +118,7 @@ class Store:
 
     def find(self, kind: type[R], identifier: str) -> R | None:
         """The record with this id, or None."""
-        row = next(self._read(f"{select(kind.TABLE)} WHERE t.id = ?", (identifier,)), None)
+        row = next(self._read(f"{select(kind.TABLE)} WHERE t.id = ? AND {_ALIVE}", (identifier,)), None)
         return None if row is None else cast(R, decoder(kind.TABLE)(row))
 
     def get(self, kind: type[R], identifier: str) -> R:
@@ -125,7 +127,7 @@ class Store:
         if found is not None:
             return found
         like = identifier.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-        rows = list(self._read(f"{select(kind.TABLE)} WHERE t.id LIKE ? ESCAPE '\\' LIMIT 2", (like,)))
+        rows = list(self._read(f"{select(kind.TABLE)} WHERE t.id LIKE ? ESCAPE '\\' AND {_ALIVE} LIMIT 2", (like,)))
         if len(rows) != 1 or not identifier:
             why = "more than one id begins so" if rows else "there is none"
             raise NotFoundError(
@@ -141,7 +143,7 @@ class Store:
         """
         unknown = set(equal) - set(SEARCHED[kind.TABLE])
         assert not unknown, f"{kind.TABLE} has no searched column {unknown}"
-        where = " AND ".join(f"t.{column} IS ?" for column in equal) or "1"
+        where = " AND ".join([*(f"t.{column} IS ?" for column in equal), _ALIVE])
         sql = f"{select(kind.TABLE)} WHERE {where} ORDER BY t.seq {'DESC' if newest else 'ASC'}"
         cursor = self._read(sql + (f" LIMIT {int(limit)}" if limit is not None else ""), tuple(equal.values()))
         decode = decoder(kind.TABLE)
@@ -150,8 +152,12 @@ class Store:
     def count(self, kind: type[Record], **equal: Any) -> int:
         """How many rows; filters as in `rows`."""
         where = " AND ".join(f"t.{column} IS ?" for column in equal) or "1"
-        sql = f"SELECT count(*) FROM {kind.TABLE} t WHERE {where}"
-        return int(next(self._read(sql, tuple(equal.values())))[0])
+        values = tuple(equal.values())
+        number = int(next(self._read(f"SELECT count(*) FROM {kind.TABLE} t WHERE {where}", values))[0])
+        if kind.TABLE in CLEARED:  # counting all and taking the few tombstones off reads indexes only
+            gone = f"{kind.TABLE} t INDEXED BY {kind.TABLE}_forgotten WHERE {TOMBSTONE.format('t')} AND {where}"
+            number -= int(next(self._read(f"SELECT count(*) FROM {gone}", values))[0])
+        return number
 
     def counts(self) -> dict[str, int]:
         """Rows of every kind, in the order of the spine."""
@@ -160,8 +166,12 @@ class Store:
     def tally(self, kind: type[Record], column: str) -> dict[str, int]:
         """Rows per value of a searched column, most frequent first."""
         assert column in SEARCHED[kind.TABLE]
-        sql = f"SELECT {column}, count(*) FROM {kind.TABLE} GROUP BY 1 ORDER BY 2 DESC, 1"
-        return {str(value): int(number) for value, number in self._read(sql)}
+        sql = f"SELECT {column}, count(*) FROM {kind.TABLE} t WHERE %s GROUP BY 1 ORDER BY 2 DESC, 1"
+        numbers = {str(value): int(number) for value, number in self._read(sql % "1")}
+        if kind.TABLE in CLEARED:
+            for value, number in self._read(sql % TOMBSTONE.format("t")):
+                numbers[str(value)] -= int(number)
+        return {value: number for value, number in numbers.items() if number}
 
     # ---- named queries
 
@@ -189,6 +199,7 @@ class Store:
         for start in range(0, len(values), 500):
             part = values[start : start + 500]
             sql = f"{head.replace('SELECT ', 'SELECT t.seq, ', 1)} WHERE t.{column} IN ({', '.join('?' * len(part))})"
+            sql += f" AND {_ALIVE}"
             found += [(row[0], cast(R, decode(row[1:]))) for row in self._read(sql + " ORDER BY t.seq", part)]
         return found
 
@@ -203,7 +214,8 @@ class Store:
     def leaves(self) -> Iterator[Turn]:
         """Turns that no other turn continues: the last of each conversation, or of each branch of it."""
         decode = decoder("turns")
-        sql = f"{select('turns')} WHERE NOT EXISTS (SELECT 1 FROM turns x WHERE x.previous = t.id) ORDER BY t.seq"
+        last = "NOT EXISTS (SELECT 1 FROM turns x WHERE x.previous = t.id)"
+        sql = f"{select('turns')} WHERE {last} AND {_ALIVE} ORDER BY t.seq"
         return (cast(Turn, decode(row)) for row in self._read(sql))
 
     def held(self) -> int:
@@ -241,6 +253,32 @@ class Store:
     def release(self, channel: str = "default") -> Release | None:
         """What the channel serves now: its newest release, None before the first."""
         return next(self.rows(Release, newest=True, limit=1, channel=channel), None)
+
+    # ---- forgotten users
+
+    def tainted(self) -> dict[str, tuple[str, ...]]:
+        """Candidates that learned from a forgotten user, themselves or through an ancestor -> the interactions.
+
+        Never released, never trained on; an empty tuple: only an ancestor learned from them.
+        """
+        gone = {name for name, _ in self.tombstones("interactions")}
+        found: dict[str, tuple[str, ...]] = {}
+        if gone:
+            for row in self.rows(Candidate):
+                own = tuple(i for i in row.interactions if i in gone)
+                if own or row.parent in found:
+                    found[row.id] = own
+        return found
+
+    def tombstones(self, table: str) -> list[tuple[str, str]]:
+        """(id, erasure) of the rows of a table that were erased, oldest first."""
+        where = f"{table} t INDEXED BY {table}_forgotten WHERE {TOMBSTONE.format('t')}"
+        sql = f"SELECT t.id, CAST(t.body AS TEXT) FROM {where} ORDER BY t.seq"
+        return list(self._read(sql))
+
+    def erasures(self) -> list[tuple[str, float, str, str]]:
+        """(id, time, salt, hash of the user) of every erasure; see `erase.user_hash`."""
+        return list(self._read("SELECT id, created_at, salt, user_hash FROM erasures ORDER BY seq"))
 
     def newest(self, kind: type[R], **equal: Any) -> R | None:
         """The row written last."""

@@ -18,11 +18,14 @@ from afterword.errors import StoreError
 from afterword.store.codec import INSERT, Row
 from afterword.store.schema import connect
 
-Outcome = Literal["stored", "duplicate", "conflict"]
+Outcome = Literal["stored", "duplicate", "conflict", "forgotten"]
+"""What became of a row. `forgotten`: it, or the turn that it is about, was erased; nothing was stored."""
 _Item = tuple[list[Row], "Future[list[Outcome]]"]
 
 MAX_GROUP = 512
 """Submissions per commit at most, so that one commit stays short."""
+PATIENCE_MS = 120_000
+"""How long a commit waits for another process; erasing a user rewrites the whole file under the write lock."""
 
 
 class Writer:
@@ -31,6 +34,7 @@ class Writer:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection = connect(path)
+        self._connection.execute(f"PRAGMA busy_timeout={PATIENCE_MS}")
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="afterword-writer", daemon=True)
@@ -109,4 +113,6 @@ class Writer:
         if self._connection.execute(INSERT[row.table], row.values).rowcount == 1:
             return "stored"
         found = self._connection.execute(f"SELECT digest FROM {row.table} WHERE id = ?", (row.id,)).fetchone()
+        if found is None or not found[0]:  # refused by the database because of a tombstone, or a tombstone itself
+            return "forgotten"
         return "duplicate" if found[0] == row.digest else "conflict"
