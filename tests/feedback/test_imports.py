@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from afterword.errors import UsageError
 from afterword.feedback import collect
 from afterword.feedback.files import Bad, Row, Source
-from afterword.feedback.formats import FORMATS, detect_format, unix_time
+from afterword.feedback.formats import FORMATS, detect_format
 from afterword.feedback.imports import ImportSummary, import_file
+from afterword.feedback.rows import unix_time
 from afterword.records import Feedback, Interaction, Turn
 from afterword.store import Store
 from afterword.store.export import EXPORTS, export
@@ -299,8 +300,7 @@ def test_broken_archives_give_what_is_whole(store: Store, tmp_path: Path) -> Non
 def test_an_interrupted_import_is_finished_by_running_it_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    imports = importlib.import_module("afterword.feedback.imports")
-    monkeypatch.setattr(imports, "GROUP", 20)
+    monkeypatch.setattr(importlib.import_module("afterword.feedback.sink"), "GROUP", 20)
     path = write(tmp_path, [talk(i) for i in range(200)])
 
     def stop(position: int, size: int) -> None:
@@ -313,7 +313,10 @@ def test_an_interrupted_import_is_finished_by_running_it_again(
     before = store.counts()["turns"]
     summary = import_file(store, path)
     assert 0 < before < 400
-    assert summary.stored + summary.duplicates == 600 and summary.duplicates >= before and summary.conflicts == 0
+    assert 0 < summary.resumed_at < 200
+    assert summary.stored + summary.duplicates == 600 and summary.stored <= 600 - 20 and summary.conflicts == 0
+    again = import_file(store, path)
+    assert (again.resumed_at, again.stored, again.duplicates) == (0, 0, 600)
     assert store.counts()["turns"] == 400 and store.counts()["feedback"] == 200
 
 
@@ -460,7 +463,9 @@ def test_impossible_exports_name_the_possible_ones(store: Store) -> None:
 
 
 def test_every_format_of_the_contract_is_there() -> None:
-    assert set(FORMATS) == {"openai", "sharegpt", "wildchat", "wildfeedback", "triples", "events", "afterword"}
+    assert set(FORMATS) == {
+        "openai", "sharegpt", "wildchat", "wildfeedback", "triples", "events", "tensorzero", "langfuse", "afterword",
+    }  # fmt: skip
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rich.markup import escape
 
@@ -17,22 +17,33 @@ from afterword.cli.context import Context
 from afterword.cli.progress import step_bar
 from afterword.errors import UsageError
 from afterword.feedback.formats import FORMATS
-from afterword.feedback.imports import import_file
+from afterword.feedback.imports import files_of, import_file
 from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
-from afterword.store.export import EXPORTS, export
+from afterword.store.containers import Out, container
+from afterword.store.export import EXPORTS, export, export_user
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands."""
     into = commands.add_parser("import", parents=[common], help="read conversations or events from files")
-    into.add_argument("files", nargs="+", type=Path, metavar="FILE", help="plain, gzip or zstd")
+    into.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="JSON, JSON lines or Parquet; plain, gzip or zstd; or a folder",
+    )
     into.add_argument("--format", default="auto", choices=("auto", *FORMATS), help="default: look at the file")
     into.set_defaults(run=run_import)
 
-    out = commands.add_parser("export", parents=[common], help="write rows as JSON lines")
-    out.add_argument("what", choices=dict.fromkeys(what for what, _ in EXPORTS))
+    out = commands.add_parser("export", parents=[common], help="write rows, or all that is held of a user")
+    out.add_argument("what", nargs="?", choices=dict.fromkeys(what for what, _ in EXPORTS))
+    out.add_argument("--user", metavar="U", help="everything that is held of this user, in our own form")
     out.add_argument("--format", default="afterword", choices=dict.fromkeys(form for _, form in EXPORTS))
-    out.add_argument("--output", type=Path, metavar="FILE", help="default: stdout")
+    out.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: JSON lines on stdout; the name says how: .jsonl, .json, "
+        ".parquet, .gz, .zst",
+    )  # fmt: skip
     out.set_defaults(run=run_export)
 
     for name, (kind, _, _) in LISTS.items():
@@ -48,40 +59,53 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run_import(context: Context) -> int:
     """Import every file; a bad row is counted and set aside, the rest is kept."""
-    summaries = []
+    found: list[dict[str, Any]] = []
+    failed = 0
     with context.open_store(create=True) as store:
         for path in context.args.files:
-            with step_bar(context, f"importing {path.name}", "bytes") as advance:
-                summaries.append(import_file(store, path, format=context.args.format, progress=advance))
-    found = [summary.to_dict() for summary in summaries]
+            for file, name in files_of(path):
+                rejects = store.path.parent / "rejects" / f"{name}.jsonl"
+                with step_bar(context, f"importing {file.name}", "bytes") as advance:
+                    try:
+                        summary = import_file(store, file, context.args.format, rejects=rejects, progress=advance)
+                    except UsageError as error:
+                        if file == path:
+                            raise
+                        failed += 1  # one bad file of a folder does not keep the others out
+                        found.append({"file": str(file), "error": error.message})
+                        context.say(f"[red]passed over:[/] {escape(error.message)}")
+                    else:
+                        found.append(summary.to_dict())
     if context.json:
         context.emit({"files": found})
-        return 0
-    for summary in found:
-        context.table("", ("imported", summary["file"]), list(summary.items())[1:])
-    context.say("Next: `afterword collect` turns what users did into interactions.")
-    return 0
+    else:
+        for one in found:
+            context.table("", ("imported", one["file"]), list(one.items())[1:])
+        context.say("Next: `afterword collect` turns what users did into interactions.")
+    return 1 if failed else 0
 
 
 def run_export(context: Context) -> int:
     """Stream rows to a file or stdout."""
-    with context.open_store() as store, _sink(context.args.output) as sink:
-        written = export(store, context.args.what, context.args.format, sink)
-    context.say(f"{written} lines written")
+    args = context.args
+    if (args.what is None) == (args.user is None):
+        raise UsageError("say what to export, `afterword export turns`, or of whom, `afterword export --user U`.")
+    with context.open_store() as store, _sink(args.output) as sink:
+        if args.user is not None:
+            written = export_user(store, args.user, sink, to=args.output)
+        else:
+            written = export(store, args.what, args.format, sink, to=args.output)
+    context.say(f"{written} rows written")
     return 0
 
 
 @contextmanager
-def _sink(path: Path | None) -> Iterator[BinaryIO]:
+def _sink(path: Path | None) -> Iterator[Out]:
     if path is None:
         yield sys.stdout.buffer
         return
-    try:
-        handle = path.open("wb")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}.") from error
-    with handle:
-        yield handle
+    with container(path) as out:
+        yield out
 
 
 def when(seconds: float) -> str:

@@ -1,5 +1,5 @@
-"""Rows out of files of any size, in constant memory: JSON lists, JSON lines, objects one after the other; plain,
-gzip or zstd; cut off, with garbage in between, or with broken text.
+"""Rows out of files of any size, in constant memory: JSON lists, JSON lines, objects one after the other, Parquet;
+plain, gzip or zstd; cut off, with garbage in between, or with broken text.
 
 Owns bytes to JSON values. Never interprets a row, never stores one.
 """
@@ -9,11 +9,11 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import itertools
 import json
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,9 @@ import orjson
 import zstandard
 
 from afterword.errors import UsageError
+from afterword.feedback.parquet import Bad, ParquetRows, Row
+
+__all__ = ["Bad", "Row", "Source"]
 
 CHUNK = 1 << 20
 """Characters that are read at a time."""
@@ -28,26 +31,6 @@ MAX_ROW = 1 << 26
 """Characters of one row at most; a longer one is rejected."""
 _TRIES = 10_000
 """Places at which reading is tried again within one stretch of garbage."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One JSON value and where it was found ("line 3", "character 1200")."""
-
-    value: Any
-    where: str
-    mended: bool = False
-    """Its bytes were no valid UTF-8 and were read with replacement characters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """A stretch of the file that is no row: a code, a sentence, and its beginning."""
-
-    reason: str
-    detail: str
-    where: str
-    text: str = ""
 
 
 class _Zstd:
@@ -108,9 +91,16 @@ class Source:
         self.size = path.stat().st_size
         magic = self._file.read(4)
         self._file.seek(0)
-        if magic.startswith((b"PK\x03\x04", b"PAR1")):
+        if magic == b"PK\x03\x04":
             self._file.close()
-            raise UsageError(f"{path} is a {'Parquet' if magic == b'PAR1' else 'zip'} file; give JSON or JSON lines.")
+            raise UsageError(
+                f"{path} is a zip file; unpack it, or give JSON, JSON lines or Parquet, also as gzip or zstd."
+            )
+        try:
+            self._table = ParquetRows(path) if magic == b"PAR1" else None
+        except UsageError:
+            self._file.close()
+            raise
         self._plain = _Plain(self._open(magic))
         self._stream = io.BufferedReader(self._plain, CHUNK)
 
@@ -123,19 +113,30 @@ class Source:
 
     @property
     def position(self) -> int:
-        return self._file.tell()
+        return self._file.tell() if self._table is None else self._table.position
 
     def close(self) -> None:
         self._file.close()
 
-    def rows(self) -> Iterator[Row | Bad]:
-        """Everything in the file, in order: rows, and one `Bad` for each stretch that is none."""
-        yield from _lines(self._stream) if _is_lines(self._stream.peek(CHUNK)) else _values(self._stream)
+    def rows(self, skip: int = 0) -> Iterator[Row | Bad]:
+        """Everything in the file, in order: rows, and one `Bad` for each stretch that is none.
+
+        The first `skip` of them are passed over, in JSON lines without parsing them.
+        """
+        if self._table is not None:
+            yield from self._table.rows(skip)
+            return
+        if _is_lines(self._stream.peek(CHUNK)):
+            yield from _lines(self._stream, skip)
+        else:
+            yield from itertools.islice(_values(self._stream), skip, None)
         if self._plain.broken is not None:
             yield Bad("broken_archive", f"the compressed file ends early: {self._plain.broken}", "the end")
 
 
 def _is_lines(head: bytes) -> bool:
+    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+        return False  # a list, even if each of its rows has a line of its own
     lines = head.removeprefix(codecs.BOM_UTF8).split(b"\n")
     return any(isinstance(_parse(line), dict) for line in lines[:6] if line.strip().startswith(b"{"))
 
@@ -150,8 +151,8 @@ def _parse(data: bytes) -> Any:
 # ---- JSON lines
 
 
-def _lines(stream: BinaryIO) -> Iterator[Row | Bad]:
-    number = 0
+def _lines(stream: BinaryIO, skip: int) -> Iterator[Row | Bad]:
+    number = seen = 0
     while line := stream.readline(MAX_ROW):
         number += 1
         where = f"line {number}"
@@ -160,8 +161,14 @@ def _lines(stream: BinaryIO) -> Iterator[Row | Bad]:
             while rest := stream.readline(MAX_ROW):
                 if rest.endswith(b"\n"):
                     break
+            seen += 1
+            if seen <= skip:
+                continue
             yield Bad("too_long", f"a line of more than {MAX_ROW} bytes", where, line[:500].decode(errors="replace"))
         elif line.strip():
+            seen += 1
+            if seen <= skip:
+                continue
             yield _line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, where, whole)
 
 

@@ -1,95 +1,72 @@
-"""The formats that can be imported: one function for each, from a row of the file to a `Conversation` or to records.
+"""The chat logs that can be imported: one function for each format, from a row of the file to a `Conversation` or to
+records; and the table of all formats.
 
-Owns field names of the outside world. Pure; never reads a file, never stores.
+Owns field names of the outside world (TensorZero and Langfuse have files of their own). Pure; never reads a file,
+never stores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from afterword.errors import UsageError
+from afterword.chat.canonical import text_of
+from afterword.feedback.langfuse import is_langfuse, langfuse
+from afterword.feedback.rows import MISSING_IDS, Conversation, Parser, bad, checked, listed, text, unix_time
+from afterword.feedback.tensorzero import is_tensorzero, tensorzero
 from afterword.records import RECORDS, Feedback, Json, Record, Turn, content_hash
 
-MISSING_IDS = "imported: the file has no token ids"
 
-
-@dataclass(slots=True, kw_only=True)
-class Conversation:
-    """Messages in OpenAI's form with what the row says about them."""
-
-    messages: list[Json]
-    key: str = ""
-    """The row's own id."""
-    name: str | None = None
-    """The conversation that it is a part of, when the row is not all of it."""
-    only_last: bool = False
-    """Only the last answer is a turn of this row; those before it are other rows."""
-    model: str = ""
-    user: str | None = None
-    tools: tuple[Json, ...] | None = None
-    created_at: float | None = None
-
-
-def _bad(code: str, message: str) -> UsageError:
-    return UsageError(message, code=code)
-
-
-def _text(value: Any) -> str | None:
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None
-
-
-def _list(row: Json, *names: str) -> list[Any]:
-    for name in names:
-        if isinstance(row.get(name), list):
-            if not row[name]:
-                raise _bad("empty", f"`{name}` is empty")
-            return list(row[name])
-    raise _bad(
-        "no_messages",
-        f"no list {' or '.join(f'`{n}`' for n in names)} in the row (it has {', '.join(row) or 'nothing'})",
-    )
-
-
-def unix_time(value: Any) -> float | None:
-    """Seconds from a number (of seconds or milliseconds) or an ISO 8601 text; None when it is neither."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e14:
-        return float(value) / (1000 if value > 1e11 else 1)
-    if not isinstance(value, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-_ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
-
-
-def _message(message: Any) -> Json:
-    if not isinstance(message, dict) or message.get("role") not in _ROLES:
-        raise _bad("bad_message", f"not a message with a known role: {message!r:.120}")
-    content = message.get("content")
-    if content is not None and not isinstance(content, str | list):
-        raise _bad("bad_message", f"the content is neither text nor parts: {content!r:.120}")
-    if isinstance(content, list) and not all(isinstance(part, dict) for part in content):
-        raise _bad("bad_message", f"a part of the content is no object: {content!r:.120}")
-    return message
-
-
-def _openai(row: Json) -> Conversation:
+def _openai(row: Json) -> Conversation | list[Record]:
+    if "preferred_output" in row:
+        given = row.get("input")
+        given = given if isinstance(given, dict) else {}
+        context = [checked(m) for m in listed(given, "messages")]
+        return _pair("openai", context, _said(row, "preferred_output"), _said(row, "non_preferred_output"), given)
     tools = row.get("tools")
     return Conversation(
-        messages=[_message(m) for m in _list(row, "messages")],
-        key=_text(row.get("id")) or "",
-        model=_text(row.get("model")) or "",
-        user=_text(row.get("user")),
+        messages=[checked(m) for m in listed(row, "messages")],
+        key=text(row.get("id")) or "",
+        model=text(row.get("model")) or "",
+        user=text(row.get("user")),
         tools=tuple(tools) if isinstance(tools, list) and tools else None,
         created_at=unix_time(row.get("created_at", row.get("created"))),
     )
+
+
+def _said(row: Json, name: str) -> Json:
+    """The one answer of a preference row: a message, a list of one, or a text."""
+    value = row.get(name)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, dict) and "value" in value:
+        value = {"role": _FROM.get(str(value.get("from"))), "content": value["value"]}
+    if isinstance(value, str):
+        value = {"role": "assistant", "content": value}
+    if not isinstance(value, dict) or value.get("role") != "assistant":
+        raise bad("no_messages", f"`{name}` is no answer: {row.get(name)!r:.120}")
+    return checked(value)
+
+
+def _pair(format: str, context: list[Json], chosen: Json, rejected: Json, about: Json) -> list[Record]:
+    """A preference: the answer that was not wanted is the turn, the preferred one is shown to the teacher."""
+    if context[-1]["role"] == "assistant":
+        raise bad("no_request", "the messages before the two answers end with an answer")
+    name = "imp-" + content_hash("pair", format, context, chosen, rejected)
+    tools, wanted = about.get("tools"), text_of(chosen.get("content"))
+    moment = unix_time(about.get("created_at"))
+    when: Json = {} if moment is None else {"created_at": moment}
+    turn = Turn(
+        id=name, messages=tuple(context), answer=rejected, user=text(about.get("user")),
+        conversation=text(about.get("id")), tools=tuple(tools) if isinstance(tools, list) and tools else None,
+        source=f"import:{format}", missing_ids=MISSING_IDS, **when,
+    )  # fmt: skip
+    if not wanted:
+        return [turn]
+    shown = Feedback(
+        id=f"fb-{name}", turn=name, kind="demonstration", text=wanted, user=turn.user, source="api",
+        metadata={"preferred": format}, **when,
+    )  # fmt: skip
+    return [turn, shown]
 
 
 _FROM = {
@@ -101,57 +78,110 @@ _FROM = {
 
 
 def _sharegpt(row: Json) -> Conversation:
+    messages = _spoken(row)
+    return Conversation(
+        messages=messages,
+        key=text(row.get("id")) or text(row.get("conversation_id")) or "",
+        model=text(row.get("model")) or "",
+        user=text(row.get("user")),
+        created_at=unix_time(row.get("created_at")),
+    )
+
+
+def _spoken(row: Json) -> list[Json]:
     messages: list[Json] = []
     if isinstance(row.get("system"), str) and row["system"]:
         messages.append({"role": "system", "content": row["system"]})
-    for part in _list(row, "conversations", "conversation"):
+    for part in listed(row, "conversations", "conversation"):
         role = _FROM.get(str(part.get("from", part.get("role")))) if isinstance(part, dict) else None
         value = part.get("value", part.get("content")) if role else None
         if role is None or not isinstance(value, str):
-            raise _bad("bad_message", f"not a {{from, value}} message with a known speaker: {part!r:.120}")
+            raise bad("bad_message", f"not a {{from, value}} message with a known speaker: {part!r:.120}")
         messages.append({"role": role, "content": value})
-    return Conversation(
-        messages=messages,
-        key=_text(row.get("id")) or _text(row.get("conversation_id")) or "",
-        model=_text(row.get("model")) or "",
-        user=_text(row.get("user")),
-    )
+    return messages
+
+
+def _wildfeedback(row: Json) -> Conversation | list[Record]:
+    """A conversation, a pair (`chosen` and `rejected` after a conversation), or its annotated utterances."""
+    if UTTERANCES in row:
+        return _annotated(row[UTTERANCES])
+    if "chosen" in row and "rejected" in row:
+        return _pair("wildfeedback", _spoken(row), _said(row, "chosen"), _said(row, "rejected"), row)
+    return _sharegpt(row)
+
+
+UTTERANCES = "utterances"
+"""Where `gathered` puts the rows of one conversation."""
+_SPEAKERS = {"user": "user", "agent": "assistant", "assistant": "assistant"}
+_VERDICTS = ("Satisfaction", "Disatisfaction")
+
+
+def is_utterance(row: Any) -> bool:
+    """A row of the annotations: one utterance, numbered from 0 within its conversation."""
+    return isinstance(row, dict) and {"UtterranceId", "Role", "Content"} <= row.keys()
+
+
+def _annotated(rows: list[Json]) -> Conversation:
+    messages, notes = [], {}
+    for i, row in enumerate(rows):
+        role = _SPEAKERS.get(str(row["Role"]).lower())
+        if role is None or not isinstance(row["Content"], str):
+            raise bad("bad_message", f"not an utterance of the user or the agent: {row!r:.120}")
+        messages.append({"role": role, "content": row["Content"]})
+        said = {name.lower(): row[name] for name in _VERDICTS if isinstance(row.get(name), bool | str)}
+        if role == "user" and said:
+            notes[i] = said
+    return Conversation(messages=messages, key="", notes=notes)
 
 
 def _wildchat(row: Json) -> Conversation:
-    parts = _list(row, "conversation")
+    parts = listed(row, "conversation")
     messages = [{"role": m.get("role"), "content": m.get("content")} if isinstance(m, dict) else m for m in parts]
     first = parts[0] if isinstance(parts[0], dict) else {}
+    turns = {i: _served(m) for i, m in enumerate(parts) if isinstance(m, dict) and m.get("role") == "assistant"}
     return Conversation(
-        messages=[_message(m) for m in messages],
-        key=_text(row.get("conversation_hash")) or _text(row.get("conversation_id")) or "",
-        model=_text(row.get("model")) or "",
-        user=_text(row.get("hashed_ip")) or _text(first.get("hashed_ip")),
+        messages=[checked(m) for m in messages],
+        key=text(row.get("conversation_hash")) or text(row.get("conversation_id")) or "",
+        model=text(row.get("model")) or "",
+        user=text(row.get("hashed_ip")) or text(first.get("hashed_ip")),
         created_at=unix_time(row.get("timestamp")),
+        turns=turns,
     )
+
+
+def _served(message: Json) -> Json:
+    """What WildChat's later columns say about one answer."""
+    moment = unix_time(message.get("timestamp")) or unix_time(message.get("created"))
+    found: Json = {} if moment is None else {"created_at": moment}
+    sampling = {name: message[name] for name in ("temperature", "top_p") if isinstance(message.get(name), int | float)}
+    if sampling:
+        found["sampling"] = sampling
+    if isinstance(message.get("usage"), dict):
+        found["usage"] = {k: v for k, v in message["usage"].items() if v is not None}
+    return found
 
 
 def _triples(row: Json) -> Conversation:
     prompt, completion, response = row.get("prompt"), row.get("completion"), row.get("user_response")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(messages, list) or not messages:
-        raise _bad("no_messages", "`prompt` is neither a text nor a list of messages")
+        raise bad("no_messages", "`prompt` is neither a text nor a list of messages")
     answer = completion[0] if isinstance(completion, list) and len(completion) == 1 else completion
     if isinstance(answer, str):
         answer = {"role": "assistant", "content": answer}
     if not isinstance(answer, dict) or answer.get("role") != "assistant":
-        raise _bad("no_messages", f"`completion` is neither a text nor one assistant message: {completion!r:.120}")
+        raise bad("no_messages", f"`completion` is neither a text nor one assistant message: {completion!r:.120}")
     if isinstance(response, list) and len(response) == 1:
         response = response[0]
     if isinstance(response, dict):
         response = response.get("content")
     if not isinstance(response, str):
-        raise _bad("no_messages", f"`user_response` is no text: {response!r:.120}")
+        raise bad("no_messages", f"`user_response` is no text: {response!r:.120}")
     follow_up = [{"role": "user", "content": response}] if response else []
     return Conversation(
-        messages=[_message(m) for m in (*messages, answer, *follow_up)],
-        key=_text(row.get("id")) or "",
-        name=_text(row.get("original_conv_id")),
+        messages=[checked(m) for m in (*messages, answer, *follow_up)],
+        key=text(row.get("id")) or "",
+        name=text(row.get("original_conv_id")),
         only_last=True,
     )
 
@@ -170,25 +200,25 @@ def _events(row: Json) -> list[Record]:
     prompt, draft = row.get("prompt"), row.get("draft")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(messages, list) or not messages or not isinstance(draft, str):
-        raise _bad("no_messages", "`prompt` (a text or messages) and `draft` (a text) are needed")
+        raise bad("no_messages", "`prompt` (a text or messages) and `draft` (a text) are needed")
     action = row.get("user_action")
     kind = ACTIONS.get(action.replace("_", " ").strip().lower()) if isinstance(action, str) else None
     if kind is None and action not in {None, ""}:
-        raise _bad("unknown_action", f"`user_action` is {action!r:.60}; known: {', '.join(sorted(ACTIONS))}")
+        raise bad("unknown_action", f"`user_action` is {action!r:.60}; known: {', '.join(sorted(ACTIONS))}")
     moment = unix_time(row.get("created_at"))
     when: Json = {} if moment is None else {"created_at": moment}
-    version, task = _text(row.get("model_version")), _text(row.get("task"))
+    version, task = text(row.get("model_version")), text(row.get("task"))
     name = "imp-" + content_hash("events", version, task, messages, draft, row.get("created_at"))
     turn = Turn(
-        id=name, messages=tuple(_message(m) for m in messages), answer={"role": "assistant", "content": draft},
-        model=version or "", task=task, user=_text(row.get("user")), conversation=_text(row.get("conversation")),
+        id=name, messages=tuple(checked(m) for m in messages), answer={"role": "assistant", "content": draft},
+        model=version or "", task=task, user=text(row.get("user")), conversation=text(row.get("conversation")),
         source="import:events", missing_ids=MISSING_IDS, **when,
     )  # fmt: skip
     return [turn, *_event_feedback(row, turn, kind, when)]
 
 
 def _event_feedback(row: Json, turn: Turn, kind: str | None, when: Json) -> list[Record]:
-    edit, follow_up = _text(row.get("user_edit")), _text(row.get("follow_up"))
+    edit, follow_up = text(row.get("user_edit")), text(row.get("follow_up"))
     weight = row.get("signal_weight")
     extra: Json = {
         "turn": turn.id, "user": turn.user, "occurred_at": when.get("created_at"),
@@ -210,19 +240,24 @@ _TABLES = {kind.TABLE: kind for kind in RECORDS}
 def _afterword(row: Json) -> list[Record]:
     kind = _TABLES.get(str(row.get("record")))
     if kind is None:
-        raise _bad("unknown_record", f"`record` is {row.get('record')!r:.60}; known: {', '.join(_TABLES)}")
+        raise bad("unknown_record", f"`record` is {row.get('record')!r:.60}; known: {', '.join(_TABLES)}")
     try:
         return [kind.from_dict({name: value for name, value in row.items() if name != "record"})]
     except TypeError as error:
-        raise _bad("bad_record", f"not a record of {kind.TABLE}: {error}") from error
+        raise bad("bad_record", f"not a record of {kind.TABLE}: {error}") from error
 
-
-Parser = Callable[[Json], "Conversation | list[Record]"]
 
 FORMATS: dict[str, Parser] = {
-    "openai": _openai, "sharegpt": _sharegpt, "wildchat": _wildchat, "wildfeedback": _sharegpt,
-    "triples": _triples, "events": _events, "afterword": _afterword,
+    "openai": _openai, "sharegpt": _sharegpt, "wildchat": _wildchat, "wildfeedback": _wildfeedback,
+    "triples": _triples, "events": _events, "tensorzero": tensorzero, "langfuse": langfuse, "afterword": _afterword,
 }  # fmt: skip
+
+_SIGNS = (
+    ("afterword", {"record", "id", "schema"}), ("events", {"draft", "prompt"}),
+    ("triples", {"prompt", "completion", "user_response"}), ("wildfeedback", {"conversations", "chosen", "rejected"}),
+    ("sharegpt", {"conversations"}), ("wildfeedback", {"conversation"}), ("wildfeedback", {UTTERANCES}),
+    ("openai", {"messages"}), ("openai", {"input", "preferred_output", "non_preferred_output"}),
+)  # fmt: skip
 
 
 def detect_format(row: Any) -> str | None:
@@ -232,9 +267,7 @@ def detect_format(row: Any) -> str | None:
     keys = row.keys()
     if "conversation" in keys and keys & {"conversation_hash", "hashed_ip", "openai_moderation"}:
         return "wildchat"
-    signs = (
-        ("afterword", {"record", "id", "schema"}), ("events", {"draft", "prompt"}),
-        ("triples", {"prompt", "completion", "user_response"}), ("sharegpt", {"conversations"}),
-        ("wildfeedback", {"conversation"}), ("openai", {"messages"}),
-    )  # fmt: skip
-    return next((name for name, needed in signs if needed <= keys), None)
+    found = next((name for name, needed in _SIGNS if needed <= keys), None)
+    if found is None:
+        found = "tensorzero" if is_tensorzero(row) else "langfuse" if is_langfuse(row) else None
+    return found

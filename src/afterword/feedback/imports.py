@@ -1,79 +1,52 @@
-"""Logs from elsewhere become turns and follow-ups: `import_file`.
+"""Logs from elsewhere become turns and follow-ups: `import_file`, and `files_of` for directories.
 
-Owns the driver: stream, parse, write in groups, count, and note what was rejected. Ids are content hashes, so an
-interrupted import is finished by running it again. Never learns anything, never guesses consent away.
+Owns the driver: stream, parse, hand over to the store, count. Ids are content hashes, so nothing is ever stored
+twice; an interrupted import goes on where its last commit was. Never learns anything, never guesses consent away.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any
 
 import orjson
 
-from afterword.chat.canonical import text_of
 from afterword.errors import UsageError
 from afterword.feedback.files import Bad, Row, Source
-from afterword.feedback.formats import FORMATS, MISSING_IDS, Conversation, Parser, detect_format
-from afterword.records import Feedback, Json, Record, Turn
-from afterword.store import Outcome, Store
+from afterword.feedback.formats import FORMATS, UTTERANCES, detect_format
+from afterword.feedback.rows import Parser
+from afterword.feedback.sink import ImportSummary, Mark, Rejects, Sink, state_file
+from afterword.feedback.unfold import Threads, gathered, unfolded
+from afterword.records import Json, Record, Turn
+from afterword.store import Store
 from afterword.store.codec import encode
 
-GROUP = 1000
-"""Records per commit, about."""
-IN_FLIGHT = 3
-"""Groups that wait for their commit while the file is read on; bounds the memory."""
-HISTORY = 8
-"""Messages before an answer that are kept with it, besides the system message. A conversation of n messages would
-otherwise take n squared of space; the whole of it can be put together again by following `previous`."""
+__all__ = ["ImportSummary", "files_of", "import_file"]
 
-
-@dataclass(slots=True)
-class ImportSummary:
-    """What became of a file."""
-
-    file: str
-    format: str = "auto"
-    rows: int = 0
-    """Rows that were read, the rejected ones included."""
-    conversations: int = 0
-    messages: int = 0
-    turns: int = 0
-    feedback: int = 0
-    stored: int = 0
-    """Records that are new in the store."""
-    duplicates: int = 0
-    """Records that were there already."""
-    conflicts: int = 0
-    """Records whose id was there with other content; the first one stays."""
-    forgotten: int = 0
-    """Records that were erased at their user's request; they stay erased."""
-    without_request: int = 0
-    """Answers that nobody asked for (a conversation that begins in the middle)."""
-    mended: int = 0
-    """Rows with broken Unicode, stored with replacement characters."""
-    rejected: Counter[str] = field(default_factory=Counter)
-    """Rows by reason."""
-    rejects: str | None = None
-    """The file with the rejected rows."""
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """All counts as JSON."""
-        plain: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        plain["rejected"] = dict(sorted(self.rejected.items()))
-        return plain
-
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".gzip", ".zst", ".zstd")
+"""Files that are read when a directory is named; a file that is named itself may be called anything."""
+LINKED = ("tensorzero", "langfuse")
+"""Formats in which each row is one request that carries its history."""
 
 Progress = Callable[[int, int], None]
+
+
+def files_of(path: Path) -> list[tuple[Path, str]]:
+    """(file, name of its rejects): the path itself, or all files below a directory that look like data, sorted.
+
+    Raises UsageError for a directory without any.
+    """
+    if not path.is_dir():
+        return [(path, path.name)]
+    below = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix.lower() in SUFFIXES)
+    found = [f for f in below if not any(part.startswith(".") for part in f.relative_to(path).parts)]
+    if not found:
+        raise UsageError(f"the directory {path} holds no file named {', '.join(f'*{s}' for s in SUFFIXES)}.")
+    return [(f, f"{path.name}/{f.relative_to(path).as_posix()}") for f in found]
 
 
 def import_file(
@@ -87,8 +60,8 @@ def import_file(
     """Store the turns and follow-ups of a file in any of `formats.FORMATS`, or find out which one it is.
 
     Bad rows are counted and written to `rejects` (by default `rejects/NAME.jsonl` beside the database) with their
-    place and reason. `progress(position, size)` is called after each group, in bytes of the
-    file. Running it again stores nothing twice.
+    place and reason. `progress(position, size)` is called after each group, in bytes of the file. An import that
+    was interrupted goes on behind its last commit; one that is run again after its end stores nothing twice.
 
     Raises UsageError for an unknown format, a file that cannot be read or holds no row of a known format, and
     StoreError when the database cannot be written; what was committed before stays.
@@ -96,17 +69,22 @@ def import_file(
     if format != "auto" and format not in FORMATS:
         raise UsageError(f"the format {format!r} is not known; choose from auto, {', '.join(FORMATS)}.")
     started = time.monotonic()
-    summary = ImportSummary(file=str(path), format=format)
     rejects = rejects or store.path.parent / "rejects" / f"{path.name}.jsonl"
-    with closing(Source(path)) as source, _Sink(store, summary) as sink, _Rejects(rejects, summary) as refuse:
-        for item in source.rows():
-            summary.rows += 1
-            try:
-                sink.add(_records(item, summary, path, refuse))
-            except UsageError as error:
-                refuse(Bad(error.code or "bad_row", error.message, item.where, _excerpt(item)))
-            if sink.flushed and progress is not None:
-                progress(source.position, source.size)
+    with closing(Source(path)) as source:
+        mark = Mark.of(state_file(store, path), path, format, store)
+        summary = mark.summary or ImportSummary(file=str(path), format=format)
+        summary.resumed_at = mark.rows
+        threads = Threads(store)
+        with Rejects(rejects, summary, mark) as refuse, Sink(store, summary, mark, refuse) as sink:
+            for item in _items(source, mark):
+                summary.rows += 1
+                try:
+                    sink.add(_records(item, summary, threads, refuse))
+                except UsageError as error:
+                    refuse(Bad(error.code or "bad_row", error.message, item.where, _excerpt(item)))
+                if sink.flushed and progress is not None:
+                    progress(source.position, source.size)
+        mark.finish()
     summary.seconds = time.monotonic() - started
     if summary.format == "auto":
         raise UsageError(
@@ -116,7 +94,27 @@ def import_file(
     return summary
 
 
-def _records(item: Row | Bad, summary: ImportSummary, path: Path, refuse: _Rejects) -> list[Record]:
+def _items(source: Source, mark: Mark) -> Iterator[Row | Bad]:
+    """What is left of the file. Utterances are counted by conversation, so they are gathered before they are passed."""
+    if not mark.gathered:
+        items = source.rows(skip=mark.rows)
+        first = next(items, None)
+        if first is None:
+            return iter(())
+        items = itertools.chain((first,), items)
+        if not (isinstance(first, Row) and gathers(first.value)):
+            return items
+        mark.gathered = True
+        return gathered(items)
+    return itertools.islice(gathered(source.rows()), mark.rows, None)
+
+
+def gathers(value: Any) -> bool:
+    """Is a file that begins with this row read conversation by conversation?"""
+    return isinstance(value, dict) and "UtterranceId" in value
+
+
+def _records(item: Row | Bad, summary: ImportSummary, threads: Threads, refuse: Rejects) -> list[Record]:
     if isinstance(item, Bad):
         refuse(item)
         return []
@@ -125,7 +123,10 @@ def _records(item: Row | Bad, summary: ImportSummary, path: Path, refuse: _Rejec
         if found is None:
             raise UsageError("the row is like none of the known formats", code="unknown_format")
         summary.format = found
-    return _parsed(item, summary, FORMATS[summary.format])
+    records = _parsed(item, summary, FORMATS[summary.format])
+    if summary.format in LINKED:
+        records = [r for record in records for r in (threads.link(record) if isinstance(record, Turn) else [record])]
+    return records
 
 
 def _parsed(item: Row, summary: ImportSummary, parse: Parser) -> list[Record]:
@@ -140,63 +141,9 @@ def _parsed(item: Row, summary: ImportSummary, parse: Parser) -> list[Record]:
         return parsed
     summary.conversations += 1
     summary.messages += len(parsed.messages)
-    return list(_conversation(parsed, summary))
-
-
-def _conversation(talk: Conversation, summary: ImportSummary) -> Iterator[Record]:
-    body = orjson.dumps([summary.format, talk.key, talk.messages], option=orjson.OPT_SORT_KEYS)
-    digest = hashlib.blake2b(body, digest_size=16).hexdigest()
-    whole = digest if talk.name is None else hashlib.blake2b(talk.name.encode(), digest_size=16).hexdigest()
-    asked = False
-    previous: str | None = None
-    answers = [i for i, m in enumerate(talk.messages) if m["role"] == "assistant"]
-    names = {i: f"imp-{digest}-{n:05d}" for n, i in enumerate(answers)}
-    for n, i in enumerate(answers):
-        asked = asked or any(m["role"] == "user" for m in talk.messages[(answers[n - 1] if n else 0) : i])
-        if not asked:
-            summary.without_request += 1
-            continue
-        if talk.only_last and n < len(answers) - 1:
-            continue
-        yield _turn(talk, summary.format, i, names[i], f"conv-{whole}", previous)
-        previous = names[i]
-        text, following = _reaction(talk.messages, i)
-        if text:
-            yield Feedback(
-                id=f"fb-{names[i]}", turn=names[i], kind="follow_up", text=text, next_turn=names.get(following),
-                user=talk.user, source="detector", **_when(talk),
-            )  # fmt: skip
-
-
-def _turn(talk: Conversation, format: str, i: int, name: str, conversation: str, previous: str | None) -> Turn:
-    return Turn(
-        id=name, messages=_history(talk.messages, i), answer=talk.messages[i], model=talk.model, user=talk.user,
-        conversation=conversation, previous=previous, tools=talk.tools, source=f"import:{format}",
-        missing_ids=MISSING_IDS, **_when(talk),
-    )  # fmt: skip
-
-
-def _when(talk: Conversation) -> Json:
-    return {} if talk.created_at is None else {"created_at": talk.created_at}
-
-
-def _history(messages: list[Json], end: int) -> tuple[Json, ...]:
-    """The system message and the last `HISTORY` messages before `end`, from a message of the user on."""
-    start = max(end - HISTORY, 0)
-    head = [m for m in messages[: min(2, start)] if m["role"] in {"system", "developer"}]
-    while 0 < start < end and messages[start]["role"] != "user":
-        start -= 1  # a tool loop longer than the window keeps its question
-    return (*head, *messages[start:end])
-
-
-def _reaction(messages: list[Json], i: int) -> tuple[str, int]:
-    """What the user wrote right after message i, and the index of the answer to it."""
-    texts: list[str] = []
-    j = i + 1
-    while j < len(messages) and messages[j]["role"] == "user":
-        texts.append(text_of(messages[j].get("content")))
-        j += 1
-    return "\n\n".join(texts).strip(), j
+    records, unasked = unfolded(parsed, summary.format)
+    summary.without_request += unasked
+    return records
 
 
 def _mended(value: Json) -> tuple[Json, bool]:
@@ -204,7 +151,7 @@ def _mended(value: Json) -> tuple[Json, bool]:
     try:
         orjson.dumps(value)
     except TypeError as error:
-        mended = _replace_surrogates(value)
+        mended = replace_surrogates(value)
         try:
             orjson.dumps(mended)
         except TypeError:
@@ -213,83 +160,19 @@ def _mended(value: Json) -> tuple[Json, bool]:
     return value, False
 
 
-def _replace_surrogates(value: Any) -> Any:
+def replace_surrogates(value: Any) -> Any:
+    """The value with lone surrogates in its texts replaced."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
-        return [_replace_surrogates(v) for v in value]
+        return [replace_surrogates(v) for v in value]
     if isinstance(value, dict):
-        return {_replace_surrogates(k): _replace_surrogates(v) for k, v in value.items()}
+        return {replace_surrogates(k): replace_surrogates(v) for k, v in value.items()}
     return value
 
 
 def _excerpt(item: Row | Bad) -> str:
-    return item.text if isinstance(item, Bad) else repr(item.value)[:500]
-
-
-class _Sink:
-    """Records on their way to the store, in groups of about GROUP, at most IN_FLIGHT of them unwritten."""
-
-    def __init__(self, store: Store, summary: ImportSummary) -> None:
-        self._store, self._summary = store, summary
-        self._group: list[Record] = []
-        self._writes: deque[Future[list[Outcome]]] = deque()
-        self.flushed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None:
-            self._flush()
-            while self._writes:
-                self._settle(self._writes.popleft())
-
-    def add(self, records: list[Record]) -> None:
-        for record in records:
-            if isinstance(record, Turn):
-                self._summary.turns += 1
-            elif isinstance(record, Feedback):
-                self._summary.feedback += 1
-            self._group.append(record)
-        self.flushed = len(self._group) >= GROUP
-        if self.flushed:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._writes.append(self._store.submit(self._group))
-        self._group = []
-        while len(self._writes) > IN_FLIGHT:
-            self._settle(self._writes.popleft())
-
-    def _settle(self, write: Future[list[Outcome]]) -> None:
-        outcomes = write.result()
-        self._summary.stored += outcomes.count("stored")
-        self._summary.duplicates += outcomes.count("duplicate")
-        self._summary.conflicts += outcomes.count("conflict")
-        self._summary.forgotten += outcomes.count("forgotten")
-
-
-class _Rejects:
-    """The file of rejected rows: written anew by each import, and only when there are any."""
-
-    def __init__(self, path: Path, summary: ImportSummary) -> None:
-        self._path, self._summary = path, summary
-        self._file: TextIO | None = None
-
-    def __enter__(self) -> Self:
-        self._path.unlink(missing_ok=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def __call__(self, bad: Bad) -> None:
-        self._summary.rejected[bad.reason] += 1
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8", errors="replace")
-            self._summary.rejects = str(self._path)
-        row = {"where": bad.where, "reason": bad.reason, "detail": bad.detail, "row": _replace_surrogates(bad.text)}
-        self._file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE).decode())
+    if isinstance(item, Bad):
+        return item.text
+    value = item.value
+    return repr(value[UTTERANCES] if isinstance(value, dict) and UTTERANCES in value else value)[:500]

@@ -26,6 +26,8 @@ from afterword.store.schema import CLEARED, PRUNED, TOMBSTONE, connect
 
 _ALIVE = f"NOT {TOMBSTONE.format('t')}"
 _PATIENCE_MS = 60_000
+NOTED = ("reviews", "relevances", "revisions")
+"""Tables of what is said about interactions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,9 @@ class Eraser:
             (user,),
         )
         run(f"INSERT OR IGNORE INTO gone SELECT 'skips', id FROM skips WHERE {of_turn} OR feedback IN ({taken})")
+        made = "interaction IN (SELECT id FROM gone WHERE kind = 'interactions')"
+        for table in NOTED:
+            run(f"INSERT OR IGNORE INTO gone SELECT '{table}', id FROM {table} WHERE {made}")
         run("INSERT OR IGNORE INTO gone SELECT 'exports', id FROM exports WHERE user = ?", (user,))
         for table in CLEARED:
             run(
@@ -212,7 +217,7 @@ class Eraser:
 
     def living(self, text: str) -> bool:
         """Does a row that was not erased hold this text too (in any table)?"""
-        for table in (*CLEARED, *PRUNED, "skips", "verdicts", "releases"):
+        for table in (*CLEARED, *PRUNED, "verdicts", "releases"):
             sql = f"SELECT 1 FROM {table} t WHERE {_ALIVE} AND instr(t.body, ?) LIMIT 1"
             if self._db.execute(sql, (text.encode("utf-8", "replace"),)).fetchone():
                 return True

@@ -1,189 +1,92 @@
-"""Rows out of the store as JSON lines, in our own form and in those of others.
+"""Rows out of the store into files and streams: which shapes there are, and all that is held of one user.
 
-Owns the shapes of exported rows, one function for each; streams, and holds one row (or one conversation) at a time.
-Never changes anything. What a shape cannot hold is left out: that is said in the documentation, not guessed.
+Owns the table of exports; streams, holds one row at a time, never changes a row. Each export to a file is noted in
+the store, so that it can be found again when a user is to be forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from typing import BinaryIO
+from collections.abc import Iterator
+from pathlib import Path
 
 import orjson
 
-from afterword.errors import UsageError
-from afterword.records import Feedback, Interaction, Json, Record, Turn
+from afterword.errors import NotFoundError, UsageError
+from afterword.records import Candidate, Feedback, Interaction, Json, Release, Turn
+from afterword.store import shapes, shapes_logs
+from afterword.store.codec import BY_TABLE
+from afterword.store.containers import Out
+from afterword.store.erase import Eraser
+from afterword.store.shapes import Shape
 from afterword.store.store import Store
 
-Shape = Callable[[Store], Iterator[Json]]
+EXPORTS: dict[tuple[str, str], Shape] = {
+    ("turns", "afterword"): shapes.own(Turn),
+    ("turns", "openai"): shapes.conversations,
+    ("turns", "sharegpt"): shapes_logs.sharegpt,
+    ("turns", "wildchat"): shapes_logs.wildchat,
+    ("turns", "tensorzero"): shapes_logs.tensorzero_turns,
+    ("turns", "langfuse"): shapes_logs.langfuse_turns,
+    ("turns", "trl-prompt-completion"): shapes.turn_completions,
+    ("feedback", "afterword"): shapes.own(Feedback),
+    ("feedback", "events"): shapes.events,
+    ("feedback", "tensorzero"): shapes_logs.tensorzero_feedback,
+    ("feedback", "langfuse"): shapes_logs.langfuse_feedback,
+    ("interactions", "afterword"): shapes.own(Interaction),
+    ("interactions", "openai"): shapes.openai,
+    ("interactions", "openai-preference"): shapes.openai_preferences,
+    ("interactions", "triples"): shapes.triples,
+    ("interactions", "wildfeedback"): shapes_logs.wildfeedback,
+    ("interactions", "trl-prompt-completion"): shapes.completions,
+    ("interactions", "trl-preference"): shapes.preferences,
+}
+"""(what, format) -> the rows."""
 
 
-def export(store: Store, what: str, format: str, out: BinaryIO) -> int:
+def export(store: Store, what: str, format: str, out: Out, *, to: Path | None = None) -> int:
     """Write all `what` (turns, feedback, interactions) in `format` to `out`; the number of rows.
 
-    Raises UsageError for a pair that makes no sense, with those that do.
+    `to` is the file behind `out`, which is then noted in the store. Raises UsageError for a pair that makes no
+    sense, with those that do.
     """
     shape = EXPORTS.get((what, format))
     if shape is None:
         pairs = ", ".join(f"{w} as {f}" for w, f in EXPORTS)
         raise UsageError(f"{what!r} cannot be exported as {format!r}. Possible: {pairs}.")
+    if to is not None:  # noted before the first row is written: a kill in between must not hide the file
+        store.note_export(to, what, format, None)
+    return _written(shape(store), out)
+
+
+def export_user(store: Store, user: str, out: Out, *, to: Path | None = None) -> int:
+    """Write all that is held of a user: their rows, what was made of them, and the adapters that learned from them.
+
+    The shape is our own. Raises NotFoundError when nothing is held.
+    """
+    with Eraser(store.path) as eraser:
+        held = eraser.find(user)
+        if not held:
+            raise NotFoundError(f"nothing is held of the user {user!r}. Users are matched as the client named them.")
+        if to is not None:
+            store.note_export(to, "user", "afterword", user)
+        rows = eraser.bodies(held)
+        written = _written(({"record": table, **row} for table, row in _decoded(store, rows) if table in BY_TABLE), out)
+    learned = [c for c in store.rows(Candidate) if set(c.interactions) & set(held.rows["interactions"])]
+    more: list[Json] = [{"record": c.TABLE, **c.to_dict()} for c in learned]
+    for candidate in learned:
+        more += [{"record": r.TABLE, **r.to_dict()} for r in store.rows(Release, candidate=candidate.id)]
+    return written + _written(iter(more), out)
+
+
+def _decoded(store: Store, rows: Iterator[tuple[str, Json]]) -> Iterator[tuple[str, Json]]:
+    for table, row in rows:
+        record = store.find(BY_TABLE[table], row["id"]) if table in BY_TABLE else None
+        yield table, row if record is None else record.to_dict()
+
+
+def _written(rows: Iterator[Json], out: Out) -> int:
     number = 0
-    for row in shape(store):
+    for row in rows:
         out.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
         number += 1
     return number
-
-
-def _own(kind: type[Record]) -> Shape:
-    """Our own form: the record with the name of its table; `import --format afterword` reads it back."""
-    return lambda store: ({"record": kind.TABLE, **row.to_dict()} for row in store.rows(kind))
-
-
-def _prompt(turn: Turn) -> list[Json]:
-    return list(turn.messages)
-
-
-def _conversations(store: Store) -> Iterator[Json]:
-    """One row for each conversation: from every turn that no other one continues, back to its beginning."""
-    for turn in store.leaves():
-        row: Json = {"messages": [*_whole(store, turn), turn.answer]}
-        if turn.tools:
-            row["tools"] = list(turn.tools)
-        yield row
-
-
-def _whole(store: Store, turn: Turn) -> list[Json]:
-    """All messages before the answer: imported turns keep only the last ones, the rest is in the turns before."""
-    tails: list[list[Json]] = []
-    seen = {turn.id}
-    while turn.previous is not None and turn.previous not in seen:
-        before = store.find(Turn, turn.previous)
-        cut = None if before is None else _position(turn, before.answer)
-        if before is None or cut is None:
-            break
-        tails.append([before.answer, *turn.messages[cut + 1 :]])
-        seen.add(before.id)
-        turn = before
-    return [*turn.messages, *(message for tail in reversed(tails) for message in tail)]
-
-
-def _position(turn: Turn, answer: Json) -> int | None:
-    """Where the answer of the turn before lies in this turn's messages, None when the history was rewritten."""
-    last = next((i for i in range(len(turn.messages) - 1, -1, -1) if turn.messages[i].get("role") == "assistant"), None)
-    return last if last is not None and turn.messages[last].get("content") == answer.get("content") else None
-
-
-def _turn_completions(store: Store) -> Iterator[Json]:
-    return ({"prompt": _prompt(turn), "completion": [turn.answer]} for turn in store.rows(Turn))
-
-
-def _pairs(store: Store) -> Iterator[tuple[Interaction, Turn]]:
-    gone = store.retracted()
-    for interaction in store.rows(Interaction):
-        if not gone.intersection(interaction.feedback):
-            turn = store.find(Turn, interaction.turn)
-            if turn is not None:
-                yield interaction, turn
-
-
-def _final_text(store: Store, interaction: Interaction) -> str | None:
-    """The answer as the user left it, when there is one."""
-    rows = (store.find(Feedback, name) for name in interaction.feedback)
-    finals = [row.final_text for row in rows if row is not None and row.kind == "edited" and row.final_text]
-    return finals[-1] if finals else None
-
-
-def _triples(store: Store) -> Iterator[Json]:
-    """(x, y, o): what was asked, what was answered, what the user did next."""
-    for interaction, turn in _pairs(store):
-        if interaction.hindsight:
-            yield {
-                "id": interaction.id,
-                "original_conv_id": turn.conversation or turn.id,
-                "turn_id": turn.id,
-                "prompt": _prompt(turn),
-                "completion": turn.answer,
-                "user_response": interaction.hindsight,
-                "weight": interaction.weight,
-                "polarity": interaction.polarity,
-                "split": interaction.split,
-            }
-
-
-def _wanted(store: Store) -> Iterator[tuple[Turn, Json]]:
-    """Turns with the answer to imitate: the user's edit of it, or the answer itself where the user was content."""
-    for interaction, turn in _pairs(store):
-        final = _final_text(store, interaction)
-        if final is not None:
-            yield turn, {**turn.answer, "content": final}
-        elif interaction.polarity > 0:
-            yield turn, turn.answer
-
-
-def _openai(store: Store) -> Iterator[Json]:
-    for turn, answer in _wanted(store):
-        row: Json = {"messages": [*turn.messages, answer]}
-        if turn.tools:
-            row["tools"] = list(turn.tools)
-        yield row
-
-
-def _completions(store: Store) -> Iterator[Json]:
-    return ({"prompt": _prompt(turn), "completion": [answer]} for turn, answer in _wanted(store))
-
-
-def _preferences(store: Store) -> Iterator[Json]:
-    """What the user made of the answer is chosen, the answer as it was served is rejected."""
-    for interaction, turn in _pairs(store):
-        final = _final_text(store, interaction)
-        if final is not None and final != turn.answer.get("content"):
-            chosen = {**turn.answer, "content": final}
-            yield {"prompt": _prompt(turn), "chosen": [chosen], "rejected": [turn.answer]}
-
-
-_ACTIONS = (
-    "accepted", "edited", "retried", "regenerated", "abandoned", "copied", "saved", "executed", "reverted", "stopped",
-)  # fmt: skip
-
-
-def _events(store: Store) -> Iterator[Json]:
-    """The record of the mission's template, one for each feedback row that it can hold."""
-    gone = store.retracted()
-    for row in store.rows(Feedback):
-        turn = store.find(Turn, row.turn)
-        if turn is None or row.id in gone or not _holds(row):
-            continue
-        yield {
-            "model_version": turn.adapter or turn.model,
-            "task": turn.task,
-            "prompt": _prompt(turn),
-            "draft": turn.answer.get("content") or "",
-            "user_action": row.kind if row.kind in _ACTIONS else None,
-            "user_edit": row.final_text,
-            "follow_up": row.text if row.kind in {"follow_up", "comment"} else None,
-            "signal_weight": row.metadata.get("signal_weight"),
-            "created_at": datetime.fromtimestamp(row.created_at, UTC).isoformat(),
-            "user": row.user or turn.user,
-            "conversation": turn.conversation,
-        }
-
-
-def _holds(row: Feedback) -> bool:
-    """The template has no place for ratings, tests and exit codes other than success."""
-    return row.kind in {"follow_up", "comment"} or (row.kind in _ACTIONS and not row.exit_code)
-
-
-EXPORTS: dict[tuple[str, str], Shape] = {
-    ("turns", "afterword"): _own(Turn),
-    ("turns", "openai"): _conversations,
-    ("turns", "trl-prompt-completion"): _turn_completions,
-    ("feedback", "afterword"): _own(Feedback),
-    ("feedback", "events"): _events,
-    ("interactions", "afterword"): _own(Interaction),
-    ("interactions", "openai"): _openai,
-    ("interactions", "triples"): _triples,
-    ("interactions", "trl-prompt-completion"): _completions,
-    ("interactions", "trl-preference"): _preferences,
-}
-"""(what, format) -> the rows."""

@@ -35,7 +35,8 @@ FORGOTTEN = "forgotten"
 
 KEPT: dict[str, tuple[str, ...]] = {
     "turns": ("adapter", "source", "finish_reason"), "feedback": ("turn",), "interactions": ("turn", "split"),
-    "skips": ("feedback", "turn"), "exports": ("what", "format", "rows"),
+    "skips": ("feedback", "turn"), "reviews": ("interaction",), "relevances": ("interaction",),
+    "revisions": ("interaction",), "exports": ("what", "format"),
 }  # fmt: skip
 """Table -> what a tombstone keeps, besides `seq`, `id` and `created_at`: ids of ours, by which a row is known again
 when it is sent once more, and nothing in anybody's words."""
@@ -47,6 +48,9 @@ CLEARED: dict[str, dict[str, str]] = {
     "feedback": {"kind": f"'{FORGOTTEN}'", "user": "NULL", "retracts": "NULL"},
     "interactions": {"kind": f"'{FORGOTTEN}'", "user": "NULL", "task": "NULL", "feedback": "NULL"},
     "skips": {"reason": f"'{FORGOTTEN}'"},
+    "reviews": {"decision": f"'{FORGOTTEN}'"},
+    "relevances": {},
+    "revisions": {},
     "exports": {"path": "NULL", "user": "NULL"},
 }
 """Table -> column -> what a tombstone holds there. `digest` becomes empty and `body` the id of the erasure."""
@@ -88,11 +92,12 @@ def _prunable(table: str, columns: str) -> str:
     )
 
 
-def _guard(table: str) -> str:
-    """Nothing new about a forgotten turn is taken, whoever sends it and however late."""
+def _guard(table: str, about: str) -> str:
+    """Nothing new about a forgotten turn or interaction is taken, whoever sends it and however late."""
+    name = f"NEW.{about.removesuffix('s')}"
     return (
         f"CREATE TRIGGER {table}_of_forgotten BEFORE INSERT ON {table} WHEN EXISTS "
-        f"(SELECT 1 FROM turns t INDEXED BY turns_forgotten WHERE t.id = NEW.turn AND {TOMBSTONE.format('t')}) "
+        f"(SELECT 1 FROM {about} t INDEXED BY {about}_forgotten WHERE t.id = {name} AND {TOMBSTONE.format('t')}) "
         "BEGIN SELECT RAISE(IGNORE); END;"
     )
 
@@ -130,11 +135,12 @@ MIGRATIONS: tuple[str, ...] = (
     "\n".join(
         (
             _table("erasures", "salt TEXT NOT NULL, user_hash TEXT NOT NULL"),
-            _table("exports", "path TEXT, what TEXT, format TEXT, user TEXT, rows INTEGER"),
+            _table("exports", "path TEXT, what TEXT, format TEXT, user TEXT"),
             *(erasable(table) for table in CLEARED),
             _prunable("reports", "seq, id, created_at, digest, candidate"),
             _prunable("candidates", "seq, id, created_at, digest, parent"),
-            *(_guard(table) for table in ("feedback", "interactions", "skips")),
+            *(_guard(table, "turns") for table in ("feedback", "interactions", "skips")),
+            *(_guard(table, "interactions") for table in ("reviews", "relevances", "revisions")),
         )
     ),
 )  # fmt: skip

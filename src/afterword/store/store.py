@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,6 +26,7 @@ from afterword.records import (
     Skip,
     Turn,
     Verdict,
+    new_id,
 )
 from afterword.store.codec import SEARCHED, decoder, encode, select
 from afterword.store.schema import CLEARED, FORGOTTEN, TOMBSTONE, connect, open_database
@@ -95,6 +97,26 @@ class Store:
         writer = self._writer
         return writer.pending if writer is not None else 0
 
+    def note_export(self, to: Path, what: str, format: str, user: str | None) -> None:
+        """Remember that rows leave for a file, so that it is found when a user is to be forgotten."""
+        row = (new_id("exp"), time.time(), b"\x01", str(to.resolve()), what, format, user, b"{}")
+        connection = connect(self.path)
+        try:
+            connection.execute(
+                "INSERT INTO exports (id, created_at, digest, path, what, format, user, body) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot note the export in {self.path}: {error}. Nothing was exported.") from error
+        finally:
+            connection.close()
+
+    def exports(self) -> list[tuple[str, float, Path, str, str]]:
+        """(id, time, file, what, format) of every export to a file, oldest first."""
+        sql = f"SELECT t.id, t.created_at, t.path, t.what, t.format FROM exports t WHERE {_ALIVE} ORDER BY t.seq"
+        return [(name, at, Path(path), what, form) for name, at, path, what, form in self._read(sql)]
+
     # ---- reading
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
@@ -136,7 +158,7 @@ class Store:
             )
         return cast(R, decoder(kind.TABLE)(rows[0]))
 
-    def rows(self, kind: type[R], *, newest: bool = False, limit: int | None = None, **equal: Any) -> Iterator[R]:
+    def rows(self, kind: type[R], /, *, newest: bool = False, limit: int | None = None, **equal: Any) -> Iterator[R]:
         """Stream records in the order written (or newest first) whose searched columns equal the given values.
 
         A value of None means "is empty". Columns: see `codec.SEARCHED`.
@@ -149,7 +171,7 @@ class Store:
         decode = decoder(kind.TABLE)
         return (cast(R, decode(row)) for row in cursor)
 
-    def count(self, kind: type[Record], **equal: Any) -> int:
+    def count(self, kind: type[Record], /, **equal: Any) -> int:
         """How many rows; filters as in `rows`."""
         where = " AND ".join(f"t.{column} IS ?" for column in equal) or "1"
         values = tuple(equal.values())
@@ -280,7 +302,7 @@ class Store:
         """(id, time, salt, hash of the user) of every erasure; see `erase.user_hash`."""
         return list(self._read("SELECT id, created_at, salt, user_hash FROM erasures ORDER BY seq"))
 
-    def newest(self, kind: type[R], **equal: Any) -> R | None:
+    def newest(self, kind: type[R], /, **equal: Any) -> R | None:
         """The row written last."""
         return next(self.rows(kind, newest=True, limit=1, **equal), None)
 

@@ -1,0 +1,157 @@
+"""What the parsers of all formats share: a conversation, checked messages, times, and how a row is refused.
+
+Pure; never reads a file, never stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from afterword.errors import UsageError
+from afterword.records import Feedback, Json, Record, Turn
+
+MISSING_IDS = "imported: the file has no token ids"
+
+
+@dataclass(slots=True, kw_only=True)
+class Conversation:
+    """Messages in OpenAI's form with what the row says about them."""
+
+    messages: list[Json]
+    key: str = ""
+    """The row's own id."""
+    name: str | None = None
+    """The conversation that it is a part of, when the row is not all of it."""
+    only_last: bool = False
+    """Only the last answer is a turn of this row; those before it are other rows."""
+    model: str = ""
+    user: str | None = None
+    tools: tuple[Json, ...] | None = None
+    created_at: float | None = None
+    turns: dict[int, Json] = field(default_factory=dict)
+    """Index of an answer -> what the row says about that one turn: fields of `Turn`."""
+    notes: dict[int, Json] = field(default_factory=dict)
+    """Index of a user's message -> what the row says about it; kept as metadata of the follow-up."""
+
+
+Parser = Callable[[Json], "Conversation | list[Record]"]
+
+
+def bad(code: str, message: str) -> UsageError:
+    """The refusal of a row: a code that is counted, and a sentence."""
+    return UsageError(message, code=code)
+
+
+def text(value: Any) -> str | None:
+    """A text or a number as a text; None when it is neither, or empty."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None
+
+
+def listed(row: Json, *names: str) -> list[Any]:
+    """The first of these fields that is a list; an empty one is refused."""
+    for name in names:
+        if isinstance(row.get(name), list):
+            if not row[name]:
+                raise bad("empty", f"`{name}` is empty")
+            return list(row[name])
+    raise bad(
+        "no_messages",
+        f"no list {' or '.join(f'`{n}`' for n in names)} in the row (it has {', '.join(row) or 'nothing'})",
+    )
+
+
+def unix_time(value: Any) -> float | None:
+    """Seconds from a number (of seconds or milliseconds), an ISO 8601 text or a `datetime`; None when it is neither."""
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e14:
+        return float(value) / (1000 if value > 1e11 else 1)
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
+
+
+def checked(message: Any) -> Json:
+    """The message, if it is one in OpenAI's form."""
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
+        raise bad("bad_message", f"not a message with a known role: {message!r:.120}")
+    content = message.get("content")
+    if content is not None and not isinstance(content, str | list):
+        raise bad("bad_message", f"the content is neither text nor parts: {content!r:.120}")
+    if isinstance(content, list) and not all(isinstance(part, dict) for part in content):
+        raise bad("bad_message", f"a part of the content is no object: {content!r:.120}")
+    return message
+
+
+def parsed(value: Any) -> Any:
+    """JSON that a table keeps as a text; any other value, or text that is none, as it is."""
+    if isinstance(value, str) and value[:1] in "[{":
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return value
+    return value
+
+
+def turn_of(
+    format: str, identifier: Any, messages: list[Json], answer: Json, moment: float | None, about: Json
+) -> Turn:
+    """A turn that keeps the id of the row, so that feedback finds it."""
+    name = text(identifier)
+    if name is None:
+        raise bad("no_id", f"the row has no id by which feedback could find it: {identifier!r:.60}")
+    if not messages:
+        raise bad("no_messages", "`input` holds no message")
+    when: Json = {} if moment is None else {"created_at": moment}
+    return Turn(
+        id=name, messages=tuple(messages), answer=answer, source=f"import:{format}", missing_ids=MISSING_IDS,
+        **about, **when,
+    )  # fmt: skip
+
+
+def rating(value: Any) -> Json:
+    """A number or yes/no as the fields of a rating."""
+    if isinstance(value, bool):
+        return {"kind": "rating", "value": 1.0 if value else -1.0}
+    if isinstance(value, int | float) and -1 <= value <= 1:
+        return {"kind": "rating", "value": float(value)}
+    raise bad("value_range", f"the value {value!r:.60} is no rating: true, false, or a number in -1 .. 1")
+
+
+def feedback_of(identifier: Any, turn: Any, fields: Json, moment: float | None, **more: Any) -> Feedback:
+    """Feedback with the id of the row; `fields` say its kind and what it carries."""
+    name, about = text(identifier), text(turn)
+    if name is None or about is None:
+        raise bad("no_id", f"feedback needs an id and what it is about, got {identifier!r:.60} and {turn!r:.60}")
+    when: Json = {} if moment is None else {"created_at": moment}
+    return Feedback(id=name, turn=about, occurred_at=moment, **fields, **more, **when)
+
+
+def dumps(value: Any) -> str:
+    """JSON as a text."""
+    return orjson.dumps(value).decode()
+
+
+def mapping(value: Any) -> Json:
+    """An object, also one that a table keeps as a text; empty when it is none."""
+    found = parsed(value)
+    return found if isinstance(found, dict) else {}
+
+
+def words(value: Any) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise bad("no_text", f"a text is needed, got {value!r:.60}")
+    return value

@@ -1,0 +1,147 @@
+"""A conversation unfolded into turns and follow-ups, and turns of traces linked to the ones they continue.
+
+Owns the ids of imported records (content hashes, so that a file may be imported again), what history a turn keeps,
+and how the rows of one conversation find each other. Never reads a file, never writes to the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import orjson
+
+from afterword.chat.canonical import text_of, thread_hashes
+from afterword.feedback.files import Bad, Row
+from afterword.feedback.formats import UTTERANCES, is_utterance
+from afterword.feedback.rows import MISSING_IDS, Conversation
+from afterword.records import Feedback, Json, Record, Turn
+from afterword.store import Store
+
+HISTORY = 8
+"""Messages before an answer that are kept with it, besides the system message. A conversation of n messages would
+otherwise take n squared of space; the whole of it can be put together again by following `previous`."""
+LINKED = 100_000
+"""Threads that are remembered while a file of traces is read; older ones are found in the store."""
+
+
+def gathered(items: Iterator[Row | Bad]) -> Iterator[Row | Bad]:
+    """The items, with utterances that follow each other put together into one row for each conversation."""
+    pending: list[Json] = []
+    where = ""
+    for item in items:
+        single = isinstance(item, Row) and is_utterance(item.value)
+        if pending and not (single and _number(item.value) > _number(pending[-1])):  # type: ignore[union-attr]
+            yield Row({UTTERANCES: pending}, where)
+            pending = []
+        if single:
+            where = where if pending else item.where
+            pending.append(item.value)  # type: ignore[union-attr]
+        else:
+            yield item
+    if pending:
+        yield Row({UTTERANCES: pending}, where)
+
+
+def _number(row: Json) -> float:
+    value = row["UtterranceId"]
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+class Threads:
+    """Turns of traces by the hash of their conversation, so that the next request finds the one it continues."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: OrderedDict[str, str] = OrderedDict()
+
+    def link(self, turn: Turn) -> list[Record]:
+        """The turn with its thread and what it continues, and the follow-up that it is to that one."""
+        messages = list(turn.messages)
+        hashes = thread_hashes((turn.source, turn.user), [*messages, turn.answer])
+        last = max((i for i, m in enumerate(messages) if m.get("role") == "assistant"), default=None)
+        previous = None if last is None else self._find(hashes[last])
+        self._known[hashes[-1]] = turn.id
+        if len(self._known) > LINKED:
+            self._known.popitem(last=False)
+        linked = dataclasses.replace(turn, thread=hashes[-1], previous=previous)
+        if previous is None or last is None:
+            return [linked]
+        said = [text_of(m.get("content")) for m in messages[last + 1 :] if m.get("role") == "user"]
+        words = "\n\n".join(said).strip()
+        if not words:
+            return [linked]
+        follow_up = Feedback(
+            id=f"fb-{previous}-{turn.id}", turn=previous, kind="follow_up", text=words, next_turn=turn.id,
+            user=turn.user, source="detector", created_at=turn.created_at,
+        )  # fmt: skip
+        return [linked, follow_up]
+
+    def _find(self, thread: str) -> str | None:
+        known = self._known.get(thread)
+        if known is not None:
+            return known
+        found = self._store.turns_of_thread(thread)
+        return found[0] if len(found) == 1 else None
+
+
+def unfolded(talk: Conversation, format: str) -> tuple[list[Record], int]:
+    """The turns and follow-ups of a conversation, and how many answers nobody had asked for."""
+    records: list[Record] = []
+    unasked = 0
+    body = orjson.dumps([format, talk.key, talk.messages], option=orjson.OPT_SORT_KEYS)
+    digest = hashlib.blake2b(body, digest_size=16).hexdigest()
+    whole = digest if talk.name is None else hashlib.blake2b(talk.name.encode(), digest_size=16).hexdigest()
+    asked = False
+    previous: str | None = None
+    answers = [i for i, m in enumerate(talk.messages) if m["role"] == "assistant"]
+    names = {i: f"imp-{digest}-{n:05d}" for n, i in enumerate(answers)}
+    for n, i in enumerate(answers):
+        asked = asked or any(m["role"] == "user" for m in talk.messages[(answers[n - 1] if n else 0) : i])
+        if not asked:
+            unasked += 1
+            continue
+        if talk.only_last and n < len(answers) - 1:
+            continue
+        records.append(_turn(talk, format, i, names[i], f"conv-{whole}", previous))
+        previous = names[i]
+        text, following = _reaction(talk.messages, i)
+        if text:
+            records.append(Feedback(
+                id=f"fb-{names[i]}", turn=names[i], kind="follow_up", text=text, next_turn=names.get(following),
+                user=talk.user, source="detector", metadata=talk.notes.get(i + 1, {}), **_when(talk),
+            ))  # fmt: skip
+    return records, unasked
+
+
+def _turn(talk: Conversation, format: str, i: int, name: str, conversation: str, previous: str | None) -> Turn:
+    return Turn(
+        id=name, messages=_history(talk.messages, i), answer=talk.messages[i], model=talk.model, user=talk.user,
+        conversation=conversation, previous=previous, tools=talk.tools, source=f"import:{format}",
+        missing_ids=MISSING_IDS, **{**_when(talk), **talk.turns.get(i, {})},
+    )  # fmt: skip
+
+
+def _when(talk: Conversation) -> Json:
+    return {} if talk.created_at is None else {"created_at": talk.created_at}
+
+
+def _history(messages: list[Json], end: int) -> tuple[Json, ...]:
+    """The system message and the last `HISTORY` messages before `end`, from a message of the user on."""
+    start = max(end - HISTORY, 0)
+    head = [m for m in messages[: min(2, start)] if m["role"] in {"system", "developer"}]
+    while 0 < start < end and messages[start]["role"] != "user":
+        start -= 1  # a tool loop longer than the window keeps its question
+    return (*head, *messages[start:end])
+
+
+def _reaction(messages: list[Json], i: int) -> tuple[str, int]:
+    """What the user wrote right after message i, and the index of the answer to it."""
+    texts: list[str] = []
+    j = i + 1
+    while j < len(messages) and messages[j]["role"] == "user":
+        texts.append(text_of(messages[j].get("content")))
+        j += 1
+    return "\n\n".join(texts).strip(), j
