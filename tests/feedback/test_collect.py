@@ -28,7 +28,9 @@ def path(tmp_path: Path) -> Path:
 
 def fill(store: Store, turns: int, seed: int = 0) -> None:
     dice = random.Random(seed)
-    rows: list[Record] = [turn(f"t{i}", conversation=f"c{i // 3}") for i in range(turns)]
+    rows: list[Record] = [
+        turn(f"t{i}", f"Boil {i} eggs for {i} minutes, cool {i}.", conversation=f"c{i // 3}") for i in range(turns)
+    ]
     later: list[Record] = []
     for i in range(turns):
         rows.append(feedback("follow_up", f"f{i}", f"t{i}", text=dice.choice(TEXTS)))
@@ -169,7 +171,7 @@ def test_a_conversation_that_is_never_named_stays_on_one_side(path: Path, monkey
         for chain in range(12):
             for i in range(5):
                 name = f"t{chain}-{i}"
-                store.write(turn(name, previous=f"t{chain}-{i - 1}" if i else None),
+                store.write(turn(name, f"Answer {name}.", previous=f"t{chain}-{i - 1}" if i else None),
                             feedback("accepted", f"f{chain}-{i}", name))  # fmt: skip
         collect(store, CollectSettings(holdout=0.5))
         sides = [{i.split for i in store.rows(Interaction) if i.turn.startswith(f"t{chain}-")} for chain in range(12)]

@@ -9,7 +9,8 @@ import pytest
 
 from afterword.errors import ConfigError
 from afterword.feedback.edits import changed_share
-from afterword.feedback.kinds import KINDS, shorten_output
+from afterword.feedback.kinds import KINDS
+from afterword.feedback.outputs import structured_output
 from afterword.feedback.readings import request_of
 from afterword.feedback.settings import CollectSettings
 from afterword.records import FEEDBACK_KINDS, Interaction
@@ -242,8 +243,8 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 def test_long_output_keeps_the_first_error_and_the_end() -> None:
     lines = [f"line {i}" for i in range(5000)]
     lines[2000] = "ValueError: the first one"
-    short = shorten_output("\n".join(lines), 900)
+    short = structured_output("\n".join(lines), 900)
     assert "ValueError: the first one" in short and "line 0" in short and short.endswith("line 4999")
     assert len(short) < 1000 and "[...]" in short
-    assert shorten_output("x" * 5000, 900).count("x") <= 900
-    assert shorten_output(" ok \n", 900) == "ok"
+    assert structured_output("x" * 5000, 900).count("x") <= 900
+    assert structured_output(" ok \n", 900) == "ok"

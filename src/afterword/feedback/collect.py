@@ -11,11 +11,12 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
-from afterword.feedback.decide import decide
+from afterword.feedback.decide import decide, without_repetition
 from afterword.feedback.funnel import Funnel
 from afterword.feedback.peers import accepted_attempt
 from afterword.feedback.readings import Case
 from afterword.feedback.settings import CollectSettings
+from afterword.feedback.sketch import Index, unpacked
 from afterword.records import Feedback, Interaction, Record, Skip, Turn
 from afterword.store import Outcome, Store
 
@@ -39,10 +40,14 @@ def collect(
     funnel = Funnel(captured=store.count(Turn), held=store.held())
     roots = _Roots(store)
     writes: deque[Future[list[Outcome]]] = deque()
+    index: Index | None = None
     for cases in _pages(store, roots, settings):
+        if index is None:  # only when there is something to decide
+            index = _index(store)
         records: list[Record] = []
         for case in cases:
             decision = decide(case, settings)
+            without_repetition(case, decision, index, settings)
             funnel.add(decision)
             records += [skip for _, skip in decision.skips]
             if decision.interaction is not None:
@@ -55,6 +60,15 @@ def collect(
     while writes:
         _settle(funnel, writes.popleft())
     return funnel
+
+
+def _index(store: Store) -> Index:
+    """What earlier collections kept and nobody took back."""
+    index, gone = Index(), store.retracted()
+    for made in store.rows(Interaction):
+        if made.sketch and not gone.intersection(made.feedback):
+            index.add(made.turn, made.user, unpacked(made.sketch))
+    return index
 
 
 def _settle(funnel: Funnel, write: Future[list[Outcome]]) -> None:

@@ -6,14 +6,21 @@ looks at a clock.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from afterword.chat.redact import redact
+from afterword.feedback.guards import is_injection, is_refusal, is_standing, refusal_was_right
 from afterword.feedback.kinds import KINDS
 from afterword.feedback.readings import Case, Refusal, Signal, Waiting, answer_text, read, request_of
 from afterword.feedback.settings import CollectSettings
+from afterword.feedback.sketch import Index, Sketch, packed, sketch_of
 from afterword.records import Feedback, Interaction, Skip, content_hash
+
+SKETCHED = (250, 500, 250)
+"""Characters of request, answer and hindsight that are compared in the search for duplicates."""
 
 
 @dataclass(slots=True)
@@ -69,15 +76,25 @@ TURN_RULES: tuple[Callable[[Case], Refusal | None], ...] = (_consent, _finished,
 """What a turn must satisfy before any of its feedback is read; the first refusal counts."""
 
 
-def turn_refusal(case: Case) -> Refusal | None:
+def turn_refusal(case: Case, settings: CollectSettings | None = None) -> Refusal | None:
     """Why nothing can be learned from this turn, None when something can."""
-    return next((refusal for rule in TURN_RULES if (refusal := rule(case)) is not None), None)
+    found = next((refusal for rule in TURN_RULES if (refusal := rule(case)) is not None), None)
+    return found or _length(case, settings or CollectSettings())
+
+
+def _length(case: Case, settings: CollectSettings) -> Refusal | None:
+    size = len(answer_text(case.turn))
+    if size < settings.min_answer_chars:
+        return Refusal("answer_too_short", f"the answer has {size} characters, less than {settings.min_answer_chars}")
+    if size > settings.max_answer_chars:
+        return Refusal("answer_too_long", f"the answer has {size} characters, more than {settings.max_answer_chars}")
+    return None
 
 
 def decide(case: Case, settings: CollectSettings) -> Decision:
     """Decide every feedback row of a case."""
     decision = Decision()
-    refused = turn_refusal(case)
+    refused = turn_refusal(case, settings)
     signals: list[Signal] = []
     for feedback in case.feedback:
         if feedback.id in case.retracted:
@@ -88,6 +105,8 @@ def decide(case: Case, settings: CollectSettings) -> Decision:
             decision.skip(feedback, reading)
         elif isinstance(reading, Waiting):
             decision.waiting.append((feedback, reading.reason))
+        elif (unsafe := guarded(case, reading)) is not None:
+            decision.skip(feedback, unsafe)
         else:
             signals.append(reading)
     for rule in SIGNAL_RULES:
@@ -96,6 +115,17 @@ def decide(case: Case, settings: CollectSettings) -> Decision:
         decision.interaction = _interaction(case, signals, settings)
         decision.kept = [signal.feedback for signal in signals]
     return decision
+
+
+def guarded(case: Case, signal: Signal) -> Refusal | None:
+    """Why this must not be taught although a user said so, None when it may."""
+    if signal.hindsight and is_injection(signal.hindsight):
+        return Refusal("injection", "the words are aimed at the trainer or the template, not at the answer")
+    if signal.polarity >= 0 and signal.category not in {"question", "unsure"}:
+        return None
+    if is_refusal(answer_text(case.turn)) and refusal_was_right(request_of(case.turn), signal.hindsight):
+        return Refusal("punished_refusal", "the answer declined what it should decline; that is not unlearned")
+    return None
 
 
 def _without_contradictions(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
@@ -131,6 +161,21 @@ def _against_earlier(case: Case, signals: list[Signal], decision: Decision) -> l
     return kept
 
 
+def _more_than_placeholders(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
+    """Words of which nothing is left without private data teach nothing."""
+    kept: list[Signal] = []
+    for signal in signals:
+        said = redact(signal.hindsight) if signal.hindsight else None
+        if said is not None and said.kinds and not _PLACEHOLDERS.sub("", said.text).strip():
+            decision.skip(signal.feedback, Refusal("private", f"it holds only private data ({', '.join(said.kinds)})"))
+        else:
+            kept.append(signal)
+    return kept
+
+
+_PLACEHOLDERS = re.compile(r"\[[A-Z]+\]|[\W_]")
+
+
 def _with_something_to_teach(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
     """Without words only praise is kept (it reinforces); blame without words says nothing of what was wanted."""
     if any(signal.hindsight for signal in signals):
@@ -149,6 +194,7 @@ def _with_something_to_teach(case: Case, signals: list[Signal], decision: Decisi
 
 
 SIGNAL_RULES: tuple[Callable[[Case, list[Signal], Decision], list[Signal]], ...] = (
+    _more_than_placeholders,
     _without_contradictions,
     _against_earlier,
     _with_something_to_teach,
@@ -165,20 +211,50 @@ def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -
         weight = max(s.weight for s in ordered)
     else:
         weight = max(s.weight for s in ordered if s.hindsight or s.polarity == first.polarity != 0)
+    said = redact("\n".join(words), settings.redact)
     return Interaction(
         # Keyed by the oldest row: two collectors that see more or fewer rows of a turn still write one interaction.
         id=content_hash("interaction", case.turn.id, signals[0].feedback.id),
         turn=case.turn.id,
         feedback=tuple(s.feedback.id for s in signals),
         kind=first.feedback.kind,
-        hindsight="\n".join(words),
+        hindsight=said.text,
         polarity=polarity,
         weight=weight,
         split=split_of(case.conversation, settings.holdout),
         on_policy=case.turn.on_policy,
         user=first.feedback.user or case.turn.user,
         task=case.turn.task,
+        team=case.turn.team,
+        scope="user" if is_standing(said.text) else "global",
+        category=first.category or first.feedback.kind,
+        confidence=round(min(s.confidence for s in signals), 4),
+        spans=next((s.spans for s in ordered if s.spans), ()),
+        redacted=said.kinds,
     )
+
+
+def sketched(case: Case, made: Interaction) -> Sketch:
+    """The sketch of an interaction: what was asked, answered and said."""
+    return sketch_of(request_of(case.turn), answer_text(case.turn), made.hindsight, limits=SKETCHED)
+
+
+def without_repetition(case: Case, decision: Decision, index: Index, settings: CollectSettings) -> None:
+    """Turn an interaction that repeats an earlier one of the same user into skips; remember it otherwise."""
+    made = decision.interaction
+    if made is None or not settings.duplicates:
+        return
+    sketch = sketched(case, made)
+    near = index.nearest(made.turn, made.user, sketch)
+    if near is None or near[1] < settings.duplicates:
+        index.add(made.turn, made.user, sketch)
+        decision.interaction = replace(made, sketch=packed(sketch))
+        return
+    reason = "duplicate" if near[1] == 1.0 else "near_duplicate"
+    detail = f"the same user said the like before (turn {near[0]}, similarity {near[1]:.2f})"
+    for feedback in decision.kept:
+        decision.skip(feedback, Refusal(reason, detail))
+    decision.interaction, decision.kept = None, []
 
 
 def split_of(conversation: str, holdout: float) -> Literal["train", "holdout"]:

@@ -31,6 +31,10 @@ class Funnel:
     """Interactions whose turn has no served token ids."""
     without_hindsight: int = 0
     """Interactions that only say yes: there is no privileged text to distil from."""
+    redacted: int = 0
+    """Interactions whose words held private data, which was taken out."""
+    own_wishes: int = 0
+    """Interactions of scope `user`: standing wishes of one person."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Rows by reason."""
     waiting: Counter[str] = field(default_factory=Counter)
@@ -61,6 +65,8 @@ class Funnel:
             self.holdout += made.split == "holdout"
             self.off_policy += not made.on_policy
             self.without_hindsight += not made.hindsight
+            self.redacted += bool(made.redacted)
+            self.own_wishes += made.scope == "user"
 
     def _count(self, kind: str, outcome: str) -> None:
         self.feedback += 1

@@ -83,26 +83,3 @@ KINDS: dict[str, Kind] = {
     ),
 }  # fmt: skip
 """`retraction` is no kind of signal: it takes another feedback back."""
-
-FEW_LINES = 12
-_FIRST = ("error", "exception", "traceback", "failed", "assert", "panic", "fatal", "undefined")
-
-
-def shorten_output(output: str, limit: int) -> str:
-    """What a program printed, at most about `limit` characters: its beginning, the first lines that name an error
-    with what follows them, and its end. Lines are kept whole where they fit; cuts are marked with "[...]"."""
-    text = output.strip()
-    if len(text) <= limit:
-        return text
-    lines = text[: limit * 64].splitlines()
-    first = next((i for i, line in enumerate(lines) if any(w in line.lower() for w in _FIRST)), None)
-    middle = [] if first is None else lines[max(first - 2, 0) : first + FEW_LINES]
-    parts = [lines[:3], middle, text[-limit:].splitlines()[-FEW_LINES:]]
-    share = limit // 3
-    return "\n[...]\n".join(_clip("\n".join(part), share, tail=i == 2) for i, part in enumerate(parts) if part)
-
-
-def _clip(text: str, limit: int, *, tail: bool) -> str:
-    if len(text) <= limit:
-        return text
-    return text[-limit:] if tail else text[:limit]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from afterword.chat.canonical import text_of
 from afterword.feedback.detect import POLARITY, categorise, read_follow_up
-from afterword.feedback.edits import changed_share
-from afterword.feedback.kinds import KINDS, shorten_output
+from afterword.feedback.edits import align
+from afterword.feedback.guards import blames_the_cut
+from afterword.feedback.kinds import KINDS
+from afterword.feedback.outputs import structured_output
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Feedback, Interaction, Turn
 
@@ -47,6 +49,12 @@ class Signal:
     hindsight: str = ""
     firm: bool = True
     """Its sign takes part in the search for contradictions (an edit goes with either sign)."""
+    category: str = ""
+    """What the detectors read in the words."""
+    confidence: float = 1.0
+    """How sure that is."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Edits: which characters of the answer were changed or removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,21 @@ def read(case: Case, feedback: Feedback, settings: CollectSettings) -> Read:
     missing = _missing(feedback, kind.needs, settings.max_hindsight_chars)
     if missing is not None:
         return missing
-    return _READERS.get(feedback.kind, _plain)(case, feedback, settings, weight)
+    said = _READERS.get(feedback.kind, _plain)(case, feedback, settings, weight)
+    return _sure_enough(said, settings) if isinstance(said, Signal) else said
+
+
+def _sure_enough(signal: Signal, settings: CollectSettings) -> Read:
+    """The client may say how sure it is (`metadata.confidence`, 0 .. 1): that scales the weight."""
+    given = signal.feedback.metadata.get("confidence")
+    if isinstance(given, int | float) and not isinstance(given, bool) and 0.0 <= given <= 1.0:
+        confidence = signal.confidence * given
+        signal = replace(signal, weight=signal.weight * given, confidence=confidence)
+    if signal.confidence < settings.min_confidence:
+        return Refusal(
+            "low_confidence", f"{signal.feedback.kind} was read with confidence {signal.confidence:.2f} only"
+        )
+    return signal
 
 
 def request_of(turn: Turn) -> str:
@@ -133,36 +155,44 @@ def _follow_up(case: Case, feedback: Feedback, settings: CollectSettings, weight
     if reading.category == "continuation":
         return Refusal("continuation", f"the user only asks for more: {text!r:.120}")
     if reading.category == "thanks":
-        return Signal(feedback, 1, weight)
-    return Signal(feedback, reading.polarity, weight * reading.relevance, text)
+        return Signal(feedback, 1, weight, category="thanks", confidence=reading.confidence)
+    if case.turn.finish_reason == "length" and blames_the_cut(text):
+        return Refusal("truncated", f"the answer was cut off at its length limit, which the user minds: {text!r:.120}")
+    words = settings.words("follow_up", case.turn.task).format(text=text)
+    strength = weight * reading.relevance
+    return Signal(feedback, reading.polarity, strength, words, category=reading.category, confidence=reading.confidence)
 
 
 def _comment(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     text = (feedback.text or "").strip()
     category = categorise(request_of(case.turn), answer_text(case.turn), text)
     if category == "thanks":
-        return Signal(feedback, 1, weight)
-    return Signal(feedback, POLARITY[category], weight, text)
+        return Signal(feedback, 1, weight, category=category)
+    words = settings.words("comment", case.turn.task).format(text=text)
+    return Signal(feedback, POLARITY[category], weight, words, category=category)
 
 
 def _demonstration(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
-    return Signal(feedback, -1, weight, KINDS[feedback.kind].hindsight.format(text=(feedback.text or "").strip()))
+    words = settings.words(feedback.kind, case.turn.task).format(text=(feedback.text or "").strip())
+    return Signal(feedback, -1, weight, words)
 
 
 def _edited(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     final = (feedback.final_text or "").strip()
-    share = changed_share(text_of(case.turn.answer.get("content")), final)
-    if share == 0:
+    change = align(text_of(case.turn.answer.get("content")), final)
+    if change.share == 0:
         return Signal(feedback, 1, settings.weight("accepted", case.turn.task))
-    words = KINDS["edited"].hindsight.format(final=final)
-    return Signal(feedback, 1 if share < 0.5 else -1, weight * (0.25 + 0.75 * share), words, firm=False)
+    words = settings.words("edited", case.turn.task).format(final=final)
+    strength = weight * (0.25 + 0.75 * change.share)
+    return Signal(feedback, 1 if change.share < 0.5 else -1, strength, words, firm=False, spans=change.spans)
 
 
 def _retried(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     if case.peer is not None:
         if len(case.peer) > settings.max_hindsight_chars:
             return Refusal("too_long", f"the accepted attempt has {len(case.peer)} characters")
-        return Signal(feedback, -1, weight, KINDS[feedback.kind].hindsight.format(answer=case.peer))
+        words = settings.words(feedback.kind, case.turn.task).format(answer=case.peer)
+        return Signal(feedback, -1, weight, words)
     if case.now - feedback.created_at < settings.wait_seconds:
         return Waiting("no_accepted_attempt_yet")
     return Refusal("no_hindsight", "asked again, but no later attempt at the same request was accepted")
@@ -176,8 +206,10 @@ def _rating(case: Case, feedback: Feedback, settings: CollectSettings, weight: f
 def _outcome(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     if feedback.exit_code == 0:
         return Signal(feedback, 1, weight)
-    output = shorten_output(feedback.output or "", settings.max_hindsight_chars // 2) or "nothing"
-    words = KINDS[feedback.kind].hindsight.format(code=f" with exit code {feedback.exit_code}", output=output)
+    output = structured_output(feedback.output or "", settings.max_hindsight_chars // 2) or "nothing"
+    words = settings.words(feedback.kind, case.turn.task).format(
+        code=f" with exit code {feedback.exit_code}", output=output
+    )
     return Signal(feedback, -1, weight, words)
 
 
@@ -188,7 +220,8 @@ def _tool(case: Case, feedback: Feedback, settings: CollectSettings, weight: flo
     if feedback.kind == "tool_approved":
         return Signal(feedback, 1, weight)
     call = ", ".join(f"{c['name']}({c['arguments']})" for c in calls)
-    words = KINDS[feedback.kind].hindsight.format(call=call[:1000], text=(feedback.text or "").strip()).strip()
+    template = settings.words(feedback.kind, case.turn.task)
+    words = template.format(call=call[:1000], text=(feedback.text or "").strip()).strip()
     if len(words) > settings.max_hindsight_chars:
         return Refusal("too_long", f"{len(words)} characters; at most {settings.max_hindsight_chars} are shown")
     return Signal(feedback, -1, weight, words)

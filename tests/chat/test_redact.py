@@ -1,0 +1,64 @@
+"""Private data is found, ordinary numbers stay, and the placeholders are where they are said to be."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterword.chat.redact import find_private, redact
+from afterword.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("write to ana.reis@example.com.", "write to [EMAIL]."),
+        ("call +49 170 1234567 or (415) 555-2671", "call [PHONE] or [PHONE]"),
+        ("card 4111 1111 1111 1111", "card [CARD]"),
+        ("iban DE89 3704 0044 0532 0130 00 ok", "iban [IBAN] ok"),
+        ("ssn 078-05-1120 from 84.23.1.9", "ssn [SSN] from [IP]"),
+        ("OPENAI_API_KEY=sk-proj-abcdefghijklmnopqrstuvwx12", "OPENAI_API_KEY=[SECRET]"),
+        ("password: hunter2hunter!", "password: [SECRET]"),
+        ("postgres://bob:s3cretpw@db/x", "postgres://bob:[SECRET]@db/x"),
+        ("Authorization: Bearer abcdefghij.klmnopqrstuv", "Authorization: Bearer [SECRET]"),
+        ("AKIAIOSFODNN7EXAMPLE", "[SECRET]"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\nend", "[SECRET]\nend"),
+    ],
+)
+def test_private_data_is_taken_out(text: str, wanted: str) -> None:
+    done = redact(text)
+    assert done.text == wanted
+    for start, end in done.spans:
+        assert done.text[start] == "[" and done.text[end - 1] == "]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["on 2026-11-21 at 10:30, version 1.2.3.4, 10000000 times", "ISBN 978-3-16-148410-0", "1234567890123456",
+     "password: changeme", "token = value", "x = a[1] + b[22] * 333", "127.0.0.1 and 192.168.0.12", "@decorator",
+     "It costs 1,234,567.89 and weighs 12.5 kg", "password: $PASSWORD1", ""],
+)  # fmt: skip
+def test_ordinary_text_stays(text: str) -> None:
+    assert redact(text).text == text and not find_private(text)
+
+
+def test_modes() -> None:
+    assert redact("a@example.com", "off").text == "a@example.com"
+    with pytest.raises(ConfigError, match="rules, presidio"):
+        redact("a@example.com", "loud")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("presidio_analyzer") is not None, reason="the extra is installed")
+def test_a_missing_extra_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"afterword\[privacy\]"):
+        redact("I am Ana.", "presidio")
+
+
+@given(st.text(max_size=300))
+def test_any_text_can_be_redacted_and_twice_is_once(text: str) -> None:
+    once = redact(text)
+    assert redact(once.text).text == once.text
+    assert bool(once.kinds) == bool(once.spans)
