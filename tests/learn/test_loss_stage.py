@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from afterword.errors import ConfigError
+from afterword.learn.distances import Distance
 from afterword.learn.divergences import (
     FORWARD_KL,
     JSD,
+    K1,
     Estimator,
     Follows,
     NegativeLogLikelihood,
     PolicyGradient,
     ReverseKL,
 )
-from afterword.learn.head import Head
+from afterword.learn.head import Head, HeadAdapter
 from afterword.learn.loss_stage import token_losses
+from afterword.learn.supports import FULL, Support, TopK
+from afterword.learn.targets import Extrapolation, GeometricBridge, Target, Temperature
 from afterword.learn.tiles import Tile, tile_of
 
 ESTIMATORS: list[Estimator] = [FORWARD_KL, ReverseKL(), JSD(0.5), PolicyGradient(), NegativeLogLikelihood()]
@@ -84,6 +91,22 @@ def test_monitors_come_from_the_same_pass() -> None:
     assert scores.overlap.tolist() == pytest.approx(shared)
     assert not scores.entropy_student.requires_grad
     assert scores.loss.requires_grad
+    torch.testing.assert_close(scores.top_mass, s.exp().topk(16).values.sum(-1))
+    for row, (a, b) in enumerate(zip(s, t, strict=True)):
+        both = sorted(set(a.topk(16).indices.tolist()) & set(b.topk(16).indices.tolist()))
+        p, q = a[both].log_softmax(-1), b[both].log_softmax(-1)
+        want = (p.exp() * (q - p)).mean() if both else torch.zeros((), dtype=p.dtype)
+        torch.testing.assert_close(scores.overlap_advantage[row], want)
+
+
+def test_overlap_advantage_golden_number() -> None:
+    p, q = (torch.tensor([x], dtype=torch.float64).log() for x in ([0.5, 0.3, 0.2], [0.7, 0.2, 0.1]))
+    eye = Head(torch.eye(3, dtype=torch.float64))
+    scores = token_losses(p, q, eye, torch.tensor([0]), ReverseKL())
+    assert scores.overlap.item() == 1.0
+    assert scores.overlap_advantage.item() == pytest.approx(-0.030678, abs=1e-6)
+    assert scores.entropy_student.item() == pytest.approx(1.029653, abs=1e-6)
+    assert scores.entropy_teacher.item() == pytest.approx(0.801819, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -146,3 +169,122 @@ def test_without_gradient_nothing_is_pulled_back() -> None:
     assert not scores.loss.requires_grad
     want, _ = FORWARD_KL(tile_of(student.detach() @ weight.T, teacher @ weight.T, ids))
     torch.testing.assert_close(scores.loss, want)
+
+
+def test_a_reference_and_other_heads_reach_the_distance() -> None:
+    """A wider teacher and a reference with their own heads over the same vocabulary."""
+    student, _, weight, ids = case(50, 8, 90, torch.float64, 3)
+    teacher, _, teacher_weight, _ = case(50, 12, 90, torch.float64, 5)
+    reference, _, _, _ = case(50, 8, 90, torch.float64, 7)
+    scores = token_losses(
+        student,
+        teacher,
+        Head(weight),
+        ids,
+        ReverseKL(),
+        target=Extrapolation(1.25),
+        reference=reference,
+        teacher_head=Head(teacher_weight),
+        tile=16,
+    )
+    s = (student @ weight.T).log_softmax(-1)
+    t, r = (teacher @ teacher_weight.T).log_softmax(-1), (reference @ weight.T).log_softmax(-1)
+    q = (1.25 * t - 0.25 * r).log_softmax(-1).detach()
+    want = (s.exp() * (s - q)).sum(-1)
+    torch.testing.assert_close(scores.loss, want)
+    (got,), (d_want,) = (torch.autograd.grad(x.sum(), student) for x in (scores.loss, want))
+    torch.testing.assert_close(got, d_want)
+    torch.testing.assert_close(scores.logp_teacher, t.gather(1, ids[:, None])[:, 0].detach())
+
+
+@pytest.mark.parametrize("target", [Temperature(1.3), GeometricBridge(0.4)])
+@pytest.mark.parametrize("support", [FULL, TopK(20), TopK(20, "teacher", "renormalise")])
+def test_a_soft_cap_and_a_scale_reach_every_composition(target: Target, support: Support) -> None:
+    """The hidden gradient of target, support, cap, scale and bias together, by finite differences."""
+    student, teacher, weight, ids = case(3, 6, 300, torch.float64, 9)
+    head = Head(weight, torch.linspace(-1, 1, 300, dtype=torch.float64), 0.8, 3.0)
+
+    def losses(h: Tensor) -> Tensor:
+        return token_losses(h, teacher, head, ids, ReverseKL(), target=target, support=support).loss
+
+    if target.temperature == 1.0:  # a bridge moves with the student, whose gradient inside it is left out
+        frozen = token_losses(student, teacher, head, ids, ReverseKL(), target=target, support=support).loss
+        logits = head.logits(student.detach())
+        _, d_logits, _ = Distance(ReverseKL(), target, support)(
+            tile_of(logits, head.logits(teacher), ids), logits, head.logits(teacher), None
+        )
+        want = (d_logits * (1 - (logits / 3.0).square()) * 0.8) @ weight
+        (got,) = torch.autograd.grad(frozen.sum(), student)
+        torch.testing.assert_close(got, want)
+    else:
+        assert torch.autograd.gradcheck(losses, (student,), eps=1e-6, atol=1e-6)
+
+
+def test_an_adapter_on_the_head_learns_and_the_teacher_reads_without_it() -> None:
+    student, teacher, weight, ids = case(70, 10, 120, torch.float64, 4)
+    generator = torch.Generator().manual_seed(1)
+    down = torch.randn(4, 10, generator=generator, dtype=torch.float64, requires_grad=True)
+    up = torch.randn(120, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = Head(weight, None, 0.9, 5.0, HeadAdapter(down, up, 0.3))
+    factors = torch.linspace(0, 1, 70, dtype=torch.float64)
+    scores = token_losses(student, teacher, head, ids, JSD(0.3), teacher_head=head.bare, tile=32)
+
+    def capped(x: Tensor) -> Tensor:
+        return (5.0 * torch.tanh(0.9 * x / 5.0)).log_softmax(-1)
+
+    s = capped(student @ weight.T + 0.3 * (student @ down.T) @ up.T)
+    t = capped(teacher @ weight.T)
+    m = (0.3 * t.exp() + 0.7 * s.exp()).log()
+    want = 0.3 * (t.exp() * (t - m)).sum(-1) + 0.7 * (s.exp() * (s - m)).sum(-1)
+    torch.testing.assert_close(scores.loss, want)
+    inputs = (student, down, up)
+    got, exact = (torch.autograd.grad((x * factors).sum(), inputs) for x in (scores.loss, want))
+    for a, b in zip(got, exact, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_any_function_of_the_served_log_probability_is_autograd_over_numbers() -> None:
+    """A clipped surrogate on top of NegativeLogLikelihood has the gradient of the materialised one."""
+    student, teacher, weight, ids = case(40, 8, 60, torch.float64, 12)
+    old = token_losses(student.detach() + 0.1, None, Head(weight), ids, NegativeLogLikelihood()).logp_student
+
+    def surrogate(logp: Tensor, advantage: Tensor) -> Tensor:
+        ratio = (logp - old).exp()
+        return -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+
+    scores = token_losses(student, teacher, Head(weight), ids, NegativeLogLikelihood())
+    advantage = scores.logp_teacher - scores.logp_student
+    got = torch.autograd.grad(surrogate(-scores.loss, advantage), student)
+    plain = (student @ weight.T).log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    torch.testing.assert_close(got, torch.autograd.grad(surrogate(plain, advantage), student))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"estimator": FORWARD_KL, "teacher": None}, "compares with a teacher"),
+        ({"estimator": FORWARD_KL, "target": Extrapolation()}, "reads a reference"),
+        ({"estimator": K1()}, "zero in expectation"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(changes: dict[str, Any], says: str) -> None:
+    student, teacher, weight, ids = case(2, 4, 9, torch.float32, 0)
+    with pytest.raises(ConfigError, match=says):
+        token_losses(student, head=Head(weight), ids=ids, **{"teacher": teacher, **changes})
+
+
+def test_a_larger_vocabulary_makes_smaller_tiles() -> None:
+    """Tokens times vocabulary stays bounded, so memory does."""
+    shapes: list[tuple[int, int]] = []
+
+    class Watched(Head):
+        def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+            assert out is not None
+            shapes.append((out.shape[0], out.shape[1]))
+            return super().logits(hidden, out)
+
+    for vocabulary in (50, 200_000):
+        student, teacher, weight, ids = case(150, 2, vocabulary, torch.float32, 0)
+        token_losses(student, teacher, Watched(weight), ids, FORWARD_KL)
+    assert max(n for n, v in shapes if v == 50) == 128
+    assert max(n * v * 4 for n, v in shapes) <= 20 << 20
