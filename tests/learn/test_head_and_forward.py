@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from tests.train.tiny_model import example, tiny_folder
 from transformers import (
     CohereConfig,
@@ -111,3 +112,28 @@ def test_token_advantages_and_their_control(tmp_path: Path) -> None:
     empty = example(ref, 3, prompt_ids=None, completion_ids=None, answer={"role": "assistant", "content": ""}).turn
     with pytest.raises(UsageError, match="empty answer"):
         token_advantages(model, tokenizer, empty, "Shorter.", CONTEXTS["appended"])
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:.*tie_word_embeddings")
+def test_lora_on_the_head_is_read_with_and_without(tmp_path: Path) -> None:
+    """PEFT's own logits with the adapter on and off are those of the head with and without it; it keeps its
+    gradient, and reading it leaves the model as it was."""
+    model = architectures()[1]
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    peft = get_peft_model(model, config).eval()
+    base, ids = peft.get_base_model(), torch.tensor([[3, 9, 27, 31]])
+    with pytest.raises(ModelError, match="leave it out of the LoRA targets"):
+        head_of(base)
+    head = head_of(base, adapter="default")
+    assert head.adapter is not None
+    assert head.adapter.up.requires_grad
+    assert all(p.requires_grad == ("lora_" in name) for name, p in peft.named_parameters())
+    with torch.no_grad():
+        hidden = base.base_model(ids).last_hidden_state[0]
+        torch.testing.assert_close(head.logits(hidden), peft(ids).logits[0], atol=1e-5, rtol=1e-4)
+        bare = head.bare.logits(hidden)
+        assert (bare - head.logits(hidden)).abs().max() > 1e-3
+        layer = base.get_output_embeddings()
+        layer.enable_adapters(False)
+        torch.testing.assert_close(bare, base(ids).logits[0], atol=1e-5, rtol=1e-4)
+    assert head_of(base, adapter="other").adapter is None
