@@ -67,10 +67,12 @@ class TrainConfig:
     """Overrides how often each interaction is seen."""
     off_policy: bool = False
     """Also train on turns without served token ids (imported logs), re-tokenised and labelled as such."""
+    max_tokens: int | None = None
+    """Overrides how many tokens a prompt and its answer may have; longer interactions are left out and counted."""
     min_interactions: int = 8
     """Fewer than this is "nothing to do"."""
     max_interactions: int = 512
-    """The newest ones are taken."""
+    """The newest that can be trained are taken."""
     seed: int = 0
     """Order of the interactions and the adapter's first values."""
 

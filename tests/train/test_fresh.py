@@ -58,7 +58,7 @@ def test_merging_gives_the_adapters_scores_and_leaves_no_trace(model: str) -> No
 def test_answers_are_the_students_own_and_end_where_they_end(model: str, tmp_path: Path) -> None:
     policy, rows, ends = moved_policy(model), encoded(model), end_of_turn_ids(load_tokenizer(model))
     state = torch.get_rng_state()
-    fresh = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3)
+    fresh = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99)
     assert torch.equal(torch.get_rng_state(), state)
     longest = max(len(r.completion) for r in rows)
     for old, new in zip(rows, fresh, strict=True):
@@ -68,19 +68,21 @@ def test_answers_are_the_students_own_and_end_where_they_end(model: str, tmp_pat
         assert not set(new.completion[:-1]) & set(ends)
         assert len(new.completion) == longest or new.completion[-1] in ends
     assert [r.completion for r in fresh] != [r.completion for r in rows]
-    other = fresh_rows(policy, rows, ends, tmp_path / "..", number=1, key="k", seed=4)
+    short = fresh_rows(policy, rows, ends, tmp_path / "..", number=2, key="k", seed=3, most=2)
+    assert max(len(r.completion) for r in short) == 2
+    other = fresh_rows(policy, rows, ends, tmp_path / "..", number=1, key="k", seed=4, most=99)
     assert [r.completion for r in fresh] != [r.completion for r in other]
 
 
 def test_a_resumed_pass_reads_its_answers_and_another_run_does_not(model: str, tmp_path: Path) -> None:
     policy, rows, ends = moved_policy(model), encoded(model), end_of_turn_ids(load_tokenizer(model))
-    first = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3)
+    first = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99)
     file = tmp_path / "fresh-1.json"
     kept = json.loads(file.read_text())
     kept["answers"][0] = [7, 7]
     file.write_text(json.dumps(kept))
-    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3)[0].completion == (7, 7)
-    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="other", seed=3) == first
+    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99)[0].completion == (7, 7)
+    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="other", seed=3, most=99) == first
     clear_fresh(tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -37,6 +37,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     train.add_argument("--seed", dest="train.seed", type=int)
     train.add_argument("--max-interactions", dest="train.max_interactions", type=int)
     train.add_argument(
+        "--max-tokens", dest="train.max_tokens", type=int, metavar="N",
+        help="leave out interactions whose prompt and answer are longer",
+    )  # fmt: skip
+    train.add_argument(
         "--off-policy", dest="train.off_policy", action="store_true", default=None,
         help="also turns without served token ids (imported logs)",
     )  # fmt: skip

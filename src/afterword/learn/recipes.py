@@ -54,8 +54,12 @@ class Recipe:
     """Of the base model ("bfloat16", "float32", "auto"); the adapter is always float32."""
     micro_tokens: int = 512
     """Most padded tokens in one forward pass; it changes speed and memory, not the result."""
+    max_tokens: int = 2048
+    """Most tokens of a prompt and its answer; a longer interaction is left out and counted, never cut."""
     max_hindsight: int = 512
     """Most tokens of hindsight that the teacher reads; what is cut is counted."""
+    max_fresh: int = 256
+    """Most tokens of an answer that the student writes anew."""
     include_off_policy: bool = False
     """Also train answers whose served ids are unknown (imported logs), tokenised by us."""
 
@@ -98,8 +102,8 @@ def sft(**settings: Any) -> Recipe:
 
 RECIPES: dict[str, Callable[..., Recipe]] = {"sdpo-interactions": sdpo_interactions, "sft": sft}
 
-_SETTINGS = {"lr", "passes", "fresh", "batch", "include_off_policy", "max_hindsight", "micro_tokens", "dtype",
-             "max_grad_norm"}  # fmt: skip
+_SETTINGS = {"lr", "passes", "fresh", "batch", "include_off_policy", "max_tokens", "max_hindsight", "max_fresh",
+             "micro_tokens", "dtype", "max_grad_norm"}  # fmt: skip
 
 
 def recipe(name: str, **overrides: Any) -> Recipe:

@@ -26,7 +26,9 @@ def _numbers(recipe: Recipe) -> str | None:
         "batch": recipe.batch,
         "max_grad_norm": recipe.max_grad_norm,
         "micro_tokens": recipe.micro_tokens,
+        "max_tokens": recipe.max_tokens,
         "max_hindsight": recipe.max_hindsight,
+        "max_fresh": recipe.max_fresh,
         "rank": recipe.lora.rank,
     }
     bad = [f"{name}={value}" for name, value in positive.items() if not value > 0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -22,13 +23,15 @@ from afterword.train.examples import Encoded, Example, Prepared
 from afterword.train.policy import Policy
 
 _PROBED = 16
+_PROBED_TOKENS = 4096
 _SHOWN = 12
 _FILE = "signal.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What the hindsight says about the served answers before training, over up to 16 interactions (nats)."""
+    """What the hindsight says about the served answers before training (nats), over the first 16 interactions,
+    fewer when they are long."""
 
     real: float
     """Mean |log p(y|x,o) - log p(y|x)| per token under the user's own hindsight."""
@@ -52,16 +55,16 @@ def write_alignment(
     lines = _counts(prepared)
     signal = None
     if where is not None:
-        name, used = where.name, prepared.rows[:_PROBED]
-        other = _other_prompts(tokenizer, prepared.used[:_PROBED], recipe, seed)
+        name, n = where.name, _probed(prepared)
+        used = prepared.rows[:n]
+        other = _other_prompts(tokenizer, prepared.used[:n], recipe, seed)
         pairs = [(r.prompt, r.completion) for r in used]
         pairs += [(r.teacher_prompts[name], r.completion) for r in used]
         pairs += [(p, r.completion) for p, r in zip(other, used, strict=True)]
         scores = log_probs(policy.model, policy.head, pairs, budget=recipe.micro_tokens)
-        n = len(used)
         plain, real, wrong = scores[:n], scores[n : 2 * n], scores[2 * n :]
         tokens = sum(len(r.completion) for r in used)
-        distinct = len({e.interaction.hindsight for e in prepared.used[:_PROBED]})
+        distinct = len({e.interaction.hindsight for e in prepared.used[:n]})
         signal = Signal(
             real=_mean_size(real, plain),
             other=_mean_size(wrong, plain) if distinct > 1 else None,
@@ -73,6 +76,12 @@ def write_alignment(
     (run_dir / "alignment.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     file.write_text(json.dumps(asdict(signal) if signal else None), encoding="utf-8")
     return signal
+
+
+def _probed(prepared: Prepared) -> int:
+    """How many interactions to score: the first 16, fewer when they are long, but two where there are two."""
+    total = list(accumulate(len(r.prompt) + len(r.completion) for r in prepared.rows[:_PROBED]))
+    return max(sum(size <= _PROBED_TOKENS for size in total), min(2, len(total)))
 
 
 def _mean_size(hindsight: Sequence[Tensor], plain: Sequence[Tensor]) -> float:

@@ -7,8 +7,9 @@ only when the recipe asks for them. Every interaction that is left out is a coun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from afterword.chat.canonical import text_of
 from afterword.chat.render import (
@@ -97,10 +98,16 @@ class _Encoder:
         else:
             prompt = own
             completion = (*encode(self.tokenizer, text_of(turn.answer.get("content"))), self.ends[0])
-        if len(prompt) + len(completion) > self.limit:
-            size = len(prompt) + len(completion)
-            return Left(interaction.id, "too_long", f"{size} tokens, the model reads {self.limit}")
+        if too_long := self._too_long(len(prompt) + len(completion)):
+            return Left(interaction.id, *too_long)
         return self._with_teacher(interaction, turn, prompt, completion)
+
+    def _too_long(self, size: int) -> tuple[str, str] | None:
+        if size > self.limit:
+            return "too_long", f"{size} tokens, the model reads {self.limit}"
+        if size > (most := self.recipe.max_tokens):
+            return "longer_than_max_tokens", f"longer than {most} tokens ({size}): raise train.max_tokens to train it"
+        return None
 
     def _unfit(self, interaction: Interaction, turn: Turn) -> tuple[str, str] | None:
         privileged = any(t.context.privileged for t in self.recipe.terms)
@@ -177,6 +184,27 @@ def _contexts(recipe: Recipe) -> list[Context]:
     return list({t.context.name: t.context for t in recipe.terms if t.teacher is not None}.values())
 
 
+def _encoder(tokenizer: Tokenizer, recipe: Recipe, limit: int, vocabulary: int) -> _Encoder:
+    return _Encoder(tokenizer, recipe, limit, vocabulary, generation_header(tokenizer), end_of_turn_ids(tokenizer))
+
+
+def choose(
+    examples: Iterable[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int, most: int
+) -> list[Example]:
+    """The first of `examples` of which `most` can be trained, those between that cannot included.
+
+    So that what cannot be trained never stands in the way of what can. Looks at no more than 8 x `most`.
+    """
+    encoder = _encoder(tokenizer, recipe, limit, vocabulary)
+    chosen, good = [], 0
+    for example in islice(examples, 8 * most):
+        chosen.append(example)
+        good += isinstance(encoder.encode(example), Encoded)
+        if good == most:
+            break
+    return chosen
+
+
 def prepare(
     examples: Sequence[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int
 ) -> Prepared:
@@ -184,7 +212,7 @@ def prepare(
 
     Raises NothingToDo, with the reasons, when nothing is left to train.
     """
-    encoder = _Encoder(tokenizer, recipe, limit, vocabulary, generation_header(tokenizer), end_of_turn_ids(tokenizer))
+    encoder = _encoder(tokenizer, recipe, limit, vocabulary)
     unique = list({e.interaction.id: e for e in examples}.values())
     results = [(e, encoder.encode(e)) for e in unique]
     left = tuple(r for _, r in results if isinstance(r, Left))

@@ -26,9 +26,18 @@ _ROWS = 16
 
 
 def fresh_rows(
-    policy: Policy, rows: Sequence[Encoded], ends: Sequence[int], run_dir: Path, *, number: int, key: str, seed: int
+    policy: Policy,
+    rows: Sequence[Encoded],
+    ends: Sequence[int],
+    run_dir: Path,
+    *,
+    number: int,
+    key: str,
+    seed: int,
+    most: int,
 ) -> list[Encoded]:
-    """`rows` with answers of the current student, no longer than the longest of `rows`; kept in `run_dir`.
+    """`rows` with answers of the current student, kept in `run_dir`: none is longer than the longest of `rows` nor
+    than `most` tokens.
 
     `key` names the run and `number` the pass: a file of the same run and pass is read instead.
     """
@@ -36,7 +45,7 @@ def fresh_rows(
     if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
         answers: list[list[int]] = kept["answers"]
     else:
-        answers = _sample(policy, rows, ends, seed=seed * 1_000_003 + number)
+        answers = _sample(policy, rows, ends, seed=seed * 1_000_003 + number, most=most)
         work = file.with_suffix(".new")
         work.write_text(json.dumps({"key": key, "answers": answers}), encoding="utf-8")
         work.replace(file)
@@ -50,8 +59,8 @@ def clear_fresh(run_dir: Path) -> None:
 
 
 @torch.no_grad()
-def _sample(policy: Policy, rows: Sequence[Encoded], ends: Sequence[int], *, seed: int) -> list[list[int]]:
-    longest = max(len(r.completion) for r in rows)
+def _sample(policy: Policy, rows: Sequence[Encoded], ends: Sequence[int], *, seed: int, most: int) -> list[list[int]]:
+    longest = min(most, max(len(r.completion) for r in rows))
     sizes = [len(r.prompt) for r in rows]
     found: dict[int, list[int]] = {}
     cuda = [policy.device.index or 0] if policy.device.type == "cuda" else []

@@ -91,7 +91,7 @@ def train_candidate(
         step_started = time.monotonic()
         number, picked = steps[step].number, steps[step].picked
         if number >= recipe.passes and number != seen:  # a pass over answers of the student as it is now
-            where = {"number": number, "key": identity.fingerprint, "seed": seed}
+            where = {"number": number, "key": identity.fingerprint, "seed": seed, "most": recipe.max_fresh}
             rows = fresh_rows(policy, prepared.rows, ends, run_dir, **where)  # type: ignore[arg-type]
             teachers = None
         if teachers is None:

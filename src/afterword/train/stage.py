@@ -15,13 +15,15 @@ from typing import Any
 
 from afterword.config import TrainConfig
 from afterword.errors import AfterwordError, NothingToDo
+from afterword.learn.models import load_tokenizer, resolve_model
 from afterword.learn.recipes import Recipe, recipe
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
-from afterword.train.examples import Example
+from afterword.train.examples import Example, choose
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import StepMetrics
 from afterword.train.output import candidate_record
+from afterword.train.sizes import model_sizes
 
 _PLAN = "run.json"
 _GIVEN_UP = "given-up"
@@ -87,17 +89,22 @@ def train_stage(
 
 
 def _recipe(settings: TrainConfig) -> Recipe:
-    overrides: dict[str, Any] = {"lr": settings.learning_rate, "passes": settings.passes}
+    overrides: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "passes": settings.passes,
+        "max_tokens": settings.max_tokens,
+    }
     given = {key: value for key, value in overrides.items() if value is not None}
     return recipe(settings.recipe, include_off_policy=settings.off_policy, **given)
 
 
 def _planned(store: Store, directory: Path, settings: TrainConfig, model: str, channel: str) -> Plan:
+    _recipe(settings)  # a recipe with a typo fails first
     spent = store.spent(channel)
     fresh = [row for row in store.usable("train") if row.id not in spent and (row.on_policy or settings.off_policy)]
     if len(fresh) < settings.min_interactions:
         raise NothingToDo(_too_few(store, fresh, settings))
-    chosen = tuple(row.id for row in fresh[-settings.max_interactions :])
+    chosen = _chosen(store, fresh, settings, model)
     release = store.release(channel)
     parent = release.candidate if release else None
     kept: Json = {name: getattr(settings, name) for name in TrainConfig.__dataclass_fields__}
@@ -107,13 +114,29 @@ def _planned(store: Store, directory: Path, settings: TrainConfig, model: str, c
             f"candidate {plan.candidate} was already trained on exactly these {len(chosen)} interactions. Evaluate it "
             "with `afterword evaluate`, wait for new interactions, or change [train], for example its seed."
         )
-    _recipe(settings)  # a recipe with a typo fails before anything is written
     run_dir = directory / "runs" / plan.candidate
     run_dir.mkdir(parents=True, exist_ok=True)
     fresh_file = run_dir / f".{_PLAN}.{os.getpid()}"
     fresh_file.write_text(json.dumps({name: getattr(plan, name) for name in Plan.__dataclass_fields__}), "utf-8")
     fresh_file.replace(run_dir / _PLAN)
     return plan
+
+
+def _chosen(store: Store, waiting: list[Interaction], settings: TrainConfig, model: str) -> tuple[str, ...]:
+    """The newest that can be trained, with those on the way that cannot: the run counts why. Oldest first."""
+    if len(waiting) <= settings.max_interactions:
+        return tuple(row.id for row in waiting)
+    limit, vocabulary = model_sizes(resolve_model(model))
+    newest = (Example(row, store.get(Turn, row.turn)) for row in reversed(waiting))
+    chosen = choose(
+        newest,
+        load_tokenizer(model),
+        _recipe(settings),
+        limit=limit,
+        vocabulary=vocabulary,
+        most=settings.max_interactions,
+    )
+    return tuple(example.interaction.id for example in reversed(chosen))
 
 
 def _too_few(store: Store, fresh: list[Interaction], settings: TrainConfig) -> str:

@@ -1,0 +1,61 @@
+"""The stage between the store and a run: which interactions are taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from afterword.config import TrainConfig
+from afterword.errors import NothingToDo
+from afterword.learn.models import load_tokenizer
+from afterword.learn.recipes import recipe
+from afterword.records import Feedback
+from afterword.store import Store
+from afterword.train.examples import choose
+from afterword.train.stage import train_stage
+from tests.train.tiny_model import example, tiny_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def filled(home: Path, model: str, lengths: list[int]) -> Store:
+    """A store with one interaction per length (characters of the answer), oldest first."""
+    store = Store.open(home / "afterword.db")
+    for number, length in enumerate(lengths):
+        one = example(model, number, text="a" * length)
+        interaction = dataclasses.replace(one.interaction, created_at=1000.0 + number)
+        feedback = Feedback(id=f"fb-{number}", turn=one.turn.id, kind="follow_up", text=interaction.hindsight)
+        store.write(one.turn)
+        store.write(feedback)
+        store.write(interaction)
+    return store
+
+
+def test_what_is_too_long_is_counted_and_does_not_crowd_out_the_rest(model: str, tmp_path: Path) -> None:
+    settings = TrainConfig(min_interactions=1, max_interactions=3, max_tokens=60)
+    with filled(tmp_path, model, [5, 6, 7, 100, 8, 100]) as store:
+        candidate = train_stage(store, tmp_path, settings, model=model, device="cpu")
+    assert candidate.interactions == ("int-1", "int-2", "int-4")  # the newest three that fit
+    assert candidate.metrics["left_out"] == {"longer_than_max_tokens": 2}
+    detail = candidate.metrics["left"][0]["detail"]
+    assert "longer than 60 tokens" in detail and "train.max_tokens" in detail
+
+
+def test_when_nothing_fits_the_remedy_is_named(model: str, tmp_path: Path) -> None:
+    settings = TrainConfig(min_interactions=1, max_tokens=30)
+    with filled(tmp_path, model, [5, 6]) as store, pytest.raises(NothingToDo, match=r"raise train\.max_tokens"):
+        train_stage(store, tmp_path, settings, model=model, device="cpu")
+
+
+def test_choosing_stops_at_a_bound(model: str) -> None:
+    long = [example(model, number, text="a" * 100) for number in range(40)]
+    settings = recipe("sdpo-interactions", max_tokens=60)
+    tokenizer = load_tokenizer(model)
+    assert len(choose(long, tokenizer, settings, limit=512, vocabulary=259, most=2)) == 16
