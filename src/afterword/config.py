@@ -65,6 +65,12 @@ class TrainConfig:
     """Overrides the recipe's learning rate."""
     passes: int | None = None
     """Overrides how often each interaction is seen."""
+    context: str | None = None
+    """Overrides how the teacher is shown the hindsight; see docs/recipes. "shuffled" and "none" are controls."""
+    template: str | None = None
+    """Your own words around the hindsight, which {hindsight} stands for ({answer} for the served answer)."""
+    template_praise: str | None = None
+    """The same for hindsight of a user who was content; without it `template` is used."""
     off_policy: bool = False
     """Also train on turns without served token ids (imported logs), re-tokenised and labelled as such."""
     max_tokens: int | None = None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterword.errors import ConfigError
-from afterword.learn.contexts import CONTEXTS, context, fit_hindsight, shuffled
+from afterword.learn.contexts import CONTEXTS, context, fit_hindsight, shuffled, with_template, with_text
 
 CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": "Be kind."},
@@ -37,13 +37,77 @@ class Words:
 def test_each_context_puts_the_words_where_it_says() -> None:
     placed = {name: c.place(CHAT, ANSWER, "Shorter.") for name, c in CONTEXTS.items()}
     assert placed["appended"][-1] == {"role": "user", "content": "Why?\n\nShorter."}
-    assert placed["block"][-1]["content"].startswith("Why?\n\n[")
-    assert placed["block"][-1]["content"].endswith("\nShorter.")
+    for name in ("block", "reference", "peer", "environment", "by_kind"):
+        assert placed[name][:-1] == CHAT[:-1]
+        assert placed[name][-1]["content"].startswith("Why?\n\n[")
+        assert "]\nShorter." in placed[name][-1]["content"]
     assert placed["system"][0]["content"].startswith("Be kind.\n\n")
     assert placed["system"][-1] == CHAT[-1]
     assert placed["next_turn"] == [*CHAT, ANSWER, {"role": "user", "content": "Shorter."}]
+    assert placed["shuffled"] == placed["appended"]
     assert placed["none"] == CHAT
     assert all(("Shorter." in str(p)) == CONTEXTS[name].privileged for name, p in placed.items())
+
+
+@pytest.mark.parametrize("name", ["block", "system", "environment"])
+def test_praise_is_not_worded_as_a_complaint(name: str) -> None:
+    where = CONTEXTS[name]
+    complaint, unknown, praise = (where.place(CHAT, ANSWER, "So.", polarity=p) for p in (-1, 0, 1))
+    assert complaint == unknown != praise
+    assert "So." in str(praise)
+
+
+def test_the_default_context_is_the_users_plain_words_whatever_they_mean() -> None:
+    assert [CONTEXTS["appended"].place(CHAT, ANSWER, "So.", polarity=p, kind="edited") for p in (-1, 0, 1)] == [
+        [CHAT[0], {"role": "user", "content": "Why?\n\nSo."}]
+    ] * 3
+
+
+def test_by_kind_takes_the_words_that_fit_what_happened() -> None:
+    def place(name: str, kind: str) -> list[dict[str, Any]]:
+        return CONTEXTS[name].place(CHAT, ANSWER, "So.", kind=kind)
+
+    for kind, name in (("retried", "peer"), ("edited", "reference"), ("tests", "environment"), ("comment", "block")):
+        assert place("by_kind", kind) == place(name, kind)
+
+
+def test_own_words_around_the_hindsight() -> None:
+    own = with_template(CONTEXTS["by_kind"], "They said {hindsight} to {answer} {{sic}}", "Liked: {hindsight}")
+    last = own.place(CHAT, ANSWER, "{no} {hindsight}", polarity=-1, kind="tests")[-1]["content"]
+    assert last == "Why?\n\nThey said {no} {hindsight} to Because. {sic}"  # braces in the user's words are words
+    assert own.place(CHAT, ANSWER, "So.", polarity=1)[-1]["content"] == "Why?\n\nLiked: So."
+    assert own.version == 0
+    fixed = with_text(CONTEXTS["system"], "Be brief.")
+    assert fixed.place(CHAT[1:], ANSWER, fixed.text or "")[0] == {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("Improve.", "does not name {hindsight}"),
+        ("{hindsigth}", r"cannot be filled at \{hindsigth\}"),
+        ("{hindsight.__class__}", "cannot be filled"),
+        ("{hindsight!r}", "cannot be filled"),
+        ("{hindsight:>20}", "cannot be filled"),
+        ("{} {hindsight}", "cannot be filled"),
+        ("{hindsight", "written twice"),
+        ("{hindsight} }", "written twice"),
+    ],
+)
+def test_a_bad_template_says_what_is_wrong(template: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as one:
+        with_template(CONTEXTS["block"], template)
+    assert one.value.param == "template"
+    with pytest.raises(ConfigError, match=says) as other:
+        with_template(CONTEXTS["block"], "{hindsight}", template)
+    assert other.value.param == "template_praise"
+
+
+def test_a_context_that_shows_nothing_takes_no_words() -> None:
+    with pytest.raises(ConfigError, match="takes no template"):
+        with_template(CONTEXTS["none"], "{hindsight}")
+    with pytest.raises(ConfigError, match="experience"):
+        with_text(CONTEXTS["system"], " ")
 
 
 def test_conversations_that_do_not_end_with_a_user_message() -> None:
@@ -62,7 +126,7 @@ def test_contexts_leave_their_input_alone() -> None:
 
 
 def test_an_unknown_context_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="appended"):
+    with pytest.raises(ConfigError, match=r"did you mean 'appended'.*next_turn"):
         context("apended")
 
 

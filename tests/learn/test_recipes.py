@@ -37,14 +37,26 @@ def test_settings_reach_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("sdpo", {}, "sdpo-interactions"),
-        ("sdpo-interactions", {"learning_rate": 1}, "lr"),
-        ("sdpo-interactions", {"context": "blok"}, "block"),
+        ("sdpo-interaction", {}, "did you mean 'sdpo-interactions'"),
+        ("nonsense", {}, "use one of .*sdpo-interactions"),
+        ("sdpo-interactions", {"pases": 1}, "did you mean 'passes'"),
+        ("sdpo-interactions", {"context": "blok"}, "did you mean 'block'"),
+        ("sdpo-interactions", {"template": "shorter"}, "does not name"),
+        ("sdpo-interactions", {"template_praise": "{hindsight}"}, "give both"),
+        ("sft", {"context": "block"}, "leave out context"),
     ],
 )
 def test_a_typo_names_what_is_known(name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         recipe(name, **options)
+
+
+def test_own_words_reach_every_term_and_the_description() -> None:
+    made = recipe("sdpo-interactions", context="system", template="Note: {hindsight}", anchor=0.1)
+    assert made.terms[0].context.place([], {}, "No.")[0] == {"role": "system", "content": "Note: No."}
+    assert made.terms[1].context == CONTEXTS["none"]
+    assert "Note: {hindsight}" in json.dumps(describe(made))
+    assert recipe("sdpo-interactions", template=None) == recipe("sdpo-interactions")
 
 
 def single(**changes: Any) -> Recipe:

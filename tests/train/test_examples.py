@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from afterword.chat.render import encode, end_of_turn_ids, generation_header, render_prompt
+from afterword.chat.render import decode, encode, end_of_turn_ids, generation_header, render_prompt
 from afterword.errors import NothingToDo
+from afterword.learn.contexts import CONTEXTS, with_text
 from afterword.learn.models import load_tokenizer
-from afterword.learn.recipes import sdpo_interactions
+from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.train.examples import Encoded, Example, prepare
 from tests.train.tiny_model import example, tiny_folder
 
@@ -49,6 +50,39 @@ def test_served_ids_are_used_as_they_are(model: str) -> None:
     told = [{"role": "user", "content": "Question 1?\n\nShorter, please."}]
     assert teacher == render_prompt(tokenizer, told).ids
     assert row.completion[-1] == tokenizer.pad_token_id == end_of_turn_ids(tokenizer)[0]  # pad is end: still scored
+
+
+def taught(model: str, recipe: Recipe, *given: Example) -> list[str]:
+    """What the teacher of the first term reads for each example."""
+    tokenizer, name = load_tokenizer(model), recipe.terms[0].context.name
+    rows = prepare(given, tokenizer, recipe, limit=512, vocabulary=259).rows
+    return [decode(tokenizer, row.teacher_prompts[name]) for row in rows]
+
+
+def test_the_words_around_the_hindsight_follow_what_the_user_meant(model: str) -> None:
+    liked = changed(example(model, 1, hindsight="Lovely."), polarity=1)
+    told = taught(model, sdpo_interactions(where=CONTEXTS["block"]), liked, example(model, 2))
+    assert "They liked it" in told[0] and "They liked it" not in told[1]
+    ran = changed(example(model, 1, hindsight="Exit code 1."), kind="executed")
+    assert "was tried out" in taught(model, sdpo_interactions(where=CONTEXTS["by_kind"]), ran)[0]
+
+
+def test_the_shuffled_control_shows_another_ones_words(model: str) -> None:
+    given = [example(model, i, hindsight=f"Wish {i}.") for i in range(4)]
+    told = taught(model, sdpo_interactions(where=CONTEXTS["shuffled"]), *given)
+    wishes = [next(i for i in range(4) if f"Wish {i}." in text) for text in told]
+    assert sorted(wishes) == [0, 1, 2, 3]
+    assert all(i != j for i, j in enumerate(wishes))
+
+
+def test_a_fixed_text_needs_no_hindsight(model: str) -> None:
+    where = with_text(CONTEXTS["system"], "Be brief.")
+    row = prepare(
+        [example(model, 1, hindsight="")],
+        load_tokenizer(model), sdpo_interactions(where=where), limit=512, vocabulary=259,
+    ).rows[0]  # fmt: skip
+    assert row.privileged
+    assert "Be brief." in decode(load_tokenizer(model), row.teacher_prompts["system"])
 
 
 def test_a_cut_answer_has_no_end_added(model: str) -> None:

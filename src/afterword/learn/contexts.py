@@ -1,57 +1,88 @@
-"""What the teacher reads: versioned templates that put the hindsight into the conversation.
+"""What the teacher reads: versioned templates that put privileged text into the conversation.
 
-A context maps (messages, answer, hindsight) to the messages of the teacher's prompt. It never renders, never
-tokenizes and never cuts; `fit_hindsight` shortens the privileged text, and only that, before the template is
-applied. A change of a template's words is a new version.
+A context says where the text goes and in which words, by the kind and the polarity of what the user did. It maps
+(messages, answer, text) to the messages of the teacher's prompt. It never renders, never tokenizes and never
+cuts; `fit_hindsight` shortens the privileged text, and only that, before the template is applied. A change of a
+template's words is a new version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import difflib
+import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
+from afterword.chat.canonical import text_of
 from afterword.chat.render import Prompt, Tokenizer, decode, encode, render_prompt
 from afterword.errors import ConfigError
 from afterword.records import Json
 
-_BLOCK = "[What the user wrote after an earlier answer to this. Let it guide this answer.]\n{hindsight}"
-_SYSTEM = "After an earlier answer to this conversation the user wrote: {hindsight}"
+PLACEHOLDERS = ("hindsight", "answer")
+"""What a template may name: the privileged text, and the served answer's text."""
 
-Place = Callable[[Sequence[Json], Json, str], list[Json]]
+Where = Literal["last_user", "system", "next_turn", "nowhere"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """The text around the privileged text, by what the user meant. A praise must not be read as a complaint: told
+    "improve on this", a teacher unlearns what the user liked."""
+
+    otherwise: str
+    """For a complaint, and for words of unknown polarity."""
+    praise: str | None = None
+    """For polarity +1; None says it in the same words."""
+
+    def write(self, text: str, answer: str, polarity: int) -> str:
+        """The text with its words around it. Braces inside `text` and `answer` stay as they are."""
+        template = self.praise if self.praise is not None and polarity > 0 else self.otherwise
+        return template.format(hindsight=text, answer=answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One way to show the hindsight. `privileged` is False for the control that shows nothing."""
+    """One way to show privileged text."""
 
     name: str
     version: int
-    place: Place
-    privileged: bool = True
+    """0 for a template of the configuration."""
+    where: Where
+    wording: Wording = Wording("{hindsight}")
+    by_kind: tuple[tuple[str, Wording], ...] = ()
+    """Kinds of feedback with other words than `wording`."""
+    shuffled: bool = False
+    """The control: every interaction is shown another one's text."""
+    text: str | None = None
+    """The same privileged text for every interaction, in place of their own."""
+
+    @property
+    def privileged(self) -> bool:
+        """False for the control that shows nothing."""
+        return self.where != "nowhere"
+
+    def place(
+        self, messages: Sequence[Json], answer: Json, hindsight: str, *, polarity: int = 0, kind: str = ""
+    ) -> list[Json]:
+        """The conversation that the teacher answers, new messages."""
+        wording = dict(self.by_kind).get(kind, self.wording)
+        text = wording.write(hindsight, text_of(answer.get("content")), polarity)
+        if self.where == "last_user":
+            return _add_to_last_user(messages, text)
+        if self.where == "system":
+            return _add_to_system(messages, text)
+        if self.where == "next_turn":
+            return [*map(dict, messages), dict(answer), {"role": "user", "content": text}]
+        return [dict(m) for m in messages]
 
 
-def _appended(messages: Sequence[Json], answer: Json, hindsight: str) -> list[Json]:
-    return _add_to_last_user(messages, hindsight)
-
-
-def _block(messages: Sequence[Json], answer: Json, hindsight: str) -> list[Json]:
-    return _add_to_last_user(messages, _BLOCK.format(hindsight=hindsight))
-
-
-def _system(messages: Sequence[Json], answer: Json, hindsight: str) -> list[Json]:
-    note = _SYSTEM.format(hindsight=hindsight)
+def _add_to_system(messages: Sequence[Json], text: str) -> list[Json]:
     if messages and messages[0].get("role") in ("system", "developer"):
-        return [_extended(messages[0], note), *map(dict, messages[1:])]
-    return [{"role": "system", "content": note}, *map(dict, messages)]
-
-
-def _next_turn(messages: Sequence[Json], answer: Json, hindsight: str) -> list[Json]:
-    return [*map(dict, messages), dict(answer), {"role": "user", "content": hindsight}]
-
-
-def _none(messages: Sequence[Json], answer: Json, hindsight: str) -> list[Json]:
-    return [dict(m) for m in messages]
+        return [_extended(messages[0], text), *map(dict, messages[1:])]
+    return [{"role": "system", "content": text}, *map(dict, messages)]
 
 
 def _add_to_last_user(messages: Sequence[Json], text: str) -> list[Json]:
@@ -68,24 +99,105 @@ def _extended(message: Json, text: str) -> Json:
     return {**message, "content": f"{content}\n\n{text}" if content else text}
 
 
+_BLOCK = Wording(
+    otherwise="[What the user wrote after an earlier answer to this. Let it guide this answer.]\n{hindsight}",
+    praise="[What the user wrote after an earlier answer to this. They liked it: answer that way again.]\n{hindsight}",
+)
+_SYSTEM = Wording(
+    otherwise="After an earlier answer to this conversation the user wrote: {hindsight}",
+    praise="After an earlier answer to this conversation, which they liked, the user wrote: {hindsight}",
+)
+_REFERENCE = Wording(
+    "[A good answer to this request is shown here.]\n{hindsight}\n\n"
+    "[Now that you know it, answer the request yourself, step by step and in your own words.]"
+)
+_PEER = Wording(
+    "[Another attempt at this request was right.]\n{hindsight}\n\n[Answer the original request correctly.]",
+)
+_ENVIRONMENT = Wording(
+    otherwise="[An earlier attempt was tried out. This is what came back.]\n{hindsight}\n\n"
+    "[Answer the original request correctly.]",
+    praise="[An earlier attempt was tried out and worked. This is what came back.]\n{hindsight}",
+)
+
+PEER_KINDS = ("retried", "regenerated")
+"""Kinds of feedback whose hindsight is an accepted answer of a later attempt."""
+REFERENCE_KINDS = ("edited", "demonstration")
+"""Kinds whose hindsight is the answer that the user wanted, as an edit or written by hand."""
+ENVIRONMENT_KINDS = ("executed", "tests", "tool_rejected")
+"""Kinds whose hindsight is what a program or a guard said."""
+
+_BY_KIND = tuple(
+    (kind, wording)
+    for kinds, wording in ((PEER_KINDS, _PEER), (REFERENCE_KINDS, _REFERENCE), (ENVIRONMENT_KINDS, _ENVIRONMENT))
+    for kind in kinds
+)
+
 CONTEXTS: dict[str, Context] = {
     c.name: c
     for c in (
-        Context("appended", 1, _appended),
-        Context("block", 1, _block),
-        Context("system", 1, _system),
-        Context("next_turn", 1, _next_turn),
-        Context("none", 1, _none, privileged=False),
+        Context("appended", 1, "last_user"),
+        Context("block", 2, "last_user", _BLOCK),
+        Context("system", 2, "system", _SYSTEM),
+        Context("next_turn", 1, "next_turn"),
+        Context("reference", 1, "last_user", _REFERENCE),
+        Context("peer", 1, "last_user", _PEER),
+        Context("environment", 1, "last_user", _ENVIRONMENT),
+        Context("by_kind", 1, "last_user", _BLOCK, by_kind=_BY_KIND),
+        Context("shuffled", 1, "last_user", shuffled=True),
+        Context("none", 1, "nowhere"),
     )
 }
-"""By name. "none" is the control under which a live teacher must agree with the student exactly."""
+"""By name. Under "none" a live teacher must agree with the student exactly; under "shuffled" what is learned has
+nothing to do with the user's own words. Both are controls."""
 
 
 def context(name: str) -> Context:
-    """The context of that name. ConfigError names the known ones."""
+    """The context of that name. ConfigError names the nearest and the known ones."""
     if name not in CONTEXTS:
-        raise ConfigError(f"unknown context {name!r}: use one of {', '.join(sorted(CONTEXTS))}", param="context")
+        near = difflib.get_close_matches(name, CONTEXTS, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown context {name!r}: {guess}use one of {', '.join(sorted(CONTEXTS))}", param="context")
     return CONTEXTS[name]
+
+
+def with_template(where: Context, template: str, praise: str | None = None) -> Context:
+    """`where` with the user's own words around the privileged text: version 0, the same words for every kind.
+
+    A template names `{hindsight}`, and `{answer}` if it likes; braces that are no placeholder are written twice.
+    ConfigError says what is wrong with it.
+    """
+    for text, key in ((template, "template"), (praise, "template_praise")):
+        if text is not None:
+            _check_template(text, key)
+    if not where.privileged:
+        raise ConfigError(f"the context {where.name!r} shows nothing, so it takes no template", param="template")
+    return dataclasses.replace(where, version=0, wording=Wording(template, praise), by_kind=())
+
+
+def _check_template(template: str, key: str) -> None:
+    known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    allowed = f"it may name {known}, and a brace that is meant is written twice"
+    try:
+        fields = [(name, spec, how) for _, name, spec, how in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"{key} {template!r}: {error}; {allowed}", param=key) from error
+    bad = [f"{{{name}}}" for name, spec, how in fields if name not in PLACEHOLDERS or spec or how]
+    if bad:
+        raise ConfigError(f"{key} {template!r} cannot be filled at {', '.join(bad)}: {allowed}", param=key)
+    if "hindsight" not in [name for name, _, _ in fields]:
+        raise ConfigError(
+            f"{key} {template!r} does not name {{hindsight}}: the teacher would read nothing new", param=key
+        )
+
+
+def with_text(where: Context, text: str) -> Context:
+    """`where` showing one fixed text for every interaction (context distillation). ConfigError when it is empty."""
+    if not text.strip():
+        raise ConfigError(
+            "the experience to distil is empty: write what the model should always know", param="experience"
+        )
+    return dataclasses.replace(where, version=0, wording=Wording("{hindsight}"), by_kind=(), text=text)
 
 
 def shuffled(hindsights: Sequence[str], seed: int) -> list[str]:
@@ -93,11 +205,16 @@ def shuffled(hindsights: Sequence[str], seed: int) -> list[str]:
 
     With fewer than two different texts there is no other: the list comes back as it was.
     """
-    order = list(range(len(hindsights)))
+    return [hindsights[i] for i in others(len(hindsights), seed)]
+
+
+def others(n: int, seed: int) -> list[int]:
+    """For each of `n` interactions the index of another one, a rotation of a random order; itself when alone."""
+    order = list(range(n))
     Random(seed).shuffle(order)
-    given = list(hindsights)
+    given = list(range(n))
     for place, source in zip(order, order[1:] + order[:1], strict=True):
-        given[place] = hindsights[source]
+        given[place] = source
     return given
 
 
@@ -120,6 +237,8 @@ def fit_hindsight(
     room: int,
     longest: int,
     tools: Sequence[Json] | None = None,
+    polarity: int = 0,
+    kind: str = "",
 ) -> TeacherPrompt | None:
     """Render the teacher's prompt in at most `room` ids, the hindsight cut to `longest` ids or fewer.
 
@@ -130,7 +249,8 @@ def fit_hindsight(
     kept = min(len(ids), longest)
     while True:
         text = hindsight if kept == len(ids) else decode(tokenizer, ids[:kept])
-        prompt = render_prompt(tokenizer, where.place(messages, answer, text), tools)
+        placed = where.place(messages, answer, text, polarity=polarity, kind=kind)
+        prompt = render_prompt(tokenizer, placed, tools)
         excess = len(prompt.ids) - room
         if excess <= 0:
             return TeacherPrompt(prompt, text, len(ids) - kept)

@@ -22,7 +22,7 @@ from afterword.chat.render import (
     render_prompt,
 )
 from afterword.errors import ModelError, NothingToDo
-from afterword.learn.contexts import Context, fit_hindsight
+from afterword.learn.contexts import Context, fit_hindsight, others
 from afterword.learn.recipes import Recipe
 from afterword.records import Interaction, Turn
 
@@ -82,6 +82,8 @@ class _Encoder:
     vocabulary: int
     header: tuple[int, ...]
     ends: tuple[int, ...]
+    other: dict[str, Interaction]
+    """For each interaction another one, for the control that shuffles them."""
 
     def encode(self, example: Example) -> Encoded | Left:
         interaction, turn = example.interaction, example.turn
@@ -110,7 +112,7 @@ class _Encoder:
         return None
 
     def _unfit(self, interaction: Interaction, turn: Turn) -> tuple[str, str] | None:
-        privileged = any(t.context.privileged for t in self.recipe.terms)
+        privileged = any(t.context.privileged and t.context.text is None for t in self.recipe.terms)
         if interaction.turn != turn.id:
             return "wrong_turn", f"it is about turn {interaction.turn!r}, not {turn.id!r}"
         if interaction.split != "train":
@@ -154,15 +156,19 @@ class _Encoder:
             if not where.privileged:
                 prompts[where.name] = prompt
                 continue
+            shown = self.other[interaction.id] if where.shuffled else interaction
+            text = shown.hindsight if where.text is None else where.text
             seen = fit_hindsight(
                 self.tokenizer,
                 where,
                 turn.messages,
                 turn.answer,
-                interaction.hindsight,
+                text,
                 room=self.limit - len(completion),
                 longest=self.recipe.max_hindsight,
                 tools=turn.tools,
+                polarity=shown.polarity,
+                kind=shown.kind,
             )
             if seen is None:
                 return Left(interaction.id, "too_long", "the conversation leaves no room for the hindsight")
@@ -173,7 +179,7 @@ class _Encoder:
             prompt=prompt,
             completion=completion,
             teacher_prompts=prompts,
-            privileged=bool(interaction.hindsight.strip()),
+            privileged=bool(interaction.hindsight.strip()) or any(t.context.text for t in self.recipe.terms),
             weight=interaction.weight,
             on_policy=turn.on_policy,
             cut=cut,
@@ -184,8 +190,13 @@ def _contexts(recipe: Recipe) -> list[Context]:
     return list({t.context.name: t.context for t in recipe.terms if t.teacher is not None}.values())
 
 
-def _encoder(tokenizer: Tokenizer, recipe: Recipe, limit: int, vocabulary: int) -> _Encoder:
-    return _Encoder(tokenizer, recipe, limit, vocabulary, generation_header(tokenizer), end_of_turn_ids(tokenizer))
+def _encoder(
+    tokenizer: Tokenizer, recipe: Recipe, limit: int, vocabulary: int, among: Sequence[Example] = ()
+) -> _Encoder:
+    told = [e.interaction for e in among if e.interaction.hindsight.strip()]
+    other = {one.id: told[i] for one, i in zip(told, others(len(told), seed=0), strict=True)}
+    header, ends = generation_header(tokenizer), end_of_turn_ids(tokenizer)
+    return _Encoder(tokenizer, recipe, limit, vocabulary, header, ends, other)
 
 
 def choose(
@@ -212,8 +223,8 @@ def prepare(
 
     Raises NothingToDo, with the reasons, when nothing is left to train.
     """
-    encoder = _encoder(tokenizer, recipe, limit, vocabulary)
     unique = list({e.interaction.id: e for e in examples}.values())
+    encoder = _encoder(tokenizer, recipe, limit, vocabulary, unique)
     results = [(e, encoder.encode(e)) for e in unique]
     left = tuple(r for _, r in results if isinstance(r, Left))
     kept = [(e, r) for e, r in results if isinstance(r, Encoded)]

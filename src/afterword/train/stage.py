@@ -89,11 +89,8 @@ def train_stage(
 
 
 def _recipe(settings: TrainConfig) -> Recipe:
-    overrides: dict[str, Any] = {
-        "lr": settings.learning_rate,
-        "passes": settings.passes,
-        "max_tokens": settings.max_tokens,
-    }
+    named = ("passes", "max_tokens", "context", "template", "template_praise")
+    overrides: dict[str, Any] = {"lr": settings.learning_rate} | {name: getattr(settings, name) for name in named}
     given = {key: value for key, value in overrides.items() if value is not None}
     return recipe(settings.recipe, include_off_policy=settings.off_policy, **given)
 

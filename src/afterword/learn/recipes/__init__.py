@@ -1,0 +1,82 @@
+"""Recipes: every method is a composition of parts, found by its name.
+
+To add a method, write a short function in the module of its family, name it in RECIPES and give it a page in
+docs/recipes. Nothing subclasses a trainer, nothing branches on a recipe's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from afterword.errors import ConfigError
+from afterword.learn.contexts import Context, context, with_template, with_text
+from afterword.learn.recipes.hindsight import sdpo_interactions
+from afterword.learn.recipes.outcome import sft
+from afterword.learn.recipes.recipe import Lora, Recipe, describe
+
+__all__ = ["RECIPES", "Lora", "Recipe", "describe", "recipe", "sdpo_interactions", "sft"]
+
+RECIPES: dict[str, Callable[..., Recipe]] = {"sdpo-interactions": sdpo_interactions, "sft": sft}
+
+_WORDS = ("context", "template", "template_praise")
+_OF_THE_RUN = tuple(f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "terms"))
+
+
+def recipe(name: str, **overrides: Any) -> Recipe:
+    """The recipe of that name with settings from a configuration.
+
+    Any recipe takes the fields of `Recipe` but its terms (lr, passes, batch ...), `rank`, `context` (a name), and
+    `template` with `template_praise` (the user's own words around the hindsight); its function's own arguments come
+    on top. Raises ConfigError for an unknown name, with the nearest, or an unknown key.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown recipe {name!r}: {guess}use one of {', '.join(sorted(RECIPES))}", param="recipe")
+    options = {key: value for key, value in overrides.items() if key not in _WORDS}
+    _known(name, overrides)
+    if "rank" in options:
+        rank = options.pop("rank")
+        options["lora"] = Lora(rank=rank, alpha=2.0 * rank)
+    made = RECIPES[name](**options)
+    words = {key: value for key, value in overrides.items() if key in _WORDS and value is not None}
+    return _reworded(made, **words) if words else made
+
+
+def _known(name: str, overrides: dict[str, Any]) -> None:
+    own = [p.name for p in inspect.signature(RECIPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = sorted({*own, *_OF_THE_RUN, *_WORDS, "rank"})
+    for key in overrides:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"recipe {name!r} takes no {key!r}: {guess}it takes {', '.join(known)}", param=key)
+
+
+def _reworded(
+    made: Recipe, context: str | None = None, template: str | None = None, template_praise: str | None = None
+) -> Recipe:
+    """The same recipe with another context, or other words around the privileged text, in every term that has one."""
+    if not any(term.context.privileged for term in made.terms):
+        raise ConfigError(
+            f"recipe {made.name!r} shows its teacher no hindsight: leave out context and template", param="context"
+        )
+    if template is None and template_praise is not None:
+        raise ConfigError("template_praise without template: give both", param="template_praise")
+
+    def changed(old: Context) -> Context:
+        if not old.privileged:
+            return old
+        new = old if context is None else _named(context, old)
+        return new if template is None else with_template(new, template, template_praise)
+
+    terms = tuple(dataclasses.replace(term, context=changed(term.context)) for term in made.terms)
+    return dataclasses.replace(made, terms=terms)
+
+
+def _named(name: str, old: Context) -> Context:
+    return context(name) if old.text is None else with_text(context(name), old.text)

@@ -1,0 +1,72 @@
+"""What a recipe is: the terms of its objective and the settings of its run, as plain data that describes itself.
+
+Knows no method and never runs one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from afterword.learn.contexts import Context
+from afterword.learn.schedules import CONSTANT, Schedule
+from afterword.learn.terms import Term
+from afterword.records import Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """The adapter that is trained. No dropout: with it a teacher could never agree with its student exactly."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str | tuple[str, ...] = "all-linear"
+    """PEFT's target modules; "all-linear" is every linear layer but the output head."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides a training run but its data, model and seed."""
+
+    name: str
+    terms: tuple[Term, ...]
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    passes: int = 1
+    """Times that every served answer is seen."""
+    fresh: int = 1
+    """Passes after those, over answers that the student writes anew to the same prompts."""
+    batch: int = 8
+    """Interactions per optimiser step."""
+    schedule: Schedule = CONSTANT
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    lora: Lora = Lora()
+    dtype: str = "bfloat16"
+    """Of the base model ("bfloat16", "float32", "auto"); the adapter is always float32."""
+    micro_tokens: int = 512
+    """Most padded tokens in one forward pass; it changes speed and memory, not the result."""
+    max_tokens: int = 2048
+    """Most tokens of a prompt and its answer; a longer interaction is left out and counted, never cut."""
+    max_hindsight: int = 512
+    """Most tokens of hindsight that the teacher reads; what is cut is counted."""
+    max_fresh: int = 256
+    """Most tokens of an answer that the student writes anew."""
+    include_off_policy: bool = False
+    """Also train answers whose served ids are unknown (imported logs), tokenised by us."""
+
+
+def describe(part: Any) -> Any:
+    """A recipe or any of its parts as plain JSON, for manifests and fingerprints.
+
+    A context of ours is its name and version; one with the user's own words is written out.
+    """
+    if isinstance(part, Context) and part.version:
+        return {"part": "Context", "name": part.name, "version": part.version}
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        named: Json = {"part": type(part).__name__}
+        return named | {f.name: describe(getattr(part, f.name)) for f in dataclasses.fields(part)}
+    if isinstance(part, (tuple, list)):
+        return [describe(p) for p in part]
+    return part
