@@ -156,7 +156,7 @@ class _Encoder:
             if not where.privileged:
                 prompts[where.name] = prompt
                 continue
-            shown = self.other[interaction.id] if where.shuffled else interaction
+            shown = self.other.get(interaction.id, interaction) if where.shuffled else interaction
             text = shown.hindsight if where.text is None else where.text
             seen = fit_hindsight(
                 self.tokenizer,
