@@ -1,0 +1,92 @@
+"""`afterword recipes`: which methods there are, and which parts each is made of.
+
+Only shows; the recipes live in `learn`, which is imported when a command runs because it brings torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from rich.markup import escape
+
+from afterword.cli.context import Context
+from afterword.errors import ConfigError
+
+_RUN_FIRST = ("lr", "passes", "fresh", "batch")
+
+
+def register(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    recipes = commands.add_parser("recipes", parents=[common], help="the training methods and their parts")
+    verbs = recipes.add_subparsers(dest="verb", metavar="list|show", required=True)
+    listing = verbs.add_parser("list", parents=[common], help="every recipe in a line")
+    listing.set_defaults(run=run_list)
+    show = verbs.add_parser("show", parents=[common], help="the slots of one recipe")
+    show.add_argument("name")
+    show.set_defaults(run=run_show)
+
+
+def run_list(context: Context) -> int:
+    """Every recipe, what it does, and what it still needs to be told."""
+    from afterword.learn.recipes import RECIPES, recipe
+
+    rows = [(name, _summary(make), _missing(recipe(name))) for name, make in RECIPES.items()]
+    if context.json:
+        context.emit({"recipes": [{"name": n, "summary": s, "needs": m} for n, s, m in rows]})
+        return 0
+    context.table("recipes", ("name", "does", "needs"), [(n, escape(s), escape(m or "")) for n, s, m in rows])
+    context.say("`afterword recipes show NAME` shows the parts, docs/recipes/ the papers.")
+    return 0
+
+
+def run_show(context: Context) -> int:
+    """The composition of one recipe as its manifest will record it."""
+    from afterword.learn.recipes import RECIPES, describe, recipe
+
+    made = recipe(context.args.name)
+    described: dict[str, Any] = describe(made)
+    if context.json:
+        context.emit({"recipe": described, "summary": _summary(RECIPES[made.name]), "needs": _missing(made)})
+        return 0
+    context.out.print(f"[bold]{made.name}[/]: {escape(_summary(RECIPES[made.name]))}")
+    context.table("", ("slot", "part"), [(slot, escape(part)) for slot, part in _slots(described)])
+    if missing := _missing(made):
+        context.say(f"[yellow]needs[/] {escape(missing)}")
+    return 0
+
+
+def _summary(make: Any) -> str:
+    return str(make.__doc__).split("\n", maxsplit=1)[0]
+
+
+def _missing(made: Any) -> str | None:
+    """What the validator still wants; None for a recipe that runs as it is."""
+    from afterword.learn.validate import validate
+
+    try:
+        validate(made)
+    except ConfigError as error:
+        return error.message
+    return None
+
+
+def _slots(described: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for term in described["terms"]:
+        for key, value in term.items():
+            if key not in ("part", "name"):
+                yield f"{term['name']}.{key}", phrase(value)
+    settings = {k: v for k, v in described.items() if k not in ("part", "name", "terms")}
+    for key in sorted(settings, key=lambda k: (k not in _RUN_FIRST, list(settings).index(k))):
+        yield key, phrase(settings[key])
+
+
+def phrase(value: Any) -> str:
+    """A described part as one reads it in code: `JSD(beta=0.5)`."""
+    if isinstance(value, dict):
+        fields = ", ".join(f"{k}={phrase(v)}" for k, v in value.items() if k != "part")
+        return f"{value.get('part', '')}({fields})" if fields else str(value.get("part", "{}"))
+    if isinstance(value, list):
+        return ", ".join(map(phrase, value)) or "-"
+    return "-" if value is None else str(value)
