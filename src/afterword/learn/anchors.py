@@ -1,14 +1,23 @@
-"""What holds the model back: terms that pull towards the base on the same tokens.
+"""What holds the model back: terms that pull towards the base, towards answers known to be good, or towards chance.
 
-An anchor is an ordinary term whose teacher reads what the student reads.
+An anchor is an ordinary term. A teacher of an anchor reads what the student reads.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from torch import Tensor
+
 from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import FORWARD_KL, NegativeLogLikelihood
+from afterword.learn.divergences import FORWARD_KL, NegativeLogLikelihood, Tile, dot
+from afterword.learn.routes import ByKind
 from afterword.learn.teachers import BASE
 from afterword.learn.terms import Term
+from afterword.learn.weights import PER_TOKEN
+
+GOLD = "gold"
+"""Kind of the interactions that are only imitated: their answers were written, not sampled, and have no hindsight."""
 
 
 def kl_to_base(scale: float) -> Term:
@@ -23,5 +32,42 @@ def imitation(scale: float) -> Term:
         estimator=NegativeLogLikelihood(),
         teacher=None,
         context=CONTEXTS["none"],
+        scale=scale,
+    )
+
+
+def gold_mix(scale: float) -> Term:
+    """Negative log-likelihood of the answers of interactions of kind "gold" alone (Stable-OPD, arXiv 2604.08527)."""
+    return Term(
+        name="anchor_gold",
+        estimator=NegativeLogLikelihood(),
+        teacher=None,
+        context=CONTEXTS["none"],
+        route=ByKind((GOLD,)),
+        scale=scale,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeEntropy:
+    """sum S log S, the negative entropy of the student: minimised, it keeps the student from hardening."""
+
+    needs_teacher = False
+    sampled = False
+
+    def __call__(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        loss = dot(tile.S, tile.s)
+        return loss, (tile.s - loss[:, None]).mul_(tile.S)
+
+
+def entropy_bonus(scale: float) -> Term:
+    """Adds `scale` x the mean entropy of the student's tokens to what is maximised."""
+    return Term(
+        name="entropy_bonus",
+        estimator=NegativeEntropy(),
+        teacher=None,
+        context=CONTEXTS["none"],
+        average=PER_TOKEN,
+        weights=(),
         scale=scale,
     )

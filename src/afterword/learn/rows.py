@@ -1,12 +1,41 @@
-"""The flat layout of scored tokens: which answer each token belongs to, and what is known of that answer."""
+"""The flat layout of scored tokens: which answer each token belongs to, and what is known of that answer.
+
+Owns no arithmetic: weights, routes and advantages read from here, never from other answers of a batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rewards of all answers to one prompt, over the whole pass: so that nothing depends on how it is split."""
+
+    size: int = 0
+    """Answers whose reward is known."""
+    mean: float = 0.0
+    deviation: float = 0.0
+    """Sample standard deviation (divisor size - 1), 0 below two answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known of one answer beside its tokens."""
+
+    kind: str = ""
+    """Kind of the feedback that made the interaction."""
+    task: str | None = None
+    reward: float | None = None
+    """-1 .. 1 from the user or a verifier; None when nobody judged it."""
+    group: Group = Group()
+    age: float = 0.0
+    """Days between this answer and the newest of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +52,21 @@ class Rows:
     """[R] strength of the interaction, float32."""
     privileged: Tensor
     """[R] True when the teacher has something to read that the student has not."""
+    answers: tuple[Answer, ...]
+    """[R]"""
+    served: Tensor
+    """[N] log-probability (nats) of each token under the policy that sampled it; NaN where it is unknown or was
+    measured under another temperature or a cut-off vocabulary."""
+
+    def each(self, read: Callable[[Answer], float]) -> Tensor:
+        """[N] a figure of every token's answer, float32."""
+        values = torch.tensor([read(a) for a in self.answers], dtype=torch.float32, device=self.row.device)
+        return values[self.row]
+
+    def where(self, test: Callable[[Answer], bool]) -> Tensor:
+        """[N] True for the tokens of the answers that pass."""
+        passed = torch.tensor([test(a) for a in self.answers], dtype=torch.bool, device=self.row.device)
+        return passed[self.row]
 
 
 def layout(
@@ -30,8 +74,11 @@ def layout(
     weights: Sequence[float],
     privileged: Sequence[bool],
     device: torch.device | str = "cpu",
+    *,
+    answers: Sequence[Answer] | None = None,
+    served: Sequence[float] | None = None,
 ) -> Rows:
-    """The layout of answers of these lengths."""
+    """The layout of answers of these lengths. `served` has one log-probability per token (NaN: unknown)."""
     length = torch.tensor(list(lengths), dtype=torch.long, device=device)
     row = torch.repeat_interleave(torch.arange(len(lengths), device=device), length)
     first = torch.cumsum(length, 0) - length
@@ -42,4 +89,8 @@ def layout(
         length=length,
         weight=torch.tensor(list(weights), dtype=torch.float32, device=device),
         privileged=torch.tensor(list(privileged), dtype=torch.bool, device=device),
+        answers=tuple(answers) if answers is not None else (Answer(),) * len(lengths),
+        served=torch.tensor(
+            [math.nan] * int(length.sum()) if served is None else list(served), dtype=torch.float32, device=device
+        ),
     )

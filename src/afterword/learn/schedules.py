@@ -1,16 +1,21 @@
-"""What changes over a run: factors of the learning rate as pure functions of the step, so nothing to save."""
+"""What changes over a run: factors as pure functions of the step and of what was measured before it.
+
+The past comes from the run's metrics file, which a resumed run reads back, so a schedule has nothing to save.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Schedule(Protocol):
-    """A factor for the learning rate."""
+    """A factor, for the learning rate or the scale of a term."""
 
-    def __call__(self, step: int, steps: int) -> float:
-        """Factor at `step` (0 .. steps-1) of `steps`."""
+    def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
+        """Factor at `step` (0 .. steps-1) of `steps`; `past` holds the metrics of the steps before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +24,7 @@ class Constant:
 
     warmup: int = 0
 
-    def __call__(self, step: int, steps: int) -> float:
+    def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
         return min(1.0, (step + 1) / (self.warmup + 1))
 
 
@@ -33,8 +38,59 @@ class Linear:
     warmup: int = 0
     floor: float = 0.0
 
-    def __call__(self, step: int, steps: int) -> float:
+    def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
-        progress = (step - self.warmup) / max(1, steps - 1 - self.warmup)
-        return 1.0 - (1.0 - self.floor) * min(1.0, progress)
+        return 1.0 - (1.0 - self.floor) * _progress(step, steps, self.warmup)
+
+
+@dataclass(frozen=True, slots=True)
+class Cosine:
+    """Falls as half a cosine to `floor` at the last step, after `warmup` steps of a linear rise."""
+
+    warmup: int = 0
+    floor: float = 0.0
+
+    def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        half = 0.5 * (1.0 + math.cos(math.pi * _progress(step, steps, self.warmup)))
+        return self.floor + (1.0 - self.floor) * half
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """`before` until the share `at` of the run (0 .. 1) is over, then `after`."""
+
+    at: float
+    before: float = 1.0
+    after: float = 0.0
+
+    def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
+        return self.before if step < self.at * steps else self.after
+
+
+@dataclass(frozen=True, slots=True)
+class OnMetric:
+    """`before` until the mean of a metric over the last `window` steps has once been below (or, with `above`,
+    above) `threshold`, then `after` for good. Metrics are those of `metrics.jsonl` (`entropy_student` ...)."""
+
+    metric: str
+    threshold: float
+    above: bool = False
+    before: float = 1.0
+    after: float = 0.0
+    window: int = 4
+
+    def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
+        values = [float(getattr(one, self.metric)) for one in past]
+        for end in range(self.window, len(values) + 1):
+            mean = sum(values[end - self.window : end]) / self.window
+            if mean > self.threshold if self.above else mean < self.threshold:
+                return self.after
+        return self.before
+
+
+def _progress(step: int, steps: int, warmup: int) -> float:
+    """0 at the end of the warm-up, 1 at the last step."""
+    return min(1.0, (step - warmup) / max(1, steps - 1 - warmup))

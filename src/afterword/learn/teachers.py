@@ -1,27 +1,107 @@
-"""Whose weights score the served ids. A teacher is data; the holder of the model switches adapters by it.
+"""Whose weights score the served ids. A teacher is data; the holder of the model switches weights by it.
 
-A teacher of self-distillation is never a second model in memory: it is the same base with its adapter off
-(`base`), with the adapter that the run started from (`start`), or with the one in training (`live`).
+A teacher of self-distillation is never a second model in memory: it is the same base with another low-rank update
+(none, the one that the run started from, the one in training, an average of it, a copy, a released one). Only
+`External` is another model. No teacher's scores ever carry a gradient.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Weights = Literal["live", "base", "start"]
+_FROZEN = ("base", "start", "released", "external")
 
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """Its scores never carry a gradient."""
+    """Named weights; the subclasses say how they come about."""
 
-    weights: Weights
+    weights: str
 
     @property
     def frozen(self) -> bool:
         """True when its scores do not change during the run, so that they are computed once."""
-        return self.weights != "live"
+        return self.weights in _FROZEN
+
+    @property
+    def moving(self) -> bool:
+        """True when it has a state of its own that follows the student."""
+        return isinstance(self, Average | TrustRegion | Copy)
+
+
+@dataclass(frozen=True, slots=True)
+class Average(Teacher):
+    """Exponential moving average of the merged update B A (not of A and B: their averages multiply to another
+    update). After k steps from a fixed student (1 - rate)^k of the gap is left. It begins as the student."""
+
+    weights: str = "average"
+    rate: float = 0.05
+    """arXiv 2601.20802 uses 0.05 and 0.01, arXiv 2601.19897 0.01."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRegion(Teacher):
+    """An average that stops following the student while its mean KL(start || teacher) per token, on the tokens of
+    the last step, is above `bound` nats."""
+
+    weights: str = "trust"
+    rate: float = 0.05
+    bound: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Copy(Teacher):
+    """The student as it was at the last multiple of `every` steps."""
+
+    weights: str = "copy"
+    every: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Released(Teacher):
+    """Another adapter of the same base, by its folder."""
+
+    weights: str = "released"
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class External(Teacher):
+    """Another causal model that reads the same ids: same tokenizer, same vocabulary, which is checked."""
+
+    weights: str = "external"
+    model: str = ""
+    """As for `afterword train --model`: the built-in name, a folder or a hub id."""
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class Routed(Teacher):
+    """One teacher per task; `default` for all others. All of them share the student's head, so none is External:
+    for external experts give each its own term and route."""
+
+    weights: str = "routed"
+    routes: tuple[tuple[str, Teacher], ...] = ()
+    default: Teacher = Teacher("start")
+
+    @property
+    def frozen(self) -> bool:
+        """True when all of its teachers are."""
+        return all(t.frozen for t in self.parts)
+
+    @property
+    def moving(self) -> bool:
+        """Its teachers move for themselves."""
+        return False
+
+    @property
+    def parts(self) -> tuple[Teacher, ...]:
+        """All its teachers, the default last."""
+        return (*(t for _, t in self.routes), self.default)
+
+    def of(self, task: str | None) -> Teacher:
+        """The teacher of a task."""
+        return dict(self.routes).get(task or "", self.default)
 
 
 LIVE = Teacher("live")

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from afterword.learn.advantages import Advantage
 from afterword.learn.contexts import Context
 from afterword.learn.divergences import Estimator
 from afterword.learn.loss_stage import Scores
+from afterword.learn.routes import EVERYTHING, Route
 from afterword.learn.rows import Rows
+from afterword.learn.schedules import CONSTANT, Schedule
 from afterword.learn.supports import FULL, Support
 from afterword.learn.targets import IDENTITY, Target
 from afterword.learn.teachers import Teacher
-from afterword.learn.weights import PER_SEQUENCE, Average, InteractionWeight, Weight, chain
+from afterword.learn.updates import PLAIN, Update, importance_ratio
+from afterword.learn.weights import PER_SEQUENCE, Average, InteractionWeight, Mask, Weight, chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,23 +38,48 @@ class Term:
     """None for estimators that read only the served ids."""
     context: Context
     """What the teacher reads."""
+    reference: Teacher | None = None
+    """Whose weights give the reference of a target that needs one; it reads what the student reads."""
     target: Target = IDENTITY
     """What is distilled instead of the teacher as it is."""
     support: Support = FULL
     """The tokens of the vocabulary that are compared."""
     average: Average = PER_SEQUENCE
+    route: Route = EVERYTHING
+    """Which answers belong to the term."""
     weights: tuple[Weight, ...] = (InteractionWeight(),)
+    masks: tuple[Mask, ...] = ()
+    advantage: Advantage | None = None
+    """A signed factor on each token's loss; for the negative log-likelihood, which it makes a policy gradient."""
+    update: Update = PLAIN
+    """How far a batch may move the policy away from the one that sampled."""
     skip_first: int = 0
     """Tokens at the start of each answer that do not count."""
     clip: float | None = None
     """Most that one token's loss can be, after the sum over the vocabulary (a clipped token has no gradient)."""
     scale: float = 1.0
     """Factor of the term in the objective."""
+    schedule: Schedule = CONSTANT
+    """Factor on `scale` over the run."""
+
+    @property
+    def needs_served(self) -> bool:
+        """True when tokens without the sampler's log-probability cannot count."""
+        return self.update.needs_served or any(w.needs_served for w in self.weights)
 
     def keep(self, rows: Rows) -> Tensor:
-        """[N] True for tokens that count: a term with hindsight leaves out answers that have none."""
+        """[N] True for tokens that count: a term leaves out answers without the hindsight, the reward or the
+        log-probabilities that it needs."""
         keep = rows.position >= self.skip_first
-        return keep & rows.privileged[rows.row] if self.context.privileged else keep
+        for mask in self.masks:
+            keep = keep & mask(rows)
+        if self.context.privileged:
+            keep = keep & rows.privileged[rows.row]
+        if self.route != EVERYTHING:
+            keep = keep & rows.where(self.route)
+        if self.advantage is not None and self.advantage.needs_reward:
+            keep = keep & rows.where(lambda a: a.reward is not None)
+        return keep & torch.isfinite(rows.served) if self.needs_served else keep
 
     def count(self, rows: Rows) -> float:
         """The divisor for a whole optimiser batch."""
@@ -61,9 +90,23 @@ class Term:
         keep = self.keep(rows)
         loss = scores.loss if self.clip is None else scores.loss.clamp(max=self.clip)
         factors = self.average.share(keep, rows).to(loss.dtype) * chain(self.weights, scores, rows).detach()
+        factors = factors * self._push(scores, rows).to(loss.dtype)
+        # Where a token does not count its factor may be anything, also NaN for want of a log-probability.
+        factors = torch.where(keep, factors, torch.zeros_like(factors))
         # A token that does not count must not count even when its loss is not finite.
         loss = torch.where(keep & (factors != 0), loss, torch.zeros_like(loss))
         return self.scale * (factors * loss).sum() / max(count, 1.0)
+
+    def _push(self, scores: Scores, rows: Rows) -> Tensor:
+        """[N] advantage x update, without a gradient."""
+        if self.advantage is not None:
+            advantage = self.advantage(scores, rows).detach()
+        elif self.update == PLAIN:
+            return torch.ones_like(scores.logp_student)
+        else:  # the estimator holds the advantage: the update needs only its sign
+            advantage = (scores.logp_teacher - scores.logp_student).detach()
+        factor = self.update(advantage, importance_ratio(scores, rows))
+        return factor if self.advantage is None else advantage * factor
 
 
 def objective(terms: Sequence[Term], scores: Sequence[Scores], rows: Rows, counts: Sequence[float]) -> Tensor:

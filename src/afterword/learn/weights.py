@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from afterword.learn.loss_stage import Scores
 from afterword.learn.rows import Rows
+from afterword.learn.updates import importance_ratio
 
 
 class Weight(Protocol):
-    """Factors for the tokens of a batch; needs only rows of the same answer, never other answers."""
+    """Factors for the tokens of a batch; needs only rows of the same answer, never other answers.
+
+    A token whose factor is 0 still counts in the denominator: what must not count is for `Mask` and `Route`.
+    """
+
+    @property
+    def needs_served(self) -> bool:
+        """True when tokens without the sampler's log-probability cannot count."""
 
     def __call__(self, scores: Scores, rows: Rows) -> Tensor:
         """[N] factors, no gradient."""
@@ -29,8 +37,86 @@ class InteractionWeight:
     """The strength of the interaction that a token belongs to. In the numerator only: half the strength, half
     the step."""
 
+    needs_served = False
+
     def __call__(self, scores: Scores, rows: Rows) -> Tensor:
         return rows.weight[rows.row]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportanceRatio:
+    """min(S(y) now / S(y) when it was served, cap): answers of an older policy count as often as this one would
+    say them (arXiv 2601.20802 caps at 2)."""
+
+    cap: float = 2.0
+    needs_served = True
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        return importance_ratio(scores, rows).clamp(max=self.cap)
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyGate:
+    """1 where the entropy (nats) of one side is above `threshold`, else 0; `above` False turns it round.
+
+    EOPD adds a forward KL only where the teacher is uncertain, 0.8 nats (arXiv 2603.07079).
+    """
+
+    threshold: float = 0.8
+    side: Literal["teacher", "student"] = "teacher"
+    above: bool = True
+    needs_served = False
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        entropy = scores.entropy_teacher if self.side == "teacher" else scores.entropy_student
+        return ((entropy > self.threshold) == self.above).float()
+
+
+@dataclass(frozen=True, slots=True)
+class Staleness:
+    """Half as much for every `half_life` days that an answer is older than the newest of the run."""
+
+    half_life: float = 30.0
+    needs_served = False
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        return rows.each(lambda a: float(0.5 ** (a.age / self.half_life)))
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Half as much for every `half_life` tokens into the answer: later tokens follow from earlier ones."""
+
+    half_life: float = 64.0
+    needs_served = False
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        return 0.5 ** (rows.position.float() / self.half_life)
+
+
+class Mask(Protocol):
+    """Which tokens count at all, above and below. Reads the layout only, so counts are known before scoring."""
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """[N] True for tokens that count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Only the first `tokens` of an answer."""
+
+    tokens: int
+
+    def __call__(self, rows: Rows) -> Tensor:
+        return rows.position < self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Only tokens whose log-probability at sampling is known."""
+
+    def __call__(self, rows: Rows) -> Tensor:
+        return torch.isfinite(rows.served)
 
 
 def chain(weights: Sequence[Weight], scores: Scores, rows: Rows) -> Tensor:
@@ -75,3 +161,6 @@ class PerToken:
 
     def count(self, keep: Tensor, rows: Rows) -> float:
         return float(keep.sum())
+
+
+PER_TOKEN = PerToken()

@@ -97,7 +97,7 @@ def train_candidate(
         if teachers is None:
             teachers = TeacherStates(policy, rows, recipe, policy.head.weight.shape[1])
         seen = number
-        lr = recipe.lr * recipe.schedule(step, len(steps))
+        lr = recipe.lr * recipe.schedule(step, len(steps), history)
         whole = rows_of([rows[i] for i in picked])
         counts = [term.count(whole) for term in recipe.terms]  # over the whole step, before it is split
         tally = Tally(recipe.terms)

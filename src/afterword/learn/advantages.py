@@ -1,0 +1,94 @@
+"""What scalar says that an answer, or a token of it, should become more likely.
+
+An advantage multiplies the gradient of -log S(y); it carries no gradient itself. Baselines over a group are taken
+over all answers to a prompt in a pass (`rows.Group`), never over what happens to share a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from afterword.learn.loss_stage import Scores
+from afterword.learn.rows import Answer, Rows
+
+
+class Advantage(Protocol):
+    """Positive: more of it; negative: less of it; 0: nothing is learned from this token."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """True when it compares with a teacher."""
+
+    @property
+    def needs_reward(self) -> bool:
+        """True when answers without a reward cannot count."""
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        """[N], no gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackPolarity:
+    """The user's own verdict: +1 content, -1 not; what nobody judged does not count."""
+
+    needs_teacher = False
+    needs_reward = True
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        return rows.each(lambda a: a.reward or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupBaseline:
+    """The reward against the other answers to the same prompt; 0 for a prompt with one answer.
+
+    "grpo": (r - mean) / (sample deviation + 1e-4) (arXiv 2402.03300); "dr_grpo": r - mean (arXiv 2503.20783);
+    "leave_one_out": r - mean of the others (RLOO, arXiv 2402.14740).
+    """
+
+    kind: Literal["grpo", "dr_grpo", "leave_one_out"] = "grpo"
+    needs_teacher = False
+    needs_reward = True
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        return rows.each(self._of)
+
+    def _of(self, answer: Answer) -> float:
+        group = answer.group
+        if answer.reward is None or group.size < 2:
+            return 0.0
+        above = answer.reward - group.mean
+        if self.kind == "grpo":
+            return above / (group.deviation + 1e-4)
+        return above * group.size / (group.size - 1) if self.kind == "leave_one_out" else above
+
+
+@dataclass(frozen=True, slots=True)
+class LogRatio:
+    """log T(y) - log S(y) of each served token: distillation as a policy gradient (arXiv 2603.12273).
+
+    `low` and `high` bound it (REOPOLD floors the reward); `centre` then subtracts its mean over the answer, which
+    changes what a batch moves but not which token of an answer is preferred.
+    """
+
+    centre: bool = False
+    low: float | None = None
+    high: float | None = None
+    needs_teacher = True
+    needs_reward = False
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        ratio = (scores.logp_teacher - scores.logp_student).detach()
+        if self.low is not None or self.high is not None:
+            ratio = ratio.clamp(min=self.low, max=self.high)
+        return ratio - _answer_mean(ratio, rows)[rows.row] if self.centre else ratio
+
+
+def _answer_mean(values: Tensor, rows: Rows) -> Tensor:
+    """[R] mean over the tokens of each answer."""
+    sums = torch.zeros(len(rows.length), dtype=values.dtype, device=values.device).index_add_(0, rows.row, values)
+    return sums / rows.length.clamp(min=1)
