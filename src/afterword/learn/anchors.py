@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import FORWARD_KL, NegativeLogLikelihood, Tile, dot
+from afterword.learn.divergences import FORWARD_KL, Follows, NegativeLogLikelihood
 from afterword.learn.routes import ByKind
 from afterword.learn.teachers import BASE
 from afterword.learn.terms import Term
+from afterword.learn.tiles import Tile, dot
 from afterword.learn.weights import PER_TOKEN
 
 GOLD = "gold"
@@ -54,6 +55,8 @@ class NegativeEntropy:
 
     needs_teacher = False
     sampled = False
+    distance = False
+    follows = Follows.NO_DISTANCE
 
     def __call__(self, tile: Tile) -> tuple[Tensor, Tensor]:
         loss = dot(tile.S, tile.s)

@@ -19,6 +19,11 @@ class Teacher:
     weights: str
 
     @property
+    def key(self) -> str:
+        """Its name among the weights that a run holds."""
+        return self.weights if type(self) is Teacher else repr(self)
+
+    @property
     def frozen(self) -> bool:
         """True when its scores do not change during the run, so that they are computed once."""
         return self.weights in _FROZEN
@@ -37,6 +42,8 @@ class Average(Teacher):
     weights: str = "average"
     rate: float = 0.05
     """arXiv 2601.20802 uses 0.05 and 0.01, arXiv 2601.19897 0.01."""
+    rank: int | None = None
+    """Keep only the best approximation of this rank (less memory, an error of a few thousandths); None is exact."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ accumulation change the result (`learning.md`, property 7). This module never ru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,11 +62,22 @@ class Term:
     """Factor of the term in the objective."""
     schedule: Schedule = CONSTANT
     """Factor on `scale` over the run."""
+    target_schedule: Schedule = CONSTANT
+    """Factor on the `beta` of a target that has one (a bridge whose beta falls to 0)."""
 
     @property
     def needs_served(self) -> bool:
         """True when tokens without the sampler's log-probability cannot count."""
         return self.update.needs_served or any(w.needs_served for w in self.weights)
+
+    def at(self, step: int, steps: int, past: Sequence[Any]) -> Term:
+        """The term as its schedules make it at this step."""
+        if self.schedule == CONSTANT and self.target_schedule == CONSTANT:
+            return self
+        target: Any = self.target
+        if self.target_schedule != CONSTANT:
+            target = replace(target, beta=target.beta * self.target_schedule(step, steps, past))
+        return replace(self, scale=self.scale * self.schedule(step, steps, past), target=target)
 
     def keep(self, rows: Rows) -> Tensor:
         """[N] True for tokens that count: a term leaves out answers without the hindsight, the reward or the

@@ -69,7 +69,7 @@ class TeacherStates:
     def __init__(self, policy: Policy, rows: Sequence[Encoded], recipe: Recipe, width: int) -> None:
         self.policy, self.rows = policy, rows
         self.kept: dict[tuple[str, str], list[Tensor]] = {}
-        frozen = {(t.teacher.weights, t.context.name): t for t in recipe.terms if t.teacher and t.teacher.frozen}
+        frozen = {(t.teacher.key, t.context.name): t for t in recipe.terms if t.teacher and t.teacher.frozen}
         tokens = sum(len(r.completion) for r in rows)
         self.cached = tokens * width * 4 * len(frozen) <= CACHE_BYTES
         if self.cached:
@@ -79,7 +79,7 @@ class TeacherStates:
         """[N, H] for these interactions, without a gradient; None when the term has no teacher."""
         if term.teacher is None:
             return None
-        kept = self.kept.get((term.teacher.weights, term.context.name))
+        kept = self.kept.get((term.teacher.key, term.context.name))
         if kept is not None:
             return torch.cat([kept[i] for i in picked])
         return self._score(term, picked)
@@ -89,7 +89,7 @@ class TeacherStates:
         assert term.teacher is not None
         name = term.context.name
         pairs = [(self.rows[i].teacher_prompts[name], self.rows[i].completion) for i in picked]
-        return self.policy.hidden(padded(pairs, self.policy.device), term.teacher.weights)
+        return self.policy.hidden(padded(pairs, self.policy.device), term.teacher.key)
 
     def _score_all(self, term: Term, budget: int) -> list[Tensor]:
         found: dict[int, Tensor] = {}

@@ -1,15 +1,13 @@
-"""The model in training: one base, its LoRA adapter, and the adapter it started from.
+"""The model in training: one base, its LoRA adapter, and the updates of its teachers laid over the same base.
 
-Owns loading, the switch between live, base and start weights, and what is saved of the adapter. It never
-computes a loss. The model stays in eval mode, so no dropout can set the two sides apart.
+Owns loading, the switch between weights, and what is saved of the adapter. It never computes a loss. The model
+stays in eval mode, so no dropout can set the two sides apart; there is no second base in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,14 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 
 from afterword.errors import AdapterError
+from afterword.learn.deltas import Delta
 from afterword.learn.forward import Padded, hidden_states
 from afterword.learn.head import Head, head_of
+from afterword.learn.lora import lean, live_deltas, overlaid
 from afterword.learn.models import load_model
 from afterword.learn.recipes import Lora, Recipe
-from afterword.learn.teachers import Weights
 
-_LIVE, _START = "default", "start"
+_LIVE = "default"
 
 
 class Policy:
@@ -34,29 +33,28 @@ class Policy:
         self.model = model
         self.head = head
         self.device: torch.device = head.weight.device
+        self.layers = lean(model)
+        self.deltas: dict[str, dict[str, Delta]] = {}
+        """Updates of teachers by the teacher's key, each by layer name."""
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable tensors, in a fixed order."""
         return [p for name, p in self.model.named_parameters() if f".{_LIVE}." in name]
 
-    def hidden(self, batch: Padded, weights: Weights) -> Tensor:
-        """[N, H] last hidden states of the served positions under these weights; only "live" has a gradient."""
+    def live(self) -> dict[str, Delta]:
+        """A copy of the update in training."""
+        return live_deltas(self.layers, _LIVE)
+
+    def hidden(self, batch: Padded, weights: str) -> Tensor:
+        """[N, H] last hidden states of the served positions under these weights; only "live" has a gradient.
+
+        "base" is the base alone; others are keys of `deltas`, and "start" is the base unless a parent was given.
+        """
         if weights == "live":
             return hidden_states(self.model, batch)
-        with torch.no_grad(), self._switched(weights):
+        deltas = self.deltas.get(weights, {}) if weights in ("base", "start") else self.deltas[weights]
+        with torch.no_grad(), overlaid(self.layers, deltas):
             return hidden_states(self.model, batch)
-
-    @contextmanager
-    def _switched(self, weights: Weights) -> Iterator[None]:
-        if weights == "base" or _START not in self.model.peft_config:
-            with self.model.disable_adapter():
-                yield
-            return
-        self.model.set_adapter(_START, inference_mode=True)
-        try:
-            yield
-        finally:
-            self.model.set_adapter(_LIVE)
 
     def adapter_state(self) -> dict[str, Tensor]:
         """The adapter's tensors by PEFT's names, on the CPU."""
@@ -87,7 +85,10 @@ def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, dev
         torch.manual_seed(seed)
         model = get_peft_model(base, _config(recipe.lora)) if parent is None else _continued(base, parent)
     model.eval()
-    return Policy(model, head_of(model.get_base_model()))
+    policy = Policy(model, head_of(model.get_base_model()))
+    if parent is not None:
+        policy.deltas["start"] = policy.live()
+    return policy
 
 
 def _config(lora: Lora) -> LoraConfig:
@@ -105,13 +106,11 @@ def _config(lora: Lora) -> LoraConfig:
 def _continued(base: Any, parent: Path) -> Any:
     try:
         model = PeftModel.from_pretrained(base, str(parent), adapter_name=_LIVE, is_trainable=True)
-        model.load_adapter(str(parent), adapter_name=_START, is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise AdapterError(
             f"the parent adapter {str(parent)!r} does not fit this base model: {str(error)[:300]}; "
             "train without a parent, or with the base that it was made for"
         ) from error
-    model.set_adapter(_LIVE)
     return model
 
 
