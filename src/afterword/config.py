@@ -65,12 +65,16 @@ class TrainConfig:
     """Overrides the recipe's learning rate."""
     passes: int | None = None
     """Overrides how often each interaction is seen."""
+    fresh: int | None = None
+    """Overrides how many passes go over answers that the student writes anew."""
     context: str | None = None
     """Overrides how the teacher is shown the hindsight; see docs/recipes. "shuffled" and "none" are controls."""
     template: str | None = None
     """Your own words around the hindsight, which {hindsight} stands for ({answer} for the served answer)."""
     template_praise: str | None = None
     """The same for hindsight of a user who was content; without it `template` is used."""
+    experience: str | None = None
+    """The text that the recipe "opcd" puts into the weights."""
     off_policy: bool = False
     """Also train on turns without served token ids (imported logs), re-tokenised and labelled as such."""
     max_tokens: int | None = None

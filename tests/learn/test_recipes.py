@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from tests.learn.recipe_inputs import INPUTS
 
 from afterword.errors import ConfigError
 from afterword.learn.anchors import imitation
@@ -15,11 +16,12 @@ from afterword.learn.recipes import RECIPES, Lora, Recipe, describe, recipe, sdp
 from afterword.learn.teachers import BASE, LIVE, START
 from afterword.learn.terms import Term
 from afterword.learn.validate import validate
+from afterword.learn.weights import Cap
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_is_valid_and_describes_itself_as_json(name: str) -> None:
-    made = recipe(name)
+    made = recipe(name, **INPUTS.get(name, {}))
     validate(made)
     assert made.name == name
     described = describe(made)
@@ -37,7 +39,7 @@ def test_settings_reach_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("sdpo-interaction", {}, "did you mean 'sdpo-interactions'"),
+        ("sdpo-interaction", {}, "did you mean 'sdpo-interactions"),
         ("nonsense", {}, "use one of .*sdpo-interactions"),
         ("sdpo-interactions", {"pases": 1}, "did you mean 'passes'"),
         ("sdpo-interactions", {"context": "blok"}, "did you mean 'block'"),
@@ -75,11 +77,15 @@ def single(**changes: Any) -> Recipe:
         (single(estimator=JSD(1.0)), "use ForwardKL or ReverseKL there"),
         (single(estimator=PolicyGradient(), clip=1.0), "leave out clip"),
         (single(clip=0.0), "clip must be positive"),
+        (single(weights=(Cap(-1.0),)), "clip must be positive, got -1"),
+        (single(estimator=PolicyGradient(), weights=(Cap(1.0),)), "no distance"),
         (single(skip_first=-1), "skip_first=-1"),
         (sdpo_interactions(estimator=PolicyGradient(), include_off_policy=True), "full-vocabulary"),
         (sdpo_interactions(lr=float("nan")), "lr=nan"),
-        (sdpo_interactions(passes=0, batch=-1), "passes=0, batch=-1"),
+        (sdpo_interactions(batch=-1, max_fresh=0), "batch=-1, max_fresh=0"),
         (sdpo_interactions(fresh=-1), "fresh=-1"),
+        (sdpo_interactions(passes=0, fresh=0), "passes=0 and fresh=0"),
+        (recipe("opcd"), r"train\.experience"),
         (sft(fresh=1), "set fresh to 0"),
         (sdpo_interactions(dtype="float16"), "bfloat16"),
     ],

@@ -192,11 +192,7 @@ def _check_template(template: str, key: str) -> None:
 
 
 def with_text(where: Context, text: str) -> Context:
-    """`where` showing one fixed text for every interaction (context distillation). ConfigError when it is empty."""
-    if not text.strip():
-        raise ConfigError(
-            "the experience to distil is empty: write what the model should always know", param="experience"
-        )
+    """`where` showing one fixed text for every interaction, in no other words (context distillation)."""
     return dataclasses.replace(where, version=0, wording=Wording("{hindsight}"), by_kind=(), text=text)
 
 

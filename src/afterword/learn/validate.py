@@ -1,4 +1,8 @@
-"""Combinations that cannot work are refused before a model is loaded, each with its reason and remedy."""
+"""Combinations that cannot work are refused before a model is loaded, each with its reason and remedy.
+
+Owns what terms and settings may stand together. What an estimator, a target and a support say of each other is in
+`distances`; what only makes a run weaker is `advice`, never a refusal.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,18 @@ import math
 from collections.abc import Callable
 
 from afterword.errors import ConfigError
+from afterword.learn.advantages import GroupBaseline
 from afterword.learn.distances import Distance
+from afterword.learn.divergences import Follows
 from afterword.learn.recipes import Recipe
+from afterword.learn.targets import GeometricBridge
+from afterword.learn.teachers import Average, Copy, External, Released, Routed, Teacher, TrustRegion
 from afterword.learn.terms import Term
+from afterword.learn.updates import PLAIN, PPOClip
+from afterword.learn.weights import Cap, EntropyGate, LeastRatio
+
+_LONG = 1000
+"""Steps of a run that stands for all runs where a schedule is looked at."""
 
 
 def validate(recipe: Recipe) -> None:
@@ -20,9 +33,18 @@ def validate(recipe: Recipe) -> None:
         raise ConfigError(f"recipe {recipe.name!r} cannot be trained: " + "; ".join(faults))
 
 
+def advice(recipe: Recipe) -> list[str]:
+    """What can be trained but was seen to go wrong, a sentence each."""
+    found = []
+    if any(t.teacher is not None and t.teacher.weights == "live" for t in recipe.terms) and len(recipe.terms) == 1:
+        found.append("the live model is its own teacher and nothing holds it: an average or the start was more stable")
+    if recipe.passes > 1 and any(t.estimator.sampled and t.estimator.needs_teacher for t in recipe.terms):
+        found.append("from the second pass on the served answers are no longer the student's own samples")
+    return found
+
+
 def _numbers(recipe: Recipe) -> str | None:
     positive = {
-        "passes": recipe.passes,
         "batch": recipe.batch,
         "max_grad_norm": recipe.max_grad_norm,
         "micro_tokens": recipe.micro_tokens,
@@ -32,8 +54,8 @@ def _numbers(recipe: Recipe) -> str | None:
         "rank": recipe.lora.rank,
     }
     bad = [f"{name}={value}" for name, value in positive.items() if not value > 0]
-    if recipe.fresh < 0:
-        bad.append(f"fresh={recipe.fresh}")
+    if recipe.passes < 0 or recipe.fresh < 0 or recipe.passes + recipe.fresh == 0:
+        bad.append(f"passes={recipe.passes} and fresh={recipe.fresh}, one of them,")
     if not (math.isfinite(recipe.lr) and recipe.lr >= 0):
         bad.append(f"lr={recipe.lr}")
     return f"{', '.join(bad)} must be positive" if bad else None
@@ -47,9 +69,11 @@ def _dtype(recipe: Recipe) -> str | None:
 def _has_terms(recipe: Recipe) -> str | None:
     if not recipe.terms:
         return "it has no terms: give at least one"
-    if recipe.fresh and all(t.teacher is None for t in recipe.terms):
+    if len({t.name for t in recipe.terms}) < len(recipe.terms):
+        return f"two terms have one name ({', '.join(t.name for t in recipe.terms)}): metrics are kept by name"
+    if recipe.fresh and all(t.teacher is None and t.advantage is None for t in recipe.terms):
         return "without a teacher the student would imitate its own fresh answers: set fresh to 0"
-    if all(not t.context.privileged and t.teacher is not None for t in recipe.terms):
+    if not any(_teaches(t) for t in recipe.terms):
         return (
             "no term shows the teacher anything that the student does not read, so there is nothing to learn: "
             "use a context with hindsight"
@@ -57,13 +81,51 @@ def _has_terms(recipe: Recipe) -> str | None:
     return None
 
 
+def _teaches(term: Term) -> bool:
+    """Can the term say anything that the student at the start does not say itself?"""
+    if term.teacher is None or term.context.privileged:
+        return True
+    return any(isinstance(t, External | Released) for t in _all(term.teacher))
+
+
+def _all(teacher: Teacher) -> tuple[Teacher, ...]:
+    return teacher.parts if isinstance(teacher, Routed) else (teacher,)
+
+
+def _wants_teacher(term: Term) -> bool:
+    return term.estimator.needs_teacher or (term.advantage is not None and term.advantage.needs_teacher)
+
+
 def _teacher(recipe: Recipe, term: Term) -> str | None:
-    if term.estimator.needs_teacher and term.teacher is None:
-        return "its estimator compares with a teacher: name one (START, BASE or LIVE)"
-    if not term.estimator.needs_teacher and (term.teacher is not None or term.context.privileged):
-        return "its estimator reads only the served ids: leave out the teacher and use the context 'none'"
+    if _wants_teacher(term) and term.teacher is None:
+        return "it compares with a teacher: name one (START, BASE or LIVE)"
+    if not _wants_teacher(term) and (term.teacher is not None or term.context.privileged):
+        return "it reads only the served ids: leave out the teacher and use the context 'none'"
+    gates = [w for w in term.weights if isinstance(w, LeastRatio) or (isinstance(w, EntropyGate) and w.side == "teacher")]
+    if gates and term.teacher is None:
+        return f"{type(gates[0]).__name__} reads the teacher's scores, and there is no teacher: leave it out"
     if term.teacher is not None and not term.teacher.frozen and not term.context.privileged:
-        return "a live teacher without hindsight equals its student, the loss is 0: freeze it or give a context"
+        return (
+            "a teacher that is or follows the student and reads no hindsight equals it, the loss is 0: freeze it or "
+            "give a context"
+        )
+    return None
+
+
+def _teacher_settings(recipe: Recipe, term: Term) -> str | None:
+    for teacher in () if term.teacher is None else _all(term.teacher):
+        if isinstance(teacher, External) and not teacher.model:
+            return "it learns from another model: name its folder in train.teacher"
+        if isinstance(teacher, External) and isinstance(term.teacher, Routed):
+            return "an external teacher has a head of its own, so it cannot be routed: give it a term with a route"
+        if isinstance(teacher, Released) and not teacher.folder:
+            return "its teacher is a released adapter: name its folder in train.teacher"
+        if isinstance(teacher, Average | TrustRegion) and not 0 < teacher.rate <= 1:
+            return f"the rate of an average must be above 0 (which never moves) and at most 1, got {teacher.rate}"
+        if isinstance(teacher, TrustRegion) and not teacher.bound > 0:
+            return f"a trust region of {teacher.bound} nats holds nothing: bound must be positive"
+        if isinstance(teacher, Copy) and teacher.every < 1:
+            return f"a copy every {teacher.every} steps: use at least 1"
     return None
 
 
@@ -71,20 +133,65 @@ def _parts(recipe: Recipe, term: Term) -> str | None:
     return "; ".join(Distance(term.estimator, term.target, term.support).faults()) or None
 
 
-def _off_policy(recipe: Recipe, term: Term) -> str | None:
-    if term.estimator.sampled and recipe.include_off_policy:
+def _target(recipe: Recipe, term: Term) -> str | None:
+    if term.target.needs_reference and term.reference is None:
+        return f"{type(term.target).__name__} reads a reference: name its weights (START or BASE)"
+    if term.reference is not None and not term.target.needs_reference:
+        return f"{type(term.target).__name__} reads no reference: leave it out"
+    if not isinstance(term.target, GeometricBridge) or not term.target.beta:
+        return None
+    if term.target_schedule(_LONG - 1, _LONG) > 1e-9:
         return (
-            "a sampled-token estimator is right only on tokens that the model sampled itself: use a "
-            "full-vocabulary divergence, or set include_off_policy to false"
+            f"a bridge of beta {term.target.beta} that does not fall to 0 ends at T^(1/(1-beta)), sharper than the "
+            "teacher, or nowhere: give target_schedule=Linear()"
         )
     return None
 
 
-def _sampled_clip(recipe: Recipe, term: Term) -> str | None:
-    if term.estimator.sampled and term.clip is not None:
-        return "the value of a sampled-token loss is no distance, so it cannot be clipped: leave out clip"
-    if term.clip is not None and not term.clip > 0:
-        return f"clip must be positive, got {term.clip}"
+def _text(recipe: Recipe, term: Term) -> str | None:
+    if term.context.text is not None and not term.context.text.strip():
+        return "it distils a fixed text, which is empty: write it into train.experience"
+    return None
+
+
+def _advantage(recipe: Recipe, term: Term) -> str | None:
+    if term.advantage is not None and term.estimator.follows is not Follows.LIKELIHOOD:
+        return (
+            f"an advantage is a factor on log S(y), not on {type(term.estimator).__name__}: a divergence is no "
+            "advantage, and a signed one is no divergence. Use NegativeLogLikelihood"
+        )
+    if isinstance(term.update, PPOClip) and term.advantage is None and not term.estimator.sampled:
+        return f"a PPO clip needs an advantage: {type(term.estimator).__name__} has none, use PolicyGradient"
+    if isinstance(term.update, PPOClip) and not (0 < term.update.low < 1 and term.update.high > 0):
+        return f"a PPO clip keeps the ratio between 1 - low and 1 + high, got low={term.update.low} and high={term.update.high}"
+    if isinstance(term.advantage, GroupBaseline) and recipe.answers < 2:
+        return "it compares the answers to one prompt: set answers to 2 or more"
+    return None
+
+
+def _off_policy(recipe: Recipe, term: Term) -> str | None:
+    if not recipe.include_off_policy:
+        return None
+    if term.estimator.sampled and (term.estimator.needs_teacher or term.advantage is not None):
+        return (
+            "a sampled-token estimator is right only on tokens that the model sampled itself: use a "
+            "full-vocabulary divergence, or set include_off_policy to false"
+        )
+    if term.needs_served:
+        return (
+            "it weighs tokens by the log-probability with which they were sampled, which imported answers do not "
+            "have: leave out the weight, or set include_off_policy to false"
+        )
+    return None
+
+
+def _clip(recipe: Recipe, term: Term) -> str | None:
+    caps = [weight.most for weight in term.weights if isinstance(weight, Cap)]
+    limits = caps if term.clip is None else [term.clip, *caps]
+    if limits and not term.estimator.distance:
+        return f"the value of {type(term.estimator).__name__} is no distance, so it cannot be clipped: leave out clip"
+    if not all(limit > 0 for limit in limits):
+        return f"clip must be positive, got {min(limits)}"
     return None
 
 
@@ -97,8 +204,12 @@ def _amounts(recipe: Recipe, term: Term) -> str | None:
 _RECIPE_CHECKS: tuple[Callable[[Recipe], str | None], ...] = (_numbers, _dtype, _has_terms)
 _TERM_CHECKS: tuple[Callable[[Recipe, Term], str | None], ...] = (
     _teacher,
+    _teacher_settings,
     _parts,
+    _target,
+    _text,
+    _advantage,
     _off_policy,
-    _sampled_clip,
+    _clip,
     _amounts,
 )

@@ -119,6 +119,48 @@ class Sampled:
         return torch.isfinite(rows.served)
 
 
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """No token counts more than `most` nats: its loss and gradient are scaled down to that, after the sum over the
+    vocabulary. Unlike `Term.clip` it keeps the direction of a token that is far beyond."""
+
+    most: float
+    needs_served = False
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        return self.most / scores.loss.clamp(min=self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class LeastRatio:
+    """1 where log T(y) - log S(y) is at least `low`, else 0: tokens that the teacher finds absurd are left alone
+    (REOPOLD, arXiv 2603.11137)."""
+
+    low: float
+    needs_served = False
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        return (scores.logp_teacher - scores.logp_student >= self.low).float()
+
+
+@dataclass(frozen=True, slots=True)
+class TopEntropy:
+    """1 at the share of each answer's tokens where the student's entropy is highest, else 0; at least one token.
+
+    By the answer, not by the batch as in REOPOLD, so that nothing depends on how a batch is split.
+    """
+
+    share: float = 0.2
+    needs_served = False
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        gate = torch.zeros_like(scores.entropy_student)
+        for start, size in zip((rows.length.cumsum(0) - rows.length).tolist(), rows.length.tolist(), strict=True):
+            top = scores.entropy_student[start : start + size].topk(min(size, max(1, round(self.share * size)))).indices
+            gate[start + top] = 1.0
+        return gate
+
+
 def chain(weights: Sequence[Weight], scores: Scores, rows: Rows) -> Tensor:
     """[N] product of all factors, ones for an empty chain."""
     factors = torch.ones_like(scores.entropy_student)

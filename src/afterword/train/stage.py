@@ -89,7 +89,7 @@ def train_stage(
 
 
 def _recipe(settings: TrainConfig) -> Recipe:
-    named = ("passes", "max_tokens", "context", "template", "template_praise")
+    named = ("passes", "fresh", "max_tokens", "context", "template", "template_praise", "experience")
     overrides: dict[str, Any] = {"lr": settings.learning_rate} | {name: getattr(settings, name) for name in named}
     given = {key: value for key, value in overrides.items() if value is not None}
     return recipe(settings.recipe, include_off_policy=settings.off_policy, **given)

@@ -14,13 +14,27 @@ from typing import Any
 
 from afterword.errors import ConfigError
 from afterword.learn.contexts import Context, context, with_template, with_text
-from afterword.learn.recipes.hindsight import sdpo_interactions
+from afterword.learn.recipes.hindsight import (
+    opcd,
+    opsd,
+    opsd_clipped,
+    sdpo_interactions,
+    sdpo_interactions_offline,
+)
 from afterword.learn.recipes.outcome import sft
 from afterword.learn.recipes.recipe import Lora, Recipe, describe
 
 __all__ = ["RECIPES", "Lora", "Recipe", "describe", "recipe", "sdpo_interactions", "sft"]
 
-RECIPES: dict[str, Callable[..., Recipe]] = {"sdpo-interactions": sdpo_interactions, "sft": sft}
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "sdpo-interactions": sdpo_interactions,
+    "sdpo-interactions-offline": sdpo_interactions_offline,
+    "opsd": opsd,
+    "opsd-clipped": opsd_clipped,
+    "opcd": opcd,
+    "sft": sft,
+}
+"""By the name that `train.recipe` takes."""
 
 _WORDS = ("context", "template", "template_praise")
 _OF_THE_RUN = tuple(f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "terms"))

@@ -57,6 +57,10 @@ class Recipe:
     """Also train answers whose served ids are unknown (imported logs), tokenised by us."""
 
 
+ON_POLICY: dict[str, Any] = {"passes": 0, "fresh": 2}
+"""Settings of the recipes that train only on answers which the student writes anew."""
+
+
 def describe(part: Any) -> Any:
     """A recipe or any of its parts as plain JSON, for manifests and fingerprints.
 

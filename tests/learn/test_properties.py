@@ -1,0 +1,247 @@
+"""The contract: the properties of distillation, each over every recipe, on a tiny random model in float64.
+
+Property numbers are those of docs/recipes/README.md. A recipe enters by its name in RECIPES; nothing here knows one,
+but for what it has to be told (`INPUTS`) and the residuals that its paper accepts (`RESIDUAL`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from tests.learn.recipe_inputs import INPUTS
+from tests.train.tiny_model import example, tiny_folder
+from torch import Tensor
+
+from afterword.chat.render import ends_with, generation_header
+from afterword.learn.contexts import CONTEXTS, Context
+from afterword.learn.divergences import Follows, ForwardKL, ReverseKL
+from afterword.learn.forward import hidden_states, padded
+from afterword.learn.head import Head, head_of
+from afterword.learn.loss_stage import Scores, token_losses
+from afterword.learn.models import load_model, load_tokenizer
+from afterword.learn.recipes import RECIPES, Recipe, recipe
+from afterword.learn.rows import layout
+from afterword.learn.terms import Term
+from afterword.learn.tiles import tile_of
+from afterword.learn.weights import Cap
+from afterword.train.examples import Encoded, Example, prepare
+
+KINDS = ("follow_up", "edited", "retried", "tests")
+ALL = sorted(RECIPES)
+
+
+def made(name: str) -> Recipe:
+    return recipe(name, **INPUTS.get(name, {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """A tiny model in float64 and interactions of every kind that a recipe reads."""
+
+    ref: str
+    model: Any
+    head: Head
+
+    def rows(self, one: Recipe, n: int = 6, **changes: Any) -> tuple[Encoded, ...]:
+        return prepare(self.examples(n, **changes), self.tokenizer, one, limit=512, vocabulary=259).rows
+
+    def examples(self, n: int, **changes: Any) -> list[Example]:
+        found = []
+        for i in range(n):
+            one = example(self.ref, i, text=f"Answer {i}" + "!" * (i % 4), hindsight=f"Wish {i}." + "." * i)
+            changed = {"kind": KINDS[i % len(KINDS)], "polarity": (-1, 1, 0)[i % 3], "weight": 1.0 - 0.1 * i, **changes}
+            found.append(dataclasses.replace(one, interaction=dataclasses.replace(one.interaction, **changed)))
+        return found
+
+    @property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.ref)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    ref = tiny_folder(tmp_path_factory.mktemp("lab") / "model", initializer_range=0.3)
+    model = load_model(ref, dtype="float32").double().eval()
+    return Lab(ref, model, head_of(model))
+
+
+def scores_of(lab: Lab, term: Term, rows: Sequence[Encoded], student: Tensor, ids: Tensor) -> Scores:
+    def side(prompts: Sequence[Sequence[int]]) -> Tensor:
+        with torch.no_grad():
+            return hidden_states(lab.model, padded([(p, r.completion) for p, r in zip(prompts, rows, strict=True)]))
+
+    teacher = None if term.teacher is None else side([r.teacher_prompts[term.context.name] for r in rows])
+    reference = side([r.prompt for r in rows]) if term.target.needs_reference else None
+    return token_losses(
+        student, teacher, lab.head, ids, term.estimator, target=term.target, support=term.support, reference=reference
+    )
+
+
+def evaluate(lab: Lab, one: Recipe, rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(objective of one step, its gradient with respect to a parameter inside the model)."""
+    whole = layout([len(r.completion) for r in rows], [r.weight for r in rows], [r.privileged for r in rows])
+    counts = [term.count(whole) for term in one.terms]
+    inside = next(p for n, p in lab.model.named_parameters() if "q_proj" in n)
+    inside.requires_grad_(True)
+    inside.grad = None
+    total = torch.zeros((), dtype=torch.float64)
+    for picked in batches:
+        part = [rows[i] for i in picked]
+        batch = padded([(r.prompt, r.completion) for r in part])
+        student = hidden_states(lab.model, batch)
+        where = layout([len(r.completion) for r in part], [r.weight for r in part], [r.privileged for r in part])
+        for term, count in zip(one.terms, counts, strict=True):
+            value = term.value(scores_of(lab, term, part, student, batch.targets), where, count)
+            total = total + value
+    if total.requires_grad:
+        total.backward()  # type: ignore[no-untyped-call]
+    gradient = torch.zeros_like(inside) if inside.grad is None else inside.grad.clone()
+    return total.detach(), gradient
+
+
+def agreeing(one: Recipe) -> Recipe:
+    """The same recipe with teachers that read what the student reads, and only the terms that have one."""
+    bare = CONTEXTS["none"]
+    terms = tuple(dataclasses.replace(t, context=bare) for t in one.terms if t.teacher is not None)
+    return dataclasses.replace(one, terms=terms)
+
+
+RESIDUAL: dict[str, str] = {}
+"""Recipes whose published form does not vanish at agreement, and why."""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_1_same_context_and_weights_give_exactly_nothing(lab: Lab, name: str) -> None:
+    one = agreeing(made(name))
+    if not one.terms:
+        assert all(t.estimator.follows is Follows.LIKELIHOOD for t in made(name).terms)
+        return
+    rows = lab.rows(one)
+    loss, gradient = evaluate(lab, one, rows, [range(len(rows))])
+    assert (loss.item() == 0.0) is (name not in RESIDUAL)
+    assert bool((gradient == 0).all()) is (name not in RESIDUAL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_2_both_sides_score_the_same_ids_behind_the_same_header(lab: Lab, name: str) -> None:
+    header = generation_header(lab.tokenizer)
+    for row, given in zip(lab.rows(made(name)), lab.examples(6), strict=False):
+        for prompt in (row.prompt, *row.teacher_prompts.values()):
+            assert ends_with(prompt, header)
+            assert padded([(prompt, row.completion)]).targets.tolist() == list(row.completion)
+        assert row.completion[-1] == lab.tokenizer.eos_token_id or given.turn.finish_reason == "length"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_3_no_gradient_reaches_the_teacher(lab: Lab, name: str) -> None:
+    one = made(name)
+    rows = lab.rows(one)
+    batch = padded([(r.prompt, r.completion) for r in rows])
+    for term in one.terms:
+        if term.teacher is None:
+            continue
+        student = hidden_states(lab.model, batch).detach().requires_grad_(True)
+        teacher = (student.detach() + 0.1).requires_grad_(True)
+        reference = (student.detach() - 0.1).requires_grad_(True) if term.target.needs_reference else None
+        found = token_losses(
+            student, teacher, lab.head, batch.targets, term.estimator,
+            target=term.target, support=term.support, reference=reference,
+        )  # fmt: skip
+        found.loss.sum().backward()  # type: ignore[no-untyped-call]
+        assert student.grad is not None and bool((student.grad != 0).any())
+        assert teacher.grad is None
+        assert reference is None or reference.grad is None
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_4_a_sampled_estimator_follows_what_it_says_in_expectation(name: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    student, teacher = torch.randn(2, 1, 7, generator=generator, dtype=torch.float64)
+    every = torch.arange(7)
+    for term in made(name).terms:
+        if not (term.estimator.sampled and term.estimator.needs_teacher):
+            continue
+        plain = dataclasses.replace(term.estimator, floor=None) if hasattr(term.estimator, "floor") else term.estimator
+        _, per_token = plain(tile_of(student.expand(7, -1), teacher.expand(7, -1), every))
+        mean = (student.softmax(-1)[0][:, None] * per_token).sum(0)
+        exact = {Follows.REVERSE_KL: ReverseKL(), Follows.FORWARD_KL: ForwardKL()}[term.estimator.follows]
+        torch.testing.assert_close(mean, exact(tile_of(student, teacher, every[:1]))[1][0], atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_6_what_has_no_privileged_text_counts_nowhere(lab: Lab, name: str) -> None:
+    one = made(name)
+    rows = lab.rows(one)
+    mute = [dataclasses.replace(r, privileged=False) for r in rows]
+    hindsight = dataclasses.replace(one, terms=tuple(t for t in one.terms if t.context.privileged))
+    if hindsight.terms:
+        loss, gradient = evaluate(lab, hindsight, mute, [range(len(rows))])
+        assert loss.item() == 0.0
+        assert bool((gradient == 0).all())
+        some = [*rows[:3], *mute[3:]]
+        for a, b in zip(
+            evaluate(lab, hindsight, some, [range(len(some))]),
+            evaluate(lab, hindsight, rows[:3], [range(3)]),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
+    nothing = layout([], [], [])
+    for term in one.terms:
+        empty = Scores(*[torch.zeros(0)] * len(dataclasses.fields(Scores)))
+        assert term.value(empty, nothing, term.count(nothing)).item() == 0.0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_7_order_padding_and_split_change_nothing(lab: Lab, name: str) -> None:
+    one = made(name)
+    rows = lab.rows(one)
+    n = len(rows)
+    want = evaluate(lab, one, rows, [range(n)])
+    shuffled = [rows[i] for i in reversed(range(n))]
+    for got in (evaluate(lab, one, shuffled, [range(n)]), evaluate(lab, one, rows, [[i] for i in range(n)])):
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
+    assert bool((want[1] != 0).any())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_10_a_clip_bounds_each_token_after_the_sum(lab: Lab, name: str) -> None:
+    one = made(name)
+    rows = lab.rows(one)
+    batch = padded([(r.prompt, r.completion) for r in rows])
+    for term in one.terms:
+        limits = [w.most for w in term.weights if isinstance(w, Cap)] + ([] if term.clip is None else [term.clip])
+        if not limits:
+            continue
+        scores = scores_of(lab, term, rows, hidden_states(lab.model, batch), batch.targets)
+        assert bool((scores.loss >= -1e-9).all()) and bool((scores.loss > min(limits)).any())
+        pieces = torch.split(scores.loss, [len(r.completion) for r in rows])
+        for piece in pieces:  # one answer alone: its part of the objective is a mean of clipped tokens
+            where = layout([len(piece)], [1.0], [True])
+            alone = dataclasses.replace(scores, **{f.name: piece for f in dataclasses.fields(Scores)})
+            value = term.value(alone, where, term.count(where)).item() / term.scale
+            assert 0 <= value <= min(limits) + 1e-9
+
+
+@pytest.mark.parametrize("where", list(CONTEXTS.values()), ids=list(CONTEXTS))
+@pytest.mark.parametrize("kind", ["follow_up", "edited", "retried", "tests"])
+def test_8_only_the_privileged_text_is_cut_and_what_was_cut_is_counted(lab: Lab, where: Context, kind: str) -> None:
+    if not where.privileged:
+        return
+    words = "0123456789" * 30
+    one = recipe("sdpo-interactions", context=where.name, max_hindsight=100)
+    (given,) = lab.examples(1, kind=kind, hindsight=words)
+    (long,) = prepare([given], lab.tokenizer, one, limit=512, vocabulary=259).rows
+    assert long.cut == 200
+    tight = prepare([given], lab.tokenizer, one, limit=len(long.teacher_prompts[where.name]) - 30, vocabulary=259)
+    text = lab.tokenizer.decode(tight.rows[0].teacher_prompts[where.name])
+    for row in (long, tight.rows[0]):
+        shown = len(words) - row.cut
+        whole = where.place(given.turn.messages, given.turn.answer, words[:shown], kind=kind, polarity=-1)
+        want = lab.tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=True)
+        assert lab.tokenizer.decode(row.teacher_prompts[where.name]) == want
+    assert ends_with(tight.rows[0].teacher_prompts[where.name], generation_header(lab.tokenizer)), text
