@@ -88,6 +88,28 @@ class LogRatio:
         return ratio - _answer_mean(ratio, rows)[rows.row] if self.centre else ratio
 
 
+@dataclass(frozen=True, slots=True)
+class ReturnToGo:
+    """Mean of log T - log S over the tokens that follow in the same answer; 0 for the last (MiniLLM, arXiv 2306.08543).
+
+    Divided by how many follow, or short answers win. A ratio counts `limit` nats at most; there is no whitening over
+    a batch, which would depend on how the batch is split.
+    """
+
+    limit: float = 20.0
+    needs_teacher = True
+    needs_reward = False
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        ratio = (scores.logp_teacher - scores.logp_student).detach().clamp(-self.limit, self.limit)
+        sums = torch.zeros(len(rows.length), dtype=ratio.dtype, device=ratio.device).index_add_(0, rows.row, ratio)
+        through = ratio.cumsum(0)
+        before = (sums.cumsum(0) - sums)[rows.row]
+        after = sums[rows.row] - (through - before)
+        left = rows.length[rows.row] - rows.position - 1
+        return torch.where(left > 0, after / left.clamp(min=1), torch.zeros_like(after))
+
+
 def _answer_mean(values: Tensor, rows: Rows) -> Tensor:
     """[R] mean over the tokens of each answer."""
     sums = torch.zeros(len(rows.length), dtype=values.dtype, device=values.device).index_add_(0, rows.row, values)

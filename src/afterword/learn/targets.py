@@ -74,7 +74,7 @@ class GeometricBridge:
     temperature = 1.0
 
     def scores(self, s: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
-        return t.add(s, alpha=self.beta)
+        return t.add(s, alpha=self.beta) if self.beta else t
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from afterword.learn.recipes import Recipe
 from afterword.learn.targets import GeometricBridge
 from afterword.learn.teachers import Average, Copy, External, Released, Routed, Teacher, TrustRegion
 from afterword.learn.terms import Term
-from afterword.learn.updates import PLAIN, PPOClip
+from afterword.learn.updates import PPOClip
 from afterword.learn.weights import Cap, EntropyGate, LeastRatio
 
 _LONG = 1000
@@ -46,6 +46,7 @@ def advice(recipe: Recipe) -> list[str]:
 def _numbers(recipe: Recipe) -> str | None:
     positive = {
         "batch": recipe.batch,
+        "answers": recipe.answers,
         "max_grad_norm": recipe.max_grad_norm,
         "micro_tokens": recipe.micro_tokens,
         "max_tokens": recipe.max_tokens,
@@ -101,7 +102,9 @@ def _teacher(recipe: Recipe, term: Term) -> str | None:
         return "it compares with a teacher: name one (START, BASE or LIVE)"
     if not _wants_teacher(term) and (term.teacher is not None or term.context.privileged):
         return "it reads only the served ids: leave out the teacher and use the context 'none'"
-    gates = [w for w in term.weights if isinstance(w, LeastRatio) or (isinstance(w, EntropyGate) and w.side == "teacher")]
+    gates = [
+        w for w in term.weights if isinstance(w, LeastRatio) or (isinstance(w, EntropyGate) and w.side == "teacher")
+    ]
     if gates and term.teacher is None:
         return f"{type(gates[0]).__name__} reads the teacher's scores, and there is no teacher: leave it out"
     if term.teacher is not None and not term.teacher.frozen and not term.context.privileged:
@@ -163,7 +166,9 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
     if isinstance(term.update, PPOClip) and term.advantage is None and not term.estimator.sampled:
         return f"a PPO clip needs an advantage: {type(term.estimator).__name__} has none, use PolicyGradient"
     if isinstance(term.update, PPOClip) and not (0 < term.update.low < 1 and term.update.high > 0):
-        return f"a PPO clip keeps the ratio between 1 - low and 1 + high, got low={term.update.low} and high={term.update.high}"
+        return f"{term.update} must keep the ratio between 1 - low and 1 + high: give low in (0, 1) and high above 0"
+    if term.advantage is not None and term.advantage.needs_reward and recipe.fresh and not recipe.verifier:
+        return "nobody judges the answers that the student writes anew: name a function in train.verifier"
     if isinstance(term.advantage, GroupBaseline) and recipe.answers < 2:
         return "it compares the answers to one prompt: set answers to 2 or more"
     return None

@@ -14,14 +14,28 @@ from typing import Any
 
 from afterword.errors import ConfigError
 from afterword.learn.contexts import Context, context, with_template, with_text
+from afterword.learn.recipes.distil import (
+    eopd,
+    exopd,
+    gkd,
+    minillm,
+    opd,
+    reopold,
+    revisit_opd,
+    stable_opd,
+    veto,
+)
 from afterword.learn.recipes.hindsight import (
     opcd,
     opsd,
     opsd_clipped,
+    sdft,
+    sdpo,
     sdpo_interactions,
     sdpo_interactions_offline,
+    sdpo_interactions_online,
 )
-from afterword.learn.recipes.outcome import sft
+from afterword.learn.recipes.outcome import grpo, sft
 from afterword.learn.recipes.recipe import Lora, Recipe, describe
 
 __all__ = ["RECIPES", "Lora", "Recipe", "describe", "recipe", "sdpo_interactions", "sft"]
@@ -29,10 +43,23 @@ __all__ = ["RECIPES", "Lora", "Recipe", "describe", "recipe", "sdpo_interactions
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "sdpo-interactions": sdpo_interactions,
     "sdpo-interactions-offline": sdpo_interactions_offline,
+    "sdpo-interactions-online": sdpo_interactions_online,
+    "sdpo": sdpo,
+    "sdft": sdft,
     "opsd": opsd,
     "opsd-clipped": opsd_clipped,
     "opcd": opcd,
+    "gkd": gkd,
+    "minillm": minillm,
+    "opd": opd,
+    "eopd": eopd,
+    "veto": veto,
+    "stable-opd": stable_opd,
+    "revisit-opd": revisit_opd,
+    "exopd": exopd,
+    "reopold": reopold,
     "sft": sft,
+    "grpo": grpo,
 }
 """By the name that `train.recipe` takes."""
 

@@ -8,14 +8,33 @@ from __future__ import annotations
 
 from typing import Any
 
+from afterword.learn.advantages import LogRatio
 from afterword.learn.anchors import kl_to_base
-from afterword.learn.contexts import CONTEXTS, Context, with_text
-from afterword.learn.divergences import FORWARD_KL, JSD, Estimator, PolicyGradient, ReverseKL
+from afterword.learn.contexts import CONTEXTS, ENVIRONMENT_KINDS, PEER_KINDS, REFERENCE_KINDS, Context, with_text
+from afterword.learn.divergences import (
+    FORWARD_KL,
+    JSD,
+    Estimator,
+    NegativeLogLikelihood,
+    PolicyGradient,
+    ReverseKL,
+)
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
+from afterword.learn.routes import ByKind
+from afterword.learn.schedules import Cosine
 from afterword.learn.supports import TopK
 from afterword.learn.teachers import LIVE, START, Teacher
+from afterword.learn.teachers import Average as MovingAverage
 from afterword.learn.terms import Term
-from afterword.learn.weights import PER_SEQUENCE, PER_TOKEN, Average, Cap, InteractionWeight
+from afterword.learn.updates import PPOClip
+from afterword.learn.weights import (
+    PER_SEQUENCE,
+    PER_TOKEN,
+    Average,
+    Cap,
+    ImportanceRatio,
+    InteractionWeight,
+)
 
 
 def sdpo_interactions(
@@ -57,9 +76,57 @@ def sdpo_interactions_offline(**settings: Any) -> Recipe:
     )
 
 
+def sdpo_interactions_online(**settings: Any) -> Recipe:
+    """The paper's online form: PPO-clipped policy gradient over fresh answers, centred within each answer."""
+    term = Term(
+        name="hindsight",
+        estimator=NegativeLogLikelihood(),
+        teacher=LIVE,
+        context=CONTEXTS["block"],
+        advantage=LogRatio(centre=True),
+        update=PPOClip(low=0.2, high=0.2),
+    )
+    return Recipe(name="sdpo-interactions-online", terms=(term,), **{**ON_POLICY, **settings})
+
+
+def sdpo(*, k: int = 100, rate: float = 0.05, **settings: Any) -> Recipe:
+    """Self-distillation from accepted attempts and from what programs said (arXiv 2601.20802)."""
+    term = Term(
+        name="outcome",
+        estimator=JSD(0.5),
+        teacher=MovingAverage(rate=rate),
+        context=CONTEXTS["by_kind"],
+        support=TopK(k, of="student", remainder="tail"),
+        average=PER_TOKEN,
+        route=ByKind((*PEER_KINDS, *ENVIRONMENT_KINDS)),
+        weights=(InteractionWeight(), ImportanceRatio(cap=2.0)),
+    )
+    return Recipe(name="sdpo", terms=(term,), **{"passes": 1, "fresh": 0, **settings})
+
+
+def sdft(*, rate: float = 0.01, skip_first: int = 3, **settings: Any) -> Recipe:
+    """Self-distillation from demonstrations, over answers that the student writes anew (arXiv 2601.19897)."""
+    term = Term(
+        name="demonstration",
+        estimator=FORWARD_KL,
+        teacher=MovingAverage(rate=rate),
+        context=CONTEXTS["reference"],
+        route=ByKind(REFERENCE_KINDS),
+        skip_first=skip_first,
+    )
+    return Recipe(name="sdft", terms=(term,), **{**ON_POLICY, "schedule": Cosine(), **settings})
+
+
 def opsd(**settings: Any) -> Recipe:
     """Self-distillation from reference solutions, first version: JSD 0.5 (arXiv 2601.18734)."""
-    term = Term(name="solution", estimator=JSD(0.5), teacher=START, context=CONTEXTS["reference"], average=PER_TOKEN)
+    term = Term(
+        name="solution",
+        estimator=JSD(0.5),
+        teacher=START,
+        context=CONTEXTS["reference"],
+        average=PER_TOKEN,
+        route=ByKind(REFERENCE_KINDS),
+    )
     return Recipe(name="opsd", terms=(term,), **{**ON_POLICY, **settings})
 
 
@@ -71,19 +138,20 @@ def opsd_clipped(*, clip: float = 0.05, **settings: Any) -> Recipe:
         teacher=START,
         context=CONTEXTS["reference"],
         average=PER_TOKEN,
+        route=ByKind(REFERENCE_KINDS),
         weights=(InteractionWeight(), Cap(clip)),
     )
     return Recipe(name="opsd-clipped", terms=(term,), **{**ON_POLICY, **settings})
 
 
-def opcd(*, experience: str = "", **settings: Any) -> Recipe:
+def opcd(*, experience: str | None = None, k: int = 256, **settings: Any) -> Recipe:
     """Context distillation: what `experience` in the system message does, without it (arXiv 2602.12275)."""
-    where = with_text(CONTEXTS["system"], experience)
+    where = with_text(CONTEXTS["system"], experience or "")
     term = Term(
         name="experience",
         estimator=ReverseKL(),
         teacher=START,
         context=where,
-        support=TopK(256, of="student", remainder="tail"),
+        support=TopK(k, of="student", remainder="tail"),
     )
     return Recipe(name="opcd", terms=(term,), **{**ON_POLICY, **settings})

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from afterword.learn.advantages import GroupBaseline
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.divergences import NegativeLogLikelihood
-from afterword.learn.recipes.recipe import Recipe
+from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 from afterword.learn.terms import Term
+from afterword.learn.updates import PPOClip
+from afterword.learn.weights import PER_TOKEN
 
 
 def sft(**settings: Any) -> Recipe:
@@ -18,3 +21,18 @@ def sft(**settings: Any) -> Recipe:
     term = Term(name="imitation", estimator=NegativeLogLikelihood(), teacher=None, context=CONTEXTS["none"])
     # a student that imitates itself learns nothing, so there are no passes over fresh answers
     return Recipe(name="sft", terms=(term,), **{"fresh": 0, **settings})
+
+
+def grpo(**settings: Any) -> Recipe:
+    """Policy gradient on a verifier's score, against the other answers to the prompt (arXiv 2402.03300)."""
+    term = Term(
+        name="outcome",
+        estimator=NegativeLogLikelihood(),
+        teacher=None,
+        context=CONTEXTS["none"],
+        average=PER_TOKEN,
+        weights=(),
+        advantage=GroupBaseline("grpo"),
+        update=PPOClip(low=0.2, high=0.28),
+    )
+    return Recipe(name="grpo", terms=(term,), **{**ON_POLICY, "answers": 8, "batch": 16, **settings})

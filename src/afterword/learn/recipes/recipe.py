@@ -37,6 +37,11 @@ class Recipe:
     """Times that every served answer is seen."""
     fresh: int = 1
     """Passes after those, over answers that the student writes anew to the same prompts."""
+    answers: int = 1
+    """Answers that the student writes to each prompt in a pass over fresh answers."""
+    verifier: str | None = None
+    """Who judges fresh answers, `package.module:function`: called with the turn and the answer's text, it returns a
+    number."""
     batch: int = 8
     """Interactions per optimiser step."""
     schedule: Schedule = CONSTANT

@@ -1,0 +1,128 @@
+"""Distillation from another model: it reads what the student reads, over answers that the student writes anew.
+
+Every recipe wants the teacher's folder (`train.teacher`); without it the validator says so before anything is
+loaded. They differ in how the distance is taken, over which tokens, and in what holds the student back.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from afterword.learn.advantages import ReturnToGo
+from afterword.learn.anchors import gold_mix
+from afterword.learn.contexts import CONTEXTS
+from afterword.learn.divergences import (
+    FORWARD_KL,
+    JSD,
+    Estimator,
+    NegativeLogLikelihood,
+    PolicyGradient,
+    ReverseKL,
+)
+from afterword.learn.recipes.recipe import ON_POLICY, Recipe
+from afterword.learn.schedules import Linear, Switch
+from afterword.learn.supports import TopK
+from afterword.learn.targets import Extrapolation, GeometricBridge
+from afterword.learn.teachers import START, External
+from afterword.learn.terms import Term
+from afterword.learn.updates import PPOClip, Truncated
+from afterword.learn.weights import PER_TOKEN, EntropyGate, InteractionWeight, LeastRatio, TopEntropy
+
+_CLIP = PPOClip(low=0.2, high=0.2)
+
+
+def _term(teacher: str | None, name: str, estimator: Estimator, **parts: Any) -> Term:
+    """A term that compares with the external teacher, every token counting the same."""
+    fixed: dict[str, Any] = {"context": CONTEXTS["none"], "average": PER_TOKEN}
+    return Term(name=name, estimator=estimator, teacher=External(model=teacher or ""), **{**fixed, **parts})
+
+
+def gkd(*, teacher: str | None = None, beta: float = 0.5, **settings: Any) -> Recipe:
+    """Generalised distillation: JSD to another model, half logged and half fresh answers (arXiv 2306.13649)."""
+    return Recipe(name="gkd", terms=(_term(teacher, "distance", JSD(beta)),), **{"passes": 1, "fresh": 1, **settings})
+
+
+def minillm(*, teacher: str | None = None, **settings: Any) -> Recipe:
+    """Reverse KL of whole answers: exact at each token, policy gradient for what follows (arXiv 2306.08543)."""
+    terms = (
+        _term(teacher, "future", NegativeLogLikelihood(), advantage=ReturnToGo(), update=_CLIP),
+        _term(teacher, "single_step", ReverseKL()),
+    )
+    return Recipe(name="minillm", terms=terms, **{**ON_POLICY, **settings})
+
+
+def opd(*, teacher: str | None = None, **settings: Any) -> Recipe:
+    """On-policy distillation by policy gradient: one number a token from another model."""
+    return Recipe(name="opd", terms=(_term(teacher, "sampled", PolicyGradient()),), **{**ON_POLICY, **settings})
+
+
+def eopd(*, teacher: str | None = None, threshold: float = 0.8, **settings: Any) -> Recipe:
+    """Policy gradient, and forward KL where the teacher is uncertain (arXiv 2603.07079)."""
+    uncertain = _term(
+        teacher,
+        "uncertain",
+        FORWARD_KL,
+        support=TopK(16, of="teacher", remainder="teacher"),
+        weights=(InteractionWeight(), EntropyGate(threshold)),
+    )
+    terms = (_term(teacher, "sampled", PolicyGradient(), update=_CLIP), uncertain)
+    return Recipe(name="eopd", terms=terms, **{**ON_POLICY, **settings})
+
+
+def veto(*, teacher: str | None = None, beta: float = 0.8, **settings: Any) -> Recipe:
+    """Forward KL to a bridge between student and teacher that ends at the teacher (arXiv 2601.07155)."""
+    term = _term(teacher, "bridge", FORWARD_KL, target=GeometricBridge(beta), target_schedule=Linear())
+    return Recipe(name="veto", terms=(term,), **{**ON_POLICY, **settings})
+
+
+def stable_opd(*, teacher: str | None = None, gold: float = 0.1, anchor: float = 0.1, **settings: Any) -> Recipe:
+    """Policy gradient held by good answers and by the start, against ever longer ones (arXiv 2604.08527)."""
+    start = Term(
+        name="anchor_start",
+        estimator=ReverseKL(),
+        teacher=START,
+        context=CONTEXTS["none"],
+        average=PER_TOKEN,
+        scale=anchor,
+    )
+    terms = (_term(teacher, "sampled", PolicyGradient(), update=_CLIP), gold_mix(gold), start)
+    return Recipe(name="stable-opd", terms=terms, **{**ON_POLICY, **settings})
+
+
+def revisit_opd(*, teacher: str | None = None, k: int = 32, **settings: Any) -> Recipe:
+    """Reverse KL on the teacher's likeliest tokens, both sides renormalised there (arXiv 2603.25562)."""
+    term = _term(teacher, "local", ReverseKL(), support=TopK(k, of="teacher", remainder="renormalise"))
+    return Recipe(name="revisit-opd", terms=(term,), **{**ON_POLICY, **settings})
+
+
+def exopd(*, teacher: str | None = None, scale: float = 1.25, **settings: Any) -> Recipe:
+    """Policy gradient towards a point beyond the teacher, away from the start (arXiv 2602.12125)."""
+    term = _term(
+        teacher,
+        "beyond",
+        PolicyGradient(),
+        target=Extrapolation(scale),
+        reference=START,
+        update=Truncated(cap=5.0),
+    )
+    return Recipe(name="exopd", terms=(term,), **{**ON_POLICY, **settings})
+
+
+def reopold(
+    *, teacher: str | None = None, blame: float = 0.3, share: float = 0.2, switch: float = 1 / 3, **settings: Any
+) -> Recipe:
+    """Policy gradient with bounded blame, later only where the student is uncertain (arXiv 2603.11137)."""
+    floor = math.log(blame) / (1 - blame)
+    parts: dict[str, Any] = {"update": Truncated(cap=2.0)}
+    terms = (
+        _term(
+            teacher, "plausible", PolicyGradient(floor=floor),
+            weights=(InteractionWeight(), LeastRatio(floor)), schedule=Switch(switch, 1.0, 0.0), **parts,
+        ),
+        _term(
+            teacher, "uncertain", PolicyGradient(floor=floor),
+            weights=(InteractionWeight(), TopEntropy(share)), schedule=Switch(switch, 0.0, 1.0), **parts,
+        ),
+    )  # fmt: skip
+    return Recipe(name="reopold", terms=terms, **{**ON_POLICY, **settings})
