@@ -75,6 +75,11 @@ class TrainConfig:
     """The same for hindsight of a user who was content; without it `template` is used."""
     experience: str | None = None
     """The text that the recipe "opcd" puts into the weights."""
+    teacher: str | None = None
+    """The other model that a recipe such as "gkd" learns from: a folder, a hub id or the built-in name."""
+    verifier: str | None = None
+    """Who judges fresh answers for a recipe such as "grpo": `package.module:function`, called with the turn and the
+    answer's text; it returns a number."""
     off_policy: bool = False
     """Also train on turns without served token ids (imported logs), re-tokenised and labelled as such."""
     max_tokens: int | None = None

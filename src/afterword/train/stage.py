@@ -17,6 +17,7 @@ from afterword.config import TrainConfig
 from afterword.errors import AfterwordError, NothingToDo
 from afterword.learn.models import load_tokenizer, resolve_model
 from afterword.learn.recipes import Recipe, recipe
+from afterword.learn.validate import advice, validate
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
 from afterword.train.examples import Example, choose
@@ -65,6 +66,8 @@ def train_stage(
         plan = _planned(store, directory, settings, model, channel)
     else:
         note(f"finishing {plan.candidate}, which was interrupted ({len(plan.interactions)} interactions)")
+    for sentence in advice(recipe_of(TrainConfig(**plan.settings))):
+        note(sentence)
     run_dir = directory / "runs" / plan.candidate
     parent = store.get(Candidate, plan.parent) if plan.parent else None
     try:
@@ -72,7 +75,7 @@ def train_stage(
             _examples(store, plan.interactions),
             model=plan.model,
             out=directory / plan.folder,
-            recipe=_recipe(TrainConfig(**plan.settings)),
+            recipe=recipe_of(TrainConfig(**plan.settings)),
             parent=directory / parent.path if parent else None,
             run_dir=run_dir,
             seed=int(plan.settings["seed"]),
@@ -88,15 +91,31 @@ def train_stage(
     return candidate
 
 
-def _recipe(settings: TrainConfig) -> Recipe:
-    named = ("passes", "fresh", "max_tokens", "context", "template", "template_praise", "experience")
-    overrides: dict[str, Any] = {"lr": settings.learning_rate} | {name: getattr(settings, name) for name in named}
+_SETTINGS = (
+    "passes", "fresh", "max_tokens", "context", "template", "template_praise", "experience", "teacher", "verifier",
+)  # fmt: skip
+"""Settings that a recipe takes under the same name."""
+    "passes",
+    "fresh",
+    "max_tokens",
+    "context",
+    "template",
+    "template_praise",
+    "experience",
+    "teacher",
+    "verifier",
+)
+
+
+def recipe_of(settings: TrainConfig) -> Recipe:
+    """The recipe that the configuration asks for. ConfigError for what it does not know or the recipe does not take."""
+    overrides: dict[str, Any] = {"lr": settings.learning_rate} | {name: getattr(settings, name) for name in _SETTINGS}
     given = {key: value for key, value in overrides.items() if value is not None}
     return recipe(settings.recipe, include_off_policy=settings.off_policy, **given)
 
 
 def _planned(store: Store, directory: Path, settings: TrainConfig, model: str, channel: str) -> Plan:
-    _recipe(settings)  # a recipe with a typo fails first
+    validate(recipe_of(settings))  # a typo or an impossible recipe fails first
     spent = store.spent(channel)
     fresh = [row for row in store.usable("train") if row.id not in spent and (row.on_policy or settings.off_policy)]
     if len(fresh) < settings.min_interactions:
@@ -128,7 +147,7 @@ def _chosen(store: Store, waiting: list[Interaction], settings: TrainConfig, mod
     chosen = choose(
         newest,
         load_tokenizer(model),
-        _recipe(settings),
+        recipe_of(settings),
         limit=limit,
         vocabulary=vocabulary,
         most=settings.max_interactions,
