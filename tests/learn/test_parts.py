@@ -15,13 +15,15 @@ from torch import Tensor
 from afterword.learn.advantages import Advantage, FeedbackPolarity, GroupBaseline, LogRatio
 from afterword.learn.anchors import GOLD, NegativeEntropy, entropy_bonus, gold_mix
 from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import NegativeLogLikelihood, PolicyGradient, tile_of
+from afterword.learn.divergences import NegativeLogLikelihood, PolicyGradient
 from afterword.learn.loss_stage import Scores
+from afterword.learn.monitors import COLUMNS
 from afterword.learn.routes import ByCorrectness, ByKind, ByTask, Route
 from afterword.learn.rows import Answer, Group, Rows, layout
 from afterword.learn.schedules import Constant, Cosine, Linear, OnMetric, Schedule, Switch
 from afterword.learn.teachers import BASE, START, Average, Copy, Routed, Teacher
 from afterword.learn.terms import Term
+from afterword.learn.tiles import tile_of
 from afterword.learn.updates import PPOClip, Truncated, Update
 from afterword.learn.weights import EntropyGate, ImportanceRatio, Position, Prefix, Sampled, Staleness, Weight
 
@@ -36,8 +38,7 @@ def rows(
 
 def scored(n: int, **columns: Sequence[float] | Tensor) -> Scores:
     given: dict[str, Tensor] = {name: torch.as_tensor(values) for name, values in columns.items()}
-    names = ("loss", "logp_student", "logp_teacher", "entropy_student", "entropy_teacher", "overlap")
-    return Scores(**{name: given.get(name, torch.ones(n)) for name in names})
+    return Scores(**{name: given.get(name, torch.ones(n)) for name in COLUMNS})
 
 
 def imitation(**changes: object) -> Term:

@@ -105,10 +105,8 @@ def _overlaid(base: Any, x: Tensor, delta: Delta | None) -> Tensor:
 
 
 def _plain_adapter(layer: Any, name: str) -> bool:
-    quiet = isinstance(layer.lora_dropout[name], nn.Identity)
-    return (
-        isinstance(layer, LoraLinear) and quiet and name not in layer.lora_variant and layer.lora_B[name].bias is None
-    )
+    quiet = isinstance(layer.lora_dropout[name], nn.Identity) and layer.lora_B[name].bias is None
+    return isinstance(layer, LoraLinear) and quiet and name not in layer.lora_variant
 
 
 def live_deltas(layers: Mapping[str, Any], adapter: str) -> dict[str, Delta]:

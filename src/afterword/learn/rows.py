@@ -24,6 +24,9 @@ class Group:
     """Sample standard deviation (divisor size - 1), 0 below two answers."""
 
 
+ALONE = Group()
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What is known of one answer beside its tokens."""
@@ -33,9 +36,12 @@ class Answer:
     task: str | None = None
     reward: float | None = None
     """-1 .. 1 from the user or a verifier; None when nobody judged it."""
-    group: Group = Group()
+    group: Group = ALONE
     age: float = 0.0
     """Days between this answer and the newest of the run."""
+
+
+UNKNOWN = Answer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,7 @@ def layout(
         length=length,
         weight=torch.tensor(list(weights), dtype=torch.float32, device=device),
         privileged=torch.tensor(list(privileged), dtype=torch.bool, device=device),
-        answers=tuple(answers) if answers is not None else (Answer(),) * len(lengths),
+        answers=tuple(answers) if answers is not None else (UNKNOWN,) * len(lengths),
         served=torch.tensor(
             [math.nan] * int(length.sum()) if served is None else list(served), dtype=torch.float32, device=device
         ),

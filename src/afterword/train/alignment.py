@@ -19,7 +19,7 @@ from afterword.chat.render import Tokenizer, decode, render_prompt
 from afterword.learn.contexts import shuffled
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.recipes import Recipe
-from afterword.train.examples import Encoded, Example, Prepared
+from afterword.train.encoded import Encoded, Example, Prepared
 from afterword.train.policy import Policy
 
 _PROBED = 16
@@ -71,6 +71,7 @@ def write_alignment(
             gap=sum(float((q - s).sum()) for q, s in zip(real, plain, strict=True)) / tokens,
             n=n,
         )
+        lines += [_serve_gap(used, plain)]
         lines += _first(tokenizer, used[0], name, (real[0] - plain[0]).tolist())
         lines += ["", f"signal per token (nats): {json.dumps(asdict(signal))}"]
     (run_dir / "alignment.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -82,6 +83,20 @@ def _probed(prepared: Prepared) -> int:
     """How many interactions to score: the first 16, fewer when they are long, but two where there are two."""
     total = list(accumulate(len(r.prompt) + len(r.completion) for r in prepared.rows[:_PROBED]))
     return max(sum(size <= _PROBED_TOKENS for size in total), min(2, len(total)))
+
+
+def _serve_gap(used: Sequence[Encoded], plain: Sequence[Tensor]) -> str:
+    """What the server said against what this model says of the same tokens: the first place to look when training
+    and serving differ (another adapter, another template, another dtype)."""
+    gaps = [p - torch.tensor(r.served) for r, p in zip(used, plain, strict=True) if r.served]
+    known = [g[torch.isfinite(g)] for g in gaps]
+    flat = torch.cat(known) if known else torch.empty(0)
+    if not len(flat):
+        return "log-probabilities from the server: none to compare with"
+    return (
+        f"log-probabilities from the server: {len(flat)} tokens, ours minus theirs {float(flat.mean()):+.4f} on "
+        f"average, {float(flat.abs().max()):.4f} at most (nats)"
+    )
 
 
 def _mean_size(hindsight: Sequence[Tensor], plain: Sequence[Tensor]) -> float:

@@ -6,6 +6,7 @@ The plan is a function of the seed, so a resumed run has nothing to remember. A 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from afterword.learn.forward import Padded, by_budget, padded
 from afterword.learn.recipes import Recipe
 from afterword.learn.rows import Rows, layout
-from afterword.learn.terms import Term
-from afterword.train.examples import Encoded
-from afterword.train.policy import Policy
+from afterword.learn.teachers import START, Routed, Teacher, TrustRegion
+from afterword.train.encoded import Encoded
+from afterword.train.kept import KeptStates
+from afterword.train.teaching import Side, Teaching
+from afterword.train.world import ALONE, World
 
 CACHE_BYTES = 1 << 30
 """Most memory for the kept hidden states of all frozen teachers of a run."""
@@ -31,12 +34,14 @@ class Step:
     picked: list[int]
 
 
-def plan(n: int, recipe: Recipe, seed: int) -> list[Step]:
-    """All steps of a run over `n` interactions: every pass in its own random order, in batches that differ in
-    size by at most one."""
+def plan(n: int, recipe: Recipe, seed: int, fresh: int | None = None) -> list[Step]:
+    """All steps of a run over `n` interactions (`fresh` in the passes over fresh answers): every pass in its own
+    random order, in batches that differ in size by at most one."""
     steps: list[Step] = []
+    served = n
     for number in range(recipe.passes + recipe.fresh):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        n = served if number < recipe.passes or fresh is None else fresh
         order = torch.randperm(n, generator=generator)
         steps += [Step(number, part.tolist()) for part in torch.tensor_split(order, -(-n // recipe.batch))]
     return steps
@@ -44,12 +49,24 @@ def plan(n: int, recipe: Recipe, seed: int) -> list[Step]:
 
 def rows_of(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Rows:
     """The layout of the scored tokens of these interactions."""
-    return layout([len(r.completion) for r in rows], [r.weight for r in rows], [r.privileged for r in rows], device)
+    return layout(
+        [len(r.completion) for r in rows],
+        [r.weight for r in rows],
+        [r.privileged for r in rows],
+        device,
+        answers=[r.answer for r in rows],
+        served=[x for r in rows for x in (r.served or (math.nan,) * len(r.completion))],
+    )
 
 
 def student_batch(rows: Sequence[Encoded], device: torch.device) -> Padded:
     """What the student reads."""
     return padded([(r.prompt, r.completion) for r in rows], device)
+
+
+def by_size(rows: Sequence[Encoded], picked: Sequence[int]) -> list[int]:
+    """Longest first, so that the shares of several processes are level."""
+    return sorted(picked, key=lambda i: (-_longest(rows[i]), i))
 
 
 def split(rows: Sequence[Encoded], picked: Sequence[int], budget: int) -> list[list[int]]:
@@ -64,36 +81,95 @@ def _longest(row: Encoded) -> int:
 
 
 class TeacherStates:
-    """The hidden states that each term compares with."""
+    """What each term compares with. Teachers that stay as they are answer once for all rows, when that fits."""
 
-    def __init__(self, policy: Policy, rows: Sequence[Encoded], recipe: Recipe, width: int) -> None:
-        self.policy, self.rows = policy, rows
-        self.kept: dict[tuple[str, str], list[Tensor]] = {}
-        frozen = {(t.teacher.key, t.context.name): t for t in recipe.terms if t.teacher and t.teacher.frozen}
-        tokens = sum(len(r.completion) for r in rows)
-        self.cached = tokens * width * 4 * len(frozen) <= CACHE_BYTES
-        if self.cached:
-            self.kept = {key: self._score_all(term, recipe.micro_tokens) for key, term in frozen.items()}
+    def __init__(
+        self,
+        teaching: Teaching,
+        rows: Sequence[Encoded],
+        recipe: Recipe,
+        kept: KeptStates,
+        name: str,
+        world: World = ALONE,
+    ) -> None:
+        """`name` stands for the base and the parent in the cache on disk."""
+        self.teaching, self.rows, self.disk, self.name, self.world = teaching, rows, kept, name, world
+        self.sides: dict[tuple[str, str], list[Side]] = {}
+        frozen = _frozen(recipe)
+        width = teaching.policy.head.weight.shape[1]
+        if sum(len(r.completion) for r in rows) * width * 4 * len(frozen) <= CACHE_BYTES:
+            for teacher, context in frozen:
+                self.sides[teacher.key, context] = self._score_all(teacher, context, recipe.micro_tokens)
+        kept.trim()
 
-    def get(self, term: Term, picked: Sequence[int]) -> Tensor | None:
-        """[N, H] for these interactions, without a gradient; None when the term has no teacher."""
-        if term.teacher is None:
+    def get(self, teacher: Teacher | None, context: str, picked: Sequence[int]) -> Side | None:
+        """[N, H] for these interactions, without a gradient; None without a teacher."""
+        if teacher is None:
             return None
-        kept = self.kept.get((term.teacher.key, term.context.name))
-        if kept is not None:
-            return torch.cat([kept[i] for i in picked])
-        return self._score(term, picked)
+        if isinstance(teacher, Routed):
+            return self._routed(teacher, context, picked)
+        known = self.sides.get((teacher.key, context))
+        if known is not None:
+            return Side(torch.cat([known[i].states for i in picked]), known[picked[0]].head)
+        side = self._score(teacher, context, picked)
+        if isinstance(teacher, TrustRegion):
+            start = self.get(START, context, picked)
+            assert start is not None
+            ids = torch.tensor([t for i in picked for t in self.rows[i].completion], device=side.states.device)
+            self.teaching.measure(teacher, side.states, start.states, ids)
+        return side
 
-    @torch.no_grad()
-    def _score(self, term: Term, picked: Sequence[int]) -> Tensor:
-        assert term.teacher is not None
-        name = term.context.name
-        pairs = [(self.rows[i].teacher_prompts[name], self.rows[i].completion) for i in picked]
-        return self.policy.hidden(padded(pairs, self.policy.device), term.teacher.key)
-
-    def _score_all(self, term: Term, budget: int) -> list[Tensor]:
+    def _routed(self, teacher: Routed, context: str, picked: Sequence[int]) -> Side:
+        """Every interaction from the teacher of its task."""
         found: dict[int, Tensor] = {}
-        for group in split(self.rows, range(len(self.rows)), budget):
-            states = self._score(term, group)
-            found.update(zip(group, torch.split(states, [len(self.rows[i].completion) for i in group]), strict=True))
+        head = self.teaching.policy.head.bare
+        for part in dict.fromkeys(teacher.of(self.rows[i].answer.task) for i in picked):
+            mine = [i for i in picked if teacher.of(self.rows[i].answer.task) == part]
+            side = self.get(part, context, mine)
+            assert side is not None
+            found.update(zip(mine, torch.split(side.states, self._lengths(mine)), strict=True))
+        return Side(torch.cat([found[i] for i in picked]), head)
+
+    def _score(self, teacher: Teacher, context: str, picked: Sequence[int]) -> Side:
+        pairs = [(self.rows[i].reads(context), self.rows[i].completion) for i in picked]
+        return self.teaching.side(teacher, padded(pairs, self.teaching.policy.device))
+
+    def _score_all(self, teacher: Teacher, context: str, budget: int) -> list[Side]:
+        """One side per row; several processes take the groups in turn and give each other what they found."""
+        found: dict[int, Side] = {}
+        head = self.teaching.head(teacher)
+        for n, group in enumerate(split(self.rows, range(len(self.rows)), budget)):
+            source = n % self.world.size
+            if source == self.world.rank:
+                states = self._kept_or_scored(teacher, context, group)
+            else:
+                states = self.teaching.empty(teacher, sum(self._lengths(group)))
+            self.world.give(states, source)
+            pieces = torch.split(states, self._lengths(group))
+            found.update((i, Side(piece, head)) for i, piece in zip(group, pieces, strict=True))
         return [found[i] for i in range(len(self.rows))]
+
+    def _kept_or_scored(self, teacher: Teacher, context: str, group: Sequence[int]) -> Tensor:
+        rows = [self.rows[i] for i in group]
+        keys = [self.disk.key(f"{self.name}/{teacher.key}", r.reads(context), r.completion) for r in rows]
+        kept = self.disk.get(keys)
+        if kept is not None:
+            return torch.cat(kept).to(self.teaching.policy.device)
+        states = self._score(teacher, context, group).states
+        self.disk.put(keys, torch.split(states, self._lengths(group)))
+        return states
+
+    def _lengths(self, picked: Sequence[int]) -> list[int]:
+        return [len(self.rows[i].completion) for i in picked]
+
+
+def _frozen(recipe: Recipe) -> list[tuple[Teacher, str]]:
+    """(teacher, context) pairs that never change, with the start for each trust region."""
+    pairs: dict[tuple[str, str], tuple[Teacher, str]] = {}
+    for term in recipe.terms:
+        for teacher, context in ((term.teacher, term.context.name), (term.reference, "none")):
+            for part in teacher.parts if isinstance(teacher, Routed) else (teacher,) if teacher else ():
+                part = START if isinstance(part, TrustRegion) else part
+                if part.frozen:
+                    pairs[part.key, context] = (part, context)
+    return list(pairs.values())

@@ -6,9 +6,8 @@ only when the recipe asks for them. Every interaction that is left out is a coun
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from afterword.chat.canonical import text_of
@@ -22,56 +21,15 @@ from afterword.chat.render import (
     render_prompt,
 )
 from afterword.errors import ModelError, NothingToDo
+from afterword.learn.anchors import GOLD
 from afterword.learn.contexts import Context, fit_hindsight, others
 from afterword.learn.recipes import Recipe
+from afterword.learn.rows import Answer
 from afterword.records import Interaction, Turn
+from afterword.train.encoded import Encoded, Example, Left, Prepared
+from afterword.train.served import served_logprobs, with_groups
 
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """An interaction with the turn it is about."""
-
-    interaction: Interaction
-    turn: Turn
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """An interaction as ids. `teacher_prompts` has the prompt of each context that the recipe's terms use."""
-
-    interaction: str
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...]
-    teacher_prompts: dict[str, tuple[int, ...]]
-    privileged: bool
-    weight: float
-    on_policy: bool
-    cut: int
-    """Hindsight tokens that did not fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """An interaction that is not trained. `reason` is a short code that is counted."""
-
-    interaction: str
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What is trained and what is not."""
-
-    rows: tuple[Encoded, ...]
-    left: tuple[Left, ...]
-    used: tuple[Example, ...] = field(repr=False)
-    """The examples behind `rows`, in the same order."""
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        """How many were left out, by reason."""
-        return dict(Counter(one.reason for one in self.left))
+__all__ = ["Encoded", "Example", "Left", "Prepared", "choose", "prepare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +51,26 @@ class _Encoder:
             own = render_prompt(self.tokenizer, turn.messages, turn.tools).ids
         except ModelError as error:
             return Left(interaction.id, "template", error.message)
+        served: tuple[float, ...] = ()
         if turn.on_policy:
             prompt, completion = tuple(turn.prompt_ids or ()), tuple(turn.completion_ids or ())
             if unfit := self._differs(turn, prompt, completion, own):
                 return Left(interaction.id, *unfit)
+            served, why = served_logprobs(turn)
+            if why and self.needs_served:
+                return Left(interaction.id, "no_logprobs", why)
         else:
             prompt = own
             completion = (*encode(self.tokenizer, text_of(turn.answer.get("content"))), self.ends[0])
         if too_long := self._too_long(len(prompt) + len(completion)):
             return Left(interaction.id, *too_long)
-        return self._with_teacher(interaction, turn, prompt, completion)
+        row = self._with_teacher(interaction, turn, prompt, completion)
+        return replace(row, served=served, answer=_answer(interaction)) if isinstance(row, Encoded) else row
+
+    @property
+    def needs_served(self) -> bool:
+        """True when a term has nothing to learn from an answer without its log-probabilities."""
+        return any(t.needs_served for t in self.recipe.terms)
 
     def _too_long(self, size: int) -> tuple[str, str] | None:
         if size > self.limit:
@@ -121,9 +89,9 @@ class _Encoder:
             return "no_consent", "its turn may not be trained on"
         if not interaction.weight > 0:
             return "no_weight", f"its weight is {interaction.weight}"
-        if privileged and not interaction.hindsight.strip():
+        if privileged and not interaction.hindsight.strip() and interaction.kind != GOLD:
             return "no_hindsight", "it carries no words for the teacher to read"
-        if not turn.on_policy and not self.recipe.include_off_policy:
+        if not turn.on_policy and not self.recipe.include_off_policy and interaction.kind != GOLD:
             why = turn.missing_ids or "the served token ids are unknown"
             return "off_policy", f"{why}; include_off_policy trains its text anyway"
         if not turn.on_policy and not text_of(turn.answer.get("content")).strip():
@@ -158,6 +126,9 @@ class _Encoder:
                 continue
             shown = self.other.get(interaction.id, interaction) if where.shuffled else interaction
             text = shown.hindsight if where.text is None else where.text
+            if not text.strip():  # nothing is shown, and no term with hindsight counts it
+                prompts[where.name] = prompt
+                continue
             seen = fit_hindsight(
                 self.tokenizer,
                 where,
@@ -184,6 +155,11 @@ class _Encoder:
             on_policy=turn.on_policy,
             cut=cut,
         )
+
+
+def _answer(interaction: Interaction) -> Answer:
+    reward = float(interaction.polarity) if interaction.polarity else None
+    return Answer(kind=interaction.kind, task=interaction.task, reward=reward)
 
 
 def _contexts(recipe: Recipe) -> list[Context]:
@@ -216,6 +192,11 @@ def choose(
     return chosen
 
 
+def _aged(kept: Sequence[tuple[Example, Encoded]]) -> list[Encoded]:
+    newest = max((e.turn.created_at for e, _ in kept), default=0.0)
+    return [replace(r, answer=replace(r.answer, age=(newest - e.turn.created_at) / 86400)) for e, r in kept]
+
+
 def prepare(
     examples: Sequence[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int
 ) -> Prepared:
@@ -228,7 +209,8 @@ def prepare(
     results = [(e, encoder.encode(e)) for e in unique]
     left = tuple(r for _, r in results if isinstance(r, Left))
     kept = [(e, r) for e, r in results if isinstance(r, Encoded)]
-    prepared = Prepared(tuple(r for _, r in kept), left, tuple(e for e, _ in kept))
+    rows = with_groups(_aged(kept))
+    prepared = Prepared(tuple(rows), left, tuple(e for e, _ in kept))
     if not kept:
         raise NothingToDo(_nothing(len(unique), prepared))
     return prepared

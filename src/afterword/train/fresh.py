@@ -7,8 +7,10 @@ same answers. It never changes the weights: the adapter is merged into copies th
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +19,16 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
+from afterword.chat.render import Tokenizer, decode
+from afterword.errors import ConfigError
+from afterword.learn.anchors import GOLD
+from afterword.learn.diagnostics import log_probs
 from afterword.learn.forward import by_budget
-from afterword.train.examples import Encoded
+from afterword.learn.rows import ALONE
+from afterword.records import Turn
+from afterword.train.encoded import Encoded
 from afterword.train.policy import Policy
+from afterword.train.served import with_groups
 
 _ROWS = 16
 """Prompts that are answered at once: at 64 the growing caches took 4.8 GiB, at 24 3.2, in the same time."""
@@ -35,21 +44,66 @@ def fresh_rows(
     key: str,
     seed: int,
     most: int,
+    answers: int = 1,
+    scored: bool = False,
 ) -> list[Encoded]:
-    """`rows` with answers of the current student, kept in `run_dir`: none is longer than the longest of `rows` nor
-    than `most` tokens.
+    """`rows`, each `answers` times, with answers of the current student, kept in `run_dir`: none is longer than the
+    longest of `rows` nor than `most` tokens. What was written by people (kind "gold") stays as it is.
 
-    `key` names the run and `number` the pass: a file of the same run and pass is read instead.
+    `key` names the run and `number` the pass: a file of the same run and pass is read instead. `scored` adds the
+    log-probabilities under the student as it is now. The answers have no reward yet.
     """
     file = run_dir / f"fresh-{number}.json"
+    gold = [r for r in rows if r.answer.kind == GOLD]
+    asked = [r for r in rows if r.answer.kind != GOLD for _ in range(answers)]
     if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
-        answers: list[list[int]] = kept["answers"]
+        written, served = kept["answers"], kept["served"]
     else:
-        answers = _sample(policy, rows, ends, seed=seed * 1_000_003 + number, most=most)
+        written = _sample(policy, asked, ends, seed=seed * 1_000_003 + number, most=most) if asked else []
+        pairs = [(row.prompt, a) for row, a in zip(asked, written, strict=True)]
+        served = [p.tolist() for p in log_probs(policy.model, policy.head, pairs)] if scored and pairs else []
         work = file.with_suffix(".new")
-        work.write_text(json.dumps({"key": key, "answers": answers}), encoding="utf-8")
+        work.write_text(json.dumps({"key": key, "answers": written, "served": served}), encoding="utf-8")
         work.replace(file)
-    return [replace(row, completion=tuple(a), on_policy=True) for row, a in zip(rows, answers, strict=True)]
+    return gold + [
+        replace(
+            row,
+            completion=tuple(a),
+            on_policy=True,
+            served=tuple(s),
+            answer=replace(row.answer, reward=None, group=ALONE, age=0.0),
+        )
+        for row, a, s in zip(asked, written, served or [()] * len(written), strict=True)
+    ]
+
+
+def judged(
+    rows: Sequence[Encoded], used: Mapping[str, Turn], verifier: str | None, tokenizer: Tokenizer
+) -> list[Encoded]:
+    """Fresh answers with the rewards that `verifier` (`package.module:function`) gives to (turn, text), and their
+    groups. Raises ConfigError when there is no such function or it returns no number."""
+    if verifier is None:
+        return list(rows)
+    judge = verifier_of(verifier)
+    out = []
+    for row in rows:
+        value = judge(used[row.interaction], decode(tokenizer, row.completion))
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"the verifier {verifier!r} returned {value!r}: it has to return a finite number")
+        out.append(replace(row, answer=replace(row.answer, reward=float(value))))
+    return with_groups(out)
+
+
+def verifier_of(name: str) -> Callable[[Turn, str], float]:
+    """The function `package.module:function`. ConfigError when there is none."""
+    module, _, function = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"the verifier {name!r} cannot be imported ({error}): name it `package.module:function`", param="verifier"
+        ) from error
+    return found  # type: ignore[no-any-return]
 
 
 def clear_fresh(run_dir: Path) -> None:

@@ -1,7 +1,8 @@
 """The training run from examples to an adapter folder: one function, read from top to bottom.
 
 Legend: R interactions of a micro-batch, N their served tokens, H hidden size. The state on disk is the state
-*before* a step, so a killed run repeats at most `save_every` steps, with the same losses bit for bit.
+*before* a step, so a killed run repeats at most `save_every` steps, with the same losses bit for bit. Several
+processes share each step (`world`); losses are divided by counts over the whole step.
 """
 
 from __future__ import annotations
@@ -10,26 +11,37 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from afterword.chat.render import end_of_turn_ids
 from afterword.errors import AfterwordError, ConflictError
-from afterword.learn.loss_stage import token_losses
 from afterword.learn.models import load_tokenizer, resolve_model
 from afterword.learn.recipes import Recipe, describe
 from afterword.learn.validate import validate
 from afterword.records import Json
 from afterword.train.alignment import Signal, write_alignment
-from afterword.train.batches import TeacherStates, plan, rows_of, split, student_batch
-from afterword.train.examples import Encoded, Example, Prepared, prepare
-from afterword.train.fresh import clear_fresh, fresh_rows
+from afterword.train.answers import read_answers
+from afterword.train.batches import TeacherStates, by_size, plan, rows_of, split
+from afterword.train.encoded import Encoded, Example, Prepared
+from afterword.train.events import Events
+from afterword.train.examples import prepare
+from afterword.train.fresh import clear_fresh
+from afterword.train.kept import KeptStates
 from afterword.train.metrics import StepMetrics, Tally, append_step, keep_steps
 from afterword.train.output import TrainResult, finished, identify, publish
 from afterword.train.policy import Policy, load_policy
+from afterword.train.rules import STRICT, Rules
 from afterword.train.sizes import model_sizes
 from afterword.train.state import clear_state, load_state, save_state
+from afterword.train.steps import Passes, backward, drift
+from afterword.train.teaching import Teaching, check_teachers, teacher_hashes
+from afterword.train.world import World, join, own_device
+
+PROBE_EVERY = 4
+"""Steps between measurements of the drift: one interaction through the base, about a hundredth of the run."""
 
 
 class TrainingDiverged(AfterwordError):
@@ -42,7 +54,7 @@ def _silent(metrics: StepMetrics) -> None:
     """The default progress callback."""
 
 
-def train_candidate(
+def train_candidate(  # noqa: C901  one function, read from top to bottom
     examples: Sequence[Example],
     *,
     model: str,
@@ -54,77 +66,68 @@ def train_candidate(
     progress: Callable[[StepMetrics], None] = _silent,
     device: str = "auto",
     save_every: int = 4,
+    rules: Rules = STRICT,
+    cache: Path | None = None,
 ) -> TrainResult:
     """Train a LoRA adapter on `examples` and write it to the new folder `out`.
 
-    `run_dir` keeps the state, `metrics.jsonl` and `alignment.txt`; calling again with the same arguments after a
-    kill goes on where the run stopped, and after its end returns its result. Raises NothingToDo when no example
-    can be trained, ConfigError for an impossible recipe, ModelError or AdapterError for a base or parent that
-    does not fit, ConflictError when `out` or `run_dir` belong to something else, TrainingDiverged on NaN.
+    `run_dir` keeps the state, `metrics.jsonl`, TensorBoard events and `alignment.txt`; calling again with the same
+    arguments after a kill goes on where the run stopped, and after its end returns its result. A run that `rules`
+    stopped leaves its adapter with the reason in `metrics["stopped"]`; with other rules and another `out` it goes on.
+    `cache` keeps the hidden states of frozen teachers. Raises NothingToDo when no example can be trained, ConfigError
+    for an impossible recipe, ModelError or AdapterError for a base, parent or teacher that does not fit,
+    ConflictError when `out` or `run_dir` belong to something else, TrainingDiverged on NaN.
     """
     started = time.monotonic()
     validate(recipe)
+    world = join()
     tokenizer = load_tokenizer(model)
     limit, vocabulary = model_sizes(resolve_model(model))
+    limit = min(limit, check_teachers(recipe, model, tokenizer) or limit)
     prepared = prepare(examples, tokenizer, recipe, limit=limit, vocabulary=vocabulary)
-    identity = identify(model, tokenizer, recipe, parent, list(prepared.used), seed)
-    if (done := finished(run_dir, out, identity.fingerprint)) is not None:
-        clear_state(run_dir)
-        clear_fresh(run_dir)
+    identity = identify(model, tokenizer, recipe, parent, list(prepared.used), seed, teacher_hashes(recipe))
+    done = world.same(finished(run_dir, out, identity.fingerprint))
+    if done is not None:
+        _tidy(world, run_dir, done.metrics.get("stopped"))
         return done
-    if out.exists():
+    if world.same(out.exists()):
         raise ConflictError(f"{str(out)!r} exists already: adapters are never overwritten, name a new folder")
     run_dir.mkdir(parents=True, exist_ok=True)
 
-    policy = load_policy(model, recipe, parent=parent, seed=seed, device=device)
-    signal = write_alignment(policy, tokenizer, prepared, recipe, run_dir, seed)
-    ends = end_of_turn_ids(tokenizer)
+    policy = load_policy(model, recipe, parent=parent, seed=seed, device=own_device(device))
+    teaching = Teaching(policy, recipe, model)
+    signal = write_alignment(policy, tokenizer, prepared, recipe, run_dir, seed) if world.first else None
     parameters = policy.parameters()
     optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    steps = plan(len(prepared.rows), recipe, seed)
-    first = load_state(run_dir, policy, optimiser, fingerprint=identity.fingerprint)
-    history = keep_steps(run_dir, before=first)
-    rows: Sequence[Encoded] = prepared.rows
-    teachers, seen = None, -1
+    passes = Passes(prepared, recipe, tokenizer, run_dir, identity.fingerprint, seed, world)
+    steps = plan(len(prepared.rows), recipe, seed, passes.fresh_size)
+    world.wait()
+    save = partial(save_state, run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
+    first = load_state(run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
+    history = keep_steps(run_dir, before=first, write=world.first)
+    events = Events(run_dir, {m.step: m.scalars() for m in history}) if world.first else None
+    ends, kept = end_of_turn_ids(tokenizer), KeptStates(cache)
+    rows: Sequence[Encoded] = ()
+    teachers, number, stopped = None, -1, None
 
     for step in range(first, len(steps)):
         step_started = time.monotonic()
-        number, picked = steps[step].number, steps[step].picked
-        if number >= recipe.passes and number != seen:  # a pass over answers of the student as it is now
-            where = {"number": number, "key": identity.fingerprint, "seed": seed, "most": recipe.max_fresh}
-            rows = fresh_rows(policy, prepared.rows, ends, run_dir, **where)  # type: ignore[arg-type]
-            teachers = None
-        if teachers is None:
-            teachers = TeacherStates(policy, rows, recipe, policy.head.weight.shape[1])
-        seen = number
+        picked = steps[step].picked
+        if teachers is None or (steps[step].number != number and steps[step].number >= recipe.passes):
+            rows = passes.rows(policy, steps[step].number)  # served answers stay the same from pass to pass
+            teachers = TeacherStates(teaching, rows, recipe, kept, identity.weights, world)
+        number = steps[step].number
         lr = recipe.lr * recipe.schedule(step, len(steps), history)
+        terms = [term.at(step, len(steps), history) for term in recipe.terms]
         whole = rows_of([rows[i] for i in picked])
-        counts = [term.count(whole) for term in recipe.terms]  # over the whole step, before it is split
-        tally = Tally(recipe.terms)
-        for micro in split(rows, picked, recipe.micro_tokens):
-            batch = [rows[i] for i in micro]
-            layout = rows_of(batch, policy.device)
-            student_in = student_batch(batch, policy.device)
-            teacher_NH = [teachers.get(term, micro) for term in recipe.terms]
-            student_NH = policy.hidden(student_in, "live")
-            scores = [
-                token_losses(
-                    student_NH,
-                    teacher,
-                    policy.head,
-                    student_in.targets,
-                    term.estimator,
-                    target=term.target,
-                    support=term.support,
-                )
-                for term, teacher in zip(recipe.terms, teacher_NH, strict=True)
-            ]
-            parts = [
-                term.value(score, layout, count)
-                for term, score, count in zip(recipe.terms, scores, counts, strict=True)
-            ]
-            torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
-            tally.add(scores[0], layout, recipe.terms[0].keep(layout), parts)
+        counts = [term.count(whole) for term in terms]  # over the whole step, before it is split
+        tally = Tally(terms, ends)
+        for n, micro in enumerate(split(rows, world.share(by_size(rows, picked)), recipe.micro_tokens)):
+            student_NH = backward(policy, teachers, terms, counts, micro, tally)
+            if n == 0 and world.first and step % PROBE_EVERY == 0:
+                tally.add_drift(drift(policy, rows[micro[0]], student_NH))
+        world.sum_gradients(parameters)
+        world.sum_(tally.sums, *teaching.drift.values())
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm))
         metrics = tally.close(
             step=step + 1,
@@ -136,7 +139,8 @@ def train_candidate(
             scored=sum(len(rows[i].completion) for i in picked),
         )
         if not (math.isfinite(metrics.loss) and math.isfinite(grad_norm)):
-            save_state(run_dir, policy, optimiser, step=step, fingerprint=identity.fingerprint)
+            if world.first:
+                save(step=step)
             raise TrainingDiverged(
                 f"step {step + 1} of {len(steps)}: loss {metrics.loss}, gradient norm {grad_norm}. The state "
                 f"before it is kept in {str(run_dir)!r}; train anew with a smaller lr than {recipe.lr}, or "
@@ -146,11 +150,17 @@ def train_candidate(
             group["lr"] = lr
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        append_step(run_dir, metrics)
+        teaching.follow(step + 1)
         history.append(metrics)
-        if (step + 1) % save_every == 0 or step + 1 == len(steps):
-            save_state(run_dir, policy, optimiser, step=step + 1, fingerprint=identity.fingerprint)
+        stopped = rules.broken(history)
+        if events is not None:
+            append_step(run_dir, metrics)
+            events.add(metrics.step, metrics.scalars())
+            if (step + 1) % save_every == 0 or step + 1 == len(steps) or stopped:
+                save(step=step + 1)
         progress(metrics)
+        if stopped:
+            break
 
     result = TrainResult(
         path=out,
@@ -158,12 +168,21 @@ def train_candidate(
         interactions=tuple(r.interaction for r in prepared.rows),
         left=tuple(asdict(one) for one in prepared.left),
         recipe=describe(recipe),
-        metrics=_summary(policy, prepared, history, signal, time.monotonic() - started),
+        metrics=_summary(policy, prepared, history, signal, time.monotonic() - started)
+        | {"stopped": stopped, "answers": read_answers(run_dir)},
     )
-    publish(policy, identity, result, run_dir)
-    clear_state(run_dir)
-    clear_fresh(run_dir)
+    if world.first:
+        publish(policy, identity, result, run_dir)
+    world.wait()
+    _tidy(world, run_dir, stopped)
     return result
+
+
+def _tidy(world: World, run_dir: Path, stopped: str | None) -> None:
+    """A finished run needs its state no more; one that was stopped may go on."""
+    if world.first and not stopped:
+        clear_state(run_dir)
+        clear_fresh(run_dir)
 
 
 def _summary(
@@ -178,6 +197,7 @@ def _summary(
         "divergence_last": late.divergence,
         "entropy_ratio": late.entropy_student / max(early.entropy_student, 1e-9),
         "overlap_last": late.overlap,
+        "drift_last": next((m.drift for m in reversed(history) if m.drift is not None), None),
         "signal": asdict(signal) if signal else None,
         "steps": len(history),
         "interactions": len(prepared.rows),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,10 +17,17 @@ from torch import Tensor
 from afterword.learn.loss_stage import Scores
 from afterword.learn.rows import Rows
 from afterword.learn.terms import Term
+from afterword.learn.updates import importance_ratio
 
 _EDGES = (1, 4, 16, 64)
 _DEPTHS = ("0", "1-3", "4-15", "16-63", "64-")
 _FILE = "metrics.jsonl"
+_SUMS = (
+    "divergence", "entropy_student", "entropy_teacher", "overlap", "signal", "tokens", "overlap_advantage", "top_mass",
+    "end_signal", "ends", "known", "moved", "ratio", "ratio_squared", "answers", "weight", "weight_squared", "drift",
+    "drift_tokens",
+)  # fmt: skip
+"""What is summed over the tokens of a step, in this order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,36 +64,67 @@ class StepMetrics:
     """Share of the summed loss by place in the answer."""
     seconds: float
     tokens_per_second: float
+    depth_divergence: dict[str, float] = field(default_factory=dict)
+    """Mean loss per token by place in the answer."""
+    overlap_advantage: float = 0.0
+    """Mean of S (log T - log S) on the shared likely tokens: 0 at agreement."""
+    top_mass: float = 0.0
+    """The student's probability of the compared tokens."""
+    effective: float = 0.0
+    """Effective number of interactions, (sum w)^2 / sum w^2."""
+    end_signal: float | None = None
+    """Mean log T - log S of the token that ends an answer: below 0, the teacher would go on."""
+    known: float = 0.0
+    """Share of tokens whose log-probability at sampling is known; the next three are over those."""
+    serve_gap: float | None = None
+    """Mean log S now minus log S at sampling."""
+    ratio: float | None = None
+    """Mean importance ratio S now / S at sampling."""
+    ratio_effective: float | None = None
+    """Effective share of tokens under those ratios, (sum r)^2 / (n sum r^2)."""
+    drift: float | None = None
+    """KL(student || base) per token of one interaction, measured every few steps (nats)."""
+
+    def scalars(self) -> dict[str, float]:
+        """Everything that is a number, for a plot."""
+        plain = {k: float(v) for k, v in asdict(self).items() if isinstance(v, int | float)}
+        terms = {f"terms/{k}": v for k, v in self.terms.items()}
+        return plain | terms | {f"depth/{k}": v for k, v in self.depth_divergence.items()}
 
 
 class Tally:
     """Sums over the micro-batches of one step."""
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Sequence[Term], ends: Sequence[int] = ()) -> None:
         self.names = [t.name for t in terms]
-        self.parts = dict.fromkeys(self.names, 0.0)
-        self.sums = torch.zeros(6, dtype=torch.float64)
-        self.depth = torch.zeros(len(_DEPTHS), dtype=torch.float64)
-        self.answers = 0
+        self.ends = torch.tensor(list(ends), dtype=torch.long)
+        self.sums = torch.zeros(len(_SUMS) + len(terms) + 2 * len(_DEPTHS), dtype=torch.float64)
 
-    def add(self, scores: Scores, rows: Rows, keep: Tensor, parts: Sequence[Tensor]) -> None:
-        """Take in one micro-batch: the first term's scores and mask, and every term's part of the loss."""
-        for name, part in zip(self.names, parts, strict=True):
-            self.parts[name] += float(part.detach())
-        picked = keep.detach()
+    def add(self, scores: Scores, rows: Rows, keep: Tensor, parts: Sequence[Tensor], ids: Tensor) -> None:
+        """Take in one micro-batch: the first term's scores and mask, every term's part of the loss, the ids."""
+        signal = scores.logp_teacher - scores.logp_student
+        known = torch.isfinite(rows.served) & keep
+        moved = torch.where(known, scores.logp_student - rows.served, 0.0)
+        ratio = torch.where(known, importance_ratio(scores, rows), 0.0)
+        end = keep & torch.isin(ids, self.ends.to(ids.device)) & (rows.position == rows.length[rows.row] - 1)
+        kept = keep.to(scores.overlap.dtype)
         columns = torch.stack([
-            scores.loss.detach(),
-            scores.entropy_student,
-            scores.entropy_teacher,
-            scores.overlap,
-            scores.logp_teacher - scores.logp_student,
-            torch.ones_like(scores.overlap),
-        ])[:, picked].double()  # fmt: skip
-        self.sums += columns.sum(1).cpu()
+            scores.loss.detach(), scores.entropy_student, scores.entropy_teacher, scores.overlap, signal, kept,
+            scores.overlap_advantage, scores.top_mass, signal * end, end, known, moved, ratio, ratio.square(),
+        ]).double()  # fmt: skip
+        columns = torch.where(keep, columns, 0.0)
         edges = torch.tensor(_EDGES, device=rows.position.device)
-        bucket = torch.bucketize(rows.position[picked], edges, right=True).cpu()
-        self.depth.index_add_(0, bucket, columns[0].cpu())
-        self.answers += len(rows.length)
+        depth = torch.zeros(2, len(_DEPTHS), dtype=torch.float64, device=columns.device)
+        depth.index_add_(1, torch.bucketize(rows.position, edges, right=True), torch.stack([columns[0], columns[5]]))
+        weights = rows.weight.double()
+        answers = torch.tensor([len(rows.length), weights.sum(), weights.square().sum()], dtype=torch.float64)
+        terms = torch.tensor([float(part.detach()) for part in parts], dtype=torch.float64)
+        self.sums += torch.cat([columns.sum(1).cpu(), answers, torch.zeros(2), terms, depth.flatten().cpu()])
+
+    def add_drift(self, losses: Tensor) -> None:
+        """Take in KL(student || base) of some tokens."""
+        at = _SUMS.index("drift")
+        self.sums[at : at + 2] += torch.tensor([losses.double().sum(), len(losses)], dtype=torch.float64)
 
     def close(
         self,
@@ -100,29 +138,39 @@ class Tally:
         scored: int,
     ) -> StepMetrics:
         """The step's metrics."""
-        n = max(1.0, float(self.sums[5]))
-        loss, student, teacher, overlap, signal = (float(x) / n for x in self.sums[:5])
-        total = float(self.depth.sum())
+        figures = dict(zip(_SUMS, self.sums.tolist(), strict=False))
+        terms, depth = self.sums[len(_SUMS) :].split([len(self.names), 2 * len(_DEPTHS)])
+        n = max(1.0, figures["tokens"])
+        by_depth = dict(zip(_DEPTHS, depth.view(2, -1).T.tolist(), strict=True))
+        total = figures["divergence"]
+        known, ends, measured = figures["known"], figures["ends"], figures["drift_tokens"]
+        means = {k: figures[k] / n for k in ("divergence", "entropy_student", "entropy_teacher", "overlap", "signal",
+                                             "overlap_advantage", "top_mass")}  # fmt: skip
+        answers = max(1, round(figures["answers"]))
         return StepMetrics(
             step=step,
             steps=steps,
-            loss=sum(self.parts.values()),
-            terms=dict(self.parts),
+            loss=float(terms.sum()),
+            terms=dict(zip(self.names, terms.tolist(), strict=True)),
             grad_norm=grad_norm,
             lr=lr,
-            interactions=self.answers,
+            interactions=round(figures["answers"]),
             off_policy=off_policy,
             tokens=scored,
-            length=scored / max(1, self.answers),
-            divergence=loss,
-            entropy_student=student,
-            entropy_teacher=teacher,
-            entropy_gap=student - teacher,
-            overlap=overlap,
-            signal=signal,
-            depth={d: float(x) / total if total else 0.0 for d, x in zip(_DEPTHS, self.depth, strict=True)},
+            length=scored / answers,
+            entropy_gap=means["entropy_student"] - means["entropy_teacher"],
+            depth={d: loss / total if total else 0.0 for d, (loss, _) in by_depth.items()},
+            depth_divergence={d: loss / count for d, (loss, count) in by_depth.items() if count},
             seconds=seconds,
             tokens_per_second=scored / max(seconds, 1e-9),
+            effective=figures["weight"] ** 2 / max(figures["weight_squared"], 1e-12),
+            end_signal=figures["end_signal"] / ends if ends else None,
+            known=known / n,
+            serve_gap=figures["moved"] / known if known else None,
+            ratio=figures["ratio"] / known if known else None,
+            ratio_effective=figures["ratio"] ** 2 / (known * figures["ratio_squared"]) if known else None,
+            drift=figures["drift"] / measured if measured else None,
+            **means,
         )
 
 
@@ -135,9 +183,11 @@ def read_metrics(run_dir: Path) -> list[StepMetrics]:
     return [StepMetrics(**json.loads(line)) for line in lines[:-1]]  # the last part has no newline: cut or empty
 
 
-def keep_steps(run_dir: Path, before: int) -> list[StepMetrics]:
-    """Drop the lines of the steps after number `before`, which a resumed run repeats."""
+def keep_steps(run_dir: Path, before: int, *, write: bool = True) -> list[StepMetrics]:
+    """Drop the lines of the steps after number `before`, which a resumed run repeats; only read without `write`."""
     kept = [m for m in read_metrics(run_dir) if m.step <= before]
+    if not write:
+        return kept
     fresh = run_dir / f"{_FILE}.new"
     fresh.write_text("".join(json.dumps(asdict(m)) + "\n" for m in kept), encoding="utf-8")
     fresh.replace(run_dir / _FILE)

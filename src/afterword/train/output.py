@@ -17,7 +17,7 @@ from afterword.errors import ConflictError
 from afterword.learn.models import base_hash, resolve_model, template_hash, tokenizer_hash
 from afterword.learn.recipes import Recipe, describe
 from afterword.records import Candidate, Json, content_hash
-from afterword.train.examples import Example
+from afterword.train.encoded import Example
 from afterword.train.policy import Policy, weights_hash
 
 MANIFEST = "afterword.json"
@@ -54,6 +54,13 @@ class Identity:
     interactions_hash: str
     recipe: Json
     seed: int
+    teachers: dict[str, str]
+    """Hashes of teachers' weights that come from outside the run."""
+
+    @property
+    def weights(self) -> str:
+        """What scores in this run: the base, its dtype, the parent, the teachers from outside."""
+        return content_hash(self.base_hash, self.recipe["dtype"], self.parent_hash, self.teachers)
 
     @property
     def fingerprint(self) -> str:
@@ -62,7 +69,13 @@ class Identity:
 
 
 def identify(
-    model: str, tokenizer: object, recipe: Recipe, parent: Path | None, used: list[Example], seed: int
+    model: str,
+    tokenizer: object,
+    recipe: Recipe,
+    parent: Path | None,
+    used: list[Example],
+    seed: int,
+    teachers: dict[str, str] | None = None,
 ) -> Identity:
     """The identity of a run over these examples."""
     return Identity(
@@ -75,6 +88,7 @@ def identify(
         interactions_hash=content_hash([[e.interaction.id, e.interaction.weight, e.turn.id] for e in used]),
         recipe=describe(recipe),
         seed=seed,
+        teachers=teachers or {},
     )
 
 
@@ -92,7 +106,7 @@ def publish(policy: Policy, identity: Identity, result: TrainResult, run_dir: Pa
         "schema": 1,
         "base": identity.model,
         **{k: getattr(identity, k) for k in ("base_hash", "tokenizer_hash", "template_hash", "parent",
-                                             "parent_hash", "interactions_hash", "recipe", "seed")},
+                                             "parent_hash", "interactions_hash", "recipe", "seed", "teachers")},
         "interactions": len(result.interactions),
         "metrics": result.metrics,
         "code_version": __version__,

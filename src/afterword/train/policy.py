@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from afterword.errors import AdapterError
 from afterword.learn.deltas import Delta
@@ -85,10 +86,22 @@ def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, dev
         torch.manual_seed(seed)
         model = get_peft_model(base, _config(recipe.lora)) if parent is None else _continued(base, parent)
     model.eval()
+    if recipe.checkpointing:
+        _checkpointed(model)
     policy = Policy(model, head_of(model.get_base_model()))
     if parent is not None:
         policy.deltas["start"] = policy.live()
     return policy
+
+
+def _checkpointed(model: Any) -> None:
+    """Recompute activations layer by layer. transformers asks each layer whether it is in training; only the layers
+    themselves are told so, not what is in them, so that nothing drops out."""
+    base = model.get_base_model()
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in base.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 def _config(lora: Lora) -> LoraConfig:

@@ -1,7 +1,7 @@
 """The state of a run on disk: everything that the next step depends on, replaced in one rename.
 
-Schedules and data order are functions of the step and the seed, and frozen teachers are functions of the
-model, so what is kept is: adapter, optimiser, random generators, step.
+Schedules and data order are functions of the step, the seed and the metrics so far, and frozen teachers are functions
+of the model, so what is kept is: adapter, optimiser, random generators, the teachers that follow the student, step.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ import torch
 
 from afterword.errors import ConflictError
 from afterword.train.policy import Policy
+from afterword.train.teaching import Teaching
 
 _FILE = "state.pt"
 
 
-def save_state(run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, *, step: int, fingerprint: str) -> None:
+def save_state(
+    run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, teaching: Teaching, *, step: int, fingerprint: str
+) -> None:
     """Write the state before `step` durably; a kill leaves the old state or the new one, never half of it."""
     state = {
         "fingerprint": fingerprint,
         "step": step,
         "adapter": policy.adapter_state(),
         "optimiser": optimiser.state_dict(),
+        "teachers": teaching.state(),
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if policy.device.type == "cuda" else [],
     }
@@ -36,7 +40,9 @@ def save_state(run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, 
     fresh.replace(run_dir / _FILE)
 
 
-def load_state(run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, *, fingerprint: str) -> int:
+def load_state(
+    run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, teaching: Teaching, *, fingerprint: str
+) -> int:
     """Put the kept state back and return the step to go on with, 0 when there is none.
 
     Raises ConflictError when the folder holds the state of another run.
@@ -52,6 +58,7 @@ def load_state(run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, 
         )
     policy.load_adapter_state(state["adapter"])
     optimiser.load_state_dict(state["optimiser"])
+    teaching.load(state["teachers"])
     torch.set_rng_state(state["random"])
     if state["random_cuda"]:
         torch.cuda.set_rng_state_all(state["random_cuda"])

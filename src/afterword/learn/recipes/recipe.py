@@ -52,6 +52,8 @@ class Recipe:
     """Of the base model ("bfloat16", "float32", "auto"); the adapter is always float32."""
     micro_tokens: int = 512
     """Most padded tokens in one forward pass; it changes speed and memory, not the result."""
+    checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass: about a third slower, a fraction of the memory."""
     max_tokens: int = 2048
     """Most tokens of a prompt and its answer; a longer interaction is left out and counted, never cut."""
     max_hindsight: int = 512

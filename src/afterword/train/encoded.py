@@ -1,0 +1,66 @@
+"""What a run trains on: interactions as token ids, and those that were left out with their reasons.
+
+Plain data; how it comes about is `examples`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from afterword.learn.rows import UNKNOWN, Answer
+from afterword.records import Interaction, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An interaction with the turn it is about."""
+
+    interaction: Interaction
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An interaction as ids. `teacher_prompts` has the prompt of each context that the recipe's terms use."""
+
+    interaction: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    teacher_prompts: dict[str, tuple[int, ...]]
+    privileged: bool
+    weight: float
+    on_policy: bool
+    cut: int
+    """Hindsight tokens that did not fit."""
+    answer: Answer = UNKNOWN
+    served: tuple[float, ...] = ()
+    """Log-probability of each completion id at sampling, NaN where it is unknown; empty: all unknown."""
+
+    def reads(self, context: str) -> tuple[int, ...]:
+        """The prompt under a context; the student's own for "none"."""
+        return self.teacher_prompts.get(context, self.prompt) if context == "none" else self.teacher_prompts[context]
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """An interaction that is not trained. `reason` is a short code that is counted."""
+
+    interaction: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is trained and what is not."""
+
+    rows: tuple[Encoded, ...]
+    left: tuple[Left, ...]
+    used: tuple[Example, ...] = field(repr=False)
+    """The examples behind `rows`, in the same order."""
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many were left out, by reason."""
+        return dict(Counter(one.reason for one in self.left))

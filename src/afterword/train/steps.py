@@ -1,0 +1,124 @@
+"""What happens within a step: a micro-batch forward and backward, the drift probe, the rows of a pass.
+
+Owns no state; the order of things is in `loop`. Legend as there: R interactions, N their scored tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from afterword.chat.render import Tokenizer, end_of_turn_ids
+from afterword.learn.anchors import GOLD
+from afterword.learn.divergences import ReverseKL
+from afterword.learn.forward import padded
+from afterword.learn.loss_stage import token_losses
+from afterword.learn.recipes import Recipe
+from afterword.learn.teachers import BASE
+from afterword.learn.terms import Term
+from afterword.train.answers import write_answers
+from afterword.train.batches import TeacherStates, rows_of, student_batch
+from afterword.train.encoded import Encoded, Prepared
+from afterword.train.fresh import fresh_rows, judged
+from afterword.train.metrics import Tally
+from afterword.train.policy import Policy
+from afterword.train.world import World
+
+
+def backward(
+    policy: Policy,
+    teachers: TeacherStates,
+    terms: Sequence[Term],
+    counts: Sequence[float],
+    micro: Sequence[int],
+    tally: Tally,
+) -> Tensor:
+    """Add the gradient of a micro-batch and tell `tally`; returns the student's states [N, H], detached.
+
+    Teachers score first: their activations are gone when the student's are kept for the backward pass.
+    """
+    batch = [teachers.rows[i] for i in micro]
+    layout = rows_of(batch, policy.device)
+    student_in = student_batch(batch, policy.device)
+    sides = [teachers.get(term.teacher, term.context.name, micro) for term in terms]
+    references = [teachers.get(term.reference, "none", micro) for term in terms]
+    student_NH = policy.hidden(student_in, "live")
+    scores = [
+        token_losses(
+            student_NH,
+            None if side is None else side.states,
+            policy.head,
+            student_in.targets,
+            term.estimator,
+            target=term.target,
+            support=term.support,
+            reference=None if reference is None else reference.states,
+            teacher_head=None if side is None else side.head,
+            reference_head=None if reference is None else reference.head,
+        )
+        for term, side, reference in zip(terms, sides, references, strict=True)
+    ]
+    parts = [term.value(score, layout, count) for term, score, count in zip(terms, scores, counts, strict=True)]
+    torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+    tally.add(scores[0], layout, terms[0].keep(layout), parts, student_in.targets)
+    return student_NH.detach()
+
+
+@torch.no_grad()
+def drift(policy: Policy, row: Encoded, student_NH: Tensor) -> Tensor:
+    """KL(student || base) [n] of `row`, the first of a micro-batch whose student states are there already."""
+    batch = padded([(row.prompt, row.completion)], policy.device)
+    base_nH, own_nH = policy.hidden(batch, BASE.key), student_NH[: len(row.completion)]
+    return token_losses(own_nH, base_nH, policy.head, batch.targets, ReverseKL(), teacher_head=policy.head.bare).loss
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """The rows of each pass: the served answers, then what the student writes anew."""
+
+    prepared: Prepared
+    recipe: Recipe
+    tokenizer: Tokenizer
+    run_dir: Path
+    key: str
+    seed: int
+    world: World
+
+    @property
+    def fresh_size(self) -> int:
+        """Rows of a pass over fresh answers."""
+        gold = sum(r.answer.kind == GOLD for r in self.prepared.rows)
+        return gold + (len(self.prepared.rows) - gold) * self.recipe.answers
+
+    def rows(self, policy: Policy, number: int) -> Sequence[Encoded]:
+        """The rows of pass `number`. Of several processes the first writes fresh answers, the others read its file."""
+        if number < self.recipe.passes:
+            return self.prepared.rows
+        if not self.world.first:
+            self.world.wait()
+        ends, served = end_of_turn_ids(self.tokenizer), self.prepared.rows
+        rows = fresh_rows(
+            policy,
+            served,
+            ends,
+            self.run_dir,
+            number=number,
+            key=self.key,
+            seed=self.seed,
+            most=self.recipe.max_fresh,
+            answers=self.recipe.answers,
+            scored=any(t.needs_served for t in self.recipe.terms),
+        )
+        written = [r for r in rows if r.answer.kind != GOLD]
+        if self.world.first:
+            if written:
+                told = {e.interaction.id: e.interaction.hindsight for e in self.prepared.used}
+                write_answers(self.run_dir, self.tokenizer, served, written, told, number=number, ends=ends)
+            self.world.wait()
+        return judged(
+            rows, {e.interaction.id: e.turn for e in self.prepared.used}, self.recipe.verifier, self.tokenizer
+        )
