@@ -95,16 +95,6 @@ _SETTINGS = (
     "passes", "fresh", "max_tokens", "context", "template", "template_praise", "experience", "teacher", "verifier",
 )  # fmt: skip
 """Settings that a recipe takes under the same name."""
-    "passes",
-    "fresh",
-    "max_tokens",
-    "context",
-    "template",
-    "template_praise",
-    "experience",
-    "teacher",
-    "verifier",
-)
 
 
 def recipe_of(settings: TrainConfig) -> Recipe:
