@@ -20,7 +20,7 @@ from torch import Tensor
 from afterword.chat.render import ends_with, generation_header
 from afterword.learn.contexts import CONTEXTS, Context
 from afterword.learn.diagnostics import log_probs
-from afterword.learn.divergences import Follows, ForwardKL, ReverseKL
+from afterword.learn.divergences import Estimator, Follows, ForwardKL, ReverseKL
 from afterword.learn.forward import hidden_states, padded
 from afterword.learn.head import Head, head_of
 from afterword.learn.loss_stage import Scores, token_losses
@@ -207,7 +207,8 @@ def test_4_a_sampled_estimator_follows_what_it_says_in_expectation(name: str) ->
         plain = dataclasses.replace(estimator, floor=None) if hasattr(estimator, "floor") else estimator
         _, per_token = plain(tile_of(student.expand(7, -1), teacher.expand(7, -1), every))
         mean = (student.softmax(-1)[0][:, None] * per_token).sum(0)
-        exact = {Follows.REVERSE_KL: ReverseKL(), Follows.FORWARD_KL: ForwardKL()}[term.estimator.follows]
+        exact: Estimator = ReverseKL() if term.estimator.follows is Follows.REVERSE_KL else ForwardKL()
+        assert term.estimator.follows in (Follows.REVERSE_KL, Follows.FORWARD_KL)
         torch.testing.assert_close(mean, exact(tile_of(student, teacher, every[:1]))[1][0], atol=1e-12, rtol=1e-10)
 
 

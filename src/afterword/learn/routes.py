@@ -41,6 +41,16 @@ class ByKind:
 
 
 @dataclass(frozen=True, slots=True)
+class NotKind:
+    """Answers whose feedback is of any other kind."""
+
+    kinds: tuple[str, ...]
+
+    def __call__(self, answer: Answer) -> bool:
+        return answer.kind not in self.kinds
+
+
+@dataclass(frozen=True, slots=True)
 class ByCorrectness:
     """Answers that were judged right (reward above 0), or those judged wrong (below 0). What nobody judged is
     neither."""

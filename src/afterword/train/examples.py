@@ -24,6 +24,7 @@ from afterword.errors import ModelError, NothingToDo
 from afterword.learn.anchors import GOLD
 from afterword.learn.contexts import Context, fit_hindsight, others
 from afterword.learn.recipes import Recipe
+from afterword.learn.routes import ByKind
 from afterword.learn.rows import Answer
 from afterword.records import Interaction, Turn
 from afterword.train.encoded import Encoded, Example, Left, Prepared
@@ -57,7 +58,7 @@ class _Encoder:
             if unfit := self._differs(turn, prompt, completion, own):
                 return Left(interaction.id, *unfit)
             served, why = served_logprobs(turn)
-            if why and self.needs_served:
+            if why and self.needs_served and self.recipe.passes:
                 return Left(interaction.id, "no_logprobs", why)
         else:
             prompt = own
@@ -65,7 +66,7 @@ class _Encoder:
         if too_long := self._too_long(len(prompt) + len(completion)):
             return Left(interaction.id, *too_long)
         row = self._with_teacher(interaction, turn, prompt, completion)
-        return replace(row, served=served, answer=_answer(interaction)) if isinstance(row, Encoded) else row
+        return replace(row, served=served, answer=self._answer(interaction)) if isinstance(row, Encoded) else row
 
     @property
     def needs_served(self) -> bool:
@@ -81,6 +82,8 @@ class _Encoder:
 
     def _unfit(self, interaction: Interaction, turn: Turn) -> tuple[str, str] | None:
         privileged = any(t.context.privileged and t.context.text is None for t in self.recipe.terms)
+        if wanted := self._other_kind(interaction):
+            return "other_kind", f"it is of the kind {interaction.kind!r}; {self.recipe.name} learns from {wanted}"
         if interaction.turn != turn.id:
             return "wrong_turn", f"it is about turn {interaction.turn!r}, not {turn.id!r}"
         if interaction.split != "train":
@@ -97,6 +100,22 @@ class _Encoder:
         if not turn.on_policy and not text_of(turn.answer.get("content")).strip():
             return "empty_answer", "its answer has no text"
         return None
+
+    def _other_kind(self, interaction: Interaction) -> str | None:
+        """The kinds that the recipe reads when this is none of them, else None."""
+        kinds = [t.route.kinds if isinstance(t.route, ByKind) else None for t in self.recipe.terms]
+        named = [kind for some in kinds if some is not None for kind in some]
+        if None in kinds or self._answer(interaction).kind in named:
+            return None
+        return ", ".join(named)
+
+    def _answer(self, interaction: Interaction) -> Answer:
+        """What is known of it beside its tokens. Where a recipe mixes in gold, answers that users were content with
+        are that: they are imitated as they were served."""
+        reward = float(interaction.polarity) if interaction.polarity else None
+        mixed = any(isinstance(t.route, ByKind) and GOLD in t.route.kinds for t in self.recipe.terms)
+        kind = GOLD if mixed and interaction.polarity > 0 else interaction.kind
+        return Answer(kind=kind, task=interaction.task, reward=reward)
 
     def _differs(
         self, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...], own: tuple[int, ...]
@@ -155,11 +174,6 @@ class _Encoder:
             on_policy=turn.on_policy,
             cut=cut,
         )
-
-
-def _answer(interaction: Interaction) -> Answer:
-    reward = float(interaction.polarity) if interaction.polarity else None
-    return Answer(kind=interaction.kind, task=interaction.task, reward=reward)
 
 
 def _contexts(recipe: Recipe) -> list[Context]:

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from afterword.learn.advantages import ReturnToGo
-from afterword.learn.anchors import gold_mix
+from afterword.learn.anchors import GOLD, gold_mix
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.divergences import (
     FORWARD_KL,
@@ -21,6 +21,7 @@ from afterword.learn.divergences import (
     ReverseKL,
 )
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
+from afterword.learn.routes import NotKind
 from afterword.learn.schedules import Linear, Switch
 from afterword.learn.supports import TopK
 from afterword.learn.targets import Extrapolation, GeometricBridge
@@ -84,9 +85,11 @@ def stable_opd(*, teacher: str | None = None, gold: float = 0.1, anchor: float =
         teacher=START,
         context=CONTEXTS["none"],
         average=PER_TOKEN,
+        route=NotKind((GOLD,)),
         scale=anchor,
     )
-    terms = (_term(teacher, "sampled", PolicyGradient(), update=_CLIP), gold_mix(gold), start)
+    own = _term(teacher, "sampled", PolicyGradient(), update=_CLIP, route=NotKind((GOLD,)))
+    terms = (own, gold_mix(gold), start)
     return Recipe(name="stable-opd", terms=terms, **{**ON_POLICY, **settings})
 
 

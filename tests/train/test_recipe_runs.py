@@ -1,0 +1,80 @@
+"""Every recipe through the whole training run: on a tiny model in the fast suite, on the embedded one in the slow."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afterword.errors import ConfigError, NothingToDo
+from afterword.learn.recipes import RECIPES, Recipe, recipe
+from afterword.train.examples import Example
+from afterword.train.loop import train_candidate
+from afterword.train.metrics import read_metrics
+from afterword.train.output import TrainResult
+from tests.learn.recipe_inputs import INPUTS
+from tests.train.tiny_model import example, tiny_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+KINDS = ("follow_up", "edited", "retried", "tests")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / "other", seed=1)
+
+
+def told(name: str, teacher: str) -> dict[str, Any]:
+    given = INPUTS.get(name, {})
+    return {**given, "teacher": teacher} if "teacher" in given else given
+
+
+def some(model: str, n: int, **changes: Any) -> list[Example]:
+    found = []
+    for i in range(n):
+        served = example(model, i, text=f"Answer {i}" + "!" * (i % 3), hindsight=f"Wish {i}.")
+        size = len(served.turn.completion_ids or ())
+        turn = dataclasses.replace(served.turn, logprobs=(-5.5,) * size, sampling={"temperature": 1.0})
+        fields: dict[str, Any] = {"kind": KINDS[i % 4], "polarity": 1 if i == 4 else -1, **changes}
+        found.append(Example(dataclasses.replace(served.interaction, **fields), turn))
+    return found
+
+
+def run(model: str, folder: Path, examples: list[Example], one: Recipe) -> TrainResult:
+    return train_candidate(examples, model=model, out=folder / "out", run_dir=folder / "run", recipe=one)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_trains(name: str, model: str, other: str, tmp_path: Path) -> None:
+    one = recipe(name, **told(name, other), batch=4, dtype="float32", max_fresh=6)
+    result = run(model, tmp_path, some(model, 8), one)
+    metrics = read_metrics(tmp_path / "run")
+    assert result.interactions
+    assert all(math.isfinite(m.loss) and math.isfinite(m.grad_norm) for m in metrics)
+    assert any(m.grad_norm > 0 for m in metrics)
+    assert set(metrics[0].terms) == {term.name for term in one.terms}
+    for term in one.terms:
+        assert any(m.terms[term.name] != 0 for m in metrics), f"{term.name} never said anything"
+
+
+@pytest.mark.parametrize("name", ["sdpo", "sdft", "opsd", "opsd-clipped"])
+def test_a_recipe_without_its_kind_of_interaction_says_which_it_wants(name: str, model: str, tmp_path: Path) -> None:
+    wanted = recipe(name).terms[0].route
+    with pytest.raises(NothingToDo, match=f"6 other_kind.*learns from .*{wanted.kinds[-1]}"):  # type: ignore[attr-defined]
+        run(model, tmp_path, some(model, 6, kind="follow_up"), recipe(name))
+
+
+@pytest.mark.parametrize("name", sorted(INPUTS))
+def test_a_recipe_without_what_it_has_to_be_told_fails_before_anything_is_loaded(name: str, tmp_path: Path) -> None:
+    (key,) = INPUTS[name]
+    with pytest.raises(ConfigError, match=rf"train\.{key}"):
+        run(str(tmp_path / "no such model"), tmp_path, [], recipe(name))
