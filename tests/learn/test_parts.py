@@ -21,7 +21,7 @@ from afterword.learn.monitors import COLUMNS
 from afterword.learn.routes import ByCorrectness, ByKind, ByTask, Route
 from afterword.learn.rows import Answer, Group, Rows, layout
 from afterword.learn.schedules import Constant, Cosine, Linear, OnMetric, Schedule, Switch
-from afterword.learn.teachers import BASE, START, Average, Copy, Routed, Teacher
+from afterword.learn.teachers import BASE, START, Average, Copy, Routed
 from afterword.learn.terms import Term
 from afterword.learn.tiles import tile_of
 from afterword.learn.updates import PPOClip, Truncated, Update
@@ -78,7 +78,7 @@ def test_group_baselines() -> None:
     group = Group(size=4, mean=0.25, deviation=0.5)  # sample deviation, methods_menu C 17
     some = rows([1] * 5, [*(Answer(reward=r, group=group) for r in rewards), Answer(reward=1.0, group=Group(1, 1.0))])
     nothing = scored(5)
-    got = {kind: GroupBaseline(kind)(nothing, some).tolist() for kind in ("grpo", "dr_grpo", "leave_one_out")}  # type: ignore[arg-type]
+    got = {kind: GroupBaseline(kind)(nothing, some).tolist() for kind in ("grpo", "dr_grpo", "leave_one_out")}
     assert got["grpo"] == pytest.approx([1.5, -0.5, -0.5, -0.5, 0.0], abs=1e-3)
     assert got["dr_grpo"] == pytest.approx([0.75, -0.25, -0.25, -0.25, 0.0])
     assert got["leave_one_out"] == pytest.approx([1.0, -1 / 3, -1 / 3, -1 / 3, 0.0])
@@ -230,7 +230,7 @@ def test_which_teachers_are_frozen_and_which_move() -> None:
     ]
     assert [t.moving for t in (BASE, Average(), Copy(), code)] == [False, True, True, False]
     assert (code.of("code"), code.of("math"), code.of(None)) == (BASE, Average(), START)
-    assert isinstance(code, Teacher) and len({BASE, code, Average(), Average(rate=0.1)}) == 4
+    assert len({BASE, code, Average(), Average(rate=0.1)}) == 4
 
 
 def test_advantages_say_what_they_need() -> None:

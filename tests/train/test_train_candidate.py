@@ -144,6 +144,9 @@ def test_going_on_from_a_parent_starts_with_its_weights(model: str, tmp_path: Pa
 def test_a_parent_of_another_base_is_refused(model: str, tmp_path: Path) -> None:
     other = tiny_folder(tmp_path / "other", hidden_size=16)
     parent = run(other, tmp_path / "parent", some(other, 3), sdpo_interactions(**QUICK)).path
+    with pytest.raises(AdapterError, match="made for another base"):
+        run(model, tmp_path / "child", some(model, 3), sdpo_interactions(**QUICK), parent=parent)
+    (parent / "afterword.json").unlink()  # a plain PEFT folder: its shapes decide
     with pytest.raises(AdapterError, match="does not fit"):
         run(model, tmp_path / "child", some(model, 3), sdpo_interactions(**QUICK), parent=parent)
     with pytest.raises(AdapterError, match=r"no adapter_model\.safetensors"):
@@ -179,8 +182,8 @@ def test_nothing_is_overwritten_and_a_finished_run_answers_again(model: str, tmp
 
 
 def test_a_recipe_that_cannot_work_fails_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="passes=0"):
-        run("no-such-model", tmp_path, [], sdpo_interactions(passes=0))
+    with pytest.raises(ConfigError, match="batch=0"):
+        run("no-such-model", tmp_path, [], sdpo_interactions(batch=0))
 
 
 def test_nan_stops_the_run_and_keeps_its_state(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,8 @@ class _Encoder:
 
     @property
     def needs_served(self) -> bool:
-        """True when a term has nothing to learn from an answer without its log-probabilities."""
-        return any(t.needs_served for t in self.recipe.terms)
+        """True when no term could learn anything from an answer without its log-probabilities."""
+        return self.recipe.passes > 0 and all(t.needs_served for t in self.recipe.terms)
 
     def _too_long(self, size: int) -> tuple[str, str] | None:
         if size > self.limit:
@@ -97,6 +97,8 @@ class _Encoder:
         if not turn.on_policy and not self.recipe.include_off_policy and interaction.kind != GOLD:
             why = turn.missing_ids or "the served token ids are unknown"
             return "off_policy", f"{why}; include_off_policy trains its text anyway"
+        if not turn.on_policy and self.needs_served:
+            return "no_logprobs", "it was never sampled here, and the recipe weighs what was"
         if not turn.on_policy and not text_of(turn.answer.get("content")).strip():
             return "empty_answer", "its answer has no text"
         return None

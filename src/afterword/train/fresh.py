@@ -94,7 +94,7 @@ def judged(
     return with_groups(out)
 
 
-def verifier_of(name: str) -> Callable[[Turn, str], float]:
+def verifier_of(name: str) -> Callable[[Turn, str], Any]:
     """The function `package.module:function`. ConfigError when there is none."""
     module, _, function = name.partition(":")
     try:

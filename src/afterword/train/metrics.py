@@ -139,7 +139,7 @@ class Tally:
     ) -> StepMetrics:
         """The step's metrics."""
         figures = dict(zip(_SUMS, self.sums.tolist(), strict=False))
-        terms, depth = self.sums[len(_SUMS) :].split([len(self.names), 2 * len(_DEPTHS)])
+        terms, depth = torch.split(self.sums[len(_SUMS) :], [len(self.names), 2 * len(_DEPTHS)])
         n = max(1.0, figures["tokens"])
         by_depth = dict(zip(_DEPTHS, depth.view(2, -1).T.tolist(), strict=True))
         total = figures["divergence"]

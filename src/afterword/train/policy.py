@@ -7,13 +7,17 @@ stays in eval mode, so no dropout can set the two sides apart; there is no secon
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from afterword.errors import AdapterError
@@ -21,7 +25,7 @@ from afterword.learn.deltas import Delta
 from afterword.learn.forward import Padded, hidden_states
 from afterword.learn.head import Head, head_of
 from afterword.learn.lora import lean, live_deltas, overlaid
-from afterword.learn.models import load_model
+from afterword.learn.models import base_hash, load_model, resolve_model
 from afterword.learn.recipes import Lora, Recipe
 
 _LIVE = "default"
@@ -74,11 +78,26 @@ class Policy:
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card says nothing of this adapter
 
 
+def check_base(folder: Path, model: str) -> None:
+    """AdapterError when the folder's manifest names another base. A plain PEFT folder has none: its shapes decide."""
+    note = folder / "afterword.json"
+    if not note.is_file():
+        return
+    named = json.loads(note.read_text(encoding="utf-8")).get("base_hash")
+    if named != base_hash(resolve_model(model)):
+        raise AdapterError(
+            f"the adapter {str(folder)!r} was made for another base (hash {named}) than {model!r}: it can be neither "
+            "parent nor teacher here; use the base that its afterword.json names"
+        )
+
+
 def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, device: str) -> Policy:
     """The model `ref` with a fresh adapter (seeded), or with `parent`'s to go on from.
 
     Raises ModelError when the model cannot be trained, AdapterError when `parent` does not fit it.
     """
+    if parent is not None:
+        check_base(parent, ref)
     base = load_model(ref, dtype=recipe.dtype, device=device)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=_cuda(base.device)), warnings.catch_warnings():
         # peft 0.21 reads a property that transformers 5.23 has renamed
@@ -95,13 +114,17 @@ def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, dev
 
 
 def _checkpointed(model: Any) -> None:
-    """Recompute activations layer by layer. transformers asks each layer whether it is in training; only the layers
-    themselves are told so, not what is in them, so that nothing drops out."""
-    base = model.get_base_model()
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for module in base.modules():
+    """Recompute the activations of each layer in the backward pass. Not through transformers' own switch, which works
+    only in training mode."""
+    for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
+            module.forward = partial(_recomputed, module.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def _config(lora: Lora) -> LoraConfig:

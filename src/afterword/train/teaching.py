@@ -24,8 +24,8 @@ from afterword.learn.head import Head, head_of
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.models import base_hash, load_model, load_tokenizer, resolve_model, tokenizer_hash
 from afterword.learn.recipes import Recipe
-from afterword.learn.teachers import START, Average, Copy, External, Released, Routed, Teacher, TrustRegion
-from afterword.train.policy import Policy, weights_hash
+from afterword.learn.teachers import Average, Copy, External, Released, Routed, Teacher, TrustRegion
+from afterword.train.policy import Policy, check_base, weights_hash
 from afterword.train.sizes import model_sizes
 
 
@@ -110,7 +110,7 @@ class Teaching:
         """Was it near enough to the start on the tokens of this step? Forgets them."""
         total, count = self.drift[teacher.key].tolist()
         self.drift[teacher.key].zero_()
-        return total <= teacher.bound * count
+        return bool(total <= teacher.bound * count)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs of the teachers."""
@@ -160,7 +160,7 @@ def check_teachers(recipe: Recipe, model: str, tokenizer: Any) -> int | None:
                     f"{vocabulary} and {own}): a teacher scores the student's ids, so both need the same tokenizer"
                 )
         if isinstance(teacher, Released):
-            _check_base(Path(teacher.folder), model)
+            check_base(Path(teacher.folder), model)
     return min(limits, default=None)
 
 
@@ -175,23 +175,10 @@ def teacher_hashes(recipe: Recipe) -> dict[str, str]:
     return found
 
 
-def _check_base(folder: Path, model: str) -> None:
-    """AdapterError when the folder's manifest names another base. A plain PEFT folder has none: its shapes decide."""
-    note = folder / "afterword.json"
-    if not note.is_file():
-        return
-    named = json.loads(note.read_text(encoding="utf-8")).get("base_hash")
-    if named != base_hash(resolve_model(model)):
-        raise AdapterError(
-            f"the adapter {str(folder)!r} was made for another base (hash {named}) than {model!r}: it can be neither "
-            "parent nor teacher here; use the base that its afterword.json names"
-        )
-
-
 def released(folder: Path, policy: Policy, model: str) -> dict[str, Delta]:
     """The update of another adapter folder, by layer name. AdapterError when it does not fit."""
     weights_hash(folder)
-    _check_base(folder, model)
+    check_base(folder, model)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     odd = [k for k in ("use_dora", "modules_to_save", "trainable_token_indices", "rank_pattern", "alpha_pattern")
            if config.get(k)]  # fmt: skip
@@ -215,6 +202,3 @@ def _paired(folder: Path, policy: Policy, tensors: dict[str, Tensor], scale: flo
                 "include its layers"
             )
         yield layer, Delta(down, up, scale)
-
-
-__all__ = ["START", "Side", "Teaching", "check_teachers", "released", "teacher_hashes", "teachers_of"]

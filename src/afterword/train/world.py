@@ -52,7 +52,7 @@ class World:
         grads = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
-        for grad, piece in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        for grad, piece in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
             grad.copy_(piece.view_as(grad))
 
     def give(self, tensor: Tensor, source: int) -> None:
