@@ -42,7 +42,7 @@ class Recipe:
     verifier: str | None = None
     """Who judges fresh answers, `package.module:function`: called with the turn and the answer's text, it returns a
     number."""
-    batch: int = 8
+    batch: int = 4
     """Interactions per optimiser step."""
     schedule: Schedule = CONSTANT
     max_grad_norm: float = 1.0
