@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,26 @@ def test_it_ends_when_its_parent_is_gone(tiny: Path) -> None:
         assert process.poll() is None
         parent.communicate(b"\n")
         assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_model_leaves_with_a_killed_server(tiny: Path) -> None:
+    with engine("--model", str(tiny)) as (process, _):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
+        assert len(children) == 1
+        process.kill()
+        process.wait(10)
+        deadline = time.monotonic() + 20
+        while _runs(int(children[0])):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture
