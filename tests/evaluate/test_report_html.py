@@ -113,7 +113,7 @@ def test_yes_no_and_override_say_so() -> None:
 
 
 def test_a_failed_suite_and_an_unknown_one_are_shown() -> None:
-    report = full_report(holdout={"error": NASTY}, privacy={"canary_rank": figure(0.5, 0.4, 0.6)})
+    report = full_report(holdout={"error": NASTY}, my_own={"canary_rank": figure(0.5, 0.4, 0.6)})
     text = "".join(outline(render_report(candidate(), report, verdict())).text)
     assert f"Failed: {NASTY}" in text and "canary rank" in text and "0.500" in text
 
@@ -183,3 +183,27 @@ def test_a_measured_heat_map(tiny: str) -> None:
     assert [t.without for t in measured.tokens] == pytest.approx([t.without for t in measured.control], abs=1e-2)
     assert any(t.advantage != c.advantage for t, c in zip(measured.tokens, measured.control, strict=True))
     assert measure_heatmap(turn, interaction, None, model=tiny).control == ()
+
+
+def test_every_suite_has_its_words_and_what_changed_is_told_in_order() -> None:
+    from afterword.evaluate.changes import BETTER
+    from afterword.evaluate.report_rows import ABOUT, ROWS, label_of
+    from afterword.evaluate.suites import SUITES
+
+    assert set(ROWS) == set(ABOUT) == set(SUITES)
+    assert all(
+        label_of(suite, name) != name for suite, names in BETTER.items() for name in names if name != "loss_rise"
+    )
+    changed = {"prompt": NASTY, "before": "I can't.", "after": NASTY, "says": "refusals"}
+    changes = [{"suite": "safety", "figure": "refusals", "better": False, "p": 0.001, "adjusted": 0.004}]
+    report = Report(
+        id="rep-2", candidate="cand-1", against=None,
+        suites={"safety": {"refusals": figure(-0.5, -0.7, -0.3), "refusals_served": figure(0.9, 0.8, 1.0),
+                           "refusals_candidate": figure(0.4, 0.2, 0.6)}},
+        about={"changes": changes, "changed": {"safety": [changed]}},
+    )  # fmt: skip
+    page = render_report(candidate(), report, verdict(), losses=[0.5, 0.2], monitors={"Overlap": [0.9, 0.8]})
+    text = " ".join(outline(page).text)
+    assert "Harmful requests declined" in text and "safety: 1 answers changed sides" in text and "Overlap" in text
+    assert "Harmful requests declined (p = 0.004)" in text.replace("  ", " ")
+    assert page.count("<svg") == 3

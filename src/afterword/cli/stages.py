@@ -24,6 +24,16 @@ from afterword.records import Candidate, Interaction, Release, Report, Turn, Ver
 from afterword.release.gate import GateThresholds, decide, overridden
 from afterword.release.publish import publish, rollback
 
+MONITORS = {
+    "Gradient norm before clipping": "grad_norm",
+    "Signal: log-probability of the answer under the teacher over the student (nats a token)": "signal",
+    "Entropy of the student (nats)": "entropy_student",
+    "Entropy of the student over the teacher's (nats)": "entropy_gap",
+    "Overlap of the likeliest tokens": "overlap",
+    "Tokens of an answer": "length",
+}
+"""What a report's page shows of the training, beside the loss."""
+
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands."""
@@ -190,8 +200,10 @@ def _write_page(context: Context, path: Path, candidate: Candidate, report: Repo
     from afterword.evaluate.report_html import render_report
     from afterword.train.metrics import read_metrics
 
-    curve = [step.loss for step in read_metrics(context.dir / "runs" / candidate.id)]
-    path.write_text(render_report(candidate, report, verdict, losses=curve), encoding="utf-8")
+    steps = read_metrics(context.dir / "runs" / candidate.id)
+    watched = {name: [float(getattr(step, key)) for step in steps] for name, key in MONITORS.items()}
+    page = render_report(candidate, report, verdict, losses=[step.loss for step in steps], monitors=watched)
+    path.write_text(page, encoding="utf-8")
     context.say(f"report written to {path}")
 
 

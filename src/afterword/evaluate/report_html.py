@@ -7,12 +7,13 @@ from a user or a model is escaped; `Section.html` is the caller's own HTML and i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from afterword.evaluate.html import Interval, curve, escape, intervals, page
+from afterword.evaluate.report_rows import ABOUT, ROWS, Row, label_of
 from afterword.records import Candidate, Json, Report, Verdict
 
 SHOWN = 4
@@ -28,67 +29,27 @@ class Section:
     """Trusted: made by the caller, who escapes what came from outside."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A line of a suite: one figure, or one of each arm on the same scale."""
-
-    key: str
-    label: str
-    style: str = "number"
-    """"number", "share", "ratio" or "change" (signed, around 0)."""
-
-
-_ROWS: dict[str, tuple[_Row, ...]] = {
-    "holdout": (
-        _Row("need_drop", "Drop of the correction still needed (nats a token)", "change"),
-        _Row("gain", "Gain in hindsight score (nats a token)", "change"),
-        _Row("score", "Hindsight score (nats a token)"),
-        _Row("edit", "Distance to the user's final text", "share"),
-        _Row("edit_gain", "Nearer to the final text by", "change"),
-    ),
-    "collapse": (
-        _Row("empty", "Empty answers", "share"),
-        _Row("truncated", "Cut off at the limit", "share"),
-        _Row("repetitive", "Repetitive answers", "share"),
-        _Row("copies", "Copies of the question", "share"),
-        _Row("leaks", "Speak of a follow-up", "share"),
-        _Row("length_ratio", "Length, candidate to served", "ratio"),
-        _Row("distinct_ratio", "Variety of words, candidate to served", "ratio"),
-        _Row("similarity", "Likeness among its own answers", "share"),
-    ),
-    "forgetting": (
-        _Row("drift", "Drift from the base (nats a token)"),
-        _Row("drift_text", "… on plain text"),
-        _Row("drift_chat", "… on chats"),
-        _Row("loss_rise", "Loss rise against served", "percent"),
-        _Row("loss_rise_base", "Loss rise against the base", "percent"),
-    ),
-}
-_ABOUT = {
-    "holdout": "Both arms answer prompts that were never trained on. The frozen base model reads what the user wrote "
-    "next and scores how much better it makes each answer.",
-    "forgetting": "Log-probabilities on general texts and chats that have nothing to do with the feedback.",
-    "collapse": "Does it still give answers? Counted on the same held-out answers.",
-}
-
-
 def render_report(
     candidate: Candidate,
     report: Report,
     verdict: Verdict,
     *,
     losses: Sequence[float] = (),
+    monitors: Mapping[str, Sequence[float]] | None = None,
     sections: Sequence[Section] = (),
 ) -> str:
-    """One self-contained HTML page. `losses` is the training loss by step."""
+    """One self-contained HTML page. `losses` is the training loss by step, `monitors` whatever else was
+    watched, by its name."""
     body = [
         _head(candidate, report, verdict),
         _tiles(report),
         _reasons(verdict),
+        _changes(report),
         *(f"<h2>{escape(section.title)}</h2>{section.html}" for section in sections),
         *(_suite(name, figures) for name, figures in report.suites.items()),
         _examples(report),
-        _training(candidate, losses),
+        _own_examples(report),
+        _training(losses, monitors or {}),
         _meta(candidate, report, verdict),
     ]
     return page(f"Candidate {candidate.id}", "\n".join(part for part in body if part))
@@ -156,7 +117,7 @@ def _checks(figures: Json) -> list[str]:
 
 
 def _suite(name: str, figures: Json) -> str:
-    title = f"<h2>{escape(name.replace('-', ' ').capitalize())}</h2><p class=dim>{escape(_ABOUT.get(name, ''))}</p>"
+    title = f"<h2>{escape(name.replace('-', ' ').capitalize())}</h2><p class=dim>{escape(ABOUT.get(name, ''))}</p>"
     if "error" in figures:
         return f"{title}<p class=error>Failed: {escape(figures['error'])}</p>"
     rows = list(_lines(name, figures))
@@ -167,7 +128,7 @@ def _suite(name: str, figures: Json) -> str:
 def _lines(name: str, figures: Json) -> Iterator[str]:
     for check in _checks(figures):
         yield _pair(f"{check} (decided by a program)", figures[f"{check}_before"], figures[f"{check}_after"], "share")
-    known = _ROWS.get(name) or tuple(_Row(key, key.replace("_", " ")) for key in figures)
+    known = ROWS.get(name) or tuple(Row(key, key.replace("_", " ")) for key in figures)
     for row in known:
         if f"{row.key}_served" in figures and f"{row.key}_candidate" in figures:
             yield _pair(row.label, figures[f"{row.key}_served"], figures[f"{row.key}_candidate"], row.style)
@@ -274,10 +235,47 @@ def _score(example: Json, arm: str) -> str:
     return "".join(f" · {escape(name)} {_number(float(value), 'number')}" for name, value in noted.items())
 
 
-def _training(candidate: Candidate, losses: Sequence[float]) -> str:
+def _own_examples(report: Report) -> str:
+    """Answers to a suite's own prompts that changed: what was lost or won there."""
+    parts = []
+    for suite, rows in report.about.get("changed", {}).items():
+        shown = "".join(
+            f"<div class=example><div class=ask>{escape(row['prompt'])}</div><p class=dim>{escape(row['says'])}</p>"
+            "<div class=sides>"
+            + "".join(
+                f"<div class={side}><small>{title}</small><p class=text>{escape(row[side]) or '(empty)'}</p></div>"
+                for side, title in (("before", "Served"), ("after", "Candidate"))
+            )
+            + "</div></div>"
+            for row in rows
+        )
+        parts.append(f"<details><summary>{escape(suite)}: {len(rows)} answers changed sides</summary>{shown}</details>")
+    return f"<h3>Answers to the suites' own prompts</h3>{''.join(parts)}" if parts else ""
+
+
+def _changes(report: Report) -> str:
+    """What is beyond chance over all suites, corrected for how many figures there are."""
+    rows = report.about.get("changes")
+    if rows is None:
+        return ""
+    said = [
+        f"{escape(row['suite'])}: {escape(label_of(row['suite'], row['figure']))} "
+        f"(p = {row['adjusted']:.2g}), <b>{'better' if row['better'] else 'worse'}</b>"
+        for row in rows
+    ]
+    body = "; ".join(said) if said else "none"
+    return f"<p class=dim>Changed beyond chance, corrected for all figures together (Holm): {body}.</p>"
+
+
+def _training(losses: Sequence[float], monitors: Mapping[str, Sequence[float]]) -> str:
     if not losses:
         return ""
-    return f"<h2>Training</h2><p class=dim>Loss at each step.</p>{curve(losses, 'steps')}"
+    further = "".join(
+        f"<figure><figcaption class=dim>{escape(name)}</figcaption>{curve(values, 'steps')}</figure>"
+        for name, values in monitors.items()
+    )
+    more = f"<details><summary>{len(monitors)} monitors</summary>{further}</details>" if further else ""
+    return f"<h2>Training</h2><p class=dim>Loss at each step.</p>{curve(losses, 'steps')}{more}"
 
 
 def _meta(candidate: Candidate, report: Report, verdict: Verdict) -> str:
