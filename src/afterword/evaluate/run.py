@@ -64,7 +64,7 @@ def evaluate_candidate(
     """
     started = time.monotonic()
     settings = settings or EvaluateConfig()
-    names = _chosen(settings.suites if suites is None else suites)
+    names = chosen(settings.suites if suites is None else suites)
     comparison = Comparison(
         items=require(list(interactions))[-settings.max_interactions :],
         candidate=Arm("candidate", candidate_path, folder_hash(candidate_path)),
@@ -129,7 +129,8 @@ def _unchanged(comparison: Comparison) -> None:
             )
 
 
-def _chosen(suites: Iterable[str]) -> list[str]:
+def chosen(suites: Iterable[str]) -> list[str]:
+    """The suites by name, each once. UsageError for one that there is not."""
     names = list(dict.fromkeys(suites))
     for name in names:
         if name not in SUITES:

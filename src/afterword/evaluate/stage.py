@@ -13,7 +13,7 @@ from afterword.config import EvaluateConfig
 from afterword.errors import NothingToDo
 from afterword.evaluate.comparison import Check
 from afterword.evaluate.heldout import earlier_wins, held_out, require, trained_on
-from afterword.evaluate.run import evaluate_candidate
+from afterword.evaluate.run import chosen, evaluate_candidate
 from afterword.records import Candidate, Report
 from afterword.store import Store
 
@@ -21,6 +21,12 @@ CACHE = "cache/evaluate"
 """Below the data directory; may be deleted at any time."""
 TRAINED = 128
 """Training interactions that are searched for what must not come out."""
+
+
+def require_work(store: Store, suites: Iterable[str]) -> None:
+    """NothingToDo or UsageError before a model server is started for nothing."""
+    chosen(suites)
+    require(held_out(store, 1))
 
 
 def evaluate_stage(
