@@ -148,6 +148,13 @@ class Turn(Record):
     """"gateway" or "import:FORMAT"."""
     missing_ids: str | None = None
     """Why there are no token ids; such a turn is never trained as on-policy."""
+    seconds: float | None = None
+    """From the request to the end of the answer."""
+    unit: str | None = None
+    """Whom shares are taken by: a hash of the user, of the conversation, or of how it began."""
+    canary: str | None = None
+    """The canary release under which the turn was given its adapter; whether the unit is in its share says which
+    arm that was. None outside of one, and for turns that named a version themselves."""
 
     @property
     def on_policy(self) -> bool:
@@ -327,21 +334,36 @@ class Release(Record):
     TABLE: ClassVar[str] = "releases"
 
     channel: str
-    """What users address; "default" is the alias NAME."""
+    """Whose requests it is about: "default", or a scope and a task such as "team:legal/task:code"."""
     adapter: str | None
-    """Immutable version name, None when the base model is served again."""
+    """Immutable version name; None when the channel has nothing of its own any more: what lies beneath is served,
+    the wider channel and at last the base model."""
     candidate: str | None
-    """The candidate behind the version, None for the base model."""
+    """The candidate behind the version, None as above."""
     path: str | None
-    """Adapter folder relative to the data directory, None for the base model."""
+    """Adapter folder relative to the data directory, None as above."""
     verdict: str | None
     """Why; None only for a rollback."""
     previous: str | None
-    """The release that it replaces."""
-    action: Literal["publish", "rollback"]
-    """How it came about."""
+    """The release of this channel before it."""
+    action: Literal["publish", "canary", "promote", "rollback"]
+    """How it came about. "canary": a share of the users gets it, everyone else what was served before; "promote":
+    a canary proved itself and everyone gets it."""
     why: str
     """One sentence."""
+    share: float | None = None
+    """`canary`: the share of the units that gets the adapter, 0 .. 1."""
+    terms: Json = field(default_factory=dict)
+    """Fixed before it begins: after which rows its turns and feedback are counted; for a canary also what decides."""
+    evidence: Json = field(default_factory=dict)
+    """The figures by which it was decided: both arms, differences with their intervals, the rows they were read
+    from."""
+    manifest: Json = field(default_factory=dict)
+    """Hashes of the adapter's files, of report, verdict and the release before, and a signature over all of it."""
+
+    def gets(self, unit: str) -> bool:
+        """Does this unit belong to the share of the canary? The same for ever; another canary draws anew."""
+        return int(content_hash("canary", self.id, unit)[:8], 16) < (self.share or 0.0) * 2**32
 
 
 RECORDS: tuple[type[Record], ...] = (
@@ -420,5 +442,26 @@ class Revision(Record):
     """Is it better than the draft? A weaker one is never shown to a teacher."""
 
 
-NOTES: tuple[type[Record], ...] = (Review, Relevance, Revision)
-"""What is said about an interaction beside the spine; rows like all others."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm(Record):
+    """A version that is served does worse than before. Example: Alarm(id="al-51...", channel="default",
+    release="rel-01...", adapter="afterword@v000002", against="afterword@v000001", why="approval fell by 0.41")"""
+
+    TABLE: ClassVar[str] = "alarms"
+
+    channel: str
+    """Where it is served."""
+    release: str
+    """The release by which it is served."""
+    adapter: str | None
+    """The version; None is the base model."""
+    against: str | None
+    """What it was compared with: the version before it, or its own first turns."""
+    why: str
+    """One sentence with the numbers."""
+    evidence: Json = field(default_factory=dict)
+    """Both sides' figures, the difference with its interval, the turns that were looked at."""
+
+
+NOTES: tuple[type[Record], ...] = (Review, Relevance, Revision, Alarm)
+"""What is said about interactions and releases beside the spine; rows like all others."""

@@ -123,7 +123,7 @@ def test_an_address_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_newer_database(tmp_path: Path) -> None:
     settings = GatewaySettings(dir=tmp_path, upstream="http://127.0.0.1:9", port=0)
     with Store.open(settings.database) as store:
-        store._read("PRAGMA user_version=999")
+        store.read("PRAGMA user_version=999")
     with pytest.raises(StoreError, match="newer version"):
         run_gateway(settings)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from afterword.records import (
+    Alarm,
     Candidate,
     Feedback,
     Interaction,
@@ -52,5 +53,6 @@ BESIDE: tuple[Record, ...] = (
     Review(id="w1", interaction="i1", decision="reject", by="ada", why="a quotation"),
     Relevance(id="e1", interaction="i1", model="m", real=0.6, shuffled=0.3, neutral=0.1, tokens=4),
     Revision(id="n1", interaction="i1", model="m", text="Six.", draft_score=-0.9, score=-0.4, kept=True),
+    Alarm(id="a1", channel="default", release="l1", adapter="a@v000001", against=None, why="approval fell"),
 )
-"""One note of each kind about its interaction."""
+"""One note of each kind."""

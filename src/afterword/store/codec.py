@@ -21,7 +21,10 @@ from afterword.records import NOTES, RECORDS, Interaction, Record, Turn
 BY_TABLE: dict[str, type[Record]] = {kind.TABLE: kind for kind in (*RECORDS, *NOTES)}
 
 SEARCHED: dict[str, tuple[str, ...]] = {
-    "turns": ("user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason"),
+    "turns": (
+        "user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason", "unit", "canary",
+        "seconds",
+    ),
     "feedback": ("turn", "kind", "user", "retracts"),
     "interactions": ("turn", "kind", "split", "user", "task"),
     "skips": ("feedback", "turn", "reason"),
@@ -32,7 +35,8 @@ SEARCHED: dict[str, tuple[str, ...]] = {
     "reviews": ("interaction", "decision"),
     "relevances": ("interaction",),
     "revisions": ("interaction",),
-}
+    "alarms": ("channel", "release", "adapter"),
+}  # fmt: skip
 ARRAYS = ("prompt_ids", "completion_ids", "logprobs")
 
 
@@ -66,7 +70,7 @@ INSERT = {table: _insert(table) for table in SEARCHED}
 
 OPTIONAL = frozenset(
     ("user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason", "retracts", "parent",
-     "candidate", "verdict")
+     "candidate", "verdict", "unit", "canary", "seconds")
 )  # fmt: skip
 """Searched columns that may be empty (in one table at least); the schema refuses the others."""
 
@@ -91,6 +95,10 @@ def encode(record: Record) -> Row:
     return Row(table, identifier, digest.digest(), (identifier, created, digest.digest(), *searched, *extra, body))
 
 
+NUMBERS = frozenset(("seconds",))
+"""Searched columns that hold a number."""
+
+
 def _check(identifier: Any, created: Any, searched: dict[str, Any]) -> None:
     """TypeError or ValueError for what SQLite would refuse: one bad row must not fail its group."""
     if not isinstance(identifier, str) or not identifier:
@@ -99,7 +107,12 @@ def _check(identifier: Any, created: Any, searched: dict[str, Any]) -> None:
     if not isinstance(created, int | float) or not math.isfinite(created):
         raise ValueError(f"`created_at` must be a number of seconds, not {created!r:.80}")
     for name, value in searched.items():
-        if not isinstance(value, str) and not (value is None and name in OPTIONAL) and not isinstance(value, bool):
+        if value is None and name in OPTIONAL:
+            continue
+        if name in NUMBERS:
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise TypeError(f"`{name}` must be a number, not {value!r:.80}")
+        elif not isinstance(value, str | bool):
             raise TypeError(f"`{name}` must be a text, not {value!r:.80}")
 
 

@@ -34,7 +34,8 @@ FORGOTTEN = "forgotten"
 """What a tombstone says where a column may not be empty."""
 
 KEPT: dict[str, tuple[str, ...]] = {
-    "turns": ("adapter", "source", "finish_reason"), "feedback": ("turn",), "interactions": ("turn", "split"),
+    "turns": ("adapter", "source", "finish_reason", "canary", "seconds"), "feedback": ("turn",),
+    "interactions": ("turn", "split"),
     "skips": ("feedback", "turn"), "reviews": ("interaction",), "relevances": ("interaction",),
     "revisions": ("interaction",), "exports": ("what", "format"),
 }  # fmt: skip
@@ -43,7 +44,7 @@ when it is sent once more, and nothing in anybody's words."""
 
 CLEARED: dict[str, dict[str, str]] = {
     "turns": dict.fromkeys(
-        ("user", "conversation", "previous", "task", "thread", "prompt_ids", "completion_ids", "logprobs"), "NULL"
+        ("user", "conversation", "previous", "task", "thread", "prompt_ids", "completion_ids", "logprobs", "unit"), "NULL"
     ),
     "feedback": {"kind": f"'{FORGOTTEN}'", "user": "NULL", "retracts": "NULL"},
     "interactions": {"kind": f"'{FORGOTTEN}'", "user": "NULL", "task": "NULL", "feedback": "NULL"},
@@ -62,11 +63,21 @@ TOMBSTONE = "length({0}.digest) = 0"
 """True for a tombstone; `{0}` is the table or its alias. The partial indexes below are written in the same words."""
 
 
-def erasable(table: str) -> str:
-    """The triggers of a table whose rows may become tombstones; a migration that adds such a table calls it too."""
+def erasable(table: str, *later: str) -> str:
+    """The trigger and the index of a table whose rows may become tombstones; a migration that adds such a table calls
+    it too. `later` are columns that a later migration adds (and then calls `tombstones` again)."""
+    index = f"CREATE INDEX {table}_forgotten ON {table}(id) WHERE {TOMBSTONE.format(table)};".replace(f"{table}.", "")
+    return f"{tombstones(table, *later)}\n{index}"
+
+
+def tombstones(table: str, *later: str) -> str:
+    """The trigger that lets nothing but the one shape of a tombstone through."""
     kept = ("seq", "id", "created_at", *KEPT[table])
     tombstone = " AND ".join(
-        [*(f"NEW.{c} IS {value}" for c, value in CLEARED[table].items()), *(f"NEW.{c} IS OLD.{c}" for c in kept)]
+        [
+            *(f"NEW.{c} IS {value}" for c, value in CLEARED[table].items() if c not in later),
+            *(f"NEW.{c} IS OLD.{c}" for c in kept if c not in later),
+        ]
     )
     return "\n".join(
         (
@@ -75,9 +86,11 @@ def erasable(table: str) -> str:
             f"AND NOT {TOMBSTONE.format('OLD')} AND {tombstone} "
             f"AND EXISTS (SELECT 1 FROM erasures e WHERE e.id = CAST(NEW.body AS TEXT))) "
             f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;",
-            f"CREATE INDEX {table}_forgotten ON {table}(id) WHERE {TOMBSTONE.format(table)};".replace(f"{table}.", ""),
         )
     )
+
+
+_FOR_CANARIES = ("unit", "canary", "seconds")
 
 
 def _prunable(table: str, columns: str) -> str:
@@ -136,13 +149,21 @@ MIGRATIONS: tuple[str, ...] = (
         (
             _table("erasures", "salt TEXT NOT NULL, user_hash TEXT NOT NULL"),
             _table("exports", "path TEXT, what TEXT, format TEXT, user TEXT"),
-            *(erasable(table) for table in CLEARED),
+            *(erasable(table, *_FOR_CANARIES) for table in CLEARED),
             _prunable("reports", "seq, id, created_at, digest, candidate"),
             _prunable("candidates", "seq, id, created_at, digest, parent"),
             *(_guard(table, "turns") for table in ("feedback", "interactions", "skips")),
             *(_guard(table, "interactions") for table in ("reviews", "relevances", "revisions")),
         )
     ),
+    # 4: who got what under a canary, and how long it took; alarms.
+    "ALTER TABLE turns ADD COLUMN unit TEXT;\n"
+    "ALTER TABLE turns ADD COLUMN canary TEXT;\n"
+    "ALTER TABLE turns ADD COLUMN seconds REAL;\n"
+    "CREATE INDEX turns_canary ON turns(canary) WHERE canary IS NOT NULL;\n"
+    + _table("alarms", "channel TEXT NOT NULL, release TEXT NOT NULL, adapter TEXT", "release")
+    + "\n"
+    + tombstones("turns"),
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from afterword.records import (
     Verdict,
     new_id,
 )
+from afterword.store.channels import wider
 from afterword.store.codec import SEARCHED, decoder, encode, select
 from afterword.store.schema import CLEARED, FORGOTTEN, TOMBSTONE, connect, open_database
 from afterword.store.writer import Outcome, Writer
@@ -115,12 +116,12 @@ class Store:
     def exports(self) -> list[tuple[str, float, Path, str, str]]:
         """(id, time, file, what, format) of every export to a file, oldest first."""
         sql = f"SELECT t.id, t.created_at, t.path, t.what, t.format FROM exports t WHERE {_ALIVE} ORDER BY t.seq"
-        return [(name, at, Path(path), what, form) for name, at, path, what, form in self._read(sql)]
+        return [(name, at, Path(path), what, form) for name, at, path, what, form in self.read(sql)]
 
     # ---- reading
 
-    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query, as they are fetched; StoreError when the database cannot be read, then or later."""
+    def read(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """For the named queries of this room: rows as they are fetched; StoreError when they cannot be read."""
         try:
             connection = getattr(self._local, "connection", None)
             if connection is None:
@@ -140,7 +141,7 @@ class Store:
 
     def find(self, kind: type[R], identifier: str) -> R | None:
         """The record with this id, or None."""
-        row = next(self._read(f"{select(kind.TABLE)} WHERE t.id = ? AND {_ALIVE}", (identifier,)), None)
+        row = next(self.read(f"{select(kind.TABLE)} WHERE t.id = ? AND {_ALIVE}", (identifier,)), None)
         return None if row is None else cast(R, decoder(kind.TABLE)(row))
 
     def get(self, kind: type[R], identifier: str) -> R:
@@ -149,7 +150,7 @@ class Store:
         if found is not None:
             return found
         like = identifier.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-        rows = list(self._read(f"{select(kind.TABLE)} WHERE t.id LIKE ? ESCAPE '\\' AND {_ALIVE} LIMIT 2", (like,)))
+        rows = list(self.read(f"{select(kind.TABLE)} WHERE t.id LIKE ? ESCAPE '\\' AND {_ALIVE} LIMIT 2", (like,)))
         if len(rows) != 1 or not identifier:
             why = "more than one id begins so" if rows else "there is none"
             raise NotFoundError(
@@ -167,7 +168,7 @@ class Store:
         assert not unknown, f"{kind.TABLE} has no searched column {unknown}"
         where = " AND ".join([*(f"t.{column} IS ?" for column in equal), _ALIVE])
         sql = f"{select(kind.TABLE)} WHERE {where} ORDER BY t.seq {'DESC' if newest else 'ASC'}"
-        cursor = self._read(sql + (f" LIMIT {int(limit)}" if limit is not None else ""), tuple(equal.values()))
+        cursor = self.read(sql + (f" LIMIT {int(limit)}" if limit is not None else ""), tuple(equal.values()))
         decode = decoder(kind.TABLE)
         return (cast(R, decode(row)) for row in cursor)
 
@@ -175,10 +176,10 @@ class Store:
         """How many rows; filters as in `rows`."""
         where = " AND ".join(f"t.{column} IS ?" for column in equal) or "1"
         values = tuple(equal.values())
-        number = int(next(self._read(f"SELECT count(*) FROM {kind.TABLE} t WHERE {where}", values))[0])
+        number = int(next(self.read(f"SELECT count(*) FROM {kind.TABLE} t WHERE {where}", values))[0])
         if kind.TABLE in CLEARED:  # counting all and taking the few tombstones off reads indexes only
             gone = f"{kind.TABLE} t INDEXED BY {kind.TABLE}_forgotten WHERE {TOMBSTONE.format('t')} AND {where}"
-            number -= int(next(self._read(f"SELECT count(*) FROM {gone}", values))[0])
+            number -= int(next(self.read(f"SELECT count(*) FROM {gone}", values))[0])
         return number
 
     def counts(self) -> dict[str, int]:
@@ -189,9 +190,9 @@ class Store:
         """Rows per value of a searched column, most frequent first."""
         assert column in SEARCHED[kind.TABLE]
         sql = f"SELECT {column}, count(*) FROM {kind.TABLE} t WHERE %s GROUP BY 1 ORDER BY 2 DESC, 1"
-        numbers = {str(value): int(number) for value, number in self._read(sql % "1")}
+        numbers = {str(value): int(number) for value, number in self.read(sql % "1")}
         if kind.TABLE in CLEARED:
-            for value, number in self._read(sql % TOMBSTONE.format("t")):
+            for value, number in self.read(sql % TOMBSTONE.format("t")):
                 numbers[str(value)] -= int(number)
         return {value: number for value, number in numbers.items() if number}
 
@@ -199,18 +200,18 @@ class Store:
 
     def turns_of_thread(self, thread: str) -> list[str]:
         """Ids of turns whose conversation up to the answer has this hash; two at most (two are ambiguous)."""
-        return [row[0] for row in self._read("SELECT id FROM turns WHERE thread = ? LIMIT 2", (thread,))]
+        return [row[0] for row in self.read("SELECT id FROM turns WHERE thread = ? LIMIT 2", (thread,))]
 
     def undecided(self) -> Iterator[Feedback]:
         """Feedback on known turns that is neither in an interaction nor skipped."""
         decode = decoder("feedback")
-        cursor = self._read(f"{select('feedback')} {_UNDECIDED} ORDER BY t.seq")
+        cursor = self.read(f"{select('feedback')} {_UNDECIDED} ORDER BY t.seq")
         return (cast(Feedback, decode(row)) for row in cursor)
 
     def undecided_after(self, seq: int, limit: int) -> list[tuple[int, str]]:
         """A page of undecided feedback as (row number, turn id), oldest first, from beyond row `seq`."""
         sql = f"SELECT t.seq, t.turn FROM feedback t {_UNDECIDED} AND t.seq > ? ORDER BY t.seq LIMIT ?"
-        return list(self._read(sql, (seq, limit)))
+        return list(self.read(sql, (seq, limit)))
 
     def among(self, kind: type[R], column: str, values: Sequence[str]) -> list[tuple[int, R]]:
         """(row number, record) of every row whose `column` (the id or a searched one) is one of `values`."""
@@ -222,7 +223,7 @@ class Store:
             part = values[start : start + 500]
             sql = f"{head.replace('SELECT ', 'SELECT t.seq, ', 1)} WHERE t.{column} IN ({', '.join('?' * len(part))})"
             sql += f" AND {_ALIVE}"
-            found += [(row[0], cast(R, decode(row[1:]))) for row in self._read(sql + " ORDER BY t.seq", part)]
+            found += [(row[0], cast(R, decode(row[1:]))) for row in self.read(sql + " ORDER BY t.seq", part)]
         return found
 
     def ancestors(self, turn: str) -> Iterator[tuple[str, str | None]]:
@@ -231,23 +232,23 @@ class Store:
             SELECT id, previous, conversation FROM turns WHERE id = ?
             UNION SELECT t.id, t.previous, t.conversation FROM turns t JOIN chain c ON t.id = c.previous)
             SELECT id, conversation FROM chain"""
-        return self._read(sql, (turn,))
+        return self.read(sql, (turn,))
 
     def leaves(self) -> Iterator[Turn]:
         """Turns that no other turn continues: the last of each conversation, or of each branch of it."""
         decode = decoder("turns")
         last = "NOT EXISTS (SELECT 1 FROM turns x WHERE x.previous = t.id)"
         sql = f"{select('turns')} WHERE {last} AND {_ALIVE} ORDER BY t.seq"
-        return (cast(Turn, decode(row)) for row in self._read(sql))
+        return (cast(Turn, decode(row)) for row in self.read(sql))
 
     def held(self) -> int:
         """How much feedback waits for its turn."""
         sql = "SELECT count(*) FROM feedback t WHERE NOT EXISTS (SELECT 1 FROM turns x WHERE x.id = t.turn)"
-        return int(next(self._read(sql))[0])
+        return int(next(self.read(sql))[0])
 
     def retracted(self) -> set[str]:
         """Ids of feedback that was taken back."""
-        return {row[0] for row in self._read("SELECT retracts FROM feedback WHERE retracts IS NOT NULL")}
+        return {row[0] for row in self.read("SELECT retracts FROM feedback WHERE retracts IS NOT NULL")}
 
     def reviews(self) -> dict[str, Review]:
         """The newest review of each interaction that has one."""
@@ -273,8 +274,19 @@ class Store:
         return spent
 
     def release(self, channel: str = "default") -> Release | None:
-        """What the channel serves now: its newest release, None before the first."""
-        return next(self.rows(Release, newest=True, limit=1, channel=channel), None)
+        """By which row the channel serves everyone now: its own newest one that is no canary. A channel of a scope
+        or task that has nothing of its own is served by the next wider one; None before the first."""
+        own: Release | None = None
+        for name in (channel, *wider(channel)):
+            own = next((r for r in self.rows(Release, newest=True, channel=name) if r.action != "canary"), None)
+            if own is not None and own.candidate is not None:
+                break
+        return own
+
+    def canary(self, channel: str = "default") -> Release | None:
+        """The canary that runs on the channel: its newest row, if it is one."""
+        row = self.newest(Release, channel=channel)
+        return row if row is not None and row.action == "canary" else None
 
     # ---- forgotten users
 
@@ -296,11 +308,11 @@ class Store:
         """(id, erasure) of the rows of a table that were erased, oldest first."""
         where = f"{table} t INDEXED BY {table}_forgotten WHERE {TOMBSTONE.format('t')}"
         sql = f"SELECT t.id, CAST(t.body AS TEXT) FROM {where} ORDER BY t.seq"
-        return list(self._read(sql))
+        return list(self.read(sql))
 
     def erasures(self) -> list[tuple[str, float, str, str]]:
         """(id, time, salt, hash of the user) of every erasure; see `erase.user_hash`."""
-        return list(self._read("SELECT id, created_at, salt, user_hash FROM erasures ORDER BY seq"))
+        return list(self.read("SELECT id, created_at, salt, user_hash FROM erasures ORDER BY seq"))
 
     def newest(self, kind: type[R], /, **equal: Any) -> R | None:
         """The row written last."""
