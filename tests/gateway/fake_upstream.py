@@ -54,8 +54,13 @@ class Fake:
     reports: str | None = None
     """Model name to report instead of the requested one."""
 
-    def ids(self) -> list[int]:
-        return [100 + i for i in range(len(self.words))] + [2]
+    says: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What a model answers, where it differs from `words`."""
+    fails: set[str] = field(default_factory=set)
+    """Models that answer with a 500."""
+
+    def words_of(self, body: dict[str, Any]) -> tuple[str, ...]:
+        return self.says.get(body["model"], self.words)
 
 
 def _error(status: int, message: str, code: Any = None, headers: dict[str, str] | None = None) -> web.Response:
@@ -114,6 +119,8 @@ class _Server:
             return web.json_response(fake.reject[1], status=fake.reject[0], headers=headers)
         if body["model"] not in (fake.base, *fake.adapters):
             return _error(404, f"The model `{body['model']}` does not exist.")
+        if body["model"] in fake.fails:
+            return _error(500, "CUDA out of memory")
         if not fake.native and "return_token_ids" in body:
             return _error(400, "Unrecognized request argument supplied: return_token_ids")
         if fake.raw is not None:
@@ -133,16 +140,16 @@ class _Server:
         return {"content": [{"token": w, "logprob": -0.5, "bytes": None, "top_logprobs": []} for w in words]}
 
     async def whole(self, body: dict[str, Any]) -> web.Response:
-        fake = self.fake
+        fake, words = self.fake, self.fake.words_of(body)
         await asyncio.sleep(fake.delay)
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(fake.words)}
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(words)}
         if fake.tool:
             call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
             message = {"role": "assistant", "content": None, "tool_calls": [call]}
         choice: dict[str, Any] = {
             "index": 0,
             "message": message,
-            "logprobs": self._logprobs(body, [*fake.words, ""]),
+            "logprobs": self._logprobs(body, [*words, ""]),
             "finish_reason": "tool_calls" if fake.tool else "stop",
         }
         answer: dict[str, Any] = {
@@ -151,10 +158,10 @@ class _Server:
             "created": 1,
             "model": fake.reports or body["model"],
             "choices": [choice],
-            "usage": {"prompt_tokens": 3, "completion_tokens": len(fake.words) + 1, "total_tokens": 0},
+            "usage": {"prompt_tokens": 3, "completion_tokens": len(words) + 1, "total_tokens": 0},
         }
         if self._told(body):
-            choice["token_ids"] = fake.ids()
+            choice["token_ids"] = [100 + i for i in range(len(words))] + [2]
             answer["prompt_token_ids"] = [1, 2, 3]
         return web.json_response(answer)
 
@@ -202,7 +209,7 @@ class _Server:
                 yield chunk({"tool_calls": [{"index": 0, "function": {"arguments": part}}]}, [6], [part])
             yield chunk({}, [2], [""], "tool_calls")
         else:
-            for number, word in enumerate(fake.words):
+            for number, word in enumerate(fake.words_of(body)):
                 yield chunk({"content": word}, [100 + number], [word])
             yield chunk({"content": ""}, [2], [""], "stop")
         if (body.get("stream_options") or {}).get("include_usage"):

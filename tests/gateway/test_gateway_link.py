@@ -13,6 +13,7 @@ from tests.gateway.gateway_setup import Launch, Setup
 from afterword.chat.canonical import thread_hashes
 from afterword.errors import StoreError
 from afterword.gateway.link import Links
+from afterword.gateway.who import ANYBODY
 from afterword.gateway.wire.openai import ChatRequest
 from afterword.records import Feedback, Turn
 from afterword.store import Store
@@ -191,7 +192,7 @@ def request(*words: str, user: str | None = "ada") -> ChatRequest:
     messages = [{"role": ("user", "assistant")[i % 2], "content": w} for i, w in enumerate(words)]
     return ChatRequest(
         body={}, messages=messages, model="m", stream=False, keep=True, key=None, user=user, conversation=None,
-        previous=None, task=None, team=None,
+        previous=None, task=None, team=None, who=ANYBODY,
     )  # fmt: skip
 
 

@@ -48,9 +48,9 @@ class Capture:
             self._links.remember(turn, asked)
         return done
 
-    def note(self, feedback: Sequence[Feedback]) -> asyncio.Future[None] | None:
-        """Queue feedback that a request gave which never got an answer."""
-        return self._submit(feedback, None) if feedback else None
+    def note(self, records: Sequence[Record]) -> asyncio.Future[None] | None:
+        """Queue what is left of a request that never got an answer: its feedback, and that it failed."""
+        return self._submit(records, None) if records else None
 
     def _submit(self, records: Sequence[Record], turn: Turn | None) -> asyncio.Future[None] | None:
         try:

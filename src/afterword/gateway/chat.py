@@ -7,6 +7,7 @@ the store before the last chunk.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from time import perf_counter
 
 import orjson
@@ -14,11 +15,12 @@ from aiohttp import web
 
 from afterword.chat.canonical import extend_thread
 from afterword.errors import AfterwordError, UpstreamError, error_response
+from afterword.gateway.boundary import PASSED_ON
 from afterword.gateway.link import Link
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
 from afterword.gateway.watcher import Route
 from afterword.gateway.wire.openai import DONE, ChatRequest, Served, parse_chat
-from afterword.records import Turn, new_id
+from afterword.records import Record, Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
 
 _UNLINKED = Link()
@@ -29,7 +31,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     start = perf_counter()
     gateway = request.app[GATEWAY]
     chat = parse_chat(await request.read(), request.headers, request.get(KEY))
-    route = await gateway.adapters.resolve(chat.model)
+    route = await gateway.adapters.resolve(chat.model, chat.who)
     exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start)
     with gateway.adapters.using(route):
         try:
@@ -73,7 +75,7 @@ class Exchange:
         except UpstreamRejected as error:
             if error.answered != 404:
                 raise
-            self.route = await self.gateway.adapters.lost(self.route, self.chat.model)
+            self.route = await self.gateway.adapters.lost(self.route, self.chat.model, self.chat.who)
             return await upstream.open_chat(self.chat.for_upstream(self.route.model))
 
     def _headers(self) -> dict[str, str]:
@@ -163,7 +165,8 @@ class Exchange:
         status = error.answered if isinstance(error, UpstreamRejected) else error_response(error)[0]
         self.gateway.metrics.upstream_errors.labels(error.code or str(status)).inc()
         self.count(status)
-        return self.keep("error")
+        theirs = isinstance(error, UpstreamRejected) and error.answered in PASSED_ON
+        return self.keep(None if theirs else "error")
 
     def count(self, status: int) -> None:
         """Count the request."""
@@ -179,7 +182,11 @@ class Exchange:
         self._kept = True
         chat, link = self.chat, self.link
         if not (self.served.started or self.served.done):
-            return self.gateway.capture.note(link.feedback(chat.user, None))
+            said: list[Record] = list(link.feedback(chat.user, None))
+            if finish_reason == "error" and self.route.canary is not None:
+                # An arm that fails must be seen to fail; nobody can continue this turn, so it is on no thread.
+                said.append(replace(self._turn("error"), thread=None))
+            return self.gateway.capture.note(said)
         turn = self._turn(finish_reason or self.served.finish_reason)
         return self.gateway.capture.keep(turn, link.asked, link.feedback(chat.user, turn.id))
 
@@ -208,6 +215,9 @@ class Exchange:
             tools=tuple(chat.body["tools"]) if chat.body.get("tools") else None,
             usage=served.usage,
             missing_ids=self._missing(),
+            seconds=round(perf_counter() - self._start, 6),
+            unit=self.chat.who.unit,
+            canary=self.route.canary,
         )
 
     def _missing(self) -> str | None:

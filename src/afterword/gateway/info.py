@@ -12,6 +12,7 @@ from afterword.errors import NotFoundError, StoreError, UpstreamError
 from afterword.gateway.boundary import json_response
 from afterword.gateway.state import GATEWAY, Gateway
 from afterword.records import Json
+from afterword.store.channels import Serving
 
 WELCOME = (
     "Afterword: an OpenAI-compatible API that learns from what users do next.\n"
@@ -65,6 +66,7 @@ async def health(request: web.Request) -> web.Response:
         "status": "ok" if adapters.problem is None else "degraded",
         "serves": adapters.adapter or "base",
         "release": adapters.current.id if adapters.current else None,
+        "channels": {name: _channel(state) for name, state in adapters.serving.items()},
     }
     if adapters.problem is not None:
         adapter["problem"] = adapters.problem
@@ -77,6 +79,12 @@ async def health(request: web.Request) -> web.Response:
     parts = [part["status"] for part in (upstream, store, adapter)]
     status = "down" if "down" in parts else "degraded" if "degraded" in parts else "ok"
     return json_response({"status": status, **body}, 503 if status == "down" else 200)
+
+
+def _channel(state: Serving) -> Json:
+    canary = state.canary
+    trial = {"adapter": canary.adapter, "share": canary.share, "release": canary.id} if canary else None
+    return {"serves": state.adapter, "canary": trial}
 
 
 async def _upstream(gateway: Gateway) -> Json:

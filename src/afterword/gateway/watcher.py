@@ -1,7 +1,7 @@
-"""Which name means which model upstream, and which adapters are loaded there.
+"""Which name means which model upstream for whom, and which adapters are loaded there.
 
-Owns the alias and its move to a newer release, the loading and unloading of adapters, and the count of requests on
-each. Serving never waits for it: until a new adapter is loaded, the old one answers.
+Owns the aliases and their move to newer releases, the share of a canary, the loading and unloading of adapters, and
+the count of requests on each. Serving never waits for it: until a new adapter is loaded, the old one answers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from typing import NamedTuple
 from afterword.errors import AfterwordError, NotFoundError, StoreError, UpstreamError
 from afterword.gateway.metrics import Metrics
 from afterword.gateway.settings import GatewaySettings
+from afterword.gateway.who import ANYBODY, Who
 from afterword.records import Json, Release
 from afterword.sampling import Upstream
 from afterword.store import Store
+from afterword.store.channels import Serving, channels_of
+from afterword.store.live import releases_after
 
 _MAX_BACKOFF = 30.0
+_NOBODY = Serving()
 
 
 class Route(NamedTuple):
@@ -28,6 +32,8 @@ class Route(NamedTuple):
 
     model: str
     adapter: str | None
+    canary: str | None = None
+    """The canary release under which the adapter was given out."""
 
 
 class Adapters:
@@ -40,11 +46,14 @@ class Adapters:
         self._metrics = metrics
         self.bases: list[str] = []
         """Base models of the upstream; the first is the one that adapters belong to."""
-        self.current: Release | None = None
-        """The release that NAME serves."""
-        self.previous: Release | None = None
+        self.serving: dict[str, Serving] = {}
+        """Channel -> what its requests get: the newest rows whose adapters could be loaded."""
         self.problem: str | None = None
         """Why the newest release is not served, or the upstream is not known; None when all is well."""
+        self._wanted: dict[str, Serving] = {}
+        """Channel -> what its rows say."""
+        self._seq = 0
+        """Row number of the newest release that was read."""
         self._versions: dict[str, Release] = {}
         self._loaded: dict[str, float] = {}
         """Adapters that are loaded upstream, and when they were last asked for (monotonic seconds)."""
@@ -52,8 +61,8 @@ class Adapters:
         self._lock = asyncio.Lock()
         self._retry_at = 0.0
         self._backoff = 0.0
-        self._tried: str | None = None
-        """Release of the last attempt; a newer one is tried at once."""
+        self._tried = 0
+        """`_seq` at the last attempt; newer rows are tried at once."""
 
     # ---- names
 
@@ -63,23 +72,48 @@ class Adapters:
         return self.bases[0]
 
     @property
+    def current(self) -> Release | None:
+        """The release that NAME serves to everyone who has no channel of their own."""
+        return self.serving.get(self._settings.channel, _NOBODY).served
+
+    @property
     def adapter(self) -> str | None:
-        """The adapter that NAME serves now."""
+        """The adapter of that release."""
         return self.current.adapter if self.current else None
 
-    def aliases(self) -> dict[str, str | None]:
+    def serving_for(self, who: Who) -> Serving:
+        """What a request gets: the narrowest channel that has something of its own, and a canary of that channel or
+        of a narrower one."""
+        bottom = self.serving.get(self._settings.channel, _NOBODY)
+        if len(self.serving) < 2:
+            return bottom
+        canary: Release | None = None
+        for name in channels_of(who.user, who.team, who.task):
+            state = self.serving.get(name)
+            if state is None:
+                continue
+            canary = canary or state.canary
+            if state.adapter is not None:
+                return Serving(state.served, state.before, canary)
+        return Serving(bottom.served, bottom.before, canary or bottom.canary)
+
+    def aliases(self, who: Who = ANYBODY) -> dict[str, str | None]:
         """Alias -> adapter (None: the base model)."""
-        name = self._settings.name
-        found = {name: self.adapter, f"{name}@base": None}
-        if self.current is not None:
-            found[f"{name}@previous"] = self.previous.adapter if self.previous else None
+        name, state = self._settings.name, self.serving_for(who)
+        found = {name: state.adapter, f"{name}@base": None}
+        if state.canary is not None:
+            found[f"{name}@canary"] = state.canary.adapter
+        if state.served is not None:
+            found[f"{name}@previous"] = state.before.adapter if state.before else None
         return found
 
-    async def resolve(self, model: str) -> Route:
+    async def resolve(self, model: str, who: Who = ANYBODY) -> Route:
         """The route of a model name. NotFoundError when nobody knows it, UpstreamError when the upstream is down."""
         if not self.bases:
             await self.sync()
-        aliases = self.aliases()
+        if model == self._settings.name:
+            return await self._shared(self.serving_for(who), who)
+        aliases = self.aliases(who)
         if model in aliases:
             adapter = aliases[model]
         elif model in self.bases:
@@ -87,14 +121,25 @@ class Adapters:
         elif model in self._versions or self._is_new_version(model):
             adapter = model
         else:
-            known = ", ".join([*aliases, *self._versions, *self.bases])
-            raise NotFoundError(
-                f"the model {model!r:.200} does not exist here; known are {known}.",
-                param="model",
-                code="model_not_found",
-            )
+            raise NotFoundError(self._unknown(model, aliases), param="model", code="model_not_found")
         await self._load(adapter)
         return Route(self.base, None) if adapter is None else Route(adapter, adapter)
+
+    async def _shared(self, state: Serving, who: Who) -> Route:
+        """The route of NAME: a canary has its share of the units, and both arms are marked."""
+        canary = state.canary if who.unit else None
+        adapter = canary.adapter if canary is not None and canary.gets(who.unit) else state.adapter
+        await self._load(adapter)
+        return Route(adapter or self.base, adapter, canary.id if canary is not None else None)
+
+    def _unknown(self, model: str, aliases: dict[str, str | None]) -> str:
+        name = self._settings.name
+        if model == f"{name}@canary":
+            return f"no canary runs here now, so there is no {model!r}; {name!r} is what everyone gets."
+        if model == f"{name}@previous":
+            return f"nothing was released here yet, so there is no {model!r}; {name!r} is the base model."
+        known = ", ".join([*aliases, *self._versions, *self.bases])
+        return f"the model {model!r:.200} does not exist here; known are {known}."
 
     def _is_new_version(self, model: str) -> bool:
         if model.startswith(f"{self._settings.name}@v"):
@@ -136,7 +181,7 @@ class Adapters:
             if route.adapter in self._loaded:
                 self._loaded[route.adapter] = time.monotonic()
 
-    async def lost(self, route: Route, model: str) -> Route:
+    async def lost(self, route: Route, model: str, who: Who) -> Route:
         """The upstream does not know this route (it was restarted): ask what it has, load what is missing.
 
         Returns the route of `model` as it is now.
@@ -145,7 +190,7 @@ class Adapters:
             self._loaded.pop(route.adapter, None)
         else:
             await self.discover()
-        return await self.resolve(model)
+        return await self.resolve(model, who)
 
     async def _load(self, adapter: str | None) -> None:
         """Have an adapter loaded upstream (the base model always is)."""
@@ -178,48 +223,68 @@ class Adapters:
         self._read_versions()
         self._loaded = {c["id"]: time.monotonic() for c in cards if c["id"] in self._versions}
 
+    def _read_releases(self) -> None:
+        for seq, row in releases_after(self._store, self._seq):
+            self._wanted[row.channel] = self._wanted.get(row.channel, _NOBODY).after(row)
+            self._seq = seq
+
     async def sync(self) -> None:
-        """Bring the alias to the newest release. Raises what hinders it; the old one is served on."""
+        """Bring the channels to their newest releases. Raises what hinders it; the old ones are served on."""
         if not self.bases:
             await self.discover()
-        newest = self._store.release(self._settings.channel)
-        if newest is not None and (self.current is None or newest.id != self.current.id):
-            await self._move(newest)
+        self._read_releases()
+        problem: AfterwordError | None = None
+        for channel, wanted in list(self._wanted.items()):
+            if self.serving.get(channel) != wanted:
+                try:
+                    await self._move(channel, wanted)
+                except AfterwordError as error:  # the other channels move all the same
+                    problem = problem or error
+        if problem is not None:
+            raise problem
 
-    async def _move(self, release: Release) -> None:
-        """Load what `release` names, then move the alias; the previous one stays warm."""
-        started = self.current is None
+    async def _move(self, channel: str, wanted: Serving) -> None:
+        """Load what the rows name, then move the alias; the previous one stays warm."""
+        now = self.serving.get(channel)
         self._read_versions()
-        before = self._store.find(Release, release.previous) if release.previous else None
         try:
-            await self._load(release.adapter)
+            await self._load(wanted.adapter)
         except AfterwordError:
-            if started and before is not None:
+            if now is None and wanted.before is not None:
                 # Nothing is served yet: rather the one before than the base model.
-                await self._load(before.adapter)
-                self.current = before
+                await self._load(wanted.before.adapter)
+                self.serving[channel] = Serving(wanted.before)
             raise
-        self.current, self.previous = release, before
-        self._metrics.adapter.clear()
-        self._metrics.adapter.labels(release.adapter or "base").set(1)
-        if not started or before is None:
-            self._metrics.swaps.observe(max(0.0, time.time() - release.created_at))
-        if before is not None:
+        if wanted.served is not None and (now is None or now.served != wanted.served):
+            self._moved(channel, wanted, fresh=now is None and wanted.before is not None)
+        self.serving[channel] = Serving(wanted.served, wanted.before, None, wanted.newest)
+        if wanted.canary is not None:
+            await self._load(wanted.canary.adapter)
+        self.serving[channel] = wanted
+        if wanted.served is not None and wanted.before is not None:
             with contextlib.suppress(UpstreamError, NotFoundError):  # then it is loaded when somebody asks for it
-                await self._load(before.adapter)
+                await self._load(wanted.before.adapter)
+
+    def _moved(self, channel: str, to: Serving, *, fresh: bool) -> None:
+        """Count a swap; what a starting gateway finds is none."""
+        assert to.served is not None
+        if channel == self._settings.channel:
+            self._metrics.adapter.clear()
+            self._metrics.adapter.labels(to.adapter or "base").set(1)
+        if not fresh:
+            self._metrics.swaps.observe(max(0.0, time.time() - to.served.created_at))
 
     async def tick(self) -> None:
         """One look: follow the releases, unload what is idle. Problems are kept in `problem` and tried again later."""
         now = time.monotonic()
         try:
-            newest = self._store.release(self._settings.channel)
+            self._read_releases()
         except StoreError as error:
             self.problem, self._retry_at = error.message, 0.0
             return
-        wanted = newest.id if newest else None
-        if now < self._retry_at and wanted == self._tried:
+        if now < self._retry_at and self._seq == self._tried:
             return
-        self._tried = wanted
+        self._tried = self._seq
         try:
             await self.sync()
             await self._unload_idle(now)
@@ -231,7 +296,7 @@ class Adapters:
             self.problem, self._backoff, self._retry_at = None, 0.0, 0.0
 
     async def _unload_idle(self, now: float) -> None:
-        keep = {self.adapter, self.previous.adapter if self.previous else None}
+        keep = {r.adapter for s in self.serving.values() for r in (s.served, s.before, s.canary) if r is not None}
         for adapter, used in list(self._loaded.items()):
             idle = now - used >= self._settings.adapter_idle
             if idle and adapter not in keep and not self._flying[adapter]:

@@ -14,6 +14,7 @@ import orjson
 
 from afterword.chat.canonical import check_messages
 from afterword.errors import UpstreamError, UsageError
+from afterword.gateway.who import Who, unit_of
 from afterword.records import Json
 from afterword.sampling.answer import read_logprobs
 
@@ -51,6 +52,8 @@ class ChatRequest:
     """Turn that the client says it continues."""
     task: str | None
     team: str | None
+    who: Who
+    """For channels and shares."""
 
     @property
     def scope(self) -> tuple[str | None, str | None]:
@@ -102,6 +105,10 @@ def parse_chat(body: bytes, headers: Mapping[str, str], key: str | None) -> Chat
             raise UsageError(f"`{where}` must be a string, got {value!r:.80}.", param=where)
         return value or None
 
+    user = named("user", data.get("user"), "user")
+    conversation = named("conversation", metadata.get("conversation"), "metadata.conversation")
+    task = named("task", metadata.get("task"), "metadata.task")
+    team = named("team", metadata.get("team"), "metadata.team")
     return ChatRequest(
         body=data,
         messages=messages,
@@ -109,11 +116,12 @@ def parse_chat(body: bytes, headers: Mapping[str, str], key: str | None) -> Chat
         stream=bool(data.get("stream")),
         keep=data.get("store") is not False,
         key=key,
-        user=named("user", data.get("user"), "user"),
-        conversation=named("conversation", metadata.get("conversation"), "metadata.conversation"),
+        user=user,
+        conversation=conversation,
         previous=headers.get("x-afterword-previous-turn") or None,
-        task=named("task", metadata.get("task"), "metadata.task"),
-        team=named("team", metadata.get("team"), "metadata.team"),
+        task=task,
+        team=team,
+        who=Who(unit_of(key, user, conversation, messages), user, team, task),
     )
 
 
