@@ -9,14 +9,29 @@ import pytest
 from tests.learn.recipe_inputs import INPUTS
 
 from afterword.errors import ConfigError
+from afterword.learn.advantages import LogRatio
 from afterword.learn.anchors import imitation
 from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import FORWARD_KL, JSD, NegativeLogLikelihood, PolicyGradient
+from afterword.learn.divergences import (
+    FORWARD_KL,
+    JSD,
+    K1,
+    K2,
+    K3,
+    NegativeLogLikelihood,
+    PolicyGradient,
+    ReverseKL,
+    SkewForwardKL,
+)
 from afterword.learn.recipes import RECIPES, Lora, Recipe, describe, recipe, sdpo_interactions, sft
-from afterword.learn.teachers import BASE, LIVE, START
+from afterword.learn.schedules import Linear
+from afterword.learn.supports import TopK
+from afterword.learn.targets import Extrapolation, GeometricBridge, Temperature
+from afterword.learn.teachers import BASE, LIVE, START, Average, Copy, External, Released, Routed, TrustRegion
 from afterword.learn.terms import Term
-from afterword.learn.validate import validate
-from afterword.learn.weights import Cap
+from afterword.learn.updates import PPOClip
+from afterword.learn.validate import advice, validate
+from afterword.learn.weights import Cap, EntropyGate, ImportanceRatio
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -95,8 +110,67 @@ def test_impossible_combinations_are_refused_with_the_remedy(bad: Recipe, remedy
         validate(bad)
 
 
+def compared(**changes: Any) -> Recipe:
+    """One term that compares with another model."""
+    return single(**{"context": CONTEXTS["none"], "teacher": External(model="/models/other"), **changes})
+
+
+@pytest.mark.parametrize(
+    ("bad", "remedy"),
+    [
+        (single(estimator=K1()), "zero in expectation.*use PolicyGradient or K2"),
+        (single(estimator=K3()), "ForwardKL .*K2 or PolicyGradient"),
+        (single(estimator=PolicyGradient(reward="k3")), "gradient of no distance.*use k1"),
+        (single(estimator=ReverseKL(), advantage=LogRatio()), "a divergence is no advantage.*NegativeLogLikelihood"),
+        (single(support=TopK(16), advantage=LogRatio()), "a divergence is no advantage"),
+        (single(estimator=PolicyGradient(), support=TopK(16)), "leave out TopK"),
+        (single(support=TopK(0)), "k of at least 1"),
+        (single(estimator=SkewForwardKL(1.0)), "use ForwardKL or ReverseKL there"),
+        (single(update=PPOClip()), "a PPO clip needs an advantage"),
+        (single(estimator=PolicyGradient(), update=PPOClip(low=1.5)), "low in"),
+        (single(estimator=NegativeLogLikelihood(), context=CONTEXTS["none"], teacher=None, advantage=LogRatio()),
+         "it compares with a teacher"),
+        (single(teacher=Average(), context=CONTEXTS["none"]), "equals it, the loss is 0"),
+        (single(teacher=Average(rate=0.0)), "never moves"),
+        (single(teacher=TrustRegion(bound=0.0)), "bound must be positive"),
+        (single(teacher=Copy(every=0)), "use at least 1"),
+        (single(teacher=Released()), r"train\.teacher"),
+        (compared(teacher=External()), r"train\.teacher"),
+        (compared(teacher=Routed(routes=(("code", External(model="x")),))), "a term with a route"),
+        (compared(target=GeometricBridge(0.5)), r"sharper than the teacher.*target_schedule=Linear\(\)"),
+        (compared(target=GeometricBridge(1.5)), "beta lies from 0"),
+        (compared(target=Extrapolation()), "name its weights"),
+        (compared(reference=START), "reads no reference"),
+        (compared(target=Temperature(0.0)), "positive and finite"),
+        (compared(estimator=NegativeLogLikelihood(), teacher=None, weights=(EntropyGate(),)), "there is no teacher"),
+        (recipe("grpo", verifier="a:b", answers=1), "set answers to 2 or more"),
+        (recipe("sdpo", include_off_policy=True), "log-probability with which they were sampled"),
+        (recipe("opd", teacher="x", include_off_policy=True), "own samples|sampled itself"),
+        (Recipe(name="x", terms=sdpo_interactions().terms * 2), "two terms have one name"),
+    ],
+)  # fmt: skip
+def test_meaningless_parts_are_refused_with_the_remedy(bad: Recipe, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
+        validate(bad)
+
+
+def test_every_fault_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(recipe("exopd", scale=-1.0, batch=0))
+    assert all(words in caught.value.message for words in ("batch=0", "train.teacher", "at least 0"))
+
+
+def test_advice_is_given_where_something_was_seen_to_go_wrong() -> None:
+    assert advice(sdpo_interactions()) == []
+    assert len(advice(recipe("sdpo-interactions-offline"))) == 2
+    assert advice(sdpo_interactions(teacher=LIVE)) != []
+
+
 def test_useful_combinations_are_not_refused() -> None:
     validate(sdpo_interactions(teacher=LIVE))
     validate(sdpo_interactions(teacher=BASE, anchor=0.1, lr=0.0))
     validate(sft())
+    validate(compared(target=GeometricBridge(0.5), target_schedule=Linear()))
+    validate(compared(estimator=K2()))
+    validate(single(teacher=Average(), weights=(ImportanceRatio(),), support=TopK(20, remainder="tail")))
     validate(Recipe(name="x", terms=(*sdpo_interactions().terms, imitation(0.1))))

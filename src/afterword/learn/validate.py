@@ -12,7 +12,7 @@ from collections.abc import Callable
 from afterword.errors import ConfigError
 from afterword.learn.advantages import GroupBaseline
 from afterword.learn.distances import Distance
-from afterword.learn.divergences import Follows
+from afterword.learn.divergences import K3, Follows
 from afterword.learn.recipes import Recipe
 from afterword.learn.targets import GeometricBridge
 from afterword.learn.teachers import Average, Copy, External, Released, Routed, Teacher, TrustRegion
@@ -133,7 +133,13 @@ def _teacher_settings(recipe: Recipe, term: Term) -> str | None:
 
 
 def _parts(recipe: Recipe, term: Term) -> str | None:
-    return "; ".join(Distance(term.estimator, term.target, term.support).faults()) or None
+    faults = Distance(term.estimator, term.target, term.support).faults()
+    if isinstance(term.estimator, K3):
+        faults.append(
+            "k3 back-propagated has the gradient of KL(T||S), not of the KL(S||T) that its value estimates: use "
+            "ForwardKL for the one (exact, at the same cost), K2 or PolicyGradient for the other"
+        )
+    return "; ".join(faults) or None
 
 
 def _target(recipe: Recipe, term: Term) -> str | None:
