@@ -60,7 +60,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 finish_reason="stop" if ids[-1] in ends else "length",
             )  # fmt: skip
             said = SAID[n % len(SAID)]
-            store.write(turn, Feedback(id=f"fb-{n}", turn=turn.id, source="api", **said))  # type: ignore[arg-type]
+            store.write(turn, Feedback(id=f"fb-{n}", turn=turn.id, source="api", **said))
     assert main(["collect", "--dir", str(home), "--set", "collect.holdout=0"]) == 0
     return home
 

@@ -53,14 +53,19 @@ class Lab:
     """The model of an external teacher."""
 
     def rows(self, one: Recipe, n: int = 6, **changes: Any) -> tuple[Encoded, ...]:
-        return prepare(self.examples(n, **changes), self.tokenizer, one, limit=512, vocabulary=259).rows
+        """`n` answers of the kinds that the recipe reads."""
+        routes = [t.route for t in one.terms]
+        kinds = next((r.kinds for r in routes if isinstance(r, ByKind) and len(routes) == 1), KINDS)
+        given = self.examples(n, kinds=kinds, **changes)
+        return prepare(given, self.tokenizer, one, limit=512, vocabulary=259).rows
 
-    def examples(self, n: int, **changes: Any) -> list[Example]:
+    def examples(self, n: int, *, kinds: Sequence[str] = KINDS, **changes: Any) -> list[Example]:
         found = []
         for i in range(n):
             one = example(self.ref, i, text=f"Answer {i}" + "!" * (i % 4), hindsight=f"Wish {i}." + "." * i)
-            changed = {"kind": KINDS[i % len(KINDS)], "polarity": (-1, 1, 0)[i % 3], "weight": 1.0 - 0.1 * i, **changes}
-            found.append(dataclasses.replace(one, interaction=dataclasses.replace(one.interaction, **changed)))
+            changed = {"kind": kinds[i % len(kinds)], "polarity": (-1, 1, 0)[i % 3], "weight": 1.0 - 0.1 * i, **changes}
+            turn = dataclasses.replace(one.turn, logprobs=(-5.5,) * len(one.turn.completion_ids or ()))
+            found.append(Example(dataclasses.replace(one.interaction, **changed), turn))
         return found
 
     @property
@@ -97,7 +102,7 @@ def layout_of(lab: Lab, rows: Sequence[Encoded]) -> Rows:
     for row, logps in zip(rows, log_probs(lab.model, lab.head, [(r.prompt, r.completion) for r in rows]), strict=True):
         number = int(row.interaction.removeprefix("int-"))
         group = Group(size=4, mean=0.25, deviation=0.5)
-        answers.append(Answer(kind=KINDS[number % len(KINDS)], reward=1.0 - number % 3, group=group))
+        answers.append(dataclasses.replace(row.answer, reward=1.0 - number % 3, group=group))
         served += [s + 0.1 * (-1) ** k for k, s in enumerate(logps.tolist())]
     lengths, weights = [len(r.completion) for r in rows], [r.weight for r in rows]
     return layout(lengths, weights, [r.privileged for r in rows], answers=answers, served=served)
@@ -220,7 +225,7 @@ def test_6_what_has_no_privileged_text_counts_nowhere(lab: Lab, name: str) -> No
     unjudged = dataclasses.replace(layout_of(lab, rows), answers=(Answer(),) * len(rows))
     assert all(t.count(unjudged) == 0 for t in one.terms if t.advantage is not None and t.advantage.needs_reward)
     unknown = dataclasses.replace(layout_of(lab, rows), served=torch.full_like(layout_of(lab, rows).served, math.nan))
-    assert all((t.count(unknown) == 0) is t.needs_served or t.route == ByKind(("gold",)) for t in one.terms)
+    assert all((t.count(unknown) == 0) is t.needs_served for t in one.terms)
     hindsight = dataclasses.replace(one, terms=tuple(t for t in one.terms if t.context.privileged))
     if hindsight.terms:
         loss, gradient = evaluate(lab, hindsight, mute, [range(len(rows))])
