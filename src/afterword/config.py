@@ -84,6 +84,8 @@ class TrainConfig:
     """Also train on turns without served token ids (imported logs), re-tokenised and labelled as such."""
     max_tokens: int | None = None
     """Overrides how many tokens a prompt and its answer may have; longer interactions are left out and counted."""
+    stop_rules: bool = True
+    """End a run early when the student collapses or drifts away; see docs/training.md."""
     min_interactions: int = 8
     """Fewer than this is "nothing to do"."""
     max_interactions: int = 512

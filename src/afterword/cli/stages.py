@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +148,8 @@ def run_train(context: Context) -> int:
     """Train a candidate on what is new."""
     with context.open_store() as store:
         candidate = train_stage(store, _settings(context), _progress(context))
-    _show_candidate(context, candidate)
+    if os.environ.get("RANK", "0") == "0":  # of several processes that train together one speaks
+        _show_candidate(context, candidate)
     return 0
 
 

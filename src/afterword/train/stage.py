@@ -24,7 +24,9 @@ from afterword.train.examples import Example, choose
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import StepMetrics
 from afterword.train.output import candidate_record
+from afterword.train.rules import OFF, STRICT
 from afterword.train.sizes import model_sizes
+from afterword.train.world import World, join
 
 _PLAN = "run.json"
 _GIVEN_UP = "given-up"
@@ -61,11 +63,8 @@ def train_stage(
 
     Raises NothingToDo, with what is missing, when there are too few of them.
     """
-    plan = _unfinished(store, directory)
-    if plan is None:
-        plan = _planned(store, directory, settings, model, channel)
-    else:
-        note(f"finishing {plan.candidate}, which was interrupted ({len(plan.interactions)} interactions)")
+    world = join()
+    plan = _agreed(world, lambda: _next(store, directory, settings, model, channel, note))
     for sentence in advice(recipe_of(TrainConfig(**plan.settings))):
         note(sentence)
     run_dir = directory / "runs" / plan.candidate
@@ -81,14 +80,46 @@ def train_stage(
             seed=int(plan.settings["seed"]),
             device=device,
             progress=progress,
+            rules=STRICT if plan.settings.get("stop_rules", True) else OFF,
+            cache=directory / "cache" / "teacher",
         )
     except AfterwordError:
         # It would fail again in the same way: the next run starts anew. A kill leaves no such mark.
         (run_dir / _GIVEN_UP).touch()
         raise
+    if result.metrics["stopped"]:
+        note(f"stopped after {result.metrics['steps']} steps: {result.metrics['stopped']}")
+    for figures in result.metrics["answers"]:
+        for sentence in figures["warnings"]:
+            note(f"pass {figures['pass']}: {sentence}")
     candidate = candidate_record(result, id=plan.candidate, path=plan.folder, parent=plan.parent)
-    store.write(candidate)
+    if world.first:
+        store.write(candidate)
     return candidate
+
+
+def _agreed(world: World, make: Callable[[], Plan]) -> Plan:
+    """The plan of the first process, also in the others; when it has none, none of them waits for it."""
+    plan: Plan | None = None
+    try:
+        if world.first:
+            plan = make()
+    finally:
+        plan = world.same(plan)
+    if plan is None:
+        raise NothingToDo("the first process has nothing to train")
+    return plan
+
+
+def _next(
+    store: Store, directory: Path, settings: TrainConfig, model: str, channel: str, note: Callable[[str], None]
+) -> Plan:
+    """The run that was killed, or a new one."""
+    plan = _unfinished(store, directory)
+    if plan is None:
+        return _planned(store, directory, settings, model, channel)
+    note(f"finishing {plan.candidate}, which was interrupted ({len(plan.interactions)} interactions)")
+    return plan
 
 
 _SETTINGS = (
