@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from afterword.config import EvaluateConfig, TrainConfig
+from afterword.errors import NothingToDo
 from afterword.feedback.collect import collect
 from afterword.feedback.funnel import Funnel
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Json, Release, Report, Verdict
 from afterword.release.gate import GateThresholds, decide
-from afterword.release.publish import publish
+from afterword.release.publish import publish, start_canary
+from afterword.release.settings import CanarySettings
 from afterword.sampling import start_engine
 from afterword.store import Store
 
@@ -45,6 +47,8 @@ class Settings:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     gate: GateThresholds = field(default_factory=GateThresholds)
+    canary: CanarySettings | None = None
+    """Release to a share of the users first; None releases to everyone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +81,16 @@ class Round:
 def run_cycle(store: Store, settings: Settings, progress: Progress | None = None) -> Round:
     """One round. NothingToDo says what is missing; a "no" of the gate is a round without a release."""
     progress = progress or Progress()
+    running = store.canary(settings.channel)
+    if running is not None:
+        raise NothingToDo(f"the canary of {running.adapter} runs: the next round begins when it is decided")
     funnel = collect_stage(store, settings)
     candidate = train_stage(store, settings, progress)
     report = evaluate_stage(store, candidate, settings, progress)
     verdict = decide_stage(store, report, settings)
     release = None
     if verdict.passed:
-        release = publish(store, candidate, verdict, channel=settings.channel, name=settings.name)
+        release = release_stage(store, candidate, verdict, settings)
     return Round(funnel=funnel, candidate=candidate, report=report, verdict=verdict, release=release)
 
 
@@ -132,6 +139,13 @@ def decide_stage(store: Store, report: Report, settings: Settings) -> Verdict:
     verdict = decide(report, settings.gate)
     store.write(verdict)
     return verdict
+
+
+def release_stage(store: Store, candidate: Candidate, verdict: Verdict, settings: Settings) -> Release:
+    """Verdict -> Release, to everyone or to a share of the users first."""
+    if settings.canary is None:
+        return publish(store, candidate, verdict, settings.channel, settings.name)
+    return start_canary(store, candidate, verdict, settings.canary, settings.channel, settings.name)
 
 
 @contextmanager

@@ -299,11 +299,11 @@ def test_other_channels_do_not_matter(gateway: Setup) -> None:
 def test_a_store_that_fails_for_a_while_is_survived(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     gateway = launch()
 
-    def broken(self: Store, channel: str = "default") -> None:
+    def broken(store: Store, after: int) -> None:
         raise StoreError("disk on fire")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "release", broken)
+        patch.setattr("afterword.gateway.watcher.releases_after", broken)
         until(lambda: gateway.get("/health").json()["adapter"].get("problem") == "disk on fire")
         assert gateway.chat("Hi")["model"] == "base-model"
     until(lambda: gateway.get("/health").json()["status"] == "ok")

@@ -22,9 +22,16 @@ from afterword.config import BUILT_IN, Config, resolve
 from afterword.errors import UsageError
 from afterword.feedback.settings import CollectSettings
 from afterword.release.gate import GateThresholds
+from afterword.release.settings import CanarySettings, DriftSettings
 from afterword.store import Store
 
-SECTIONS: dict[str, type] = {**BUILT_IN, "collect": CollectSettings, "gate": GateThresholds}
+SECTIONS: dict[str, type] = {
+    **BUILT_IN,
+    "collect": CollectSettings,
+    "gate": GateThresholds,
+    "canary": CanarySettings,
+    "drift": DriftSettings,
+}
 DEFAULT_DIR = "./afterword-data"
 
 

@@ -19,6 +19,7 @@ from afterword.errors import UsageError
 from afterword.feedback.formats import FORMATS
 from afterword.feedback.imports import files_of, import_file
 from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
+from afterword.release.chain import verify
 from afterword.store.containers import Out, container
 from afterword.store.export import EXPORTS, export, export_user
 
@@ -55,6 +56,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         show = verbs.add_parser("show", parents=[common], help=f"one {kind.__name__.lower()} and what came of it")
         show.add_argument("id", help="its id, or the beginning of it")
         show.set_defaults(run=run_show, kind=name)
+        if kind is Release:
+            verify = verbs.add_parser("verify", parents=[common], help="every byte and row is as it was released")
+            verify.add_argument("--key", metavar="HEX", help="a public key kept elsewhere; default: DIR/release.pub")
+            verify.set_defaults(run=run_verify)
 
 
 def run_import(context: Context) -> int:
@@ -184,3 +189,20 @@ def run_show(context: Context) -> int:
                 if key not in ("id", "created_at", "schema") and value not in (None, {}, [], ""):
                     context.out.print(f"  [dim]{key}[/] {short(value, 400)}")
     return 0
+
+
+def run_verify(context: Context) -> int:
+    """Signatures, hashes, and the chain from the first release to the newest; exit 1 when anything is wrong."""
+    with context.open_store() as store:
+        found = verify(store, key=context.args.key)
+    if context.json:
+        serving = {channel: state.adapter for channel, state in found.serving.items()}
+        context.emit({"releases": found.releases, "problems": found.problems, "notes": found.notes, "serving": serving})
+    else:
+        for sentence in (*found.problems, *found.notes):
+            context.out.print(
+                f"{'[red]wrong[/]' if sentence in found.problems else '[dim]note[/]'}  {escape(sentence)}"
+            )
+        word = "[red]not as they were released[/]" if found.problems else "whole, signed, and as they were released"
+        context.out.print(f"{found.releases} releases: {word}")
+    return 1 if found.problems else 0

@@ -16,6 +16,7 @@ from typing import Any
 from afterword.cli.context import Context
 from afterword.cli.demo import register_demo
 from afterword.cli.progress import step_bar
+from afterword.cli.releases import watching
 from afterword.config import ServeConfig
 from afterword.errors import ConfigError, UpstreamError
 from afterword.gateway.server import bind, check_address, run_gateway
@@ -65,10 +66,11 @@ def run_serve(context: Context) -> int:
     state = context.dir / "server.json"
     with _model_server(context, config) as upstream:
         try:
-            run_gateway(
-                replace(settings, upstream=upstream),
-                on_ready=lambda url: _ready(context, state, url, upstream, config),
-            )
+            with watching(context):
+                run_gateway(
+                    replace(settings, upstream=upstream),
+                    on_ready=lambda url: _ready(context, state, url, upstream, config),
+                )
         finally:
             state.unlink(missing_ok=True)
     return 0

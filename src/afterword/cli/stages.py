@@ -1,4 +1,4 @@
-"""Commands for the stages of the cycle: collect, train, evaluate, release, cycle, heatmap."""
+"""Commands for the stages of the cycle: collect, train, evaluate, cycle, heatmap (release is in `releases`)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from typing import Any
 from rich.markup import escape
 
 from afterword.cli.context import Context
-from afterword.cli.data import short
 from afterword.cli.figures import show_figures, show_verdict
 from afterword.cli.operate import running_server
 from afterword.cli.progress import step_bar
+from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
 from afterword.config import CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
 from afterword.cycle import Progress, Settings, collect_stage, decide_stage, evaluate_stage, run_cycle, train_stage
 from afterword.errors import AfterwordError, GateRefused, NothingToDo, UsageError
 from afterword.feedback.funnel import Funnel
 from afterword.feedback.settings import CollectSettings
-from afterword.records import Candidate, Interaction, Release, Report, Turn, Verdict
-from afterword.release.gate import GateThresholds, decide, overridden
-from afterword.release.publish import publish, rollback
+from afterword.records import Candidate, Interaction, Report, Turn, Verdict
+from afterword.release.gate import GateThresholds, decide
 
 MONITORS = {
     "Gradient norm before clipping": "grad_norm",
@@ -66,30 +65,17 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--html", type=Path, metavar="FILE", help="also write the report as a page")
     evaluate.set_defaults(run=run_evaluate)
 
-    _register_release(commands, common)
     cycle = commands.add_parser("cycle", parents=[common], help="collect, train, evaluate, decide, publish")
     cycle.add_argument("--watch", action="store_true", help="again whenever enough new interactions came in")
+    canary_flag(cycle)
     cycle.set_defaults(run=run_cycle_command)
+    for stage in (train, evaluate, cycle):
+        channel_flag(stage)
 
     heatmap = commands.add_parser("heatmap", parents=[common], help="what the hindsight says about each token")
     heatmap.add_argument("turn", help="a turn with an interaction; its id, or the beginning of it")
     heatmap.add_argument("--html", type=Path, metavar="FILE", help="write a page instead of colours")
     heatmap.set_defaults(run=run_heatmap)
-
-
-def _register_release(commands: Any, common: argparse.ArgumentParser) -> None:
-    release = commands.add_parser("release", parents=[common], help="publish a candidate, or roll back")
-    verbs = release.add_subparsers(dest="verb", metavar="publish|rollback", required=True)
-    out = verbs.add_parser("publish", parents=[common], help="serve a candidate that the gate passed")
-    out.add_argument("candidate", nargs="?", help="default: the newest")
-    out.add_argument("--dry-run", action="store_true", help="only say what the gate says")
-    out.add_argument("--override", metavar="NAME", help="publish against the gate; recorded with your name")
-    out.add_argument("--why", help="the reason for --override")
-    out.set_defaults(run=run_publish)
-    back = verbs.add_parser("rollback", parents=[common], help="serve what was served before")
-    back.add_argument("--to", metavar="VERSION", help="a version, release or candidate, or 'base'")
-    back.add_argument("--why", default="")
-    back.set_defaults(run=run_rollback)
 
 
 def _settings(context: Context) -> Settings:
@@ -107,6 +93,8 @@ def _settings(context: Context) -> Settings:
         train=config.get(TrainConfig),
         evaluate=config.get(EvaluateConfig),
         gate=config.get(GateThresholds),
+        channel=channel_of(context),
+        canary=canary_of(context),
     )
 
 
@@ -173,7 +161,7 @@ def run_evaluate(context: Context) -> int:
     if suites and context.args.html:
         raise UsageError("--html shows a whole report with its verdict: leave out --suite, or take --json.")
     with context.open_store() as store:
-        candidate = _candidate(context, store)
+        candidate = chosen(context, store)
         report = evaluate_stage(store, candidate, settings, _progress(context), suites=suites)
         if suites:
             verdict = decide(report, replace(settings.gate, required=()))
@@ -189,15 +177,6 @@ def run_evaluate(context: Context) -> int:
     return 0 if verdict.passed or not verdict.reasons else GateRefused.exit_code
 
 
-def _candidate(context: Context, store: Any) -> Candidate:
-    if context.args.candidate:
-        return store.get(Candidate, context.args.candidate)  # type: ignore[no-any-return]
-    newest = store.newest(Candidate)
-    if newest is None:
-        raise NothingToDo("there is no candidate: run `afterword train` first")
-    return newest  # type: ignore[no-any-return]
-
-
 def _write_page(context: Context, path: Path, candidate: Candidate, report: Report, verdict: Verdict) -> None:
     from afterword.evaluate.report_html import render_report
     from afterword.train.metrics import read_metrics
@@ -207,44 +186,6 @@ def _write_page(context: Context, path: Path, candidate: Candidate, report: Repo
     page = render_report(candidate, report, verdict, losses=[step.loss for step in steps], monitors=watched)
     path.write_text(page, encoding="utf-8")
     context.say(f"report written to {path}")
-
-
-def run_publish(context: Context) -> int:
-    """Release a candidate because of its verdict."""
-    args = context.args
-    if bool(args.override) != bool(args.why):
-        raise UsageError("--override NAME and --why REASON go together: who decides against the gate, and why.")
-    with context.open_store() as store:
-        candidate = _candidate(context, store)
-        verdict = store.newest(Verdict, candidate=candidate.id)
-        if verdict is None:
-            raise NothingToDo(f"{candidate.id} has no verdict yet: run `afterword evaluate {candidate.id}` first")
-        if args.dry_run:
-            show_verdict(context, verdict)
-            return 0 if verdict.passed else GateRefused.exit_code
-        if args.override:
-            verdict = overridden(verdict, by=args.override, why=args.why)
-            store.write(verdict)
-        release = publish(store, candidate, verdict, name=context.config.get(ServeConfig).name)
-    return _show_release(context, release)
-
-
-def run_rollback(context: Context) -> int:
-    """Serve what was served before."""
-    with context.open_store() as store:
-        release = rollback(store, to=context.args.to, why=context.args.why)
-    return _show_release(context, release)
-
-
-def _show_release(context: Context, release: Release) -> int:
-    if context.json:
-        context.emit(release.to_dict())
-    else:
-        served = release.adapter or "the base model"
-        context.out.print(f"channel {release.channel!r} serves {served}: {escape(short(release.why, 200))}")
-        if running_server(context.dir) is None:
-            context.say("No server runs here now; `afterword serve` starts with it.")
-    return 0
 
 
 def run_cycle_command(context: Context) -> int:
@@ -258,7 +199,7 @@ def run_cycle_command(context: Context) -> int:
     else:
         show_verdict(context, result.verdict)
         if result.release:
-            _show_release(context, result.release)
+            show_release(context, result.release)
     return 0 if result.release else GateRefused.exit_code
 
 

@@ -1,31 +1,27 @@
-"""The only writer of the pointer: which adapter a channel serves is its newest Release row.
+"""The only writer of the pointer: what a channel serves is the fold over its Release rows.
 
-Owns publishing, rolling back, version names, and that of two publishers at once only one wins. Never measures,
-never talks to a server (the gateway watches the rows) and never imports torch.
+Owns publishing, canaries' beginning and end, rolling back, version names, and that of two publishers at once only one
+wins. A release is one row, so a kill leaves all of it or nothing. Never measures, never talks to a server (the gateway
+watches the rows) and never imports torch.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
+from dataclasses import replace
 
-from afterword.errors import (
-    AdapterError,
-    ConflictError,
-    GateRefused,
-    NotFoundError,
-    NothingToDo,
-    StoreError,
-    UsageError,
-)
-from afterword.records import Candidate, Release, Report, Verdict, new_id
-from afterword.release.manifest import check_adapter
+from afterword.errors import NotFoundError, NothingToDo, StoreError
+from afterword.records import Candidate, Feedback, Json, Release, Turn, Verdict, new_id
+from afterword.release.chain import manifest_of
+from afterword.release.checks import BASE, allowed, check_bytes, check_current, check_target, name_proof
+from afterword.release.settings import CanarySettings
 from afterword.store import Store
+from afterword.store.channels import check_channel
+from afterword.store.live import last_seq
 
-BASE = "base"
-"""What `rollback(to=...)` calls the base model without an adapter."""
 LOCK_SECONDS = 30.0
 
 
@@ -36,52 +32,76 @@ def publish(
 
     The verdict must be written, be about this candidate, and have passed or carry an override {by, why}; its report
     must have compared the candidate with what the channel serves at this moment, on the bytes that are in the
-    folder now. Raises GateRefused, NothingToDo (already served), ConflictError (another release came in between),
-    AdapterError (folder gone, corrupt or changed).
+    folder now. Raises GateRefused, NothingToDo (already served), ConflictError (another release came in between, or
+    a canary runs), AdapterError (folder gone, corrupt or changed).
     """
-    report = _checked(store, candidate, verdict)
+    return _begun(store, candidate, verdict, channel, name, None)
+
+
+def start_canary(
+    store: Store,
+    candidate: Candidate,
+    verdict: Verdict,
+    settings: CanarySettings | None = None,
+    channel: str = "default",
+    name: str = "afterword",
+) -> Release:
+    """Serve `candidate` to a share of the users, under the conditions of `publish`. The watch ends it.
+
+    Its row keeps the terms by which it will be decided, and from which rows on its turns are counted.
+    """
+    return _begun(store, candidate, verdict, channel, name, settings or CanarySettings())
+
+
+def promote(
+    store: Store, channel: str = "default", why: str = "", *, expect: str | None = None, evidence: Json | None = None
+) -> Release:
+    """Everyone gets what the canary's share has; `expect` is the canary that must still run.
+
+    Raises NothingToDo without a canary, AdapterError when its folder is gone or changed since it was measured.
+    """
     with _one_publisher(store):
-        current = store.release(channel)
-        served = current.candidate if current else None
-        if served == candidate.id:
-            assert current is not None
-            raise NothingToDo(f"channel {channel!r} serves {candidate.id} already, as {current.adapter}")
-        if report.against != served:
-            raise ConflictError(
-                f"{candidate.id} was compared with {report.against or 'the base model'}, but channel {channel!r} now "
-                f"serves {served or 'the base model'}: another release came in between. Evaluate it again."
+        running = store.canary(channel)
+        if running is None or expect not in (None, running.id):
+            raise NothingToDo(
+                f"{'the' if expect else 'a'} canary {expect or ''} does not run on channel {channel!r}: start one with "
+                "`afterword release publish --canary 10%`, or see `afterword release status`"
             )
-        base = report.about.get("base_hash")
-        check_adapter(_folder(store, candidate), content=_measured(report), base_hash=base)
-        release = Release(
-            id=new_id("rel"),
-            channel=channel,
-            adapter=version_of(store, candidate.id, name),
-            candidate=candidate.id,
-            path=candidate.path,
-            verdict=verdict.id,
-            previous=current.id if current else None,
-            action="publish",
-            why=_why(verdict),
-        )
+        candidate = store.get(Candidate, str(running.candidate))
+        check_bytes(store, candidate, allowed(store, candidate, store.get(Verdict, str(running.verdict))))
+        release = replace(
+            running, id=new_id("rel"), previous=running.id, action="promote", share=None, terms=_rows(store),
+            why=why.strip() or "promoted by hand", evidence=evidence or {}, manifest={}, created_at=time.time(),
+        )  # fmt: skip
         return _written(store, release)
 
 
-def rollback(store: Store, channel: str = "default", to: str | None = None, why: str = "") -> Release:
-    """Serve what `channel` served before, or `to`: a version name, release id, candidate id or "base".
+def rollback(
+    store: Store,
+    channel: str = "default",
+    to: str | None = None,
+    why: str = "",
+    *,
+    expect: str | None = None,
+    evidence: Json | None = None,
+) -> Release:
+    """End the canary of `channel`; without one serve what it served before, or `to`: a version name, release id,
+    candidate id or "base". `expect` is the release that must still be the channel's newest.
 
-    A second rollback goes one further back, never forth again. Raises NothingToDo when nothing is released or `to`
-    is served already, NotFoundError for an unknown `to`, AdapterError when the files of the target are gone.
+    A second rollback goes one further back, never forth again. Raises NothingToDo when nothing is released, `to` is
+    served already or something newer than `expect` is there, NotFoundError for an unknown `to`, AdapterError when the
+    files of the target are gone.
     """
     with _one_publisher(store):
-        current = store.release(channel)
-        if current is None or (to is None and current.candidate is None):
+        newest = store.newest(Release, channel=channel)
+        if expect is not None and (newest is None or newest.id != expect):
+            raise NothingToDo(f"channel {channel!r} moved on: its newest release is {newest and newest.id}")
+        running = store.canary(channel)
+        served = _own(store, channel)
+        if running is None and (served is None or (to is None and served.candidate is None)):
             raise NothingToDo(f"channel {channel!r} serves the base model: there is no release to take back")
-        target = _target(store, channel, to)
-        if (target.candidate if target else None) == current.candidate:
-            raise NothingToDo(f"channel {channel!r} serves {current.adapter or 'the base model'} already")
-        if target is not None:
-            _check_target(store, target)
+        target = _back(store, channel, to, running, served)
+        left = running.adapter if running else served.adapter if served else None
         release = Release(
             id=new_id("rel"),
             channel=channel,
@@ -89,9 +109,11 @@ def rollback(store: Store, channel: str = "default", to: str | None = None, why:
             candidate=target.candidate if target else None,
             path=target.path if target else None,
             verdict=None,
-            previous=current.id,
+            previous=newest.id if newest else None,
             action="rollback",
-            why=why.strip() or f"rolled back from {current.adapter or 'the base model'}",
+            why=why.strip() or f"rolled back from {left or 'the base model'}",
+            terms=_rows(store),
+            evidence=evidence or {},
         )
         return _written(store, release)
 
@@ -99,17 +121,18 @@ def rollback(store: Store, channel: str = "default", to: str | None = None, why:
 def served_stack(store: Store, channel: str = "default") -> list[Release]:
     """What a rollback unwinds: the released versions that the one served now was built upon, newest last.
 
-    A publish puts its version on top; a rollback takes off everything above its target. The base model lies below.
+    A publish or promotion puts its version on top; a rollback takes off everything above its target. The base model
+    lies below.
     """
     stack: list[Release] = []
     for release in store.rows(Release, channel=channel):
-        if release.action == "publish":
+        if release.action in ("publish", "promote"):
             stack.append(release)
-            continue
-        while stack and stack[-1].candidate != release.candidate:
-            stack.pop()
-        if release.candidate is not None and not stack:
-            stack.append(release)
+        elif release.action == "rollback":
+            while stack and stack[-1].candidate != release.candidate:
+                stack.pop()
+            if release.candidate is not None and not stack:
+                stack.append(release)
     return stack
 
 
@@ -124,26 +147,36 @@ def version_of(store: Store, candidate: str, name: str) -> str:
     return f"{name}@v{len(versions) + 1:06d}"
 
 
-def _checked(store: Store, candidate: Candidate, verdict: Verdict) -> Report:
-    """The report behind a verdict that allows this candidate."""
-    if store.find(Verdict, verdict.id) is None:
-        raise NotFoundError(f"the verdict {verdict.id!r} is not in {store.path}: write it before releasing by it")
-    if verdict.candidate != candidate.id:
-        raise UsageError(f"the verdict {verdict.id} is about {verdict.candidate}, not about {candidate.id}")
-    override = verdict.override or {}
-    if not verdict.passed and not (override.get("by") and override.get("why")):
-        raise GateRefused(f"the gate refused {candidate.id}: " + "; ".join(verdict.reasons))
-    report = store.get(Report, verdict.report)
-    if report.candidate != candidate.id:
-        raise UsageError(f"the report {report.id} is about {report.candidate}, not about {candidate.id}")
-    return report
+def _begun(
+    store: Store, candidate: Candidate, verdict: Verdict, channel: str, name: str, canary: CanarySettings | None
+) -> Release:
+    """The row by which a candidate is served for the first time: everything is checked under the lock."""
+    check_channel(channel)
+    report = allowed(store, candidate, verdict)
+    with _one_publisher(store):
+        check_current(store, candidate, report, channel)
+        check_bytes(store, candidate, report)
+        name_proof(store, candidate, verdict)
+        newest = store.newest(Release, channel=channel)
+        release = Release(
+            id=new_id("rel"),
+            channel=channel,
+            adapter=version_of(store, candidate.id, name),
+            candidate=candidate.id,
+            path=candidate.path,
+            verdict=verdict.id,
+            previous=newest.id if newest else None,
+            action="canary" if canary else "publish",
+            why=_why(verdict) + (f"; {100 * canary.share:g} % of the users try it" if canary else ""),
+            share=canary.share if canary else None,
+            terms={**(canary.terms() if canary else {}), **_rows(store)},
+        )
+        return _written(store, release)
 
 
-def _measured(report: Report) -> str:
-    content = report.about.get("adapter_hash")
-    if not content:
-        raise AdapterError(f"the report {report.id} does not say which bytes it measured: evaluate the candidate again")
-    return str(content)
+def _rows(store: Store) -> Json:
+    """From which rows on the figures of a release are counted."""
+    return {"after": {"turns": last_seq(store, Turn), "feedback": last_seq(store, Feedback)}}
 
 
 def _why(verdict: Verdict) -> str:
@@ -153,8 +186,27 @@ def _why(verdict: Verdict) -> str:
     return f"overridden by {verdict.override['by']}: {verdict.override['why']}"
 
 
+def _back(
+    store: Store, channel: str, to: str | None, running: Release | None, served: Release | None
+) -> Release | None:
+    """What a rollback serves; None is what lies beneath the channel, or the base model."""
+    if running is not None and to is None:
+        return served if served is not None and served.candidate is not None else None
+    target = _target(store, channel, to)
+    if running is None and served is not None and (target.candidate if target else None) == served.candidate:
+        raise NothingToDo(f"channel {channel!r} serves {served.adapter or 'the base model'} already")
+    if target is not None:
+        check_target(store, target)
+    return target
+
+
+def _own(store: Store, channel: str) -> Release | None:
+    """By which row of its own the channel serves everyone."""
+    return next((r for r in store.rows(Release, newest=True, channel=channel) if r.action != "canary"), None)
+
+
 def _target(store: Store, channel: str, to: str | None) -> Release | None:
-    """The release whose adapter is served again, None for the base model."""
+    """The release whose adapter is served again, None for what lies beneath (the base model)."""
     if to is None:
         below = served_stack(store, channel)[:-1]
         return below[-1] if below else None
@@ -166,27 +218,9 @@ def _target(store: Store, channel: str, to: str | None) -> Release | None:
     raise NotFoundError(f"channel {channel!r} never served {to!r}: see `afterword releases list`, or use {BASE!r}")
 
 
-def _check_target(store: Store, target: Release) -> None:
-    """The files of an earlier version are there, and are those that were measured before it was released."""
-    assert target.candidate is not None
-    measured = None
-    for release in store.rows(Release, candidate=target.candidate):
-        if release.verdict is not None:
-            measured = _measured(store.get(Report, store.get(Verdict, release.verdict).report))
-    try:
-        check_adapter(_folder(store, store.get(Candidate, target.candidate)), content=measured)
-    except AdapterError as error:
-        raise AdapterError(
-            f"cannot roll back to {target.adapter}: {error.message}. Roll back further (`--to VERSION`) or to the base "
-            f"model (`--to {BASE}`)."
-        ) from error
-
-
-def _folder(store: Store, candidate: Candidate) -> Path:
-    return store.path.parent / candidate.path
-
-
 def _written(store: Store, release: Release) -> Release:
+    """Sign and write; from here on it is served."""
+    release = replace(release, manifest=manifest_of(store, release))
     outcome = store.write(release)[0]
     assert outcome == "stored", outcome
     return release

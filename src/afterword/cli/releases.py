@@ -1,0 +1,204 @@
+"""Commands about what is served: release publish, promote, rollback, status; and the watch that `serve` runs.
+
+Owns parsing and printing, and how users' words are read for a canary (by the detectors of the feedback room).
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from rich.markup import escape
+
+from afterword.cli.context import Context
+from afterword.cli.data import short, when
+from afterword.cli.figures import show_verdict
+from afterword.cli.operate import running_server
+from afterword.config import ServeConfig
+from afterword.errors import GateRefused, NothingToDo, UsageError
+from afterword.feedback.detect import read_follow_up
+from afterword.feedback.edits import changed_share
+from afterword.feedback.readings import answer_text, request_of
+from afterword.records import Candidate, Feedback, Json, Release, Turn, Verdict
+from afterword.release.gate import overridden
+from afterword.release.publish import promote, publish, rollback, start_canary
+from afterword.release.settings import CanarySettings, DriftSettings, parse_share
+from afterword.release.standing import standing
+from afterword.release.watch import Watch
+from afterword.store import Store
+from afterword.store.channels import DEFAULT, check_channel
+
+
+def register(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the commands."""
+    release = commands.add_parser("release", parents=[common], help="publish a candidate, to all or a share; roll back")
+    verbs = release.add_subparsers(dest="verb", metavar="publish|promote|rollback|status", required=True)
+    out = verbs.add_parser("publish", parents=[common], help="serve a candidate that the gate passed")
+    out.add_argument("candidate", nargs="?", help="default: the newest")
+    out.add_argument("--dry-run", action="store_true", help="only say what the gate says")
+    out.add_argument("--override", metavar="NAME", help="publish against the gate; recorded with your name")
+    out.add_argument("--why", help="the reason for --override")
+    canary_flag(out)
+    out.set_defaults(run=run_publish)
+    up = verbs.add_parser("promote", parents=[common], help="give everyone what the canary's share has")
+    up.add_argument("--why", default="")
+    up.set_defaults(run=run_promote)
+    back = verbs.add_parser("rollback", parents=[common], help="end a canary, or serve what was served before")
+    back.add_argument("--to", metavar="VERSION", help="a version, release or candidate, or 'base'")
+    back.add_argument("--why", default="")
+    back.set_defaults(run=run_rollback)
+    status = verbs.add_parser("status", parents=[common], help="what each channel serves, and how it does live")
+    status.set_defaults(run=run_status)
+    for verb in (out, up, back):
+        channel_flag(verb)
+
+
+def channel_flag(parser: argparse.ArgumentParser) -> None:
+    """`--channel`: whose requests it is about."""
+    parser.add_argument("--channel", metavar="CHANNEL", help="default, task:NAME, team:NAME, user:NAME, team:N/task:N")
+
+
+def canary_flag(parser: argparse.ArgumentParser) -> None:
+    """`--canary [SHARE]`: to a share of the users first."""
+    parser.add_argument("--canary", nargs="?", const="", metavar="SHARE", help="to a share of the users first, as 10%%")
+
+
+def channel_of(context: Context) -> str:
+    """The channel of this command."""
+    return check_channel(getattr(context.args, "channel", None) or DEFAULT)
+
+
+def canary_of(context: Context) -> CanarySettings | None:
+    """The settings of the wanted canary, None when none is wanted."""
+    text = getattr(context.args, "canary", None)
+    if text is None:
+        return None
+    settings = context.config.get(CanarySettings)
+    return replace(settings, share=parse_share(text)) if text else settings
+
+
+def run_publish(context: Context) -> int:
+    """Release a candidate because of its verdict."""
+    args = context.args
+    if bool(args.override) != bool(args.why):
+        raise UsageError("--override NAME and --why REASON go together: who decides against the gate, and why.")
+    channel, canary = channel_of(context), canary_of(context)
+    with context.open_store() as store:
+        candidate = chosen(context, store)
+        verdict = store.newest(Verdict, candidate=candidate.id)
+        if verdict is None:
+            raise NothingToDo(f"{candidate.id} has no verdict yet: run `afterword evaluate {candidate.id}` first")
+        if args.dry_run:
+            show_verdict(context, verdict)
+            return 0 if verdict.passed else GateRefused.exit_code
+        if args.override:
+            verdict = overridden(verdict, by=args.override, why=args.why)
+            store.write(verdict)
+        name = context.config.get(ServeConfig).name
+        if canary is None:
+            release = publish(store, candidate, verdict, channel, name)
+        else:
+            release = start_canary(store, candidate, verdict, canary, channel, name)
+    return show_release(context, release)
+
+
+def chosen(context: Context, store: Store) -> Candidate:
+    """The candidate that was named, else the newest."""
+    if context.args.candidate:
+        return store.get(Candidate, context.args.candidate)
+    newest = store.newest(Candidate)
+    if newest is None:
+        raise NothingToDo("there is no candidate: run `afterword train` first")
+    return newest
+
+
+def run_promote(context: Context) -> int:
+    """Everyone gets the canary."""
+    with context.open_store() as store:
+        release = promote(store, channel_of(context), context.args.why)
+    return show_release(context, release)
+
+
+def run_rollback(context: Context) -> int:
+    """End a canary, or serve what was served before."""
+    with context.open_store() as store:
+        release = rollback(store, channel_of(context), context.args.to, context.args.why)
+    return show_release(context, release)
+
+
+def show_release(context: Context, release: Release) -> int:
+    """What a channel serves from now on."""
+    if context.json:
+        context.emit(release.to_dict())
+        return 0
+    served = release.adapter or "the base model"
+    who = f" to {100 * (release.share or 0):g} % of its users" if release.action == "canary" else ""
+    context.out.print(f"channel {release.channel!r} serves {served}{who}: {escape(short(release.why, 200))}")
+    if running_server(context.dir) is None:
+        context.say("No server runs here now; `afterword serve` starts with it.")
+    elif release.action == "canary":
+        context.say("The server decides by itself; see `afterword release status`.")
+    return 0
+
+
+def run_status(context: Context) -> int:
+    """Every channel: what it serves, its canary with both arms, live figures by version, alarms."""
+    with context.open_store() as store:
+        data = standing(store, reading)
+    if context.json:
+        context.emit(data)
+        return 0
+    if not data["channels"]:
+        context.say("nothing was released yet: every channel serves the base model")
+    for name, channel in data["channels"].items():
+        context.out.print(f"channel [bold]{escape(name)}[/] serves {channel['serves'] or 'the base model'}: "
+                          f"{escape(short(channel['why'], 160))}")  # fmt: skip
+        columns = ("version", "users", "turns", "judged", "approval", "acceptance", "edits", "retries", "complaints",
+                   "abandonment", "errors", "seconds_per_token")  # fmt: skip
+        context.table("", columns, (_version(v, columns) for v in channel["versions"]))
+        _show_canary(context, channel["canary"])
+        for alarm in channel["alarms"]:
+            context.out.print(f"[red]alarm[/] {when(alarm['created_at'])} {escape(alarm['why'])}")
+    return 0
+
+
+def _version(figures: Json, columns: tuple[str, ...]) -> list[Any]:
+    return [f"{v:.3f}" if isinstance(v := figures[name], float) else v for name in columns]
+
+
+def _show_canary(context: Context, canary: Json | None) -> None:
+    if canary is None:
+        return
+    context.out.print(f"canary {canary['adapter']} for {100 * canary['share']:g} % of the users since "
+                      f"{when(canary['since'])}; both arms, all looks together:")  # fmt: skip
+    rows = (
+        (name, *("" if f[k] is None else f"{f[k]:+.3f}" for k in ("difference", "low", "high")), f["limit"])
+        for name, f in canary["figures"].items()
+    )
+    context.table("", ("figure", "difference", "low", "high", "limit"), rows)
+
+
+def reading(turn: Turn, feedback: Feedback) -> int:
+    """What a user's words say about the answer: +1 yes, -1 no, 0 neither."""
+    if feedback.kind == "edited":
+        return 1 if changed_share(answer_text(turn), (feedback.final_text or "").strip()) == 0 else -1
+    return read_follow_up(request_of(turn), answer_text(turn), feedback.text or "").polarity
+
+
+@contextmanager
+def watching(context: Context) -> Iterator[None]:
+    """Canaries are ended and drift is watched in a thread, as long as the server runs."""
+    stop = threading.Event()
+    with context.open_store() as store:
+        watch = Watch(store, reading, context.config.get(DriftSettings))
+        thread = threading.Thread(target=watch.run, args=(stop,), name="afterword-release-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()

@@ -1,0 +1,151 @@
+"""One canary: both arms' figures as they come in, and the decision when there is one.
+
+Owns the rule. Approval decides: surely higher promotes, surely lower rolls back. Every other figure guards: surely
+worse by more than its limit rolls back. "Surely" holds for all looks together (see `sequential`): approval gets half
+of alpha, the guards share the other half. At the horizon a candidate that is shown not to be worse by the smallest
+effect that matters is promoted, and any other rolled back. Never writes a row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from afterword.records import Json, Release
+from afterword.release.figures import FIGURES, Figure, Ledger, Reader, Side, shown
+from afterword.release.sequential import Interval, compare
+from afterword.store import Store
+from afterword.store.live import LiveTurn, feedback_after, turns_of_canary
+
+PAGE = 5000
+"""Rows that are read together."""
+TURNS_PER_JUDGED = 20
+"""Where hardly anyone reacts, a canary ends after so many turns for each judged one of the horizon."""
+DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to happen, and why."""
+
+    action: Literal["promote", "rollback"]
+    why: str
+    evidence: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One figure of both arms."""
+
+    figure: Figure
+    interval: Interval
+    limit: float
+
+    @property
+    def worse(self) -> bool:
+        """Surely worse by more than the limit."""
+        if self.figure.better == "higher":
+            return self.interval.high < -self.limit
+        return self.interval.low > self.limit
+
+    def sentence(self) -> str:
+        """The difference in words."""
+        i = self.interval
+        return f"{self.figure.says}: {i.value:+.3f} [{i.low:+.3f}, {i.high:+.3f}]"
+
+
+class Trial:
+    """A running canary. Reads each row once; reading again from the start gives the same figures."""
+
+    def __init__(self, store: Store, canary: Release, reader: Reader) -> None:
+        self.canary = canary
+        self.new, self.old = Side(), Side()
+        self._store = store
+        self._ledger = Ledger(store, self._side, reader)
+        self._rows: dict[str, int] = dict(canary.terms["after"])
+
+    def _side(self, turn: LiveTurn) -> Side:
+        return self.new if self.canary.gets(turn.unit) else self.old
+
+    def read(self) -> int:
+        """Take in what is new; the number of rows."""
+        number = 0
+        while turns := turns_of_canary(self._store, self.canary.id, self._rows["turns"], PAGE):
+            self._rows["turns"] = turns[-1].seq
+            self._ledger.turns(turns)
+            number += len(turns)
+        while feedback := feedback_after(self._store, self._rows["feedback"], PAGE):
+            self._rows["feedback"] = feedback[-1].seq
+            self._ledger.feedback(feedback)
+            number += len(feedback)
+        return number
+
+    def look(self, now: float) -> Decision | None:
+        """The decision by what was read so far, None while there is none."""
+        terms = self.canary.terms
+        return judge(self.new, self.old, terms, self.over(now), {"rows": dict(self._rows), "at": now})
+
+    def over(self, now: float) -> str | None:
+        """Why an undecided canary ends now."""
+        terms = self.canary.terms
+        if self.new.judged.turns >= terms["horizon"]:
+            return f"the horizon of {terms['horizon']} judged turns is reached"
+        if self.new.turns.turns >= TURNS_PER_JUDGED * terms["horizon"]:
+            return f"{self.new.turns.turns} turns are over and only {self.new.judged.turns} of them were judged"
+        if now - self.canary.created_at >= terms["days"] * DAY:
+            return f"{terms['days']:g} days are over"
+        return None
+
+    def standing(self) -> Json:
+        """Both arms and their differences up to now."""
+        return evidence(self.new, self.old, findings(self.new, self.old, self.canary.terms))
+
+
+def findings(new: Side, old: Side, terms: Json) -> list[Finding]:
+    """Every figure with its always-valid interval; approval first."""
+    guards = len(FIGURES) - 1
+    found = []
+    for figure in FIGURES:
+        alpha = terms["alpha"] / 2 if not figure.limit else terms["alpha"] / 2 / guards
+        limit = terms[figure.limit] if figure.limit else 0.0
+        limit = math.log1p(limit) if figure.name == "latency" else limit
+        found.append(Finding(figure, compare(new.arm(figure), old.arm(figure), figure.name, alpha), limit))
+    return found
+
+
+def judge(new: Side, old: Side, terms: Json, over: str | None = None, more: Json | None = None) -> Decision | None:
+    """The rule. `over` says why the canary must end now."""
+    users = min(len(new.turns.units), len(old.turns.units))
+    enough = users >= terms["min_users"]
+    if not enough and over is None:
+        return None
+    found = findings(new, old, terms)
+    approval = found[0].interval
+    action: Literal["promote", "rollback"] = "rollback"
+    worse = [f for f in found if f.worse]
+    if enough and worse:
+        why = "surely worse: " + "; ".join(f.sentence() for f in worse)
+    elif enough and approval.low > 0:
+        action, why = "promote", f"surely better: {found[0].sentence()}"
+    elif over is None:
+        return None
+    elif enough and approval.low >= -terms["min_effect"]:
+        action, why = "promote", f"{over}, and it is not worse by {terms['min_effect']:g}: {found[0].sentence()}"
+    else:
+        why = f"{over}, and nothing shows that it is not worse by {terms['min_effect']:g}: {found[0].sentence()}"
+    return Decision(
+        action, f"{why} on {_size(new)} against {_size(old)}", {**evidence(new, old, found), **(more or {})}
+    )
+
+
+def evidence(new: Side, old: Side, found: list[Finding]) -> Json:
+    """What a decision rests on, as JSON."""
+    return {
+        "arms": {"candidate": new.to_dict(), "served": old.to_dict()},
+        "figures": {f.figure.name: {**shown(f.interval), "limit": f.limit, "worse": f.worse} for f in found},
+    }
+
+
+def _size(side: Side) -> str:
+    return f"{side.judged.turns} judged turns of {len(side.judged.units)} users"

@@ -1,0 +1,154 @@
+"""The chain of releases: a signed manifest for each, and the proof that nothing was changed or left out.
+
+Owns what a manifest covers, and `verify`. A manifest holds the SHA-256 of every file of the adapter, of the report
+and the verdict, and of the release written before it (of any channel); the signature covers it and the whole row. A
+changed byte in a file, a report, a verdict or a row, and a row taken out of the middle, are found. Rows cut off at the
+end are not: compare the newest id with a copy kept elsewhere. Never writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from afterword.records import Json, Record, Release, Report, Verdict
+from afterword.release.signing import sign, signed, trusted
+from afterword.store import Store
+from afterword.store.channels import Serving
+
+UNSIGNED = ("key", "signature")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What `verify` found."""
+
+    releases: int
+    problems: tuple[str, ...]
+    """Sentences; none when everything is as it was released."""
+    notes: tuple[str, ...]
+    """What is no fault: versions whose files are gone and that nobody is served."""
+    serving: dict[str, Serving]
+    """Channel -> what the replay of its rows ends with."""
+
+
+def manifest_of(store: Store, release: Release) -> Json:
+    """The signed manifest of a release that is about to be written."""
+    directory = store.path.parent
+    verdict = store.find(Verdict, release.verdict) if release.verdict else None
+    report = store.find(Report, verdict.report) if verdict else None
+    before = store.newest(Release)
+    manifest: Json = {
+        "files": file_hashes(directory / release.path) if release.path else {},
+        "verdict": verdict and row_hash(verdict),
+        "report": report and row_hash(report),
+        "before": before and row_hash(before),
+    }
+    public, signature = sign(directory, _message(release, manifest))
+    return {**manifest, "key": public, "signature": signature}
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by its path in it."""
+    found: dict[str, str] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as stream:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def row_hash(record: Record) -> str:
+    """SHA-256 of a row's canonical JSON, its signature included where it has one."""
+    return hashlib.sha256(_canonical(record.to_dict())).hexdigest()
+
+
+def verify(store: Store, *, key: str | None = None) -> Checked:
+    """Check every release, oldest first, and replay the channels.
+
+    `key` is a public key that was kept elsewhere; without it those in the data directory are trusted.
+    """
+    directory = store.path.parent
+    keys = frozenset((key,)) if key else trusted(directory)
+    states: dict[str, Serving] = {}
+    problems: list[str] = []
+    before: Release | None = None
+    rows = list(store.rows(Release))
+    for row in rows:
+        faults = [*_signature(row, keys), *_links(store, row, before), *_step(row, states.get(row.channel, Serving()))]
+        problems += [f"{row.id}: {fault}" for fault in faults]
+        states[row.channel] = states.get(row.channel, Serving()).after(row)
+        before = row
+    used = {r.candidate for s in states.values() for r in (s.served, s.before, s.canary) if r is not None}
+    notes: list[str] = []
+    for row in {r.candidate: r for r in reversed(rows) if r.path}.values():  # by its first release
+        wrong = [*_files(directory, row)]
+        gone = not (directory / str(row.path)).exists() and row.candidate not in used
+        (notes if gone else problems).extend(f"{row.id}: {fault}" for fault in wrong)
+    return Checked(len(rows), tuple(problems), tuple(notes), states)
+
+
+def replay(store: Store) -> dict[str, Serving]:
+    """Channel -> what its rows, played from the first, end with."""
+    states: dict[str, Serving] = {}
+    for row in store.rows(Release):
+        states[row.channel] = states.get(row.channel, Serving()).after(row)
+    return states
+
+
+def _message(release: Release, manifest: Json) -> bytes:
+    row = {name: value for name, value in release.to_dict().items() if name != "manifest"}
+    return _canonical({"release": row, "manifest": {k: v for k, v in manifest.items() if k not in UNSIGNED}})
+
+
+def _canonical(data: Json) -> bytes:
+    return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def _signature(row: Release, keys: frozenset[str]) -> Iterator[str]:
+    key, signature = row.manifest.get("key"), row.manifest.get("signature")
+    if not key or not signature:
+        yield "it is not signed: it was not written by `afterword release`, or its manifest was taken away"
+    elif key not in keys:
+        yield f"it is signed with the unknown key {key[:16]}"
+    elif not signed(_message(row, row.manifest), key, signature):
+        yield "its signature does not fit: the row was changed after it was written"
+
+
+def _links(store: Store, row: Release, before: Release | None) -> Iterator[str]:
+    """Report, verdict and the release before it are the ones that it was signed with."""
+    verdict = store.find(Verdict, row.verdict) if row.verdict else None
+    report = store.find(Report, verdict.report) if verdict else None
+    for name, found in (("verdict", verdict), ("report", report), ("before", before)):
+        wanted = row.manifest.get(name)
+        if wanted != (found and row_hash(found)):
+            what = "the release before it" if name == "before" else f"its {name}"
+            yield f"{what} is not the one that it was signed with: it was changed, added or taken out"
+
+
+def _step(row: Release, state: Serving) -> Iterator[str]:
+    """Does the row follow from the channel's rows before it?"""
+    if row.previous != (state.newest.id if state.newest else None):
+        yield f"it follows {row.previous}, but the channel's row before it is {state.newest and state.newest.id}"
+    if row.action in ("publish", "canary") and state.canary is not None:
+        yield f"it begins while the canary {state.canary.id} runs"
+    if row.action == "promote" and (state.canary is None or state.canary.candidate != row.candidate):
+        yield "it promotes what was no canary"
+    if row.action != "rollback" and not row.verdict:
+        yield "nothing says why: it has no verdict"
+
+
+def _files(directory: Path, row: Release) -> Iterator[str]:
+    """The adapter's files against their hashes."""
+    folder = directory / str(row.path)
+    wanted = row.manifest.get("files") or {}
+    if not folder.is_dir():
+        yield f"the folder {row.path} of {row.adapter} is gone"
+        return
+    found = file_hashes(folder)
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            what = "is gone" if name not in found else "was added" if name not in wanted else "was changed"
+            yield f"{row.path}/{name} of {row.adapter} {what} after the release"
