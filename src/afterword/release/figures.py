@@ -157,6 +157,8 @@ class Ledger:
         turns = {t.id: t for _, t in self._store.among(Turn, "id", list({row.turn for row in rows}))}
         found: dict[str, str] = {}
         for row in rows:
+            if row.turn not in turns:
+                continue  # its user was forgotten meanwhile
             data = orjson.loads(row.body)
             sign = self._reader(turns[row.turn], Feedback.from_dict({"id": row.id, "created_at": 0.0, **data}))
             if sign:

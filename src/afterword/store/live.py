@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from afterword.records import Record, Release
 from afterword.store.codec import decoder, select
+from afterword.store.schema import TOMBSTONE
 from afterword.store.store import Store
 
 
@@ -41,6 +42,7 @@ class LiveFeedback(NamedTuple):
     body: bytes
 
 
+_ALIVE = f"NOT {TOMBSTONE.format('t')}"
 _TURN = """SELECT t.seq, t.id, t.created_at, coalesce(t.unit, t.user, t.conversation, t.id), t.adapter,
     t.finish_reason, t.seconds, length(t.completion_ids) / 4 FROM turns t"""
 
@@ -52,7 +54,7 @@ def last_seq(store: Store, kind: type[Record]) -> int:
 
 def turns_of_canary(store: Store, canary: str, after: int, limit: int) -> list[LiveTurn]:
     """Turns that were routed under a canary, from beyond row `after`, oldest first."""
-    sql = f"{_TURN} WHERE t.canary = ? AND t.seq > ? ORDER BY t.seq LIMIT ?"
+    sql = f"{_TURN} WHERE t.canary = ? AND t.seq > ? AND {_ALIVE} ORDER BY t.seq LIMIT ?"
     return [LiveTurn(*row) for row in store.read(sql, (canary, after, limit))]
 
 
@@ -65,7 +67,7 @@ def turns_of_adapter(
     """
     order = "DESC" if newest else "ASC"
     sql = (
-        f"{_TURN} WHERE t.adapter IS ? AND t.source = 'gateway' AND t.seq > ? AND t.seq <= ? "
+        f"{_TURN} WHERE t.adapter IS ? AND t.source = 'gateway' AND t.seq > ? AND t.seq <= ? AND {_ALIVE} "
         f"ORDER BY t.seq {order} LIMIT ?"
     )
     return [LiveTurn(*row) for row in store.read(sql, (adapter, after, until, limit))]

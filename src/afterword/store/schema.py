@@ -44,7 +44,8 @@ when it is sent once more, and nothing in anybody's words."""
 
 CLEARED: dict[str, dict[str, str]] = {
     "turns": dict.fromkeys(
-        ("user", "conversation", "previous", "task", "thread", "prompt_ids", "completion_ids", "logprobs", "unit"), "NULL"
+        ("user", "unit", "conversation", "previous", "task", "thread", "prompt_ids", "completion_ids", "logprobs"),
+        "NULL",
     ),
     "feedback": {"kind": f"'{FORGOTTEN}'", "user": "NULL", "retracts": "NULL"},
     "interactions": {"kind": f"'{FORGOTTEN}'", "user": "NULL", "task": "NULL", "feedback": "NULL"},
