@@ -10,7 +10,7 @@ averages or weights: that is `terms`. Plain torch: on CUDA the same loop runs wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,9 +128,12 @@ class _TokenLosses(torch.autograd.Function):
         early = ctx.needs_input_grad[0] and not ctx.again
         columns = student.new_empty((len(COLUMNS), student.shape[0]), dtype=job.head.dtype)
         gradient = torch.empty_like(student, dtype=job.head.dtype) if early else None
-        for part, d_logits in _passes(student, job, columns, gradient=early):
-            if gradient is not None:
-                gradient[part] = job.head.pull_back(d_logits)
+
+        def pull(part: slice, d_logits: Tensor) -> None:
+            assert gradient is not None
+            gradient[part] = job.head.pull_back(d_logits)
+
+        _passes(student, job, columns, pull if early else None)
         ctx.dtype = student.dtype
         ctx.save_for_backward(student if ctx.again else gradient)
         outputs = columns.unbind(0)
@@ -145,42 +148,34 @@ class _TokenLosses(torch.autograd.Function):
         job, adapter = ctx.job, ctx.job.head.adapter
         gradient = torch.empty_like(saved, dtype=job.head.dtype)
         down, up = torch.zeros_like(adapter.down), torch.zeros_like(adapter.up)
-        for part, d_logits in _passes(saved, job, None, gradient=True):
+
+        def pull(part: slice, d_logits: Tensor) -> None:
             d_logits *= d_loss[part, None]
             gradient[part] = job.head.pull_back(d_logits)
             d_down, d_up = adapter.gradients(saved[part], d_logits)
-            down += d_down
-            up += d_up
+            down.add_(d_down)
+            up.add_(d_up)
+
+        _passes(saved, job, None, pull)
         return gradient.to(ctx.dtype), down, up, None
 
 
-def _passes(student: Tensor, job: _Job, columns: Tensor | None, *, gradient: bool) -> Iterator[tuple[slice, Tensor]]:
-    """Tile by tile, fill `columns` and yield (its tokens, d loss / d the student's product [n, V]).
-
-    The yielded tensor is overwritten by the next tile; without `gradient` it holds logits.
-    """
-    n, vocabulary = student.shape[0], job.head.weight.shape[0]
-    sides = [(student, job.head), job.teacher, job.reference]
-    buffers = [
-        None if side is None else student.new_empty((min(job.tile, n), vocabulary), dtype=job.head.dtype)
-        for side in sides
-    ]
-    for start in range(0, n, job.tile):
-        part = slice(start, min(start + job.tile, n))
-        logits = [
-            None if side is None or buffer is None else side[1].logits(side[0][part], buffer[: part.stop - start])
-            for side, buffer in zip(sides, buffers, strict=True)
-        ]
-        ours = logits[0]
-        assert ours is not None
-        for low in range(0, part.stop - start, job.strip):
+def _passes(student: Tensor, job: _Job, columns: Tensor | None, pull: Callable[[slice, Tensor], None] | None) -> None:
+    """Tile by tile, fill `columns` and hand (its tokens, d loss / d the student's product [n, V]) to `pull`."""
+    for start in range(0, student.shape[0], job.tile):
+        part = slice(start, start + job.tile)
+        logits = job.head.logits(student[part])
+        others = [None if side is None else side[1].logits(side[0][part]) for side in (job.teacher, job.reference)]
+        ids = job.ids[part]
+        for low in range(0, len(ids), job.strip):
             rows = slice(low, low + job.strip)
-            z, *others = (None if side is None else side[rows] for side in logits)
-            assert z is not None
-            tile = tile_of(z, others[0], job.ids[part][rows])
-            loss, d_logits, mass = job.distance(tile, z, *others)
+            z, *more = logits[rows], *(None if other is None else other[rows] for other in others)
+            tile = tile_of(z, more[0], ids[rows])
+            loss, d_logits, mass = job.distance(tile, z, *more)
             if columns is not None:
                 columns[:, part][:, rows] = observe(tile, loss, mass)
-            if gradient:
+            if pull is not None:
                 z.copy_(job.head.unscaled(d_logits, z))
-        yield part, ours
+        if pull is not None:
+            pull(part, logits)
+        del logits, others, z, more  # before the next tile's take their place
