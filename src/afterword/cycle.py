@@ -17,6 +17,8 @@ from afterword.config import EvaluateConfig, TrainConfig
 from afterword.errors import NothingToDo
 from afterword.feedback.collect import collect
 from afterword.feedback.funnel import Funnel
+from afterword.feedback.lane import ReviewSettings
+from afterword.feedback.select import Selection, SelectSettings, select
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Json, Release, Report, Verdict
 from afterword.release.gate import GateThresholds, decide
@@ -44,6 +46,8 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     collect: CollectSettings = field(default_factory=CollectSettings)
+    select: SelectSettings = field(default_factory=SelectSettings)
+    review: ReviewSettings = field(default_factory=ReviewSettings)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     gate: GateThresholds = field(default_factory=GateThresholds)
@@ -78,14 +82,16 @@ class Round:
         }
 
 
-def run_cycle(store: Store, settings: Settings, progress: Progress | None = None) -> Round:
+def run_cycle(
+    store: Store, settings: Settings, progress: Progress | None = None, selection: Selection | None = None
+) -> Round:
     """One round. NothingToDo says what is missing; a "no" of the gate is a round without a release."""
     progress = progress or Progress()
     running = store.canary(settings.channel)
     if running is not None:
         raise NothingToDo(f"the canary of {running.adapter} runs: the next round begins when it is decided")
     funnel = collect_stage(store, settings)
-    candidate = train_stage(store, settings, progress)
+    candidate = train_stage(store, settings, progress, selection)
     report = evaluate_stage(store, candidate, settings, progress)
     verdict = decide_stage(store, report, settings)
     release = None
@@ -99,10 +105,21 @@ def collect_stage(store: Store, settings: Settings) -> Funnel:
     return collect(store, settings.collect)
 
 
-def train_stage(store: Store, settings: Settings, progress: Progress) -> Candidate:
+def select_stage(store: Store, settings: Settings, *, ready: bool = False) -> Selection:
+    """Which interactions may be learned now; with `ready` only those of slices with enough interpretable signal."""
+    found = select(store, settings.select, settings.review, channel=settings.channel)
+    waiting = [one.task for one in found.slices if not one.ready(settings.select)]
+    if ready and waiting:
+        tasks = [one.task for one in found.slices if one.task not in waiting]
+        return select(store, settings.select, settings.review, channel=settings.channel, tasks=tasks)
+    return found
+
+
+def train_stage(store: Store, settings: Settings, progress: Progress, selection: Selection | None = None) -> Candidate:
     """Interactions -> Candidate."""
     from afterword.train import stage
 
+    selection = selection or select_stage(store, settings)
     with progress.bar("training") as advance:
         return stage.train_stage(
             store,
@@ -111,6 +128,8 @@ def train_stage(store: Store, settings: Settings, progress: Progress) -> Candida
             model=settings.model,
             channel=settings.channel,
             device=settings.device,
+            weights=selection.weights,
+            selection=selection.to_dict(),
             progress=lambda metrics: advance(metrics.step, metrics.steps),
             note=progress.note,
         )

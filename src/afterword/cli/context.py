@@ -20,6 +20,8 @@ from rich.table import Table
 
 from afterword.config import BUILT_IN, Config, resolve
 from afterword.errors import UsageError
+from afterword.feedback.lane import ReviewSettings
+from afterword.feedback.select import SelectSettings
 from afterword.feedback.settings import CollectSettings
 from afterword.release.gate import GateThresholds
 from afterword.release.settings import CanarySettings, DriftSettings
@@ -28,6 +30,8 @@ from afterword.store import Store
 SECTIONS: dict[str, type] = {
     **BUILT_IN,
     "collect": CollectSettings,
+    "select": SelectSettings,
+    "review": ReviewSettings,
     "gate": GateThresholds,
     "canary": CanarySettings,
     "drift": DriftSettings,

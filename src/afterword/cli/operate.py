@@ -17,13 +17,17 @@ from afterword.cli.context import Context
 from afterword.cli.data import when
 from afterword.config import ServeConfig
 from afterword.errors import AfterwordError
+from afterword.feedback.lane import ReviewSettings, agreement
 from afterword.gateway import keys
 from afterword.records import Feedback, Interaction, Skip, Turn, Verdict
+from afterword.store import Store
+from afterword.store.figures import GROUPS, live_figures
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands."""
     status = commands.add_parser("status", parents=[common], help="what is there, what is served, what waits")
+    status.add_argument("--by", choices=tuple(GROUPS), default="all", help="group what users do by this")
     status.set_defaults(run=run_status)
     doctor = commands.add_parser("doctor", parents=[common], help="check the installation and the data directory")
     doctor.set_defaults(run=run_doctor)
@@ -61,6 +65,8 @@ def run_status(context: Context) -> int:
             "serving": release.adapter if release and release.adapter else "base",
             "release": release.to_dict() if release else None,
             "verdict": list(verdict.reasons) if verdict else None,
+            "live": [row.to_dict() for row in live_figures(store, context.args.by)],
+            "review": _agreement(store),
             "server": running_server(context.dir),
         }
     if context.json:
@@ -76,9 +82,27 @@ def run_status(context: Context) -> int:
         if data[title]:
             parts = ", ".join(f"{name} {number}" for name, number in data[title].items())
             context.out.print(f"[dim]{title.replace('_', ' ')}:[/] {parts}")
+    _show_live(context, data["live"])
     if data["undecided"]:
         context.say(f"{data['undecided']} feedback events wait for `afterword collect`")
     return 0
+
+
+def _agreement(store: Store) -> dict[str, Any]:
+    """What reviewers said so far; who waits depends on the settings, which `review list` reads."""
+    found = agreement((), store.reviews(), ReviewSettings()).to_dict()
+    return {name: found[name] for name in ("approved", "rejected", "agreement")}
+
+
+def _show_live(context: Context, rows: list[dict[str, Any]]) -> None:
+    """What users do after an answer, as shares."""
+    if not rows:
+        return
+    shares = [name for name in rows[0] if name not in ("name", "turns")]
+    context.table(
+        "after an answer", (context.args.by, "turns", *(name.replace("_", " ") for name in shares)),
+        [(row["name"], row["turns"], *("-" if row[n] is None else f"{row[n]:.0%}" for n in shares)) for row in rows],
+    )  # fmt: skip
 
 
 def running_server(directory: Path) -> dict[str, Any] | None:

@@ -17,9 +17,20 @@ from afterword.cli.operate import running_server
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
 from afterword.config import CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
-from afterword.cycle import Progress, Settings, collect_stage, decide_stage, evaluate_stage, run_cycle, train_stage
+from afterword.cycle import (
+    Progress,
+    Settings,
+    collect_stage,
+    decide_stage,
+    evaluate_stage,
+    run_cycle,
+    select_stage,
+    train_stage,
+)
 from afterword.errors import AfterwordError, GateRefused, NothingToDo, UsageError
 from afterword.feedback.funnel import Funnel
+from afterword.feedback.lane import ReviewSettings
+from afterword.feedback.select import SelectSettings
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Interaction, Report, Turn, Verdict
 from afterword.release.gate import GateThresholds, decide
@@ -90,6 +101,8 @@ def _settings(context: Context) -> Settings:
         device=serve.device,
         dtype=serve.dtype,
         collect=config.get(CollectSettings),
+        select=config.get(SelectSettings),
+        review=config.get(ReviewSettings),
         train=config.get(TrainConfig),
         evaluate=config.get(EvaluateConfig),
         gate=config.get(GateThresholds),
@@ -205,16 +218,21 @@ def run_cycle_command(context: Context) -> int:
 
 def _watch(context: Context) -> int:
     settings = context.config.get(CycleConfig)
-    context.say(f"watching: a round starts at {settings.min_new} new interactions (Ctrl-C stops)")
+    least = context.config.get(SelectSettings).min_effective
+    context.say(
+        f"watching: a round starts at {settings.min_new} new interactions, of tasks with an effective number of "
+        f"{least:g} or more (Ctrl-C stops)"
+    )
     with context.open_store(create=True) as store:
         tried: set[str] = set()
         while True:
             collect_stage(store, _settings(context))
-            waiting = {row.id for row in store.usable("train")} - store.spent() - tried
+            selection = select_stage(store, _settings(context), ready=True)
+            waiting = selection.weights.keys() - tried
             if len(waiting) >= settings.min_new:
                 tried |= waiting
                 try:
-                    result = run_cycle(store, _settings(context), _progress(context))
+                    result = run_cycle(store, _settings(context), _progress(context), selection)
                     show_verdict(context, result.verdict)
                 except AfterwordError as error:  # the next round may fare better
                     context.say(f"[yellow]this round ended:[/] {escape(error.message)}")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ class Plan:
     parent: str | None
     model: str
     settings: Json
+    weights: dict[str, float] = field(default_factory=dict)
+    """Interaction -> factor on its weight: staleness and the caps on loud users."""
+    selection: Json = field(default_factory=dict)
+    """What was chosen and what was not, for the candidate's metrics."""
 
     @property
     def folder(self) -> str:
@@ -56,22 +61,27 @@ def train_stage(
     model: str,
     channel: str = "default",
     device: str = "auto",
+    weights: Mapping[str, float] | None = None,
+    selection: Json | None = None,
     progress: Callable[[StepMetrics], None] = lambda metrics: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Candidate:
-    """Train on the interactions that no released adapter has learned from yet, starting from what is served.
+    """Train on the interactions that no released adapter has learned from yet, starting from what is served; of those
+    only on the keys of `weights`, if given, with these factors on their weights. `selection` says why, and is kept in
+    the candidate's metrics.
 
     Raises NothingToDo, with what is missing, when there are too few of them.
     """
     world = join()
-    plan = _agreed(world, lambda: _next(store, directory, settings, model, channel, note))
+    make = partial(_next, store, directory, settings, model, channel, weights, selection, note)
+    plan = _agreed(world, make)
     for sentence in advice(recipe_of(TrainConfig(**plan.settings))):
         note(sentence)
     run_dir = directory / "runs" / plan.candidate
     parent = store.get(Candidate, plan.parent) if plan.parent else None
     try:
         result = train_candidate(
-            _examples(store, plan.interactions),
+            _examples(store, plan),
             model=plan.model,
             out=directory / plan.folder,
             recipe=recipe_of(TrainConfig(**plan.settings)),
@@ -93,6 +103,8 @@ def train_stage(
         for sentence in figures["warnings"]:
             note(f"pass {figures['pass']}: {sentence}")
     candidate = candidate_record(result, id=plan.candidate, path=plan.folder, parent=plan.parent)
+    if plan.selection:
+        candidate = replace(candidate, metrics={**candidate.metrics, "selection": plan.selection})
     if world.first:
         store.write(candidate)
     return candidate
@@ -112,12 +124,19 @@ def _agreed(world: World, make: Callable[[], Plan]) -> Plan:
 
 
 def _next(
-    store: Store, directory: Path, settings: TrainConfig, model: str, channel: str, note: Callable[[str], None]
+    store: Store,
+    directory: Path,
+    settings: TrainConfig,
+    model: str,
+    channel: str,
+    weights: Mapping[str, float] | None,
+    selection: Json | None,
+    note: Callable[[str], None],
 ) -> Plan:
     """The run that was killed, or a new one."""
     plan = _unfinished(store, directory)
     if plan is None:
-        return _planned(store, directory, settings, model, channel)
+        return _planned(store, directory, settings, model, channel, weights, selection)
     note(f"finishing {plan.candidate}, which was interrupted ({len(plan.interactions)} interactions)")
     return plan
 
@@ -135,17 +154,29 @@ def recipe_of(settings: TrainConfig) -> Recipe:
     return recipe(settings.recipe, include_off_policy=settings.off_policy, **given)
 
 
-def _planned(store: Store, directory: Path, settings: TrainConfig, model: str, channel: str) -> Plan:
+def _planned(
+    store: Store,
+    directory: Path,
+    settings: TrainConfig,
+    model: str,
+    channel: str,
+    weights: Mapping[str, float] | None,
+    selection: Json | None,
+) -> Plan:
     validate(recipe_of(settings))  # a typo or an impossible recipe fails first
     spent = store.spent(channel)
     fresh = [row for row in store.usable("train") if row.id not in spent and (row.on_policy or settings.off_policy)]
+    if weights is not None:
+        fresh = [row for row in fresh if weights.get(row.id, 0.0) > 0.0]
     if len(fresh) < settings.min_interactions:
         raise NothingToDo(_too_few(store, fresh, settings))
     chosen = _chosen(store, fresh, settings, model)
     release = store.release(channel)
     parent = release.candidate if release else None
     kept: Json = {name: getattr(settings, name) for name in TrainConfig.__dataclass_fields__}
-    plan = Plan(f"cand-{content_hash(chosen, parent, model, kept)[:16]}", chosen, parent, model, kept)
+    name = f"cand-{content_hash(chosen, parent, model, kept)[:16]}"
+    factors = {row: round(weights[row], 6) for row in chosen if weights[row] != 1.0} if weights is not None else {}
+    plan = Plan(name, chosen, parent, model, kept, factors, selection or {})
     if store.find(Candidate, plan.candidate) is not None:
         raise NothingToDo(
             f"candidate {plan.candidate} was already trained on exactly these {len(chosen)} interactions. Evaluate it "
@@ -201,9 +232,11 @@ def _unfinished(store: Store, directory: Path) -> Plan | None:
     return None
 
 
-def _examples(store: Store, interactions: tuple[str, ...]) -> list[Example]:
+def _examples(store: Store, plan: Plan) -> list[Example]:
     examples = []
-    for identifier in interactions:
+    for identifier in plan.interactions:
         interaction = store.get(Interaction, identifier)
+        factor = plan.weights.get(identifier, 1.0)
+        interaction = replace(interaction, weight=interaction.weight * factor)
         examples.append(Example(interaction, store.get(Turn, interaction.turn)))
     return examples

@@ -1,0 +1,99 @@
+"""The live figures: how often users accept, edit, correct, ask again and give up, by task, adapter version and week.
+
+Owns these named queries. A turn counts when users did something after it that was not taken back. Never writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from afterword.errors import UsageError
+from afterword.store.store import Store
+
+GROUPS: dict[str, str] = {
+    "all": "'all'",
+    "task": "coalesce(t.task, '')",
+    "adapter": "coalesce(t.adapter, 'base')",
+    "week": "strftime('%Y-%m-%d', t.created_at, 'unixepoch', 'weekday 0', '-6 days')",
+}
+"""What the figures can be grouped by; a week is named by its Monday (UTC)."""
+
+_SIGNS = """
+WITH f AS (
+    SELECT turn, kind, json_extract(CAST(body AS TEXT), '$.value') AS value,
+           json_extract(CAST(body AS TEXT), '$.exit_code') AS code
+    FROM feedback
+    WHERE kind != 'retraction' AND id NOT IN (SELECT retracts FROM feedback WHERE retracts IS NOT NULL)
+), i AS (
+    SELECT turn, max(json_extract(CAST(body AS TEXT), '$.polarity') > 0) AS content,
+           max(json_extract(CAST(body AS TEXT), '$.polarity') < 0) AS wanted_else
+    FROM interactions GROUP BY turn
+), signs AS (
+    SELECT f.turn,
+           max(f.kind IN ('accepted', 'saved', 'copied', 'tool_approved') OR (f.kind = 'rating' AND f.value > 0)
+               OR (f.kind IN ('executed', 'tests') AND f.code = 0)
+               OR (f.kind IN ('follow_up', 'comment') AND i.content IS 1 AND i.wanted_else IS 0)) AS accepted,
+           max(f.kind = 'edited') AS edited,
+           max(f.kind IN ('demonstration', 'tool_rejected', 'reverted')
+               OR (f.kind IN ('follow_up', 'comment') AND i.wanted_else IS 1)
+               OR (f.kind IN ('executed', 'tests') AND f.code != 0)) AS corrected,
+           max(f.kind IN ('retried', 'regenerated')) AS retried,
+           max(f.kind = 'abandoned') AS abandoned
+    FROM f LEFT JOIN i ON i.turn = f.turn GROUP BY f.turn
+)
+"""
+_FIGURES = """
+SELECT {group} AS name, count(*), sum(s.accepted AND NOT s.edited), sum(s.edited), sum(s.corrected), sum(s.retried),
+       sum(s.abandoned)
+FROM turns t JOIN signs s ON s.turn = t.id GROUP BY 1 ORDER BY 1
+"""
+_AFTER = """
+SELECT {group} AS name, count(*), sum(n.accepted AND NOT n.corrected)
+FROM turns t JOIN signs s ON s.turn = t.id JOIN turns x ON x.previous = t.id JOIN signs n ON n.turn = x.id
+WHERE s.corrected GROUP BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Shares of the turns that users reacted to; None when there is nothing to divide by."""
+
+    name: str
+    """The task, adapter version or week."""
+    turns: int
+    """Turns that users reacted to."""
+    acceptance: float
+    """Taken as they were: accepted, saved, copied, praised, run without error."""
+    edited: float
+    """Accepted after an edit."""
+    correction: float
+    """The user said or showed what was wrong."""
+    retry: float
+    """Asked again."""
+    abandonment: float
+    """Given up."""
+    post_correction_success: float | None
+    """Of the answers that followed a corrected one and were reacted to: accepted, and not corrected again."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def live_figures(store: Store, by: str = "all") -> list[Figures]:
+    """The figures for each value of `by` (a key of GROUPS). UsageError for another one."""
+    if by not in GROUPS:
+        raise UsageError(f"figures cannot be grouped by {by!r}; use one of {', '.join(GROUPS)}.", param="by")
+    after = {row[0]: row[1:] for row in store.query(_SIGNS + _AFTER.format(group=GROUPS[by]))}
+    found = []
+    for name, turns, *counts in store.query(_SIGNS + _FIGURES.format(group=GROUPS[by])):
+        accepted, edited, corrected, retried, abandoned = (count / turns for count in counts)
+        followed, mended = after.get(name, (0, 0))
+        found.append(
+            Figures(
+                name=name, turns=turns, acceptance=accepted, edited=edited, correction=corrected, retry=retried,
+                abandonment=abandoned, post_correction_success=mended / followed if followed else None,
+            )
+        )  # fmt: skip
+    return found

@@ -1,0 +1,166 @@
+"""What a round may learn: users, scopes, contradictions, windows, slices, and the audit lane."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterword.errors import ConfigError
+from afterword.feedback.lane import ReviewSettings, agreement, blocked, lane
+from afterword.feedback.select import Selection, SelectSettings, _cap, select
+from afterword.records import Interaction, Record, Release, Relevance, Review
+from afterword.store import Store
+from tests.feedback.feedback_builders import turn
+
+OPEN = SelectSettings(min_users=1, max_user_share=1.0)
+
+
+def interaction(name: str, user: str | None = "ada", words: str = "No, use olive oil.", **extra: Any) -> Interaction:
+    values: dict[str, Any] = {
+        "id": name, "turn": f"t-{name}", "feedback": (f"f-{name}",), "kind": "follow_up", "hindsight": words,
+        "polarity": -1, "weight": 1.0, "split": "train", "user": user, "category": "correction", "confidence": 0.9,
+    }  # fmt: skip
+    return Interaction(**{**values, **extra})
+
+
+def chosen(path: Path, *rows: Record, settings: SelectSettings = SelectSettings(), **extra: Any) -> Selection:  # noqa: B008
+    with Store.open(path / "afterword.db") as store:
+        made = [row for row in rows if isinstance(row, Interaction)]
+        adapters: dict[str, str] = extra.pop("adapters", {})
+        store.write(*[turn(i.turn, user=i.user, adapter=adapters.get(i.id)) for i in made], *rows)
+        return select(store, settings, **extra)
+
+
+def test_with_one_user_everything_is_his(tmp_path: Path) -> None:
+    rows = [interaction(f"i{n}") for n in range(4)] + [interaction("s", words="Always be brief.", scope="user")]
+    found = chosen(tmp_path, *rows)
+    assert set(found.weights.values()) == {1.0} and len(found.weights) == 5 and not found.left
+    assert found.slices[0].influence == {"ada": 1.0} and found.slices[0].effective == pytest.approx(5)
+
+
+def test_a_slice_needs_several_users_when_there_are_several(tmp_path: Path) -> None:
+    rows = [interaction("a", task="code"), interaction("b", task="code"), interaction("c", "bob", task="mail"),
+            interaction("d", "cy", task="mail")]  # fmt: skip
+    found = chosen(tmp_path, *rows)
+    assert set(found.weights) == {"c", "d"} and found.left == {"too_few_users": 2}
+    assert [one.task for one in found.slices] == ["mail"]
+
+
+def test_a_standing_wish_is_shared_only_when_others_want_the_same(tmp_path: Path) -> None:
+    rows = [interaction("a", words="From now on always in rhymes.", scope="user"), interaction("b", "bob"),
+            interaction("c", "cy", words="Please always keep it short, one sentence.", scope="user"),
+            interaction("d", "dee", words="Shorter, please.")]  # fmt: skip
+    found = chosen(tmp_path, *rows)
+    assert set(found.weights) == {"b", "c", "d"} and found.left == {"own_wish": 1}
+
+
+def test_users_who_contradict_each_other(tmp_path: Path) -> None:
+    rows = [interaction("a", "u1", "Shorter, please."), interaction("b", "u2", "more detail please"),
+            interaction("c", "u3")]  # fmt: skip
+    found = chosen(tmp_path, *rows)
+    assert set(found.weights) == {"c"} and found.left == {"users_disagree": 2}
+    assert found.contradictions == [{"task": None, "axis": "length", "less": 1, "more": 1, "followed": 0}]
+    many = [interaction(f"m{n}", f"w{n}", "Too long, shorter.") for n in range(3)]
+    (tmp_path / "b").mkdir()
+    found = chosen(tmp_path / "b", *rows, *many)
+    assert set(found.weights) == {"a", "c", "m0", "m1", "m2"} and found.contradictions[0]["followed"] == -1
+
+
+def test_a_loud_user_is_turned_down(tmp_path: Path) -> None:
+    rows = [interaction(f"l{n}", "loud") for n in range(90)] + [interaction(f"q{n}", f"u{n}") for n in range(10)]
+    found = chosen(tmp_path, *rows)
+    influence = found.slices[0].influence
+    assert influence["loud"] == pytest.approx(0.25, abs=1e-3) and found.slices[0].users == 11
+    assert found.weights["q0"] == 1.0 and found.weights["l0"] == pytest.approx(10 / 3 / 90)
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=2, max_size=30), st.floats(0.05, 0.9))
+def test_after_the_caps_nobody_is_above_the_share(sums: list[float], share: float) -> None:
+    share = max(share, 1.5 / len(sums))
+    if share >= 1:
+        return
+    capped = [min(total, _cap(sorted(sums, reverse=True), share)) for total in sums]
+    assert max(capped) <= share * sum(capped) * (1 + 1e-6)
+    assert max(sums) > share * sum(sums) or capped == sums
+
+
+def release(number: int, adapter: str | None) -> Release:
+    return Release(
+        id=f"r{number}", channel="default", adapter=adapter, candidate=None, path=None, verdict=None, previous=None,
+        action="publish", why="test",
+    )  # fmt: skip
+
+
+def test_old_versions_weigh_less_and_expire(tmp_path: Path) -> None:
+    rows: list[Record] = [interaction("base"), interaction("one"), interaction("three")]
+    rows += [release(n, f"a@v{n}") for n in (1, 2, 3)]
+    found = chosen(tmp_path, *rows, settings=SelectSettings(max_releases=2),
+                   adapters={"one": "a@v1", "three": "a@v3"})  # fmt: skip
+    assert found.weights == {"one": 0.25, "three": 1.0} and found.left == {"expired": 1}
+
+
+def test_slices_are_ready_by_effective_number_and_relevance(tmp_path: Path) -> None:
+    rows = [interaction(f"c{n}", f"u{n}", task="code") for n in range(20)]
+    rows += [interaction(f"m{n}", f"u{n}", task="mail", category="unsure", confidence=0.4) for n in range(20)]
+    found = chosen(tmp_path, *rows)
+    ready = {one.task: one.ready(SelectSettings()) for one in found.slices}
+    assert ready == {"code": True, "mail": False}
+    with Store.open(tmp_path / "afterword.db") as store:
+        only = select(store, tasks=["code"])
+    assert len(only.weights) == 20 and only.left == {"other_slice": 20}
+    assert only.to_dict()["slices"][0]["task"] == "code"
+
+
+def test_the_models_own_measure_can_be_asked_for(tmp_path: Path) -> None:
+    notes = [Relevance(id=f"e-{n}", interaction=n, model="m", real=real, shuffled=0.3, neutral=0.2, tokens=9)
+             for n, real in (("a", 0.9), ("b", 0.2))]  # fmt: skip
+    rows = [interaction("a"), interaction("b"), interaction("c")]
+    found = chosen(tmp_path, *rows, *notes, settings=SelectSettings(min_signal=1.0))
+    assert set(found.weights) == {"a", "c"} and found.left == {"weak_signal": 1}
+
+
+def test_the_lane_is_a_share_by_chance_and_the_least_sure() -> None:
+    rows = [interaction(f"i{n}", confidence=0.4 if n % 100 == 0 else 0.9) for n in range(1000)]
+    found = lane(rows, ReviewSettings(share=0.1, strange=0.01))
+    assert {row.id for row in rows if row.confidence < 0.5} <= {row.id for row in found}
+    assert 80 < len(found) < 135 and found == lane(rows, ReviewSettings(share=0.1, strange=0.01))
+
+
+@pytest.mark.parametrize(
+    ("settings", "hours", "wanted"),
+    [
+        ({}, 1, None), ({"meanwhile": "wait"}, 1, "in_review"), ({"meanwhile": "wait"}, 100, None),
+        ({"unseen": "drop"}, 100, "unreviewed"), ({"meanwhile": "wait"}, -500, "in_review"),
+    ],
+)  # fmt: skip
+def test_what_happens_until_and_after_the_deadline(settings: dict[str, Any], hours: float, wanted: str | None) -> None:
+    row = interaction("a", created_at=1e9)
+    config = ReviewSettings(share=1.0, **settings)
+    assert blocked([row], {}, config, 1e9 + hours * 3600).get("a") == wanted
+    seen = {"a": Review(id="r", interaction="a", decision="approve")}
+    assert blocked([row], seen, config, 1e9 + hours * 3600) == {}
+
+
+def test_agreement_with_the_automatic_decision() -> None:
+    rows = [interaction(f"i{n}") for n in range(4)]
+    reviews = {f"i{n}": Review(id=f"r{n}", interaction=f"i{n}", decision="reject" if n == 0 else "approve")
+               for n in range(3)}  # fmt: skip
+    found = agreement(rows, reviews, ReviewSettings(share=1.0)).to_dict()
+    assert found == {"waiting": 1, "approved": 2, "rejected": 1, "agreement": pytest.approx(2 / 3)}
+    assert agreement(rows, {}, ReviewSettings()).to_dict()["agreement"] is None
+
+
+@pytest.mark.parametrize("bad", [{"share": 2.0}, {"strange": -1.0}, {"deadline_hours": float("nan")}])
+def test_impossible_lanes_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="review"):
+        ReviewSettings(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"min_users": 0}, {"staleness": 0.0}, {"max_user_share": 1.5}])
+def test_impossible_selections_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="select"):
+        SelectSettings(**bad)
