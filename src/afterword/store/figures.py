@@ -85,9 +85,9 @@ def live_figures(store: Store, by: str = "all") -> list[Figures]:
     """The figures for each value of `by` (a key of GROUPS). UsageError for another one."""
     if by not in GROUPS:
         raise UsageError(f"figures cannot be grouped by {by!r}; use one of {', '.join(GROUPS)}.", param="by")
-    after = {row[0]: row[1:] for row in store.query(_SIGNS + _AFTER.format(group=GROUPS[by]))}
+    after = {row[0]: row[1:] for row in store.read(_SIGNS + _AFTER.format(group=GROUPS[by]))}
     found = []
-    for name, turns, *counts in store.query(_SIGNS + _FIGURES.format(group=GROUPS[by])):
+    for name, turns, *counts in store.read(_SIGNS + _FIGURES.format(group=GROUPS[by])):
         accepted, edited, corrected, retried, abandoned = (count / turns for count in counts)
         followed, mended = after.get(name, (0, 0))
         found.append(

@@ -139,10 +139,6 @@ class Store:
         except sqlite3.Error as error:
             raise StoreError(f"cannot read {self.path}: {error}") from error
 
-    def query(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows of a reading query of this room (`figures`). StoreError when the database cannot be read."""
-        return self._read(sql, parameters)
-
     def find(self, kind: type[R], identifier: str) -> R | None:
         """The record with this id, or None."""
         row = next(self.read(f"{select(kind.TABLE)} WHERE t.id = ? AND {_ALIVE}", (identifier,)), None)
