@@ -24,6 +24,7 @@ from afterword.learn.divergences import (
 )
 from afterword.learn.head import Head, HeadAdapter
 from afterword.learn.loss_stage import token_losses
+from afterword.learn.monitors import COLUMNS
 from afterword.learn.supports import FULL, Support, TopK
 from afterword.learn.targets import Extrapolation, GeometricBridge, Target, Temperature
 from afterword.learn.tiles import Tile, tile_of
@@ -136,13 +137,17 @@ def test_bf16_hidden_states_get_float32_arithmetic() -> None:
 
 @given(n=st.integers(0, 40), tile=st.integers(1, 50), seed=st.integers(0, 50))
 @settings(max_examples=40, deadline=None)
-def test_tiles_do_not_matter(n: int, tile: int, seed: int) -> None:
+def test_neither_tiles_nor_order_matter(n: int, tile: int, seed: int) -> None:
     student, teacher, weight, ids = case(n, 8, 30, torch.float64, seed)
     one = token_losses(student, teacher, Head(weight), ids, JSD(0.4), tile=1000)
     many = token_losses(student, teacher, Head(weight), ids, JSD(0.4), tile=tile)
     torch.testing.assert_close(one.loss, many.loss)
     (a,), (b,) = (torch.autograd.grad(x.loss.sum(), student) for x in (one, many))
     torch.testing.assert_close(a, b)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    moved = token_losses(student[order], teacher[order], Head(weight), ids[order], JSD(0.4), tile=tile)
+    for name in COLUMNS:  # no token knows of another
+        torch.testing.assert_close(getattr(moved, name), getattr(one, name)[order])
 
 
 def test_a_tile_never_outgrows_its_tokens() -> None:
@@ -286,7 +291,7 @@ def test_a_larger_vocabulary_makes_smaller_tiles() -> None:
         student, teacher, weight, ids = case(150, 2, vocabulary, torch.float32, 0)
         token_losses(student, teacher, Watched(weight), ids, FORWARD_KL)
     assert max(n for n, v in shapes if v == 50) == 128
-    assert max(n * v * 4 for n, v in shapes) <= 20 << 20
+    assert max(n * v * 4 for n, v in shapes) <= 16 << 20
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 200])
