@@ -12,8 +12,9 @@ from tests.gateway.fake_upstream import Fake, fake_upstream
 from tests.gateway.gateway_setup import Launch, Setup
 
 from afterword.errors import StoreError
-from afterword.records import Release
+from afterword.records import Candidate, Interaction, Release, Turn
 from afterword.store import Store
+from afterword.store.erase import Eraser
 
 HI = {"model": "afterword", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -307,3 +308,27 @@ def test_a_store_that_fails_for_a_while_is_survived(launch: Launch, monkeypatch:
         until(lambda: gateway.get("/health").json()["adapter"].get("problem") == "disk on fire")
         assert gateway.chat("Hi")["model"] == "base-model"
     until(lambda: gateway.get("/health").json()["status"] == "ok")
+
+
+def test_an_adapter_that_learned_from_a_forgotten_user_is_unloaded_and_gone(gateway: Setup) -> None:
+    store = gateway.store
+    turn = Turn(id="t1", messages=(), answer={"role": "assistant", "content": "Hi"}, user="ada")
+    made = Interaction(id="i1", turn="t1", feedback=("f1",), kind="follow_up", hindsight="x", polarity=-1, weight=1.0,
+                       split="train")  # fmt: skip
+    store.write(turn, made)
+    for name, parent, learned in (("cand-1", None, ()), ("cand-2", "cand-1", ("i1",))):
+        store.write(Candidate(id=name, path=name, base="m", parent=parent, interactions=learned, recipe={}))
+    one = release(store, 1)
+    until(lambda: serves(gateway) == "afterword@v000001")
+    two = release(store, 2, one.id)
+    until(lambda: serves(gateway) == "afterword@v000002")
+    with Eraser(store.path) as eraser:
+        eraser.redact("ada", "era-1")
+    release(store, 1, two.id)
+    until(lambda: serves(gateway) == "afterword@v000001")
+    until(lambda: "afterword@v000002" not in gateway.fake.adapters)
+    names = [card["id"] for card in gateway.get("/v1/models").json()["data"]]
+    assert "afterword@v000002" not in names and "afterword@v000001" in names
+    gone = gateway.post("/v1/chat/completions", {**HI, "model": "afterword@v000002"})
+    assert gone.status_code == 404
+    assert gateway.chat("Hi", model="afterword@previous")["model"] == "base-model"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 
 from afterword import __version__
-from afterword.cli import data, operate, recipes, releases, review, run, stages
+from afterword.cli import data, operate, privacy, recipes, releases, review, run, stages
 from afterword.cli.context import Context
 from afterword.errors import AfterwordError, error_response
 
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"afterword {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (run, data, stages, releases, recipes, review, operate):
+    for module in (run, data, review, stages, releases, recipes, operate, privacy):
         module.register(commands, common)
     return root
 

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from afterword.errors import AfterwordError, NotFoundError, StoreError, UpstreamError
@@ -55,6 +56,8 @@ class Adapters:
         self._seq = 0
         """Row number of the newest release that was read."""
         self._versions: dict[str, Release] = {}
+        self._tainted: set[str] = set()
+        """Candidates that learned from a forgotten user: nobody may ask for them again."""
         self._loaded: dict[str, float] = {}
         """Adapters that are loaded upstream, and when they were last asked for (monotonic seconds)."""
         self._flying: Counter[str] = Counter()
@@ -147,7 +150,9 @@ class Adapters:
         return model in self._versions
 
     def _read_versions(self) -> None:
-        self._versions = {r.adapter: r for r in self._store.rows(Release) if r.adapter and r.path}
+        self._tainted = set(self._store.tainted())
+        rows = (r for r in self._store.rows(Release) if r.candidate not in self._tainted)
+        self._versions = {r.adapter: r for r in rows if r.adapter and r.path}
 
     def cards(self) -> list[Json]:
         """The models of /v1/models."""
@@ -224,9 +229,19 @@ class Adapters:
         self._loaded = {c["id"]: time.monotonic() for c in cards if c["id"] in self._versions}
 
     def _read_releases(self) -> None:
-        for seq, row in releases_after(self._store, self._seq):
+        rows = list(releases_after(self._store, self._seq))
+        if not rows:
+            return
+        self._tainted = set(self._store.tainted())
+        for seq, row in rows:
             self._wanted[row.channel] = self._wanted.get(row.channel, _NOBODY).after(row)
             self._seq = seq
+        for channel, state in self._wanted.items():
+            self._wanted[channel] = replace(state, before=self._clean(state.before), canary=self._clean(state.canary))
+
+    def _clean(self, release: Release | None) -> Release | None:
+        """The release, unless its adapter learned from a forgotten user."""
+        return None if release is not None and release.candidate in self._tainted else release
 
     async def sync(self) -> None:
         """Bring the channels to their newest releases. Raises what hinders it; the old ones are served on."""
@@ -298,7 +313,7 @@ class Adapters:
     async def _unload_idle(self, now: float) -> None:
         keep = {r.adapter for s in self.serving.values() for r in (s.served, s.before, s.canary) if r is not None}
         for adapter, used in list(self._loaded.items()):
-            idle = now - used >= self._settings.adapter_idle
+            idle = now - used >= self._settings.adapter_idle or adapter not in self._versions
             if idle and adapter not in keep and not self._flying[adapter]:
                 del self._loaded[adapter]
                 await self._upstream.unload_adapter(adapter)

@@ -84,6 +84,7 @@ def verify(store: Store, *, key: str | None = None) -> Checked:
         states[row.channel] = states.get(row.channel, Serving()).after(row)
         before = row
     used = {r.candidate for s in states.values() for r in (s.served, s.before, s.canary) if r is not None}
+    used -= set(store.tainted())  # put aside, because a user was forgotten
     notes: list[str] = []
     for row in {r.candidate: r for r in reversed(rows) if r.path}.values():  # by its first release
         wrong = [*_files(directory, row)]

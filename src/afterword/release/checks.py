@@ -54,7 +54,8 @@ def check_current(store: Store, candidate: Candidate, report: Report, channel: s
 
 
 def check_bytes(store: Store, candidate: Candidate, report: Report) -> None:
-    """The folder is whole and holds the bytes that were measured."""
+    """The folder is whole, holds the bytes that were measured, and nothing of a forgotten user."""
+    refuse_tainted(store, candidate.id)
     check_adapter(folder_of(store, candidate), content=measured(report), base_hash=report.about.get("base_hash"))
 
 
@@ -66,12 +67,21 @@ def check_target(store: Store, target: Release) -> None:
         if release.verdict is not None:
             content = measured(store.get(Report, store.get(Verdict, release.verdict).report))
     try:
+        refuse_tainted(store, target.candidate)
         check_adapter(folder_of(store, store.get(Candidate, target.candidate)), content=content)
     except AdapterError as error:
         raise AdapterError(
             f"cannot roll back to {target.adapter}: {error.message}. Roll back further (`--to VERSION`) or to the base "
             f"model (`--to {BASE}`)."
         ) from error
+
+
+def refuse_tainted(store: Store, candidate: str) -> None:
+    """AdapterError for a candidate that learned from a user who was forgotten."""
+    if candidate in store.tainted():
+        raise AdapterError(
+            f"{candidate} is in quarantine: it learned from a user who was forgotten. Train again: `afterword cycle`"
+        )
 
 
 def folder_of(store: Store, candidate: Candidate) -> Path:

@@ -208,7 +208,8 @@ def _own(store: Store, channel: str) -> Release | None:
 def _target(store: Store, channel: str, to: str | None) -> Release | None:
     """The release whose adapter is served again, None for what lies beneath (the base model)."""
     if to is None:
-        below = served_stack(store, channel)[:-1]
+        tainted = store.tainted()
+        below = [r for r in served_stack(store, channel)[:-1] if r.candidate not in tainted]
         return below[-1] if below else None
     if to == BASE or to.endswith(f"@{BASE}"):
         return None

@@ -1,0 +1,95 @@
+"""Forgetting a user, from top to bottom: rows, adapters, files, bytes, and a report that others can check.
+
+    find -> redact -> fall back and put aside -> files -> rewrite the database -> search every byte -> report
+
+Each step may be done twice. What is to be done, with the words to look for, lies in `forget/ID.pending` until the
+report is written: a run that was killed is finished by running the same command again. Never decides what is served
+(that is a release row) and never trains.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import orjson
+
+from afterword.errors import NothingToDo, StoreError
+from afterword.forget.files import clean, exported, searched
+from afterword.forget.plan import Plan, unfinished, written
+from afterword.forget.report import as_text, check, read_report, report_of
+from afterword.records import Json
+from afterword.release.quarantine import fall_back, put_aside
+from afterword.store import Store
+from afterword.store.erase import Eraser
+
+__all__ = ["as_text", "check", "forget_user", "held_of", "read_report"]
+
+
+def held_of(store: Store, user: str) -> dict[str, int]:
+    """How many rows of each table an erasure would take; nothing is changed."""
+    with Eraser(store.path) as eraser:
+        held = eraser.find(user)
+    return {table: len(ids) for table, ids in (*held.rows.items(), *held.pruned.items())}
+
+
+def forget_user(
+    store: Store, user: str, *, delete_adapters: bool = False, note: Callable[[str], None] = lambda text: None
+) -> Json:
+    """Erase `user` and everything derived; the report, which is also in `forget/ID.json` beside the database.
+
+    Raises NothingToDo when nothing is held, StoreError when the database cannot be rewritten now (rows are redacted
+    by then; running it again goes on). `report["clean"]` is False when a byte of theirs was found at the end.
+    """
+    directory = store.path.parent
+    (directory / "forget").mkdir(parents=True, exist_ok=True)
+    with _alone(directory / "forget" / "lock"), Eraser(store.path) as eraser:
+        plan = _planned(store, eraser, user, directory)
+        note("rows become tombstones")
+        eraser.redact(user, plan.erasure)
+        note("adapters are put aside")
+        fall_back(store, f"erasure {plan.erasure}: what was served learned from a user who was forgotten")
+        adapters = put_aside(store, directory, delete=delete_adapters)
+        note("files are cleaned")
+        clean(eraser, store, directory, plan)
+        outside = exported(store)
+        note("the database is rewritten")
+        store.close()  # its readers would keep the old log alive
+        eraser.scrub()
+        note("every byte is searched")
+        report = report_of(store, plan, adapters, searched(eraser, directory, plan, outside))
+    for name, data in (("json", orjson.dumps(report, option=orjson.OPT_INDENT_2)), ("txt", as_text(report).encode())):
+        written(directory / "forget" / f"{plan.erasure}.{name}", data)
+    if report["clean"]:
+        plan.file.unlink(missing_ok=True)
+    return report
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One erasure at a time; the lock ends with the process that holds it."""
+    with closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as lock:
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error as error:
+            raise StoreError(f"another erasure is running ({path}: {error}): wait for it, then try again") from error
+        yield
+
+
+def _planned(store: Store, eraser: Eraser, user: str, directory: Path) -> Plan:
+    """The plan of this erasure: that of a run that was killed, if there is one, together with what is held now."""
+    plan = unfinished(directory, user)
+    held = eraser.find(user)
+    if plan is None and not held:
+        raise NothingToDo(f"nothing is held of the user {user!r}. Users are matched as the client named them.")
+    plan = plan or Plan.new(directory, user)
+    words = plan.words()
+    for table, row in eraser.bodies(held):
+        words.add(table, row)
+    mine = set(held.rows["exports"])
+    plan.exports = sorted({*plan.exports, *(str(path) for name, _, path, _, _ in store.exports() if name in mine)})
+    plan.ids, plan.texts = sorted(words.ids), sorted(words.texts)
+    plan.keep()
+    return plan

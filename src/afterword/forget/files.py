@@ -1,0 +1,153 @@
+"""Files beside the database that may hold the words of a forgotten user: caches, runs, exports, rejects, pages.
+
+Owns what becomes of each, and the search of all bytes at the end. Never touches the database, adapters, keys or
+settings.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import orjson
+
+from afterword.errors import UsageError
+from afterword.feedback.files import Row, Source
+from afterword.forget.plan import Plan
+from afterword.records import Json, content_hash
+from afterword.release.quarantine import FOLDER as QUARANTINE
+from afterword.store import Store
+from afterword.store.containers import container
+from afterword.store.erase import Eraser
+from afterword.store.words import Words, files_below, search, thinned
+
+_OPERATORS = ("keys.json", "afterword.toml")
+"""Never changed; they are searched all the same."""
+_PAGES = (".html", ".txt", ".log", ".md", ".pt")
+"""Files that are no rows: one with their words in it is deleted as a whole, it can be made again."""
+
+
+class Finder:
+    """Looks for the words of a user in files; words that somebody else wrote too are no finding."""
+
+    def __init__(self, eraser: Eraser, needles: list[bytes]) -> None:
+        self._eraser = eraser
+        self.needles = needles
+        self._living: dict[bytes, bool] = {}
+
+    def hits(self, file: Path) -> list[bytes]:
+        """The needles that are in a file and in no row that is left."""
+        return [needle for needle in search(file, self.needles) if not self._shared(needle)]
+
+    def _shared(self, needle: bytes) -> bool:
+        if needle not in self._living:
+            self._living[needle] = self._eraser.living(needle.decode())
+        return self._living[needle]
+
+    @property
+    def shared(self) -> int:
+        """Needles that were found, and are in rows that are left."""
+        return sum(self._living.values())
+
+
+def clean(eraser: Eraser, store: Store, directory: Path, plan: Plan) -> None:
+    """Delete caches and the runs that saw their interactions, take their rows out of every other file.
+
+    The rows in the database are redacted by now: what is still in it are the words of others.
+    """
+    words = plan.words()
+    finder = Finder(eraser, words.needles())
+    for folder in _folders(store, directory, words):
+        plan.did(folder, "deleted")
+        shutil.rmtree(folder)
+    out = exported(store)
+    for file in _others(store, directory, [*out, *map(Path, plan.exports)]):
+        if str(file) in plan.exports:
+            plan.did(file, "deleted")
+            file.unlink()
+        elif file in out:
+            _filter(file, words, [], plan)
+        elif hits := finder.hits(file):
+            _filter(file, words, hits, plan)
+
+
+def exported(store: Store) -> list[Path]:
+    """Where exports were written that are still known."""
+    return sorted({path for _, _, path, _, _ in store.exports()})
+
+
+def _folders(store: Store, directory: Path, words: Words) -> list[Path]:
+    """`cache`, which can be made again, and the runs that saw their interactions, finished or not."""
+    tainted = store.tainted()
+    found = [directory / "cache"]
+    for run in sorted(f for f in (directory / "runs").glob("*") if f.is_dir()):
+        plan = run / "run.json"
+        seen = set(orjson.loads(plan.read_bytes()).get("interactions", ())) if plan.is_file() else set()
+        if run.name in tainted or seen & words.ids:
+            found.append(run)
+    return [folder for folder in found if folder.is_dir()]
+
+
+def _others(store: Store, directory: Path, outside: list[Path]) -> list[Path]:
+    database = {store.path.name + end for end in ("", "-wal", "-shm")}
+    inside = [
+        f
+        for f in files_below(directory)
+        if f.name not in database
+        and f.name not in _OPERATORS
+        and f.relative_to(directory).parts[0] not in ("adapters", QUARANTINE, "forget")
+    ]
+    return sorted({*inside, *(f for f in outside if f.is_file())})
+
+
+def _filter(file: Path, words: Words, needles: list[bytes], plan: Plan) -> None:
+    """Take their rows out of a file of rows; delete one that is no such file."""
+    if file.suffix.lower() not in _PAGES:
+        try:
+            with closing(Source(file)) as source:
+                _rewrite(file, source, words, needles, plan)
+            return
+        except UsageError:
+            pass  # it cannot be read as rows
+    plan.did(file, "deleted")
+    file.unlink()
+
+
+def _rewrite(file: Path, source: Source, words: Words, needles: list[bytes], plan: Plan) -> None:
+    kept = dropped = 0
+    fresh = file.with_name(f".{file.stem.split('.')[0]}.forget{''.join(file.suffixes)}")
+    with container(fresh) as out:
+        for item in source.rows():
+            line = orjson.dumps(item.value) if isinstance(item, Row) else item.text.encode()
+            if any(n in line for n in needles) or (isinstance(item, Row) and words.match(item.value)):
+                dropped += 1
+            elif isinstance(item, Row):
+                kept += 1
+                out.write(line + b"\n")
+    if dropped:
+        plan.did(file, f"{dropped} rows taken out, {kept} left" if kept else "deleted")
+    if dropped and kept:
+        fresh.replace(file)
+        return
+    fresh.unlink()
+    if dropped:
+        file.unlink()
+
+
+def searched(eraser: Eraser, directory: Path, plan: Plan, outside: list[Path]) -> Json:
+    """Look for their words in every byte: of the database and its log, of all files beside it, of known exports."""
+    files = [f for f in files_below(directory) if f.relative_to(directory).parts[0] != "forget"]
+    files += [f for f in outside if f.is_file() and f not in files]
+    everything = plan.words().needles()
+    finder = Finder(eraser, thinned(everything, files))
+    found = [{"file": str(f), "needle": content_hash(hit.decode())} for f in files for hit in finder.hits(f)]
+    return {
+        "files": len(files),
+        "bytes": sum(f.stat().st_size for f in files if f.is_file()),
+        "needles": len(finder.needles),
+        "needles_left_out": len(everything) - len(finder.needles),
+        "texts_too_short_to_search": sum(not Words(set(), {text}).needles() for text in plan.texts),
+        "also_in_rows_of_others": finder.shared,
+        "found": found,
+    }

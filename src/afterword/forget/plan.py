@@ -1,0 +1,74 @@
+"""What one erasure has to do, on disk until it is done: whom, which rows, which words, which files.
+
+Owns `forget/ID.pending`. It holds the very words that are to go, so only its owner may read it, and it is deleted
+with the last step.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from afterword.records import new_id
+from afterword.store.words import Words
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """One erasure."""
+
+    file: Path
+    erasure: str
+    user: str
+    started: float
+    ids: list[str] = field(default_factory=list)
+    """Rows that are the user's or were made of them."""
+    texts: list[str] = field(default_factory=list)
+    """Their words, and the answers to them."""
+    exports: list[str] = field(default_factory=list)
+    """Files that `export --user` wrote for this user."""
+    files: dict[str, str] = field(default_factory=dict)
+    """File -> what was done with it."""
+
+    @classmethod
+    def new(cls, directory: Path, user: str) -> Plan:
+        """A fresh plan; nothing is written yet."""
+        erasure = new_id("era")
+        return cls(file=directory / "forget" / f"{erasure}.pending", erasure=erasure, user=user, started=time.time())
+
+    def words(self) -> Words:
+        """What to look for in files."""
+        return Words(set(self.ids), set(self.texts))
+
+    def keep(self) -> None:
+        """Put it on disk, whole."""
+        data = {name: getattr(self, name) for name in self.__slots__ if name != "file"}
+        written(self.file, orjson.dumps(data))
+
+    def did(self, file: Path, what: str) -> None:
+        """Remember what happens to a file, before it happens."""
+        self.files[str(file)] = what
+        self.keep()
+
+
+def unfinished(directory: Path, user: str) -> Plan | None:
+    """The plan of an erasure of this user that was started and not finished."""
+    for file in sorted((directory / "forget").glob("*.pending")):
+        data = orjson.loads(file.read_bytes())
+        if data["user"] == user:
+            return Plan(file=file, **data)
+    return None
+
+
+def written(path: Path, data: bytes) -> None:
+    """Write a private file, whole or not at all, durably."""
+    fresh = path.with_name(f".{path.name}.new")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    fresh.replace(path)

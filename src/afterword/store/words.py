@@ -1,0 +1,120 @@
+"""The words of a user who is to be forgotten: what to look for in files, and which lines are theirs.
+
+Owns the search of bytes. A needle is a run of plain characters, so that it reads the same in UTF-8, JSON, HTML and
+Python's own notation. Never changes a file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import mmap
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from afterword.records import Json
+
+_PLAIN = re.compile(r"""[^"'\\<>&\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{12,}""")
+PIECE = 32
+"""Characters of a needle at most: what is quoted of a text in one piece of twice this length holds one of them."""
+PIECES = 24
+"""Needles of one text at most, from its beginning."""
+ALONE = 40
+"""A text of this length says whose line it is; of shorter ones two are needed."""
+BUDGET = 60_000_000_000
+"""Bytes times needles of one search; beyond it the needles are thinned out evenly, and the report says so."""
+_OWN = {"turns": ("messages", "answer"), "feedback": ("text", "final_text", "output", "metadata"),
+        "interactions": ("hindsight",), "skips": ("detail",), "reviews": ("why",), "revisions": ("text",)}  # fmt: skip
+"""Table -> fields with words in them."""
+_NOT_THEIRS = ("system", "developer")
+
+
+@dataclass(slots=True)
+class Words:
+    """Ids of rows, whole texts, and needles."""
+
+    ids: set[str] = field(default_factory=set)
+    texts: set[str] = field(default_factory=set)
+
+    def add(self, table: str, row: Json) -> None:
+        """Take in a row that is held of the user."""
+        self.ids.add(row["id"])
+        for name in _OWN.get(table, ()):
+            value = row.get(name)
+            if name == "messages":  # the system message is the operator's, and the same for everybody
+                value = [m for m in value or () if m.get("role") not in _NOT_THEIRS]
+            self.texts.update(text for text in _strings(value) if len(text.strip()) >= 3)
+        self.texts -= {"user", "assistant", "tool", "text", "function"}
+
+    def needles(self) -> list[bytes]:
+        """What to look for in bytes: pieces of the texts, so that a quotation of a part is found too.
+
+        Texts without 12 plain characters in a row have none.
+        """
+        found: dict[bytes, None] = {}
+        for text in sorted(self.texts):
+            for piece in itertools.islice(_pieces(text), PIECES):
+                found[piece.encode("utf-8", "replace")] = None
+                found[json.dumps(piece)[1:-1].encode()] = None
+        return list(found)
+
+    def match(self, value: Any) -> bool:
+        """Is this row of a file theirs? By an id, by a text of `ALONE` characters, or by two shorter ones."""
+        seen: set[str] = set()
+        for text in _strings(value):
+            if text in self.ids or (text in self.texts and len(text) >= ALONE):
+                return True
+            if text in self.texts:
+                seen.add(text)
+        return len(seen) >= 2
+
+
+def _pieces(text: str) -> Iterator[str]:
+    for run in _PLAIN.findall(text[:10_000]):
+        starts = [*range(0, len(run) - PIECE + 1, PIECE), max(0, len(run) - PIECE)]
+        for start in dict.fromkeys(starts):
+            piece = run[start : start + PIECE].strip()
+            if len(piece) >= 8:
+                yield piece
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, also those in JSON that is kept as a text."""
+    if isinstance(value, str):
+        yield value
+        if value[:1] in "[{" and len(value) > 1:
+            try:
+                yield from _strings(orjson.loads(value))
+            except orjson.JSONDecodeError:
+                return
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every plain file below a folder, sorted."""
+    return sorted(f for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+
+
+def thinned(needles: list[bytes], files: Iterable[Path]) -> list[bytes]:
+    """The needles that one search can afford."""
+    size = sum(f.stat().st_size for f in files if f.is_file())
+    room = max(16, BUDGET // max(1, size))
+    return needles if len(needles) <= room else needles[:: -(-len(needles) // room)]
+
+
+def search(file: Path, needles: Iterable[bytes]) -> list[bytes]:
+    """The needles that are in the file, as it lies on disk."""
+    if not file.is_file() or file.stat().st_size == 0:
+        return []
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return [needle for needle in needles if data.find(needle) >= 0]
