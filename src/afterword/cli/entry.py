@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"afterword {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (run, data, review, stages, releases, recipes, operate, privacy):
+    for module in (run, data, stages, releases, recipes, review, operate, privacy):
         module.register(commands, common)
     return root
 
