@@ -222,12 +222,17 @@ def _too_few(store: Store, fresh: list[Interaction], settings: TrainConfig) -> s
 
 
 def _unfinished(store: Store, directory: Path) -> Plan | None:
-    """The newest run that was started, did not fail and has no Candidate row: it was killed."""
+    """The newest run that was started, did not fail and has no Candidate row: it was killed.
+
+    One of whose interactions has been taken back, rejected or erased since is not finished: a new run leaves it out.
+    """
+    usable = {row.id for row in store.usable("train")}
     plans = sorted((directory / "runs").glob(f"*/{_PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in plans:
         data = json.loads(path.read_text("utf-8"))
         plan = Plan(**{**data, "interactions": tuple(data["interactions"])})
-        if store.find(Candidate, plan.candidate) is None and not (path.parent / _GIVEN_UP).exists():
+        left = store.find(Candidate, plan.candidate) is None and not (path.parent / _GIVEN_UP).exists()
+        if left and usable.issuperset(plan.interactions):
             return plan
     return None
 
