@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from afterword.errors import UsageError
+from afterword.store.schema import TOMBSTONE
 from afterword.store.store import Store
 
 GROUPS: dict[str, str] = {
@@ -19,16 +20,18 @@ GROUPS: dict[str, str] = {
 }
 """What the figures can be grouped by; a week is named by its Monday (UTC)."""
 
-_SIGNS = """
+_KEPT = f"NOT {TOMBSTONE}"
+_SIGNS = f"""
 WITH f AS (
     SELECT turn, kind, json_extract(CAST(body AS TEXT), '$.value') AS value,
            json_extract(CAST(body AS TEXT), '$.exit_code') AS code
     FROM feedback
-    WHERE kind != 'retraction' AND id NOT IN (SELECT retracts FROM feedback WHERE retracts IS NOT NULL)
+    WHERE {_KEPT.format("feedback")} AND kind != 'retraction'
+        AND id NOT IN (SELECT retracts FROM feedback WHERE retracts IS NOT NULL)
 ), i AS (
     SELECT turn, max(json_extract(CAST(body AS TEXT), '$.polarity') > 0) AS content,
            max(json_extract(CAST(body AS TEXT), '$.polarity') < 0) AS wanted_else
-    FROM interactions GROUP BY turn
+    FROM interactions WHERE {_KEPT.format("interactions")} GROUP BY turn
 ), signs AS (
     SELECT f.turn,
            max(f.kind IN ('accepted', 'saved', 'copied', 'tool_approved') OR (f.kind = 'rating' AND f.value > 0)
