@@ -1,0 +1,283 @@
+"""What a whole training step costs, beside TRL's SDFT trainer on the same answers.
+
+    python benchmarks/train_step.py [--steps 3] [--rounds 2] [--threads 2] [--subjects ours trl-16 trl-4]
+
+One optimiser step: 16 turns whose answers are 128 tokens, forward KL over the whole vocabulary to the model itself
+reading the user's follow-up after the question ("live" teacher: a student pass, a teacher pass and a backward pass in
+every step for both), SmolLM2-135M-Instruct in bfloat16, a float32 LoRA of rank 16 on all linear layers, AdamW. Both
+sides get the same ids; TRL's generation is replaced by them, its importance sampling (another pass) is off. `trl-16`
+takes the 16 turns at once, `trl-4` four at a time with accumulation. Every subject runs in a fresh process; a step's
+time is the median of those after the first, memory is the process's highest resident set (VmHWM). Ratios are medians
+over rounds, each within its round. Needs the extra `compare`. Writes benchmarks/results/train_step.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "train_step.json"
+TURNS, TOKENS, RANK = 16, 128, 16
+WORDS = [
+    "garden",
+    "water",
+    "recipe",
+    "train",
+    "station",
+    "morning",
+    "flour",
+    "engine",
+    "window",
+    "letter",
+    "river",
+    "music",
+    "budget",
+    "ticket",
+    "python",
+    "list",
+    "function",
+    "error",
+    "table",
+    "simple",
+    "answer",
+    "because",
+    "before",
+    "little",
+    "steps",
+    "mountain",
+    "coffee",
+    "teacher",
+    "number",
+    "question",
+    "short",
+    "longer",
+    "please",
+    "reason",
+    "winter",
+    "market",
+    "travel",
+    "lesson",
+    "example",
+    "second",
+    "colour",
+    "bridge",
+    "doctor",
+    "paper",
+]
+FOLLOW_UP = "Too long. Please answer in one short sentence, and say hello first."
+SUBJECTS = ("ours", "trl-16", "trl-4")
+
+
+def turns(tokenizer: Any, steps: int) -> list[tuple[str, list[int]]]:
+    """(question, answer ids) for every step: TOKENS ids with the end of turn."""
+    dice = random.Random(0)
+    made = []
+    for number in range(steps * TURNS):
+        question = f"Question {number}: " + " ".join(dice.choices(WORDS, k=24)) + "?"
+        ids = tokenizer.encode(" ".join(dice.choices(WORDS, k=2 * TOKENS)), add_special_tokens=False)
+        made.append((question, [*ids[: TOKENS - 1], tokenizer.eos_token_id]))
+    return made
+
+
+def run_ours(steps: int, folder: Path) -> list[float]:
+    from afterword.chat.render import decode, render_prompt
+    from afterword.learn.models import EMBEDDED, load_tokenizer
+    from afterword.learn.recipes import sdpo_interactions
+    from afterword.learn.teachers import LIVE
+    from afterword.records import Interaction, Turn
+    from afterword.train.encoded import Example
+    from afterword.train.loop import train_candidate
+    from afterword.train.rules import OFF
+
+    tokenizer = load_tokenizer(EMBEDDED)
+    examples = []
+    for number, (question, ids) in enumerate(turns(tokenizer, steps)):
+        messages = ({"role": "user", "content": question},)
+        text = decode(tokenizer, ids[:-1])
+        turn = Turn(
+            id=f"t{number}",
+            messages=messages,
+            answer={"role": "assistant", "content": text},
+            prompt_ids=render_prompt(tokenizer, messages).ids,
+            completion_ids=tuple(ids),
+        )
+        interaction = Interaction(
+            id=f"i{number}",
+            turn=turn.id,
+            feedback=(),
+            kind="follow_up",
+            hindsight=FOLLOW_UP,
+            polarity=-1,
+            weight=1.0,
+            split="train",
+        )
+        examples.append(Example(interaction, turn))
+    seconds: list[float] = []
+    recipe = sdpo_interactions(teacher=LIVE, batch=TURNS, passes=1, fresh=0, lr=1e-4)
+    train_candidate(
+        examples,
+        model=EMBEDDED,
+        out=folder / "out",
+        run_dir=folder / "run",
+        recipe=recipe,
+        progress=lambda metrics: seconds.append(metrics.seconds),
+        device="cpu",
+        save_every=1000,
+        rules=OFF,
+    )
+    return seconds
+
+
+def run_trl(steps: int, folder: Path, at_once: int) -> list[float]:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    from afterword.learn.models import EMBEDDED, load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(EMBEDDED)
+    given = turns(tokenizer, steps)
+    answers = {
+        tuple(
+            tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True)["input_ids"]
+        ): a
+        for q, a in given
+    }
+    seconds: list[float] = []
+
+    class Given(SDFTTrainer):  # type: ignore[misc]
+        def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+            return prompt_ids, [list(answers[tuple(ids)]) for ids in prompt_ids]
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        started = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.started = time.monotonic()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds.append(time.monotonic() - self.started)
+
+    config = SDFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=TURNS // at_once,
+        max_steps=steps,
+        num_generations=1,
+        max_completion_length=TOKENS,
+        learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        distillation_mode="full_logits",
+        distillation_alpha=0.0,
+        distillation_topk=None,
+        distillation_is_clip=None,
+        teacher_model_kind="live",
+        gradient_checkpointing=False,
+        shuffle_dataset=False,
+        bf16=True,
+        use_cpu=True,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        logging_steps=1,
+    )
+    rows = [{"prompt": [{"role": "user", "content": q}], "privileged_context": FOLLOW_UP} for q, _ in given]
+    trainer = Given(
+        model=load_model(EMBEDDED, dtype="bfloat16", device="cpu"),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+        ),
+        callbacks=[Clock()],
+    )
+    trained = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
+    assert trained == {torch.float32}, trained
+    trainer.train()
+    return seconds
+
+
+def high_water() -> float:
+    """MiB."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no VmHWM on this system")
+
+
+def child(subject: str, steps: int, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if subject == "ours":
+            seconds = run_ours(steps, Path(folder))
+        else:
+            seconds = run_trl(steps, Path(folder), int(subject.removeprefix("trl-")))
+    print(json.dumps({"seconds": seconds, "step": statistics.median(seconds[1:]), "mib": high_water()}))
+
+
+def measure(subject: str, steps: int, threads: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", subject, "--steps", str(steps), "--threads", str(threads)]
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    if done.returncode:
+        raise SystemExit(f"{subject} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{subject}: {found['step']:.1f} s a step, {found['mib']:.0f} MiB", file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--steps", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS)
+    options.add_argument("--child", choices=SUBJECTS)
+    args = options.parse_args()
+    if args.child:
+        child(args.child, args.steps, args.threads)
+        return
+    before = os.getloadavg()
+    rounds = [{s: measure(s, args.steps, args.threads) for s in args.subjects} for _ in range(args.rounds)]
+    peers = [s for s in args.subjects if s != "ours"]
+    ratios = {
+        s: {
+            "times_as_fast": statistics.median(r[s]["step"] / r["ours"]["step"] for r in rounds),
+            "share_of_its_memory": statistics.median(r["ours"]["mib"] / r[s]["mib"] for r in rounds),
+        }
+        for s in peers
+        if "ours" in args.subjects
+    }
+    result = {
+        "turns": TURNS,
+        "tokens": TOKENS,
+        "rank": RANK,
+        "threads": args.threads,
+        "trl": importlib.metadata.version("trl"),
+        "load_before": before,
+        "load_after": os.getloadavg(),
+        "rounds": rounds,
+        "ratios": ratios,
+    }
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(ratios, indent=2))
+
+
+if __name__ == "__main__":
+    main()
