@@ -58,7 +58,7 @@ class Recipe:
     """Most tokens of a prompt and its answer; a longer interaction is left out and counted, never cut."""
     max_hindsight: int = 512
     """Most tokens of hindsight that the teacher reads; what is cut is counted."""
-    max_fresh: int = 256
+    max_fresh: int = 128
     """Most tokens of an answer that the student writes anew."""
     include_off_policy: bool = False
     """Also train answers whose served ids are unknown (imported logs), tokenised by us."""
