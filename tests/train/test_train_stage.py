@@ -40,11 +40,13 @@ def filled(home: Path, model: str, lengths: list[int]) -> Store:
 
 def test_what_is_too_long_is_counted_and_does_not_crowd_out_the_rest(model: str, tmp_path: Path) -> None:
     settings = TrainConfig(min_interactions=1, max_interactions=3, max_tokens=60)
+    said: list[str] = []
     with filled(tmp_path, model, [5, 6, 7, 100, 8, 100]) as store:
-        candidate = train_stage(store, tmp_path, settings, model=model, device="cpu")
+        candidate = train_stage(store, tmp_path, settings, model=model, device="cpu", note=said.append)
     assert candidate.interactions == ("int-1", "int-2", "int-4")  # the newest three that fit
     assert candidate.metrics["left_out"] == {"longer_than_max_tokens": 2}
     detail = candidate.metrics["left"][0]["detail"]
+    assert said == [f"left out 2, longer_than_max_tokens: {detail}"]
     assert "longer than 60 tokens" in detail and "train.max_tokens" in detail
 
 

@@ -97,6 +97,9 @@ def train_stage(
         # It would fail again in the same way: the next run starts anew. A kill leaves no such mark.
         (run_dir / _GIVEN_UP).touch()
         raise
+    for reason, number in result.metrics["left_out"].items():
+        first = next(one for one in result.left if one["reason"] == reason)
+        note(f"left out {number}, {reason}: {first['detail']}")
     if result.metrics["stopped"]:
         note(f"stopped after {result.metrics['steps']} steps: {result.metrics['stopped']}")
     for figures in result.metrics["answers"]:
