@@ -177,7 +177,7 @@ SCENARIOS: dict[str, Callable[[int], Any]] = {
     "four looks, a gain that 0.8 find": lambda cases: looking(cases, NEEDED, 0.05),
     "one look, the same gain": lambda cases: looking(cases, NEEDED, 0.05, looks=1),
     "four looks, a loss of that size": lambda cases: looking(cases, NEEDED, -0.05),
-    "any figure claimed after Holm, no difference": lambda cases: any_claim(cases, 64),
+    "any figure claimed after Holm, no difference": lambda cases: any_claim(cases, 24),
 }
 
 

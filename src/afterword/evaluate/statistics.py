@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -61,7 +62,7 @@ def ratio_of_sums(
     value = float(top.sum()) / total
     if groups == 1:
         return figure(value, -math.inf, math.inf, n)
-    picks = np.random.default_rng(seed).integers(0, groups, size=(RESAMPLES, groups))
+    picks = _picks(seed, groups)
     tops, bottoms = top[picks].sum(1), bottom[picks].sum(1)
     resampled = np.divide(tops, bottoms, out=np.full(RESAMPLES, value), where=bottoms != 0)
     tail = expanded_tail(groups, level)
@@ -79,6 +80,12 @@ def resampled(of: Callable[[Sequence[int]], float], n: int, *, seed: int = 0, le
     tail = expanded_tail(n, level)
     low, high = np.quantile([of(pick.tolist()) for pick in picks], [tail, 1 - tail])
     return figure(value, min(value, float(low)), max(value, float(high)), n)
+
+
+@lru_cache(maxsize=4)
+def _picks(seed: int, groups: int) -> NDArray[np.int64]:
+    """[RESAMPLES, groups] which clusters each resample takes; a report asks for the same ones many times."""
+    return np.random.default_rng(seed).integers(0, groups, size=(RESAMPLES, groups))
 
 
 def _summed(values: Values, clusters: Sequence[str] | None) -> Floats:
@@ -144,14 +151,17 @@ def sign_test(wins: int, losses: int) -> float:
 
 def p_value(shown: Json, *, level: float = LEVEL) -> float:
     """Two-sided p of a difference of 0, read off a figure's interval: the distance to 0 in units of the half width on
-    that side. Differences that are all alike have an interval without width; there it is the sign test's p."""
+    that side, by Student's t. Differences that are all alike have an interval without width: the sign test's p."""
     value, low, high, n = (shown[key] for key in ("value", "low", "high", "n"))
     if value == 0.0:
         return 1.0
     half = (value - low) if value > 0 else (high - value)
     if half <= 0.0:
         return sign_test(int(n), 0)
-    return 2 * (1 - NormalDist().cdf(abs(value) / half * NormalDist().inv_cdf(0.5 + level / 2)))
+    df = max(1, int(n) - 1)
+    t = abs(value) / half * t_quantile(0.5 + level / 2, df)
+    z = math.sqrt(df * math.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3)  # Student's t to a normal: Wallace 1959
+    return 2 * (1 - NormalDist().cdf(z))
 
 
 def holm(found: Mapping[str, float]) -> dict[str, float]:
