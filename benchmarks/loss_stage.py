@@ -1,6 +1,6 @@
 """What the loss stage costs, beside TRL's losses and beside the bare products of the head.
 
-    python benchmarks/loss_stage.py [--tokens 1024 4096] [--rounds 3] [--threads 2] [--json FILE]
+    python benchmarks/loss_stage.py [--tokens 1024 4096] [--rounds 3] [--threads 2] [--only SUBJECT ...]
 
 Every subject runs in a fresh process of its own, in turn, `rounds` times: hidden states [tokens, 576] and a head
 [49152, 576] in float32 in, loss and gradient towards the student's hidden states out. Time is that of the second
@@ -147,11 +147,11 @@ def middle(values: list[float]) -> float:
     return round(statistics.median(values), 3)
 
 
-def compare(tokens: int, rounds: int, threads: int) -> dict[str, Any]:
-    """All subjects in turn, `rounds` times; medians and, within each round, ratios."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in SUBJECTS}
+def compare(names: list[str], tokens: int, rounds: int, threads: int) -> dict[str, Any]:
+    """The subjects in turn, `rounds` times; medians and, within each round, ratios."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(rounds):
-        for name in SUBJECTS:
+        for name in names:
             runs[name].append(measure(name, tokens, threads))
             print(f"{tokens} tokens, round {number + 1}: {name}: {runs[name][-1]}", file=sys.stderr)
     figures: dict[str, Any] = {
@@ -163,7 +163,7 @@ def compare(tokens: int, rounds: int, threads: int) -> dict[str, Any]:
             [r["seconds"] / b["seconds"] for r, b in zip(found, runs["bare"], strict=True)]
         )
     for name, peers in PEERS.items():
-        for peer in peers:
+        for peer in [p for p in peers if name in runs and p in runs]:
             pairs = list(zip(runs[name], runs[peer], strict=True))
             figures[name][f"of {peer}"] = {
                 "seconds": middle([a["seconds"] / b["seconds"] for a, b in pairs]),
@@ -178,10 +178,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--only", nargs="+", choices=[n for n in SUBJECTS if n != "bare"], default=list(SUBJECTS)[1:])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         return child(options.child, options.tokens[0], options.threads)
+    names = ["bare", *options.only]
     report = {
         "hidden": HIDDEN,
         "vocabulary": VOCABULARY,
@@ -191,7 +193,7 @@ def main() -> None:
         "torch": torch.__version__,
         "trl": importlib.metadata.version("trl"),
         "load": os.getloadavg(),
-        "tokens": {str(n): compare(n, options.rounds, options.threads) for n in options.tokens},
+        "tokens": {str(n): compare(names, n, options.rounds, options.threads) for n in options.tokens},
     }
     options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report["tokens"], indent=1))
