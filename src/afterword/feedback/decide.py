@@ -14,7 +14,7 @@ from typing import Literal
 from afterword.chat.redact import redact
 from afterword.feedback.guards import is_injection, is_refusal, is_standing, refusal_was_right
 from afterword.feedback.kinds import KINDS
-from afterword.feedback.readings import Case, Refusal, Signal, Waiting, answer_text, read, request_of
+from afterword.feedback.readings import Case, Refusal, Signal, Waiting, read
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.sketch import Index, Sketch, packed, sketch_of
 from afterword.records import Feedback, Interaction, Skip, content_hash
@@ -65,11 +65,11 @@ def _finished(case: Case) -> Refusal | None:
 
 
 def _answered(case: Case) -> Refusal | None:
-    return None if answer_text(case.turn) else Refusal("empty_answer", "the answer has neither words nor tool calls")
+    return None if case.answer else Refusal("empty_answer", "the answer has neither words nor tool calls")
 
 
 def _asked(case: Case) -> Refusal | None:
-    return None if request_of(case.turn).strip() else Refusal("no_request", "the turn has no message of a user")
+    return None if case.request.strip() else Refusal("no_request", "the turn has no message of a user")
 
 
 TURN_RULES: tuple[Callable[[Case], Refusal | None], ...] = (_consent, _finished, _answered, _asked)
@@ -83,7 +83,7 @@ def turn_refusal(case: Case, settings: CollectSettings | None = None) -> Refusal
 
 
 def _length(case: Case, settings: CollectSettings) -> Refusal | None:
-    size = len(answer_text(case.turn))
+    size = len(case.answer)
     if size < settings.min_answer_chars:
         return Refusal("answer_too_short", f"the answer has {size} characters, less than {settings.min_answer_chars}")
     if size > settings.max_answer_chars:
@@ -123,7 +123,7 @@ def guarded(case: Case, signal: Signal) -> Refusal | None:
         return Refusal("injection", "the words are aimed at the trainer or the template, not at the answer")
     if signal.polarity >= 0 and signal.category not in {"question", "unsure"}:
         return None
-    if is_refusal(answer_text(case.turn)) and refusal_was_right(request_of(case.turn), signal.hindsight):
+    if is_refusal(case.answer) and refusal_was_right(case.request, signal.hindsight):
         return Refusal("punished_refusal", "the answer declined what it should decline; that is not unlearned")
     return None
 
@@ -236,7 +236,7 @@ def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -
 
 def sketched(case: Case, made: Interaction) -> Sketch:
     """The sketch of an interaction: what was asked, answered and said."""
-    return sketch_of(request_of(case.turn), answer_text(case.turn), made.hindsight, limits=SKETCHED)
+    return sketch_of(case.request, case.answer, made.hindsight, limits=SKETCHED)
 
 
 def without_repetition(case: Case, decision: Decision, index: Index, settings: CollectSettings) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from afterword.chat.canonical import text_of
 from afterword.feedback.detect import POLARITY, categorise, read_follow_up
@@ -37,6 +37,14 @@ class Case:
     """For a retried turn: the answer of a later attempt at the same request that was accepted."""
     now: float = 0.0
     """Unix seconds."""
+    request: str = field(init=False)
+    """What the answer is an answer to."""
+    answer: str = field(init=False)
+    """The words of the answer."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "request", request_of(self.turn))
+        object.__setattr__(self, "answer", answer_text(self.turn))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +157,7 @@ def _plain(case: Case, feedback: Feedback, settings: CollectSettings, weight: fl
 
 def _follow_up(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     text = (feedback.text or "").strip()
-    reading = read_follow_up(request_of(case.turn), answer_text(case.turn), text)
+    reading = read_follow_up(case.request, case.answer, text)
     if reading.category == "off_topic":
         return Refusal("off_topic", f"the user turns to something else: {text!r:.120}")
     if reading.category == "continuation":
@@ -165,7 +173,7 @@ def _follow_up(case: Case, feedback: Feedback, settings: CollectSettings, weight
 
 def _comment(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     text = (feedback.text or "").strip()
-    category = categorise(request_of(case.turn), answer_text(case.turn), text)
+    category = categorise(case.request, case.answer, text)
     if category == "thanks":
         return Signal(feedback, 1, weight, category=category)
     words = settings.words("comment", case.turn.task).format(text=text)
