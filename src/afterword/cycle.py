@@ -91,6 +91,8 @@ def run_cycle(
     if running is not None:
         raise NothingToDo(f"the canary of {running.adapter} runs: the next round begins when it is decided")
     funnel = collect_stage(store, settings)
+    if settings.select.min_signal > 0:
+        measure_stage(store, settings, progress)
     candidate = train_stage(store, settings, progress, selection)
     report = evaluate_stage(store, candidate, settings, progress)
     verdict = decide_stage(store, report, settings)
@@ -103,6 +105,14 @@ def run_cycle(
 def collect_stage(store: Store, settings: Settings) -> Funnel:
     """Turns and Feedback -> Interactions and Skips."""
     return collect(store, settings.collect)
+
+
+def measure_stage(store: Store, settings: Settings, progress: Progress) -> int:
+    """Interactions -> Relevances: the model's own signal under the user's words and under others; how many."""
+    from afterword.evaluate import relevance
+
+    with progress.bar("measuring") as advance:
+        return relevance.measure_stage(store, model=settings.model, device=settings.device, progress=advance)
 
 
 def select_stage(store: Store, settings: Settings, *, ready: bool = False) -> Selection:

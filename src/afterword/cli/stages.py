@@ -23,6 +23,7 @@ from afterword.cycle import (
     collect_stage,
     decide_stage,
     evaluate_stage,
+    measure_stage,
     run_cycle,
     select_stage,
     train_stage,
@@ -32,7 +33,7 @@ from afterword.feedback.funnel import Funnel
 from afterword.feedback.lane import ReviewSettings
 from afterword.feedback.select import SelectSettings
 from afterword.feedback.settings import CollectSettings
-from afterword.records import Candidate, Interaction, Report, Turn, Verdict
+from afterword.records import Candidate, Interaction, Relevance, Report, Turn, Verdict
 from afterword.release.gate import GateThresholds, decide
 
 MONITORS = {
@@ -50,6 +51,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands."""
     collect = commands.add_parser("collect", parents=[common], help="feedback to interactions and skips")
     collect.set_defaults(run=run_collect)
+
+    measure = commands.add_parser("measure", parents=[common], help="is what users wrote about the answer? by the model")
+    measure.set_defaults(run=run_measure)
 
     train = commands.add_parser("train", parents=[common], help="interactions to a candidate adapter")
     train.add_argument("--recipe", dest="train.recipe")
@@ -129,6 +133,23 @@ def run_collect(context: Context) -> int:
         context.out.print(f"{'  ' * depth}{number:>7}  {escape(name)}")
     if funnel.train:
         context.say("Next: `afterword train`.")
+    return 0
+
+
+def run_measure(context: Context) -> int:
+    """Score every interaction that has no score yet, and print how the ratios lie."""
+    with context.open_store() as store:
+        fresh = measure_stage(store, _settings(context), _progress(context))
+        ratios = sorted(row.ratio for row in store.rows(Relevance))
+    if not ratios:
+        raise NothingToDo("there is no interaction with words to measure: run `afterword collect` first")
+    least = context.config.get(SelectSettings).min_signal
+    figures = {"measured": fresh, "all": len(ratios), "below_min_signal": sum(r < least for r in ratios)}
+    figures |= {f"p{q}": round(ratios[min(len(ratios) * q // 100, len(ratios) - 1)], 4) for q in (10, 50, 90)}
+    if context.json:
+        context.emit(figures)
+    else:
+        context.table("signal under the user's words / under other words", ("figure", "value"), figures.items())
     return 0
 
 
