@@ -339,3 +339,16 @@ def test_what_a_reviewer_rejected_is_not_usable_until_approved_again(store: Stor
     store.write(Review(id="w2", interaction="i1", decision="approve"))
     assert [i.id for i in store.usable("train")] == ["i1", "i2"]
     assert store.reviews()["i1"].id == "w2"
+
+
+def test_what_later_feedback_contradicted_is_not_usable(store: Store) -> None:
+    def skip(name: str, feedback: str, at: float) -> Skip:
+        return Skip(id=name, feedback=feedback, turn="t1", reason="contradictory", detail="d", created_at=at)
+
+    store.write(interaction("i1", created_at=10.0), interaction("i2", of="t2", feedback=("f2",), created_at=10.0))
+    store.write(skip("s0", "f8", 5.0))
+    assert [i.id for i in store.usable("train")] == ["i1", "i2"]  # what was contradictory before is another matter
+    store.write(skip("s1", "f9", 20.0))
+    assert [i.id for i in store.usable("train")] == ["i2"]
+    store.write(Feedback(id="x", turn="t1", kind="retraction", retracts="f9"))
+    assert [i.id for i in store.usable("train")] == ["i1", "i2"]

@@ -146,14 +146,18 @@ def _without_contradictions(case: Case, signals: list[Signal], decision: Decisio
 
 
 def _against_earlier(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
-    """What an earlier collection decided stands: late feedback may add words, but neither repeat nor deny."""
+    """Late feedback may add words, but not repeat. One that denies what an earlier collection decided is skipped, and
+    unless it is much weaker (less than half) the earlier interaction is not used any more (`Store.usable`)."""
     signs = {interaction.polarity for interaction in case.earlier} - {0}
+    strongest = max((interaction.weight for interaction in case.earlier), default=0.0)
     kept: list[Signal] = []
     for signal in signals:
         if signs and signal.firm and signal.polarity and signal.polarity not in signs:
-            decision.skip(
-                signal.feedback, Refusal("contradictory", "an earlier interaction of this turn says otherwise")
-            )
+            if signal.weight * 2 < strongest:
+                refusal = Refusal("outweighed", "a stronger earlier interaction of this turn says otherwise")
+            else:
+                refusal = Refusal("contradictory", "an earlier interaction of this turn says otherwise; both are out")
+            decision.skip(signal.feedback, refusal)
         elif case.earlier and not signal.hindsight:
             decision.skip(signal.feedback, Refusal("confirmed", "the turn already gave an interaction of this sign"))
         else:

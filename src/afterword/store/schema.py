@@ -165,6 +165,8 @@ MIGRATIONS: tuple[str, ...] = (
     + _table("alarms", "channel TEXT NOT NULL, release TEXT NOT NULL, adapter TEXT", "release")
     + "\n"
     + tombstones("turns"),
+    # 5: interactions that later feedback contradicted are asked for by every training run.
+    "CREATE INDEX skips_contradictory ON skips(turn) WHERE reason = 'contradictory';",
 )  # fmt: skip
 
 

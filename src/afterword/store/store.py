@@ -255,12 +255,18 @@ class Store:
         return {row.interaction: row for row in self.rows(Review)}
 
     def usable(self, split: str) -> list[Interaction]:
-        """Interactions of a split, oldest first, without those whose feedback was taken back and those that a
-        reviewer rejected."""
+        """Interactions of a split, oldest first, without those whose feedback was taken back, those that a reviewer
+        rejected and those that later feedback of like strength contradicted."""
         gone = self.retracted()
+        denied = {skip.turn: skip.created_at for skip in self.rows(Skip, reason="contradictory")
+                  if skip.feedback not in gone}  # fmt: skip
         rejected = {name for name, review in self.reviews().items() if review.decision == "reject"}
         rows = self.rows(Interaction, split=split)
-        return [i for i in rows if i.id not in rejected and not gone.intersection(i.feedback)]
+        return [
+            i
+            for i in rows
+            if i.id not in rejected and not gone.intersection(i.feedback) and not i.created_at < denied.get(i.turn, 0.0)
+        ]
 
     def spent(self, channel: str = "default") -> set[str]:
         """Interactions in the ancestry of the adapter that the channel serves now."""
