@@ -5,6 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -445,3 +449,61 @@ def test_folders_are_read_file_by_file(store: Store, tmp_path: Path) -> None:
     assert files_of(folder / "notes.md") == [(folder / "notes.md", "notes.md")]
     with pytest.raises(UsageError, match="holds no file named"):
         files_of(tmp_path / "data")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from afterword.feedback import sink
+from afterword.feedback.imports import import_file
+from afterword.store import Store
+sink.GROUP = 50
+calls = 0
+def progress(position, size):
+    global calls
+    calls += 1
+    if calls == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+with Store.open(Path(sys.argv[1])) as store:
+    import_file(store, Path(sys.argv[2]), progress=progress)
+"""
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "log.json", "log.jsonl.gz", "log.parquet"])
+def test_a_killed_import_goes_on_where_its_last_commit_was(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    rows: list[Any] = [{"messages": said(f"How {n}?", "So.", "Shorter.", "S.")} for n in range(600)]
+    rows[10] = rows[500] = {"messages": []}
+    with container(path) as lines:
+        for row in rows:
+            lines.write(orjson.dumps(row) + b"\n")
+    database = tmp_path / "data" / "afterword.db"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(database), str(path)], check=False, env=dict(os.environ))
+    assert done.returncode == -signal.SIGKILL
+    with Store.open(database) as store, Store.open(tmp_path / "clean" / "a.db") as clean:
+        before = store.count(Turn)
+        summary, whole = import_file(store, path), import_file(clean, path)
+        assert 0 < before < 1196 and summary.resumed_at > 50
+        assert store.counts() == clean.counts() and store.count(Turn) == 1196 and store.count(Feedback) == 598
+        assert (summary.rows, summary.turns, reasons(summary)) == (600, 1196, reasons(whole))
+        assert summary.stored + summary.duplicates == whole.stored and summary.conflicts == 0
+        assert summary.rejects is not None and whole.rejects is not None
+        assert Path(summary.rejects).read_bytes() == Path(whole.rejects).read_bytes()
+        assert not list((tmp_path / "data" / "imports").glob("*.json"))
+
+
+def test_a_mark_of_another_database_or_another_file_counts_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"\n".join(orjson.dumps({"messages": said(f"How {n}?", "So.")}) for n in range(600)))
+    database = tmp_path / "data" / "afterword.db"
+    subprocess.run([sys.executable, "-c", KILLED, str(database), str(path)], check=False, env=dict(os.environ))
+    for file in database.parent.glob("afterword.db*"):
+        file.unlink()
+    with Store.open(database) as store:
+        summary = import_file(store, path)
+        assert (summary.resumed_at, summary.stored) == (0, 600)
+    subprocess.run([sys.executable, "-c", KILLED, str(database), str(path)], check=False, env=dict(os.environ))
+    path.write_bytes(path.read_bytes() + b"\n" + orjson.dumps({"messages": said("New?", "So.")}))
+    with Store.open(database) as store:
+        summary = import_file(store, path)
+        assert (summary.resumed_at, summary.stored, summary.duplicates) == (0, 1, 600)
