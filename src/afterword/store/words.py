@@ -27,7 +27,7 @@ PIECES = 24
 ALONE = 40
 """A text of this length says whose line it is; of shorter ones two are needed."""
 BUDGET = 60_000_000_000
-"""Bytes times needles of one search; beyond it the needles are thinned out evenly, and the report says so."""
+"""Bytes times needles of one search; beyond it later pieces of the texts are left out, and the report says how many."""
 _OWN = {"turns": ("messages", "answer"), "feedback": ("text", "final_text", "output", "metadata"),
         "interactions": ("hindsight",), "skips": ("detail",), "reviews": ("why",), "revisions": ("text",)}  # fmt: skip
 """Table -> fields with words in them."""
@@ -52,13 +52,13 @@ class Words:
         self.texts -= {"user", "assistant", "tool", "text", "function"}
 
     def needles(self) -> list[bytes]:
-        """What to look for in bytes: pieces of the texts, so that a quotation of a part is found too.
-
-        Texts without 12 plain characters in a row have none.
+        """What to look for in bytes: pieces of the texts, so that a quotation of a part is found too; the first piece
+        of every text before the second of any. Texts without 12 plain characters in a row have none.
         """
         found: dict[bytes, None] = {}
-        for text in sorted(self.texts):
-            for piece in itertools.islice(_pieces(text), PIECES):
+        pieces = [itertools.islice(_pieces(text), PIECES) for text in sorted(self.texts)]
+        for piece in itertools.chain.from_iterable(itertools.zip_longest(*pieces)):
+            if piece is not None:
                 found[piece.encode("utf-8", "replace")] = None
                 found[json.dumps(piece)[1:-1].encode()] = None
         return list(found)
@@ -106,10 +106,9 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def thinned(needles: list[bytes], files: Iterable[Path]) -> list[bytes]:
-    """The needles that one search can afford."""
+    """The needles that one search can afford, from the front."""
     size = sum(f.stat().st_size for f in files if f.is_file())
-    room = max(16, BUDGET // max(1, size))
-    return needles if len(needles) <= room else needles[:: -(-len(needles) // room)]
+    return needles[: max(16, BUDGET // max(1, size))]
 
 
 def search(file: Path, needles: Iterable[bytes]) -> list[bytes]:
