@@ -52,7 +52,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     collect = commands.add_parser("collect", parents=[common], help="feedback to interactions and skips")
     collect.set_defaults(run=run_collect)
 
-    measure = commands.add_parser("measure", parents=[common], help="is what users wrote about the answer? by the model")
+    measure = commands.add_parser("measure", parents=[common], help="the model's signal under users' words")
     measure.set_defaults(run=run_measure)
 
     train = commands.add_parser("train", parents=[common], help="interactions to a candidate adapter")
@@ -144,7 +144,11 @@ def run_measure(context: Context) -> int:
     if not ratios:
         raise NothingToDo("there is no interaction with words to measure: run `afterword collect` first")
     least = context.config.get(SelectSettings).min_signal
-    figures = {"measured": fresh, "all": len(ratios), "below_min_signal": sum(r < least for r in ratios)}
+    figures: dict[str, float] = {
+        "measured": fresh,
+        "all": len(ratios),
+        "below_min_signal": sum(r < least for r in ratios),
+    }
     figures |= {f"p{q}": round(ratios[min(len(ratios) * q // 100, len(ratios) - 1)], 4) for q in (10, 50, 90)}
     if context.json:
         context.emit(figures)
