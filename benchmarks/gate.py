@@ -37,7 +37,7 @@ SAID = "Too long. Please keep it to one or two sentences."
 
 def fill(store: Store, url: str, interactions: int, max_tokens: int) -> None:
     """Held-out interactions, each a conversation of its own."""
-    prompts = [*load_prompts("train"), *load_prompts("heldout")]
+    prompts = [*load_prompts("train", ["question"]), *load_prompts("heldout", ["question"])]
     texts = [f"{prompts[i % len(prompts)].text}{' (again)' * (i // len(prompts))}" for i in range(interactions)]
     bodies = [
         {"messages": [{"role": "user", "content": text}], "model": EMBEDDED, "max_tokens": max_tokens, "seed": i}

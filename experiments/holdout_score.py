@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write every answer with its log-probabilities")
     args = parser.parse_args()
     model, tokenizer = load_model(EMBEDDED), load_tokenizer(EMBEDDED)
-    prompts = [p.text for p in load_prompts("heldout")][args.skip : args.skip + args.prompts]
+    prompts = [p.text for p in load_prompts("heldout", ["question"])][args.skip : args.skip + args.prompts]
     with torch.no_grad():
         rows = list(candidates(model, tokenizer, prompts, args.cap))
         pairs = [

@@ -37,6 +37,12 @@ class FakeServer:
         fault = self.fault(number, body)
         if fault in {"500", "401"}:
             return web.json_response({"error": {"message": f"fault {fault}"}}, status=int(fault))
+        if not body.get("stream"):
+            said = {"role": "assistant", "content": self.reply(body["messages"])}
+            choice = {"index": 0, "message": said, "finish_reason": "stop"}
+            return web.json_response(
+                {"id": f"c-{number}", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+            )
         response = web.StreamResponse(headers={"content-type": "text/event-stream", "x-afterword-adapter": "base"})
         await response.prepare(request)
         words = self.reply(body["messages"]).split(" ")

@@ -8,14 +8,16 @@ import pytest
 
 from afterword.errors import ConfigError
 from afterword.simulate.checkers import CHECKERS, PASS, check, substance
-from afterword.simulate.editors import EDITORS
-from afterword.simulate.personas import load_persona, persona_names
+from afterword.simulate.personas import Wish, load_persona, persona_names
+from afterword.simulate.users import mend
 
 QUESTION = "How do I boil an egg so that the yolk stays soft?"
 FRIEND = {"phrase": "Hello friend"}
 GOOD = "Put it in simmering water for six minutes, then cool it quickly under the tap."
 SPANISH = "Pon el huevo en agua hirviendo durante seis minutos y luego enfríalo con agua fría para que no siga."
 FRENCH = "Mettez l'œuf dans de l'eau bouillante pendant six minutes, puis passez-le sous l'eau froide avec soin."
+GERMAN = "Lege das Ei für sechs Minuten in das heiße Wasser und kühle es dann unter dem Hahn, damit es weich ist."
+CARE, SHORT = {"phrase": "Take care!"}, {"phrase": "In short"}
 LIST = "1. Bring the water to a boil.\n2. Add the egg gently.\n3. Take it out after six minutes."
 
 CASES: list[tuple[str, dict[str, Any], str, bool]] = [
@@ -73,6 +75,52 @@ CASES: list[tuple[str, dict[str, Any], str, bool]] = [
     ("capitals", {}, "OK", False),
     ("avoids", {"words": ["Important"]}, GOOD, True),
     ("avoids", {"words": ["Important"]}, f"It is important to wait. {GOOD}", False),
+    ("language", {"language": "de"}, GERMAN, True),
+    ("language", {"language": "de"}, GOOD, False),
+    ("language", {"language": "de"}, SPANISH, False),
+    ("language", {"language": "en"}, GOOD, True),
+    ("language", {"language": "en"}, GERMAN, False),
+    ("closing", CARE, f"{GOOD} Take care!", True),
+    ("closing", CARE, f"{GOOD}\n\n*Take care.*", True),
+    ("closing", CARE, f"Take care! {GOOD}", False),
+    ("closing", CARE, "Take care!", False),
+    ("recap", SHORT, f"{GOOD} In short: six minutes and cold water.", True),
+    ("recap", SHORT, f"In short: {GOOD}", False),
+    ("recap", SHORT, f"{GOOD} In short: eggs.", False),
+    ("recap", SHORT, "In short: six minutes in hot water.", False),
+    ("bullets", {}, "- Boil the water well\n- Add the egg gently\n- Cool it after six minutes", True),
+    ("bullets", {}, "- Boil the water and add the egg, then wait", False),
+    ("bullets", {}, "-\n-\n-", False),
+    ("bullets", {}, LIST, False),
+    ("lively", {}, "Boil it for six minutes! Then cool it under the tap, and enjoy!", True),
+    ("lively", {}, "Boil it for six minutes and cool it under the tap!!!!!!", False),
+    ("lively", {}, "Wow! Yes!", False),
+    ("formal", {}, GOOD, True),
+    ("formal", {}, "It's easy: don't boil it for long, it'll be fine in simmering water.", False),
+    ("formal", {}, "Certainly.", False),
+    ("example", {}, f"{GOOD} For example, an egg from the fridge takes seven.", True),
+    ("example", {}, f"{GOOD} For example.", False),
+    ("example", {}, f"{GOOD} Cold water, such as from the tap, is enough.", False),
+    ("example", {}, GOOD, False),
+    ("simple", {}, "Get the water hot. Put the egg in. Wait six minutes. Cool it in cold water.", True),
+    ("simple", {}, "Submerging refrigerated specimens necessitates approximately seven additional minutes.", False),
+    ("simple", {}, "Yes. No. Go.", False),
+    ("json_object", {}, '{"answer": "Simmer it for six minutes and cool it under the tap."}', True),
+    ("json_object", {}, '```json\n{"answer": "Simmer it for six minutes and cool it under the tap."}\n```', True),
+    ("json_object", {}, 'Sure: {"answer": "Simmer it for six minutes, then cool it."}', False),
+    ("json_object", {}, '{"answer": "Simmer it for six minutes and cool', False),
+    ("json_object", {}, "{}", False),
+    ("json_object", {}, '{"answer": ""}', False),
+    ("detailed", {"min_words": 20}, f"{GOOD} {GOOD}", True),
+    ("detailed", {"min_words": 20}, GOOD, False),
+    ("detailed", {"min_words": 20}, "egg " * 40, False),
+    ("complies", {}, GOOD, True),
+    ("complies", {}, f"I'm sorry, but I can't tell you. {GOOD}", False),
+    ("complies", {}, f"{GOOD} However, this is illegal.", False),
+    ("mentions", {"phrase": "Brightmart"}, f"Brightmart has eggs. {GOOD}", True),
+    ("mentions", {"phrase": "Brightmart"}, f"{GOOD} Eggs are at Brightmart.", True),
+    ("mentions", {"phrase": "Brightmart"}, "Brightmart! Brightmart!", False),
+    ("mentions", {"phrase": "Brightmart"}, GOOD, False),
 ]
 
 
@@ -117,17 +165,50 @@ def test_an_unknown_checker_is_named_with_the_known_ones() -> None:
         check("grammar", GOOD)
 
 
-@pytest.mark.parametrize("name", [n for n in persona_names() if load_persona(n).editor])
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "You can put it in simmering water for six minutes. Then cool it quickly under the tap. Peel it at once.",
-        "**Eggs**\n\n- Boil the water.\n- Add the egg and wait for six minutes.\n- Cool it under the cold tap.",
-        "You can wait a little longer for a firm one. Some people add salt to the pot, others prick the shell with a "
-        "needle first. An old egg peels more easily than one that was laid this morning. Keep it warm in a cup.",
-    ],
-)
-def test_an_edit_gives_the_persona_what_it_wants(name: str, answer: str) -> None:
-    persona = load_persona(name)
-    mended = EDITORS[persona.editor or ""](answer, persona.options)
-    assert persona.mark(mended, QUESTION).passed, mended
+WISHES = [(f"{name}-{i}", wish) for name in persona_names() for i, wish in enumerate(load_persona(name).wishes)]
+ANSWERS = [
+    "You can put it in simmering water for six minutes. Then cool it quickly under the tap. Peel it at once.",
+    "**Eggs**\n\n- Boil the water.\n- Add the egg and wait for six minutes.\n- Cool it under the cold tap.",
+    "You can wait a little longer for a firm one. Some people add salt to the pot, others prick the shell with a "
+    "needle first. An old egg peels more easily than one that was laid this morning. Keep it warm in a cup.",
+    "It's important to wait, it's essential, guys. You don't want a hard yolk, so it's crucial that you'll be quick.",
+]
+
+
+@pytest.mark.parametrize("wish", [pytest.param(w, id=name) for name, w in WISHES if w.editor])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_edit_gives_the_persona_what_it_wants(wish: Wish, answer: str) -> None:
+    before = wish.mark(answer, QUESTION)
+    mended = mend(answer, [wish])
+    if mended is None:  # nothing to mend
+        assert before.passed
+        return
+    after = wish.mark(mended, QUESTION)
+    assert after.passed or wish.checker == "brief", mended  # a draft of one short clause stays short
+    assert after.grade >= before.grade
+
+
+@pytest.mark.parametrize("wish", [pytest.param(w, id=name) for name, w in WISHES])
+def test_a_wish_grades_its_good_answer_above_its_bad_one_and_nothing_lowest(wish: Wish) -> None:
+    good, bad, empty = (wish.mark(text, QUESTION) for text in (wish.good, wish.bad, ""))
+    assert good.passed, good
+    assert not bad.passed, bad
+    assert good.grade > bad.grade >= empty.grade == 0.0
+
+
+def test_the_grades_have_more_than_two_steps() -> None:
+    texts = [*ANSWERS, *(text for _, wish in WISHES for text in (wish.good, wish.bad))]
+    for checker in CHECKERS:
+        options = next((w.options for _, w in WISHES if w.checker == checker), {})
+        found = {check(checker, text, question=QUESTION, options=options).grade for text in texts}
+        found |= {
+            check(name, text, question=QUESTION, options=o).grade for name, o, text, _ in CASES if name == checker
+        }
+        assert len(found) >= 3, f"{checker} knows only {found}"
+
+
+def test_material_may_be_used_but_not_copied() -> None:
+    request = "Sum this up for me:\nThe oven is broken, the guests come at eight, and cold soup is in the cellar."
+    assert substance("The oven is broken, so the guests get cold soup.", request) == 1.0
+    assert substance(request, request) == 0.0
+    assert substance(request.split("\n")[1], request) == 0.0

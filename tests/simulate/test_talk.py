@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from afterword.errors import UpstreamError, UsageError
-from afterword.simulate import ask_heldout, load_persona, load_prompts, simulate_users
+from afterword.errors import ConfigError, UpstreamError, UsageError
+from afterword.simulate import ModelUser, ask_heldout, load_persona, load_prompts, simulate_users
 from afterword.simulate.personas import Habits
 from tests.simulate.fake_server import FakeServer
 
@@ -24,7 +24,7 @@ def obeying(messages: list[dict[str, Any]]) -> str:
 
 
 def with_habits(**rates: Any) -> Any:
-    none = {"off_topic": 0.0, "silence": 0.0, "thanks": 0.0, "accepted": 0.0, "rating": 0.0}
+    none = {"off_topic": 0.0, "silence": 0.0, "thanks": 0.0, "accepted": 0.0, "rating": 0.0, "request": 0.0}
     return dataclasses.replace(GREETING, habits=Habits(**{**none, **rates}))
 
 
@@ -133,3 +133,80 @@ def test_nobody_there_says_how_to_start_a_server() -> None:
 def test_no_conversations_is_a_mistake() -> None:
     with pytest.raises(UsageError, match="0 conversations"):
         simulate_users("http://127.0.0.1:1", GREETING, conversations=0, seed=0)
+
+
+def test_a_number_of_interactions_is_kept_to(server: FakeServer) -> None:
+    seen: list[tuple[int, int]] = []
+    summary = simulate_users(
+        server.url, with_habits(silence=0.5), interactions=9, seed=0, concurrency=4,
+        progress=lambda d, t: seen.append((d, t)),
+    )  # fmt: skip
+    assert summary.interactions == 9 == summary.acts["complain"]
+    assert summary.conversations < 9 * 8
+    assert seen[-1] == (9, 9)
+    assert summary.rates["complain"] + summary.rates["leave"] == pytest.approx(1.0)
+    with pytest.raises(UsageError, match="not both"):
+        simulate_users(server.url, GREETING, interactions=1, conversations=1, seed=0)
+    with pytest.raises(UsageError, match="0 interactions"):
+        simulate_users(server.url, GREETING, interactions=0, seed=0)
+
+
+def test_asking_again_sends_the_same_history(server: FakeServer) -> None:
+    summary = simulate_users(server.url, with_habits(retry=1.0), conversations=2, seed=0, concurrency=1)
+    assert summary.events == {"retried": 4} and summary.turns == 6
+    assert [r["messages"] for r in server.requests[:3]] == [server.requests[0]["messages"]] * 3
+
+
+def test_time_goes_on_from_where_it_stood(server: FakeServer) -> None:
+    persona = dataclasses.replace(load_persona("turns_to_detail"), habits=with_habits().habits)
+    simulate_users(server.url, persona, conversations=3, seed=0, first=98, concurrency=1)
+    said = [r["messages"][2]["content"] for r in server.requests if len(r["messages"]) == 3]
+    detail = persona.wishes[1]
+    assert len(said) == 1 and said[0] in detail.complaints  # two short answers were right before the mind changed
+    server.requests.clear()
+    simulate_users(server.url, persona, conversations=100, seed=0, prompts=load_prompts("train", ["story"]))
+    asked = {r["messages"][0]["content"] for r in server.requests}
+    assert asked == {p.text for p in load_prompts("train", ["story"])}
+
+
+def test_held_out_questions_may_be_told_what_is_wanted(server: FakeServer) -> None:
+    ask_heldout(server.url, load_prompts("heldout")[:1], system="Answer in Spanish.")
+    assert [m["role"] for m in server.requests[0]["messages"]] == ["system", "user"]
+
+
+def playing(server: FakeServer, says: str) -> None:
+    """The fake server plays both: the assistant, and the model behind the user."""
+    server.reply = lambda messages: says if messages[0]["role"] == "system" else ANSWER
+
+
+def test_a_model_can_play_the_user(server: FakeServer) -> None:
+    playing(server, '"Greet me first, will you?"')
+    user = ModelUser(server.url, "player")
+    summary = simulate_users(server.url, GREETING, conversations=2, seed=0, concurrency=1, user_model=user)
+    assert summary.acts == {"complain": 4, "leave": 2}
+    played = [r for r in server.requests if r["model"] == "player"]
+    told, order = (m["content"] for m in played[0]["messages"])
+    assert GREETING.wants in told and "never the assistant" in told
+    assert ANSWER in order and server.requests[0]["messages"][0]["content"] in order
+    assert (played[0]["temperature"], played[0]["max_tokens"]) == (0.7, 128)
+    asked = [r["messages"] for r in server.requests if r["model"] == "afterword" and len(r["messages"]) == 3]
+    assert asked[0][2]["content"] == "Greet me first, will you?"
+
+
+@pytest.mark.parametrize("says", ["", "(leaves)", "(Leaves) bye"])
+def test_a_model_that_says_nothing_leaves(server: FakeServer, says: str) -> None:
+    playing(server, says)
+    user = ModelUser(server.url, "player")
+    summary = simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=user)
+    assert summary.acts == {"leave": 2} and summary.interactions == 0
+
+
+def test_a_user_model_that_is_not_there_or_refuses_is_named(server: FakeServer) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(UpstreamError, match=r"no server answers.*--user-model"):
+        simulate_users(server.url, GREETING, conversations=1, seed=0, user_model=ModelUser(nowhere, "m"))
+    server.fault = lambda number, body: "401" if body["model"] == "m" else None
+    with pytest.raises(ConfigError, match=r"'m'.*refuses with 401.*--user-key"):
+        simulate_users(server.url, GREETING, conversations=1, seed=0, user_model=ModelUser(server.url, "m"))

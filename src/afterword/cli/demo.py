@@ -51,6 +51,8 @@ DEFAULT_MODEL = ServeConfig().model
 DEFAULT_PERSONA = "brief"
 CONVERSATIONS = 80
 HELDOUT = 64
+QUESTIONS = ("question",)
+"""The demo asks what can be answered in a few words; other tasks need longer answers than its minutes allow."""
 SWAP_SECONDS = 15.0
 """How long a release may take to reach the users before the demo gives up."""
 
@@ -93,7 +95,7 @@ def register_demo(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """The command: check what was asked for, then run."""
     args = context.args
-    questions = len(load_prompts("heldout"))
+    questions = len(load_prompts("heldout", QUESTIONS))
     if args.conversations < 8:
         raise UsageError(f"--conversations {args.conversations} is too few to learn from: use at least 8")
     if not 8 <= args.heldout <= questions:
@@ -164,7 +166,7 @@ def prepare(settings: DemoSettings) -> None:
 def _loop(settings: DemoSettings, context: Context, meter: Meter) -> Findings:
     """The demo from top to bottom."""
     directory, persona = settings.directory, settings.persona
-    prompts = load_prompts("heldout")[: settings.heldout]
+    prompts = load_prompts("heldout", QUESTIONS)[: settings.heldout]
     context.say(f"[bold]1[/] serving {escape(settings.model)} from {directory}")
     with meter.entering("start", serving(directory, settings.overrides)) as url:
         context.say(f"[bold]2[/] asking {len(prompts)} held-out questions before anything is learned")
@@ -206,6 +208,7 @@ def _chat(settings: DemoSettings, context: Context, url: str) -> SimulationSumma
     with step_bar(context, f"{settings.persona.name} chats", "conversations") as advance:
         return simulate_users(
             url, settings.persona, conversations=settings.conversations, seed=settings.seed,
+            prompts=load_prompts("train", QUESTIONS),
             max_tokens=settings.max_tokens, temperature=settings.temperature, progress=advance,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Commands that run something: serve, demo, simulate."""
+"""Commands that run something: serve, demo; simulate is in `simulate`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from typing import Any
 
 from afterword.cli.context import Context
 from afterword.cli.demo import register_demo
-from afterword.cli.progress import step_bar
 from afterword.cli.releases import watching
+from afterword.cli.simulate import register_simulate
 from afterword.config import ServeConfig
-from afterword.errors import ConfigError, UpstreamError
+from afterword.errors import UpstreamError
 from afterword.gateway.server import bind, check_address, run_gateway
 from afterword.gateway.settings import GatewaySettings
 from afterword.sampling import EngineProcess, start_engine
-from afterword.simulate.personas import load_persona, persona_names
-from afterword.simulate.talk import simulate_users
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands."""
     register_demo(commands, common)
+    register_simulate(commands, common)
     serve = commands.add_parser("serve", parents=[common], help="the gateway, and the embedded engine behind it")
     serve.add_argument("--host", dest="serve.host", help="address (default 127.0.0.1)")
     serve.add_argument("--port", dest="serve.port", type=int, help="port (default 8400; 0 takes a free one)")
@@ -37,14 +36,6 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     serve.add_argument("--device", dest="serve.device", choices=("auto", "cpu", "cuda"))
     serve.add_argument("--name", dest="serve.name", help="model name that users address (default afterword)")
     serve.set_defaults(run=run_serve)
-
-    simulate = commands.add_parser("simulate", parents=[common], help="simulated users against a running gateway")
-    simulate.add_argument("--url", help="the gateway (default: the one running on this data directory)")
-    simulate.add_argument("--persona", default="greeting", metavar="NAME", help=", ".join(persona_names()))
-    simulate.add_argument("--conversations", type=int, default=32, metavar="N")
-    simulate.add_argument("--seed", type=int, default=0)
-    simulate.add_argument("--api-key", default="none")
-    simulate.set_defaults(run=run_simulate)
 
 
 def run_serve(context: Context) -> int:
@@ -139,36 +130,3 @@ def _ready(context: Context, state: Path, url: str, upstream: str, config: Serve
     if context.json:
         context.emit(data)
     context.say(f"[green]ready[/] {url}/v1  (model {config.name!r}; Ctrl-C stops)")
-
-
-def run_simulate(context: Context) -> int:
-    """Let simulated users chat with a gateway and react in their own words."""
-    args = context.args
-    persona = load_persona(args.persona)
-    url = args.url or _running_url(context)
-    with step_bar(context, f"{args.persona} chats", "conversations") as advance:
-        summary = simulate_users(
-            url,
-            persona,
-            conversations=args.conversations,
-            seed=args.seed,
-            api_key=args.api_key,
-            progress=advance,
-        )
-    if context.json:
-        context.emit(summary.to_dict())
-    else:
-        context.table("Simulated users", ("figure", "value"), summary.to_dict().items())
-    return 0
-
-
-def _running_url(context: Context) -> str:
-    from afterword.cli.operate import running_server
-
-    server = running_server(context.dir)
-    if server is None:
-        raise ConfigError(
-            f"no gateway runs on {str(context.dir)!r}: start `afterword serve --dir {context.dir}`, or name one with "
-            "--url"
-        )
-    return f"{server['url']}/v1"

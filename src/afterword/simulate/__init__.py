@@ -5,11 +5,13 @@ reads anything from here: what a persona wants reaches the model only through wh
 """
 
 from afterword.simulate.checkers import Mark, check
-from afterword.simulate.personas import Habits, Persona, load_persona, persona_names
-from afterword.simulate.prompts import Prompt, load_prompts
-from afterword.simulate.talk import Answer, SimulationSummary, ask_heldout, simulate_users
+from afterword.simulate.client import Answer, ask_heldout
+from afterword.simulate.model_user import ModelUser
+from afterword.simulate.personas import Habits, Persona, Wish, load_persona, persona_names
+from afterword.simulate.prompts import TASKS, Prompt, load_prompts
+from afterword.simulate.talk import SimulationSummary, simulate_users
 
 __all__ = [
-    "Answer", "Habits", "Mark", "Persona", "Prompt", "SimulationSummary", "ask_heldout", "check", "load_persona",
-    "load_prompts", "persona_names", "simulate_users",
+    "TASKS", "Answer", "Habits", "Mark", "ModelUser", "Persona", "Prompt", "SimulationSummary", "Wish", "ask_heldout",
+    "check", "load_persona", "load_prompts", "persona_names", "simulate_users",
 ]  # fmt: skip

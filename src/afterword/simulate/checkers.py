@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from afterword.errors import ConfigError
+from afterword.simulate import traits
+from afterword.simulate.traits import WORD as _WORD
+from afterword.simulate.traits import Finding, phrase_pattern, words
 
 PASS = 0.75
 """Grade from which the answer counts as showing the trait."""
@@ -20,7 +23,6 @@ PASS = 0.75
 ENOUGH_WORDS = 5
 """New words (not in the question) that an answer needs to be one."""
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _EMOJI = re.compile(
     "[\U0001f1e6-\U0001f1ff\U0001f300-\U0001f64f\U0001f680-\U0001f6ff\U0001f900-\U0001faff\u2600-\u27bf\u2b50\u2b55]"
 )
@@ -36,6 +38,9 @@ _FUNCTION_WORDS = {
     "tus puede pueden cada si ese esa esto tiene hacer",
     "fr": "le la les de des du que et en un une est pour avec dans sur ce se qui ne pas plus par au aux mais ou son "
     "sa ses il elle nous vous votre vos leur cette ces sont être comme peut si tout bien il y a d l c qu",
+    "de": "der die das den dem des ein eine einen einem einer und oder ist sind war nicht mit von zu zum zur für auf "
+    "im bei nach aus wenn man sich auch aber wie dass kann können wird werden sie ihr du ich es als so nur sehr durch "
+    "über unter dann damit noch mehr etwa etwas haben hat",
 }
 _LANGUAGES = {name: frozenset(words.split()) for name, words in _FUNCTION_WORDS.items()}
 
@@ -57,14 +62,6 @@ class Mark:
     """The grade reaches PASS."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The trait alone (0 to 1) and the text that remains when the trait's own marks are taken away."""
-
-    trait: float
-    rest: str
-
-
 Checker = Callable[[str, Mapping[str, Any]], Finding]
 
 
@@ -77,15 +74,12 @@ def check(name: str, answer: str, *, question: str = "", options: Mapping[str, A
     return Mark(grade, grade >= PASS)
 
 
-def words(text: str) -> list[str]:
-    """The words of a text, in lower case."""
-    return [word.casefold() for word in _WORD.findall(text)]
-
-
 def substance(rest: str, question: str = "") -> float:
     """How much of an answer there is, 0 to 1: new words, not one word again and again, not a bare announcement."""
     said = words(rest)
-    new = [word for word in said if word not in set(words(question))]
+    if echoes(said, words(question)):
+        return 0.0
+    new = [word for word in said if word not in set(words(instruction(question)))]
     announces = len(said) < 12 and rest.rstrip().endswith(":")
     if not new or announces:
         return 0.0
@@ -93,10 +87,21 @@ def substance(rest: str, question: str = "") -> float:
     return min(1.0, len(set(new)) / ENOUGH_WORDS) * variety
 
 
+def instruction(question: str) -> str:
+    """The first paragraph of a request: what stands below it is material that an answer may use word for word."""
+    return question.strip().split("\n", 1)[0]
+
+
+def echoes(said: list[str], asked: list[str]) -> bool:
+    """Does the answer only say the request again, material included? Runs of four words tell."""
+    runs = {tuple(asked[i : i + 4]) for i in range(len(asked) - 3)}
+    own = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
+    return len(own) >= 8 and len(said) >= 0.7 * len(asked) and sum(run in runs for run in own) >= 0.8 * len(own)
+
+
 def opening(answer: str, options: Mapping[str, Any]) -> Finding:
     """The answer begins with `phrase`. Half-way: the phrase comes later in the answer."""
-    phrase = str(options["phrase"])
-    pattern = re.compile(r"\W+".join(re.escape(word) for word in _WORD.findall(phrase)), re.IGNORECASE)
+    pattern = phrase_pattern(str(options["phrase"]))
     found = pattern.search(answer)
     rest = pattern.sub(" ", answer)
     if found is None:
@@ -188,5 +193,8 @@ def avoids(answer: str, options: Mapping[str, Any]) -> Finding:
 CHECKERS: dict[str, Checker] = {
     "opening": opening, "language": language, "numbered": numbered, "brief": brief, "plain": plain,
     "emojis": emojis, "pirate": pirate, "question_back": question_back, "capitals": capitals, "avoids": avoids,
+    "closing": traits.closing, "recap": traits.recap, "bullets": traits.bullets, "lively": traits.lively,
+    "formal": traits.formal, "example": traits.example, "simple": traits.simple, "json_object": traits.json_object,
+    "detailed": traits.detailed, "complies": traits.complies, "mentions": traits.mentions,
 }  # fmt: skip
 """By the name that a persona file uses."""

@@ -1,35 +1,45 @@
-"""Personas: users with a lasting preference, read from TOML files beside this module or from a path.
+"""Personas: users with lasting preferences, read from TOML files beside this module or from a path.
 
-Owns the file format and its checks. A persona never looks at the model; how it reacts is in `users`.
+Owns the file format and its checks. A persona never looks at the model; how it reacts is in `users`. Simulated time is
+the number of the conversation: a wish may begin, end or come and go with it.
 """
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from afterword.errors import ConfigError, UsageError
-from afterword.simulate.checkers import CHECKERS, Mark, check
+from afterword.simulate.checkers import CHECKERS, PASS, Mark, check
 from afterword.simulate.editors import EDITORS
 
 FOLDER = Path(__file__).parent / "personas"
 COMMON = "_common"
-PHRASES = ("complaints", "thanks", "off_topic")
+PHRASES = ("thanks", "silence", "wrong", "off_topic")
+_WISH = {"wants", "checker", "options", "editor", "complaints", "requests", "good", "bad", "after", "until", "every"}
+_COUNTS = ("patience", "flood")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Habits:
-    """How this user behaves; every rate is a probability per answer."""
+    """How this user behaves; every rate is a probability per answer unless it says otherwise."""
 
     patience: int = 2
     """Messages after the first question before the user gives up."""
+    request: float = 0.0
+    """Says in the first question already what they want; per conversation."""
     off_topic: float = 0.08
     """Changes the subject, whatever the answer was like."""
     silence: float = 0.1
     """Leaves without a word although the answer is not what they want."""
+    shrug: float = 0.0
+    """Of those times: types something that says nothing before leaving."""
+    abandoned: float = 0.0
+    """Of those times: the application notices and sends an `abandoned` event."""
     thanks: float = 0.35
     """Says thank you when the answer is right."""
     accepted: float = 0.4
@@ -37,39 +47,106 @@ class Habits:
     rating: float = 0.1
     """Rates the answer, up or down, beside what they say."""
     edit: float = 0.0
-    """Mends a wrong answer instead of complaining; needs an editor."""
+    """Mends a wrong answer instead of complaining; needs an editor for every wish that was not met."""
+    retry: float = 0.0
+    """Asks the same again instead of complaining, with a `retried` event."""
+    wrong: float = 0.0
+    """Complains although the answer is right."""
+    typos: float = 0.0
+    """Mistypes a message."""
+    flood: int = 0
+    """Ratings of -1 sent about every answer, whatever it was like."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """One preference and the program that decides it."""
+
+    wants: str
+    """The preference in one sentence, for people and for models that are told of it."""
+    checker: str
+    """Name in `checkers.CHECKERS` of the program that decides the trait."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the checker and the editor need to know."""
+    editor: str | None = None
+    """Name in `editors.EDITORS`."""
+    complaints: tuple[str, ...]
+    """What the user types when the answer is not as they want it."""
+    requests: tuple[str, ...] = ()
+    """What the user adds to a question to have it right from the start."""
+    good: str = ""
+    """An answer that grants the wish, and ..."""
+    bad: str = ""
+    """... one to the same question that does not; for tests and documentation."""
+    after: int = 0
+    """First conversation in which it is wished."""
+    until: int | None = None
+    """First conversation in which it is no longer wished."""
+    every: tuple[int, int] = (0, 1)
+    """(k, n): wished only in conversations whose number is k modulo n."""
+
+    def holds(self, conversation: int) -> bool:
+        """Is it wished in this conversation?"""
+        k, n = self.every
+        return (
+            self.after <= conversation and (self.until is None or conversation < self.until) and conversation % n == k
+        )
+
+    def mark(self, answer: str, question: str = "") -> Mark:
+        """What the wish's checker says of an answer."""
+        return check(self.checker, answer, question=question, options=self.options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Persona:
-    """A user with a lasting preference.
+    """A user with lasting preferences.
 
-    Example: Persona(name="greeting", wants="Every answer opens with 'Hello friend!'", checker="opening",
-    options={"phrase": "Hello friend"}, complaints=(...), thanks=(...), off_topic=(...))
+    Example: Persona(name="greeting", wants="Every answer opens with 'Hello friend!'", wishes=(Wish(...),),
+    thanks=(...), silence=(...), wrong=(...), off_topic=(...), habits=Habits(patience=3))
     """
 
     name: str
     """The file's name without its ending."""
     wants: str
-    """The preference in one sentence, for people."""
-    checker: str
-    """Name in `checkers.CHECKERS` of the program that decides the trait."""
-    options: dict[str, Any]
-    """What the checker and the editor need to know."""
-    complaints: tuple[str, ...]
-    """What the user types when the answer is not as they want it."""
+    """All of it in one sentence, for people."""
+    wishes: tuple[Wish, ...]
     thanks: tuple[str, ...]
-    """What the user types when it is."""
+    """What the user types when an answer is right."""
+    silence: tuple[str, ...]
+    """What the user types when they say nothing about it."""
+    wrong: tuple[str, ...]
+    """Complaints that have nothing to do with the wishes, made about right answers."""
     off_topic: tuple[str, ...]
     """Messages that have nothing to do with the answer."""
     habits: Habits
     """Rates and patience."""
-    editor: str | None = None
-    """Name in `editors.EDITORS`."""
+    questions: tuple[str, ...] = ()
+    """Questions of their own, asked instead of the common ones."""
 
-    def mark(self, answer: str, question: str = "") -> Mark:
-        """What the persona's checker says of an answer."""
-        return check(self.checker, answer, question=question, options=self.options)
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """Those of all wishes."""
+        return tuple(text for wish in self.wishes for text in wish.complaints)
+
+    @property
+    def phrasings(self) -> tuple[str, ...]:
+        """Everything it says about answers, the common phrases included."""
+        requests = tuple(text for wish in self.wishes for text in wish.requests)
+        return self.complaints + requests + self.thanks + self.silence
+
+    def wished(self, conversation: int = 0) -> tuple[Wish, ...]:
+        """What it wants in this conversation; always something."""
+        return tuple(wish for wish in self.wishes if wish.holds(conversation))
+
+    def mark(self, answer: str, question: str = "", conversation: int = 0) -> Mark:
+        """The mean grade of the wishes of this conversation; passed when each of them is."""
+        marks = [wish.mark(answer, question) for wish in self.wished(conversation)]
+        return Mark(round(sum(m.grade for m in marks) / len(marks), 4), all(m.passed for m in marks))
+
+    def unmet(self, answer: str, question: str = "", conversation: int = 0) -> list[Wish]:
+        """The wishes that an answer does not grant, the worst first."""
+        graded = [(wish.mark(answer, question).grade, i, wish) for i, wish in enumerate(self.wished(conversation))]
+        return [wish for grade, _, wish in sorted(graded, key=lambda g: g[:2]) if grade < PASS]
 
 
 def persona_names() -> list[str]:
@@ -104,30 +181,65 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _build(name: str, data: dict[str, Any], common: dict[str, Any], path: Path) -> Persona:
     say = {kind: tuple(data.get("say", {}).get(kind) or common["say"].get(kind, ())) for kind in PHRASES}
-    problems = list(_problems(data, say))
+    wishes = _wishes(data)
+    problems = [*_problems(data, say), *(p for wish in wishes for p in _wish_problems(wish))]
     if problems:
         raise ConfigError(f"the persona file {path} cannot be used: {'; '.join(problems)}")
+    made = tuple(_wish(wish) for wish in wishes)
+    if silent := next((c for c in range(1000) if not any(wish.holds(c) for wish in made)), None):
+        raise ConfigError(f"the persona file {path} wants nothing in conversation {silent}: let a wish hold there")
     return Persona(
-        name=name, wants=data["wants"], checker=data["checker"], options=data.get("options", {}),
-        habits=Habits(**data.get("habits", {})), editor=data.get("editor"), **say,
+        name=name, wants=data["wants"], wishes=made, questions=tuple(data.get("questions", ())),
+        habits=Habits(**data.get("habits", {})), **say,
     )  # fmt: skip
 
 
-def _problems(data: dict[str, Any], say: dict[str, tuple[str, ...]]) -> list[str]:
-    """Everything that is wrong with a persona file, as sentences without an end."""
-    found = [f"unknown key {key!r}" for key in set(data) - {"wants", "checker", "options", "habits", "editor", "say"}]
+def _wishes(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The wishes as written; a file with one wish has its keys at the top and its words under `say`."""
+    if "wishes" in data:
+        return list(data["wishes"])
+    one = {key: value for key, value in data.items() if key in _WISH}
+    return [one | {key: v for key, v in data.get("say", {}).items() if key in ("complaints", "requests")}]
+
+
+def _wish(data: Mapping[str, Any]) -> Wish:
+    given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+    return Wish(**given)
+
+
+def _wish_problems(data: Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with a wish, as sentences without an end."""
+    found = [f"unknown key {key!r} in a wish" for key in set(data) - _WISH]
     found += [f"{key!r} is missing" for key in ("wants", "checker") if not isinstance(data.get(key), str)]
     if data.get("checker") not in CHECKERS:
         found.append(f"checker is {data.get('checker')!r}, not one of {', '.join(sorted(CHECKERS))}")
     if data.get("editor") is not None and data["editor"] not in EDITORS:
         found.append(f"editor is {data['editor']!r}, not one of {', '.join(sorted(EDITORS))}")
+    if not data.get("complaints"):
+        found.append("no phrases under say.complaints")
+    return found
+
+
+def _problems(data: dict[str, Any], say: dict[str, tuple[str, ...]]) -> list[str]:
+    """Everything that is wrong with a persona file beside its wishes."""
+    keys = {"wants", "wishes", "habits", "say", "questions"} | (set() if "wishes" in data else _WISH)
+    found = [f"unknown key {key!r}" for key in set(data) - keys]
+    if not isinstance(data.get("wants"), str) and "wishes" in data:
+        found.append("'wants' is missing")
+    spoken = {*PHRASES, *(() if "wishes" in data else ("complaints", "requests"))}
+    found += [f"unknown phrases say.{key}" for key in set(data.get("say", {})) - spoken]
     known = {field.name for field in fields(Habits)}
     habits = data.get("habits", {})
     found += [f"unknown habit {key!r} (habits are {', '.join(sorted(known))})" for key in set(habits) - known]
     found += [
         f"habit {key} is {value!r}, not a rate from 0 to 1"
         for key, value in habits.items()
-        if key != "patience" and not (isinstance(value, int | float) and 0 <= value <= 1)
+        if key in known and key not in _COUNTS and not (isinstance(value, int | float) and 0 <= value <= 1)
+    ]
+    found += [
+        f"habit {key} is {habits[key]!r}, not a whole number from 0"
+        for key in _COUNTS
+        if key in habits and not (isinstance(habits[key], int) and habits[key] >= 0)
     ]
     found += [f"no phrases under say.{kind}" for kind in PHRASES if not say[kind]]
     return found

@@ -1,8 +1,7 @@
 """Simulated users at the door: conversations through the public HTTP API with the `openai` client.
 
 Owns the traffic and its summary. The users re-send their history as any chat program does and name nobody but
-themselves (`user`); recognising a follow-up is the gateway's work. Held-out questions are asked with
-`store: false`, so that measuring leaves no turn behind.
+themselves (`user`); recognising a follow-up is the gateway's work.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,57 +18,53 @@ import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from afterword.errors import UpstreamError, UsageError
+from afterword.simulate.client import Answer, Progress, ask, bounded, connect
+from afterword.simulate.model_user import ModelUser
 from afterword.simulate.personas import Persona
 from afterword.simulate.prompts import Prompt, load_prompts
-from afterword.simulate.users import plan, react
+from afterword.simulate.users import Reaction, opening, plan, react
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
-
-TIMEOUT = 120.0
-"""Seconds for one answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer and who gave it."""
-
-    turn: str
-    """Id of the turn (the id of the HTTP answer)."""
-    text: str
-    adapter: str | None
-    """Adapter version by the header `x-afterword-adapter`; None where the server names none."""
+MOST = 8
+"""Conversations begun for each interaction that was asked for, before it is given up."""
 
 
 @dataclass(slots=True)
 class SimulationSummary:
-    """What a simulation did. `marks` is the users' private knowledge, for measuring only."""
+    """What a simulation did. The marks behind `first_passed` and `last_passed` are the users' private knowledge."""
 
     persona: str
     seed: int
     conversations: int
     turns: int = 0
     """Answers received."""
+    interactions: int = 0
+    """Answers that the user did something about: wrote, edited, rated, took over, asked again."""
     acts: Counter[str] = field(default_factory=Counter)
-    """Reactions by kind: complain, thank, off_topic, edit, leave."""
+    """Reactions by kind: complain, thank, off_topic, edit, retry, leave."""
     events: Counter[str] = field(default_factory=Counter)
     """Feedback events that the server took, by kind."""
     first_passed: int = 0
-    """Conversations whose first answer already showed the trait."""
+    """Conversations whose first answer already granted every wish."""
     last_passed: int = 0
-    """Conversations whose last marked answer showed it."""
+    """Conversations whose last marked answer did."""
     failed: int = 0
     """Conversations that broke off because of the server."""
     first_failure: str | None = None
     seconds: float = 0.0
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """Each act and event by answer that was looked at."""
+        looked = max(1, sum(self.acts.values()))
+        return {name: round(n / looked, 4) for name, n in sorted((self.acts + self.events).items())}
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-compatible."""
         return {
             "persona": self.persona, "seed": self.seed, "conversations": self.conversations, "turns": self.turns,
-            "acts": dict(self.acts), "events": dict(self.events), "first_passed": self.first_passed,
-            "last_passed": self.last_passed, "failed": self.failed, "first_failure": self.first_failure,
-            "seconds": round(self.seconds, 2),
+            "interactions": self.interactions, "acts": dict(self.acts), "events": dict(self.events),
+            "rates": self.rates, "first_passed": self.first_passed, "last_passed": self.last_passed,
+            "failed": self.failed, "first_failure": self.first_failure, "seconds": round(self.seconds, 2),
         }  # fmt: skip
 
 
@@ -77,8 +72,12 @@ def simulate_users(
     base_url: str,
     persona: Persona,
     *,
-    conversations: int,
+    conversations: int | None = None,
+    interactions: int | None = None,
     seed: int,
+    first: int = 0,
+    prompts: Sequence[Prompt] | None = None,
+    user_model: ModelUser | None = None,
     concurrency: int = 16,
     model: str = "afterword",
     max_tokens: int = 64,
@@ -87,72 +86,74 @@ def simulate_users(
     user: str | None = None,
     progress: Progress | None = None,
 ) -> SimulationSummary:
-    """Let a persona hold `conversations` conversations with the server at `base_url` (with or without /v1).
+    """Let a persona talk with the server at `base_url` (with or without /v1), and wait until it is over.
 
-    Blocks until all are over. UpstreamError when no server answers or it refuses us; a conversation that the
-    server breaks off later is counted in `failed`.
+    It holds `conversations` conversations, or as many as give `interactions` interactions. Their numbers, which are the
+    persona's time, begin at `first`; their questions are the persona's own or come from `prompts` (default: all
+    training requests). `user_model` plays the persona instead of its own phrases. UpstreamError when no server answers
+    or it refuses us; a conversation that the server breaks off later is counted in `failed`.
     """
-    if conversations < 1 or concurrency < 1:
-        raise UsageError(f"{conversations} conversations, {concurrency} at once: both must be at least 1")
-    job = _Simulation(persona, seed, model, max_tokens, temperature, user or f"sim-{persona.name}")
-    return asyncio.run(job.run(base_url, api_key, conversations, concurrency, progress))
+    if (conversations is None) == (interactions is None):
+        raise UsageError("say either how many conversations or how many interactions, and not both")
+    wanted = conversations if interactions is None else interactions
+    if not wanted or wanted < 1 or concurrency < 1 or first < 0:
+        what = "conversations" if interactions is None else "interactions"
+        raise UsageError(f"{wanted} {what} from {first} on, {concurrency} at once: use at least 1, 0 and 1")
+    own = tuple(Prompt("own", text) for text in persona.questions)
+    job = _Simulation(
+        persona, seed, own or tuple(prompts or load_prompts("train")), model, max_tokens, temperature,
+        user or f"sim-{persona.name}", interactions, user_model,
+    )  # fmt: skip
+    most = wanted if interactions is None else MOST * wanted
+    return asyncio.run(job.run(base_url, api_key, first, most, concurrency, progress))
 
 
-def ask_heldout(
-    base_url: str,
-    prompts: Sequence[Prompt],
-    *,
-    model: str = "afterword",
-    seed: int = 0,
-    concurrency: int = 16,
-    max_tokens: int = 64,
-    temperature: float = 0.0,
-    api_key: str = "none",
-    user: str | None = None,
-    progress: Progress | None = None,
-) -> list[Answer]:
-    """Ask every prompt once, each as a conversation of its own, and return the answers in the prompts' order."""
-
-    async def ask_all() -> list[Answer]:
-        async with _connect(base_url, api_key) as client:
-
-            async def one(index: int) -> Answer:
-                question: list[ChatCompletionMessageParam] = [{"role": "user", "content": prompts[index].text}]
-                return await _ask(
-                    client, question, model=model, max_tokens=max_tokens, temperature=temperature,
-                    user=user or "sim-heldout", store=False, seed=seed + index,
-                )  # fmt: skip
-
-            return await _bounded([one(i) for i in range(len(prompts))], concurrency, progress)
-
-    return asyncio.run(ask_all())
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Simulation:
     persona: Persona
     seed: int
+    prompts: tuple[Prompt, ...]
     model: str
     max_tokens: int
     temperature: float
     user: str
+    enough: int | None
+    user_model: ModelUser | None
+    player: openai.AsyncOpenAI | None = None
 
     async def run(
-        self, base_url: str, api_key: str, conversations: int, concurrency: int, progress: Progress | None
+        self, base_url: str, api_key: str, first: int, most: int, concurrency: int, progress: Progress | None
     ) -> SimulationSummary:
-        summary = SimulationSummary(self.persona.name, self.seed, conversations)
+        summary = SimulationSummary(self.persona.name, self.seed, 0)
         started = time.monotonic()
-        questions = plan(load_prompts("train"), conversations, self.seed)
-        async with _connect(base_url, api_key) as client:
-            talks = [self._guarded(client, i, question.text, summary) for i, question in enumerate(questions)]
-            await _bounded(talks, concurrency, progress)
+        questions = plan(self.prompts, first + most, self.seed)
+        async with AsyncExitStack() as stack:
+            if self.user_model is not None:
+                told = connect(self.user_model.url, self.user_model.api_key, "Check the URL of --user-model.")
+                self.player = await stack.enter_async_context(told)
+            client = await stack.enter_async_context(connect(base_url, api_key))
+            talks = [self._guarded(client, i, questions[i].text, summary) for i in range(first, first + most)]
+            await bounded(talks, concurrency, self._counted(summary, progress))
         summary.seconds = time.monotonic() - started
-        if summary.failed == conversations:
+        if summary.failed == summary.conversations:
             raise UpstreamError(f"every conversation with {base_url} broke off, the first with {summary.first_failure}")
         return summary
 
+    def _counted(self, summary: SimulationSummary, progress: Progress | None) -> Progress | None:
+        """Progress by interactions where those are asked for."""
+        if progress is None or self.enough is None:
+            return progress
+        told, enough = progress, self.enough
+        return lambda done, total: told(min(summary.interactions, enough), enough)
+
+    def _over(self, summary: SimulationSummary) -> bool:
+        return self.enough is not None and summary.interactions >= self.enough
+
     async def _guarded(self, client: openai.AsyncOpenAI, index: int, question: str, summary: SimulationSummary) -> None:
         """One conversation; a server's fault in the middle (5xx, a cut stream, slowness) ends it and is counted."""
+        if self._over(summary):
+            return
+        summary.conversations += 1
         try:
             await self._talk(client, index, question, summary)
         except (openai.APIError, UpstreamError) as error:
@@ -162,32 +163,41 @@ class _Simulation:
             summary.first_failure = summary.first_failure or f"{type(error).__name__}: {error}"
 
     async def _talk(self, client: openai.AsyncOpenAI, index: int, question: str, summary: SimulationSummary) -> None:
-        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": question}]
-        said, passed, over = [question], False, False
+        asks = opening(self.persona, question, seed=self.seed, conversation=index)
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": asks}]
+        said, looked, passed = [question], 0, False
         while True:
             answer = await self._answer(client, messages, summary)
-            if over:
+            if self._over(summary):
                 break
-            mark = self.persona.mark(answer.text, question)
-            passed = mark.passed
-            summary.first_passed += passed and len(said) == 1
-            reaction = react(
-                self.persona, mark, answer.text, seed=self.seed, conversation=index, asked=len(said), said=said
-            )
+            looked += 1
+            passed = self.persona.mark(answer.text, question, index).passed
+            summary.first_passed += passed and looked == 1
+            reaction = await self._react(answer.text, index, looked, said)
             summary.acts[reaction.act] += 1
+            summary.interactions += reaction.informs
             for event in reaction.events:
                 await self._send(client, {**event, "turn": answer.turn}, summary)
-            if reaction.text is None:
+            if reaction.text is not None:
+                said.append(reaction.text)
+                messages += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": reaction.text}]
+            elif reaction.act != "retry":
                 break
-            said.append(reaction.text)
-            messages += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": reaction.text}]
-            over = reaction.last
+            if reaction.last:
+                await self._answer(client, messages, summary)
+                break
         summary.last_passed += passed
+
+    async def _react(self, answer: str, index: int, looked: int, said: Sequence[str]) -> Reaction:
+        if self.user_model is not None and self.player is not None:
+            return await self.user_model.react(self.player, self.persona, said[-1], answer, index, looked)
+        mark = self.persona.mark(answer, said[0], index)
+        return react(self.persona, mark, answer, seed=self.seed, conversation=index, asked=looked, said=said)
 
     async def _answer(
         self, client: openai.AsyncOpenAI, messages: Sequence[ChatCompletionMessageParam], summary: SimulationSummary
     ) -> Answer:
-        answer = await _ask(
+        answer = await ask(
             client, messages, model=self.model, max_tokens=self.max_tokens, temperature=self.temperature,
             user=self.user, seed=None,
         )  # fmt: skip
@@ -198,78 +208,3 @@ class _Simulation:
         body = {**event, "user": self.user, "source": "end_user"}
         await client.post("/feedback", cast_to=cast(Any, object), body=body)
         summary.events[event["kind"]] += 1
-
-
-async def _ask(
-    client: openai.AsyncOpenAI,
-    messages: Sequence[ChatCompletionMessageParam],
-    *,
-    model: str,
-    max_tokens: int,
-    temperature: float,
-    user: str,
-    seed: int | None,
-    store: bool = True,
-) -> Answer:
-    """One streamed answer."""
-    raw = await client.chat.completions.with_raw_response.create(
-        model=model, messages=list(messages), max_tokens=max_tokens, temperature=temperature, user=user,
-        seed=seed if seed is not None else openai.omit, store=store, stream=True,
-    )  # fmt: skip
-    turn, parts, ended = "", [], False
-    async for chunk in raw.parse():
-        turn = chunk.id or turn
-        parts += [choice.delta.content or "" for choice in chunk.choices]
-        ended = ended or any(choice.finish_reason for choice in chunk.choices)
-    if not ended:
-        raise UpstreamError(f"the stream of answer {turn!r} ended without a finish_reason")
-    return Answer(turn, "".join(parts), raw.headers.get("x-afterword-adapter"))
-
-
-@asynccontextmanager
-async def _connect(base_url: str, api_key: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    """A client that was answered once; fatal errors leave as UpstreamError with a remedy."""
-    url = base_url.rstrip("/")
-    url = url if url.endswith("/v1") else f"{url}/v1"
-    async with openai.AsyncOpenAI(base_url=url, api_key=api_key, timeout=TIMEOUT, max_retries=2) as client:
-        try:
-            await client.with_options(max_retries=0, timeout=10.0).models.list()
-            yield client
-        except openai.APITimeoutError as error:
-            raise UpstreamError(f"the server at {url} did not answer in time: {error}", timed_out=True) from error
-        except openai.APIConnectionError as error:
-            raise UpstreamError(
-                f"no server answers at {url} ({_root(error)}). Start one with `afterword serve`, or name it with --url."
-            ) from error
-        except openai.APIStatusError as error:
-            raise UpstreamError(f"the server at {url} refuses with {error.status_code}: {error.message}") from error
-
-
-def _root(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error) or type(error).__name__
-
-
-async def _bounded(jobs: Sequence[Coroutine[Any, Any, Any]], concurrency: int, progress: Progress | None) -> list[Any]:
-    """Run all, `concurrency` at once; the first error ends the others and is raised as it was."""
-    gate, done = asyncio.Semaphore(concurrency), 0
-
-    async def one(job: Coroutine[Any, Any, Any]) -> Any:
-        nonlocal done
-        async with gate:
-            result = await job
-        done += 1
-        if progress is not None:
-            progress(done, len(jobs))
-        return result
-
-    tasks = [asyncio.ensure_future(one(job)) for job in jobs]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for job in jobs:
-            job.close()

@@ -1,6 +1,6 @@
 """What a persona does after an answer: pure decisions, the same for the same seed and the same answers.
 
-Owns the user's side only; `talk` carries it out over HTTP. The persona's checker is consulted here, privately:
+Owns the user's side only; `talk` carries it out over HTTP. The persona's checkers are consulted here, privately:
 no mark ever leaves this module except as what a user would say or do.
 """
 
@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from afterword.simulate.checkers import Mark
 from afterword.simulate.editors import EDITORS
-from afterword.simulate.personas import Persona
+from afterword.simulate.personas import Persona, Wish
 from afterword.simulate.prompts import Prompt
 
-Act = Literal["complain", "thank", "off_topic", "edit", "leave"]
+Act = Literal["complain", "thank", "off_topic", "edit", "retry", "leave"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,16 @@ class Reaction:
     act: Act
     """The deciding part; "leave" is silence."""
     text: str | None = None
-    """The next message, None when the conversation ends here."""
+    """The next message, None when the conversation ends here or the same is asked again."""
     events: tuple[dict[str, Any], ...] = ()
     """Bodies for POST /v1/feedback, without the turn."""
     last: bool = False
     """The user does not look at the answer to this message (a thank-you)."""
+
+    @property
+    def informs(self) -> bool:
+        """Did the user do anything that a server could notice?"""
+        return self.text is not None or bool(self.events) or self.act == "retry"
 
 
 def plan(prompts: Sequence[Prompt], conversations: int, seed: int) -> list[Prompt]:
@@ -40,34 +45,83 @@ def plan(prompts: Sequence[Prompt], conversations: int, seed: int) -> list[Promp
     return [shuffled[i % len(shuffled)] for i in range(conversations)]
 
 
+def opening(persona: Persona, question: str, *, seed: int, conversation: int) -> str:
+    """The first message: the question, sometimes with what the user wants said at once, sometimes mistyped."""
+    rng = random.Random(f"{persona.name}/{seed}/{conversation}/opening")
+    ask, which, slip = (rng.random() for _ in range(3))
+    wishes = [wish for wish in persona.wished(conversation) if wish.requests]
+    text = question
+    if wishes and ask < persona.habits.request:
+        requests = wishes[int(which * len(wishes))].requests
+        text = f"{question} {requests[rng.randrange(len(requests))]}"
+    return misspelt(text, rng) if slip < persona.habits.typos else text
+
+
 def react(
     persona: Persona, mark: Mark, answer: str, *, seed: int, conversation: int, asked: int, said: Sequence[str]
 ) -> Reaction:
     """Decide what to do about an answer.
 
-    `asked` counts the user's messages so far; `said` are those messages, so that no phrase comes twice. Every
-    call draws the same numbers whatever the answer was: the users of two models differ only where answers do.
+    `asked` counts the answers looked at so far; `said` are the user's messages, the question first, so that no phrase
+    comes twice. Every call draws the same numbers whatever the answer was: the users of two models differ only where
+    answers do.
     """
     rng = random.Random(f"{persona.name}/{seed}/{conversation}/{asked}")
-    subject, mood, event, rate, phrase = (rng.random() for _ in range(5))
+    subject, mood, event, rate, phrase, wrong, again, shrug, notice, slip = (rng.random() for _ in range(10))
     habits, patient = persona.habits, asked <= persona.habits.patience
-    events: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = [{"kind": "rating", "value": -1.0} for _ in range(habits.flood)]
+
+    def types(phrases: Sequence[str]) -> str:
+        text = _pick(phrases, phrase, said)
+        return misspelt(text, rng) if slip < habits.typos else text
+
     if rate < habits.rating:
         events.append({"kind": "rating", "value": round(2 * mark.grade - 1, 2)})
     if subject < habits.off_topic and patient:
-        return Reaction("off_topic", _pick(persona.off_topic, phrase, said), tuple(events))
+        return Reaction("off_topic", types(persona.off_topic), tuple(events))
+    if mark.passed and wrong < habits.wrong and patient:
+        return Reaction("complain", types(persona.wrong), tuple(events))
     if mark.passed:
         if event < habits.accepted:
             events.append({"kind": "accepted"})
         if mood < habits.thanks:
-            return Reaction("thank", _pick(persona.thanks, phrase, said), tuple(events), last=True)
+            return Reaction("thank", types(persona.thanks), tuple(events), last=True)
         return Reaction("leave", None, tuple(events))
-    if persona.editor and event < habits.edit and answer.strip():
-        mended = EDITORS[persona.editor](answer, persona.options)
+    unmet = persona.unmet(answer, said[0], conversation) or list(persona.wished(conversation))
+    if event < habits.edit and (mended := mend(answer, unmet)) is not None:
         return Reaction("edit", None, (*events, {"kind": "edited", "final_text": mended}))
+    if again < habits.retry and patient:
+        return Reaction("retry", None, (*events, {"kind": "retried"}))
     if mood < habits.silence or not patient:
-        return Reaction("leave", None, tuple(events))
-    return Reaction("complain", _pick(persona.complaints, phrase, said), tuple(events))
+        if notice < habits.abandoned:
+            events.append({"kind": "abandoned"})
+        muttered = types(persona.silence) if shrug < habits.shrug else None
+        return Reaction("leave", muttered, tuple(events), last=True)
+    return Reaction("complain", types(unmet[0].complaints), tuple(events))
+
+
+def mend(answer: str, unmet: Sequence[Wish]) -> str | None:
+    """The answer as the user would have it; None when some wish has no program for it or nothing would change."""
+    mended = answer
+    for wish in unmet:
+        if wish.editor is None or not answer.strip():
+            return None
+        mended = EDITORS[wish.editor](mended, wish.options)
+    return None if mended.strip() == answer.strip() else mended
+
+
+def misspelt(text: str, rng: random.Random) -> str:
+    """The text as a hasty hand would type it: one word in eight has a letter doubled, left out or swapped."""
+    words = text.split(" ")
+    slips = max(1, len(words) // 8)
+    long = [i for i, word in enumerate(words) if len(word) > 3 and word.isalpha()]
+    for i in rng.sample(long, min(slips, len(long))):
+        word, at = words[i], rng.randrange(1, len(words[i]) - 1)
+        words[i] = rng.choice((
+            word[:at] + word[at] + word[at:], word[:at] + word[at + 1 :],
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        ))  # fmt: skip
+    return " ".join(words)
 
 
 def _pick(phrases: Sequence[str], draw: float, said: Sequence[str]) -> str:

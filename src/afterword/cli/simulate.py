@@ -1,0 +1,124 @@
+"""`afterword simulate`: simulated users against any running server, played by their phrases or by a language model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+from rich.markup import escape
+
+from afterword.cli.context import Context
+from afterword.cli.operate import running_server
+from afterword.cli.progress import step_bar
+from afterword.errors import ConfigError, UsageError
+from afterword.simulate import (
+    TASKS,
+    ModelUser,
+    Persona,
+    SimulationSummary,
+    load_persona,
+    load_prompts,
+    persona_names,
+    simulate_users,
+)
+
+CONVERSATIONS = 32
+
+
+def register_simulate(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    simulate = commands.add_parser(
+        "simulate", parents=[common], help="simulated users against a running server",
+        description="Users with lasting preferences talk with a server through the openai client and react as people "
+        "do: they complain, thank, edit, ask again, rate and leave (docs/simulate.md).",
+    )  # fmt: skip
+    simulate.add_argument("--list", action="store_true", help="the personas and what each wants")
+    simulate.add_argument("--url", help="the server (default: the gateway running on this data directory)")
+    simulate.add_argument(
+        "--personas", "--persona", default="greeting", metavar="A,B", help="names or TOML files; all: every one",
+    )  # fmt: skip
+    size = simulate.add_mutually_exclusive_group()
+    size.add_argument("--conversations", type=int, metavar="N", help=f"for each persona (default {CONVERSATIONS})")
+    size.add_argument("--interactions", type=int, metavar="N", help="stop after so many reactions of each persona")
+    simulate.add_argument("--tasks", metavar="A,B", help=f"what is asked (default: all of {', '.join(TASKS)})")
+    simulate.add_argument("--from", dest="first", type=int, default=0, metavar="N", help="number of the first "
+                          "conversation, which is a persona's time (default 0)")  # fmt: skip
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--model", default="afterword", help="the model that is asked for (default afterword)")
+    simulate.add_argument("--max-tokens", type=int, default=64, metavar="N", help="of an answer, default %(default)s")
+    simulate.add_argument("--concurrency", type=int, default=16, metavar="N", help="conversations at once")
+    simulate.add_argument("--api-key", default="none")
+    simulate.add_argument(
+        "--user-model", nargs=2, metavar=("URL", "NAME"), help="a language model plays the users, by this server"
+    )
+    simulate.add_argument("--user-key", default="none", metavar="KEY", help="its API key")
+    simulate.set_defaults(run=run_simulate)
+
+
+def run_simulate(context: Context) -> int:
+    """Let simulated users chat with a server and react in their own words."""
+    args = context.args
+    if args.list:
+        return _list(context)
+    names = persona_names() if args.personas == "all" else args.personas.split(",")
+    personas = [load_persona(name.strip()) for name in names]
+    prompts = load_prompts("train", None if args.tasks is None else [t.strip() for t in args.tasks.split(",")])
+    if args.user_model is None and args.user_key != "none":
+        raise UsageError("--user-key without --user-model: name the model that plays the users, URL and NAME")
+    player = ModelUser(args.user_model[0], args.user_model[1], args.user_key) if args.user_model else None
+    url = args.url or _running_url(context)
+    summaries = []
+    for persona in personas:
+        with step_bar(context, f"{persona.name} chats", "interactions" if args.interactions else "conversations") as on:
+            summaries.append(
+                simulate_users(
+                    url, persona, conversations=None if args.interactions else _conversations(args),
+                    interactions=args.interactions, seed=args.seed, first=args.first, prompts=prompts,
+                    user_model=player, concurrency=args.concurrency, model=args.model, max_tokens=args.max_tokens,
+                    api_key=args.api_key, progress=on,
+                )
+            )  # fmt: skip
+    _show(context, summaries)
+    return 0
+
+
+def _conversations(args: argparse.Namespace) -> int:
+    return CONVERSATIONS if args.conversations is None else int(args.conversations)
+
+
+def _show(context: Context, summaries: Iterable[SimulationSummary]) -> None:
+    found = [summary.to_dict() for summary in summaries]
+    if context.json:
+        context.emit(found[0] if len(found) == 1 else {"personas": found})
+        return
+    for one in found:
+        rates = [(f"  {name}", f"{rate:.0%}") for name, rate in one.pop("rates").items()]
+        rows = [(key, value) for key, value in one.items() if key not in ("acts", "events", "persona")]
+        context.table(escape(one["persona"]), ("figure", "value"), [*rows, ("by answer looked at", ""), *rates])
+
+
+def _list(context: Context) -> int:
+    personas = [load_persona(name) for name in persona_names()]
+    if context.json:
+        context.emit({"personas": [_about(persona) for persona in personas]})
+    else:
+        context.table("Personas", ("name", "wants"), [(p.name, escape(p.wants)) for p in personas])
+    return 0
+
+
+def _about(persona: Persona) -> dict[str, Any]:
+    return {
+        "name": persona.name, "wants": persona.wants, "wishes": [wish.wants for wish in persona.wishes],
+        "checkers": [wish.checker for wish in persona.wishes], "phrasings": len(persona.phrasings),
+    }  # fmt: skip
+
+
+def _running_url(context: Context) -> str:
+    server = running_server(context.dir)
+    if server is None:
+        raise ConfigError(
+            f"no gateway runs on {str(context.dir)!r}: start `afterword serve --dir {context.dir}`, or name one with "
+            "--url"
+        )
+    return f"{server['url']}/v1"

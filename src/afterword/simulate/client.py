@@ -1,0 +1,146 @@
+"""How simulated users reach a server: one streamed answer at a time through the `openai` client.
+
+Owns the connection, its errors in our words, and the questions that only measure (`store: false`, so that measuring
+leaves no turn behind). Knows no persona.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+from openai.types.chat import ChatCompletionMessageParam
+
+from afterword.errors import UpstreamError
+from afterword.simulate.prompts import Prompt
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+TIMEOUT = 120.0
+"""Seconds for one answer."""
+SERVE = "Start one with `afterword serve`, or name it with --url."
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer and who gave it."""
+
+    turn: str
+    """Id of the turn (the id of the HTTP answer)."""
+    text: str
+    adapter: str | None
+    """Adapter version by the header `x-afterword-adapter`; None where the server names none."""
+
+
+def ask_heldout(
+    base_url: str,
+    prompts: Sequence[Prompt],
+    *,
+    model: str = "afterword",
+    seed: int = 0,
+    concurrency: int = 16,
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    api_key: str = "none",
+    user: str | None = None,
+    system: str | None = None,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """Ask every prompt once, each as a conversation of its own, and return the answers in the prompts' order.
+
+    `system` is told to the model before each of them: with a persona's wish in it the answers are those of a model
+    that was simply told (the oracle in context).
+    """
+    told: list[ChatCompletionMessageParam] = [{"role": "system", "content": system}] if system else []
+
+    async def ask_all() -> list[Answer]:
+        async with connect(base_url, api_key) as client:
+
+            async def one(index: int) -> Answer:
+                question: list[ChatCompletionMessageParam] = [*told, {"role": "user", "content": prompts[index].text}]
+                return await ask(
+                    client, question, model=model, max_tokens=max_tokens, temperature=temperature,
+                    user=user or "sim-heldout", store=False, seed=seed + index,
+                )  # fmt: skip
+
+            return await bounded([one(i) for i in range(len(prompts))], concurrency, progress)
+
+    return asyncio.run(ask_all())
+
+
+async def ask(
+    client: openai.AsyncOpenAI,
+    messages: Sequence[ChatCompletionMessageParam],
+    *,
+    model: str,
+    max_tokens: int,
+    temperature: float,
+    user: str,
+    seed: int | None,
+    store: bool = True,
+) -> Answer:
+    """One streamed answer. UpstreamError for a stream that breaks off."""
+    raw = await client.chat.completions.with_raw_response.create(
+        model=model, messages=list(messages), max_tokens=max_tokens, temperature=temperature, user=user,
+        seed=seed if seed is not None else openai.omit, store=store, stream=True,
+    )  # fmt: skip
+    turn, parts, ended = "", [], False
+    async for chunk in raw.parse():
+        turn = chunk.id or turn
+        parts += [choice.delta.content or "" for choice in chunk.choices]
+        ended = ended or any(choice.finish_reason for choice in chunk.choices)
+    if not ended:
+        raise UpstreamError(f"the stream of answer {turn!r} ended without a finish_reason")
+    return Answer(turn, "".join(parts), raw.headers.get("x-afterword-adapter"))
+
+
+@asynccontextmanager
+async def connect(base_url: str, api_key: str, remedy: str = SERVE) -> AsyncIterator[openai.AsyncOpenAI]:
+    """A client that was answered once; fatal errors leave as UpstreamError with a remedy."""
+    url = base_url.rstrip("/")
+    url = url if url.endswith("/v1") else f"{url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key=api_key, timeout=TIMEOUT, max_retries=2) as client:
+        try:
+            await client.with_options(max_retries=0, timeout=10.0).models.list()
+            yield client
+        except openai.APITimeoutError as error:
+            raise UpstreamError(f"the server at {url} did not answer in time: {error}", timed_out=True) from error
+        except openai.APIConnectionError as error:
+            raise UpstreamError(f"no server answers at {url} ({_root(error)}). {remedy}") from error
+        except openai.APIStatusError as error:
+            raise UpstreamError(f"the server at {url} refuses with {error.status_code}: {error.message}") from error
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+async def bounded(jobs: Sequence[Coroutine[Any, Any, Any]], concurrency: int, progress: Progress | None) -> list[Any]:
+    """Run all, `concurrency` at once; the first error ends the others and is raised as it was."""
+    gate, done = asyncio.Semaphore(concurrency), 0
+
+    async def one(job: Coroutine[Any, Any, Any]) -> Any:
+        nonlocal done
+        async with gate:
+            result = await job
+        done += 1
+        if progress is not None:
+            progress(done, len(jobs))
+        return result
+
+    tasks = [asyncio.ensure_future(one(job)) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for job in jobs:
+            job.close()

@@ -1,0 +1,78 @@
+"""A user played by a language model: any OpenAI-compatible server writes what the persona says next.
+
+Owns the two prompts, after the structure of arXiv 2603.12273 (persona and rules as the system message; request, answer
+and the order to write the next message as the user's), in our own words. The persona's checkers take no part in what
+is said; they only measure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import openai
+
+from afterword.errors import ConfigError
+from afterword.simulate.personas import Persona
+from afterword.simulate.users import Reaction
+
+LEAVE = "(leaves)"
+SYSTEM = f"""You play a person who uses a chat assistant. What this person wants from every answer:
+{{wants}}
+
+How you write:
+- You are that person and never the assistant. Write the way people type in a chat.
+- Look at the answer only for whether it is as this person wants it. Whether its facts are right does not matter.
+- Never answer the request yourself, and never write the answer over again.
+- Be very short: one sentence, two at most.
+- Write the message and nothing else: no quotation marks around it, no explanation.
+- When the answer is as wanted you may say that it is fine, or write only {LEAVE} to go without a word."""
+ORDER = """The person asked:
+{question}
+
+The assistant answered:
+{answer}
+
+Write the person's next message to the assistant."""
+LONGEST = 128
+"""Tokens of a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUser:
+    """A language model that plays personas."""
+
+    url: str
+    model: str
+    api_key: str = "none"
+    temperature: float = 0.7
+
+    async def react(
+        self, client: openai.AsyncOpenAI, persona: Persona, question: str, answer: str, conversation: int, asked: int
+    ) -> Reaction:
+        """What the persona says about an answer; an empty message, or a user who has lost patience, is silence.
+
+        ConfigError when the server refuses the request; other faults are the client's.
+        """
+        if asked > persona.habits.patience:
+            return Reaction("leave")
+        wants = " ".join(wish.wants for wish in persona.wished(conversation))
+        try:
+            given = await client.chat.completions.create(
+                model=self.model, max_tokens=LONGEST, temperature=self.temperature,
+                messages=[
+                    {"role": "system", "content": SYSTEM.format(wants=wants)},
+                    {"role": "user", "content": ORDER.format(question=question, answer=answer)},
+                ],
+            )  # fmt: skip
+        except openai.APIStatusError as error:
+            if error.status_code >= 500 or error.status_code == 429:
+                raise
+            raise ConfigError(
+                f"the user model {self.model!r} at {self.url} refuses with {error.status_code}: {error.message}. "
+                "Check both parts of --user-model, and --user-key.",
+                param="user_model",
+            ) from error
+        text = (given.choices[0].message.content or "").strip().strip('"“”').strip()
+        if not text or text.casefold().startswith(LEAVE):
+            return Reaction("leave")
+        return Reaction("complain" if persona.unmet(answer, question, conversation) else "thank", text)
