@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from afterword.chat.render import decode, encode, end_of_turn_ids, render_prompt
-from afterword.evaluate.hindsight import looped, score
 from afterword.evaluate.statistics import mean
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.head import head_of
+from afterword.learn.implied import looped, score
 from afterword.learn.models import EMBEDDED, load_model, load_tokenizer
 from afterword.simulate.personas import load_persona
 from afterword.simulate.prompts import load_prompts

@@ -6,12 +6,14 @@ Scores the labelled follow-ups of tests/feedback/data with the built-in model: t
 words of other exchanges, and under neutral ones. A threshold on the ratio is chosen on the even rows (best F1) and
 reported on the odd ones, alone and together with the detectors; AUC as well. With --labels (`feedback id <tab> kind`
 lines) and --store the same for follow-ups of a store. Prints a table and writes relevance_gate.json beside it.
+--keep FILE keeps the scores, so that a run that ends (after --seconds, or a kill) goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +27,8 @@ from afterword.store import Store
 
 DATA = Path(__file__).parent.parent / "tests" / "feedback" / "data"
 ABOUT = {"correction", "complaint", "constraint", "rephrase", "question"}
+AT_ONCE = 8
+"""Follow-ups that are scored together."""
 LEFT_OUT = {"thanks", "continuation"}
 """The detectors know these almost surely, and they give no hindsight."""
 
@@ -49,10 +53,10 @@ def stored(store: Path, labels: Path) -> list[tuple[Turn, str, str]]:
         rows = [line.split("\t") for line in labels.read_text("utf-8").splitlines()]
         feedback = [(opened.get(Feedback, name), kind) for name, kind in rows]
         turns = [(opened.get(Turn, row.turn), row.text or "", kind) for row, kind in feedback]
-    return [(_turn(t.id, request_of(t)[-2000:], answer_text(t)[:2000]), text[:1000], kind) for t, text, kind in turns]
+    return [(_turn(t.id, request_of(t)[-800:], answer_text(t)[:2000]), text[:1000], kind) for t, text, kind in turns]
 
 
-def scored(rows: list[tuple[Turn, str, str]], model: str) -> list[Relevance]:
+def scored(rows: list[tuple[Turn, str, str]], model: str, keep: Path | None, seconds: float) -> list[Relevance]:
     dice = Random(0)
     items = []
     for number, (turn, text, _) in enumerate(rows):
@@ -62,7 +66,18 @@ def scored(rows: list[tuple[Turn, str, str]], model: str) -> list[Relevance]:
             split="train",
         )  # fmt: skip
         items.append(Item(made, turn, tuple(other)))
-    found = measure(load_model(model, device="cpu"), load_tokenizer(model), items, name=model)
+    lines = keep.read_text("utf-8").splitlines() if keep is not None and keep.exists() else []
+    found = [Relevance.from_dict(json.loads(line)) for line in lines]
+    started, base, tokenizer = time.monotonic(), load_model(model, device="cpu"), load_tokenizer(model)
+    done = max((int(row.interaction) + 1 for row in found), default=0)
+    for start in range(done, len(items), AT_ONCE):
+        new = measure(base, tokenizer, items[start : start + AT_ONCE], name=model)
+        found += new
+        if keep is not None:
+            with keep.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row.to_dict()) + "\n" for row in new)
+        if seconds and time.monotonic() - started > seconds and start + AT_ONCE < len(items):
+            raise SystemExit(f"{start + AT_ONCE} of {len(items)} scored: run it again")
     return found
 
 
@@ -85,8 +100,8 @@ def best(values: list[float], wanted: list[bool]) -> float:
     return max(sorted(set(values)), key=f1)
 
 
-def report(rows: list[tuple[Turn, str, str]], model: str) -> dict[str, Any]:
-    by_number = {int(row.interaction): row for row in scored(rows, model)}
+def report(rows: list[tuple[Turn, str, str]], scores: list[Relevance]) -> dict[str, Any]:
+    by_number = {int(row.interaction): row for row in scores}
     kept = [(n, by_number[n], rows[n]) for n in sorted(by_number) if rows[n][2] not in LEFT_OUT]
     tune, test = [k for k in kept if k[0] % 2 == 0], [k for k in kept if k[0] % 2]
     wanted = [kind in ABOUT for _, _, (_, _, kind) in test]
@@ -115,9 +130,11 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--store", type=Path)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--seconds", type=float, default=0.0)
     args = parser.parse_args()
     rows = stored(args.store, args.labels) if args.labels else written()
-    result = {"model": args.model, **report(rows, args.model)}
+    result = {"model": args.model, **report(rows, scored(rows, args.model, args.keep, args.seconds))}
     print(json.dumps(result, indent=1))
     if not args.labels:
         Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -84,6 +84,13 @@ class TrainConfig:
     """Also train on turns without served token ids (imported logs), re-tokenised and labelled as such."""
     max_tokens: int | None = None
     """Overrides how many tokens a prompt and its answer may have; longer interactions are left out and counted."""
+    redact: str | None = None
+    """How private data is looked for before training; without it as `collect.redact` says."""
+    revise: Literal["off", "context", "target"] = "off"
+    """Let the model write the answers that users did not like again, with their words in view: what is better than the
+    draft is shown to the teacher ("context"), or imitated off-policy ("target", with the recipe "sft")."""
+    max_revisions: int = 64
+    """Most answers of a run that are written again; the newest."""
     stop_rules: bool = True
     """End a run early when the student collapses or drifts away; see docs/training.md."""
     min_interactions: int = 8

@@ -13,7 +13,7 @@ from afterword.learn.forward import padded
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import sdpo_interactions
 from afterword.train.examples import Encoded, prepare
-from afterword.train.fresh import _merged, clear_fresh, fresh_rows
+from afterword.train.fresh import clear_fresh, fresh_rows, merged
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import read_metrics
 from afterword.train.policy import Policy, load_policy
@@ -48,7 +48,7 @@ def test_merging_gives_the_adapters_scores_and_leaves_no_trace(model: str) -> No
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
     with torch.no_grad():
         live = policy.hidden(batch, "live")
-        with _merged(policy):
+        with merged(policy):
             torch.testing.assert_close(policy.hidden(batch, "live"), live, atol=1e-5, rtol=1e-4)
         assert not torch.equal(policy.hidden(batch, "base"), live)
         assert torch.equal(policy.hidden(batch, "live"), live)

@@ -16,7 +16,7 @@ from afterword.cli.figures import show_figures, show_verdict
 from afterword.cli.operate import running_server
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
-from afterword.config import CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
+from afterword.config import Config, CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
 from afterword.cycle import (
     Progress,
     Settings,
@@ -69,6 +69,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         "--off-policy", dest="train.off_policy", action="store_true", default=None,
         help="also turns without served token ids (imported logs)",
     )  # fmt: skip
+    train.add_argument(
+        "--revise", dest="train.revise", choices=("off", "context", "target"),
+        help="write disliked answers again: the teacher reads what is better, or (sft) it is imitated off-policy",
+    )  # fmt: skip
     train.set_defaults(run=run_train)
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="a candidate against what is served")
@@ -107,12 +111,18 @@ def _settings(context: Context) -> Settings:
         collect=config.get(CollectSettings),
         select=config.get(SelectSettings),
         review=config.get(ReviewSettings),
-        train=config.get(TrainConfig),
+        train=_train_config(config),
         evaluate=config.get(EvaluateConfig),
         gate=config.get(GateThresholds),
         channel=channel_of(context),
         canary=canary_of(context),
     )
+
+
+def _train_config(config: Config) -> TrainConfig:
+    """What was private when it was collected is private when it is trained."""
+    train = config.get(TrainConfig)
+    return train if train.redact is not None else replace(train, redact=config.get(CollectSettings).redact)
 
 
 def _progress(context: Context) -> Progress:

@@ -63,6 +63,10 @@ class Rows:
     served: Tensor
     """[N] log-probability (nats) of each token under the policy that sampled it; NaN where it is unknown or was
     measured under another temperature or a cut-off vocabulary."""
+    private: Tensor
+    """[N] True for tokens that write private data: no term counts them."""
+    changed: Tensor
+    """[N] True for tokens that the user changed in the answer."""
 
     def each(self, read: Callable[[Answer], float]) -> Tensor:
         """[N] a figure of every token's answer, float32."""
@@ -83,8 +87,11 @@ def layout(
     *,
     answers: Sequence[Answer] | None = None,
     served: Sequence[float] | None = None,
+    private: Sequence[Sequence[int]] = (),
+    changed: Sequence[Sequence[int]] = (),
 ) -> Rows:
-    """The layout of answers of these lengths. `served` has one log-probability per token (NaN: unknown)."""
+    """The layout of answers of these lengths. `served` has one log-probability per token (NaN: unknown); `private` and
+    `changed` have for each answer the places of its tokens that are (none when left out)."""
     length = torch.tensor(list(lengths), dtype=torch.long, device=device)
     row = torch.repeat_interleave(torch.arange(len(lengths), device=device), length)
     first = torch.cumsum(length, 0) - length
@@ -99,4 +106,14 @@ def layout(
         served=torch.tensor(
             [math.nan] * int(length.sum()) if served is None else list(served), dtype=torch.float32, device=device
         ),
+        private=_marked(private, first, len(row)),
+        changed=_marked(changed, first, len(row)),
     )
+
+
+def _marked(places: Sequence[Sequence[int]], first: Tensor, size: int) -> Tensor:
+    """[N] True at these places of each answer; `first` [R] is where each begins."""
+    found = torch.zeros(size, dtype=torch.bool, device=first.device)
+    flat = [begin + place for begin, some in zip(first.tolist(), places, strict=False) for place in some]
+    found[torch.tensor(flat, dtype=torch.long, device=first.device)] = True
+    return found

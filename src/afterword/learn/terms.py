@@ -25,7 +25,7 @@ from afterword.learn.supports import FULL, Support
 from afterword.learn.targets import IDENTITY, Target
 from afterword.learn.teachers import Teacher
 from afterword.learn.updates import PLAIN, Update, importance_ratio
-from afterword.learn.weights import PER_SEQUENCE, Average, InteractionWeight, Mask, Weight, chain
+from afterword.learn.weights import PER_SEQUENCE, Average, ChangedTokens, InteractionWeight, Mask, Weight, chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Term:
     average: Average = PER_SEQUENCE
     route: Route = EVERYTHING
     """Which answers belong to the term."""
-    weights: tuple[Weight, ...] = (InteractionWeight(),)
+    weights: tuple[Weight, ...] = (InteractionWeight(), ChangedTokens())
     masks: tuple[Mask, ...] = ()
     advantage: Advantage | None = None
     """A signed factor on each token's loss; for the negative log-likelihood, which it makes a policy gradient."""
@@ -81,8 +81,8 @@ class Term:
 
     def keep(self, rows: Rows) -> Tensor:
         """[N] True for tokens that count: a term leaves out answers without the hindsight, the reward or the
-        log-probabilities that it needs."""
-        keep = rows.position >= self.skip_first
+        log-probabilities that it needs, and every term what is private."""
+        keep = (rows.position >= self.skip_first) & ~rows.private
         for mask in self.masks:
             keep = keep & mask(rows)
         if self.context.privileged:

@@ -44,6 +44,20 @@ class InteractionWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangedTokens:
+    """Where the user edited the answer, its changed tokens count `boost` times as much as the ones that were kept;
+    together the tokens of an answer count as before. 1 for answers that nobody edited."""
+
+    boost: float = 4.0
+    needs_served = False
+
+    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+        factors = torch.where(rows.changed, self.boost, 1.0)
+        total = torch.zeros(len(rows.length), device=factors.device).index_add_(0, rows.row, factors)
+        return factors * (rows.length / total.clamp(min=1.0))[rows.row]
+
+
+@dataclass(frozen=True, slots=True)
 class ImportanceRatio:
     """min(S(y) now / S(y) when it was served, cap): answers of an older policy count as often as this one would
     say them (arXiv 2601.20802 caps at 2)."""

@@ -56,6 +56,8 @@ def rows_of(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Rows
         device,
         answers=[r.answer for r in rows],
         served=[x for r in rows for x in (r.served or (math.nan,) * len(r.completion))],
+        private=[r.private for r in rows],
+        changed=[r.changed for r in rows],
     )
 
 

@@ -36,6 +36,10 @@ class Encoded:
     answer: Answer = UNKNOWN
     served: tuple[float, ...] = ()
     """Log-probability of each completion id at sampling, NaN where it is unknown; empty: all unknown."""
+    private: tuple[int, ...] = ()
+    """Places of completion ids that write private data: they count in no loss."""
+    changed: tuple[int, ...] = ()
+    """Places of completion ids that the user changed or removed."""
 
     def reads(self, context: str) -> tuple[int, ...]:
         """The prompt under a context; the student's own for "none"."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from afterword.chat.canonical import text_of
+from afterword.chat.redact import redact
 from afterword.chat.render import (
     Tokenizer,
     decode,
@@ -28,6 +29,7 @@ from afterword.learn.routes import ByKind
 from afterword.learn.rows import Answer
 from afterword.records import Interaction, Turn
 from afterword.train.encoded import Encoded, Example, Left, Prepared
+from afterword.train.marks import changed_places, private_places
 from afterword.train.served import served_logprobs, with_groups
 
 __all__ = ["Encoded", "Example", "Left", "Prepared", "choose", "prepare"]
@@ -66,7 +68,16 @@ class _Encoder:
         if too_long := self._too_long(len(prompt) + len(completion)):
             return Left(interaction.id, *too_long)
         row = self._with_teacher(interaction, turn, prompt, completion)
-        return replace(row, served=served, answer=self._answer(interaction)) if isinstance(row, Encoded) else row
+        if isinstance(row, Left):
+            return row
+        text = text_of(turn.answer.get("content"))
+        return replace(
+            row,
+            served=served,
+            answer=self._answer(interaction),
+            private=private_places(self.tokenizer, completion, self.recipe.redact),
+            changed=changed_places(self.tokenizer, completion, text, interaction.spans),
+        )
 
     @property
     def needs_served(self) -> bool:
@@ -146,7 +157,7 @@ class _Encoder:
                 prompts[where.name] = prompt
                 continue
             shown = self.other.get(interaction.id, interaction) if where.shuffled else interaction
-            text = shown.hindsight if where.text is None else where.text
+            text = redact(shown.hindsight, self.recipe.redact).text if where.text is None else where.text
             if not text.strip():  # nothing is shown, and no term with hindsight counts it
                 prompts[where.name] = prompt
                 continue

@@ -118,15 +118,20 @@ def _sample(policy: Policy, rows: Sequence[Encoded], ends: Sequence[int], *, see
     sizes = [len(r.prompt) for r in rows]
     found: dict[int, list[int]] = {}
     cuda = [policy.device.index or 0] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), _merged(policy):
+    with torch.random.fork_rng(devices=cuda), merged(policy):
         torch.manual_seed(seed)
         for group in by_budget(sizes, _ROWS * max(sizes)):
-            found.update(zip(group, _answer(policy, [rows[i].prompt for i in group], ends, longest), strict=True))
+            found.update(zip(group, answers_to(policy, [rows[i].prompt for i in group], ends, longest), strict=True))
     return [found[i] for i in range(len(rows))]
 
 
-def _answer(policy: Policy, prompts: Sequence[Sequence[int]], ends: Sequence[int], longest: int) -> list[list[int]]:
-    """Completion ids, the end of turn included where the answer ended by itself."""
+def answers_to(
+    policy: Policy, prompts: Sequence[Sequence[int]], ends: Sequence[int], longest: int, *, greedy: bool = False
+) -> list[list[int]]:
+    """Completion ids of at most `longest` tokens, the end of turn included where the answer ended by itself."""
+    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if not greedy:
+        how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     width, pad = max(map(len, prompts)), ends[0]
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=policy.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
@@ -134,12 +139,9 @@ def _answer(policy: Policy, prompts: Sequence[Sequence[int]], ends: Sequence[int
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=longest,
-        do_sample=True,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
         pad_token_id=pad,
         eos_token_id=list(ends),
+        **how,
     )
     return [_cut(row, ends) for row in out[:, width:].tolist()]
 
@@ -150,7 +152,7 @@ def _cut(ids: list[int], ends: Sequence[int]) -> list[int]:
 
 
 @contextmanager
-def _merged(policy: Policy) -> Iterator[None]:
+def merged(policy: Policy) -> Iterator[None]:
     """The live adapter merged into copies of the weights: several times faster than beside them, and the
     originals come back as they were, to the bit."""
     originals: list[tuple[Any, torch.Tensor]] = []

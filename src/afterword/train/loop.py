@@ -203,6 +203,7 @@ def _summary(
         "interactions": len(prepared.rows),
         "off_policy": sum(not r.on_policy for r in prepared.rows),
         "left_out": prepared.reasons,
+        "private_tokens": sum(len(r.private) for r in prepared.rows),
         "hindsight_cut": sum(r.cut for r in prepared.rows),
         "tokens": sum(m.tokens for m in history),
         "device": str(policy.device),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from afterword.train.examples import Example, choose
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import StepMetrics
 from afterword.train.output import candidate_record
+from afterword.train.revise import check, revise_stage, with_revisions, writer
 from afterword.train.rules import OFF, STRICT
 from afterword.train.sizes import model_sizes
 from afterword.train.world import World, join
@@ -80,8 +81,9 @@ def train_stage(
     run_dir = directory / "runs" / plan.candidate
     parent = store.get(Candidate, plan.parent) if plan.parent else None
     try:
+        examples, revisions = _revised(store, directory, plan, _examples(store, plan), device, world, note)
         result = train_candidate(
-            _examples(store, plan),
+            examples,
             model=plan.model,
             out=directory / plan.folder,
             recipe=recipe_of(TrainConfig(**plan.settings)),
@@ -106,11 +108,48 @@ def train_stage(
         for sentence in figures["warnings"]:
             note(f"pass {figures['pass']}: {sentence}")
     candidate = candidate_record(result, id=plan.candidate, path=plan.folder, parent=plan.parent)
-    if plan.selection:
-        candidate = replace(candidate, metrics={**candidate.metrics, "selection": plan.selection})
+    selection = {"selection": plan.selection} if plan.selection else {}
+    candidate = replace(candidate, metrics={**candidate.metrics, **revisions, **selection})
     if world.first:
         store.write(candidate)
     return candidate
+
+
+def _revised(
+    store: Store,
+    directory: Path,
+    plan: Plan,
+    examples: list[Example],
+    device: str,
+    world: World,
+    note: Callable[[str], None],
+) -> tuple[list[Example], Json]:
+    """The examples with the model's second drafts, where the plan wants them, and the figures of that pass."""
+    settings = TrainConfig(**plan.settings)
+    if settings.revise == "off":
+        return examples, {}
+    cost: Json = {}
+    if world.first:
+        parent = store.get(Candidate, plan.parent) if plan.parent else None
+        spent = revise_stage(
+            store,
+            examples,
+            recipe_of(settings),
+            model=plan.model,
+            parent=(parent.id, directory / parent.path) if parent else None,
+            most=settings.max_revisions,
+            device=device,
+        )
+        note(spent.sentence)
+        cost = {f"revisions_{name}": round(value, 2) for name, value in asdict(spent).items()}
+    world.wait()
+    found, used = with_revisions(store, examples, settings.revise, writer(plan.model, plan.parent))
+    if settings.revise == "target" and used < settings.min_interactions:
+        raise NothingToDo(
+            f"{used} revisions are better than their drafts, train.min_interactions is {settings.min_interactions}: "
+            "wait for more interactions, or train with train.revise = 'context'."
+        )
+    return found, {"revisions": settings.revise, "revisions_used": used, **cost}
 
 
 def _agreed(world: World, make: Callable[[], Plan]) -> Plan:
@@ -146,6 +185,7 @@ def _next(
 
 _SETTINGS = (
     "passes", "fresh", "max_tokens", "context", "template", "template_praise", "experience", "teacher", "verifier",
+    "redact",
 )  # fmt: skip
 """Settings that a recipe takes under the same name."""
 
@@ -154,7 +194,8 @@ def recipe_of(settings: TrainConfig) -> Recipe:
     """The recipe that the configuration asks for. ConfigError for what it does not know or the recipe does not take."""
     overrides: dict[str, Any] = {"lr": settings.learning_rate} | {name: getattr(settings, name) for name in _SETTINGS}
     given = {key: value for key, value in overrides.items() if value is not None}
-    return recipe(settings.recipe, include_off_policy=settings.off_policy, **given)
+    imitated = settings.revise == "target"
+    return recipe(settings.recipe, include_off_policy=settings.off_policy or imitated, **given)
 
 
 def _planned(
@@ -167,6 +208,7 @@ def _planned(
     selection: Json | None,
 ) -> Plan:
     validate(recipe_of(settings))  # a typo or an impossible recipe fails first
+    check(settings.revise, recipe_of(settings))
     spent = store.spent(channel)
     fresh = [row for row in store.usable("train") if row.id not in spent and (row.on_policy or settings.off_policy)]
     if weights is not None:

@@ -24,6 +24,7 @@ from afterword.train.answers import write_answers
 from afterword.train.batches import TeacherStates, rows_of, student_batch
 from afterword.train.encoded import Encoded, Prepared
 from afterword.train.fresh import fresh_rows, judged
+from afterword.train.marks import without_private
 from afterword.train.metrics import Tally
 from afterword.train.policy import Policy
 from afterword.train.world import World
@@ -112,6 +113,9 @@ class Passes:
             most=self.recipe.max_fresh,
             answers=self.recipe.answers,
             scored=any(t.needs_served for t in self.recipe.terms),
+        )
+        rows = [r for r in rows if r.answer.kind == GOLD] + without_private(
+            (r for r in rows if r.answer.kind != GOLD), self.tokenizer, self.recipe.redact
         )
         written = [r for r in rows if r.answer.kind != GOLD]
         if self.world.first:

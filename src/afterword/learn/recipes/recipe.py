@@ -60,6 +60,9 @@ class Recipe:
     """Most tokens of hindsight that the teacher reads; what is cut is counted."""
     max_fresh: int = 128
     """Most tokens of an answer that the student writes anew."""
+    redact: str = "rules"
+    """Private data is looked for again before training, in hindsight (replaced) and in answers (masked from the loss):
+    "rules", "presidio" or "off"."""
     include_off_policy: bool = False
     """Also train answers whose served ids are unknown (imported logs), tokenised by us."""
 

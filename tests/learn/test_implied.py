@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.evaluate.hindsight import CLIP, FLOOR, LOOP, LOOPED, MISSING, ROOM, looped, score
+from afterword.learn.implied import CLIP, FLOOR, LOOP, LOOPED, MISSING, ROOM, looped, score
 
 LOGP = st.floats(-30, 0)
 
