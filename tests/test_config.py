@@ -75,3 +75,9 @@ def test_a_missing_file_and_an_unknown_variable_are_refused(tmp_path: Path) -> N
         resolve(BUILT_IN, file=tmp_path / "none.toml")
     with pytest.raises(ConfigError, match=r"unknown setting 'serve.prot' \(from environment AFTERWORD_SERVE_PROT\)"):
         resolve(BUILT_IN, environ={"AFTERWORD_SERVE_PROT": "1"})
+
+
+@pytest.mark.parametrize(("key", "value"), [("serve.max_batch", 0), ("serve.port", 99999), ("serve.port", -1)])
+def test_a_number_out_of_range_is_refused_by_name(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} = {value} .*cannot be used"):
+        resolve(BUILT_IN, flags={key: (value, "--set")})

@@ -15,14 +15,17 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from afterword.errors import ConfigError
 
 T = TypeVar("T")
+
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 PREFIX = "AFTERWORD_"
 NOT_SETTINGS = frozenset({"AFTERWORD_HOME", "AFTERWORD_CONFIG", "AFTERWORD_CACHE"})
@@ -35,7 +38,7 @@ class ServeConfig:
 
     host: str = "127.0.0.1"
     """Address to listen on; any other than loopback needs an API key."""
-    port: int = 8400
+    port: Port = 8400
     """Port of the gateway; 0 takes a free one."""
     name: str = "afterword"
     """Model name that users address; versions are NAME@v000001 and so on."""
@@ -51,7 +54,7 @@ class ServeConfig:
     """"auto", "cpu" or "cuda"."""
     dtype: str = "auto"
     """"auto", "bfloat16" or "float32"."""
-    max_batch: int = 32
+    max_batch: Count = 32
     """Requests that the engine runs at once; more wait in line."""
 
 
@@ -107,9 +110,9 @@ class EvaluateConfig:
 
     suites: tuple[str, ...] = ("holdout", "collapse", "forgetting", "earlier-wins", "privacy")
     """Suites that run by default; see docs/evaluation.md."""
-    max_interactions: int = 64
+    max_interactions: Count = 64
     """Held-out interactions to answer; the newest ones are taken."""
-    max_tokens: int = 96
+    max_tokens: Count = 96
     """Length bound of an answer."""
     seed: int = 0
     """Seed of both arms' answers and of the bootstrap."""
@@ -137,7 +140,7 @@ class CycleConfig:
 
     interval: float = 30.0
     """Seconds between looks at the store."""
-    min_new: int = 32
+    min_new: Count = 32
     """New training interactions since the last candidate that start a round."""
 
 
@@ -252,7 +255,7 @@ def _parsed(text: str) -> Any:
 
 
 def _check(kind: type, field: str, value: Any, key: str, source: str) -> Any:
-    wanted = get_type_hints(kind)[field]
+    wanted = get_type_hints(kind, include_extras=True)[field]
     for candidate in (value, str(value)):  # a name may look like a number: AFTERWORD_SERVE_NAME=7
         try:
             return TypeAdapter(wanted).validate_python(candidate, strict=isinstance(candidate, bool))

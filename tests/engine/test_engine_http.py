@@ -217,3 +217,41 @@ async def test_a_dead_model_thread_leaves_nobody_waiting(client: Client, monkeyp
     monkeypatch.setattr(client.engine, "_make_room", broken)
     assert [(await client.raw())[0] for _ in range(2)] == [500, 500]
     assert (await client.http.get("/health")).status == 503
+
+
+async def test_megabytes_of_prompt_are_refused_unread(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("encoded")
+
+    # The core is a Rust object without settable methods: stand in for all of it.
+    monkeypatch.setattr(client.server.codec, "_core", type("Core", (), {"encode": never})())
+    status, body = await client.raw("word " * 150_000)
+    assert status == 400 and body["error"]["code"] == "context_length_exceeded"
+    assert "at least" in body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"response_format": {"type": "json_object"}}, {"frequency_penalty": 0.5}, {"presence_penalty": -1},
+        {"top_k": 20}, {"min_p": 0.1}, {"logit_bias": {"5": 1}}, {"tool_choice": "required"},
+        {"guided_json": {"type": "object"}},
+    ],
+)  # fmt: skip
+async def test_what_it_does_not_have_is_refused_by_name(client: Client, field: dict[str, Any]) -> None:
+    status, body = await client.raw(max_tokens=2, **field)
+    assert status == 400 and body["error"]["param"] == next(iter(field)) and "vLLM" in body["error"]["message"]
+
+
+async def test_what_asks_for_nothing_is_accepted(client: Client) -> None:
+    fields: dict[str, Any] = {
+        "response_format": {"type": "text"}, "frequency_penalty": 0.0, "presence_penalty": 0, "top_k": -1,
+        "logit_bias": {}, "tool_choice": "none", "min_p": None,
+    }  # fmt: skip
+    assert (await client.ask(max_tokens=2, ignore_eos=True, **fields))["usage"]["completion_tokens"] == 2
+
+
+async def test_a_temperature_near_zero_is_greedy(client: Client) -> None:
+    zero, tiny, small = [await client.ids("Hi", 12, temperature=t, seed=5) for t in (0.0, 1e-40, 1e-6)]
+    assert zero == tiny == small
+    assert len(await client.ids("Hi", 12, temperature=1e-4, seed=5, ignore_eos=True)) == 12

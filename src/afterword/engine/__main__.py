@@ -42,11 +42,18 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--host", default="127.0.0.1")
     it.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     it.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
-    it.add_argument("--max-batch", type=int, default=32, help="requests at once")
+    it.add_argument("--max-batch", type=_positive, default=32, help="requests at once")
     it.add_argument("--max-model-len", type=int, help="context in tokens; the model's own by default")
     it.add_argument("--served-model-name", help="name in /v1/models; the model's own by default")
     it.add_argument("--parent-pid", type=int, help="end when this process is gone")
     return it
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: at least 1, or no request would ever run")
+    return value
 
 
 def build(options: argparse.Namespace) -> Host:

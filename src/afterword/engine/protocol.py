@@ -1,5 +1,6 @@
 """What a client may ask of `/v1/chat/completions`, checked. Owns the fields, their ranges and the messages of
-a refusal; knows nothing of tokens or tensors. Unknown fields are ignored, as vLLM does."""
+a refusal; knows nothing of tokens or tensors. Unknown fields are ignored, as vLLM does; fields that would change
+the answer and that this engine does not have are refused, unless they ask for nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +10,26 @@ from typing import Any
 from afterword.errors import UsageError
 
 MAX_TOP_LOGPROBS = 20
+_GREEDY, _COLDEST = 1e-5, 0.01
+"""Below the first a temperature is 0, below the second it is the second: what it divides must stay finite (vLLM's
+bounds)."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("auto",),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "use_beam_search": (False,),
+}
+"""Field -> values that ask for nothing; any other would be an answer that the client did not ask for."""
 
 
 class RequestError(UsageError):
@@ -44,6 +65,13 @@ def parse_ask(body: Any) -> Ask:
         raise RequestError(f"the body must be a JSON object, not {_show(body)}")
     if body.get("n") not in (None, 1):
         raise RequestError(f"n={_show(body['n'])}: one answer a request; send several requests", param="n")
+    for name, neutral in _NEUTRAL.items():
+        if body.get(name) is not None and body[name] not in neutral and not _no_tools(name, body):
+            raise RequestError(
+                f"{name}={_show(body[name])}: this engine does not have it, and would answer as if it had not been "
+                "asked; leave it out, or serve the model with vLLM (afterword serve --upstream)",
+                param=name,
+            )
     limit = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     top = _integer(body, "top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
     options = body.get("stream_options") or {}
@@ -55,7 +83,7 @@ def parse_ask(body: Any) -> Ask:
         tools=_tools(body),
         max_tokens=_integer(body, limit, None, 1),
         min_tokens=_integer(body, "min_tokens", 0, 0) or 0,
-        temperature=_number(body, "temperature", 1.0, 0.0, 2.0),
+        temperature=_temperature(body),
         top_p=_number(body, "top_p", 1.0, 1e-6, 1.0),
         stop=_stop(body.get("stop")),
         seed=_integer(body, "seed", None),
@@ -66,6 +94,15 @@ def parse_ask(body: Any) -> Ask:
         top_logprobs=top or 0,
         return_token_ids=_flag(body, "return_token_ids"),
     )
+
+
+def _no_tools(name: str, body: dict[str, Any]) -> bool:
+    return name == "tool_choice" and body[name] == "none" and not body.get("tools")
+
+
+def _temperature(body: dict[str, Any]) -> float:
+    asked = _number(body, "temperature", 1.0, 0.0, 2.0)
+    return 0.0 if asked < _GREEDY else max(asked, _COLDEST)
 
 
 def _show(value: Any) -> str:

@@ -16,12 +16,14 @@ from aiohttp.typedefs import Handler
 from afterword.engine.core import Piece
 from afterword.engine.host import Model, Pieces
 from afterword.engine.protocol import Ask, RequestError, parse_ask
-from afterword.engine.text import Codec
+from afterword.engine.text import Codec, too_long
 from afterword.engine.wire import Answer, event
 from afterword.errors import AdapterError, AfterwordError, NotFoundError, error_body, error_response
 from afterword.records import Json
 
 _MAX_BODY = 64 << 20
+_LONG = 8192
+"""Characters of messages that take milliseconds to encode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Server:
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         ask = parse_ask(await _body(http))
-        prompt, limit = self._prompt(ask)
+        prompt, limit = await self._prompt(ask)
         number = next(self._numbers)
         queue = self._queues[number] = asyncio.Queue()
         answer = Answer(ask, prompt, self.codec)
@@ -86,19 +88,18 @@ class Server:
             if not finished:
                 self.model.cancel(number)
 
-    def _prompt(self, ask: Ask) -> tuple[list[int], int]:
+    async def _prompt(self, ask: Ask) -> tuple[list[int], int]:
         """The prompt's ids and the most tokens of an answer, once name and length are seen to be right."""
         if ask.model not in self._adapters and ask.model != self.name:
             raise self._unknown(ask.model)
-        prompt = self.codec.render(ask.messages, ask.tools)
         context = self.model.max_model_len
+        if sum(len(message["content"]) for message in ask.messages) > _LONG:
+            # Off this thread: everybody else's answers pass through it.
+            prompt = await asyncio.to_thread(self.codec.render, ask.messages, ask.tools, context)
+        else:
+            prompt = self.codec.render(ask.messages, ask.tools, context)
         if len(prompt) >= context:
-            raise RequestError(
-                f"the prompt is {len(prompt)} tokens long and leaves no room for an answer: this model's context "
-                f"is {context} tokens; shorten the messages",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            raise too_long(len(prompt), context)
         room = context - len(prompt)
         return prompt, room if ask.max_tokens is None else min(room, ask.max_tokens)
 

@@ -13,6 +13,16 @@ from afterword.engine.protocol import RequestError
 _BROKEN = "\ufffd"
 
 
+def too_long(tokens: int, context: int, about: str = "") -> RequestError:
+    """The refusal of a prompt that leaves no room for an answer."""
+    return RequestError(
+        f"the prompt is {about}{tokens} tokens long and leaves no room for an answer: this model's context "
+        f"is {context} tokens; shorten the messages",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
 class Codec:
     """A tokenizer as the engine needs it."""
 
@@ -20,9 +30,16 @@ class Codec:
         self._tokenizer = tokenizer
         self._core = tokenizer.backend_tokenizer
         self._shown: dict[int, tuple[str, list[int]]] = {}
+        # A token stands for at most so many characters; a normalizer may shrink the text before, so nothing is known.
+        known = self._core.normalizer is None
+        self._widest = max(map(len, self._core.get_vocab(with_added_tokens=True)), default=1) if known else None
 
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
-        """Prompt ids of a conversation, generation header included. RequestError when the template refuses."""
+    def render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, most: int | None = None
+    ) -> list[int]:
+        """Prompt ids of a conversation, generation header included. RequestError when the template refuses, or when
+        the text alone says that it is longer than `most` tokens: megabytes would take half a minute to encode.
+        """
         try:
             text = self._tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, add_generation_prompt=True
@@ -31,6 +48,8 @@ class Codec:
             raise RequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
+        if most is not None and self._widest is not None and len(text) > most * self._widest:
+            raise too_long(len(text) // self._widest, most, "at least ")
         ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
         return ids
 
