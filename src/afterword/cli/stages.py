@@ -16,6 +16,7 @@ from afterword.cli.figures import show_figures, show_verdict
 from afterword.cli.operate import running_server
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
+from afterword.cli.served import served_model, served_name
 from afterword.config import Config, CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
 from afterword.cycle import (
     Progress,
@@ -97,14 +98,15 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     heatmap.set_defaults(run=run_heatmap)
 
 
-def _settings(context: Context) -> Settings:
+def _settings(context: Context, *, model: bool = True) -> Settings:
+    """What the stages work with; `model` False for one that needs none, so that the running server is not asked."""
     config = context.config
     serve = config.get(ServeConfig)
     server = running_server(context.dir)
     return Settings(
         directory=context.dir,
-        model=serve.model,
-        name=serve.name,
+        model=served_model(context) if model else serve.model,
+        name=served_name(context),
         engine=server["upstream"] if server and serve.upstream is None else serve.upstream,
         device=serve.device,
         dtype=serve.dtype,
@@ -135,7 +137,7 @@ def _progress(context: Context) -> Progress:
 def run_collect(context: Context) -> int:
     """Decide about new feedback and print the funnel."""
     with context.open_store() as store:
-        funnel = collect_stage(store, _settings(context))
+        funnel = collect_stage(store, _settings(context, model=False))
     if context.json:
         context.emit(funnel.to_dict())
         return 0
@@ -261,8 +263,8 @@ def _watch(context: Context) -> int:
     with context.open_store(create=True) as store:
         tried: set[str] = set()
         while True:
-            collect_stage(store, _settings(context))
-            selection = select_stage(store, _settings(context), ready=True)
+            collect_stage(store, _settings(context, model=False))
+            selection = select_stage(store, _settings(context, model=False), ready=True)
             waiting = selection.weights.keys() - tried
             if len(waiting) >= settings.min_new:
                 tried |= waiting
@@ -288,7 +290,7 @@ def run_heatmap(context: Context) -> int:
                 f"`afterword turns show {turn.id}` for what became of its feedback."
             )
         other = next((i for i in store.rows(Interaction) if i.hindsight and i.turn != turn.id), None)
-    measured = measure_heatmap(turn, interaction, other, model=_settings(context).model)
+    measured = measure_heatmap(turn, interaction, other, model=served_model(context))
     if context.json:
         context.emit(measured.to_dict())
     elif context.args.html:

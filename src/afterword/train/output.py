@@ -114,10 +114,19 @@ def publish(policy: Policy, identity: Identity, result: TrainResult, run_dir: Pa
     }  # fmt: skip
     (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     (run_dir / _RESULT).write_text(json.dumps(note), encoding="utf-8")
-    for file in work.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+    for path in (*work.iterdir(), work, run_dir / _RESULT):
+        _to_disk(path)
     work.rename(out)
+    _to_disk(out.parent)  # the new name too: power may fail right after
+
+
+def _to_disk(path: Path) -> None:
+    """fsync of a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def finished(run_dir: Path, out: Path, fingerprint: str) -> TrainResult | None:
