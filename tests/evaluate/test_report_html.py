@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from afterword.evaluate.heatmap import Heatmap, heatmap_fragment, heatmap_html, heatmap_terminal, mean_size
-from afterword.evaluate.heatmap_stage import measure_heatmap
+from afterword.evaluate.heatmap_stage import control_for, measure_heatmap
 from afterword.evaluate.html import curve, intervals
 from afterword.evaluate.report_html import Section, render_report
 from afterword.learn.diagnostics import TokenAdvantage
-from afterword.records import Report, Verdict
+from afterword.records import Feedback, Report, Skip, Verdict
+from afterword.store import Store
 
 from .conftest import candidate, held
 
@@ -176,13 +178,42 @@ def test_colours_have_a_direction_a_size_and_an_underline() -> None:
 
 def test_a_measured_heat_map(tiny: str) -> None:
     mine, other = held(1), held(2, hindsight="En español, por favor.")
-    turn, interaction = mine.turn, mine.interaction
-    measured = measure_heatmap(turn, interaction, other.interaction, model=tiny)
+    turn, said = mine.turn, mine.interaction.hindsight
+    measured = measure_heatmap(turn, said, other.interaction.hindsight, model=tiny)
     assert "".join(token.text for token in measured.tokens) == "An answer.<|im_end|>"
     assert (measured.question, measured.control_hindsight) == ("What is 1?", "En español, por favor.")
     assert [t.without for t in measured.tokens] == pytest.approx([t.without for t in measured.control], abs=1e-2)
     assert any(t.advantage != c.advantage for t, c in zip(measured.tokens, measured.control, strict=True))
-    assert measure_heatmap(turn, interaction, None, model=tiny).control == ()
+    assert measure_heatmap(turn, said, None, model=tiny).control == ()
+
+
+def test_the_control_says_something_else_and_is_always_the_same(tmp_path: Path) -> None:
+    mine = held(1, hindsight="Please make it shorter.")
+    with Store.open(tmp_path / "afterword.db") as store:
+        store.write(mine.turn)
+        store.write(mine.interaction)
+        assert control_for(store, mine.turn, "Please make it shorter.") is None
+        for n, words in ((2, "Make it shorter, please."), (3, "Please make it much shorter.")):
+            store.write(held(n).turn)
+            store.write(held(n, hindsight=words).interaction)
+        alike = control_for(store, mine.turn, "Please make it shorter.")
+        assert alike in ("Make it shorter, please.", "Please make it much shorter.")
+        aside = Feedback(id="f9", turn=held(2).turn.id, kind="follow_up", text="What is the time in Lima?")
+        store.write(aside)
+        store.write(Skip(id="s9", turn=aside.turn, feedback="f9", reason="off_topic", detail="it is"))
+        assert control_for(store, mine.turn, "Please make it shorter.") == "What is the time in Lima?"
+        store.write(held(4).turn)
+        store.write(held(4, hindsight="En español, por favor.").interaction)
+        assert control_for(store, mine.turn, "Please make it shorter.") == "En español, por favor."
+
+
+def test_the_strongest_tokens_come_with_both_numbers() -> None:
+    plain = heatmap_terminal(heat()).plain
+    assert "for 'Hello'  with -0.50, without -3.00" in plain
+    assert "against" in plain and "with -2.00, without -0.10" in plain
+    assert "Strongest against" in heatmap_fragment(heat()) and "+2.5" in heatmap_fragment(heat())
+    calm = heat(tokens=[TokenAdvantage("Hello", -1.0, -1.05, -0.05)])
+    assert "Strongest" not in heatmap_fragment(calm) and "without" not in heatmap_terminal(calm).plain
 
 
 def test_every_suite_has_its_words_and_what_changed_is_told_in_order() -> None:

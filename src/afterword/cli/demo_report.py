@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,8 +39,7 @@ def measure_example(store: Store, found: Findings) -> Heatmap | None:
         if interaction.kind == "follow_up" and interaction.polarity < 0 and len(turn.completion_ids or ()) >= 16:
             aside = next(store.rows(Skip, reason="off_topic"), None)
             text = store.get(Feedback, aside.feedback).text if aside else None
-            other = replace(interaction, hindsight=text) if text else None
-            return measure_heatmap(turn, interaction, other, model=found.candidate.base)
+            return measure_heatmap(turn, interaction.hindsight, text or None, model=found.candidate.base)
     return None
 
 

@@ -36,6 +36,7 @@ from afterword.feedback.select import SelectSettings
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Interaction, Relevance, Report, Turn, Verdict
 from afterword.release.gate import GateThresholds, decide
+from afterword.store import Store
 
 MONITORS = {
     "Gradient norm before clipping": "grad_norm",
@@ -95,6 +96,8 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     heatmap = commands.add_parser("heatmap", parents=[common], help="what the hindsight says about each token")
     heatmap.add_argument("turn", help="a turn with an interaction; its id, or the beginning of it")
     heatmap.add_argument("--html", type=Path, metavar="FILE", help="write a page instead of colours")
+    heatmap.add_argument("--text", metavar="WORDS", help="instead of what the user wrote next")
+    heatmap.add_argument("--control", metavar="WORDS", help="instead of words about another answer")
     heatmap.set_defaults(run=run_heatmap)
 
 
@@ -277,20 +280,15 @@ def _watch(context: Context) -> int:
 
 
 def run_heatmap(context: Context) -> int:
-    """Token advantages of a turn under its hindsight, with another interaction's hindsight as the control."""
+    """Token advantages of a turn under what the user wrote next (or --text), with other words as the control."""
     from afterword.evaluate.heatmap import heatmap_html, heatmap_terminal
-    from afterword.evaluate.heatmap_stage import measure_heatmap
+    from afterword.evaluate.heatmap_stage import control_for, measure_heatmap
 
     with context.open_store() as store:
         turn = store.get(Turn, context.args.turn)
-        interaction = next((i for i in store.rows(Interaction, turn=turn.id) if i.hindsight), None)
-        if interaction is None:
-            raise NothingToDo(
-                f"turn {turn.id} has no interaction with hindsight. Run `afterword collect`, and see "
-                f"`afterword turns show {turn.id}` for what became of its feedback."
-            )
-        other = next((i for i in store.rows(Interaction) if i.hindsight and i.turn != turn.id), None)
-    measured = measure_heatmap(turn, interaction, other, model=served_model(context))
+        hindsight = context.args.text or _hindsight(store, turn)
+        control = context.args.control or control_for(store, turn, hindsight)
+    measured = measure_heatmap(turn, hindsight, control, model=served_model(context))
     if context.json:
         context.emit(measured.to_dict())
     elif context.args.html:
@@ -299,3 +297,13 @@ def run_heatmap(context: Context) -> int:
     else:
         context.out.print(heatmap_terminal(measured))
     return 0
+
+
+def _hindsight(store: Store, turn: Turn) -> str:
+    found = next((i.hindsight for i in store.rows(Interaction, turn=turn.id) if i.hindsight), None)
+    if found is None:
+        raise NothingToDo(
+            f"turn {turn.id} has no interaction with hindsight. Run `afterword collect`, see `afterword turns show "
+            f"{turn.id}` for what became of its feedback, or say with --text what a user might have written."
+        )
+    return found

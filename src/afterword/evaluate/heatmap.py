@@ -51,7 +51,8 @@ def mean_size(tokens: Sequence[TokenAdvantage]) -> float:
 
 def heatmap_html(heatmap: Heatmap) -> str:
     """A page of its own, without any external file."""
-    return page(f"Token advantages of {heatmap.turn}", heatmap_fragment(heatmap))
+    head = f"<p class=kicker>Turn {escape(heatmap.turn)}</p><h1>What the next message says about each token</h1>"
+    return page(f"Token advantages of {heatmap.turn}", head + heatmap_fragment(heatmap))
 
 
 def heatmap_fragment(heatmap: Heatmap) -> str:
@@ -59,11 +60,12 @@ def heatmap_fragment(heatmap: Heatmap) -> str:
     parts = [
         "<section class=heat>",
         f"<p class=quote><b>Asked</b> {escape(heatmap.question)}</p>" if heatmap.question else "",
+        "<div class=maps>",
         _map("What the user wrote next", heatmap.hindsight, heatmap.tokens),
     ]
     if heatmap.control_hindsight is not None:
-        parts.append(_map("Control: what another user wrote", heatmap.control_hindsight, heatmap.control))
-    parts.append(_LEGEND + "</section>")
+        parts.append(_map("Control: words about another answer", heatmap.control_hindsight, heatmap.control))
+    parts += ["</div>", _LEGEND, "</section>"]
     return "\n".join(parts)
 
 
@@ -78,7 +80,8 @@ def _map(title: str, hindsight: str, tokens: Sequence[TokenAdvantage]) -> str:
     spans = "".join(_span(token) for token in tokens)
     return (
         f"<figure><figcaption><b>{title}</b> <q>{escape(hindsight)}</q> "
-        f"<small>mean size {mean_size(tokens):.2f} nats</small></figcaption><p class=tokens>{spans}</p></figure>"
+        f"<small>mean size {mean_size(tokens):.2f} nats</small></figcaption><p class=tokens>{spans}</p>"
+        f"{_strongest_html(tokens)}</figure>"
     )
 
 
@@ -89,19 +92,36 @@ def _span(token: TokenAdvantage) -> str:
     alpha = min(1.0, abs(token.advantage) / FULL) * 0.75
     underline = " class=u" if token.advantage <= -STRONG else ""
     return (
-        f'<span{underline} tabindex=0 title="{tip}" data-tip="{tip}" '
+        f'<span{underline} tabindex=0 aria-label="{tip}" data-tip="{tip}" '
         f'style="background:rgb({red} {green} {blue}/{alpha:.2f})">{shown}</span>'
     )
 
 
+def strongest(tokens: Sequence[TokenAdvantage], sign: int, most: int = 4) -> list[TokenAdvantage]:
+    """The tokens that are most strongly spoken against (`sign` -1) or for (1), beyond a tenth of a nat."""
+    ranked = sorted(tokens, key=lambda t: -sign * t.advantage)
+    return [t for t in ranked[:most] if sign * t.advantage > 0.1 and t.text.strip()]
+
+
+def _strongest_html(tokens: Sequence[TokenAdvantage]) -> str:
+    rows = [(word, strongest(tokens, sign)) for word, sign in (("against", -1), ("for", 1))]
+    said = [
+        f"{word} {', '.join(f'<code>{escape(t.text.strip())}</code> {t.advantage:+.1f}' for t in found)}"
+        for word, found in rows
+        if found
+    ]
+    return f"<p class=dim>Strongest {'; '.join(said)}</p>" if said else ""
+
+
 def heatmap_terminal(heatmap: Heatmap) -> Text:
-    """The same for a terminal with colours; underlining alone tells the strongest where there are none."""
+    """The same for a terminal with colours, the strongest tokens with both log-probabilities below; underlining alone
+    tells what is strongly spoken against where there are no colours."""
     text = Text()
     if heatmap.question:
         text.append("Asked: ", "bold").append(heatmap.question + "\n")
     _append(text, "What the user wrote next: ", heatmap.hindsight, heatmap.tokens)
     if heatmap.control_hindsight is not None:
-        _append(text, "Control, what another user wrote: ", heatmap.control_hindsight, heatmap.control)
+        _append(text, "Control, words about another answer: ", heatmap.control_hindsight, heatmap.control)
     text.append("Orange: against the token, underlined beyond 1 nat; blue: for it.", "dim")
     return text
 
@@ -110,7 +130,12 @@ def _append(text: Text, title: str, hindsight: str, tokens: Sequence[TokenAdvant
     text.append(title, "bold").append(hindsight).append(f"  (mean size {mean_size(tokens):.2f} nats)\n", "dim")
     for token in tokens:
         text.append(token.text, _style(token.advantage))
-    text.append("\n\n")
+    text.append("\n")
+    for word, sign in (("against", -1), ("for", 1)):
+        for token in strongest(tokens, sign, 3):
+            text.append(f"  {word:>7} ").append(repr(token.text.strip()), _style(token.advantage))
+            text.append(f"  with {token.with_hindsight:.2f}, without {token.without:.2f}\n", "dim")
+    text.append("\n")
 
 
 def _style(advantage: float) -> str:

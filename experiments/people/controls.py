@@ -1,0 +1,174 @@
+"""control_sft and recipes: the same interactions, learned from in different ways. One cell is one way.
+
+The interactions of a (persona, seed) are collected once, from the base model, and kept beside the results, so that all
+ways see the same data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from book import by, chart, percent, table
+from common import Experiment, Options, Row
+from lab import Lab, compared, open_lab, oracles
+from learning import seeds
+from other_ways import as_answers, edited, imitate, prefer
+
+from afterword.learn.contexts import CONTEXTS
+from afterword.learn.divergences import JSD, PolicyGradient, ReverseKL
+from afterword.learn.recipes import recipe, sdpo_interactions, sft
+from afterword.learn.recipes.recipe import Recipe
+from afterword.learn.supports import TopK
+from afterword.learn.teachers import LIVE, Average
+from afterword.records import Candidate, Interaction, Turn
+from afterword.simulate import load_persona
+from afterword.train.examples import Example
+
+N = 100
+CACHE = Path(__file__).parent / "results" / "interactions"
+"""Not kept in the repository."""
+
+
+def collected(lab: Lab, cell: Row, options: Options) -> list[Example]:
+    """The interactions of this persona and seed with the base model: read, or made now."""
+    n = options.sized(N)
+    file = CACHE / f"{cell['persona']}-{cell['seed']}-{n}-{options.max_tokens}-{Path(options.model).name}.jsonl"
+    if not file.is_file():
+        examples = lab.gather(load_persona(cell["persona"]), n, options.train())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps([e.interaction.to_dict(), e.turn.to_dict()]) for e in examples]
+        work = file.with_suffix(".new")
+        work.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        work.replace(file)
+    pairs = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return [Example(Interaction.from_dict(i), Turn.from_dict(t)) for i, t in pairs]
+
+
+def _self(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
+    return lab.learn(examples)
+
+
+def _served(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
+    return lab.learn(examples, sft(passes=2))
+
+
+def _edits(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
+    return imitate(lab, as_answers(edited(examples, load_persona(cell["persona"]))))
+
+
+def _preferred(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
+    return prefer(lab, edited(examples, load_persona(cell["persona"])))
+
+
+WAYS: dict[str, Callable[[Lab, list[Example], Row], Candidate] | None] = {
+    "self-distillation": _self, "sft on served answers": _served, "sft on edits": _edits,
+    "preference from edits": _preferred, "told in the prompt": None,
+}  # fmt: skip
+
+
+def control(cell: Row, options: Options) -> Row:
+    """One way of spending the same interactions."""
+    persona, prompts = load_persona(cell["persona"]), options.measured()
+    with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
+        base, examples, way = lab.ask(prompts), collected(lab, cell, options), WAYS[cell["variant"]]
+        if way is None:
+            return {**oracles(lab, persona, base, prompts)["request"], "interactions": 0, "stages": lab.spent}
+        candidate = way(lab, examples, cell)
+        judged = lab.judge(candidate) if lab.store.usable("holdout") else None
+        lab.release(candidate)
+        found = compared(persona, lab.ask(prompts), base, prompts)
+        kept = {k: candidate.metrics.get(k) for k in ("loss_first", "loss_last", "drift_last", "tokens")}
+        return {
+            **found, **kept, "interactions": len(candidate.interactions), "judged": judged, "stages": lab.spent,
+            "shown": [a.text for a in lab.ask(prompts[:4])],
+        }  # fmt: skip
+
+
+def control_report(rows: list[Row]) -> tuple[str, str]:
+    """A line for each persona and way."""
+    body, lines = [], []
+    for (persona, way), found in by(rows, "persona", "variant").items():
+        body.append([
+            persona, way, len(found), f"{sum(r['interactions'] for r in found) / len(found):.0f}",
+            percent([r["win"] for r in found]), percent([r["base_passed"] for r in found]),
+            percent([r["passed"] for r in found]), percent([r["poor"] for r in found]),
+            percent([r["loops"] for r in found]), f"{sum(r['words'] for r in found) / len(found):.0f}",
+            f"{sum(r['seconds'] for r in found) / len(found) / 60:.1f}",
+        ])  # fmt: skip
+    for (way,), found in by(rows, "variant").items():
+        groups = list(by(found, "persona").items())
+        lines.append((way, [(float(i), [r["win"] for r in some]) for i, (_, some) in enumerate(groups)]))
+    head = ["persona", "way", "seeds", "interactions", "wins against the base", "base has it", "has it", "poor answers",
+            "repeating", "words", "minutes a cell"]  # fmt: skip
+    return table(head, body), chart(lines, "persona, in the order of the table", marks=(0.5,))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "served only, 2 passes": {"passes": 2, "fresh": 0},
+    "fresh 2": {"passes": 0, "fresh": 2},
+    "teacher live": {"teacher": LIVE},
+    "teacher average": {"teacher": Average(rate=0.05)},
+    "reverse KL": {"estimator": ReverseKL()},
+    "JSD 0.5": {"estimator": JSD(0.5)},
+    "policy gradient": {"estimator": PolicyGradient()},
+    "support top 100": {},
+    "context block": {"where": CONTEXTS["block"]},
+    "context next turn": {"where": CONTEXTS["next_turn"]},
+    "context shuffled (control)": {"where": CONTEXTS["shuffled"]},
+    "anchor 0.1": {"anchor": 0.1},
+    "lr 3e-4": {"lr": 3e-4},
+    "lr 2e-3": {"lr": 2e-3},
+    "batch 8": {"batch": 8},
+    "the paper's, offline": {},
+    "the paper's, online": {},
+}
+"""One factor at a time around the default, and the paper's two own forms."""
+
+
+def made(variant: str) -> Recipe:
+    """The recipe of a variant."""
+    if variant == "the paper's, offline":
+        return recipe("sdpo-interactions-offline")
+    if variant == "the paper's, online":
+        return recipe("sdpo-interactions-online", fresh=2)
+    if variant == "support top 100":
+        return _supported(sdpo_interactions())
+    return sdpo_interactions(**VARIANTS[variant])
+
+
+def _supported(whole: Recipe) -> Recipe:
+    term = dataclasses.replace(whole.terms[0], support=TopK(100, of="student", remainder="tail"))
+    return dataclasses.replace(whole, terms=(term, *whole.terms[1:]))
+
+
+def recipes(cell: Row, options: Options) -> Row:
+    """One recipe on the same interactions, from the base."""
+    persona, prompts = load_persona(cell["persona"]), options.measured()
+    with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
+        base, examples = lab.ask(prompts), collected(lab, cell, options)
+        candidate = lab.learn(examples, made(cell["variant"]))
+        lab.release(candidate)
+        found = compared(persona, lab.ask(prompts), base, prompts)
+        kept = {k: candidate.metrics.get(k) for k in ("loss_first", "loss_last", "drift_last", "tokens", "stopped")}
+        return {**found, **kept, "interactions": len(candidate.interactions), "stages": lab.spent}
+
+
+CONTROL = Experiment(
+    "plain fine-tuning on the logged answers, and other uses of the same interactions (paper: Table 4)",
+    lambda o: seeds(
+        o, persona=o.chosen(("brief", "numbered", "tutor"), "personas"), variant=o.chosen(tuple(WAYS), "variants")
+    ),
+    control, control_report,
+)  # fmt: skip
+RECIPES = Experiment(
+    "the engine's recipes side by side on the same interactions, one factor at a time",
+    lambda o: seeds(
+        o, persona=o.chosen(("brief", "numbered"), "personas"), variant=o.chosen(tuple(VARIANTS), "variants")
+    ),
+    recipes, control_report,
+)  # fmt: skip

@@ -1,0 +1,240 @@
+"""personalise, change_of_mind, complementary, robustness: one user, and what is served after N interactions.
+
+After arXiv 2603.12273, Figures 4, 5, 6, 8 and 9, with programs in place of a judge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from book import by, chart, percent, table
+from common import Experiment, Options, Row
+from lab import Lab, compared, open_lab, oracles, respaced
+
+from afterword.records import Candidate, Skip
+from afterword.simulate import Persona, Prompt, load_persona
+
+FOLLOWED = ("brief", "numbered", "spanish", "tutor", "greeting", "plain", "emojis", "examples")
+UNABLE = ("capitals", "json")
+"""The embedded model does not do it even when told to."""
+STEPS = (25, 50, 100, 200)
+PHASE = 100_000
+
+
+def seeds(options: Options, **more: list[str]) -> list[Row]:
+    """Every combination of `more` for each seed, seed by seed, so that a first answer comes early."""
+    cells: list[Row] = [{"seed": seed} for seed in range(options.seeds)]
+    for name, values in more.items():
+        cells = [{**cell, name: value} for cell in cells for value in values]
+    return [{**cell, "model": options.model, "scale": options.scale} for cell in cells]
+
+
+LEAST = 8
+"""New interactions that a round of training needs, as the product's own rounds do; fewer wait for the next one."""
+
+
+def grow(
+    lab: Lab, persona: Persona, steps: Sequence[int], options: Options, prompts: Sequence[Prompt], *, at: int = 0,
+    parent: Candidate | None = None, gated: bool = True,
+) -> tuple[list[Row], Candidate | None]:  # fmt: skip
+    """Rounds of talking, training and releasing up to each of `steps` interactions; a row with the answers after each.
+
+    An interaction is an answer that the user did something about, praise and silence with an event included; those
+    with words that are not held out are trained on. Without `gated` every follow-up is, whatever it says.
+    """
+    rows: list[Row] = []
+    done, trained = 0, 0
+    for step in steps:
+        if options.sized(step) <= done:  # a smoke run has fewer steps
+            continue
+        lab.chat(persona, options.sized(step) - done, options.train(), at=at)
+        done = options.sized(step)
+        examples = lab.fresh(f"sim-{persona.name}", gated=gated)
+        row: Row = {"wanted": step, "interactions": done}
+        if len(examples) >= (LEAST if options.scale == 1 else 1):
+            parent = lab.learn(examples, parent=parent)
+            lab.release(parent)
+            trained += len(examples)
+            row["metrics"] = _short(parent)
+        rows.append({**row, "trained": trained, "answers": lab.ask(prompts)})
+    return rows, parent
+
+
+def _short(candidate: Candidate) -> Row:
+    return {
+        key: candidate.metrics[key]
+        for key in ("loss_first", "loss_last", "drift_last", "entropy_ratio", "tokens", "seconds")
+    }
+
+
+def personalise(cell: Row, options: Options) -> Row:
+    """Win rate against the base by interactions, with the oracles in context."""
+    persona, prompts = load_persona(cell["persona"]), options.measured()
+    with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
+        base = lab.ask(prompts)
+        told = oracles(lab, persona, base, prompts)
+        rows, last = grow(lab, persona, STEPS, options, prompts)
+        curve = [{"trained": 0, **compared(persona, base, base, prompts)}]
+        curve += [{**compared(persona, row.pop("answers"), base, prompts), **row} for row in rows]
+        few = zip(prompts[:4], base, lab.ask(prompts[:4]), strict=False)
+        shown = [{"asked": p.text, "base": b.text, "after": a.text} for p, b, a in few]
+        lab.serve_base()
+        judged = lab.judge(last) if last is not None else None
+        return {"curve": curve, "oracle": told, "judged": judged, "stages": lab.spent, "shown": shown}
+
+
+def personalise_report(rows: list[Row]) -> tuple[str, str]:
+    """Table by persona and number of interactions; a line for each persona."""
+    lines, body = [], []
+    for (persona,), found in by(rows, "persona").items():
+        steps = sorted({p["wanted"] for r in found for p in r["curve"] if "win" in p and "wanted" in p})
+        at = {s: [p["win"] for r in found for p in r["curve"] if p.get("wanted") == s and "win" in p] for s in steps}
+        lines.append((persona, [(0.0, [0.5]), *((float(s), at[s]) for s in steps)]))
+        last = [r["curve"][-1] for r in found]
+        rise = [r["judged"]["loss_rise_base"]["value"] for r in found if r["judged"] and r["judged"]["loss_rise_base"]]
+        body.append([
+            persona, len(found), *(percent(at[s]) if s in at else "" for s in STEPS),
+            *(percent([r["oracle"][how]["win"] for r in found]) for how in ("system", "request")),
+            percent([p.get("base_passed", 0.0) for p in last]), percent([p.get("passed", 0.0) for p in last]),
+            percent([p.get("poor", 0.0) for p in last]), f"{100 * sum(rise) / len(rise):+.1f}" if rise else "",
+            f"{sum(r['seconds'] for r in found) / len(found) / 60:.1f}",
+        ])  # fmt: skip
+    head = ["persona", "seeds", *(f"win at {s}" for s in STEPS), "told (system)", "told (user)", "base has it",
+            "has it", "poor answers", "loss on general text, %", "minutes a cell"]  # fmt: skip
+    picture = chart(lines, "interactions", "wins against the base, per cent", marks=(0.85, 0.95))
+    return table(head, body), picture
+
+
+def change_of_mind(cell: Row, options: Options) -> Row:
+    """100 interactions with the first wish, 250 with the opposite one."""
+    persona, prompts = respaced(load_persona(cell["persona"]), PHASE), options.measured()
+    with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
+        base = lab.ask(prompts)
+        first, parent = grow(lab, persona, (50, 100), options, prompts)
+        second, _ = grow(lab, persona, (50, 100, 175, 250), options, prompts, at=PHASE, parent=parent)
+        curve = []
+        for phase, rows in enumerate((first, second)):
+            for row in rows:
+                answers = row.pop("answers")
+                both = {str(w): compared(persona, answers, base, prompts, w * PHASE) for w in (0, 1)}
+                curve.append({**row, "phase": phase, "wishes": both})
+        return {"curve": curve, "stages": lab.spent}
+
+
+def change_report(rows: list[Row]) -> tuple[str, str]:
+    """Both wishes along both phases."""
+    lines, body = [], []
+    for (persona,), found in by(rows, "persona").items():
+        for wish in ("0", "1"):
+            points: dict[float, list[float]] = {}
+            for row in found:
+                for p in row["curve"]:
+                    points.setdefault(p["wanted"] + 100.0 * p["phase"], []).append(p["wishes"][wish]["passed"])
+            lines.append((f"{persona}: {'old' if wish == '0' else 'new'} wish", sorted(points.items())))
+        ends = [[p for p in r["curve"] if p["phase"] == phase] for phase in (0, 1) for r in found]
+        turn, end = [e[-1] for e in ends[: len(found)] if e], [e[-1] for e in ends[len(found) :] if e]
+        body.append([
+            persona, len(found), percent([p["wishes"]["0"]["passed"] for p in turn]),
+            percent([p["wishes"]["1"]["passed"] for p in turn]),
+            percent([p["wishes"]["0"]["passed"] for p in end or turn]),
+            percent([p["wishes"]["1"]["passed"] for p in end or turn]),
+            percent([p["wishes"]["1"]["win"] for p in end or turn]),
+            f"{sum(r['seconds'] for r in found) / len(found) / 60:.1f}",
+        ])  # fmt: skip
+    head = ["persona", "seeds", "old wish before the change", "new wish before", "old wish at the end",
+            "new wish at the end", "new wish, wins against the base", "minutes a cell"]  # fmt: skip
+    return table(head, body), chart(lines, "interactions; the mind changes at 100", marks=(0.85,))
+
+
+def complementary(cell: Row, options: Options) -> Row:
+    """Wishes that are added one by one; after each, how many answers grant each of them."""
+    persona, prompts = respaced(load_persona("layers"), PHASE), options.measured()
+    with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
+        base = lab.ask(prompts)
+        parent, curve = None, []
+        for phase in range(len(persona.wishes)):
+            rows, parent = grow(lab, persona, (40, 80), options, prompts, at=phase * PHASE, parent=parent)
+            for row in rows:
+                each = [compared(wish, row["answers"], base, prompts) for wish in persona.wishes]
+                curve.append({**{k: v for k, v in row.items() if k != "answers"}, "phase": phase, "wishes": each})
+        return {"curve": curve, "stages": lab.spent, "wishes": [wish.wants for wish in persona.wishes]}
+
+
+def complementary_report(rows: list[Row]) -> tuple[str, str]:
+    """Each wish after each phase; the loss of the earlier ones."""
+    names = rows[0]["wishes"] if rows else []
+    lines, body = [], []
+    for i, name in enumerate(names):
+        points: dict[float, list[float]] = {}
+        for row in rows:
+            for p in row["curve"]:
+                points.setdefault(80.0 * p["phase"] + p["wanted"], []).append(p["wishes"][i]["passed"])
+        lines.append((name[:30], sorted(points.items())))
+        learned, last = points.get(80.0 * i + 80), points[max(points)] if points else []
+        lost = [b - a for a, b in zip(learned or [], last, strict=False)]
+        body.append([name, len(rows), percent(points.get(80.0 * i + 80, [0.0])), percent(last or [0.0]),
+                     f"{100 * sum(lost) / len(lost):+.0f}" if lost else ""])  # fmt: skip
+    head = ["wish, in the order of their coming", "seeds", "after its own phase", "at the end", "change"]
+    return table(head, body), chart(lines, "interactions; a wish is added at 80 and 160")
+
+
+SHARES = ("0", "25", "50", "75", "100")
+
+
+def robustness(cell: Row, options: Options) -> Row:
+    """A share of the follow-ups has nothing to do with the answer; with the product's filters and without."""
+    share, gated = int(cell["share"]) / 100, cell["gate"] == "on"
+    persona, prompts = load_persona(cell["persona"]), options.measured()
+    habits = dataclasses.replace(
+        persona.habits, off_topic=share, silence=0.0, accepted=0.0, thanks=0.0, rating=0.0, edit=0.0, retry=0.0,
+        wrong=0.0, request=0.0,
+    )  # fmt: skip
+    persona = dataclasses.replace(persona, habits=habits)
+    with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
+        base = lab.ask(prompts)
+        again = lab.ask(prompts, temperature=0.7, seed=1)
+        rows, last = grow(lab, persona, (100,), options, prompts, gated=gated)
+        found = compared(persona, rows[-1].pop("answers"), base, prompts)
+        return {
+            **rows[-1], **found, "noise": compared(persona, again, base, prompts), "released": last is not None,
+            "skips": lab.store.tally(Skip, "reason"), "stages": lab.spent,
+        }  # fmt: skip
+
+
+def robustness_report(rows: list[Row]) -> tuple[str, str]:
+    """Pass rate and win rate by share of irrelevant follow-ups, with and without the filters."""
+    body, lines = [], []
+    for (gate,), found in by(rows, "gate").items():
+        at = by(found, "share")
+        points = [(float(share), [r["win"] for r in some]) for (share,), some in at.items()]
+        lines.append((f"filters {gate}", sorted(points)))
+        for (share,), some in at.items():
+            body.append([
+                share, gate, len(some), f"{sum(r['trained'] for r in some) / len(some):.0f}",
+                percent([r["win"] for r in some]), percent([r["passed"] for r in some]),
+                percent([r["poor"] for r in some]), percent([r["noise"]["win"] for r in some]),
+            ])  # fmt: skip
+    head = ["irrelevant, per cent", "filters", "seeds", "trained", "wins against the base", "has it", "poor answers",
+            "base against itself at another temperature"]  # fmt: skip
+    return table(head, body), chart(lines, "irrelevant follow-ups, per cent", marks=(0.5,))
+
+
+PERSONALISE = Experiment(
+    "win rate against the base by number of interactions, with the oracles in context (paper: Figures 5 and 9)",
+    lambda o: seeds(o, persona=o.chosen((*FOLLOWED, *UNABLE), "personas")), personalise, personalise_report,
+)  # fmt: skip
+CHANGE = Experiment(
+    "a preference is learned and then turned into its opposite (paper: Figure 4)",
+    lambda o: seeds(o, persona=o.chosen(("turns_to_detail", "list_to_prose"), "personas")),
+    change_of_mind, change_report,
+)  # fmt: skip
+COMPLEMENTARY = Experiment(
+    "preferences are added one by one and the earlier ones are kept (paper: Figure 6)",
+    lambda o: seeds(o), complementary, complementary_report,
+)  # fmt: skip
+ROBUSTNESS = Experiment(
+    "a growing share of irrelevant follow-ups, with and without the product's filters (paper: Figure 8 as a curve)",
+    lambda o: seeds(o, persona=o.chosen(("brief",), "personas"), gate=["on", "off"], share=list(SHARES)),
+    robustness, robustness_report,
+)  # fmt: skip
