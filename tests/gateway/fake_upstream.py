@@ -48,6 +48,8 @@ class Fake:
     base: str = "base-model"
     lists_nothing: bool = False
     """Have an empty /v1/models."""
+    shows_roots: bool = True
+    """Have `root` in the model cards."""
     health_status: int = 200
     authorization: list[str | None] = field(default_factory=list)
     url: str = ""
@@ -89,6 +91,8 @@ class _Server:
         data += [
             {"id": n, "object": "model", "root": p, "parent": self.fake.base} for n, p in self.fake.adapters.items()
         ]
+        if not self.fake.shows_roots:
+            data = [{k: v for k, v in card.items() if k != "root"} for card in data]
         return web.json_response({"object": "list", "data": [] if self.fake.lists_nothing else data})
 
     async def load(self, request: web.Request) -> web.Response:

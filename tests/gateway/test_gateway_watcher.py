@@ -166,11 +166,59 @@ def test_both_are_loaded_before_the_server_is_ready(launch: Launch) -> None:
 
 
 def test_adapters_that_the_engine_has_already_are_fine(launch: Launch) -> None:
-    fake = Fake(adapters={"afterword@v000001": "somewhere"})
+    fake = Fake()
     gateway = launch(fake)
+    fake.adapters["afterword@v000001"] = str(gateway.settings.dir / "adapters/cand-1")
     release(gateway.store, 1)
     until(lambda: serves(gateway) == "afterword@v000001")
     assert gateway.chat("Hi")["model"] == "afterword@v000001" and gateway.get("/health").json()["status"] == "ok"
+    assert list(fake.adapters) == ["afterword@v000001"]
+
+
+@pytest.mark.parametrize("shows_roots", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+def test_another_directorys_adapter_of_the_same_name_is_never_taken_for_ours(
+    launch: Launch, shows_roots: bool, stream: bool
+) -> None:
+    """A model server that two data directories share, or that outlives one: it knows the name already."""
+    fake = Fake(adapters={"afterword@v000001": "/old/adapters/cand-9"}, shows_roots=shows_roots)
+    fake.says["afterword@v000001"] = ("I am the old one",)
+    gateway = launch(fake)
+    release(gateway.store, 1)
+    until(lambda: serves(gateway) == "afterword@v000001")
+    body = {**HI, "stream": stream}
+    response = gateway.post("/v1/chat/completions", body)
+    assert "The " in response.text and "old one" not in response.text
+    assert '"model":"afterword@v000001"' in response.text, "clients see the version's own name"
+    assert response.headers["x-afterword-adapter"] == gateway.turns()[0].adapter == "afterword@v000001"
+    (ours,) = [name for name, root in fake.adapters.items() if root.endswith("data/adapters/cand-1")]
+    assert fake.requests[-1]["model"] == ours != "afterword@v000001"
+    assert fake.adapters["afterword@v000001"] == "/old/adapters/cand-9", "it may be in use: it is left alone"
+
+
+@pytest.mark.parametrize("shows_roots", [True, False])
+def test_a_gateway_that_starts_again_finds_its_own_adapter(launch: Launch, shows_roots: bool) -> None:
+    fake = Fake(adapters={"afterword@v000001": "/old/adapters/cand-9"}, shows_roots=shows_roots)
+    release(launch(fake).store, 1)
+    until(lambda: len(fake.adapters) == 2)
+    attempts = len(fake.loads)
+    again = launch(fake)
+    assert again.chat("Hi")["model"] == "afterword@v000001"
+    assert len(fake.loads) == attempts and fake.requests[-1]["model"] != "afterword@v000001"
+    fake.adapters.clear()
+    assert again.chat("Hi")["model"] == "afterword@v000001"
+    assert list(fake.adapters) == ["afterword@v000001"], "the name is free now"
+
+
+def test_an_adapter_under_a_name_of_its_own_is_unloaded_by_it(launch: Launch) -> None:
+    fake = Fake(adapters={"afterword@v000001": "/old/adapters/cand-9"})
+    gateway = launch(fake, adapter_idle=0.1)
+    previous = None
+    for number in (1, 2, 3):
+        previous = release(gateway.store, number, previous).id
+        until(lambda number=number: serves(gateway) == f"afterword@v{number:06d}")  # type: ignore[misc]
+    until(lambda: set(fake.adapters) == {"afterword@v000001", "afterword@v000002", "afterword@v000003"})
+    assert fake.adapters["afterword@v000001"] == "/old/adapters/cand-9" and len(fake.unloads) == 1
 
 
 def test_an_adapter_that_does_not_load_changes_nothing(gateway: Setup) -> None:

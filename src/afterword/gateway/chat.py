@@ -20,7 +20,7 @@ from afterword.gateway.link import Link
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
 from afterword.gateway.watcher import Route
 from afterword.gateway.wire.openai import DONE, ChatRequest, Served, parse_chat
-from afterword.records import Record, Turn, new_id
+from afterword.records import Json, Record, Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
 
 _UNLINKED = Link()
@@ -67,7 +67,7 @@ class Exchange:
 
     async def _ask(self) -> ChatStream:
         """The upstream's answer; an adapter that it does not know (any more) is loaded and asked for once again."""
-        body = self.chat.for_upstream(self.route.model)
+        body = self._body()
         self._own = perf_counter() - self._start
         upstream = self.gateway.upstream
         try:
@@ -76,7 +76,12 @@ class Exchange:
             if error.answered != 404:
                 raise
             self.route = await self.gateway.adapters.lost(self.route, self.chat.model, self.chat.who)
-            return await upstream.open_chat(self.chat.for_upstream(self.route.model))
+            return await upstream.open_chat(self._body())
+
+    def _body(self) -> Json:
+        route = self.route
+        self.served.shown = {route.model: route.adapter} if route.adapter and route.adapter != route.model else {}
+        return self.chat.for_upstream(route.model)
 
     def _headers(self) -> dict[str, str]:
         return {
@@ -89,7 +94,7 @@ class Exchange:
     @property
     def adapter(self) -> str | None:
         """The adapter that answered, as the upstream reports it."""
-        return self.route.adapter if self.route.adapter == self.served.model else None
+        return self.route.adapter if self.route.model == self.served.model else None
 
     # ---- answering
 

@@ -1,7 +1,7 @@
-"""Which name means which model upstream for whom, and which adapters are loaded there.
+"""Which name means which model upstream for whom.
 
-Owns the aliases and their move to newer releases, the share of a canary, the loading and unloading of adapters, and
-the count of requests on each. Serving never waits for it: until a new adapter is loaded, the old one answers.
+Owns the aliases and their move to newer releases, and the share of a canary. Serving never waits for it: until a new
+adapter is loaded, the old one answers.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
 
 from afterword.errors import AfterwordError, NotFoundError, StoreError, UpstreamError
+from afterword.gateway.loaded import Loaded
 from afterword.gateway.metrics import Metrics
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.who import ANYBODY, Who
@@ -58,10 +58,7 @@ class Adapters:
         self._versions: dict[str, Release] = {}
         self._tainted: set[str] = set()
         """Candidates that learned from a forgotten user: nobody may ask for them again."""
-        self._loaded: dict[str, float] = {}
-        """Adapters that are loaded upstream, and when they were last asked for (monotonic seconds)."""
-        self._flying: Counter[str] = Counter()
-        self._lock = asyncio.Lock()
+        self._loaded = Loaded(upstream)
         self._retry_at = 0.0
         self._backoff = 0.0
         self._tried = 0
@@ -125,15 +122,13 @@ class Adapters:
             adapter = model
         else:
             raise NotFoundError(self._unknown(model, aliases), param="model", code="model_not_found")
-        await self._load(adapter)
-        return Route(self.base, None) if adapter is None else Route(adapter, adapter)
+        return Route(await self._load(adapter), adapter)
 
     async def _shared(self, state: Serving, who: Who) -> Route:
         """The route of NAME: a canary has its share of the units, and both arms are marked."""
         canary = state.canary if who.unit else None
         adapter = canary.adapter if canary is not None and canary.gets(who.unit) else state.adapter
-        await self._load(adapter)
-        return Route(adapter or self.base, adapter, canary.id if canary is not None else None)
+        return Route(await self._load(adapter), adapter, canary.id if canary is not None else None)
 
     def _unknown(self, model: str, aliases: dict[str, str | None]) -> str:
         name = self._settings.name
@@ -172,19 +167,9 @@ class Adapters:
 
     # ---- use
 
-    @contextlib.contextmanager
-    def using(self, route: Route) -> Iterator[None]:
+    def using(self, route: Route) -> AbstractContextManager[None]:
         """Count a request on its adapter, so that it is not unloaded meanwhile."""
-        if route.adapter is None:
-            yield
-            return
-        self._flying[route.adapter] += 1
-        try:
-            yield
-        finally:
-            self._flying[route.adapter] -= 1
-            if route.adapter in self._loaded:
-                self._loaded[route.adapter] = time.monotonic()
+        return self._loaded.using(route.adapter)
 
     async def lost(self, route: Route, model: str, who: Who) -> Route:
         """The upstream does not know this route (it was restarted): ask what it has, load what is missing.
@@ -192,24 +177,25 @@ class Adapters:
         Returns the route of `model` as it is now.
         """
         if route.adapter is not None:
-            self._loaded.pop(route.adapter, None)
+            self._loaded.lost(route.adapter)
         else:
             await self.discover()
         return await self.resolve(model, who)
 
-    async def _load(self, adapter: str | None) -> None:
-        """Have an adapter loaded upstream (the base model always is)."""
-        if adapter is None or adapter in self._loaded:
-            return
-        if adapter not in self._versions:
-            self._read_versions()
-        release = self._versions.get(adapter)
-        if release is None or release.path is None:
-            raise NotFoundError(f"no release names a folder for the adapter {adapter}.", param="model")
-        async with self._lock:
-            if adapter not in self._loaded:
-                await self._upstream.load_adapter(adapter, str((self._settings.dir / release.path).resolve()))
-                self._loaded[adapter] = time.monotonic()
+    async def _load(self, adapter: str | None) -> str:
+        """Have an adapter loaded upstream (the base model always is); what it is called there."""
+        if adapter is None:
+            return self.base
+        if adapter not in self._loaded:
+            if adapter not in self._versions:
+                self._read_versions()
+            if adapter not in self._versions:
+                raise NotFoundError(f"no release names a folder for the adapter {adapter}.", param="model")
+            await self._loaded.load(adapter, self._folder(self._versions[adapter]))
+        return self._loaded.name(adapter)
+
+    def _folder(self, release: Release) -> str:
+        return str((self._settings.dir / (release.path or "")).resolve())
 
     # ---- following the releases
 
@@ -226,7 +212,7 @@ class Adapters:
             raise UpstreamError(f"the model server {self._upstream.url} lists no model.")
         self.bases = bases
         self._read_versions()
-        self._loaded = {c["id"]: time.monotonic() for c in cards if c["id"] in self._versions}
+        self._loaded.found(cards, {name: self._folder(release) for name, release in self._versions.items()})
 
     def _read_releases(self) -> None:
         rows = list(releases_after(self._store, self._seq))
@@ -312,11 +298,7 @@ class Adapters:
 
     async def _unload_idle(self, now: float) -> None:
         keep = {r.adapter for s in self.serving.values() for r in (s.served, s.before, s.canary) if r is not None}
-        for adapter, used in list(self._loaded.items()):
-            idle = now - used >= self._settings.adapter_idle or adapter not in self._versions
-            if idle and adapter not in keep and not self._flying[adapter]:
-                del self._loaded[adapter]
-                await self._upstream.unload_adapter(adapter)
+        await self._loaded.unload_idle(now - self._settings.adapter_idle, keep, self._versions)
 
     async def follow(self) -> None:
         """Look again and again, until cancelled."""

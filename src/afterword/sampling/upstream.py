@@ -203,13 +203,19 @@ class Upstream:
                 "Check that the URL is that of an OpenAI-compatible server."
             ) from error
 
-    async def load_adapter(self, name: str, path: str) -> None:
-        """Load the adapter folder `path` under `name`. One that is loaded already is fine."""
+    async def load_adapter(self, name: str, path: str) -> str | None:
+        """Load the adapter folder `path` under `name`. One that has the name already is left as it is.
+
+        Returns the folder of what has the name now; None when the server does not say.
+        """
         try:
             await self._control("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         except UpstreamRejected as error:
-            if not any(card["id"] == name for card in await self.models()):
-                raise UpstreamError(f"the adapter {name} could not be loaded from {path}: {error.message}") from error
+            for card in await self.models():
+                if card["id"] == name:
+                    return card.get("root")
+            raise UpstreamError(f"the adapter {name} could not be loaded from {path}: {error.message}") from error
+        return path
 
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter. One that is not there is fine."""

@@ -141,6 +141,9 @@ class Served:
         self.finish_reason: str | None = None
         self.usage: Json = {}
         self.model = ""
+        """Who answered, as the upstream calls it."""
+        self.shown: dict[str, str] = {}
+        """Names that the client sees in place of the upstream's."""
         self.error: str | None = None
         self.done = False
         """The upstream said that the stream is complete."""
@@ -204,6 +207,8 @@ class Served:
         chunk["id"] = self.turn
         if not self.model:
             self.model = chunk.get("model") or ""
+        if self.shown:
+            chunk["model"] = self.shown.get(self.model, self.model)
         prompt = chunk.get("prompt_token_ids") if self._keep_ids else chunk.pop("prompt_token_ids", None)
         if prompt is not None:
             self.prompt_ids = prompt
@@ -251,6 +256,8 @@ class Served:
             body = orjson.loads(data)
             body["id"] = self.turn
             self.model = body.get("model") or ""
+            if self.shown:
+                body["model"] = self.shown.get(self.model, self.model)
             self.prompt_ids = body.get("prompt_token_ids") if self._keep_ids else body.pop("prompt_token_ids", None)
             self.usage = body.get("usage") or {}
             for choice in body["choices"]:
