@@ -23,6 +23,10 @@ class Fake:
     """Speak vLLM's dialect; else refuse `return_token_ids`."""
     ignores: bool = False
     """Accept `return_token_ids` and ignore it."""
+    refuses: dict[str, str] = field(default_factory=dict)
+    """Field -> what a refusal of a request that has it says."""
+    only_refuses: str | None = None
+    """Refuse only requests whose last message is this."""
     words: tuple[str, ...] = WORDS
     delay: float = 0.0
     """Seconds before each chunk."""
@@ -127,6 +131,10 @@ class _Server:
             return _error(500, "CUDA out of memory")
         if not fake.native and "return_token_ids" in body:
             return _error(400, "Unrecognized request argument supplied: return_token_ids")
+        if fake.only_refuses in (None, body["messages"][-1]["content"]):
+            for name, says in fake.refuses.items():
+                if name in body:
+                    return _error(400, says)
         if fake.raw is not None:
             return web.Response(body=fake.raw, content_type="application/json")
         try:

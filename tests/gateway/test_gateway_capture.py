@@ -192,3 +192,12 @@ def test_what_waits_when_the_server_stops_is_written(tmp_path: Path, monkeypatch
             answer = httpx.post(f"{url}/v1/chat/completions", json=body).json()
     with Store.open(settings.database) as store:
         assert [turn.id for turn in store.rows(Turn)] == [answer["id"]]
+
+
+def test_one_request_that_is_refused_with_ids_leaves_the_others_on_policy(launch: Launch) -> None:
+    gateway = launch(Fake(refuses={"return_token_ids": "not with this one"}, only_refuses="odd"))
+    for text in ("odd", "even"):
+        gateway.chat(text)
+    odd, even = gateway.turns()
+    assert odd.missing_ids == "the upstream refuses return_token_ids" and not odd.on_policy
+    assert even.on_policy and even.logprobs is not None

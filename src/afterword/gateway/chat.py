@@ -22,6 +22,7 @@ from afterword.gateway.watcher import Route
 from afterword.gateway.wire.openai import DONE, ChatRequest, Served, parse_chat
 from afterword.records import Json, Record, Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
+from afterword.sampling.dialect import IDS
 
 _UNLINKED = Link()
 
@@ -62,6 +63,8 @@ class Exchange:
         self._own = 0.0
         """Seconds spent here so far, not upstream."""
         self._kept = False
+        self._refused = False
+        """The upstream would not take this request with the question for token ids."""
 
     # ---- asking
 
@@ -71,12 +74,14 @@ class Exchange:
         self._own = perf_counter() - self._start
         upstream = self.gateway.upstream
         try:
-            return await upstream.open_chat(body)
+            stream = await upstream.open_chat(body)
         except UpstreamRejected as error:
             if error.answered != 404:
                 raise
             self.route = await self.gateway.adapters.lost(self.route, self.chat.model, self.chat.who)
-            return await upstream.open_chat(self._body())
+            stream = await upstream.open_chat(self._body())
+        self._refused = IDS in stream.left_out
+        return stream
 
     def _body(self) -> Json:
         route = self.route
@@ -229,7 +234,7 @@ class Exchange:
         served = self.served
         if served.prompt_ids and served.ids:
             return None
-        if self.gateway.upstream.gives_ids is False:
+        if self._refused or self.gateway.upstream.gives_ids is False:
             return "the upstream refuses return_token_ids"
         if served.prompt_ids and not served.ids:
             return "the answer has no token ids"

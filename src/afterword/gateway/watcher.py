@@ -211,6 +211,7 @@ class Adapters:
         if not bases:
             raise UpstreamError(f"the model server {self._upstream.url} lists no model.")
         self.bases = bases
+        self._upstream.forget_dialect()
         self._read_versions()
         self._loaded.found(cards, {name: self._folder(release) for name, release in self._versions.items()})
 

@@ -6,7 +6,7 @@ Owns the time limits, the wording of errors and the reading of bytes; never open
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from dataclasses import dataclass
 
 import aiohttp
@@ -61,6 +61,8 @@ class ChatStream:
         self._read = response.content.readany
         self._url = url
         self._timeouts = timeouts
+        self.left_out: Set[str] = frozenset()
+        """What the server was not asked for because it refused this body with it."""
 
     async def read(self) -> bytes:
         """The next bytes, b"" at the end. UpstreamError when the stream is cut or silent for too long."""

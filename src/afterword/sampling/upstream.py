@@ -17,9 +17,8 @@ from yarl import URL
 from afterword.errors import UpstreamError
 from afterword.records import Json
 from afterword.sampling.answer import Answer, read_answer
+from afterword.sampling.dialect import Dialect, named_in
 from afterword.sampling.stream import CLOSED, ChatStream, Timeouts, UpstreamRejected, too_slow
-
-_ASK = {"return_token_ids": True, "logprobs": True}
 
 
 class Upstream:
@@ -28,8 +27,7 @@ class Upstream:
     def __init__(self, url: str, api_key: str | None = None, timeouts: Timeouts | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.timeouts = timeouts or Timeouts()
-        self.gives_ids: bool | None = None
-        """True once token ids came back, False when the server refused to be asked for them."""
+        self.dialect = Dialect()
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -64,21 +62,46 @@ class Upstream:
 
     # ---- chat
 
+    def forget_dialect(self) -> None:
+        """It may be another server by now: it is asked for everything again."""
+        self.dialect = Dialect()
+
+    @property
+    def gives_ids(self) -> bool | None:
+        """True once token ids came back, False while the server refuses to be asked for them."""
+        return self.dialect.gives_ids
+
     async def open_chat(self, body: Json) -> ChatStream:
         """Start one chat completion, asking for token ids and log-probabilities as far as the server allows.
 
-        A server that refuses the question is asked once more without it; if that works it is remembered
-        (`gives_ids` is False). Raises UpstreamError (down, slow), UpstreamRejected (an error status).
+        A server that refuses the question is asked again without what its refusal names, and at last without any of
+        it (`dialect` remembers). Raises UpstreamError (down, slow), UpstreamRejected (an error status).
         """
-        if self.gives_ids is not False:
+        asked = self.dialect.extras(body)
+        try:
+            stream = await self._post_chat(body | asked)
+        except UpstreamRejected as error:
+            if error.answered not in (400, 422):
+                raise
+            return await self._ask_less(body, asked, error)
+        self.dialect.took(asked)
+        return stream
+
+    async def _ask_less(self, body: Json, asked: Json, refusal: UpstreamRejected) -> ChatStream:
+        named = named_in(refusal.error, asked)
+        for fewer in self.dialect.fewer(asked, named):
             try:
-                return await self._post_chat(body | _ASK | _usage(body))
+                stream = await self._post_chat(body | fewer)
             except UpstreamRejected as error:
-                if self.gives_ids or error.answered not in (400, 422):
+                if error.answered not in (400, 422):
                     raise
-        plain = await self._post_chat(body)
-        self.gives_ids = False
-        return plain
+                refusal = error
+            else:
+                self.dialect.took(fewer)
+                self.dialect.refused(asked.keys() - fewer.keys(), named, body)
+                stream.left_out = asked.keys() - fewer.keys()
+                return stream
+        raise refusal
 
     async def _send(self, method: str, url: URL, **more: Any) -> aiohttp.ClientResponse:
         """The response's head. A kept connection that the server had closed meanwhile is replaced once."""
@@ -148,8 +171,8 @@ class Upstream:
 
     def saw_ids(self, answer: Any) -> None:
         """Remember that this server speaks vLLM's dialect, from an answer or chunk that carries token ids."""
-        if self.gives_ids is None and isinstance(answer, dict) and answer.get("prompt_token_ids"):
-            self.gives_ids = True
+        if isinstance(answer, dict) and answer.get("prompt_token_ids"):
+            self.dialect.seen_ids = True
 
     async def complete_many(
         self, requests: Sequence[Json], concurrency: int = 16, on_answer: Callable[[int], object] | None = None
@@ -233,13 +256,6 @@ class Upstream:
             if error.answered not in (401, 403, 404, 405):
                 raise
             await self._control("GET", "/v1/models", limit=limit)
-
-
-def _usage(body: Json) -> Json:
-    """Token counts with a stream, too."""
-    if not body.get("stream"):
-        return {}
-    return {"stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
 
 
 def complete_all(
