@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch, Setup
 
-from afterword.gateway.wire.openai import Served, parse_chat
+from afterword.gateway.wire.request import parse_chat
+from afterword.gateway.wire.served import Served
 
 ASK = {"model": "afterword", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 

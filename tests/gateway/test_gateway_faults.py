@@ -168,6 +168,91 @@ def test_an_upstream_that_talks_something_else(launch: Launch, raw: bytes) -> No
     assert gateway.turns() == []
 
 
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+def whole_answer(message: Any, **choice: Any) -> bytes:
+    return json.dumps(
+        {"model": "base-model", "choices": [{"message": message, "finish_reason": "stop", **choice}]}
+    ).encode()
+
+
+def test_a_tool_call_without_content_is_an_answer_and_a_turn(launch: Launch) -> None:
+    gateway = launch(Fake(raw=whole_answer({"role": "assistant", "tool_calls": [CALL]})))
+    answer = gateway.chat("Hi")
+    assert answer["choices"][0]["message"] == {"role": "assistant", "tool_calls": [CALL]}
+    (turn,) = gateway.turns()
+    assert turn.answer == {"role": "assistant", "tool_calls": [CALL], "content": ""}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        whole_answer(None),
+        whole_answer("Hi"),
+        whole_answer({"role": "assistant", "content": "Hi"}, token_ids=["a"]),
+        whole_answer({"role": "assistant", "content": "Hi"}, token_ids=5, logprobs={"content": [{"logprob": "x"}]}),
+        whole_answer({"role": "assistant", "content": "Hi"}, logprobs={"content": 5}),
+    ],
+)
+def test_what_cannot_be_kept_still_reaches_the_client(launch: Launch, raw: bytes) -> None:
+    gateway = launch(Fake(raw=raw))
+    answer = gateway.chat("Hi", return_token_ids=True, logprobs=True)
+    assert answer["choices"] == json.loads(raw)["choices"]
+    assert gateway.turns() == []
+    assert gateway.get("/health").json()["capture"]["dropped"] == 1
+    assert "afterword_turns_dropped_total{" in gateway.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [{"content": "Hi", "tool_calls": [5]}, {"tool_calls": 5}, "Hi", {"tool_calls": [{"function": {"name": 5}}]}],
+)
+def test_odd_deltas_are_passed_on(launch: Launch, delta: Any) -> None:
+    chunks = [
+        {"model": "base-model", "choices": [{"index": 0, "delta": {"content": "a", "tool_calls": [CALL]}}]},
+        {"model": "base-model", "choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]},
+    ]
+    raw = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+    gateway = launch(Fake(raw=raw))
+    response = gateway.post(CHAT, {"model": "afterword", "messages": HI, "stream": True})
+    seen = [json.loads(line[6:]) for line in response.text.split("\n\n") if line.startswith("data: {")]
+    assert response.status_code == 200 and [chunk["choices"] for chunk in seen] == [c["choices"] for c in chunks]
+    assert response.text.endswith("data: [DONE]\n\n")
+    assert len(gateway.turns()) + gateway.get("/health").json()["capture"]["dropped"] == 1
+
+
+def test_a_fault_of_capturing_never_breaks_an_answer(gateway: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(parent: str, message: object) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("afterword.gateway.chat.extend_thread", broken)
+    assert gateway.chat("Hi")["choices"][0]["message"]["content"] == "The sky is blue."
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in gateway.stream("Hi")) == "The sky is blue."
+    assert gateway.turns() == [] and gateway.get("/health").json()["capture"]["dropped"] == 2
+
+
+@pytest.mark.parametrize("more", [{"error": None}, {"error": {}}])
+def test_an_error_that_is_none_is_no_error(launch: Launch, more: dict[str, Any]) -> None:
+    chunks: list[dict[str, Any]] = [
+        {"model": "base-model", "choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": None}]},
+        {"model": "base-model", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {"model": "base-model", "choices": None, "usage": {"completion_tokens": 2}},
+    ]
+    raw = b"".join(b"data: " + json.dumps({**chunk, **more}).encode() + b"\n\n" for chunk in chunks)
+    gateway = launch(Fake(raw=raw + b"data: [DONE]\n\n"))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in gateway.stream("Hi") if chunk.choices)
+    assert text == "Hi"
+    (turn,) = gateway.turns()
+    assert turn.finish_reason == "stop" and turn.usage == {"completion_tokens": 2}
+
+
+def test_an_error_chunk_of_plain_words(launch: Launch) -> None:
+    gateway = launch(Fake(raw=b'data: {"error": "out of memory"}\n\n'))
+    response = gateway.post(CHAT, {"model": "afterword", "messages": HI, "stream": True})
+    assert response.status_code == 502 and "broke off: out of memory" in shape(response)["message"]
+
+
 def test_chunks_that_are_no_chunks(launch: Launch) -> None:
     gateway = launch(Fake(raw=b'data: {"nothing": 1}\n\n'))
     response = gateway.post(CHAT, {"model": "afterword", "messages": HI, "stream": True})

@@ -14,7 +14,7 @@ from afterword.chat.canonical import thread_hashes
 from afterword.errors import StoreError
 from afterword.gateway.link import Links
 from afterword.gateway.who import ANYBODY
-from afterword.gateway.wire.openai import ChatRequest
+from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 

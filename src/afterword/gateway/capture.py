@@ -52,6 +52,11 @@ class Capture:
         """Queue what is left of a request that never got an answer: its feedback, and that it failed."""
         return self._submit(records, None) if records else None
 
+    def give_up(self, why: str, records: Sequence[Record]) -> asyncio.Future[None] | None:
+        """Count a turn that cannot be kept; queue what is left of its request."""
+        self._drop(why, "odd")
+        return self.note(records)
+
     def _submit(self, records: Sequence[Record], turn: Turn | None) -> asyncio.Future[None] | None:
         try:
             future = self._store.submit(records)

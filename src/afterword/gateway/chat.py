@@ -7,6 +7,7 @@ the store before the last chunk.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from time import perf_counter
 
@@ -19,11 +20,13 @@ from afterword.gateway.boundary import PASSED_ON
 from afterword.gateway.link import Link
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
 from afterword.gateway.watcher import Route
-from afterword.gateway.wire.openai import DONE, ChatRequest, Served, parse_chat
+from afterword.gateway.wire.request import ChatRequest, parse_chat
+from afterword.gateway.wire.served import DONE, Served
 from afterword.records import Json, Record, Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
 from afterword.sampling.dialect import IDS
 
+log = logging.getLogger("afterword.gateway")
 _UNLINKED = Link()
 
 
@@ -190,7 +193,18 @@ class Exchange:
         if self._kept or not self.chat.keep:
             return None
         self._kept = True
+        try:
+            return self._keep(finish_reason)
+        except Exception as error:
+            # The boundary between serving and capturing: whatever an upstream puts into an answer, it leaves.
+            log.exception("the turn %s cannot be kept", self.turn_id)
+            return self.gateway.capture.give_up(repr(error), ())
+
+    def _keep(self, finish_reason: str | None) -> asyncio.Future[None] | None:
         chat, link = self.chat, self.link
+        if self.served.odd is not None:
+            why = f"the model server's answer is odd: {self.served.odd}"
+            return self.gateway.capture.give_up(why, link.feedback(chat.user, None))
         if not (self.served.started or self.served.done):
             said: list[Record] = list(link.feedback(chat.user, None))
             if finish_reason == "error" and self.route.canary is not None:

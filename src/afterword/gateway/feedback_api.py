@@ -17,7 +17,7 @@ from afterword.errors import ConflictError, NotFoundError, UsageError
 from afterword.gateway.boundary import json_response
 from afterword.gateway.state import GATEWAY, Gateway
 from afterword.gateway.wire.feedback import MAX_EVENTS, parse_event
-from afterword.gateway.wire.openai import load_json
+from afterword.gateway.wire.request import load_json
 from afterword.records import Feedback, Json, Record, Turn, content_hash
 
 

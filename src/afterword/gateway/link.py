@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from afterword.chat.canonical import text_of, thread_hashes
 from afterword.errors import StoreError
-from afterword.gateway.wire.openai import ChatRequest
+from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Feedback, Turn, content_hash
 from afterword.store import Store
 

@@ -1,128 +1,21 @@
-"""OpenAI's chat JSON: read a request, rewrite an answer chunk by chunk, and learn from it what was served.
+"""OpenAI's chat answer, rewritten for the client chunk by chunk, and what is learned of it on the way.
 
-Owns which fields are asked of the upstream, which are taken out again because the client did not ask, and how the
-deltas of a stream add up to one message. Never does I/O.
+Owns which fields are taken out again because the client did not ask for them, and how the deltas of a stream add up
+to one message. What cannot be understood of an answer is not kept, but it leaves all the same. Never does I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import orjson
 
-from afterword.chat.canonical import check_messages
-from afterword.errors import UpstreamError, UsageError
-from afterword.gateway.who import Who, unit_of
+from afterword.errors import UpstreamError
+from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Json
 from afterword.sampling.answer import read_logprobs
 
-SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n",
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
-)  # fmt: skip
-_OURS = ("store", "metadata")
-"""Addressed to us; not passed on."""
 DONE = b"data: [DONE]\n\n"
-
-
-class BadJson(UsageError):
-    """A body that is not JSON."""
-
-    status = 400
-
-
-@dataclass(slots=True)
-class ChatRequest:
-    """One chat request, its wire format left behind."""
-
-    body: Json
-    """What the client sent."""
-    messages: list[Json]
-    model: str
-    stream: bool
-    keep: bool
-    """False with `store: false`: answer, but keep nothing."""
-    key: str | None
-    """Public id of the API key."""
-    user: str | None
-    conversation: str | None
-    previous: str | None
-    """Turn that the client says it continues."""
-    task: str | None
-    team: str | None
-    who: Who
-    """For channels and shares."""
-
-    @property
-    def scope(self) -> tuple[str | None, str | None]:
-        """Within which turns are linked."""
-        return (self.key, self.user)
-
-    def for_upstream(self, model: str) -> Json:
-        """The body that the model server gets."""
-        body = {**self.body, "model": model}
-        for name in _OURS:
-            body.pop(name, None)
-        return body
-
-    def sampling(self) -> Json:
-        """The sampling parameters that the client set."""
-        return {name: self.body[name] for name in SAMPLING if self.body.get(name) is not None}
-
-
-def load_json(body: bytes) -> Any:
-    """Parsed JSON; BadJson tells where it breaks off."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        start = max(0, error.pos - 20)
-        near = body.decode("utf-8", "replace")[start : error.pos + 20]
-        raise BadJson(
-            f"the body is not valid JSON: {error.msg} at character {error.pos}, near {near!r}.", code="invalid_json"
-        ) from error
-
-
-def parse_chat(body: bytes, headers: Mapping[str, str], key: str | None) -> ChatRequest:
-    """A chat request from its body and headers (headers win). UsageError names the field that is wrong."""
-    data = load_json(body)
-    if not isinstance(data, dict):
-        raise UsageError(f"the body must be a JSON object, got {type(data).__name__}.")
-    messages = check_messages(data.get("messages"))
-    model = data.get("model")
-    if not isinstance(model, str) or not model:
-        raise UsageError(f"`model` must be a model name, got {model!r:.80}. GET /v1/models lists them.", param="model")
-    metadata = data.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise UsageError(f"`metadata` must be an object, got {metadata!r:.80}.", param="metadata")
-    if data.get("tools") is not None and not isinstance(data["tools"], list):
-        raise UsageError(f"`tools` must be a list, got {data['tools']!r:.80}.", param="tools")
-
-    def named(field: str, value: Any, where: str) -> str | None:
-        value = headers.get(f"x-afterword-{field}") or value
-        if value is not None and not isinstance(value, str):
-            raise UsageError(f"`{where}` must be a string, got {value!r:.80}.", param=where)
-        return value or None
-
-    user = named("user", data.get("user"), "user")
-    conversation = named("conversation", metadata.get("conversation"), "metadata.conversation")
-    task = named("task", metadata.get("task"), "metadata.task")
-    team = named("team", metadata.get("team"), "metadata.team")
-    return ChatRequest(
-        body=data,
-        messages=messages,
-        model=model,
-        stream=bool(data.get("stream")),
-        keep=data.get("store") is not False,
-        key=key,
-        user=user,
-        conversation=conversation,
-        previous=headers.get("x-afterword-previous-turn") or None,
-        task=task,
-        team=team,
-        who=Who(unit_of(key, user, conversation, messages), user, team, task),
-    )
+_ODD = (LookupError, TypeError, ValueError, AttributeError)
+"""What reading a part raises that has another shape than it should."""
 
 
 class Served:
@@ -145,6 +38,8 @@ class Served:
         self.shown: dict[str, str] = {}
         """Names that the client sees in place of the upstream's."""
         self.error: str | None = None
+        self.odd: str | None = None
+        """Why the answer cannot be kept: a part of it has another shape than it should."""
         self.done = False
         """The upstream said that the stream is complete."""
         self._text: dict[str, list[str]] = {}
@@ -152,7 +47,7 @@ class Served:
         self._keep_ids = bool(body.get("return_token_ids"))
         self._keep_logprobs = bool(body.get("logprobs"))
         self._keep_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        self._open = body.get("n") or 1
+        self._open = n if isinstance(n := body.get("n"), int) and n > 0 else 1
         self._rest = b""
         self._held: list[bytes] = []
 
@@ -190,14 +85,14 @@ class Served:
     def _chunk(self, payload: bytes) -> bytes | None:
         try:
             chunk = orjson.loads(payload)
-            if "error" in chunk:
-                self.error = str((chunk["error"] or {}).get("message", chunk["error"]))
+            if error := chunk.get("error"):
+                self.error = str(error.get("message", error) if isinstance(error, dict) else error)
                 self.done = True
                 return None
             if self._read_chunk(chunk):
                 return b"data: " + orjson.dumps(chunk) + b"\n\n"
             return None
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except _ODD as error:
             raise UpstreamError(
                 f"the model server sent a chunk that is no chat.completion.chunk ({error!r}): {payload[:200]!r}."
             ) from error
@@ -213,10 +108,10 @@ class Served:
         if prompt is not None:
             self.prompt_ids = prompt
         choices = chunk["choices"]
+        if choices is None:
+            choices = chunk["choices"] = []
         for choice in choices:
             self._read_choice(choice)
-            if (delta := choice.get("delta")) and choice.get("index", 0) == 0:
-                self._add(delta)
         usage = chunk.get("usage") if self._keep_usage else chunk.pop("usage", None)
         if usage:
             self.usage = usage
@@ -224,7 +119,7 @@ class Served:
         return True
 
     def _read_choice(self, choice: Json) -> None:
-        """Token ids, log-probabilities and the end of a choice of either kind."""
+        """What a choice of either kind says; only the end of it matters to the client."""
         ids = choice.get("token_ids") if self._keep_ids else choice.pop("token_ids", None)
         logprobs = choice.get("logprobs")
         if logprobs is not None and not self._keep_logprobs:
@@ -232,13 +127,18 @@ class Served:
         reason = choice.get("finish_reason")
         if reason is not None:
             self._open -= 1
-        if choice.get("index", 0) == 0:
-            if ids is not None:
-                self.ids = ids if self.ids is None else self.ids + ids
-            if logprobs is not None:
-                self.logprobs += read_logprobs(logprobs)
+        if not choice.get("index"):
             if reason is not None:
                 self.finish_reason = reason
+            try:
+                if ids is not None:
+                    self.ids = ids if self.ids is None else self.ids + ids
+                if logprobs is not None:
+                    self.logprobs += read_logprobs(logprobs)
+                if delta := choice.get("delta"):
+                    self._add(delta)
+            except _ODD as error:
+                self.odd = repr(error)
 
     def _add(self, delta: Json) -> None:
         for name, value in delta.items():
@@ -262,10 +162,14 @@ class Served:
             self.usage = body.get("usage") or {}
             for choice in body["choices"]:
                 self._read_choice(choice)
-            self.message = body["choices"][0]["message"]
+            message = body["choices"][0].get("message")
+            if isinstance(message, dict):
+                self.message = message
+            else:
+                self.odd = f"its message is {message!r:.80}"
             self.done = True
             return orjson.dumps(body)
-        except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+        except _ODD as error:
             raise UpstreamError(
                 f"the model server's answer is not a chat completion ({error!r}): {data[:200]!r}.", code="not_json"
             ) from error
@@ -279,7 +183,7 @@ class Served:
             message[name] = "".join(parts)
         if self._tools:
             message["tool_calls"] = [self._tools[index] for index in sorted(self._tools)]
-        elif message["content"] is None:
+        elif message.get("content") is None:
             message["content"] = ""
         return message
 
