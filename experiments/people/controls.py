@@ -124,17 +124,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lr 3e-4": {"lr": 3e-4},
     "lr 2e-3": {"lr": 2e-3},
     "batch 8": {"batch": 8},
-    "the paper's, offline": {},
-    "the paper's, online": {},
+    "paper offline": {},
+    "paper online": {},
 }
 """One factor at a time around the default, and the paper's two own forms."""
 
 
 def made(variant: str) -> Recipe:
     """The recipe of a variant."""
-    if variant == "the paper's, offline":
+    if variant == "paper offline":
         return recipe("sdpo-interactions-offline")
-    if variant == "the paper's, online":
+    if variant == "paper online":
         return recipe("sdpo-interactions-online", fresh=2)
     if variant == "support top 100":
         return _supported(sdpo_interactions())

@@ -12,6 +12,7 @@ written after every cell. Ctrl-C loses the cell that runs, nothing else.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import warnings
@@ -37,6 +38,8 @@ EXPERIMENTS: dict[str, Experiment] = {
 def main() -> int:
     """Run the cells that are missing."""
     args = _arguments()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background, where a shell ignores it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the cell's server is stopped
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # it looks for the built-in model on the hub
     if args.list or args.experiment is None:
         for name, one in EXPERIMENTS.items():

@@ -193,6 +193,13 @@ def test_a_model_can_play_the_user(server: FakeServer) -> None:
     assert asked[0][2]["content"] == "Greet me first, will you?"
 
 
+def test_a_model_that_plays_keeps_to_the_number_too(server: FakeServer) -> None:
+    playing(server, "Greet me first.")
+    user = ModelUser(server.url, "player")
+    summary = simulate_users(server.url, GREETING, interactions=3, seed=0, concurrency=8, user_model=user)
+    assert summary.interactions == 3 and summary.conversations <= 6
+
+
 @pytest.mark.parametrize("says", ["", "(leaves)", "(Leaves) bye"])
 def test_a_model_that_says_nothing_leaves(server: FakeServer, says: str) -> None:
     playing(server, says)

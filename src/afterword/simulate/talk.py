@@ -105,6 +105,7 @@ def simulate_users(
         user or f"sim-{persona.name}", interactions, user_model,
     )  # fmt: skip
     most = wanted if interactions is None else MOST * wanted
+    concurrency = min(concurrency, wanted)  # nobody begins to talk who would not be heard
     return asyncio.run(job.run(base_url, api_key, first, most, concurrency, progress))
 
 
@@ -174,6 +175,8 @@ class _Simulation:
             passed = self.persona.mark(answer.text, question, index).passed
             summary.first_passed += passed and looked == 1
             reaction = await self._react(answer.text, index, looked, said)
+            if self._over(summary):  # others reached it while a model was thinking
+                break
             summary.acts[reaction.act] += 1
             summary.interactions += reaction.informs
             for event in reaction.events:

@@ -1,0 +1,54 @@
+"""The bookkeeping of the experiments: a finished cell is not run again, and tables and pictures come from the rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "experiments" / "people"
+
+
+@pytest.fixture(scope="module")
+def book() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("people_book", FOLDER / "book.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_finished_cell_is_not_run_again(book: ModuleType, tmp_path: Path) -> None:
+    rows = book.Book(tmp_path / "out", "personalise")
+    cell = {"seed": 0, "persona": "brief", "model": "tiny", "scale": 1.0}
+    assert rows.rows() == [] and not rows.has(cell)
+    rows.add(cell, {"win": 0.9}, 12.34)
+    again = book.Book(tmp_path / "out", "personalise")
+    assert again.has(cell) and not again.has({**cell, "seed": 1}) and not again.has({**cell, "scale": 0.04})
+    assert (again.rows()[0]["win"], again.rows()[0]["seconds"]) == (0.9, 12.3)
+    assert again.write(".md", "text").read_text("utf-8") == "text"
+
+
+def test_intervals_are_over_seeds(book: ModuleType) -> None:
+    middle, low, high = book.over_seeds([0.8, 0.9, 1.0])
+    assert middle == pytest.approx(0.9) and low < 0.85 and high > 0.95
+    assert book.percent([0.86]) == "86"
+    assert book.percent([0.8, 0.9, 1.0]).startswith("90 [") and book.percent([0.8, 0.9, 1.0]).endswith("100]")
+
+
+def test_groups_keep_their_order_and_tables_their_width(book: ModuleType) -> None:
+    rows = [{"cell": {"persona": p, "seed": s}} for s in (0, 1) for p in ("spanish", "brief")]
+    assert {key: len(found) for key, found in book.by(rows, "persona").items()} == {("spanish",): 2, ("brief",): 2}
+    lines = book.table(("a", "b"), [(1, 2), ("x", "y")]).splitlines()
+    assert {line.count("|") for line in lines} == {3} and len(lines) == 4
+
+
+def test_a_picture_is_whole_and_inside_its_frame(book: ModuleType) -> None:
+    lines = [("brief <&>", [(0.0, [0.5]), (50.0, [0.8, 1.2]), (200.0, [])]), ("json", [])]
+    tree = ET.fromstring(book.chart(lines, "interactions", marks=(0.85,)))
+    places = [float(dot.attrib["cy"]) for dot in tree.iter() if dot.tag.endswith("circle")]
+    assert len(places) == 2 and all(0 <= y <= 380 for y in places)
+    assert "brief <&>" in "".join(tree.itertext())
