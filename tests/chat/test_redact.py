@@ -62,3 +62,13 @@ def test_any_text_can_be_redacted_and_twice_is_once(text: str) -> None:
     once = redact(text)
     assert redact(once.text).text == once.text
     assert bool(once.kinds) == bool(once.spans)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("presidio_analyzer") is None, reason="needs the extra privacy")
+def test_presidio_adds_names_and_places_without_the_network() -> None:
+    """Sockets are closed in tests: whatever it would fetch fails here."""
+    found = redact("I am Maria Keller from Hamburg, maria.keller@example.com, version 1.2.3.4.", "presidio")
+    assert found.text == "I am [NAME] from [PLACE], [EMAIL], version 1.2.3.4."
+    assert found.kinds == ("name", "place", "email")
+    assert redact(found.text, "presidio").text == found.text
+    assert redact("The quick brown fox is not a person.", "presidio").kinds == ()
