@@ -91,8 +91,7 @@ def run_cycle(
     if running is not None:
         raise NothingToDo(f"the canary of {running.adapter} runs: the next round begins when it is decided")
     funnel = collect_stage(store, settings)
-    if settings.select.min_signal > 0:
-        measure_stage(store, settings, progress)
+    _measured(store, settings, progress)
     candidate = train_stage(store, settings, progress, selection)
     report = evaluate_stage(store, candidate, settings, progress)
     verdict = decide_stage(store, report, settings)
@@ -100,6 +99,18 @@ def run_cycle(
     if verdict.passed:
         release = release_stage(store, candidate, verdict, settings)
     return Round(funnel=funnel, candidate=candidate, report=report, verdict=verdict, release=release)
+
+
+def next_round(store: Store, settings: Settings, progress: Progress) -> Selection:
+    """What a round could learn now, of slices with enough interpretable signal only; decides what came in before."""
+    collect_stage(store, settings)
+    _measured(store, settings, progress)
+    return select_stage(store, settings, ready=True)
+
+
+def _measured(store: Store, settings: Settings, progress: Progress) -> None:
+    if settings.select.min_signal > 0:
+        measure_stage(store, settings, progress)
 
 
 def collect_stage(store: Store, settings: Settings) -> Funnel:

@@ -28,6 +28,22 @@ def test_the_table_has_every_kind_of_the_records() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "weight"),
+    [(0.2, 0.2), (1, 1.0), (None, 0.3), (-1, 0.3), (7, 0.3), (math.nan, 0.3), (True, 0.3), ("1", 0.3)],
+)
+def test_a_client_may_say_how_strong_its_signal_is(given: Any, weight: float) -> None:
+    made = decided(feedback("copied", metadata={"signal_weight": given})).interaction
+    assert made is not None and made.weight == pytest.approx(weight)
+
+
+def test_a_signal_of_no_strength_and_a_kind_that_is_off_teach_nothing() -> None:
+    assert reason_of("copied", metadata={"signal_weight": 0}) == "off"
+    off = CollectSettings(weights={"copied": 0.0})
+    decision = decided(feedback("copied", metadata={"signal_weight": 1.0}), settings=off)
+    assert decision.skips[0][1].reason == "off"
+
+
+@pytest.mark.parametrize(
     ("kind", "extra", "polarity", "weight", "hindsight"),
     [
         ("accepted", {}, 1, 1.0, ""),

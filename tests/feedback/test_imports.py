@@ -103,6 +103,15 @@ def test_what_a_row_says_about_itself_is_kept(store: Store, tmp_path: Path) -> N
     assert kinds["edited"].occurred_at == 1782259200.0
 
 
+@pytest.mark.parametrize("weight", [-3, 1.5, "high", True, [1]])
+def test_a_weight_that_is_none_is_rejected(store: Store, tmp_path: Path, weight: Any) -> None:
+    row = {"prompt": "p", "draft": "d", "user_action": "accepted", "signal_weight": weight}
+    summary = load(store, tmp_path, [row, {**row, "signal_weight": 0}, {**row, "draft": "e", "signal_weight": None}])
+    assert summary.rejected == {"bad_weight": 1} and summary.turns == 2
+    nan = b'{"prompt": "p", "draft": "f", "user_action": "accepted", "signal_weight": NaN}'
+    assert load(store, tmp_path, nan).rejected == {"bad_weight": 1}
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

@@ -115,6 +115,14 @@ def test_slices_are_ready_by_effective_number_and_relevance(tmp_path: Path) -> N
     assert only.to_dict()["slices"][0]["task"] == "code"
 
 
+def test_praise_alone_makes_no_slice_ready(tmp_path: Path) -> None:
+    rows = [interaction(f"c{n}", f"u{n}", "", polarity=1, category="thanks") for n in range(40)]
+    found = chosen(tmp_path, *rows, interaction("w", "u0"))
+    (only,) = found.slices
+    assert only.interactions == 41 and only.effective == pytest.approx(1.0) and not only.ready(SelectSettings())
+    assert found.worded == {"w"} and len(found.weights) == 41
+
+
 def test_the_models_own_measure_can_be_asked_for(tmp_path: Path) -> None:
     notes = [Relevance(id=f"e-{n}", interaction=n, model="m", real=real, shuffled=0.3, neutral=0.2, tokens=9)
              for n, real in (("a", 0.9), ("b", 0.2))]  # fmt: skip

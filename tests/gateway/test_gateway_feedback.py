@@ -189,7 +189,7 @@ def test_the_events_record_makes_a_turn_and_its_feedback(gateway: Setup) -> None
 @pytest.mark.parametrize(
     "change",
     [{"prompt": ""}, {"draft": None}, {"user_action": "loved"}, {"user_edit": None}, {"follow_up": 3},
-     {"signal_weight": "high"}, {"created_at": "never"}],
+     {"signal_weight": "high"}, {"signal_weight": -1}, {"signal_weight": 1.5}, {"created_at": "never"}],
 )  # fmt: skip
 def test_unusable_events_records(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

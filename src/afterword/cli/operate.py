@@ -82,6 +82,9 @@ def run_status(context: Context) -> int:
         if data[title]:
             parts = ", ".join(f"{name} {number}" for name, number in data[title].items())
             context.out.print(f"[dim]{title.replace('_', ' ')}:[/] {parts}")
+    if (agreed := data["review"])["agreement"] is not None:
+        reviewed = agreed["approved"] + agreed["rejected"]
+        context.out.print(f"[dim]review:[/] people agree with {agreed['agreement']:.0%} of {reviewed} decisions")
     _show_live(context, data["live"])
     if data["undecided"]:
         context.say(f"{data['undecided']} feedback events wait for `afterword collect`")

@@ -25,8 +25,8 @@ from afterword.cycle import (
     decide_stage,
     evaluate_stage,
     measure_stage,
+    next_round,
     run_cycle,
-    select_stage,
     train_stage,
 )
 from afterword.errors import AfterwordError, GateRefused, NothingToDo, UsageError
@@ -266,9 +266,9 @@ def _watch(context: Context) -> int:
     with context.open_store(create=True) as store:
         tried: set[str] = set()
         while True:
-            collect_stage(store, _settings(context, model=False))
-            selection = select_stage(store, _settings(context, model=False), ready=True)
-            waiting = selection.weights.keys() - tried
+            asked = context.config.get(SelectSettings).min_signal > 0  # only then is a model needed to look
+            selection = next_round(store, _settings(context, model=asked), _progress(context))
+            waiting = selection.worded - tried
             if len(waiting) >= settings.min_new:
                 tried |= waiting
                 try:

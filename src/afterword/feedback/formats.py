@@ -217,9 +217,16 @@ def _events(row: Json) -> list[Record]:
     return [turn, *_event_feedback(row, turn, kind, when)]
 
 
+def _is_share(value: Any) -> bool:
+    """A number from 0 to 1; NaN is none, nor is true."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= 1.0
+
+
 def _event_feedback(row: Json, turn: Turn, kind: str | None, when: Json) -> list[Record]:
     edit, follow_up = text(row.get("user_edit")), text(row.get("follow_up"))
     weight = row.get("signal_weight")
+    if weight is not None and not _is_share(weight):
+        raise bad("bad_weight", f"`signal_weight` is {weight!r:.60}; it lies between 0 and 1")
     extra: Json = {
         "turn": turn.id, "user": turn.user, "occurred_at": when.get("created_at"),
         "metadata": {} if weight is None else {"signal_weight": weight}, **when,

@@ -90,6 +90,7 @@ def read(case: Case, feedback: Feedback, settings: CollectSettings) -> Read:
     if kind is None:
         return Refusal("unknown_kind", f"the kind {feedback.kind!r:.60} is not one that this version reads")
     weight = settings.weight(feedback.kind, case.turn.task)
+    weight = weight and _given_weight(feedback, weight)
     if weight == 0:
         return Refusal("off", f"feedback of the kind {feedback.kind} has weight 0 for this task")
     missing = _missing(feedback, kind.needs, settings.max_hindsight_chars)
@@ -97,6 +98,14 @@ def read(case: Case, feedback: Feedback, settings: CollectSettings) -> Read:
         return missing
     said = _READERS.get(feedback.kind, _plain)(case, feedback, settings, weight)
     return _sure_enough(said, settings) if isinstance(said, Signal) else said
+
+
+def _given_weight(feedback: Feedback, weight: float) -> float:
+    """The client may say how strong its signal is (`signal_weight` of the events record, 0 .. 1), in place of the
+    table; what the operator switched off stays off."""
+    given = feedback.metadata.get("signal_weight")
+    known = isinstance(given, int | float) and not isinstance(given, bool) and 0.0 <= given <= 1.0
+    return float(given) if known else weight  # type: ignore[arg-type]
 
 
 def _sure_enough(signal: Signal, settings: CollectSettings) -> Read:

@@ -59,9 +59,9 @@ class Slice:
     interactions: int
     users: int
     effective: float
-    """(sum w)^2 / sum w^2."""
+    """(sum w)^2 / sum w^2 over the interactions with words: praise alone teaches a teacher nothing."""
     relevance: float
-    """Mean relevance times confidence."""
+    """Mean relevance times confidence of the same."""
     influence: dict[str, float]
     """User -> share of the slice's weight, after the caps; the ten largest."""
 
@@ -75,6 +75,8 @@ class Selection:
     """What may be trained on: `weights` maps an interaction to the factor on its own weight."""
 
     weights: dict[str, float] = field(default_factory=dict)
+    worded: set[str] = field(default_factory=set)
+    """Those of them with words for a teacher: what a round begins for."""
     left: Counter[str] = field(default_factory=Counter)
     slices: list[Slice] = field(default_factory=list)
     contradictions: list[dict[str, Any]] = field(default_factory=list)
@@ -169,6 +171,7 @@ def _slice(
         return
     weights = _capped({row.id: row.weight * fresh[row.id] for row in group}, group, settings)
     chosen.weights |= {row.id: weights[row.id] / row.weight if row.weight else 0.0 for row in group}
+    chosen.worded |= {row.id for row in group if row.hindsight.strip()}
     chosen.slices.append(_described(task, group, weights))
 
 
@@ -244,14 +247,16 @@ def _described(task: str | None, group: list[Interaction], weights: dict[str, fl
     for row in group:
         influence[row.user or ""] += weights[row.id] / total if total else 0.0
     largest = sorted(influence.items(), key=lambda item: (-item[1], item[0]))[:10]
-    squares = sum(w * w for w in weights.values())
+    worded = [row for row in group if row.hindsight.strip()]
+    signal = sum(weights[row.id] for row in worded)
+    squares = sum(weights[row.id] ** 2 for row in worded)
     known: dict[str, float] = {str(name): value for name, value in RELEVANCE.items()}
-    relevance = [known.get(row.category, 1.0) * row.confidence for row in group]
+    relevance = [known.get(row.category, 1.0) * row.confidence for row in worded]
     return Slice(
         task=task,
         interactions=len(group),
         users=len({row.user for row in group}),
-        effective=total * total / squares if squares else 0.0,
-        relevance=sum(relevance) / len(group),
+        effective=signal * signal / squares if squares else 0.0,
+        relevance=sum(relevance) / len(relevance) if relevance else 0.0,
         influence={user: round(part, 4) for user, part in largest},
     )

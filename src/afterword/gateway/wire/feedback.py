@@ -162,7 +162,10 @@ def _mission(event: Json) -> list[Record]:
         missing_ids="imported",
         created_at=time.time() if when is None else when,
     )
-    metadata = {"signal_weight": number(event.get("signal_weight"), "signal_weight")}
+    weight = number(event.get("signal_weight"), "signal_weight")
+    if weight is not None and not 0.0 <= weight <= 1.0:
+        raise UsageError(f"`signal_weight` is {weight}; it lies between 0 and 1.", param="signal_weight")
+    metadata = {"signal_weight": weight}
     shared: Json = {"turn": turn.id, "occurred_at": when, "metadata": metadata, "source": "api"}
     found: list[Record] = [
         turn,
