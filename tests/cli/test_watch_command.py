@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -62,10 +61,9 @@ def test_a_slice_with_enough_signal_is_trained_and_a_vague_one_waits(model: str,
                 tasks = {store.get(Interaction, name).task for name in found.interactions}
                 waiting = {row.task for row in store.usable("train")}
         finally:
-            watcher.send_signal(signal.SIGINT)
-            code = watcher.wait(60)
+            watcher.terminate()
+            watcher.wait()
     assert tasks == {"code"} and waiting == {"code", "chat"}
-    assert code == 130, (tmp_path / "log").read_text()
     relevance = {one["task"]: one["relevance"] for one in found.metrics["selection"]["slices"]}
     assert relevance["code"] >= 0.5 and "chat" not in relevance
 

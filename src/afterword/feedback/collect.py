@@ -47,7 +47,7 @@ def collect(
         records: list[Record] = []
         for case in cases:
             decision = decide(case, settings)
-            without_repetition(case, decision, index, settings)
+            without_repetition(decision, index, settings)
             funnel.add(decision)
             records += [skip for _, skip in decision.skips]
             if decision.interaction is not None:

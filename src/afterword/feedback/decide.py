@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from afterword.chat.redact import redact
@@ -16,7 +16,7 @@ from afterword.feedback.guards import is_injection, is_refusal, is_standing, ref
 from afterword.feedback.kinds import KINDS
 from afterword.feedback.readings import Case, Refusal, Signal, Waiting, read
 from afterword.feedback.settings import CollectSettings
-from afterword.feedback.sketch import Index, Sketch, packed, sketch_of
+from afterword.feedback.sketch import Index, packed, sketch_of, unpacked
 from afterword.records import Feedback, Interaction, Skip, content_hash
 
 SKETCHED = (250, 500, 250)
@@ -216,6 +216,7 @@ def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -
     else:
         weight = max(s.weight for s in ordered if s.hindsight or s.polarity == first.polarity != 0)
     said = redact("\n".join(words), settings.redact)
+    sketch = sketch_of(case.request, case.answer, said.text, limits=SKETCHED) if settings.duplicates else ()
     return Interaction(
         # Keyed by the oldest row: two collectors that see more or fewer rows of a turn still write one interaction.
         id=content_hash("interaction", case.turn.id, signals[0].feedback.id),
@@ -235,24 +236,19 @@ def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -
         confidence=round(min(s.confidence for s in signals), 4),
         spans=next((s.spans for s in ordered if s.spans), ()),
         redacted=said.kinds,
+        sketch=packed(sketch),
     )
 
 
-def sketched(case: Case, made: Interaction) -> Sketch:
-    """The sketch of an interaction: what was asked, answered and said."""
-    return sketch_of(case.request, case.answer, made.hindsight, limits=SKETCHED)
-
-
-def without_repetition(case: Case, decision: Decision, index: Index, settings: CollectSettings) -> None:
+def without_repetition(decision: Decision, index: Index, settings: CollectSettings) -> None:
     """Turn an interaction that repeats an earlier one of the same user into skips; remember it otherwise."""
     made = decision.interaction
     if made is None or not settings.duplicates:
         return
-    sketch = sketched(case, made)
+    sketch = unpacked(made.sketch)
     near = index.nearest(made.turn, made.user, sketch)
     if near is None or near[1] < settings.duplicates:
         index.add(made.turn, made.user, sketch)
-        decision.interaction = replace(made, sketch=packed(sketch))
         return
     reason = "duplicate" if near[1] == 1.0 else "near_duplicate"
     detail = f"the same user said the like before (turn {near[0]}, similarity {near[1]:.2f})"
