@@ -144,11 +144,21 @@ class CycleConfig:
     """New training interactions since the last candidate that start a round."""
 
 
+@dataclass(frozen=True, slots=True)
+class PrivacyConfig:
+    """`[privacy]`: what comes to disk at all."""
+
+    redact_stored: Literal["off", "rules", "presidio"] = "off"
+    """Take private data out of turns and feedback before they are stored, served or imported. Such turns lose their
+    token ids and are never trained as on-policy; hindsight is redacted in any case (`collect.redact`)."""
+
+
 BUILT_IN: dict[str, type] = {
     "serve": ServeConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "cycle": CycleConfig,
+    "privacy": PrivacyConfig,
 }
 
 

@@ -261,3 +261,19 @@ def test_regeneration_looks_at_scope_and_end(tmp_path: Path) -> None:
         link = links.find(chat)
         assert link.repeats == "x4"
         assert link.feedback("ada", None) == [] and [type(f) for f in link.feedback("ada", "n")] == [Feedback]
+
+
+def test_redaction_before_storage_leaves_answers_and_links_alone(launch: Launch) -> None:
+    gateway = launch(redact="rules")
+    mail = "ana.reis@example.com"
+    first = gateway.chat(f"I am {mail}.")
+    second = gateway.chat(f"I am {mail}.", text(first), f"No, {mail} it is.")
+    sent = gateway.post("/v1/feedback", {"id": "f", "turn": second["id"], "kind": "comment", "text": f"To {mail}!"})
+    assert sent.json()["status"] == "stored"
+    again = gateway.post("/v1/feedback", {"id": "f", "turn": second["id"], "kind": "comment", "text": f"To {mail}!"})
+    assert again.json()["status"] == "duplicate"
+    one, two = gateway.turns()
+    assert text(first) == SAID and two.previous == one.id and one.messages[0]["content"] == "I am [EMAIL]."
+    assert [row.text for row in gateway.feedback()] == ["No, [EMAIL] it is.", "To [EMAIL]!"]
+    assert not one.on_policy and one.missing_ids == "redacted before storage"
+    assert mail.encode() not in gateway.settings.database.read_bytes()

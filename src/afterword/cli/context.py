@@ -18,7 +18,8 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from afterword.config import BUILT_IN, Config, resolve
+from afterword.chat.private import redactor
+from afterword.config import BUILT_IN, Config, PrivacyConfig, resolve
 from afterword.errors import UsageError
 from afterword.feedback.lane import ReviewSettings
 from afterword.feedback.select import SelectSettings
@@ -91,7 +92,7 @@ class Context:
                 f"there is no Afterword data in {str(self.dir)!r}. Start with `afterword serve` or "
                 "`afterword import FILE`, or name another place with --dir."
             )
-        return Store.open(path)
+        return Store.open(path, redactor(self.config.get(PrivacyConfig).redact_stored) if create else None)
 
     def emit(self, data: Any) -> None:
         """JSON on stdout."""

@@ -17,7 +17,7 @@ from afterword.cli.context import Context
 from afterword.cli.demo import register_demo
 from afterword.cli.releases import watching
 from afterword.cli.simulate import register_simulate
-from afterword.config import ServeConfig
+from afterword.config import PrivacyConfig, ServeConfig
 from afterword.errors import UpstreamError
 from afterword.gateway.server import bind, check_address, run_gateway
 from afterword.gateway.settings import GatewaySettings
@@ -49,6 +49,7 @@ def run_serve(context: Context) -> int:
         port=config.port,
         name=config.name,
         upstream_timeout=config.upstream_timeout,
+        redact=context.config.get(PrivacyConfig).redact_stored,
     )
     # What would stop us does so before the engine loads: the address, the port, the database.
     check_address(settings)

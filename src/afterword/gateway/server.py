@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 
 from aiohttp import web
 
+from afterword.chat.private import redactor
 from afterword.errors import ConfigError
 from afterword.gateway.app import make_app
 from afterword.gateway.keys import KeyRing, key_file
@@ -45,7 +46,7 @@ def run_gateway(
     check_address(settings)
     with (
         bind(settings) as listener,
-        Store.open(settings.database) as store,
+        Store.open(settings.database, redactor(settings.redact)) as store,
         asyncio.Runner(loop_factory=_new_loop) as runner,
     ):
         runner.run(_serve(settings, store, listener, on_ready, stop))

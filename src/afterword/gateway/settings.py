@@ -30,6 +30,8 @@ class GatewaySettings:
     """The last chunk of an answer waits so long for its turn to be on disk, then leaves anyway."""
     max_pending: int = 10_000
     """Turns that may wait for a commit; beyond that they are dropped and counted."""
+    redact: str = "off"
+    """Private data that is taken out of turns and feedback before they are stored: "off", "rules", "presidio"."""
     max_body: int = 16 * 2**20
     """Bytes of a request body; larger ones get a 413."""
     connect_timeout: float = 5.0

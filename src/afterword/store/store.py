@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -48,8 +48,9 @@ _UNDECIDED = f"""
 class Store:
     """The database of one data directory. Open it with `Store.open(dir / "afterword.db")`; use as a context."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before: Callable[[Record], Record] | None = None) -> None:
         self.path = path
+        self._before = before
         open_database(path).close()
         self._writer: Writer | None = None
         self._lock = threading.Lock()
@@ -57,9 +58,10 @@ class Store:
         self._readers: list[sqlite3.Connection] = []
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open or create; StoreError when it is no database, too new, or cannot be written."""
-        return cls(path)
+    def open(cls, path: Path, before: Callable[[Record], Record] | None = None) -> Self:
+        """Open or create; StoreError when it is no database, too new, or cannot be written. `before` is what every
+        record passes before it is written (redaction)."""
+        return cls(path, before)
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +84,8 @@ class Store:
 
     def submit(self, records: Sequence[Record]) -> Future[list[Outcome]]:
         """Queue records for the next commit; never blocks. Done when they are on disk."""
+        if self._before is not None:
+            records = [self._before(record) for record in records]
         rows = [encode(record) for record in records]
         with self._lock:
             if self._writer is None:
