@@ -48,7 +48,7 @@ def without_private(record: Record, mode: str) -> Record:
             missing_ids=record.missing_ids or WHY,
         )  # fmt: skip
     if isinstance(record, Feedback):
-        said = {name: redact(text, mode).text for name in WORDS if (text := getattr(record, name))}
+        said: dict[str, Any] = {name: redact(text, mode).text for name in WORDS if (text := getattr(record, name))}
         return replace(record, **said) if any(said[name] != getattr(record, name) for name in said) else record
     return record
 
