@@ -78,12 +78,12 @@ def control(cell: Row, options: Options) -> Row:
         if way is None:
             return {**oracles(lab, persona, base, prompts)["request"], "interactions": 0, "stages": lab.spent}
         candidate = way(lab, examples, cell)
-        judged = lab.judge(candidate) if lab.store.usable("holdout") else None
+        general = lab.general(candidate)
         lab.release(candidate)
         found = compared(persona, lab.ask(prompts), base, prompts)
         kept = {k: candidate.metrics.get(k) for k in ("loss_first", "loss_last", "drift_last", "tokens")}
         return {
-            **found, **kept, "interactions": len(candidate.interactions), "judged": judged, "stages": lab.spent,
+            **found, **kept, "interactions": len(candidate.interactions), "general": general, "stages": lab.spent,
             "shown": [a.text for a in lab.ask(prompts[:4])],
         }  # fmt: skip
 
@@ -96,15 +96,20 @@ def control_report(rows: list[Row]) -> tuple[str, str]:
             persona, way, len(found), f"{sum(r['interactions'] for r in found) / len(found):.0f}",
             percent([r["win"] for r in found]), percent([r["base_passed"] for r in found]),
             percent([r["passed"] for r in found]), percent([r["poor"] for r in found]),
-            percent([r["loops"] for r in found]), f"{sum(r['words'] for r in found) / len(found):.0f}",
+            percent([r["loops"] for r in found]), f"{sum(r['words'] for r in found) / len(found):.0f}", _rise(found),
             f"{sum(r['seconds'] for r in found) / len(found) / 60:.1f}",
         ])  # fmt: skip
     for (way,), found in by(rows, "variant").items():
         groups = list(by(found, "persona").items())
         lines.append((way, [(float(i), [r["win"] for r in some]) for i, (_, some) in enumerate(groups)]))
     head = ["persona", "way", "seeds", "interactions", "wins against the base", "base has it", "has it", "poor answers",
-            "repeating", "words", "minutes a cell"]  # fmt: skip
+            "repeating", "words", "loss on general text, %", "minutes a cell"]  # fmt: skip
     return table(head, body), chart(lines, "persona, in the order of the table", marks=(0.5,))
+
+
+def _rise(found: list[Row]) -> str:
+    rises = [r["general"]["loss_rise"] for r in found if r.get("general")]
+    return f"{100 * sum(rises) / len(rises):+.1f}" if rises else ""
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -152,10 +157,13 @@ def recipes(cell: Row, options: Options) -> Row:
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         base, examples = lab.ask(prompts), collected(lab, cell, options)
         candidate = lab.learn(examples, made(cell["variant"]))
+        general = lab.general(candidate)
         lab.release(candidate)
         found = compared(persona, lab.ask(prompts), base, prompts)
         kept = {k: candidate.metrics.get(k) for k in ("loss_first", "loss_last", "drift_last", "tokens", "stopped")}
-        return {**found, **kept, "interactions": len(candidate.interactions), "stages": lab.spent}
+        return {
+            **found, **kept, "interactions": len(candidate.interactions), "general": general, "stages": lab.spent
+        }  # fmt: skip
 
 
 CONTROL = Experiment(

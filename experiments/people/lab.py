@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from afterword import cycle
+from afterword.chat.render import encode, end_of_turn_ids, render_prompt
 from afterword.cli.demo import wait_for_release
 from afterword.cli.demo_commands import serving
 from afterword.config import EvaluateConfig
+from afterword.evaluate.models import Models
+from afterword.evaluate.suites.forgetting import PREFIX, general
 from afterword.evaluate.text import loops
 from afterword.feedback.settings import CollectSettings
-from afterword.learn.models import EMBEDDED, base_hash, resolve_model
+from afterword.learn.models import EMBEDDED, base_hash, load_tokenizer, resolve_model
 from afterword.learn.recipes import Recipe, recipe
 from afterword.records import Candidate, Feedback, Interaction, Report, Turn, Verdict, content_hash, new_id
 from afterword.release.publish import publish, rollback
@@ -169,6 +172,25 @@ class Lab:
             return ask_heldout(
                 self.url, prompts, max_tokens=self.max_tokens, system=system, temperature=temperature, seed=seed
             )
+
+    def general(self, candidate: Candidate) -> dict[str, float]:
+        """What training did to general text and chats: relative rise of the loss against the base, and the drift."""
+        tokenizer = load_tokenizer(self.model)
+        end = end_of_turn_ids(tokenizer)[0]
+        pairs = []
+        for entry in general():
+            if "text" in entry:
+                ids = encode(tokenizer, entry["text"])
+                pairs.append((ids[:PREFIX], ids[PREFIX:]))
+            else:
+                prompt = render_prompt(tokenizer, entry["messages"]).ids
+                pairs.append((prompt, (*encode(tokenizer, entry["answer"]), end)))
+        with self.timed("general"):
+            models = Models.load(self.model, self.device)
+            models.add("candidate", self.directory / candidate.path)
+            sums = [sum(column) for column in zip(*models.drift("candidate", pairs), strict=True)]
+        tokens = sum(len(scored) for _, scored in pairs)
+        return {"loss_rise": round(sums[2] / sums[1] - 1, 4), "drift": round(sums[0] / tokens, 4)}
 
     def judge(self, candidate: Candidate) -> dict[str, Any]:
         """The product's own suites on a candidate that is not served yet, and what the gate would say."""
