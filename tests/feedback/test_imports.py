@@ -506,3 +506,10 @@ def test_any_row_is_parsed_or_refused_by_every_format(row: dict[str, Any]) -> No
             assert error.message
         else:
             assert parsed is not None
+
+
+def test_a_file_whose_only_line_has_broken_unicode_is_read_by_lines(store: Store, tmp_path: Path) -> None:
+    line = b'{"messages": [{"role": "user", "content": "\xff?"}, {"role": "assistant", "content": "So."}]}\n'
+    summary = load(store, tmp_path, line)
+    assert (summary.turns, summary.mended, summary.rejected) == (1, 1, {})
+    assert next(store.rows(Turn)).messages[0]["content"] == "�?"

@@ -138,7 +138,12 @@ def _is_lines(head: bytes) -> bool:
     if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
         return False  # a list, even if each of its rows has a line of its own
     lines = head.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    return any(isinstance(_parse(line), dict) for line in lines[:6] if line.strip().startswith(b"{"))
+    return any(isinstance(_parse(_readable(line)), dict) for line in lines[:6] if line.strip().startswith(b"{"))
+
+
+def _readable(line: bytes) -> bytes:
+    """Broken Unicode does not make a line something else than a line."""
+    return line if line.isascii() else line.decode("utf-8", "replace").encode()
 
 
 def _parse(data: bytes) -> Any:
