@@ -1,4 +1,4 @@
-"""The head of real architectures, padded batches, and the diagnostics that read both."""
+"""The head of real architectures, packed rows, and the diagnostics that read both."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from transformers import (
 )
 
 from afterword.errors import ModelError, UsageError
+from afterword.learn import attention
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.diagnostics import log_probs, token_advantages
-from afterword.learn.forward import by_budget, hidden_states, padded
+from afterword.learn.forward import by_budget, can_pack, hidden_states, packed
 from afterword.learn.head import head_of
 from afterword.learn.models import load_model, load_tokenizer
 
@@ -66,16 +67,51 @@ def test_a_head_that_does_something_unknown_is_refused() -> None:
         head_of(model)
 
 
-def test_padding_does_not_matter() -> None:
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.3)).eval().double()
-    pairs = [((1, 2, 3), (4, 5)), ((7,), (8, 9, 10, 11)), ((1, 2, 3, 4, 5, 6), (7,))]
+PAIRS = [((1, 2, 3), (4, 5)), ((7,), (8, 9, 10, 11)), ((1, 2, 3, 4, 5, 6), (7,))]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_each_sequence_of_a_row_is_as_if_alone(number: int) -> None:
+    """Also of a model whose attention is capped and has a window (Gemma 2): its rows are padded instead."""
+    model = architectures()[number].eval().double()
+    assert can_pack(model) == (number < 3)
     with torch.no_grad():
-        together = hidden_states(model, padded(pairs))
-        alone = torch.cat([hidden_states(model, padded([pair])) for pair in pairs])
+        together = hidden_states(model, packed(PAIRS))
+        alone = torch.cat([hidden_states(model, packed([pair])) for pair in PAIRS])
+        plain = [model.base_model(torch.tensor([[*p, *c]])).last_hidden_state[0] for p, c in PAIRS]
     torch.testing.assert_close(together, alone)
-    assert padded(pairs).targets.tolist() == [4, 5, 8, 9, 10, 11, 7]
-    assert padded(pairs[:1]).mask is None
+    served = [states[len(p) - 1 : -1] for states, (p, _) in zip(plain, PAIRS, strict=True)]
+    torch.testing.assert_close(together, torch.cat(served))
+    assert packed(PAIRS).targets.tolist() == [4, 5, 8, 9, 10, 11, 7]
+
+
+def test_a_model_whose_layers_leak_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that mixes tokens by itself (a convolution, a state) would carry one sequence into the next."""
+    model = architectures()[0].eval()
+    layer = model.model.layers[0]
+    own = layer.mlp.forward
+    monkeypatch.setattr(layer.mlp, "forward", lambda x: own(x) + x.cumsum(1).roll(1, 1))
+    assert not can_pack(model)
+
+
+@pytest.mark.parametrize(("kv_heads", "dtype"), [(2, torch.float64), (1, torch.float32), (2, torch.bfloat16)])
+def test_attention_and_its_gradients_are_those_of_torch(kv_heads: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**SIZES, "num_key_value_heads": kv_heads, "num_hidden_layers": 2}, initializer_range=0.3)
+    model = LlamaForCausalLM(config).eval().to(dtype)
+    pairs = [(tuple(torch.randint(1, 50, (n,)).tolist()), (3, 4)) for n in (5, 2 * attention._BLOCK + 9, 1)]
+    weights = torch.randn(6, 16).to(dtype)
+    found = []
+    served = [torch.tensor([[*p, *c]]) for p, c in pairs]
+    for number in range(2):
+        model.zero_grad()
+        alone = [model.model(ids).last_hidden_state[0, -3:-1] for ids in served]
+        out = torch.cat(alone) if number else hidden_states(model, packed(pairs))
+        torch.autograd.backward((out * weights).sum())
+        found.append([out.detach(), *[p.grad for n, p in model.named_parameters() if "proj" in n]])
+    bound = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= bound * other.norm()
 
 
 @given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 120))

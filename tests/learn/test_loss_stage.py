@@ -301,7 +301,7 @@ def test_the_fast_product_and_the_plain_one_agree(n: int, monkeypatch: pytest.Mo
     student = student.detach().T.contiguous().T.requires_grad_()
     fast = token_losses(student, teacher, Head(weight), ids, ReverseKL()).loss
     (d_fast,) = torch.autograd.grad(fast.sum(), student)
-    monkeypatch.setattr("afterword.learn.head._ONEDNN", None)
+    monkeypatch.setattr("afterword.learn.products._ONEDNN", None)
     plain = token_losses(student, teacher, Head(weight), ids, ReverseKL()).loss
     (d_plain,) = torch.autograd.grad(plain.sum(), student)
     torch.testing.assert_close(fast, plain, atol=2e-6, rtol=1e-5)

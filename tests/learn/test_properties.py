@@ -21,7 +21,7 @@ from afterword.chat.render import ends_with, generation_header
 from afterword.learn.contexts import CONTEXTS, Context
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.divergences import Estimator, Follows, ForwardKL, ReverseKL
-from afterword.learn.forward import hidden_states, padded
+from afterword.learn.forward import hidden_states, packed
 from afterword.learn.head import Head, head_of
 from afterword.learn.loss_stage import Scores, token_losses
 from afterword.learn.models import load_model, load_tokenizer
@@ -84,7 +84,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def scores_of(lab: Lab, term: Term, rows: Sequence[Encoded], student: Tensor, ids: Tensor) -> Scores:
     def side(model: Any, prompts: Sequence[Sequence[int]]) -> Tensor:
         with torch.no_grad():
-            return hidden_states(model, padded([(p, r.completion) for p, r in zip(prompts, rows, strict=True)]))
+            return hidden_states(model, packed([(p, r.completion) for p, r in zip(prompts, rows, strict=True)]))
 
     reads = lab.other if isinstance(term.teacher, External) else lab.model
     teacher = None if term.teacher is None else side(reads, [r.teacher_prompts[term.context.name] for r in rows])
@@ -117,7 +117,7 @@ def evaluate(lab: Lab, one: Recipe, rows: Sequence[Encoded], batches: Sequence[S
     total = torch.zeros((), dtype=torch.float64)
     for picked in batches:
         part = [rows[i] for i in picked]
-        batch, where = padded([(r.prompt, r.completion) for r in part]), layout_of(lab, part)
+        batch, where = packed([(r.prompt, r.completion) for r in part]), layout_of(lab, part)
         student = hidden_states(lab.model, batch)
         for term, count in zip(one.terms, counts, strict=True):
             total = total + term.value(scores_of(lab, term, part, student, batch.targets), where, count)
@@ -164,7 +164,7 @@ def test_1_residuals_are_what_the_pages_say(lab: Lab) -> None:
     one = agreeing(made("eopd"), step=0)
     (sampled, uncertain), rows = one.terms, lab.rows(one)
     assert evaluate(lab, dataclasses.replace(one, terms=(sampled,)), rows, [range(len(rows))])[0].item() == 0.0
-    batch = padded([(r.prompt, r.completion) for r in rows])
+    batch = packed([(r.prompt, r.completion) for r in rows])
     scores = scores_of(lab, uncertain, rows, hidden_states(lab.model, batch), batch.targets)
     torch.testing.assert_close(scores.loss, -scores.top_mass.log(), atol=1e-9, rtol=1e-6)
 
@@ -175,7 +175,7 @@ def test_2_both_sides_score_the_same_ids_behind_the_same_header(lab: Lab, name: 
     for row, given in zip(lab.rows(made(name)), lab.examples(6), strict=False):
         for prompt in (row.prompt, *row.teacher_prompts.values()):
             assert ends_with(prompt, header)
-            assert padded([(prompt, row.completion)]).targets.tolist() == list(row.completion)
+            assert packed([(prompt, row.completion)]).targets.tolist() == list(row.completion)
         assert row.completion[-1] == lab.tokenizer.eos_token_id or given.turn.finish_reason == "length"
 
 
@@ -183,7 +183,7 @@ def test_2_both_sides_score_the_same_ids_behind_the_same_header(lab: Lab, name: 
 def test_3_no_gradient_reaches_the_teacher(lab: Lab, name: str) -> None:
     one = made(name)
     rows = lab.rows(one)
-    batch = padded([(r.prompt, r.completion) for r in rows])
+    batch = packed([(r.prompt, r.completion) for r in rows])
     for term in one.terms:
         if term.teacher is None:
             continue
@@ -261,7 +261,7 @@ def test_7_order_padding_and_split_change_nothing(lab: Lab, name: str) -> None:
 def test_10_a_clip_bounds_each_token_after_the_sum(lab: Lab, name: str) -> None:
     one = made(name)
     rows = lab.rows(one)
-    batch = padded([(r.prompt, r.completion) for r in rows])
+    batch = packed([(r.prompt, r.completion) for r in rows])
     for term in one.terms:
         limits = [w.most for w in term.weights if isinstance(w, Cap)] + ([] if term.clip is None else [term.clip])
         if not limits:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from afterword.chat.render import end_of_turn_ids
-from afterword.learn.forward import padded
+from afterword.learn.forward import packed
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import sdpo_interactions
 from afterword.train.examples import Encoded, prepare
@@ -44,7 +44,7 @@ def encoded(model: str, n: int = 5) -> list[Encoded]:
 
 def test_merging_gives_the_adapters_scores_and_leaves_no_trace(model: str) -> None:
     policy = moved_policy(model)
-    batch = padded([((5, 6, 7), (8, 9))])
+    batch = packed([((5, 6, 7), (8, 9))])
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
     with torch.no_grad():
         live = policy.hidden(batch, "live")

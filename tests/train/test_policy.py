@@ -9,7 +9,7 @@ import torch
 
 from afterword.errors import ModelError
 from afterword.learn.divergences import FORWARD_KL, JSD, Estimator, ReverseKL
-from afterword.learn.forward import padded
+from afterword.learn.forward import packed
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.recipes import Lora, sdpo_interactions
 from afterword.train.policy import load_policy
@@ -28,16 +28,15 @@ def test_adapter_gradients_equal_those_over_stored_logits(model: str, estimator:
     policy = load_policy(model, sdpo_interactions(dtype="float32"), parent=None, seed=0, device="cpu")
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    batch = padded(PAIRS)
+    batch = packed(PAIRS)
     teacher = policy.hidden(batch, "base")
     assert not teacher.requires_grad
     scores = token_losses(policy.hidden(batch, "live"), teacher, policy.head, batch.targets, estimator, tile=3)
     got = torch.autograd.grad(scores.loss.sum(), policy.parameters())
 
     def logits() -> torch.Tensor:
-        out = policy.model(input_ids=batch.ids, attention_mask=batch.mask).logits
-        picked: torch.Tensor = out.flatten(0, 1)[batch.picks]
-        return picked.log_softmax(-1)
+        alone = [policy.model(input_ids=ids[None]).logits[0] for ids in torch.split(batch.ids, list(batch.sizes))]
+        return torch.cat(alone)[batch.picks].log_softmax(-1)
 
     with torch.no_grad(), policy.model.disable_adapter():
         t = logits()
@@ -86,7 +85,7 @@ def test_start_weights_stay_while_the_live_ones_move(model: str, tmp_path: Path)
     (tmp_path / "parent").mkdir()
     first.save(tmp_path / "parent", "tiny")
     policy = load_policy(model, sdpo_interactions(dtype="float32"), parent=tmp_path / "parent", seed=0, device="cpu")
-    batch = padded(PAIRS)
+    batch = packed(PAIRS)
     start, base = policy.hidden(batch, "start"), policy.hidden(batch, "base")
     assert torch.equal(start, policy.hidden(batch, "live").detach())
     assert not torch.equal(start, base)

@@ -13,7 +13,7 @@ import torch
 
 from afterword.errors import AdapterError, ModelError
 from afterword.learn.contexts import CONTEXTS
-from afterword.learn.forward import padded
+from afterword.learn.forward import packed
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.learn.schedules import OnMetric
@@ -65,7 +65,7 @@ def taught(model: str, teacher: Teacher, moved: float = 0.05) -> tuple[Policy, T
 def test_an_average_follows_the_merged_update(model: str) -> None:
     teacher = Average(rate=0.2)
     policy, teaching = taught(model, teacher)
-    batch = padded(PAIRS)
+    batch = packed(PAIRS)
     assert torch.equal(teaching.side(teacher, batch).states, policy.hidden(batch, "base"))  # it began as the student
     student = {name: d.full() for name, d in policy.live().items()}
     for step in range(1, 15):
@@ -81,7 +81,7 @@ def test_an_average_follows_the_merged_update(model: str) -> None:
 
 
 def test_a_copy_steps_and_a_trust_region_stays_near(model: str) -> None:
-    batch = padded(PAIRS)
+    batch = packed(PAIRS)
     policy, teaching = taught(model, Copy(every=3))
     teaching.follow(2)
     assert torch.equal(teaching.side(Copy(every=3), batch).states, policy.hidden(batch, "base"))
@@ -186,7 +186,7 @@ def test_every_task_has_its_teacher(model: str, tmp_path: Path) -> None:
     got = states.get(routed, "appended", [0, 1, 2, 3])
     assert got is not None
     for i, piece in enumerate(torch.split(got.states, [len(r.completion) for r in rows])):
-        alone = padded([(rows[i].teacher_prompts["appended"], rows[i].completion)])
+        alone = packed([(rows[i].teacher_prompts["appended"], rows[i].completion)])
         own = policy.hidden(alone, "base" if i in (1, 2) else "start")
         torch.testing.assert_close(piece, own, atol=1e-5, rtol=1e-4)
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from afterword.errors import AdapterError
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.divergences import ForwardKL
-from afterword.learn.forward import Ids, by_budget, hidden_states, padded
+from afterword.learn.forward import Ids, by_budget, hidden_states, packed
 from afterword.learn.head import Head, head_of
 from afterword.learn.loss_stage import TILE, token_losses
 from afterword.learn.models import load_model, pick_device
 
 BUDGET = 4096
-"""Padded tokens in one forward pass."""
+"""Packed tokens in one forward pass."""
 
 
 class Models:
@@ -87,7 +87,7 @@ class Models:
         """
         found: dict[int, list[bool]] = {}
         for group in by_budget([len(p) + len(c) for p, c in pairs], BUDGET):
-            batch = padded([pairs[i] for i in group], self.head.weight.device)
+            batch = packed([pairs[i] for i in group], self.head.weight.device)
             with self.active(name) as model:
                 states = hidden_states(model, batch)
             best = torch.cat([self.head.logits(part).argmax(-1) for part in torch.split(states, TILE)])
@@ -104,8 +104,8 @@ class Models:
         reading the first), and the arm's entropy (nats). `name` is the arm's adapter, None for the base."""
         found: dict[int, tuple[list[float], list[float]]] = {}
         for group in by_budget([len(p) + len(c) for _, (p, c) in pairs], BUDGET):
-            plain = padded([pairs[i][0] for i in group], self.head.weight.device)
-            hinted = padded([pairs[i][1] for i in group], self.head.weight.device)
+            plain = packed([pairs[i][0] for i in group], self.head.weight.device)
+            hinted = packed([pairs[i][1] for i in group], self.head.weight.device)
             with self.active(None) as model:
                 teacher = hidden_states(model, hinted)
             with self.active(name) as model:
@@ -124,7 +124,7 @@ class Models:
         """For each (prompt, completion): summed KL(base || adapter), -log p_base and -log p_adapter (nats)."""
         found: dict[int, tuple[float, float, float]] = {}
         for group in by_budget([len(p) + len(c) for p, c in pairs], BUDGET):
-            batch = padded([pairs[i] for i in group], self.head.weight.device)
+            batch = packed([pairs[i] for i in group], self.head.weight.device)
             with self.active(None) as model:
                 base = hidden_states(model, batch)
             with self.active(name) as model:

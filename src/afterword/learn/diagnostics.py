@@ -16,7 +16,7 @@ from afterword.chat.render import Tokenizer, decode, encode, end_of_turn_ids, re
 from afterword.errors import UsageError
 from afterword.learn.contexts import Context, fit_hindsight
 from afterword.learn.divergences import NegativeLogLikelihood
-from afterword.learn.forward import Ids, by_budget, hidden_states, padded
+from afterword.learn.forward import Ids, by_budget, hidden_states, packed
 from afterword.learn.head import Head, head_of
 from afterword.learn.loss_stage import token_losses
 from afterword.records import Turn
@@ -38,7 +38,7 @@ def log_probs(model: Any, head: Head, pairs: Sequence[tuple[Ids, Ids]], *, budge
     """For each (prompt, completion) the log-probabilities [n] of the completion's ids, float32 on the CPU."""
     found: dict[int, Tensor] = {}
     for group in by_budget([len(p) + len(c) for p, c in pairs], budget):
-        batch = padded([pairs[i] for i in group], head.weight.device)
+        batch = packed([pairs[i] for i in group], head.weight.device)
         scores = token_losses(hidden_states(model, batch), None, head, batch.targets, NegativeLogLikelihood())
         pieces = torch.split(scores.logp_student.float().cpu(), [len(pairs[i][1]) for i in group])
         found.update(zip(group, pieces, strict=True))

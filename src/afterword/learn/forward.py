@@ -1,65 +1,106 @@
-"""Served ids through a model: padded batches in, the hidden states that predict each served token out.
+"""Served ids through a model: sequences packed into one row in, the hidden states that predict each served token out.
 
-Owns the alignment of prompts and completions (which hidden state predicts which id). It never computes logits
-and never decides which adapter is active.
+Owns the alignment of prompts and completions (which hidden state predicts which id), and padding for models whose
+attention cannot be packed. It never computes logits and never decides which adapter is active.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from afterword.learn.attention import Unsupported, reading
 
 Ids = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Padded:
-    """R sequences, padded on the right to T. `picks` [N] indexes the flattened [R*T] hidden states: the place
-    before each completion id, in the order of the sequences."""
+class Packed:
+    """Sequences one after the other. `picks` [N] indexes their T ids: the place before each completion id."""
 
     ids: Tensor
-    mask: Tensor | None
-    """[R, T], None when nothing is padded."""
+    """[T]"""
+    sizes: tuple[int, ...]
+    """Length of each sequence."""
     picks: Tensor
     targets: Tensor
     """[N] the completion ids, one after the other."""
 
 
-def padded(pairs: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu") -> Padded:
-    """Lay out (prompt, completion) pairs; no prompt is empty. The pad id is 0 and masked, so it never matters
-    whether it equals a real id such as the end of turn."""
-    sizes = [len(p) + len(c) for p, c in pairs]
-    width = max(sizes)
-    ids = torch.zeros(len(pairs), width, dtype=torch.long)
-    mask = torch.zeros(len(pairs), width, dtype=torch.long)
-    picks = []
-    for r, (prompt, completion) in enumerate(pairs):
-        ids[r, : sizes[r]] = torch.tensor([*prompt, *completion])
-        mask[r, : sizes[r]] = 1
-        picks.append(torch.arange(len(completion)) + r * width + len(prompt) - 1)
-    targets = torch.tensor([i for _, completion in pairs for i in completion], dtype=torch.long)
-    return Padded(
-        ids.to(device),
-        None if min(sizes) == width else mask.to(device),
-        torch.cat(picks).to(device),
-        targets.to(device),
+def packed(pairs: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu") -> Packed:
+    """Lay out (prompt, completion) pairs; no prompt is empty."""
+    sizes = tuple(len(p) + len(c) for p, c in pairs)
+    picks, start = [], 0
+    for (prompt, completion), size in zip(pairs, sizes, strict=True):
+        picks.append(torch.arange(len(completion)) + start + len(prompt) - 1)
+        start += size
+    return Packed(
+        ids=torch.tensor([i for prompt, completion in pairs for i in (*prompt, *completion)]).to(device),
+        sizes=sizes,
+        picks=torch.cat(picks).to(device),
+        targets=torch.tensor([i for _, completion in pairs for i in completion], dtype=torch.long).to(device),
     )
 
 
-def hidden_states(model: Any, batch: Padded) -> Tensor:
+def hidden_states(model: Any, batch: Packed) -> Tensor:
     """[N, H] last hidden states (after the final norm) of a transformers or PEFT causal model."""
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    out = causal.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-    states: Tensor = out.last_hidden_state
-    return states.flatten(0, 1)[batch.picks]
+    states = _packed_states if can_pack(causal) else _padded_states
+    return states(causal, batch.ids, batch.sizes)[batch.picks]
+
+
+def _packed_states(causal: Any, ids: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[T, H]"""
+    places = torch.cat([torch.arange(n, device=ids.device) for n in sizes])
+    with reading(causal, sizes):
+        out = causal.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False)
+    return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def _padded_states(causal: Any, ids: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[T, H]. The pad id is 0 and masked, so it never matters whether it equals a real id."""
+    rows = pad_sequence(list(torch.split(ids, list(sizes))), batch_first=True)
+    mask = torch.arange(rows.shape[1], device=ids.device) < torch.tensor(sizes, device=ids.device)[:, None]
+    out = causal.base_model(input_ids=rows, attention_mask=mask.long(), use_cache=False)
+    return out.last_hidden_state[mask]  # type: ignore[no-any-return]
+
+
+_CAN_PACK: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def can_pack(causal: Any) -> bool:
+    """Does no sequence of a row see another? Tried once for every model: one that wants a window or a soft cap, or
+    mixes tokens in other ways than attention, has its rows padded."""
+    if causal not in _CAN_PACK:
+        _CAN_PACK[causal] = _tried(causal)
+    return _CAN_PACK[causal]
+
+
+@torch.no_grad()
+def _tried(causal: Any) -> bool:
+    if "position_ids" not in inspect.signature(causal.base_model.forward).parameters:
+        return False
+    device = next(causal.parameters()).device
+    ids = torch.arange(1, 12, device=device).remainder(causal.get_input_embeddings().weight.shape[0])
+    other = torch.cat([ids[:4].flip(0), ids[4:]])
+    try:
+        first, second = (_packed_states(causal, row, (4, 7))[4:].float() for row in (ids, other))
+    except Unsupported:
+        return False
+    alone = _padded_states(causal, ids[4:], (7,)).float()
+    near = (first - alone).norm() < 0.3 * alone.norm()  # in bf16 two ways to the same states differ by a tenth
+    return bool(near) and torch.equal(first, second)
 
 
 def by_budget(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped so that (rows x longest) stays within `budget` padded tokens, longest first.
+    """Indices grouped so that (rows x longest) stays within `budget` tokens, longest first.
 
     A single row over the budget is a group of its own. Equal input, equal groups.
     """

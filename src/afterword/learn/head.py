@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from afterword.errors import ModelError
+from afterword.learn.products import product
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Head:
     scale: float = 1.0
     cap: float | None = None
     adapter: HeadAdapter | None = None
+    narrow: Tensor | None = None
+    """The same weight in bf16, as it was loaded, on a CPU."""
 
     @property
     def bare(self) -> Head:
@@ -57,7 +60,7 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, H] to new [n, V] in `dtype`."""
-        out = _product(hidden.to(self.weight.dtype), self.weight)
+        out = product(hidden.to(self.weight.dtype), self.weight)
         if self.adapter is not None:
             down = hidden.to(self.adapter.down.dtype) @ self.adapter.down.T
             out.addmm_(down, self.adapter.up.T, alpha=self.adapter.scale)
@@ -78,29 +81,16 @@ class Head:
         return gradient
 
     def pull_back(self, gradient: Tensor) -> Tensor:
-        """d loss / d (h W' + ...) [n, V] to d loss / d hidden [n, H]."""
-        back = _product(gradient.to(self.weight.dtype), self.weight.T)
+        """d loss / d (h W' + ...) [n, V] to d loss / d hidden [n, H]. A bf16 head takes it in bf16 on a CPU as on CUDA:
+        what comes out becomes bf16 in the layer below anyway."""
+        if self.narrow is None:
+            back = product(gradient.to(self.weight.dtype), self.weight.T)
+        else:
+            back = (gradient.to(self.narrow.dtype) @ self.narrow).to(self.dtype)
         if self.adapter is not None:
             up = gradient.to(self.adapter.up.dtype) @ self.adapter.up
             back.addmm_(up, self.adapter.down, alpha=self.adapter.scale)
         return back
-
-
-_ONEDNN: Any = None
-if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-    _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-"""What torch.compile calls for a linear layer on a CPU. On AMD processors torch's own float32 product goes through a
-library that runs at half of what they can do; where the operator is missing, that product is used."""
-
-
-def _product(left: Tensor, weight: Tensor) -> Tensor:
-    """left [n, k] times weight' for weight [m, k], with a float32 (or wider) result."""
-    if left.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(left, weight.T, out_dtype=torch.float32)
-    if _ONEDNN is not None and left.device.type == "cpu" and left.dtype == torch.float32 and left.numel():
-        out: Tensor = _ONEDNN(left.contiguous(), weight, None, "none", [], "")
-        return out
-    return left @ weight.T
 
 
 def head_of(model: Any, *, adapter: str | None = None) -> Head:
@@ -127,6 +117,7 @@ def head_of(model: Any, *, adapter: str | None = None) -> Head:
         scale=_scale(model.config),
         cap=getattr(model.config, "final_logit_softcapping", None),
         adapter=None if plain is layer or adapter is None else _adapter(layer, adapter),
+        narrow=weight.detach() if wide else None,
     )
     with _head_as(layer, None if head.adapter is None else adapter):
         _check(model, head)

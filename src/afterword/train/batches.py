@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afterword.learn.forward import Padded, by_budget, padded
+from afterword.learn.forward import Packed, by_budget, packed
 from afterword.learn.recipes import Recipe
 from afterword.learn.rows import Rows, layout
 from afterword.learn.teachers import START, Routed, Teacher, TrustRegion
@@ -61,9 +61,9 @@ def rows_of(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Rows
     )
 
 
-def student_batch(rows: Sequence[Encoded], device: torch.device) -> Padded:
+def student_batch(rows: Sequence[Encoded], device: torch.device) -> Packed:
     """What the student reads."""
-    return padded([(r.prompt, r.completion) for r in rows], device)
+    return packed([(r.prompt, r.completion) for r in rows], device)
 
 
 def by_size(rows: Sequence[Encoded], picked: Sequence[int]) -> list[int]:
@@ -72,7 +72,7 @@ def by_size(rows: Sequence[Encoded], picked: Sequence[int]) -> list[int]:
 
 
 def split(rows: Sequence[Encoded], picked: Sequence[int], budget: int) -> list[list[int]]:
-    """A step's interactions in micro-batches of at most `budget` padded tokens on either side."""
+    """A step's interactions in micro-batches of at most `budget` tokens on either side."""
     sizes = [_longest(rows[i]) for i in picked]
     return [[picked[k] for k in group] for group in by_budget(sizes, budget)]
 
@@ -134,7 +134,7 @@ class TeacherStates:
 
     def _score(self, teacher: Teacher, context: str, picked: Sequence[int]) -> Side:
         pairs = [(self.rows[i].reads(context), self.rows[i].completion) for i in picked]
-        return self.teaching.side(teacher, padded(pairs, self.teaching.policy.device))
+        return self.teaching.side(teacher, packed(pairs, self.teaching.policy.device))
 
     def _score_all(self, teacher: Teacher, context: str, budget: int) -> list[Side]:
         """One side per row; several processes take the groups in turn and give each other what they found."""

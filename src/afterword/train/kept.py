@@ -34,7 +34,7 @@ class KeptStates:
         return content_hash(weights, list(prompt), list(completion))
 
     def get(self, keys: Sequence[str]) -> list[Tensor] | None:
-        """All of them, or None when one is missing: what is padded together is computed together, so that a run
+        """All of them, or None when one is missing: what is packed together is computed together, so that a run
         gives the same bits whether it reads or computes."""
         if self.folder is None:
             return None

@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from afterword.errors import AdapterError
+from afterword.learn.attention import same_row
 from afterword.learn.deltas import Delta
-from afterword.learn.forward import Padded, hidden_states
+from afterword.learn.forward import Packed, hidden_states
 from afterword.learn.head import Head, head_of
 from afterword.learn.lora import lean, live_deltas, overlaid
 from afterword.learn.models import base_hash, load_model, resolve_model
@@ -50,7 +51,7 @@ class Policy:
         """A copy of the update in training."""
         return live_deltas(self.layers, _LIVE)
 
-    def hidden(self, batch: Padded, weights: str) -> Tensor:
+    def hidden(self, batch: Packed, weights: str) -> Tensor:
         """[N, H] last hidden states of the served positions under these weights; only "live" has a gradient.
 
         "base" is the base alone; others are keys of `deltas`, and "start" is the base unless a parent was given.
@@ -124,7 +125,7 @@ def _checkpointed(model: Any) -> None:
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return checkpoint(same_row(forward), *args, use_reentrant=False, **kwargs)
 
 
 def _config(lora: Lora) -> LoraConfig:

@@ -15,7 +15,7 @@ from torch import Tensor
 from afterword.chat.render import Tokenizer, end_of_turn_ids
 from afterword.learn.anchors import GOLD
 from afterword.learn.divergences import ReverseKL
-from afterword.learn.forward import padded
+from afterword.learn.forward import packed
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.recipes import Recipe
 from afterword.learn.teachers import BASE
@@ -72,7 +72,7 @@ def backward(
 @torch.no_grad()
 def drift(policy: Policy, row: Encoded, student_NH: Tensor) -> Tensor:
     """KL(student || base) [n] of `row`, the first of a micro-batch whose student states are there already."""
-    batch = padded([(row.prompt, row.completion)], policy.device)
+    batch = packed([(row.prompt, row.completion)], policy.device)
     base_nH, own_nH = policy.hidden(batch, BASE.key), student_NH[: len(row.completion)]
     return token_losses(own_nH, base_nH, policy.head, batch.targets, ReverseKL(), teacher_head=policy.head.bare).loss
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from afterword.errors import AdapterError, ModelError
 from afterword.learn.deltas import Delta, mixed
 from afterword.learn.divergences import FORWARD_KL
-from afterword.learn.forward import Padded, hidden_states
+from afterword.learn.forward import Packed, hidden_states
 from afterword.learn.head import Head, head_of
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.models import base_hash, load_model, load_tokenizer, resolve_model, tokenizer_hash
@@ -79,7 +79,7 @@ class Teaching:
         return torch.empty(n, width, dtype=dtype, device=self.policy.device)
 
     @torch.no_grad()
-    def side(self, teacher: Teacher, batch: Padded) -> Side:
+    def side(self, teacher: Teacher, batch: Packed) -> Side:
         """What `teacher` says, without a gradient."""
         if isinstance(teacher, External):
             return Side(hidden_states(self.external[teacher.key][0], batch), self.head(teacher))

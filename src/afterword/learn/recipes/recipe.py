@@ -51,7 +51,7 @@ class Recipe:
     dtype: str = "bfloat16"
     """Of the base model ("bfloat16", "float32", "auto"); the adapter is always float32."""
     micro_tokens: int = 512
-    """Most padded tokens in one forward pass; it changes speed and memory, not the result."""
+    """Most tokens in one forward pass; it changes speed and memory, not the result."""
     checkpointing: bool = False
     """Compute each layer's activations again in the backward pass: about a third slower, a fraction of the memory."""
     max_tokens: int = 2048
