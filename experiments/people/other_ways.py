@@ -21,7 +21,7 @@ from afterword.chat.canonical import text_of
 from afterword.chat.render import Tokenizer, encode, end_of_turn_ids, render_prompt
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.divergences import NegativeLogLikelihood
-from afterword.learn.forward import Ids, hidden_states, padded
+from afterword.learn.forward import Ids, hidden_states, packed
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import describe, sft
@@ -120,7 +120,7 @@ def _optimise(policy: Policy, rows: Sequence[Pair], lr: float, passes: int, seed
         dice.shuffle(order)
         for picked in _fours(order):
             both = [pair for i in picked for pair in rows[i]]
-            batch = padded(both, policy.device)
+            batch = packed(both, policy.device)
             states = hidden_states(policy.model, batch)
             scores = token_losses(states, None, policy.head, batch.targets, NegativeLogLikelihood())
             sums = torch.stack([-part.sum() for part in torch.split(scores.loss, [len(ids) for _, ids in both])])
