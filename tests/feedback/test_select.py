@@ -58,6 +58,22 @@ def test_a_standing_wish_is_shared_only_when_others_want_the_same(tmp_path: Path
     assert set(found.weights) == {"b", "c", "d"} and found.left == {"own_wish": 1}
 
 
+def test_a_channel_learns_from_its_own(tmp_path: Path) -> None:
+    rows = [interaction("a", "ada", "From now on always answer in French.", scope="user", task="code"),
+            interaction("b", "bob", task="code", team="legal"), interaction("c", "cleo", task="mail", team="legal"),
+            interaction("d", "ada", task="mail")]  # fmt: skip
+    channels: dict[str, set[str]] = {
+        "user:ada": {"a", "d"}, "user:ada/task:code": {"a"}, "team:legal": {"b", "c"}, "task:mail": {"c", "d"},
+        "staging": {"b", "c", "d"}, "user:eve": set(),
+    }  # fmt: skip
+    chosen(tmp_path, *rows)
+    with Store.open(tmp_path / "afterword.db") as store:
+        for channel, wanted in channels.items():
+            found = select(store, OPEN, channel=channel)
+            left = {"own_wish": 1} if channel == "staging" else {"other_channel": 4 - len(wanted)}
+            assert set(found.weights) == wanted and found.left == left, channel
+
+
 def test_users_who_contradict_each_other(tmp_path: Path) -> None:
     rows = [interaction("a", "u1", "Shorter, please."), interaction("b", "u2", "more detail please"),
             interaction("c", "u3")]  # fmt: skip

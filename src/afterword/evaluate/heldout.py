@@ -13,6 +13,7 @@ from afterword.errors import NothingToDo
 from afterword.evaluate.answers import Prompt
 from afterword.records import Candidate, Feedback, Interaction, Json, Release, Report, Turn, Verdict
 from afterword.store import Store
+from afterword.store.channels import covers
 
 USERS = 8
 """So many different users, and they are what answers are clustered by; below, their conversations are."""
@@ -70,9 +71,10 @@ def clusters_of(items: Sequence[HeldOut]) -> list[str]:
     return names if len(set(names)) >= USERS else [item.conversation for item in items]
 
 
-def held_out(store: Store, limit: int) -> list[HeldOut]:
-    """The newest `limit` usable held-out interactions, oldest first."""
-    kept = store.usable("holdout")[-limit:]
+def held_out(store: Store, limit: int, channel: str = "default") -> list[HeldOut]:
+    """The newest `limit` usable held-out interactions that the channel is about, oldest first."""
+    rows = store.usable("holdout")
+    kept = [row for row in rows if covers(channel, user=row.user, team=row.team, task=row.task)][-limit:]
     return [_complete(store, interaction) for interaction in kept]
 
 

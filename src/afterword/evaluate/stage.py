@@ -23,10 +23,10 @@ TRAINED = 128
 """Training interactions that are searched for what must not come out."""
 
 
-def require_work(store: Store, suites: Iterable[str]) -> None:
+def require_work(store: Store, suites: Iterable[str], channel: str = "default") -> None:
     """NothingToDo or UsageError before a model server is started for nothing."""
     chosen(suites)
-    require(held_out(store, 1))
+    require(held_out(store, 1, channel))
 
 
 def evaluate_stage(
@@ -51,7 +51,7 @@ def evaluate_stage(
     served = store.get(Candidate, release.candidate) if release and release.candidate else None
     if served is not None and served.id == candidate.id:
         raise NothingToDo(f"channel {channel!r} serves {candidate.id} already: there is nothing to compare it with")
-    items = require(held_out(store, settings.max_interactions))
+    items = require(held_out(store, settings.max_interactions, channel))
     report = evaluate_candidate(
         candidate=candidate,
         candidate_path=directory / candidate.path,

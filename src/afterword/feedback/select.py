@@ -17,6 +17,7 @@ from afterword.feedback.guards import directions
 from afterword.feedback.lane import ReviewSettings, blocked
 from afterword.records import Interaction, Release, Relevance, Turn
 from afterword.store import Store
+from afterword.store.channels import covers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,9 @@ def select(
 ) -> Selection:
     """Choose among the training interactions that no released adapter has learned; only those of `tasks`, if given.
 
+    A channel of a user, team or task learns from what they said and about nothing else; a user's own wishes are for
+    that user's channel.
+
     Raises StoreError when the store cannot be read.
     """
     settings, review = settings or SelectSettings(), review or ReviewSettings()
@@ -113,17 +117,19 @@ def select(
     held = blocked(rows, store.reviews(), review, time.time() if now is None else now)
     fresh = _fresh(store, rows, settings, channel)
     weak = _weak(store, settings)
+    alone = channel.startswith("user:") or len(store.tally(Turn, "user")) <= 1
     by_task: dict[str | None, list[Interaction]] = defaultdict(list)
     wanted = None if tasks is None else set(tasks)
     for row in rows:
         reason = held.get(row.id) or ("expired" if row.id not in fresh else weak.get(row.id))
+        if reason is None and not covers(channel, user=row.user, team=row.team, task=row.task):
+            reason = "other_channel"
         if reason is None and wanted is not None and row.task not in wanted:
             reason = "other_slice"
         if reason is not None:
             chosen.left[reason] += 1
         else:
             by_task[row.task].append(row)
-    alone = len(store.tally(Turn, "user")) <= 1
     for task, group in by_task.items():
         _slice(chosen, task, group, fresh, settings, alone=alone)
     return chosen

@@ -70,6 +70,16 @@ def channels_of(user: str | None, team: str | None, task: str | None) -> tuple[s
     return tuple(found)
 
 
+def covers(channel: str, *, user: str | None, team: str | None, task: str | None) -> bool:
+    """Is what this user of this team said about this task among what the channel learns from? The default channel and
+    those with a name of their own learn from everybody."""
+    if ":" not in channel:
+        return True
+    own = {"user": user, "team": team, "task": task}
+    parts = (part.partition(":") for part in channel.split("/"))
+    return all(own.get(scope) == unquote(value) for scope, _, value in parts)
+
+
 def wider(channel: str) -> tuple[str, ...]:
     """The channels beneath one, narrowest first. A channel with a name of its own ("staging") stands alone."""
     if ":" not in channel:
