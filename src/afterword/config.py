@@ -42,11 +42,16 @@ class ServeConfig:
     """Port of the gateway; 0 takes a free one."""
     name: str = "afterword"
     """Model name that users address; versions are NAME@v000001 and so on."""
+    allow_origins: tuple[str, ...] = ()
+    """Origins such as "https://chat.example" whose pages may use the gateway; without keys, its names only beside
+    this machine's. "*" is every page."""
+    train: bool = True
+    """May answers be trained on when the request does not say (`metadata.train`)?"""
     upstream: str | None = None
     """URL of an OpenAI-compatible server; without it the embedded engine is started."""
     upstream_key: str | None = None
     """API key for the upstream."""
-    upstream_timeout: float = 120.0
+    upstream_timeout: float = 600.0
     """Seconds without a byte from the upstream before the answer is given up (504)."""
     model: str = "smollm2-135m-instruct"
     """Model of the embedded engine: the built-in name, a local folder or a hub id."""

@@ -201,3 +201,35 @@ def test_one_request_that_is_refused_with_ids_leaves_the_others_on_policy(launch
     odd, even = gateway.turns()
     assert odd.missing_ids == "the upstream refuses return_token_ids" and not odd.on_policy
     assert even.on_policy and even.logprobs is not None
+
+
+@pytest.mark.parametrize(
+    ("server", "metadata", "header", "consent"),
+    [
+        (True, {}, None, True),
+        (True, {"train": False}, None, False),
+        (True, {"train": "false"}, None, False),
+        (True, {"train": True}, "false", False),
+        (False, {}, None, False),
+        (False, {"train": "true"}, None, True),
+        (False, {}, "True", True),
+    ],
+)
+def test_consent_to_train_is_said_with_the_request(
+    launch: Launch, server: bool, metadata: dict[str, object], header: str | None, consent: bool
+) -> None:
+    gateway = launch(train=server)
+    body = {"model": "afterword", "messages": [{"role": "user", "content": "Hi"}], "metadata": metadata}
+    headers = {} if header is None else {"x-afterword-train": header}
+    assert gateway.post("/v1/chat/completions", body, headers=headers).status_code == 200
+    (turn,) = gateway.turns()
+    assert turn.consent is consent
+    assert "metadata" not in gateway.fake.requests[0]
+
+
+def test_words_said_without_consent_are_not_learned_from(gateway: Setup) -> None:
+    gateway.chat("Hi", user="ada")
+    for train in (False, True):
+        gateway.chat("Hi", "The sky is blue.", f"Shorter! {train}", user="ada", metadata={"train": train})
+    assert [turn.consent for turn in gateway.turns()] == [True, False, True]
+    assert [event.text for event in gateway.feedback(kind="follow_up")] == ["Shorter! True"]

@@ -31,6 +31,14 @@ def shape(response: httpx.Response) -> dict[str, Any]:
     return error
 
 
+def deep(levels: int) -> Any:
+    return [deep(levels - 1)] if levels else []
+
+
+def parts(*given: Any) -> dict[str, Any]:
+    return {"model": "afterword", "messages": [{"role": "user", "content": list(given)}]}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param", "says"),
     [
@@ -50,6 +58,17 @@ def shape(response: httpx.Response) -> dict[str, Any]:
         ({"model": "afterword", "messages": HI, "metadata": "x"}, 422, "metadata", "object"),
         ({"model": "afterword", "messages": HI, "metadata": {"task": 1}}, 422, "metadata.task", "string"),
         ({"model": "afterword", "messages": HI, "tools": {}}, 422, "tools", "list"),
+        ({"model": "afterword", "messages": HI, "stream_options": "x"}, 422, "stream_options", "object"),
+        ({"model": "afterword", "messages": HI, "stream": "false"}, 422, "stream", "true or false"),
+        ({"model": "afterword", "messages": HI, "store": "false"}, 422, "store", "true or false"),
+        ({"model": "afterword", "messages": HI, "metadata": {"train": "no"}}, 422, "metadata.train", "true or false"),
+        ({"model": "afterword", "messages": HI, "metadata": {"train": []}}, 422, "metadata.train", "true or false"),
+        (parts({"type": "text", "text": 5}), 422, "messages[0].content[0].text", "string"),
+        (parts({"type": "text"}), 422, "messages[0].content[0].text", "string"),
+        (parts("Hi"), 422, "messages[0].content[0]", "object"),
+        (parts({"type": "x", "y": deep(400)}), 400, "messages", "nested"),
+        ({"model": "afterword", "messages": HI, "metadata": deep(400)}, 400, "metadata", "nested"),
+        (deep(400), 400, None, "nested"),
     ],
 )
 def test_bad_requests(gateway: Setup, body: Any, status: int, param: str | None, says: str) -> None:
@@ -61,10 +80,34 @@ def test_bad_requests(gateway: Setup, body: Any, status: int, param: str | None,
     assert gateway.turns() == [] and gateway.fake.requests == []
 
 
+@pytest.mark.parametrize("name", ["x-afterword-user", "x-afterword-conversation", "x-afterword-previous-turn"])
+def test_a_header_that_is_no_text(gateway: Setup, name: str) -> None:
+    response = httpx.post(
+        gateway.url + CHAT, json={"model": "afterword", "messages": HI}, headers=[(name.encode(), b"\xff")]
+    )
+    assert response.status_code == 422 and shape(response)["param"] == name
+    assert gateway.turns() == []
+
+
+def test_a_request_id_that_is_no_text_is_replaced(gateway: Setup) -> None:
+    response = httpx.get(gateway.url + "/health/live", headers=[(b"x-request-id", b"\xff")])
+    assert response.status_code == 200 and response.headers["x-request-id"].startswith("req-")
+
+
+@pytest.mark.parametrize("number", ["2", -1, 0, True, 2.5])
+def test_an_odd_number_of_answers_is_the_upstreams_to_refuse(gateway: Setup, number: Any) -> None:
+    assert "".join(c.choices[0].delta.content or "" for c in gateway.stream("Hi", n=number)) == "The sky is blue."
+    assert gateway.turns()[0].finish_reason == "stop"
+
+
 def test_wrong_paths_methods_and_sizes(launch: Launch) -> None:
     gateway = launch(max_body=1000)
     missing = gateway.get("/v2/chat")
     assert missing.status_code == 404 and shape(missing)["type"] == "not_found_error"
+    for path in ("/v1/completions", "/v1/responses"):
+        assert "use POST /v1/chat/completions" in shape(gateway.post(path, {}))["message"]
+    head = httpx.head(gateway.url + "/health")
+    assert head.status_code == 200 and head.content == b""
     wrong = gateway.get("/v1/chat/completions")
     assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
     assert "use POST" in shape(wrong)["message"]

@@ -246,3 +246,34 @@ def test_feedback_on_a_forgotten_turn_is_refused_for_good(gateway: Setup) -> Non
     assert gateway.feedback() == []
     assert httpx.delete(f"{gateway.url}{PATH}/fb-1").status_code == 404
     assert gateway.chat("Hello again", user="ada")["id"] != turn
+
+
+HUGE = "1" + "0" * 400
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ("[" * 200_000, 400, "not valid JSON"),
+        ('{"turn": "t", "kind": "rating", "value": ' + HUGE + "}", 422, "`value` must be a finite number"),
+        ('{"turn": "t", "kind": "executed", "exit_code": ' + HUGE + "}", 422, "cannot be stored"),
+        ('{"turn": "t", "kind": "copied", "metadata": {"a": %s}}' % ("[" * 600 + "]" * 600), 422, "cannot be stored"),
+        ('{"turn": "t", "kind": "comment", "text": "\\ud800"}', 422, "cannot be stored"),
+    ],
+)
+def test_events_that_nobody_can_store(gateway: Setup, body: str, status: int, says: str) -> None:
+    response = httpx.post(gateway.url + "/v1/feedback", content=body)
+    assert response.status_code == status and says in response.json()["error"]["message"]
+    assert gateway.feedback() == []
+
+
+@pytest.mark.parametrize(
+    "bad", ['"text": "\\ud800"', f'"value": {HUGE}', f'"metadata": {{"a": {"[" * 300 + "]" * 300}}}']
+)
+def test_one_such_event_does_not_reject_the_others(gateway: Setup, bad: str) -> None:
+    events = ['{"id": "a", "turn": "t", "kind": "copied"}', '{"turn": "t", "kind": "comment", ' + bad + "}",
+              '{"id": "c", "turn": "t", "kind": "saved"}']  # fmt: skip
+    response = httpx.post(gateway.url + "/v1/feedback", content='{"events": [' + ", ".join(events) + "]}")
+    assert response.status_code == 202
+    assert [result["status"] for result in response.json()["results"]] == ["held", "rejected", "held"]
+    assert [event.id for event in gateway.feedback()] == ["a", "c"]

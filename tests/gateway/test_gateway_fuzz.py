@@ -91,6 +91,44 @@ def test_the_events_api_survives_what_its_schema_forbids(gateway: Setup, body: A
     check(httpx.post(gateway.url + "/v1/feedback", content=content, timeout=20), answers)
 
 
+def test_chat_survives_what_its_own_schema_makes(gateway: Setup, schema: Any) -> None:
+    operation = schema["/v1/chat/completions"]["POST"]
+    answers = description()["paths"]["/v1/chat/completions"]["post"]["responses"]
+
+    @FUZZ
+    @given(case=operation.as_strategy(), known=st.booleans())
+    def positive(case: Any, known: bool) -> None:
+        if known and isinstance(case.body, dict):
+            case.body["model"] = "afterword"
+        check(send(gateway, case), answers)
+
+    positive()
+    still_alive(gateway)
+
+
+ASKED = sorted(description()["components"]["schemas"]["Chat"]["properties"])
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool"]) | ANYTHING, "content": ANYTHING},
+    optional={"tool_calls": ANYTHING, "name": ANYTHING},
+)
+CHAT = st.fixed_dictionaries(
+    {"model": st.just("afterword") | ANYTHING, "messages": st.lists(MESSAGE, min_size=1, max_size=3) | ANYTHING},
+    optional=dict.fromkeys([*ASKED, "stream_options", "n", "logprobs", "tools", "stop", "max_tokens"], ANYTHING),
+)
+
+
+@FUZZ
+@given(
+    body=CHAT, user=st.binary(max_size=8).filter(lambda b: not b or (b.strip() == b and not set(b) & set(range(32))))
+)
+def test_chat_survives_what_its_schema_forbids(gateway: Setup, body: Any, user: bytes) -> None:
+    """The same fields with values of any type, and a header of any bytes."""
+    answers = description()["paths"]["/v1/chat/completions"]["post"]["responses"]
+    content = json.dumps(body).encode("utf-8", "surrogatepass")
+    headers = [(b"x-afterword-user", user)]
+    check(httpx.post(gateway.url + "/v1/chat/completions", content=content, headers=headers, timeout=20), answers)
+
+
 @pytest.mark.parametrize(("method", "path"), [("DELETE", "/v1/feedback/{id}"), ("GET", "/v1/models/{id}")])
 def test_paths_survive_any_id(gateway: Setup, schema: Any, method: str, path: str) -> None:
     operation = schema[path][method]

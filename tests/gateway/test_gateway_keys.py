@@ -40,7 +40,7 @@ def test_bad_scopes_and_damaged_files(tmp_path: Path) -> None:
 
 def test_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ring = KeyRing(tmp_path)
-    assert ring.check(None, "infer") is None and len(ring) == 0
+    assert ring.check(None, "infer") is None
     text, key = create_key(tmp_path, ("infer",))
     admin, admin_key = create_key(tmp_path, ("admin",))
     old, _ = create_key(tmp_path, days=-1)
@@ -81,6 +81,53 @@ def test_keys_close_a_running_server(launch: Launch) -> None:
     revoke_key(gateway.settings.dir, key.id)
     time.sleep(0.6)
     assert gateway.post("/v1/chat/completions", body).status_code == 401, "without any key left it stays closed"
+
+
+def test_a_file_that_goes_missing_opens_nothing(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = launch()
+    text, _ = create_key(gateway.settings.dir)
+    time.sleep(0.6)
+    assert gateway.get("/v1/models").status_code == 401
+    key_file(gateway.settings.dir).unlink()
+    time.sleep(0.6)
+    assert gateway.get("/v1/models").status_code == 401
+    with pytest.raises(openai.AuthenticationError):
+        gateway.openai(text).models.list()
+
+
+def test_an_open_address_without_a_file_is_closed(tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path, needed=True)
+    with pytest.raises(KeyMissing, match="needed"):
+        ring.check(None, "infer")
+
+
+def test_a_damaged_file_is_one_error_until_it_is_mended(launch: Launch) -> None:
+    gateway = launch()
+    text, _ = create_key(gateway.settings.dir)
+    time.sleep(0.6)
+    client = gateway.openai(text)
+    assert list(client.models.list())
+    file = key_file(gateway.settings.dir)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    time.sleep(0.6)
+    for _ in range(3):
+        broken = httpx.get(f"{gateway.url}/v1/models", headers={"Authorization": f"Bearer {text}"})
+        assert broken.status_code == 500 and "damaged" in broken.json()["error"]["message"]
+        assert "delete" not in broken.json()["error"]["message"]
+    with pytest.raises(ConfigError, match="damaged"):
+        run_gateway(gateway.settings)
+    file.write_bytes(whole)
+    time.sleep(0.6)
+    assert list(client.models.list())
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER  ", ""])
+def test_the_scheme_may_be_written_in_any_case(tmp_path: Path, scheme: str) -> None:
+    text, key = create_key(tmp_path)
+    assert KeyRing(tmp_path).check(scheme + text, "infer") == key.id
+    with pytest.raises(KeyMissing):
+        KeyRing(tmp_path).check(f"Basic {text}", "infer")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "gateway.example"])

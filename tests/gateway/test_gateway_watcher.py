@@ -85,6 +85,7 @@ def test_models_are_listed(gateway: Setup) -> None:
     assert cards["afterword@v000001"].parent == "base-model" and cards["afterword@v000001"].root == "adapters/cand-1"
     assert cards["afterword"].root == "afterword@v000002" and cards["afterword@previous"].root == "afterword@v000001"
     assert cards["base-model"].parent is None
+    assert all(abs(card.created - time.time()) < 100 for card in cards.values()), "each says since when it is there"
     assert client.models.retrieve("afterword@v000002").id == "afterword@v000002"
     missing = gateway.get("/v1/models/org/nothing")
     assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"

@@ -97,3 +97,12 @@ def _check_message(index: int, message: Any) -> None:
             f"`{where}.content` must be a string or a list of parts, got {type(content).__name__}.",
             param=f"{where}.content",
         )
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        _check_part(f"{where}.content[{number}]", part)
+
+
+def _check_part(where: str, part: Any) -> None:
+    if not isinstance(part, dict):
+        raise UsageError(f"`{where}` must be an object, got {part!r:.80}.", param=where)
+    if part.get("type") == "text" and not isinstance(part.get("text"), str):
+        raise UsageError(f"`{where}.text` must be a string, got {part.get('text')!r:.80}.", param=f"{where}.text")

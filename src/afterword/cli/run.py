@@ -50,6 +50,8 @@ def run_serve(context: Context) -> int:
         name=config.name,
         upstream_timeout=config.upstream_timeout,
         redact=context.config.get(PrivacyConfig).redact_stored,
+        allow_origins=config.allow_origins,
+        train=config.train,
     )
     # What would stop us does so before the engine loads: the address, the port, the database.
     check_address(settings)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from afterword.gateway.boundary import boundary, guard
 from afterword.gateway.capture import Capture
+from afterword.gateway.door import Door, is_loopback
 from afterword.gateway.keys import KeyRing
 from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
@@ -24,14 +25,19 @@ from afterword.store import Store
 def make_app(settings: GatewaySettings, store: Store) -> web.Application:
     """The application. The caller owns `store` and closes it afterwards, which writes what still waits."""
     app = web.Application(middlewares=[boundary], client_max_size=settings.max_body)
-    app.cleanup_ctx.append(_parts(settings, store))
+    door = Door(settings.allow_origins)
+    app.on_response_prepare.append(door.on_prepare)
+    app.cleanup_ctx.append(_parts(settings, store, door))
     for route in ROUTES:
         path = route.path.replace("{id}", "{id:.+}")  # model ids may contain slashes
-        app.router.add_route(route.method, path, guard(route.handler, route.scope))
+        handler = guard(route.handler, route.scope)
+        app.router.add_route(route.method, path, handler)
+        if route.method == "GET":
+            app.router.add_route("HEAD", path, handler)
     return app
 
 
-def _parts(settings: GatewaySettings, store: Store) -> Callable[[web.Application], AsyncIterator[None]]:
+def _parts(settings: GatewaySettings, store: Store, door: Door) -> Callable[[web.Application], AsyncIterator[None]]:
     async def run(app: web.Application) -> AsyncIterator[None]:
         metrics = Metrics()
         links = Links(store)
@@ -45,7 +51,8 @@ def _parts(settings: GatewaySettings, store: Store) -> Callable[[web.Application
             store=store,
             upstream=upstream,
             metrics=metrics,
-            keys=KeyRing(settings.dir),
+            keys=KeyRing(settings.dir, needed=not is_loopback(settings.host)),
+            door=door,
             links=links,
             capture=Capture(store, links, metrics, settings.capture_wait_ms, settings.max_pending),
             adapters=Adapters(settings, store, upstream, metrics),

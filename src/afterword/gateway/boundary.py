@@ -21,6 +21,9 @@ log = logging.getLogger("afterword.gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PASSED_ON = (400, 404, 409, 413, 422, 429)
 """Statuses of the upstream that are about the request and reach the client as they are."""
+_CHAT = "only conversations are learned from: use POST /v1/chat/completions."
+_INSTEAD = {"/v1/completions": _CHAT, "/v1/responses": _CHAT, "/v1/embeddings": "ask the model server itself."}
+"""What to use in place of the parts of OpenAI's API that are not here."""
 
 
 def json_response(body: Json, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -33,7 +36,10 @@ def guard(handler: Handler, scope: str | None) -> Handler:
 
     async def checked(request: web.Request) -> web.StreamResponse:
         if scope is not None:
-            request[KEY] = request.app[GATEWAY].keys.check(request.headers.get("Authorization"), scope)
+            gateway = request.app[GATEWAY]
+            key = request[KEY] = gateway.keys.check(request.headers.get("Authorization"), scope)
+            if key is None:
+                gateway.door.check(request.headers)
         return await handler(request)
 
     return checked
@@ -43,9 +49,10 @@ def guard(handler: Handler, scope: str | None) -> Handler:
 async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id and turn what was raised into an error answer."""
     given = request.headers.get("x-request-id")
-    request[REQUEST_ID] = given if given and len(given) <= 200 else new_id("req")
+    usable = given and len(given) <= 200 and given.isascii() and given.isprintable()
+    request[REQUEST_ID] = given if given and usable else new_id("req")
     try:
-        response = await handler(request)
+        response = (request.method == "OPTIONS" and _preflight(request)) or await handler(request)
     except AfterwordError as error:
         response = error_answer(error)
     except web.HTTPException as error:
@@ -59,6 +66,10 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
     if not response.prepared:
         response.headers["x-request-id"] = request[REQUEST_ID]
     return response
+
+
+def _preflight(request: web.Request) -> web.Response | None:
+    return request.app[GATEWAY].door.preflight(request)
 
 
 def error_answer(error: AfterwordError) -> web.Response:
@@ -90,7 +101,8 @@ def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
         message = f"{request.method} is not possible on {request.path}; use {allowed}."
         headers["Allow"] = allowed
     elif isinstance(error, web.HTTPNotFound):
-        message = f"there is nothing at {request.path}; GET /openapi.json lists what there is."
+        instead = _INSTEAD.get(request.path, "GET /openapi.json lists what there is.")
+        message = f"there is nothing at {request.path}; {instead}"
     else:
         message = error.text or error.reason
     kind = "not_found_error" if error.status == 404 else "invalid_request_error"

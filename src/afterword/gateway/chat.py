@@ -22,7 +22,7 @@ from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
 from afterword.gateway.watcher import Route
 from afterword.gateway.wire.request import ChatRequest, parse_chat
 from afterword.gateway.wire.served import DONE, Served
-from afterword.records import Json, Record, Turn, new_id
+from afterword.records import Feedback, Json, Record, Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
 from afterword.sampling.dialect import IDS
 
@@ -201,18 +201,17 @@ class Exchange:
             return self.gateway.capture.give_up(repr(error), ())
 
     def _keep(self, finish_reason: str | None) -> asyncio.Future[None] | None:
-        chat, link = self.chat, self.link
         if self.served.odd is not None:
             why = f"the model server's answer is odd: {self.served.odd}"
-            return self.gateway.capture.give_up(why, link.feedback(chat.user, None))
+            return self.gateway.capture.give_up(why, self._said(None))
         if not (self.served.started or self.served.done):
-            said: list[Record] = list(link.feedback(chat.user, None))
+            said: list[Record] = list(self._said(None))
             if finish_reason == "error" and self.route.canary is not None:
                 # An arm that fails must be seen to fail; nobody can continue this turn, so it is on no thread.
                 said.append(replace(self._turn("error"), thread=None))
             return self.gateway.capture.note(said)
         turn = self._turn(finish_reason or self.served.finish_reason)
-        return self.gateway.capture.keep(turn, link.asked, link.feedback(chat.user, turn.id))
+        return self.gateway.capture.keep(turn, self.link.asked, self._said(turn.id))
 
     def _turn(self, finish_reason: str | None) -> Turn:
         chat, served = self.chat, self.served
@@ -238,11 +237,20 @@ class Exchange:
             thread=extend_thread(self.link.asked, answer),
             tools=tuple(chat.body["tools"]) if chat.body.get("tools") else None,
             usage=served.usage,
+            consent=self._consent,
             missing_ids=self._missing(),
             seconds=round(perf_counter() - self._start, 6),
             unit=self.chat.who.unit,
             canary=self.route.canary,
         )
+
+    @property
+    def _consent(self) -> bool:
+        return self.gateway.settings.train if self.chat.train is None else self.chat.train
+
+    def _said(self, turn: str | None) -> list[Feedback]:
+        """What the request says about earlier turns; without consent nothing is learned from its words either."""
+        return self.link.feedback(self.chat.user, turn) if self._consent else []
 
     def _missing(self) -> str | None:
         served = self.served

@@ -31,7 +31,7 @@ async def post_feedback(request: web.Request) -> web.Response:
             size = len(events) if isinstance(events, list) else repr(events)[:80]
             raise UsageError(f"`events` must be a list of 1 to {MAX_EVENTS} events, got {size}.", param="events")
         return json_response({"results": await _take(gateway, events)}, 202)
-    parse_event(data)
+    _records(data)
     (result,) = await _take(gateway, [data])
     if result["status"] == "rejected" and not result["why"].startswith("forgotten"):
         raise ConflictError(result["why"], param="id", code="conflict")
@@ -45,8 +45,19 @@ def _load(body: bytes) -> Any:
     except orjson.JSONDecodeError:
         try:
             return json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return load_json(body)
+
+
+def _records(event: Any) -> list[Record]:
+    """The records of one event. UsageError says what of it is wrong, or that it cannot be written to disk."""
+    try:
+        orjson.dumps([event])
+    except TypeError as error:  # a lone surrogate, a number of 400 digits, 300 levels
+        if "ecursion" not in str(error):
+            parse_event(event)  # names the field where it can
+        raise UsageError(f"the event cannot be stored: {error}.") from error
+    return parse_event(event)
 
 
 async def _take(gateway: Gateway, events: list[Any]) -> list[Json]:
@@ -54,7 +65,7 @@ async def _take(gateway: Gateway, events: list[Any]) -> list[Json]:
     parsed: list[list[Record] | str] = []
     for event in events:
         try:
-            parsed.append(parse_event(event))
+            parsed.append(_records(event))
         except UsageError as error:
             parsed.append(error.message)
     records = [record for found in parsed if not isinstance(found, str) for record in found]

@@ -37,6 +37,10 @@ class KeyRefused(AfterwordError):
     kind = "permission_error"
 
 
+class KeysUnreadable(AfterwordError):
+    """The file of keys is damaged: nobody can be told from anybody."""
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key without its secret."""
@@ -69,7 +73,7 @@ def list_keys(directory: Path) -> list[Key]:
     except FileNotFoundError:
         return []
     except (orjson.JSONDecodeError, TypeError, KeyError) as error:
-        raise ConfigError(f"{path} is damaged: {error}. Restore it, or delete it and make new keys.") from error
+        raise ConfigError(f"{path} is damaged: {error}. Restore it or mend its JSON.") from error
 
 
 def create_key(
@@ -115,14 +119,24 @@ def _write(directory: Path, keys: Sequence[Key]) -> None:
 
 
 class KeyRing:
-    """The keys that a running gateway knows; follows changes of the file."""
+    """The keys that a running gateway knows; follows changes of the file.
 
-    def __init__(self, directory: Path) -> None:
+    Without a file everybody is let in, unless a key is `needed` or there was one before: a file that goes missing
+    never opens a server.
+    """
+
+    def __init__(self, directory: Path, *, needed: bool = False) -> None:
         self._directory = directory
         self._stamp: tuple[int, int] | None = None
         self._next_look = 0.0
         self._keys: dict[str, Key] = {}
+        self._closed = needed
+        """Nobody without a key is let in any more."""
+        self._problem: str | None = None
+        """Why the file cannot be read; nobody is let in until it can."""
         self._look()
+        if self._problem is not None:
+            raise ConfigError(self._problem)
 
     def _look(self) -> None:
         """Read the file again if it changed; asked at most twice a second."""
@@ -133,25 +147,29 @@ class KeyRing:
         try:
             found = key_file(self._directory).stat()
             stamp = (found.st_mtime_ns, found.st_ino)
+            if stamp != self._stamp or self._problem is not None:
+                self._closed = True
+                self._keys = {key.id: key for key in list_keys(self._directory)}
+            self._stamp, self._problem = stamp, None
         except FileNotFoundError:
-            stamp = None
-        if stamp != self._stamp:
-            self._keys = {key.id: key for key in list_keys(self._directory)}
-            self._stamp = stamp
-
-    def __len__(self) -> int:
-        self._look()
-        return len(self._keys)
+            self._keys, self._stamp, self._problem = {}, None, None
+        except ConfigError as error:
+            self._problem = error.message
+        except OSError as error:
+            self._closed = True
+            self._problem = f"{key_file(self._directory)} cannot be read: {error}."
 
     def check(self, authorization: str | None, scope: str) -> str | None:
         """Public id of the key that was sent; None when no key exists at all (an open server on loopback).
 
-        Raises KeyMissing (401), KeyRefused (403).
+        Raises KeyMissing (401), KeyRefused (403), KeysUnreadable (500).
         """
         self._look()
-        if not self._keys and self._stamp is None:
+        if self._problem is not None:
+            raise KeysUnreadable(f"no key can be checked: {self._problem}", code="keys")
+        if not self._closed:
             return None
-        text = (authorization or "").removeprefix("Bearer ").strip()
+        text = _secret(authorization)
         key = self._keys.get(text.removeprefix(_PREFIX).partition("-")[0])
         if key is None or not hmac.compare_digest(key.hash, _hash(text)):
             what = "this API key is not known" if text else "an API key is needed"
@@ -166,3 +184,9 @@ class KeyRing:
                 f"the API key {key.id} has the scopes {', '.join(key.scopes)}; this needs `{scope}`.", code="scope"
             )
         return key.id
+
+
+def _secret(authorization: str | None) -> str:
+    """The key of an Authorization header; the word Bearer may be written in any case."""
+    scheme, _, rest = (authorization or "").strip().partition(" ")
+    return rest.strip() if scheme.lower() == "bearer" else scheme

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 import gc
-import ipaddress
 import signal
 import socket
 import sys
@@ -21,7 +20,8 @@ from aiohttp import web
 from afterword.chat.private import redactor
 from afterword.errors import ConfigError
 from afterword.gateway.app import make_app
-from afterword.gateway.keys import KeyRing, key_file
+from afterword.gateway.door import Door, is_loopback
+from afterword.gateway.keys import key_file, list_keys
 from afterword.gateway.settings import GatewaySettings
 from afterword.store import Store
 
@@ -84,22 +84,15 @@ def serve_in_thread(settings: GatewaySettings) -> Iterator[str]:
 
 
 def check_address(settings: GatewaySettings) -> None:
-    """ConfigError when the address is open to others and there is no key."""
-    if not _is_loopback(settings.host) and not len(KeyRing(settings.dir)):
+    """ConfigError when the address is open to others and there is no key, or an allowed origin is none."""
+    Door(settings.allow_origins)
+    keys = list_keys(settings.dir)
+    if not keys and not is_loopback(settings.host):
         raise ConfigError(
             f"--host {settings.host} can be reached from other machines, and there is no API key in "
             f"{key_file(settings.dir)}. Make one with `afterword keys create`, or listen on 127.0.0.1.",
             param="host",
         )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def bind(settings: GatewaySettings) -> socket.socket:

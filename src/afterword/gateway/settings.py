@@ -24,6 +24,10 @@ class GatewaySettings:
     """Port; 0 takes a free one."""
     name: str = "afterword"
     """Model name that users address; versions are NAME@v000001 and so on."""
+    allow_origins: tuple[str, ...] = ()
+    """Origins beside this machine's whose pages may use the gateway; their names are answered without keys, too."""
+    train: bool = True
+    """May turns be trained on whose request does not say?"""
     channel: str = "default"
     """Channel whose newest release NAME serves."""
     capture_wait_ms: float = 20.0
@@ -36,7 +40,7 @@ class GatewaySettings:
     """Bytes of a request body; larger ones get a 413."""
     connect_timeout: float = 5.0
     """Seconds until the connection to the upstream stands."""
-    upstream_timeout: float = 120.0
+    upstream_timeout: float = 600.0
     """Seconds without a byte from the upstream before the answer is given up (504)."""
     poll_ms: float = 100.0
     """How often the store is asked for a new release."""

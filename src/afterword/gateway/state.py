@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from afterword.gateway.capture import Capture
+from afterword.gateway.door import Door
 from afterword.gateway.keys import KeyRing
 from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
@@ -25,6 +26,7 @@ class Gateway:
     upstream: Upstream
     metrics: Metrics
     keys: KeyRing
+    door: Door
     links: Links
     capture: Capture
     adapters: Adapters

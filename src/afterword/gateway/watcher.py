@@ -47,6 +47,8 @@ class Adapters:
         self._metrics = metrics
         self.bases: list[str] = []
         """Base models of the upstream; the first is the one that adapters belong to."""
+        self._since: dict[str, float] = {}
+        """Base model -> since when it is there, Unix seconds."""
         self.serving: dict[str, Serving] = {}
         """Channel -> what its requests get: the newest rows whose adapters could be loaded."""
         self.problem: str | None = None
@@ -153,16 +155,17 @@ class Adapters:
         """The models of /v1/models."""
         base = self.bases[0] if self.bases else None
 
-        def card(identifier: str, root: str | None, parent: str | None, at: float = 0.0) -> Json:
+        def card(identifier: str, root: str | None, parent: str | None, at: float) -> Json:
             shared = {"id": identifier, "object": "model", "created": int(at), "owned_by": "afterword"}
             return {**shared, "root": root, "parent": parent}
 
         self._read_versions()
-        cards = [card(b, b, None) for b in self.bases]
+        cards = [card(b, b, None, self._since[b]) for b in self.bases]
         cards += [card(v, r.path, base, r.created_at) for v, r in self._versions.items()]
         for alias, adapter in self.aliases().items():
             if alias not in self.bases:
-                cards.append(card(alias, adapter or base, base if adapter else None))
+                at = self._versions[adapter].created_at if adapter in self._versions else self._since.get(base or "", 0)
+                cards.append(card(alias, adapter or base, base if adapter else None, at))
         return cards
 
     # ---- use
@@ -210,6 +213,8 @@ class Adapters:
             bases.sort(key=lambda name: name != wanted)
         if not bases:
             raise UpstreamError(f"the model server {self._upstream.url} lists no model.")
+        now = time.time()
+        self._since = {card["id"]: at if isinstance(at := card.get("created"), int) and at else now for card in cards}
         self.bases = bases
         self._upstream.forget_dialect()
         self._read_versions()

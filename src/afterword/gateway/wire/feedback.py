@@ -91,7 +91,11 @@ def number(value: Any, name: str) -> float | None:
     """A finite number or None."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        fits = False
+    if not fits:
         raise UsageError(f"`{name}` must be a finite number, got {value!r:.80}.", param=name)
     return float(value)
 
@@ -102,9 +106,9 @@ def moment(value: Any, name: str) -> float | None:
         return number(value, name)
     try:
         when = datetime.fromisoformat(value)
-    except ValueError:
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         raise UsageError(f"`{name}` must be Unix seconds or an ISO 8601 time, got {value!r:.80}.", param=name) from None
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 def _scored(event: Json, turn: Any, name: str, value: Any, comment: Any) -> list[Record]:

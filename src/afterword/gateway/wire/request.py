@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import orjson
@@ -17,6 +18,8 @@ SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
 )  # fmt: skip
+_DEEP = 250
+"""Levels that a body may be nested; orjson writes 254, and error bodies and rows add some of their own."""
 _OURS = ("store", "metadata")
 """Addressed to us; not passed on."""
 
@@ -48,6 +51,8 @@ class ChatRequest:
     team: str | None
     who: Who
     """For channels and shares."""
+    train: bool | None = None
+    """May the answer be trained on, and what is said in this request? None: the server's setting decides."""
 
     @property
     def scope(self) -> tuple[str | None, str | None]:
@@ -67,15 +72,37 @@ class ChatRequest:
 
 
 def load_json(body: bytes) -> Any:
-    """Parsed JSON; BadJson tells where it breaks off."""
+    """Parsed JSON that can be written again; BadJson tells where it breaks off or that it is nested too deep."""
     try:
-        return orjson.loads(body)
+        data = orjson.loads(body)
+        if body.count(b"[") + body.count(b"{") > _DEEP:  # then it may be too deep to be written again
+            check_depth(data)
+        return data
     except orjson.JSONDecodeError as error:
         start = max(0, error.pos - 20)
         near = body.decode("utf-8", "replace")[start : error.pos + 20]
         raise BadJson(
             f"the body is not valid JSON: {error.msg} at character {error.pos}, near {near!r}.", code="invalid_json"
         ) from error
+
+
+def check_depth(data: Any) -> None:
+    """BadJson for what is nested deeper than JSON is written; it names the field of an object."""
+    try:
+        orjson.dumps([data])
+    except TypeError:
+        fields = data.items() if isinstance(data, dict) else ()
+        param = next((name for name, value in fields if not _shallow(value)), None)
+        what = f"`{param}`" if param else "the body"
+        raise BadJson(f"{what} is nested more than {_DEEP} levels deep.", param=param, code="too_deep") from None
+
+
+def _shallow(value: Any) -> bool:
+    try:
+        orjson.dumps([[value]])
+    except TypeError:
+        return False
+    return True
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str], key: str | None) -> ChatRequest:
@@ -87,22 +114,14 @@ def parse_chat(body: bytes, headers: Mapping[str, str], key: str | None) -> Chat
     model = data.get("model")
     if not isinstance(model, str) or not model:
         raise UsageError(f"`model` must be a model name, got {model!r:.80}. GET /v1/models lists them.", param="model")
+    for name, kind, words in _SHAPES:
+        if not isinstance(data.get(name), kind):
+            raise UsageError(f"`{name}` must be {words}, got {data[name]!r:.80}.", param=name)
     metadata = data.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise UsageError(f"`metadata` must be an object, got {metadata!r:.80}.", param="metadata")
-    if data.get("tools") is not None and not isinstance(data["tools"], list):
-        raise UsageError(f"`tools` must be a list, got {data['tools']!r:.80}.", param="tools")
-
-    def named(field: str, value: Any, where: str) -> str | None:
-        value = headers.get(f"x-afterword-{field}") or value
-        if value is not None and not isinstance(value, str):
-            raise UsageError(f"`{where}` must be a string, got {value!r:.80}.", param=where)
-        return value or None
-
-    user = named("user", data.get("user"), "user")
-    conversation = named("conversation", metadata.get("conversation"), "metadata.conversation")
-    task = named("task", metadata.get("task"), "metadata.task")
-    team = named("team", metadata.get("team"), "metadata.team")
+    user = _named(headers, "user", data.get("user"), "user")
+    conversation = _named(headers, "conversation", metadata.get("conversation"), "metadata.conversation")
+    task = _named(headers, "task", metadata.get("task"), "metadata.task")
+    team = _named(headers, "team", metadata.get("team"), "metadata.team")
     return ChatRequest(
         body=data,
         messages=messages,
@@ -112,8 +131,45 @@ def parse_chat(body: bytes, headers: Mapping[str, str], key: str | None) -> Chat
         key=key,
         user=user,
         conversation=conversation,
-        previous=headers.get("x-afterword-previous-turn") or None,
+        previous=_named(headers, "previous-turn", None, "x-afterword-previous-turn"),
         task=task,
         team=team,
         who=Who(unit_of(key, user, conversation, messages), user, team, task),
+        train=_train(headers.get("x-afterword-train"), metadata.get("train")),
     )
+
+
+_SHAPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("metadata", (dict, NoneType), "an object"),
+    ("stream_options", (dict, NoneType), "an object"),
+    ("tools", (list, NoneType), "a list"),
+    ("stream", (bool, NoneType), "true or false"),
+    ("store", (bool, NoneType), "true or false"),
+)
+"""Fields that are read here; whatever else a body has is the model server's to check."""
+
+
+def _named(headers: Mapping[str, str], field: str, value: Any, where: str) -> str | None:
+    """A name from its header or else from the body; None when neither has one."""
+    header = headers.get(f"x-afterword-{field}")
+    if header:
+        try:
+            header.encode()
+        except UnicodeEncodeError:
+            where = f"x-afterword-{field}"
+            raise UsageError(f"the header `{where}` is no UTF-8: {header!r:.80}.", param=where) from None
+        return header
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"`{where}` must be a string, got {value!r:.80}.", param=where)
+    return value or None
+
+
+_YES_NO = {"true": True, "false": False, True: True, False: False, None: None}
+
+
+def _train(header: str | None, value: Any) -> bool | None:
+    """Consent to train from the header or else from the metadata (whose values OpenAI wants to be strings)."""
+    where, given = ("metadata.train", value) if header is None else ("x-afterword-train", header.lower())
+    if not isinstance(given, str | bool | None) or given not in _YES_NO:
+        raise UsageError(f"`{where}` must be true or false, got {given!r:.80}.", param=where)
+    return _YES_NO[given]
