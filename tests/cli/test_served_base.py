@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 
 from afterword.cli import served
 from afterword.cli.entry import main
+from afterword.cli.server_state import announce, owned
 from afterword.config import BUILT_IN, Config, resolve
 from afterword.errors import UsageError
 
@@ -28,9 +29,19 @@ def context(directory: Path, **flags: str) -> Any:
     return _Context(directory, resolve(BUILT_IN, flags=given))
 
 
+SERVERS = ExitStack()
+
+
+@pytest.fixture(autouse=True)
+def _servers_end() -> Iterator[None]:
+    with SERVERS:
+        yield
+
+
 def running(directory: Path, **data: Any) -> None:
-    text = json.dumps({"pid": os.getpid(), "url": "http://127.0.0.1:1", "model": "tiny-folder", "name": "mine", **data})
-    (directory / "server.json").write_text(text, encoding="utf-8")
+    """A server of this directory, until the test ends."""
+    SERVERS.enter_context(owned(directory))
+    announce(directory, {"url": "http://127.0.0.1:1", "model": "tiny-folder", "name": "mine", **data})
 
 
 @pytest.fixture

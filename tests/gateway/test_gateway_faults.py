@@ -207,7 +207,7 @@ def test_an_upstream_that_talks_something_else(launch: Launch, raw: bytes) -> No
     response = gateway.post(CHAT, {"model": "afterword", "messages": HI})
     assert response.status_code == 502 and "not a chat completion" in shape(response)["message"]
     streamed = gateway.post(CHAT, {"model": "afterword", "messages": HI, "stream": True})
-    assert streamed.status_code == 502
+    assert streamed.status_code == 502 and "in place of a stream of events" in shape(streamed)["message"]
     assert gateway.turns() == []
 
 

@@ -113,6 +113,12 @@ def test_a_busy_port(tmp_path: Path) -> None:
             pytest.fail("it must not start")
 
 
+@pytest.mark.parametrize("port", [99999, -1])
+def test_a_port_that_is_none(tmp_path: Path, port: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--port {port} is none"):
+        run_gateway(GatewaySettings(dir=tmp_path, upstream="http://127.0.0.1:9", port=port))
+
+
 def test_an_address_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = GatewaySettings(dir=tmp_path, upstream="http://127.0.0.1:9", host="192.0.2.1", port=0)
     monkeypatch.setattr("afterword.gateway.server.check_address", lambda _: None)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
+from tests.serving import until
 
-from afterword.errors import UpstreamError
-from afterword.sampling import start_engine
+from afterword.errors import ModelError, UpstreamError
+from afterword.sampling import launch, start_engine
 
 
 @pytest.fixture
@@ -23,6 +27,9 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         if mode == "dies":
             print("the model folder is gone", file=sys.stderr)
             sys.exit(3)
+        if mode == "refuses":
+            print("there is no model at /nonexistent", file=sys.stderr)
+            sys.exit(2)
         if mode == "babbles":
             print("hello")
         if mode == "stubborn":
@@ -60,6 +67,39 @@ def test_it_is_ready(engine: str, tmp_path: Path) -> None:
 def test_it_dies(engine: str, tmp_path: Path) -> None:
     with pytest.raises(UpstreamError, match=r"ended with status 3.*\n.*\nthe model folder is gone"):
         start_engine(log_path=tmp_path / "log", extra=("--mode", "dies"), module=engine)
+
+
+def test_what_it_was_told_is_impossible_and_only_this_start_is_quoted(engine: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("an error of yesterday\n", "utf-8")
+    with pytest.raises(ModelError, match="there is no model at /nonexistent") as caught:
+        start_engine(log_path=log, extra=("--mode", "refuses"), module=engine)
+    assert caught.value.exit_code == 2 and "yesterday" not in caught.value.message
+    assert "yesterday" in log.read_text("utf-8")
+
+
+def test_a_signal_while_it_loads_ends_it(engine: str, tmp_path: Path) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    log = tmp_path / "log"
+
+    def interrupt() -> None:
+        until(lambda: log.exists() and "arguments" in log.read_text("utf-8"))
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    started: list[subprocess.Popen[str]] = []
+    spawn = launch._spawn
+
+    def remembering(command: list[str], log_path: Path) -> subprocess.Popen[str]:
+        started.append(spawn(command, log_path))
+        return started[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_spawn", remembering)
+        with pytest.raises(KeyboardInterrupt):
+            start_engine(log_path=log, extra=("--mode", "silent"), module=engine)
+    assert started[0].poll() is not None, "it ended with us"
 
 
 @pytest.mark.parametrize("mode", ["silent", "babbles"])

@@ -134,6 +134,24 @@ async def test_a_connection_that_was_closed_meanwhile_is_replaced(monkeypatch: p
         assert [card["id"] for card in await upstream.models()] == ["base-model"]
 
 
+async def test_a_request_that_a_new_connection_lost_is_not_sent_again() -> None:
+    """The server had it: what it did with it nobody knows."""
+    came = 0
+
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal came
+        await reader.readuntil(b"\r\n\r\n")
+        came += 1
+        writer.close()
+
+    server = await asyncio.start_server(drop, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, Upstream(url) as upstream:
+        with pytest.raises(UpstreamError, match="cannot be reached"):
+            await upstream.chat(BODY)
+        assert came == 1
+
+
 async def test_the_first_error_stops_the_rest(fake: Fake) -> None:
     fake.reject = (500, {"error": "boom"})
     async with Upstream(fake.url) as upstream:

@@ -58,7 +58,8 @@ class Context:
     @cached_property
     def out(self) -> Console:
         """For people: tables and sentences on stdout."""
-        return Console(highlight=False, soft_wrap=True)
+        # Nobody looks at a pipe: what is copied or cut from there has one line a row.
+        return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 4096)
 
     @cached_property
     def err(self) -> Console:
@@ -106,7 +107,7 @@ class Context:
         """A table on stdout."""
         table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", no_wrap=column == "id")
         for row in rows:
             table.add_row(*("" if cell is None else str(cell) for cell in row))
         self.out.print(table)

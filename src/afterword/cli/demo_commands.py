@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from afterword.cli.server_state import running_server
 from afterword.errors import AfterwordError, NothingToDo, UpstreamError
 
 START_SECONDS = 300.0
@@ -32,19 +33,19 @@ def serving(directory: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
     """Run `serve` on a free port; gives the gateway's URL. UpstreamError with the end of its log when it fails."""
     log = directory / "logs" / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    state = directory / "server.json"
     with (
         log.open("ab") as sink,
         _started(command(directory, "serve", "--port", "0", overrides=overrides), stdout=sink, stderr=sink) as process,
     ):
-        yield _wait_ready(process, state, log)
+        yield _wait_ready(process, directory, log)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], state: Path, log: Path) -> str:
+def _wait_ready(process: subprocess.Popen[bytes], directory: Path, log: Path) -> str:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if state.exists():
-            return str(json.loads(state.read_text("utf-8"))["url"])
+        server = running_server(directory)
+        if server is not None and server["pid"] == process.pid:
+            return str(server["url"])
         time.sleep(0.05)
     what = "is not ready" if process.poll() is None else f"ended with status {process.returncode}"
     tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:])

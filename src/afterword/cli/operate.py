@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 from afterword.cli.context import Context
 from afterword.cli.data import when
+from afterword.cli.server_state import running_server
 from afterword.config import ServeConfig
 from afterword.errors import AfterwordError
 from afterword.feedback.lane import ReviewSettings, agreement
@@ -106,16 +106,6 @@ def _show_live(context: Context, rows: list[dict[str, Any]]) -> None:
         "after an answer", (context.args.by, "turns", *(name.replace("_", " ") for name in shares)),
         [(row["name"], row["turns"], *("-" if row[n] is None else f"{row[n]:.0%}" for n in shares)) for row in rows],
     )  # fmt: skip
-
-
-def running_server(directory: Path) -> dict[str, Any] | None:
-    """What `afterword serve` wrote about itself, if that process still lives."""
-    try:
-        found: dict[str, Any] = json.loads((directory / "server.json").read_text(encoding="utf-8"))
-        os.kill(found["pid"], 0)
-    except (OSError, ValueError, KeyError):
-        return None
-    return found
 
 
 def run_config(context: Context) -> int:

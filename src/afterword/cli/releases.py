@@ -17,7 +17,7 @@ from rich.markup import escape
 from afterword.cli.context import Context
 from afterword.cli.data import short, when
 from afterword.cli.figures import show_verdict
-from afterword.cli.operate import running_server
+from afterword.cli.server_state import running_server
 from afterword.config import ServeConfig
 from afterword.errors import GateRefused, NothingToDo, UsageError
 from afterword.feedback.detect import read_follow_up

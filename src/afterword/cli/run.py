@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import asyncio
+import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from rich.markup import escape
 
 from afterword.cli.context import Context
 from afterword.cli.demo import register_demo
 from afterword.cli.releases import watching
+from afterword.cli.server_state import announce, owned
 from afterword.cli.simulate import register_simulate
 from afterword.config import PrivacyConfig, ServeConfig
-from afterword.errors import UpstreamError
+from afterword.errors import AfterwordError, ConfigError, UpstreamError
 from afterword.gateway.server import bind, check_address, run_gateway
-from afterword.gateway.settings import GatewaySettings
-from afterword.sampling import EngineProcess, start_engine
+from afterword.gateway.settings import REMEDY, GatewaySettings
+from afterword.sampling import EngineProcess, Timeouts, Upstream, start_engine
+
+_PATIENCE = 5.0
+"""Seconds between two attempts to start an engine that does not start."""
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -53,42 +59,78 @@ def run_serve(context: Context) -> int:
         allow_origins=config.allow_origins,
         train=config.train,
     )
-    # What would stop us does so before the engine loads: the address, the port, the database.
+    # What would stop us does so before the engine loads: the address, the port, the database, another server.
     check_address(settings)
+    if config.upstream is not None:
+        _check_url(config.upstream)
     bind(settings).close()
     context.open_store(create=True).close()
-    state = context.dir / "server.json"
-    with _model_server(context, config) as upstream:
-        try:
-            with watching(context):
-                run_gateway(
-                    replace(settings, upstream=upstream),
-                    on_ready=lambda url: _ready(context, state, url, upstream, config),
-                )
-        finally:
-            state.unlink(missing_ok=True)
+    with owned(context.dir), _terminable(), _model_server(context, config) as (upstream, remedy), watching(context):
+        run_gateway(
+            replace(settings, upstream=upstream, upstream_remedy=remedy),
+            on_ready=lambda url: _ready(context, url, upstream, config),
+        )
     return 0
 
 
+def _check_url(upstream: str) -> None:
+    parts = urlsplit(upstream)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"--upstream {upstream} is no URL of a server; write it like http://127.0.0.1:8000/v1.", param="upstream"
+        )
+
+
 @contextmanager
-def _model_server(context: Context, config: ServeConfig) -> Iterator[str]:
-    """The URL behind the gateway: the given upstream, or an engine of our own that is restarted when it dies."""
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends us like Ctrl-C until the gateway has its own handler, so that a loading engine ends with us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _model_server(context: Context, config: ServeConfig) -> Iterator[tuple[str, str]]:
+    """The URL behind the gateway and what to do when nobody answers there: the given upstream, or an engine of our
+    own that is restarted when it dies."""
     if config.upstream is not None:
-        yield config.upstream
+        _warn_if_down(context, config)
+        yield config.upstream, REMEDY
         return
     context.say(f"starting the engine with {config.model} ...")
-    watched = _Engine(config, context.dir / "logs" / "engine.log")
+    log = context.dir / "logs" / "engine.log"
+    watched = _Engine(config, log, context.say)
     try:
-        yield watched.process.url
+        yield watched.process.url, f"It is the built-in engine, which starts again by itself; see its log {log}."
     finally:
         watched.stop()
+
+
+def _warn_if_down(context: Context, config: ServeConfig) -> None:
+    """A gateway may start before its model server, but its operator is told."""
+
+    async def ask() -> None:
+        async with Upstream(
+            config.upstream or "", config.upstream_key, Timeouts(connect=3.0), remedy=REMEDY
+        ) as upstream:
+            await upstream.health()
+
+    try:
+        asyncio.run(ask())
+    except UpstreamError as error:
+        context.say(f"[yellow]warning:[/] {escape(error.message)} Until it answers, requests get a 502.")
 
 
 class _Engine:
     """The engine process and the thread that starts it again, on the same port, when it dies."""
 
-    def __init__(self, config: ServeConfig, log: Path) -> None:
-        self._config, self._log = config, log
+    def __init__(self, config: ServeConfig, log: Path, say: Callable[[str], None]) -> None:
+        self._config, self._log, self._say = config, log, say
         self._stopping = threading.Event()
         self.process = self._start(0)
         self._thread = threading.Thread(target=self._watch, name="engine-watch", daemon=True)
@@ -112,11 +154,15 @@ class _Engine:
                 self._restart(port)
 
     def _restart(self, port: int) -> None:
-        self.process.stop()
+        status = self.process.stop()
+        self._say(f"[yellow]the engine ended with status {status}; starting it again[/] (its log: {self._log})")
         try:
             self.process = self._start(port)
-        except UpstreamError:
-            time.sleep(5.0)  # its log has the reason, and /health says that the upstream is down
+        except (AfterwordError, OSError) as error:
+            self._say(f"[red]the engine did not start:[/] {escape(str(error))}\nTrying again in {_PATIENCE:g} s.")
+            self._stopping.wait(_PATIENCE)
+        else:
+            self._say("the engine runs again")
 
     def stop(self) -> None:
         """End the watch, then the engine."""
@@ -125,14 +171,12 @@ class _Engine:
         self.process.stop()
 
 
-def _ready(context: Context, state: Path, url: str, upstream: str, config: ServeConfig) -> None:
-    data = {
-        "pid": os.getpid(), "url": url, "upstream": upstream, "embedded": config.upstream is None,
-        "model": config.model, "name": config.name, "started": time.time(),
-    }  # fmt: skip
-    fresh = state.with_suffix(".json.new")
-    fresh.write_text(json.dumps(data), encoding="utf-8")
-    fresh.replace(state)
+def _ready(context: Context, url: str, upstream: str, config: ServeConfig) -> None:
+    data = announce(
+        context.dir,
+        {"url": url, "upstream": upstream, "embedded": config.upstream is None, "model": config.model,
+         "name": config.name},
+    )  # fmt: skip
     if context.json:
         context.emit(data)
     context.say(f"[green]ready[/] {url}/v1  (model {config.name!r}; Ctrl-C stops)")

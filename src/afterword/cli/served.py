@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from afterword.cli.context import Context
-from afterword.cli.operate import running_server
+from afterword.cli.server_state import running_server
 from afterword.config import ServeConfig
 from afterword.errors import UsageError
 from afterword.records import Json

@@ -9,8 +9,8 @@ from typing import Any
 from rich.markup import escape
 
 from afterword.cli.context import Context
-from afterword.cli.operate import running_server
 from afterword.cli.progress import step_bar
+from afterword.cli.server_state import running_server
 from afterword.errors import ConfigError, UsageError
 from afterword.simulate import (
     TASKS,

@@ -13,10 +13,10 @@ from rich.markup import escape
 
 from afterword.cli.context import Context
 from afterword.cli.figures import show_figures, show_verdict
-from afterword.cli.operate import running_server
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
 from afterword.cli.served import served_model, served_name
+from afterword.cli.server_state import running_server
 from afterword.config import Config, CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
 from afterword.cycle import (
     Progress,

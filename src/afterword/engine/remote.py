@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -155,6 +157,8 @@ def _serve(build: Build, options: argparse.Namespace, pipe: Connection, other_en
     other_end.close()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the process that we belong to decides when we end
+    loaded = threading.Event()
+    threading.Thread(target=_end_with_parent, args=(pipe, loaded), name="pipe-watch", daemon=True).start()
     try:
         host = build(options)
     except AfterwordError as error:
@@ -178,10 +182,19 @@ def _serve(build: Build, options: argparse.Namespace, pipe: Connection, other_en
         except (EOFError, OSError):
             host.stop()
 
+    loaded.set()
     pipe.send(host.max_model_len)
     threading.Thread(target=listen, name="pipe", daemon=True).start()
     # The model stays on the thread that loaded it: a second thread would bring OpenMP threads of its own.
     host.run(lambda pieces: send(("pieces", pieces)))
+
+
+def _end_with_parent(pipe: Connection, loaded: threading.Event) -> None:
+    """End at once when the process that we belong to is gone while the model loads, which may take minutes."""
+    with contextlib.suppress(OSError):
+        pipe.poll(None)  # it says nothing before it knows that the model is loaded: this is its end
+    if not loaded.is_set():
+        os._exit(1)
 
 
 def _do(host: Host, message: tuple[Any, ...], send: Callable[[tuple[Any, ...]], None]) -> None:

@@ -45,6 +45,7 @@ def _parts(settings: GatewaySettings, store: Store, door: Door) -> Callable[[web
             settings.upstream,
             settings.upstream_key,
             Timeouts(connect=settings.connect_timeout, silence=settings.upstream_timeout),
+            remedy=settings.upstream_remedy,
         )
         gateway = app[GATEWAY] = Gateway(
             settings=settings,

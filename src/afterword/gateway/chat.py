@@ -134,7 +134,7 @@ class Exchange:
                         await self._open(request, response, arrived)
                     await response.write(out)
             arrived = perf_counter()
-            self._check_end()
+            self._check_end(stream)
         except UpstreamError as error:
             if not response.prepared:
                 raise
@@ -152,11 +152,17 @@ class Exchange:
         self.count(200)
         return response
 
-    def _check_end(self) -> None:
+    def _check_end(self, stream: ChatStream) -> None:
         """UpstreamError when the stream ended before the answer was complete."""
         served = self.served
         if served.error is not None:
             raise UpstreamError(f"the model server broke off: {served.error}", code="error")
+        if not served.started and stream.content_type != "text/event-stream":
+            raise UpstreamError(
+                f"the model server {self.gateway.upstream.url} answered {stream.content_type} in place of a stream of "
+                "events. Check that the URL is that of an OpenAI-compatible server.",
+                code="not_sse",
+            )
         if not (served.started and (served.done or served.finish_reason)):
             raise UpstreamError(
                 f"the model server {self.gateway.upstream.url} ended the stream before the answer was complete.",

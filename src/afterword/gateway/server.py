@@ -84,8 +84,12 @@ def serve_in_thread(settings: GatewaySettings) -> Iterator[str]:
 
 
 def check_address(settings: GatewaySettings) -> None:
-    """ConfigError when the address is open to others and there is no key, or an allowed origin is none."""
+    """ConfigError when the address is open to others and there is no key, or a setting of it is impossible."""
     Door(settings.allow_origins)
+    if not 0 <= settings.port <= 65535:
+        raise ConfigError(
+            f"--port {settings.port} is none: ports are 1 to 65535, and 0 takes a free one.", param="port"
+        )
     keys = list_keys(settings.dir)
     if not keys and not is_loopback(settings.host):
         raise ConfigError(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+REMEDY = "Start it, or point --upstream at another one."
+"""What to do when an upstream that somebody else runs is down."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
@@ -16,6 +19,8 @@ class GatewaySettings:
     """URL of the model server, with or without `/v1`."""
     upstream_key: str | None = None
     """API key for the upstream."""
+    upstream_remedy: str = REMEDY
+    """What to do when the upstream is down."""
     upstream_model: str | None = None
     """Base model to serve when the upstream has several; None takes its first."""
     host: str = "127.0.0.1"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Self
 
-from afterword.errors import UpstreamError
+from afterword.errors import ModelError, UpstreamError
 
 _LOG_LINES = 15
 
@@ -78,27 +78,33 @@ def start_engine(
 ) -> EngineProcess:
     """Start `python -m afterword.engine` and wait for its line {"ready": true, "port": ..., "model": ...}.
 
-    `model` None is the engine's own default; port 0 lets the system choose. Raises UpstreamError with the end of the
-    log when it dies or is not ready within `wait` seconds.
+    `model` None is the engine's own default; port 0 lets the system choose. Raises UpstreamError with the end of
+    this start's log when it dies or is not ready within `wait` seconds, ModelError when it says that it was told
+    something impossible.
     """
     command = [sys.executable, "-m", module, "--port", str(port), "--parent-pid", str(os.getpid()), *extra]
     for flag, value in (("--model", model), ("--device", device), ("--dtype", dtype)):
         command += [flag, str(value)] if value is not None else []
+    before = log_path.stat().st_size if log_path.exists() else 0
     process = _spawn(command, log_path)
     assert process.stdout is not None
     first: queue.Queue[str] = queue.Queue()
     reader = threading.Thread(target=_pump, args=(process.stdout, first), name="engine-stdout", daemon=True)
     reader.start()
+    engine = EngineProcess(url="", model="", process=process, log_path=log_path, reader=reader)
     try:
         said = json.loads(first.get(timeout=wait))
     except (queue.Empty, json.JSONDecodeError):
         said = None
-    engine = EngineProcess(url="", model="", process=process, log_path=log_path, reader=reader)
+    except BaseException:  # a signal while it loads: it must not be left behind
+        engine.stop(1.0)
+        raise
     if not isinstance(said, dict) or not said.get("ready"):
         ended = process.poll() is not None or _ends(process)
         status = engine.stop()
         what = f"ended with status {status}" if ended else f"was not ready within {wait:g} s and was stopped"
-        raise UpstreamError(f"the engine {what}. The end of its log {log_path}:\n{_tail(log_path)}", code="engine")
+        message = f"the engine {what}. The end of its log {log_path}:\n{_tail(log_path, before)}"
+        raise ModelError(message) if status == ModelError.exit_code else UpstreamError(message, code="engine")
     engine.url = f"http://127.0.0.1:{said['port']}"
     engine.model = str(said.get("model", ""))
     return engine
@@ -129,6 +135,9 @@ def _pump(stdout: IO[str], first: queue.Queue[str]) -> None:
             pass
 
 
-def _tail(path: Path) -> str:
-    lines = path.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:]
+def _tail(path: Path, start: int) -> str:
+    """The last lines of what was written from the byte `start` on."""
+    with path.open("rb") as log:
+        log.seek(start)
+        lines = log.read().decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
     return "\n".join(lines) or "(empty)"

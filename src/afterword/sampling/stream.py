@@ -59,6 +59,8 @@ class ChatStream:
     def __init__(self, response: aiohttp.ClientResponse, url: str, timeouts: Timeouts) -> None:
         self._response = response
         self._read = response.content.readany
+        self.content_type = response.content_type
+        """What the server says that it sends."""
         self._url = url
         self._timeouts = timeouts
         self.left_out: Set[str] = frozenset()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Self
 
 import aiohttp
@@ -20,13 +21,25 @@ from afterword.sampling.answer import Answer, read_answer
 from afterword.sampling.dialect import Dialect, named_in
 from afterword.sampling.stream import CLOSED, ChatStream, Timeouts, UpstreamRejected, too_slow
 
+_OPENED: ContextVar[list[bool]] = ContextVar("opened")
+"""Where a request notes that its connection is new."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    async def _create_connection(self, *given: Any, **more: Any) -> Any:
+        _OPENED.get([]).append(True)
+        return await super()._create_connection(*given, **more)
+
 
 class Upstream:
     """A model server at `url` (with or without `/v1`). Use it as an async context, within one event loop."""
 
-    def __init__(self, url: str, api_key: str | None = None, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self, url: str, api_key: str | None = None, timeouts: Timeouts | None = None, *, remedy: str = "Is it running?"
+    ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.timeouts = timeouts or Timeouts()
+        self._remedy = remedy
         self.dialect = Dialect()
         self._headers = {"Content-Type": "application/json"}
         if api_key:
@@ -51,7 +64,7 @@ class Upstream:
             times = aiohttp.ClientTimeout(sock_connect=self.timeouts.connect, sock_read=self.timeouts.silence)
             self._session = aiohttp.ClientSession(
                 # Shorter than the 5 s of uvicorn (vLLM), so that a connection is never used as the server closes it.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+                connector=_Connector(limit=0, keepalive_timeout=4.0),
                 timeout=times,
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -104,13 +117,20 @@ class Upstream:
         raise refusal
 
     async def _send(self, method: str, url: URL, **more: Any) -> aiohttp.ClientResponse:
-        """The response's head. A kept connection that the server had closed meanwhile is replaced once."""
+        """The response's head. A kept connection that the server had closed meanwhile is replaced once.
+
+        A server that drops a new connection has had the request: it is not sent again.
+        """
         session = self._open()
+        opened: list[bool] = []
+        _OPENED.set(opened)
         try:
             return await session.request(method, url, **more)
         except aiohttp.ClientConnectorError:
             raise
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if opened:
+                raise
             return await session.request(method, url, **more)
 
     async def _post_chat(self, body: Json) -> ChatStream:
@@ -137,7 +157,7 @@ class Upstream:
 
     def _down(self, error: Exception) -> UpstreamError:
         return UpstreamError(
-            f"the model server {self.url} cannot be reached: {error}. Start it, or point --upstream at another one.",
+            f"the model server {self.url} cannot be reached: {error}. {self._remedy}",
             code="down",
         )
 

@@ -1,0 +1,84 @@
+"""What a running `afterword serve` says about itself in DIR/server.json, and that there is one of them a directory.
+
+Owns that file and the lock beside it. Whether a server runs is told by the lock, which the system takes back however
+the process ends; a process id says little (it is used again, and every container has a 1).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from afterword.errors import ConfigError
+
+_PATIENCE = 1.0
+"""Seconds: somebody who only looks holds the lock for a moment, too."""
+
+
+def _path(directory: Path) -> Path:
+    return directory / "server.json"
+
+
+@contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """Be the server of this directory. ConfigError when there is one already."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "server.lock").open("ab") as lock:
+        end = time.monotonic() + _PATIENCE
+        while not _taken(lock.fileno(), fcntl.LOCK_EX):
+            if time.monotonic() > end:
+                raise ConfigError(_busy(directory), param="dir")
+            time.sleep(0.05)
+        _path(directory).unlink(missing_ok=True)  # of one that was killed
+        try:
+            yield
+        finally:
+            _path(directory).unlink(missing_ok=True)
+
+
+def _taken(file: int, how: int) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _busy(directory: Path) -> str:
+    found = _read(directory) or {}
+    where = f" at {found['url']} (process {found.get('pid')})" if "url" in found else ""
+    return f"a server runs on {str(directory)!r} already{where}. Stop it, or name another place with --dir."
+
+
+def announce(directory: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Write what is to be known of the server; only for its owner. Gives it back with the process and the time."""
+    data = {"pid": os.getpid(), **data, "started": time.time()}
+    fresh = directory / "server.json.new"
+    fresh.write_text(json.dumps(data), encoding="utf-8")
+    fresh.replace(_path(directory))
+    return data
+
+
+def _read(directory: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(_path(directory).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def running_server(directory: Path) -> dict[str, Any] | None:
+    """What the server of this directory says about itself; None when none runs or it is not ready."""
+    try:
+        with (directory / "server.lock").open("rb") as lock:
+            if _taken(lock.fileno(), fcntl.LOCK_SH):
+                return None
+    except OSError:
+        return None
+    return _read(directory)
