@@ -81,11 +81,12 @@ def test_what_it_was_told_is_impossible_and_only_this_start_is_quoted(engine: st
 def test_a_signal_while_it_loads_ends_it(engine: str, tmp_path: Path) -> None:
     main = threading.main_thread().ident
     assert main is not None
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     log = tmp_path / "log"
 
     def interrupt() -> None:
         until(lambda: log.exists() and "arguments" in log.read_text("utf-8"))
-        signal.pthread_kill(main, signal.SIGINT)
+        signal.pthread_kill(main, signal.SIGUSR1)
 
     threading.Thread(target=interrupt).start()
     started: list[subprocess.Popen[str]] = []
@@ -99,6 +100,7 @@ def test_a_signal_while_it_loads_ends_it(engine: str, tmp_path: Path) -> None:
         patch.setattr(launch, "_spawn", remembering)
         with pytest.raises(KeyboardInterrupt):
             start_engine(log_path=log, extra=("--mode", "silent"), module=engine)
+    signal.signal(signal.SIGUSR1, before)
     assert started[0].poll() is not None, "it ended with us"
 
 
