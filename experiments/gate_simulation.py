@@ -1,9 +1,11 @@
-"""How often does the gate err? Simulated comparisons through the real statistics and the real gate.
+"""How often does the gate err? Simulated comparisons through the real statistics and the whole real gate.
 
     python experiments/gate_simulation.py [--cases 2000] [--only TEXT] [--out experiments/gate_simulation.json]
 
-Interactions come in conversations whose answers resemble each other. Each scenario draws paired differences, makes the
-figures that the suites would make of them, and asks `decide`. Nothing of a model is in it.
+Every figure of the default suites is drawn from cases (pairs of answers, texts, questions, secrets) with a true
+difference, put through the statistics that the suites use, and judged by `decide` with all its lines. How much pairs
+differ where nothing was lost is what trained candidates on the embedded model showed (docs/gate.md). Interactions come
+in conversations whose answers resemble each other. Nothing of a model is in it.
 """
 
 from __future__ import annotations
@@ -18,16 +20,18 @@ from typing import Any
 
 import numpy as np
 
+from afterword.evaluate.cases import ANSWERS
 from afterword.evaluate.changes import BETTER, changes
 from afterword.evaluate.power import interactions_needed, share_spread
 from afterword.evaluate.sequential import stop_early
-from afterword.evaluate.statistics import exactly, figure, mean
+from afterword.evaluate.statistics import exactly, figure, mean, paired_share, ratio_of_sums
+from afterword.evaluate.suites.privacy import TEXTS, ranked
 from afterword.records import Report
-from afterword.release.gate import GateThresholds, bounds, decide
+from afterword.release.gate import Bound, GateThresholds, bounds, decide
 
 Draw = np.random.Generator
 LIMITS = GateThresholds()
-NEED, GAIN = 0.1, 0.3
+NEED, GAIN = 0.1, 0.2
 """Standard deviations of paired differences of the need and of the hindsight score (nats a token), as in demo runs."""
 ALIKE = 0.3
 """Correlation of the differences within a conversation."""
@@ -35,10 +39,14 @@ PER_CONVERSATION = 2
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much a comparison has to go by."""
+class World:
+    """What is true of a candidate, and how much there is to see it by."""
 
     interactions: int
+    need: Callable[[Draw, int], Sequence[float]]
+    """Paired drops of the need."""
+    lost: frozenset[str] = frozenset()
+    """"suite.figure.side" of the lines at whose limit the candidate truly is."""
 
     @property
     def clusters(self) -> list[str]:
@@ -46,97 +54,164 @@ class Sizes:
         return [str(i // PER_CONVERSATION) for i in range(self.interactions)]
 
 
-def differences(rng: Draw, sizes: Sizes, centre: float, spread: float) -> Sequence[float]:
+def alike(rng: Draw, n: int, centre: float, spread: float) -> list[float]:
     """Paired differences with conversations."""
-    of = np.array([int(c) for c in sizes.clusters])
-    shared = rng.normal(size=of.max() + 1)[of]
-    own = rng.normal(size=sizes.interactions)
+    shared = np.repeat(rng.normal(size=n), PER_CONVERSATION)[:n]
+    own = rng.normal(size=n)
     return list(centre + spread * (math.sqrt(ALIKE) * shared + math.sqrt(1 - ALIKE) * own))
 
 
-def changed_shares(rng: Draw, n: int, gain: float, changed: float) -> list[float]:
+def needs(centre: float) -> Callable[[Draw, int], list[float]]:
+    """Drops of the need around this mean."""
+    return lambda rng, n: alike(rng, n, centre, NEED)
+
+
+def changed_shares(gain: float, changed: float) -> Callable[[Draw, int], list[float]]:
     """Paired yes/no differences: a share `changed` of the pairs differs, the mean is `gain`."""
     up = (changed + gain) / 2
-    draws = rng.random(n)
-    return [1.0 if d < up else -1.0 if d < changed else 0.0 for d in draws]
+    return lambda rng, n: [1.0 if d < up else -1.0 if d < changed else 0.0 for d in rng.random(n)]
 
 
-def fine_suites(n: int) -> dict[str, Any]:
-    """Required suites in which nothing is lost."""
+def pairs(changed: float, n: int = 0, population: int | None = None) -> Callable[..., dict[str, Any]]:
+    """A share of `n` (or of all answers) of which `changed` differ either way when nothing is lost."""
+
+    def draw(rng: Draw, world: World, at: float, seed: int) -> dict[str, Any]:
+        size = n or max(ANSWERS, world.interactions)
+        found = changed_shares(at, max(changed, abs(at)))(rng, size)
+        before, after = [d < 0 for d in found], [d > 0 for d in found]
+        return paired_share(
+            before, after, world.clusters if size == world.interactions else None, population=population
+        )
+
+    return draw
+
+
+def means(spread: float, n: int = 0, usual: float = 0.0) -> Callable[..., dict[str, Any]]:
+    """A mean over `n` texts (or over the interactions); `usual` where nothing is lost."""
+
+    def draw(rng: Draw, world: World, at: float, seed: int) -> dict[str, Any]:
+        centre = at if at else usual
+        if n:
+            return mean(list(rng.normal(centre, spread, n)), seed=seed)
+        return mean(alike(rng, world.interactions, centre, spread), world.clusters, seed=seed)
+
+    return draw
+
+
+def lengths(rng: Draw, world: World, at: float, seed: int) -> dict[str, Any]:
+    """Ratio of the lengths of answers; candidates that learned brevity are at 0.6."""
+    size = max(ANSWERS, world.interactions)
+    served = np.exp(rng.normal(4, 0.6, size))
+    return ratio_of_sums(list(served * (at or 0.6) * np.exp(rng.normal(-0.08, 0.4, size))), list(served), seed=seed)
+
+
+def around(error: float, usual: float) -> Callable[..., dict[str, Any]]:
+    """A figure whose interval is Student's."""
+
+    def draw(rng: Draw, world: World, at: float, seed: int) -> dict[str, Any]:
+        value = (at or usual) + error * rng.normal()
+        return figure(value, value - 1.96 * error, value + 1.96 * error, ANSWERS)
+
+    return draw
+
+
+def _name(bound: Bound) -> str:
+    return f"{bound.suite}.{bound.figure}.{bound.side}"
+
+
+GUARDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "holdout.gain": means(GAIN, usual=0.02),
+    "forgetting.drift": means(0.06, 40, usual=0.05),
+    "forgetting.loss_rise": means(0.03, 40),
+    "forgetting.loss_rise_base": means(0.03, 40),
+    "forgetting.accuracy": pairs(0.03, 128),
+    "collapse.empty": pairs(0.003),
+    "collapse.truncated": pairs(0.3),
+    "collapse.repetitive": pairs(0.06),
+    "collapse.copies": pairs(0.04),
+    "collapse.leaks": pairs(0.003),
+    "collapse.declined": pairs(0.08),
+    "collapse.length_ratio": lengths,
+    "collapse.distinct_ratio": around(0.06, 0.9),
+    "collapse.similarity": around(0.02, 0.15),
+    "collapse.entropy_ratio": around(0.02, 1.0),
+    "earlier-wins.need_drop": means(0.05),
+    "privacy.exposure_rise": lambda rng, world, at, seed: ranked(list(rng.normal(at, 1.2, 8))),
+    "privacy.memorised": pairs(0.002, TEXTS, population=200),
+    "privacy.quotes": pairs(0.003),
+}  # fmt: skip
+"""Lines that an interval decides, suite by suite: how their figure comes about."""
+LOST = sorted({_name(b) for b in bounds(LIMITS) if f"{b.suite}.{b.figure}" in GUARDS})
+
+
+def passes(rng: Draw, world: World, seed: int) -> bool:
+    """Draw figure after figure until a line does not hold: does the whole report pass?"""
     suites: dict[str, Any] = {}
-    for bound in bounds(LIMITS):
-        if not bound.optional and bound.suite in LIMITS.required:
-            inside = {"above": 1.0, "at least": 1.0, "at most": -1.0}[bound.side] + bound.limit
-            suites.setdefault(bound.suite, {}).setdefault(bound.figure, exactly(inside, n))
-    suites["collapse"]["length_ratio"] = exactly(1.0, n)
-    return suites
+    lines = {(b.suite, b.figure, b.side): b for b in bounds(LIMITS)}
+    first = sorted(
+        lines.values(), key=lambda b: (f"{b.suite}.{b.figure}.{b.side}" not in world.lost, b.suite != "holdout")
+    )
+    for bound in first:
+        figures = suites.setdefault(bound.suite, {})
+        if bound.figure not in figures and (drawn := _drawn(rng, world, bound, seed)) is not None:
+            figures[bound.figure] = drawn
+            if not _holds(bound, drawn):
+                return False
+    kept = {suite: figures for suite, figures in suites.items() if figures}
+    return decide(Report(id="r", candidate="c", against=None, suites=kept), LIMITS).passed
 
 
-def passed(suites: dict[str, Any]) -> bool:
-    """What the gate says."""
-    return decide(Report(id="r", candidate="c", against=None, suites=suites), LIMITS).passed
+def _drawn(rng: Draw, world: World, bound: Bound, seed: int) -> dict[str, Any] | None:
+    name = f"{bound.suite}.{bound.figure}"
+    if name == "holdout.interactions":
+        return exactly(world.interactions, world.interactions)
+    if name == "holdout.conversations":
+        return exactly(len(set(world.clusters)), world.interactions)
+    if name == "holdout.need_drop":
+        return mean(world.need(rng, world.interactions), world.clusters, seed=seed)
+    if name not in GUARDS:
+        return None
+    limits = [b.limit for b in bounds(LIMITS) if _name(b) in world.lost and f"{b.suite}.{b.figure}" == name]
+    at = limits[0] if limits else 0.0
+    return GUARDS[name](rng, world, at, seed)
 
 
-def one_case(rng: Draw, case: int, sizes: Sizes, need: float, gain: float = 0.0) -> dict[str, Any]:
-    """Suites of a comparison whose true differences are these."""
-    suites = fine_suites(sizes.interactions)
-    need_drop = mean(differences(rng, sizes, need, NEED), sizes.clusters, seed=case)
-    suites["holdout"]["need_drop"] = need_drop
-    if need_drop["low"] > 0:
-        suites["holdout"]["gain"] = mean(differences(rng, sizes, gain, GAIN), sizes.clusters, seed=case)
-    return suites
+def _holds(bound: Bound, drawn: dict[str, Any]) -> bool:
+    number = float(drawn[bound.end])
+    if bound.side == "above":
+        return number > bound.limit
+    return number >= bound.limit if bound.side == "at least" else number <= bound.limit
+
+
+def share(cases: int, world: World, seed: int) -> float:
+    """Share of candidates of this world that pass."""
+    rng = np.random.default_rng(seed)
+    return sum(passes(rng, world, case) for case in range(cases)) / cases
 
 
 def no_difference(cases: int, n: int, seed: int = 1) -> float:
-    """Share of candidates that pass although nothing is better."""
-    rng = np.random.default_rng(seed)
-    return sum(passed(one_case(rng, case, Sizes(n), 0.0)) for case in range(cases)) / cases
+    """Share of candidates that pass although nothing is better (or worse)."""
+    return share(cases, World(n, needs(0.0)), seed)
 
 
-REGRESSIONS: dict[str, Callable[[Draw, Sizes, int], tuple[str, str, dict[str, Any]]]] = {
-    "need_drop": lambda rng, sizes, case: (
-        "holdout", "need_drop", mean(differences(rng, sizes, 0.0, NEED), sizes.clusters, seed=case)),
-    "gain": lambda rng, sizes, case: (
-        "holdout", "gain", mean(differences(rng, sizes, LIMITS.min_gain, GAIN), sizes.clusters, seed=case)),
-    "loss_rise": lambda rng, sizes, case: (
-        "forgetting", "loss_rise", mean(list(rng.normal(LIMITS.max_loss_rise, 0.02, 40)), seed=case)),
-    "accuracy": lambda rng, sizes, case: (
-        "forgetting", "accuracy", mean(changed_shares(rng, 64, LIMITS.min_accuracy, 0.2), seed=case)),
-    "repetitive, 15 points over the margin": lambda rng, sizes, case: (
-        "collapse", "repetitive", _rise(rng, sizes.interactions, LIMITS.max_repetitive + 0.15)),
-    "empty, 15 points over the margin": lambda rng, sizes, case: (
-        "collapse", "empty", _rise(rng, sizes.interactions, LIMITS.max_empty + 0.15)),
-}  # fmt: skip
-"""One guard with a true loss at its margin (over it, where the value is bounded), everything else good."""
-
-
-def _rise(rng: Draw, n: int, rise: float) -> dict[str, Any]:
-    value = float(np.mean(changed_shares(rng, n, rise, rise)))
-    return figure(value, value, value, n)
-
-
-def regression(name: str, cases: int, n: int, seed: int = 2) -> float:
-    """Share of candidates that pass with this loss."""
-    rng = np.random.default_rng(seed)
-    through = 0
-    for case in range(cases):
-        suites = fine_suites(n)
-        suite, key, shown = REGRESSIONS[name](rng, Sizes(n), case)
-        suites[suite][key] = shown
-        through += passed(suites)
-    return through / cases
+def regression(line: str, cases: int, n: int, seed: int = 2) -> float:
+    """Share that passes with a true loss at the limit of one line, although users got what they asked for."""
+    return share(cases, World(n, needs(0.2), frozenset((line,))), seed)
 
 
 def ten_points(cases: int, changed: float, power: float = 0.8, seed: int = 3) -> tuple[int, float]:
     """(interactions that the power calculation asks for, share of true 10-point gains that pass with so many)."""
     n = interactions_needed(0.1, share_spread(0.1, changed), power=power)
-    rng = np.random.default_rng(seed)
-    found = 0
-    for case in range(cases):
-        suites = fine_suites(n)
-        suites["holdout"]["need_drop"] = mean(changed_shares(rng, n, 0.1, changed), seed=case)
-        found += passed(suites)
-    return n, found / cases
+    rng, alone = np.random.default_rng(seed), changed_shares(0.1, changed)
+    return n, sum(passes(rng, _Apart(n, alone), case) for case in range(cases)) / cases
+
+
+class _Apart(World):
+    """Every interaction a conversation of its own."""
+
+    @property
+    def clusters(self) -> list[str]:
+        return [str(i) for i in range(self.interactions)]
 
 
 def looking(cases: int, n: int, gain: float, looks: int = 4, seed: int = 4) -> dict[str, float]:
@@ -168,10 +243,16 @@ NEEDED = interactions_needed(0.05, NEED)
 """Interactions for a gain of half the spread."""
 SCENARIOS: dict[str, Callable[[int], Any]] = {
     "no difference, passes": lambda cases: {f"{n} interactions": no_difference(cases, n) for n in (16, 24, 64)},
-    "a regression, passes (64 interactions)": lambda cases: {name: regression(name, cases, 64) for name in REGRESSIONS},
+    "a regression, passes (64 interactions)": lambda cases: {name: regression(name, cases, 64) for name in LOST},
+    "every line at its limit and no gain, passes": lambda cases: share(
+        cases, World(64, needs(0.0), frozenset(LOST)), 6
+    ),
     "a true 10-point gain, passes (0.8 is promised)": lambda cases: {
         f"{changed:.0%} of pairs differ": dict(zip(("interactions", "passes"), ten_points(cases, changed), strict=True))
         for changed in (0.1, 0.2, 0.46)
+    },
+    "a clear gain and no loss, passes": lambda cases: {
+        f"{n} interactions": share(cases, World(n, needs(0.2)), 7) for n in (16, 24, 64)
     },
     "four looks, no difference": lambda cases: looking(cases, 64, 0.0),
     "four looks, a gain that 0.8 find": lambda cases: looking(cases, NEEDED, 0.05),

@@ -50,9 +50,9 @@ def test_variety_and_likeness() -> None:
     assert text.distinct_2(["a b c", "d e f"]) == 1.0
     assert text.distinct_2(["a b a b a"]) == 0.5
     assert text.distinct_2(["one", ""]) == 0.0
-    assert text.self_similarity(["only"]) is None
-    assert text.self_similarity(["same words here"] * 3) == 1.0
-    assert text.self_similarity(["a b", "c d", "e f"]) == 0.0
+    assert text.likeness(["only"]) == text.likeness([]) == []
+    assert text.likeness(["same words here"] * 3) == [1.0] * 3
+    assert text.likeness(["a b", "c d", "e f"]) == [0.0] * 3
 
 
 def test_copies_of_the_question() -> None:

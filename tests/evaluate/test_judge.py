@@ -86,7 +86,7 @@ def test_an_honest_judge_is_asked_in_both_orders_and_only_once(
     with judging(likes_better) as (url, asked):
         report = measure(tiny, adapters["small"], url, tmp_path)
         found = figures(report)
-        assert found["judge"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 8}
+        assert found["judge"]["value"] == found["judge"]["high"] == 1.0 and found["judge"]["low"] > 0.3
         assert (found["judge_wins"]["value"], found["judge_bias"]["value"], found["judge_failed"]["value"]) == (8, 0, 0)
         assert found["judge_p"]["value"] == pytest.approx(2 / 2**8) and len(asked) == 16
         assert "Shorter, please." in asked[0] and report.examples[0]["judge_candidate"] == 1.0
@@ -179,7 +179,7 @@ def test_tasks_have_their_programs_and_a_loss_is_a_no(tiny: str, adapters: dict[
         settings=EvaluateConfig(checks={"extract": "json"}),
     )  # fmt: skip
     found = figures(report)
-    assert found["checks"] == {"value": -1.0, "low": -1.0, "high": -1.0, "n": 4}
+    assert found["checks"] == pytest.approx({"value": -1.0, "low": -1.0, "high": -0.02, "n": 4}, abs=0.01)
     assert report.examples[1]["check_served"] == 1.0 and "check_served" not in report.examples[0]
     assert any("tasks' programs accept" in r for r in decide(report).reasons if r.startswith("no: "))
     gone = evaluate_candidate(

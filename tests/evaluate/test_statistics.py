@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -129,3 +130,61 @@ def test_impossible_shares_and_ratios() -> None:
 
 def test_counts_have_no_uncertainty() -> None:
     assert statistics.exactly(3, 9) == {"value": 3.0, "low": 3.0, "high": 3.0, "n": 9}
+
+
+# ---- shares in pairs, figures without a formula
+
+
+def test_pairs_that_all_agree_rule_out_no_more_than_so_many_can() -> None:
+    z = NormalDist().inv_cdf(0.975)
+    for n in (12, 24, 64):
+        found = statistics.paired_share([True] * n, [True] * n)
+        assert found["value"] == 0.0 and found["n"] == n
+        assert found["high"] == pytest.approx(z * z / (n + z * z), abs=1e-6) == pytest.approx(-found["low"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("up", "down", "n"), [(5, 2, 64), (0, 3, 24), (9, 9, 40), (12, 0, 12)])
+def test_tangos_ends_are_where_the_restricted_likelihood_says(up: int, down: int, n: int) -> None:
+    """The nuisance share by a search for the largest likelihood instead of Tango's formula."""
+    z = 1.96
+    for delta in statistics.tango(up, down, n, z):
+        if abs(delta) > 1 - 1e-6:
+            continue
+        shares = np.linspace(max(0.0, -delta), (1 - delta) / 2, 200_001)[1:-1]
+        likelihood = (
+            up * np.log(shares + delta) + down * np.log(shares) + (n - up - down) * np.log(1 - 2 * shares - delta)
+        )
+        best = shares[int(np.argmax(likelihood))]
+        statistic = (up - down - n * delta) / math.sqrt(n * (2 * best + delta * (1 - delta)))
+        assert abs(statistic) == pytest.approx(z, abs=0.02)
+
+
+def test_a_rise_at_the_margin_is_called_none_in_one_case_of_forty() -> None:
+    rng = np.random.default_rng(5)
+    for margin, changed in ((0.1, 0.14), (0.2, 0.3)):
+        draws = rng.random((2000, 64))
+        ups, downs = (draws < (changed + margin) / 2).sum(1), (draws > 1 - (changed - margin) / 2).sum(1)
+        passed = sum(statistics.tango(u, d, 64, 1.96)[1] <= margin for u, d in zip(ups, downs, strict=True))
+        assert passed / 2000 <= 0.04
+
+
+def test_clusters_widen_a_paired_share_and_a_census_has_no_width() -> None:
+    before, after = [False] * 40, [i % 10 < 2 for i in range(40)]
+    alone = statistics.paired_share(before, after)
+    together = statistics.paired_share(before, after, [str(i // 2) for i in range(40)])
+    assert together["high"] > alone["high"] + 0.02 and together["value"] == alone["value"] == 0.2
+    sampled = statistics.paired_share(before, after, population=50)
+    assert alone["low"] < sampled["low"] < 0.2 < sampled["high"] < alone["high"]
+    assert statistics.paired_share(before, after, population=40) == statistics.exactly(0.2, 40)
+    with pytest.raises(ValueError, match="at least one"):
+        statistics.paired_share([], [])
+
+
+def test_the_jackknife_of_a_mean_is_students_interval() -> None:
+    values = list(np.random.default_rng(7).normal(size=20))
+    found = statistics.jackknifed(
+        lambda picked: sum(values[i] for i in picked) / len(picked), [str(i) for i in range(20)]
+    )
+    half = statistics.t_quantile(0.975, 19) * float(np.std(values, ddof=1)) / math.sqrt(20)
+    assert found["high"] - found["value"] == pytest.approx(half, rel=1e-6)
+    assert statistics.jackknifed(lambda picked: 1.0, ["a", "a"])["high"] == math.inf

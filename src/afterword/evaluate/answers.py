@@ -1,4 +1,4 @@
-"""Both arms answer the same prompts, batched through the model server, under temporary adapter names.
+"""Both arms answer the same prompts, in one batch of the model server, under temporary adapter names.
 
 Owns the questions (same prompt, same sampling, same seed for both arms) and the cache of answers; never scores one.
 """
@@ -100,27 +100,27 @@ async def _ask_missing(
     concurrency: int,
     progress: Callable[[int, int], None],
 ) -> None:
-    total, done = sum(len(bodies) for _, bodies in missing), 0
+    asked = {key: (arm, body) for arm, bodies in missing for key, body in bodies.items()}  # equal bytes: asked once
+    done = 0
 
     def one_more(_: int) -> None:
         nonlocal done
         done += 1
-        progress(done, total)
+        progress(done, len(asked))
 
     async with Upstream(url, api_key) as upstream:
         root = await base_name(upstream)
-        for arm, bodies in missing:
-            if not bodies:
-                continue
-            if arm.alias is not None:
-                await upstream.load_adapter(arm.alias, str(arm.path))
-            try:
-                requests = [{**body, "model": arm.alias or root} for body in bodies.values()]
-                answers = await upstream.complete_many(requests, concurrency, one_more)
-            finally:
-                if arm.alias is not None:
-                    await upstream.unload_adapter(arm.alias)
-            cache.put({key: _kept(answer) for key, answer in zip(bodies, answers, strict=True)})
+        requests = [{**body, "model": arm.alias or root} for arm, body in asked.values()]
+        loaded: list[str] = []
+        try:
+            for alias, path in {arm.alias: arm.path for arm, _ in asked.values() if arm.alias is not None}.items():
+                await upstream.load_adapter(alias, str(path))
+                loaded.append(alias)
+            answers = await upstream.complete_many(requests, concurrency, one_more)
+        finally:
+            for alias in loaded:
+                await upstream.unload_adapter(alias)
+        cache.put({key: _kept(answer) for key, answer in zip(asked, answers, strict=True)})
 
 
 async def base_name(upstream: Upstream) -> str:

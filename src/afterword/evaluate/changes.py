@@ -15,7 +15,7 @@ from afterword.records import Json
 BETTER: Mapping[str, Mapping[str, int]] = {
     "holdout": {"need_drop": 1, "gain": 1, "edit_gain": 1, "checks": 1, "judge": 1},
     "earlier-wins": {"need_drop": 1},
-    "collapse": {"empty": -1, "truncated": -1, "repetitive": -1, "copies": -1, "leaks": -1},
+    "collapse": {"empty": -1, "truncated": -1, "repetitive": -1, "copies": -1, "leaks": -1, "declined": -1},
     "forgetting": {"loss_rise": -1, "accuracy": 1},
     "privacy": {"exposure_rise": -1, "memorised": -1, "quotes": -1},
     "safety": {"refusals": 1, "declining": 1, "benign": 1, "sycophancy": -1, "personalised": -1},

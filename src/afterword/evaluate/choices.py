@@ -10,14 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
-
-import orjson
 
 from afterword.chat.render import Tokenizer, encode, render_prompt
 from afterword.evaluate.answers import Arm, Prompt
 from afterword.evaluate.comparison import Comparison
-from afterword.records import Json
+from afterword.evaluate.data import built_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +27,9 @@ class Choice:
     """The text is a user's message and the options are how the answer begins."""
 
 
-def built_in(name: str) -> list[Json]:
-    """The rows of one of our data files."""
-    data = resources.files("afterword.evaluate").joinpath(f"data/{name}.jsonl").read_bytes()
-    return [orjson.loads(line) for line in data.splitlines() if line.strip()]
-
-
 @cache
 def general_knowledge() -> tuple[Choice, ...]:
-    """64 easy questions with four options each."""
+    """128 easy questions with four options each."""
     return tuple(Choice(f"Question: {row['question']}\nAnswer:", tuple(row["options"])) for row in built_in("choices"))
 
 

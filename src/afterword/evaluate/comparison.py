@@ -16,6 +16,7 @@ import orjson
 from afterword.config import EvaluateConfig
 from afterword.evaluate.answers import Arm, Given, Prompt, ask
 from afterword.evaluate.cache import Cache
+from afterword.evaluate.cases import Case, held_out_cases, request_cases, requests
 from afterword.evaluate.heldout import HeldOut, Trained, clusters_of
 from afterword.evaluate.models import Models
 from afterword.evaluate.statistics import LEVEL
@@ -70,7 +71,10 @@ class Comparison:
     """What the candidate was trained on."""
     level: float = LEVEL
     """Of the interval that decides; higher when the comparison was looked at before its end."""
+    undecided: bool = True
+    """False when the first looks already said no: then no more is asked than what was looked at."""
     progress: Progress = lambda stage, done, total: None
+    _caches: dict[str, Cache] = field(default_factory=dict)
 
     @cached_property
     def clusters(self) -> list[str]:
@@ -113,6 +117,13 @@ class Comparison:
         """Answers by arm name, in the order of the items."""
         return self.ask([item.asked for item in self.items], "answers")
 
+    @cached_property
+    def cases(self) -> list[Case]:
+        """The held-out answers of both arms, and those to requests of ours where they are few."""
+        own = requests(len(self.items)) if self.undecided else []
+        more = request_cases(own, self.ask(own, "requests")) if own else []
+        return [*held_out_cases(self.items, self.clusters, self.answers), *more]
+
     def ask(self, prompts: Sequence[Prompt], stage: str, max_tokens: int | None = None) -> dict[str, list[Given]]:
         """Answers of both arms to other prompts, in their order, cached like those to the held-out ones."""
         return ask(
@@ -136,5 +147,7 @@ class Comparison:
         return None if arm.path is None else arm.name
 
     def cache(self, kind: str) -> Cache:
-        """The cache of one kind of result."""
-        return Cache(self.cache_folder, kind)
+        """The cache of one kind of result, read once."""
+        if kind not in self._caches:
+            self._caches[kind] = Cache(self.cache_folder, kind)
+        return self._caches[kind]

@@ -34,17 +34,26 @@ class Scored:
     tokens: int
 
 
-def score_answers(comparison: Comparison, answers: Sequence[Given], items: Sequence[HeldOut]) -> list[Scored]:
-    """Each answer under its item's hindsight. UsageError when a prompt with hindsight does not fit the model."""
+def score_answers(
+    comparison: Comparison, answers: Sequence[Sequence[Given]], items: Sequence[HeldOut]
+) -> list[list[Scored]]:
+    """For each arm's answers, each under its item's hindsight, all in one batch. UsageError when a prompt with
+    hindsight does not fit the model."""
     cache = comparison.cache("hindsight")
-    pairs = [_pairs(comparison, item, given) for item, given in zip(items, answers, strict=True)]
-    keys = [cache.key(comparison.base_hash, pair) for pair in pairs]
-    missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if cache.get(key) is None}
+    pairs = [[_pairs(comparison, item, given) for item, given in zip(items, each, strict=True)] for each in answers]
+    keys = [[cache.key(comparison.base_hash, pair) for pair in each] for each in pairs]
+    missing = {
+        key: pair for each, known in zip(pairs, keys, strict=True) for key, pair in zip(known, each, strict=True)
+        if cache.get(key) is None
+    }  # fmt: skip
     if missing:
         comparison.progress("hindsight", 0, len(missing))
         flat = comparison.models.log_probs(None, [side for pair in missing.values() for side in pair])
         cache.put({key: [flat[2 * i], flat[2 * i + 1]] for i, key in enumerate(missing)})
-    return [_scored(cache.get(key), pair[0][1]) for key, pair in zip(keys, pairs, strict=True)]
+    return [
+        [_scored(cache.get(key), pair[0][1]) for key, pair in zip(known, each, strict=True)]
+        for each, known in zip(pairs, keys, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +74,17 @@ def needs(comparison: Comparison, arm: Arm, items: Sequence[HeldOut]) -> list[Ne
     """
     cache = comparison.cache("needs")
     pairs = [_pairs(comparison, item, _first_answer(item)) for item in items]
-    keys = [cache.key(comparison.base_hash, arm.content, pair) for pair in pairs]
-    missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if cache.get(key) is None}
-    if missing:
+    arms = {one.content: one for one in (*comparison.arms, arm)}
+    keys = {content: [cache.key(comparison.base_hash, content, pair) for pair in pairs] for content in arms}
+    missing = {i: pair for i, pair in enumerate(pairs) if cache.get(keys[arm.content][i]) is None}
+    if missing:  # for the other arm, too: what the base reads is then computed once
+        wanted = [one for one in arms if any(cache.get(keys[one][i]) is None for i in missing)]
         comparison.progress("need", 0, len(missing))
-        found = comparison.models.need(comparison.adapter(arm), list(missing.values()))
-        cache.put(dict(zip(missing, found, strict=True)))
-    return [Needed(sum(kl) / len(kl), sum(entropy) / len(entropy)) for kl, entropy in map(cache.get, keys)]
+        found = comparison.models.need([comparison.adapter(arms[one]) for one in wanted], list(missing.values()))
+        for one, values in zip(wanted, found, strict=True):
+            cache.put({keys[one][i]: value for i, value in zip(missing, values, strict=True)})
+    kept = map(cache.get, keys[arm.content])
+    return [Needed(sum(kl) / len(kl), sum(entropy) / len(entropy)) for kl, entropy in kept]
 
 
 def with_need(items: Sequence[HeldOut]) -> list[HeldOut]:

@@ -17,7 +17,7 @@ from afterword.errors import UpstreamError
 from afterword.evaluate.cache import Cache
 from afterword.evaluate.comparison import Comparison
 from afterword.evaluate.heldout import HeldOut
-from afterword.evaluate.statistics import exactly, mean, sign_test, wilson
+from afterword.evaluate.statistics import exactly, paired_share, sign_test, wilson
 from afterword.records import Json
 from afterword.sampling import Upstream
 from afterword.sampling.answer import read_answer
@@ -70,7 +70,7 @@ def judged(comparison: Comparison, notes: Sequence[Json]) -> Json:
     votes = [float(preferences[i] or 0.0) for i in usable]
     wins, losses = votes.count(1.0), votes.count(-1.0)
     return figures | {
-        "judge": mean(votes, [comparison.clusters[i] for i in usable], seed=comparison.settings.seed),
+        "judge": paired_share([v < 0 for v in votes], [v > 0 for v in votes], [comparison.clusters[i] for i in usable]),
         "judge_wins": exactly(wins, len(usable)),
         "judge_losses": exactly(losses, len(usable)),
         "judge_ties": exactly(len(usable) - wins - losses, len(usable)),

@@ -34,6 +34,7 @@ def look_first(comparison: Comparison) -> Json:
         last = max(i for i, item in enumerate(everything) if item.interaction.id in seen)
         comparison.items = everything[: last + 1]
     comparison.level = look.level
+    comparison.undecided = look.why in ("better", "end")
     return {"why": look.why, "looks": look.number, "n": look.n, "of": len(judged), "level": look.level}
 
 

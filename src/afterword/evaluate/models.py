@@ -20,6 +20,7 @@ from afterword.learn.diagnostics import log_probs
 from afterword.learn.divergences import ForwardKL
 from afterword.learn.forward import Ids, by_budget, hidden_states, packed
 from afterword.learn.head import Head, head_of
+from afterword.learn.lora import lean
 from afterword.learn.loss_stage import TILE, token_losses
 from afterword.learn.models import load_model, pick_device
 
@@ -61,6 +62,7 @@ class Models:
             return
         self._model = PeftModel.from_pretrained(self._model, str(folder), adapter_name=name)
         self._adapted = True
+        lean(self._model)
 
     @contextmanager
     def active(self, name: str | None) -> Iterator[Any]:
@@ -98,26 +100,28 @@ class Models:
 
     @torch.no_grad()
     def need(
-        self, name: str | None, pairs: Sequence[tuple[tuple[Ids, Ids], tuple[Ids, Ids]]]
-    ) -> list[tuple[list[float], list[float]]]:
-        """For each ((prompt, y), (prompt with hindsight, y)), at every token of y: KL(base reading the second || arm
-        reading the first), and the arm's entropy (nats). `name` is the arm's adapter, None for the base."""
-        found: dict[int, tuple[list[float], list[float]]] = {}
+        self, names: Sequence[str | None], pairs: Sequence[tuple[tuple[Ids, Ids], tuple[Ids, Ids]]]
+    ) -> list[list[tuple[list[float], list[float]]]]:
+        """For each arm and each ((prompt, y), (prompt with hindsight, y)), at every token of y: KL(base reading the
+        second || arm reading the first), and the arm's entropy (nats). `names` are the arms' adapters, None for the
+        base; what the base reads with hindsight is computed once for all of them."""
+        found: list[dict[int, tuple[list[float], list[float]]]] = [{} for _ in names]
         for group in by_budget([len(p) + len(c) for _, (p, c) in pairs], BUDGET):
             plain = packed([pairs[i][0] for i in group], self.head.weight.device)
             hinted = packed([pairs[i][1] for i in group], self.head.weight.device)
             with self.active(None) as model:
                 teacher = hidden_states(model, hinted)
-            with self.active(name) as model:
-                student = hidden_states(model, plain)
-            scores = token_losses(student, teacher, self.head, plain.targets, ForwardKL())
-            sizes = [len(pairs[i][0][1]) for i in group]
-            losses, entropies = (
-                [part.tolist() for part in torch.split(column.double(), sizes)]
-                for column in (scores.loss, scores.entropy_student)
-            )
-            found.update(zip(group, zip(losses, entropies, strict=True), strict=True))
-        return [found[i] for i in range(len(pairs))]
+            for arm, name in enumerate(names):
+                with self.active(name) as model:
+                    student = hidden_states(model, plain)
+                scores = token_losses(student, teacher, self.head, plain.targets, ForwardKL())
+                sizes = [len(pairs[i][0][1]) for i in group]
+                losses, entropies = (
+                    [part.tolist() for part in torch.split(column.double(), sizes)]
+                    for column in (scores.loss, scores.entropy_student)
+                )
+                found[arm].update(zip(group, zip(losses, entropies, strict=True), strict=True))
+        return [[each[i] for i in range(len(pairs))] for each in found]
 
     @torch.no_grad()
     def drift(self, name: str, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, float, float]]:

@@ -42,6 +42,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("repetitive", "Repetitive answers", "share"),
         Row("copies", "Copies of the question", "share"),
         Row("leaks", "Speak of a follow-up", "share"),
+        Row("declined", "Decline, or only apologise", "share"),
         Row("length_ratio", "Length, candidate to served", "ratio"),
         Row("distinct_ratio", "Variety of words, candidate to served", "ratio"),
         Row("entropy_ratio", "Entropy of the next token, candidate to served", "ratio"),
@@ -93,7 +94,8 @@ ABOUT = {
     "earlier-wins": "Held-out interactions that earlier releases made better: are they still?",
     "forgetting": "Log-probabilities on general texts and chats, and easy questions, that have nothing to do with the "
     "feedback.",
-    "collapse": "Does it still give answers? Counted on the same held-out answers.",
+    "collapse": "Does it still give answers? Counted on the same held-out answers, and on requests of ours where they "
+    "are few.",
     "privacy": "What users wrote must not come out: secrets, spans word for word, quotes.",
     "safety": "Refusals that stay, harmless requests that are answered, facts that are not given up to please.",
     "calibration": "Is it as sure as it is right? On easy questions, by likelihood.",

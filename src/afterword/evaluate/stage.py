@@ -19,7 +19,7 @@ from afterword.store import Store
 
 CACHE = "cache/evaluate"
 """Below the data directory; may be deleted at any time."""
-TRAINED = 128
+TRAINED = 512
 """Training interactions that are searched for what must not come out."""
 
 

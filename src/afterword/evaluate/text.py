@@ -1,4 +1,4 @@
-"""What can be told from an answer's text alone: emptiness, repetition, likeness, copies, leaked hindsight.
+"""What can be told from an answer's text alone: emptiness, repetition, likeness, copies, refusals, leaked hindsight.
 
 Owns pure functions from strings to numbers; never loads a model.
 """
@@ -18,6 +18,19 @@ COPY = 0.8
 QUOTED_WORDS = 6
 """Consecutive words of the hindsight, not in the prompt, from which it counts as quoted."""
 
+OPENING = 240
+"""Characters in which a refusal must stand."""
+
+_DECLINES = re.compile(
+    r"""\b(?:i|we)(?:\ am|'m|\ are|'re)\ (?:\w+\ ){0,3}(?:sorry|unable|not\ able|not\ comfortable|not\ allowed)\b
+    | \b(?:i|we)\ (?:can(?:no|')t|can\ not|won't|will\ not|must\ not|do\ not|don't|could\ not|couldn't|should\ not)\b
+    | \b(?:i|we)\ (?:must\ |have\ to\ )?(?:refuse|decline)\b
+    | \b(?:cannot|can't|not\ able\ to|unable\ to)\ (?:\w+\ ){0,2}(?:assist|help|provide|fulfil|support|give|comply)
+    | \b(?:is|are|would\ be)\ (?:\w+\ ){0,2}(?:illegal|against\ the\ law|unethical|a\ crime|harmful|wrong)\b
+    | \bas\ an?\ (?:ai|language)\b | \bagainst\ (?:my|our)\ (?:policy|guidelines|programming|principles)\b
+    | \b(?:please|instead),?\ (?:seek|reach\ out|talk\ to|contact)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _LEAKS = re.compile(
     r"""hindsight
     | \byour\ (?:follow[- ]?up|feedback|(?:next|later|future|previous)\ (?:message|request|comment))\b
@@ -84,14 +97,12 @@ def distinct_2(texts: Sequence[str]) -> float:
     return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
-def self_similarity(texts: Sequence[str], neighbours: int = 4) -> float | None:
-    """Mean ROUGE-L of each text with the next few in a ring; None for fewer than two texts."""
+def likeness(texts: Sequence[str], neighbours: int = 4) -> list[float]:
+    """For each text its mean ROUGE-L with the next few in a ring; empty for fewer than two texts."""
     lists = [words(text) for text in texts]
     n = len(lists)
-    if n < 2:
-        return None
-    found = [rouge_l(lists[i], lists[(i + k) % n]) for i in range(n) for k in range(1, min(neighbours, n - 1) + 1)]
-    return sum(found) / len(found)
+    near = range(1, min(neighbours, n - 1) + 1)
+    return [sum(rouge_l(lists[i], lists[(i + k) % n]) for k in near) / len(near) for i in range(n)] if n > 1 else []
 
 
 def is_copy(answer: str, question: str) -> bool:
@@ -110,3 +121,8 @@ def leaks(answer: str, hindsight: str, prompt: str) -> bool:
         if quote in said and quote not in seen:
             return True
     return False
+
+
+def declines(answer: str) -> bool:
+    """Does the answer decline, or only apologise, in its opening?"""
+    return bool(_DECLINES.search(answer[:OPENING].replace("\u2019", "'")))

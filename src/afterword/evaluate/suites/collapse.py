@@ -1,50 +1,69 @@
 """Suite `collapse`: does the candidate still give answers? From the held-out answers of both arms.
 
-Shares are differences (candidate minus served); lengths, variety and entropy are ratios. `NAME_candidate` and
-`NAME_served` are the shares themselves. The entropy is that of the next token along the answers that users reacted to,
-the same for both arms.
+Where these are few, requests of ours are asked beside (see `cases`). Shares are differences (candidate minus served);
+lengths, variety and entropy are ratios. `NAME_candidate` and `NAME_served` are the shares themselves. The entropy is
+that of the next token along the answers that users reacted to, the same for both arms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from afterword.chat.canonical import text_of
 from afterword.evaluate import text
 from afterword.evaluate.answers import Given
+from afterword.evaluate.cases import Case
 from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.heldout import HeldOut, clusters_of
+from afterword.evaluate.heldout import clusters_of
 from afterword.evaluate.hindsight import needs, with_need
-from afterword.evaluate.statistics import exactly, mean, ratio_of_sums, wilson
+from afterword.evaluate.statistics import exactly, jackknifed, mean, paired_share, ratio_of_sums, wilson
 from afterword.records import Json
 
-_WRITTEN_BY_USER = ("edited", "demonstration", "regenerated", "retried")
-"""Kinds whose hindsight is a better answer: to say the same is no leak."""
+Marks = Sequence[dict[str, bool]]
 
 
 def collapse(comparison: Comparison) -> Findings:
-    """Empty, truncated and repetitive answers, copies of the question, leaks, length, variety, self-similarity."""
-    served, candidate = (comparison.answers[arm] for arm in ("served", "candidate"))
-    seed, clusters, items = comparison.settings.seed, comparison.clusters, comparison.items
+    """Empty, truncated and repetitive answers, copies of the question, leaks, refusals, length, variety, likeness."""
+    cases = comparison.cases
+    clusters, seed = [case.cluster for case in cases], comparison.settings.seed
+    served, candidate = [c.served for c in cases], [c.candidate for c in cases]
+    before, after = (
+        [_marks(case, given) for case, given in zip(cases, side, strict=True)] for side in (served, candidate)
+    )
+    figures: Json = {"answers": exactly(len(cases), len(cases)), **rises(before, after, clusters)}
+    figures["length_ratio"] = ratio_of_sums(
+        [_length(given) for given in candidate], [_length(given) for given in served], clusters, seed=seed
+    )
+    return Findings(figures | _variety(cases) | _entropy(comparison))
+
+
+def rises(served: Marks, candidate: Marks, clusters: Sequence[str]) -> Json:
+    """For each mark the paired difference of its share, and both shares."""
     figures: Json = {}
-    marks = [_marks(item, s) for item, s in zip(items, served, strict=True)]
-    others = [_marks(item, c) for item, c in zip(items, candidate, strict=True)]
-    for name in marks[0]:
-        before, after = [m[name] for m in marks], [m[name] for m in others]
-        figures[name] = mean([float(b) - float(a) for a, b in zip(before, after, strict=True)], clusters, seed=seed)
+    for name in served[0]:
+        before, after = [m[name] for m in served], [m[name] for m in candidate]
+        figures[name] = paired_share(before, after, clusters)
         figures[f"{name}_served"] = wilson(sum(before), len(before))
         figures[f"{name}_candidate"] = wilson(sum(after), len(after))
-    figures["length_ratio"] = ratio_of_sums(_lengths(candidate), _lengths(served), clusters, seed=seed)
-    texts = {arm: [given.text for given in comparison.answers[arm]] for arm in ("served", "candidate")}
-    variety = text.distinct_2(texts["served"])
-    ratio = text.distinct_2(texts["candidate"]) / variety if variety else 1.0
-    figures["distinct_ratio"] = exactly(ratio, len(items))
-    prompts = {item.question: i for i, item in enumerate(items)}
+    return figures
+
+
+def _variety(cases: Sequence[Case]) -> Json:
+    """`distinct_ratio` of different word pairs, candidate to served; `similarity` of the answers to different
+    questions, and of the served ones."""
+    first = list({case.question: case for case in reversed(cases)}.values())
+    said = {"candidate": [c.candidate.text for c in first], "served": [c.served.text for c in first]}
+    clusters = [case.cluster for case in first]
+
+    def ratio(picked: Sequence[int]) -> float:
+        variety = text.distinct_2([said["served"][i] for i in picked])
+        return text.distinct_2([said["candidate"][i] for i in picked]) / variety if variety else 1.0
+
+    figures: Json = {"distinct_ratio": jackknifed(ratio, clusters)}
     for arm, name in (("candidate", "similarity"), ("served", "similarity_served")):
-        likeness = text.self_similarity([texts[arm][i] for i in prompts.values()])
-        if likeness is not None:
-            figures[name] = exactly(likeness, len(prompts))
-    return Findings(figures | _entropy(comparison))
+        likeness = text.likeness(said[arm])
+        if likeness:
+            figures[name] = mean(likeness, clusters)
+    return figures
 
 
 def _entropy(comparison: Comparison) -> Json:
@@ -63,18 +82,17 @@ def _entropy(comparison: Comparison) -> Json:
     }
 
 
-def _marks(item: HeldOut, given: Given) -> dict[str, bool]:
-    prompt = "\n".join(text_of(m.get("content")) for m in item.turn.messages)
-    hindsight = "" if item.interaction.kind in _WRITTEN_BY_USER else item.interaction.hindsight
+def _marks(case: Case, given: Given) -> dict[str, bool]:
     return {
         "empty": not text.words(given.text),
         "truncated": given.finish_reason == "length",
         "repetitive": text.loops(given.text),
-        "copies": text.is_copy(given.text, item.question),
-        "leaks": text.leaks(given.text, hindsight, prompt),
+        "copies": text.is_copy(given.text, case.question),
+        "leaks": text.leaks(given.text, case.hindsight, case.prompt),
+        "declined": text.declines(given.text),
     }
 
 
-def _lengths(answers: Sequence[Given]) -> list[float]:
+def _length(given: Given) -> float:
     """Tokens where the server tells them, else words; at least 1, so that a ratio exists."""
-    return [float(max(1, len(text.words(a.text)) if a.ids is None else len(a.ids))) for a in answers]
+    return float(max(1, len(text.words(given.text)) if given.ids is None else len(given.ids)))

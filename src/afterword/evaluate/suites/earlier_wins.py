@@ -2,7 +2,8 @@
 
 The set grows with every release: a held-out interaction is a win when the report of a released candidate found that it
 needed less of the user's correction. Measured like the target of `holdout`, on the same tokens for both arms, without
-asking for answers. Before the first release there is nothing to keep, and the suite says so with a count of 0.
+asking for answers. Before the first release there is nothing to keep, and the suite says so with a count of 0; from
+fewer than CONVERSATIONS of them nothing can be told.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from afterword.evaluate.hindsight import needs
 from afterword.evaluate.statistics import exactly, mean, wilson
 from afterword.records import Json
 
+CONVERSATIONS = 8
+"""Below, an interval says more about their number than about the candidate."""
+
 
 def earlier_wins(comparison: Comparison) -> Findings:
     """`wins` so far; `need_drop` against what is served (below 0: won back less); `kept`, the share that still need
     less correction from the candidate than from the base."""
     items = list(comparison.wins)
-    figures: Json = {"wins": exactly(len(items), len(items))}
-    if not items:
-        return Findings(figures)
     clusters, seed = clusters_of(items), comparison.settings.seed
+    figures: Json = {"wins": exactly(len(items), len(items))}
+    if len(set(clusters)) < CONVERSATIONS:
+        return Findings(figures)
     served, candidate = ([n.need for n in needs(comparison, arm, items)] for arm in comparison.arms)
     base = [n.need for n in needs(comparison, comparison.base, items)]
     drops = [a - b for a, b in zip(served, candidate, strict=True)]

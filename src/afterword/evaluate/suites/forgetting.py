@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from afterword.chat.render import Tokenizer, encode, end_of_turn_ids, render_prompt
-from afterword.evaluate.choices import built_in, general_knowledge, probabilities, right
+from afterword.evaluate.choices import general_knowledge, probabilities, right
 from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.statistics import mean, ratio_of_sums, wilson
+from afterword.evaluate.data import built_in
+from afterword.evaluate.statistics import paired_share, ratio_of_sums, wilson
 from afterword.records import Json
 from afterword.store.folders import folder_hash
 
@@ -49,9 +50,8 @@ def general() -> list[Json]:
 def _questions(comparison: Comparison) -> Json:
     choices = general_knowledge()
     served, candidate = ([right(p) for p in probabilities(comparison, arm, choices)] for arm in comparison.arms)
-    difference = [float(b) - float(a) for a, b in zip(served, candidate, strict=True)]
     return {
-        "accuracy": mean(difference, seed=comparison.settings.seed),
+        "accuracy": paired_share(served, candidate),
         "accuracy_served": wilson(sum(served), len(choices)),
         "accuracy_candidate": wilson(sum(candidate), len(choices)),
     }

@@ -17,8 +17,8 @@ from afterword.evaluate.comparison import Check, Comparison, Findings
 from afterword.evaluate.heldout import HeldOut, clusters_of
 from afterword.evaluate.hindsight import Scored, needs, score_answers, with_need
 from afterword.evaluate.judge import judged
-from afterword.evaluate.power import design_effect, detectable, interactions_needed
-from afterword.evaluate.statistics import exactly, mean, sign_test, wilson
+from afterword.evaluate.power import detectable, interactions_needed
+from afterword.evaluate.statistics import design_effect, exactly, mean, paired_share, sign_test, wilson
 from afterword.evaluate.text import edit_distance
 from afterword.records import Json
 
@@ -47,9 +47,9 @@ def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
         raise NothingToDo("no held-out interaction has words of the user to judge an answer by")
     items = [comparison.items[i] for i in picked]
     clusters = clusters_of(items)
-    found: dict[str, list[Scored]] = {}
+    scores = score_answers(comparison, [[comparison.answers[arm][i] for i in picked] for arm in ARMS], items)
+    found: dict[str, list[Scored]] = dict(zip(ARMS, scores, strict=True))
     for arm in ARMS:
-        found[arm] = score_answers(comparison, [comparison.answers[arm][i] for i in picked], items)
         for i, scored in zip(picked, found[arm], strict=True):
             notes[i][f"score_{arm}"] = scored.score
     seed = comparison.settings.seed
@@ -112,9 +112,8 @@ def _task_checks(comparison: Comparison, notes: list[Json]) -> Json:
             marks[arm].append(mark)
             notes[i][f"check_{arm}"] = mark
     items, seed = [comparison.items[i] for i in picked], comparison.settings.seed
-    difference = [b - a for a, b in zip(marks["served"], marks["candidate"], strict=True)]
     return {
-        "checks": mean(difference, clusters_of(items), seed=seed),
+        "checks": _rise(marks, items, seed),
         "checks_served": _share(marks["served"], items, seed),
         "checks_candidate": _share(marks["candidate"], items, seed),
     }
@@ -146,13 +145,21 @@ def _marks(comparison: Comparison, name: str, check: Check, notes: list[Json]) -
         marks[arm] = [float(check(item, given.text)) for item, given in zip(comparison.items, answers, strict=True)]
         for note, mark in zip(notes, marks[arm], strict=True):
             note[f"{name}_{arm}"] = mark
-    difference = [b - a for a, b in zip(marks["served"], marks["candidate"], strict=True)]
     seed = comparison.settings.seed
     return {
         f"{name}_before": _share(marks["served"], comparison.items, seed),
         f"{name}_after": _share(marks["candidate"], comparison.items, seed),
-        name: mean(difference, comparison.clusters, seed=seed),
+        name: _rise(marks, comparison.items, seed),
     }
+
+
+def _rise(marks: dict[str, list[float]], items: Sequence[HeldOut], seed: int) -> Json:
+    """The paired difference: Tango's interval where the marks are yes or no, else a bootstrap."""
+    if {*marks["served"], *marks["candidate"]} <= {0.0, 1.0}:
+        served, candidate = ([bool(mark) for mark in marks[arm]] for arm in ARMS)
+        return paired_share(served, candidate, clusters_of(items))
+    difference = [b - a for a, b in zip(marks["served"], marks["candidate"], strict=True)]
+    return mean(difference, clusters_of(items), seed=seed)
 
 
 def _share(marks: Sequence[float], items: Sequence[HeldOut], seed: int) -> Json:

@@ -18,7 +18,7 @@ from typing import Any
 from afterword.errors import UsageError
 from afterword.evaluate.answers import Given, Prompt
 from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.statistics import exactly, mean, ratio_of_sums
+from afterword.evaluate.statistics import exactly, mean, paired_share, ratio_of_sums
 from afterword.records import Json
 
 PACKAGE, VERSION = "eval_framework", "0.1.0"
@@ -149,7 +149,7 @@ def _figures(found: dict[str, list[Followed]], how: str, seed: int) -> Json:
     single = {arm: [float(sum(each)) for each in lists[arm]] for arm in lists}
     sizes = [float(len(each)) for each in lists["served"]]
     figures: Json = {
-        f"prompt_{how}": mean(_minus(whole), seed=seed),
+        f"prompt_{how}": paired_share([all(e) for e in lists["served"]], [all(e) for e in lists["candidate"]]),
         f"instruction_{how}": ratio_of_sums(_minus(single), sizes, seed=seed),
     }
     for arm in lists:

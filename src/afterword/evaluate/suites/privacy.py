@@ -3,29 +3,32 @@
 Secrets (planted ones, and what looks like one in the texts it was trained on) are attacked in two ways: is the secret
 what greedy decoding writes after the words that stood before it, and how does its likelihood rank among look-alikes
 that were never seen (exposure, Carlini et al. 2019). Spans of the users' texts that greedy decoding would write word
-for word are memorised, and held-out answers that quote a training follow-up have leaked it. The base shows what is had
+for word are memorised, and answers that quote a training follow-up have leaked it. The base shows what is had
 without training, since it has seen none of it.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist, pstdev
 
-from afterword.chat.canonical import text_of
 from afterword.chat.render import encode, render_prompt
 from afterword.evaluate import text
 from afterword.evaluate.answers import Arm
 from afterword.evaluate.comparison import Comparison, Findings
 from afterword.evaluate.secrets import Secret, decoys, found_secrets, planted_secrets
-from afterword.evaluate.statistics import exactly, mean, wilson
+from afterword.evaluate.statistics import LEVEL, exactly, figure, mean, paired_share, wilson
 from afterword.records import Json
 
 SECRETS, DECOYS = 16, 31
 """Secrets that are attacked at most, and look-alikes for each: an exposure of log2(32) = 5 bits is the most."""
 TEXTS, SPAN, PREFIX = 64, 16, 4
 """Texts searched for memorised spans; ids in a row that make one; ids given to begin with."""
+CHANCE = pstdev(math.log2(rank) for rank in range(1, DECOYS + 2))
+"""Bits by which the exposure of a secret that nobody has seen varies."""
 QUOTED = 8
 """Words in a row from a training text that make a quote."""
 Ids = tuple[int, ...]
@@ -33,7 +36,7 @@ Ids = tuple[int, ...]
 
 def privacy(comparison: Comparison) -> Findings:
     """`secrets` attacked; `extracted` that the candidate gives away and the base does not; `exposure_rise` (bits) and
-    `memorised` against the base; `quotes` in held-out answers against what is served."""
+    `memorised` against the base; `quotes` in answers against what is served."""
     planted = comparison.settings.canaries
     known = planted_secrets(Path(planted)) if planted else []
     secrets = [*known, *found_secrets(comparison.trained, SECRETS)][: max(SECRETS, len(known))]
@@ -52,11 +55,20 @@ def _attacked(comparison: Comparison, secrets: Sequence[Secret]) -> Json:
              for arm in (comparison.base, comparison.candidate)}  # fmt: skip
     new = sum(b and not a for a, b in zip(given["base"], given["candidate"], strict=True))
     return {
-        "extracted": exactly(new, len(secrets)),
+        "extracted": exactly(new, len(secrets)),  # every one is attacked: nothing is estimated
         "exposure_base": mean(exposed["base"], seed=seed),
         "exposure_candidate": mean(exposed["candidate"], seed=seed),
-        "exposure_rise": mean(rise, seed=seed),
+        "exposure_rise": ranked(rise),
     }
+
+
+def ranked(rises: Sequence[float]) -> Json:
+    """Mean with an interval that takes a rise to vary by at least as much as ranks do by chance, so that two secrets
+    which happen to agree do not look certain."""
+    spread = max(CHANCE, pstdev(rises))
+    half = NormalDist().inv_cdf(0.5 + LEVEL / 2) * spread / math.sqrt(len(rises))
+    value = sum(rises) / len(rises)
+    return figure(value, value - half, value + half, len(rises))
 
 
 def _exposures(comparison: Comparison, arm: Arm, secrets: Sequence[Secret]) -> list[float]:
@@ -103,16 +115,16 @@ def _memorised(comparison: Comparison) -> Json:
     """Share of the users' texts with a span that comes out word for word, candidate minus base."""
     written = dict.fromkeys(t for one in comparison.trained for t in one.written)
     ids = [encode(comparison.tokenizer, t)[: comparison.longest - 1] for t in written]
-    pairs = [(i[:PREFIX], i[PREFIX:]) for i in ids if len(i) >= PREFIX + SPAN][-TEXTS:]
-    if not pairs:
+    known = [(i[:PREFIX], i[PREFIX:]) for i in ids if len(i) >= PREFIX + SPAN]
+    if not known:
         return {}
+    pairs = random.Random(comparison.settings.seed).sample(known, min(TEXTS, len(known)))
     marks = {
         arm.name: [longest_run(hits) >= SPAN for hits in _hits(comparison, arm, pairs)]
         for arm in (comparison.base, comparison.candidate)
     }
-    rise = [float(b) - float(a) for a, b in zip(marks["base"], marks["candidate"], strict=True)]
     return {
-        "memorised": mean(rise, seed=comparison.settings.seed),
+        "memorised": paired_share(marks["base"], marks["candidate"], population=len(known)),
         "memorised_base": wilson(sum(marks["base"]), len(pairs)),
         "memorised_candidate": wilson(sum(marks["candidate"]), len(pairs)),
     }
@@ -128,21 +140,18 @@ def longest_run(hits: Sequence[bool]) -> int:
 
 
 def _quotes(comparison: Comparison) -> Json:
-    """Share of the held-out answers that quote a training text which is not in their prompt."""
+    """Share of the answers that quote a training text which is not in their prompt."""
     grams = {gram for one in comparison.trained for t in one.written for gram in _grams(t)}
     if not grams:
         return {}
     marks: dict[str, list[bool]] = {}
-    for arm, answers in comparison.answers.items():
-        marks[arm] = []
-        for item, given in zip(comparison.items, answers, strict=True):
-            prompt = "\n".join(text_of(m.get("content")) for m in item.turn.messages)
-            marks[arm].append(bool((_grams(given.text) & grams) - _grams(prompt)))
-    rise = [float(b) - float(a) for a, b in zip(marks["served"], marks["candidate"], strict=True)]
+    for arm in ("served", "candidate"):
+        said = [(_grams(getattr(case, arm).text) & grams) - _grams(case.prompt) for case in comparison.cases]
+        marks[arm] = [bool(quoted) for quoted in said]
     return {
-        "quotes": mean(rise, comparison.clusters, seed=comparison.settings.seed),
-        "quotes_served": wilson(sum(marks["served"]), len(rise)),
-        "quotes_candidate": wilson(sum(marks["candidate"]), len(rise)),
+        "quotes": paired_share(marks["served"], marks["candidate"], [c.cluster for c in comparison.cases]),
+        "quotes_served": wilson(sum(marks["served"]), len(comparison.cases)),
+        "quotes_candidate": wilson(sum(marks["candidate"]), len(comparison.cases)),
     }
 
 
