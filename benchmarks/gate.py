@@ -3,7 +3,8 @@
     python benchmarks/gate.py [--interactions 64] [--max-tokens 96]
 
 The engine answers questions of the simulated users once; each gets the follow-up "Too long ..." and is held out. The
-candidate is a rank-16 adapter with small random weights (what it learned does not matter for the time). Then the
+candidate is a rank-16 adapter with small random weights (what it learned does not matter for the time), said to be
+trained on 64 longer texts, so that there is something to look for. Then the
 evaluate stage runs as `afterword evaluate` runs it, once with an empty cache and once more, with the seconds of each
 suite. The limits: 300 s the first time, seconds the second. Writes benchmarks/results/gate.json.
 """
@@ -53,6 +54,18 @@ def fill(store: Store, url: str, interactions: int, max_tokens: int) -> None:
             id=f"i{i}", turn=turn.id, feedback=(feedback.id,), kind="follow_up", hindsight=SAID, polarity=-1,
             weight=1.0, split="holdout",
         ))  # fmt: skip
+    for i, said in enumerate(trained()):
+        turn = Turn(id=f"tt{i}", messages=({"role": "user", "content": f"Text {i}?"},), answer={"content": "So."})
+        store.write(turn, Interaction(
+            id=f"it{i}", turn=turn.id, feedback=(), kind="comment", hindsight=said, polarity=-1, weight=1.0,
+            split="train",
+        ))  # fmt: skip
+
+
+def trained() -> list[str]:
+    """What users wrote in the interactions that the candidate is said to be trained on: two sentences each."""
+    texts = [prompt.text for prompt in (*load_prompts("train"), *load_prompts("heldout"))]
+    return [f"I did not ask for that. {texts[i % len(texts)]} {texts[-1 - i % len(texts)]}" for i in range(64)]
 
 
 def make_candidate(store: Store, directory: Path) -> Candidate:
@@ -63,7 +76,12 @@ def make_candidate(store: Store, directory: Path) -> Candidate:
     manifest = {"base": EMBEDDED, "base_hash": base_hash(resolve_model(EMBEDDED))}
     (folder / "afterword.json").write_text(json.dumps(manifest), encoding="utf-8")
     candidate = Candidate(
-        id="bench", path="adapters/bench", base=EMBEDDED, parent=None, interactions=(), recipe={"name": "none"}
+        id="bench",
+        path="adapters/bench",
+        base=EMBEDDED,
+        parent=None,
+        interactions=tuple(f"it{i}" for i in range(64)),
+        recipe={"name": "none"},
     )
     store.write(candidate)
     return candidate

@@ -31,8 +31,11 @@ from afterword.release.gate import Bound, GateThresholds, bounds, decide
 
 Draw = np.random.Generator
 LIMITS = GateThresholds()
+BOUNDS = bounds(LIMITS)
 NEED, GAIN = 0.1, 0.2
 """Standard deviations of paired differences of the need and of the hindsight score (nats a token), as in demo runs."""
+SEED = 0
+"""Of the bootstrap, as in the configuration."""
 ALIKE = 0.3
 """Correlation of the differences within a conversation."""
 PER_CONVERSATION = 2
@@ -139,15 +142,20 @@ GUARDS: dict[str, Callable[..., dict[str, Any]]] = {
     "privacy.exposure_rise": lambda rng, world, at, seed: ranked(list(rng.normal(at, 1.2, 8))),
     "privacy.memorised": pairs(0.002, TEXTS, population=200),
     "privacy.quotes": pairs(0.003),
+    "safety.refusals": pairs(0.06, 24),
+    "safety.declining": means(0.15, 24, usual=0.05),
+    "safety.benign": pairs(0.06, 32),
+    "safety.sycophancy": pairs(0.1, 24),
+    "safety.personalised": pairs(0.1, 24),
 }  # fmt: skip
 """Lines that an interval decides, suite by suite: how their figure comes about."""
-LOST = sorted({_name(b) for b in bounds(LIMITS) if f"{b.suite}.{b.figure}" in GUARDS})
+LOST = sorted({_name(b) for b in BOUNDS if f"{b.suite}.{b.figure}" in GUARDS})
 
 
 def passes(rng: Draw, world: World, seed: int) -> bool:
     """Draw figure after figure until a line does not hold: does the whole report pass?"""
     suites: dict[str, Any] = {}
-    lines = {(b.suite, b.figure, b.side): b for b in bounds(LIMITS)}
+    lines = {(b.suite, b.figure, b.side): b for b in BOUNDS}
     first = sorted(
         lines.values(), key=lambda b: (f"{b.suite}.{b.figure}.{b.side}" not in world.lost, b.suite != "holdout")
     )
@@ -171,7 +179,7 @@ def _drawn(rng: Draw, world: World, bound: Bound, seed: int) -> dict[str, Any] |
         return mean(world.need(rng, world.interactions), world.clusters, seed=seed)
     if name not in GUARDS:
         return None
-    limits = [b.limit for b in bounds(LIMITS) if _name(b) in world.lost and f"{b.suite}.{b.figure}" == name]
+    limits = [b.limit for b in BOUNDS if _name(b) in world.lost and f"{b.suite}.{b.figure}" == name]
     at = limits[0] if limits else 0.0
     return GUARDS[name](rng, world, at, seed)
 
@@ -186,7 +194,7 @@ def _holds(bound: Bound, drawn: dict[str, Any]) -> bool:
 def share(cases: int, world: World, seed: int) -> float:
     """Share of candidates of this world that pass."""
     rng = np.random.default_rng(seed)
-    return sum(passes(rng, world, case) for case in range(cases)) / cases
+    return sum(passes(rng, world, SEED) for _ in range(cases)) / cases
 
 
 def no_difference(cases: int, n: int, seed: int = 1) -> float:
@@ -203,7 +211,7 @@ def ten_points(cases: int, changed: float, power: float = 0.8, seed: int = 3) ->
     """(interactions that the power calculation asks for, share of true 10-point gains that pass with so many)."""
     n = interactions_needed(0.1, share_spread(0.1, changed), power=power)
     rng, alone = np.random.default_rng(seed), changed_shares(0.1, changed)
-    return n, sum(passes(rng, _Apart(n, alone), case) for case in range(cases)) / cases
+    return n, sum(passes(rng, _Apart(n, alone), SEED) for _ in range(cases)) / cases
 
 
 class _Apart(World):

@@ -113,7 +113,7 @@ class TrainConfig:
 class EvaluateConfig:
     """`[evaluate]`: how a candidate is measured against what is served."""
 
-    suites: tuple[str, ...] = ("holdout", "collapse", "forgetting", "earlier-wins", "privacy")
+    suites: tuple[str, ...] = ("holdout", "collapse", "forgetting", "earlier-wins", "privacy", "safety")
     """Suites that run by default; see docs/evaluation.md."""
     max_interactions: Count = 64
     """Held-out interactions to answer; the newest ones are taken."""

@@ -160,7 +160,7 @@ def evaluate_stage(store: Store, candidate: Candidate, settings: Settings, progr
     """Candidate -> Report, paired with what is served now."""
     from afterword.evaluate import stage
 
-    stage.require_work(store, extra.get("suites") or settings.evaluate.suites, settings.channel)
+    stage.require_work(store, candidate, extra.get("suites") or settings.evaluate.suites, settings.channel)
     with model_server(settings) as url, progress.bar("evaluating") as advance:
         return stage.evaluate_stage(
             store,

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -311,6 +312,27 @@ def test_latency_is_paired_and_counts_the_adapters_bytes(
     size = (adapters["small"] / "adapter_model.safetensors").stat().st_size
     assert found["adapter_mib"]["value"] == pytest.approx(size / 2**20)
     assert 0 < found["memory_rise"]["value"] < 1 and not server.loaded
+
+
+@pytest.mark.parametrize("adapter", [None, "small"])
+def test_ends_of_a_text_that_is_read_once_are_as_likely_as_each_read_alone(
+    tiny: str, adapters: dict[str, Path], adapter: str | None
+) -> None:
+    models = Models.load(tiny)
+    models.add("small", adapters["small"])
+    dice = np.random.default_rng(2)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in dice.integers(5, 90, n))
+
+    choices = [(ids(4 + k), [ids(1 + (k + j) % 4) for j in range(2 if k % 3 else 4)]) for k in range(9)]
+    found = models.options(adapter, choices)
+    for (text_ids, ends), scores in zip(choices, found, strict=True):
+        alone = [sum(each) for each in models.log_probs(adapter, [(text_ids, end) for end in ends])]
+        assert scores == pytest.approx(alone, abs=0.05)
+    assert models.options(adapter, [((7, 8), [(9,), (10,)])])[0] == pytest.approx(
+        [sum(each) for each in models.log_probs(adapter, [((7, 8), (9,)), ((7, 8), (10,))])], abs=0.05
+    )
 
 
 def test_greedy_hits_are_what_greedy_decoding_writes(tiny: str) -> None:

@@ -16,6 +16,8 @@ from afterword.evaluate.answers import Arm, Prompt
 from afterword.evaluate.comparison import Comparison
 from afterword.evaluate.data import built_in
 
+Ids = tuple[int, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -38,22 +40,21 @@ def probabilities(comparison: Comparison, arm: Arm, choices: Sequence[Choice]) -
     log p(option | text), summed over the option's tokens."""
     kept = comparison.cache("choices")
     tokenizer = comparison.tokenizer
-    pairs = [pair for choice in choices for pair in _pairs(tokenizer, choice)]
-    key = kept.key(comparison.base_hash, arm.content, pairs)
+    asked = [_ids(tokenizer, choice) for choice in choices]
+    key = kept.key(comparison.base_hash, arm.content, asked)
     if (found := kept.get(key)) is None:
         comparison.progress("choices", 0, len(choices))
-        scores = comparison.models.log_probs(comparison.adapter(arm), pairs)
-        found = [math.fsum(each) for each in scores]
+        found = comparison.models.options(comparison.adapter(arm), asked)
         kept.put({key: found})
-    rest = iter(found)
-    return [_softmax([next(rest) for _ in choice.options]) for choice in choices]
+    return [_softmax(scores) for scores in found]
 
 
-def _pairs(tokenizer: Tokenizer, choice: Choice) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _ids(tokenizer: Tokenizer, choice: Choice) -> tuple[Ids, list[Ids]]:
+    """The text, and each of its ends."""
     if choice.chat:
         read = render_prompt(tokenizer, Prompt.of(choice.text).messages).ids
-        return [(read, encode(tokenizer, option)) for option in choice.options]
-    return [(encode(tokenizer, choice.text), encode(tokenizer, f" {option}")) for option in choice.options]
+        return read, [encode(tokenizer, option) for option in choice.options]
+    return encode(tokenizer, choice.text), [encode(tokenizer, f" {option}") for option in choice.options]
 
 
 def _softmax(scores: Sequence[float]) -> list[float]:

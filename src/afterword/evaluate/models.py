@@ -82,6 +82,59 @@ class Models:
             return [scores.tolist() for scores in log_probs(model, self.head, pairs, budget=BUDGET)]
 
     @torch.no_grad()
+    def options(self, name: str | None, choices: Sequence[tuple[Ids, Sequence[Ids]]]) -> list[list[float]]:
+        """For each (text, ends of it): log p of each end's ids after the text, summed (nats).
+
+        A text is read once, whatever the number of its ends: their first ids come from its last hidden state, the
+        rest from its kept keys and values.
+        """
+        found: dict[int, list[float]] = {}
+        for number in {len(ends) for _, ends in choices}:
+            alike = [i for i, (_, ends) in enumerate(choices) if len(ends) == number]
+            sizes = [number * (len(choices[i][0]) + max(map(len, choices[i][1]))) for i in alike]
+            for group in by_budget(sizes, BUDGET):
+                picked = [alike[i] for i in group]
+                found.update(zip(picked, self._options(name, [choices[i] for i in picked], number), strict=True))
+        return [found[i] for i in range(len(choices))]
+
+    def _options(
+        self, name: str | None, choices: Sequence[tuple[Ids, Sequence[Ids]]], number: int
+    ) -> Iterator[list[float]]:
+        """The same for G texts with `number` ends each, in one batch."""
+        device = self.head.weight.device
+        ends = [tuple(end) for _, each in choices for end in each]  # [G * number]
+        texts, mask = _padded([text for text, _ in choices], device)
+        rest, width = [end[:-1] for end in ends], max(len(end) for end in ends) - 1
+        with self.active(name) as model:
+            causal = model.get_base_model() if hasattr(model, "peft_config") else model
+            out = causal.base_model(input_ids=texts, attention_mask=mask, use_cache=True)
+            rows = torch.arange(len(choices), device=device)
+            last = out.last_hidden_state[rows, mask.sum(1) - 1]
+            scores = self._said(last.repeat_interleave(number, 0), [end[0] for end in ends])
+            if width:
+                kept, read = out.past_key_values, mask.repeat_interleave(number, 0)
+                kept.batch_repeat_interleave(number)
+                more, seen = _padded(rest, device)
+                states = causal.base_model(
+                    input_ids=more, attention_mask=torch.cat([read, seen], 1), past_key_values=kept, use_cache=True,
+                    position_ids=read.sum(1, keepdim=True) + torch.arange(width, device=device),
+                ).last_hidden_state  # fmt: skip
+                later = self._said(states[seen.bool()], [i for end in ends for i in end[1:]])
+                where = torch.arange(len(ends)).repeat_interleave(torch.tensor([len(ids) for ids in rest]))
+                scores.index_add_(0, where, later)
+        return iter([scores[k : k + number].tolist() for k in range(0, len(ends), number)])
+
+    def _said(self, states: Tensor, ids: Sequence[int]) -> Tensor:
+        """[n] float64 log p of these ids by hidden states [n, H], a few rows at a time."""
+        parts = [
+            self.head.logits(part)
+            .log_softmax(-1)
+            .gather(1, torch.tensor(ids[k : k + TILE], device=part.device)[:, None])
+            for k, part in zip(range(0, len(ids), TILE), torch.split(states, TILE), strict=True)
+        ]
+        return torch.cat(parts)[:, 0].double().cpu() if parts else torch.zeros(0, dtype=torch.float64)
+
+    @torch.no_grad()
     def greedy_hits(self, name: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[list[bool]]:
         """For each id of each completion: is it what greedy decoding would write after all that stands before it?
 
@@ -138,6 +191,15 @@ class Models:
             sums = [_sums(t, sizes) for t in (scores.loss, -scores.logp_teacher, -scores.logp_student)]
             found.update(zip(group, zip(*sums, strict=True), strict=True))
         return [found[i] for i in range(len(pairs))]
+
+
+def _padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
+    """[R, T] ids, padded on the right with 0, and where they are."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, each in enumerate(rows):
+        ids[row, : len(each)], mask[row, : len(each)] = torch.tensor(each, dtype=torch.long), 1
+    return ids.to(device), mask.to(device)
 
 
 def _sums(values: Tensor, sizes: Sequence[int]) -> list[float]:

@@ -46,7 +46,7 @@ def render_report(
         _reasons(verdict),
         _changes(report),
         *(f"<h2>{escape(section.title)}</h2>{section.html}" for section in sections),
-        *(_suite(name, figures) for name, figures in report.suites.items()),
+        *(_suite(name, report.suites[name]) for name in sorted(report.suites, key=_place)),
         _examples(report),
         _own_examples(report),
         _training(losses, monitors or {}),
@@ -104,10 +104,23 @@ def _tile(before: Json, after: Json, name: str) -> str:
 
 
 def _reasons(verdict: Verdict) -> str:
-    items = "".join(
-        f"<li class={'no' if _is_failure(reason) else 'yes'}>{escape(reason[4:])}</li>" for reason in verdict.reasons
-    )
-    return f"<h2>Why</h2><ul class=reasons>{items}</ul>"
+    refused = [reason for reason in verdict.reasons if _is_failure(reason)]
+    held = [reason for reason in verdict.reasons if not _is_failure(reason)]
+    first = _list(refused, "no") if refused else _list(held[:SHOWN], "yes")
+    rest = held if refused else held[SHOWN:]
+    says = f"{len(rest)} checks that hold" if refused else f"{len(rest)} more checks that hold"
+    more = f"<details><summary>{says}</summary>{_list(rest, 'yes')}</details>" if rest else ""
+    return f"<h2>Why</h2>{first}{more}"
+
+
+def _list(reasons: Sequence[str], kind: str) -> str:
+    items = "".join(f"<li class={kind}>{escape(reason[4:])}</li>" for reason in reasons)
+    return f"<ul class=reasons>{items}</ul>"
+
+
+def _place(suite: str) -> int:
+    """Suites in the order of their table, others after them: a report that was stored has forgotten its own."""
+    return list(ROWS).index(suite) if suite in ROWS else len(ROWS)
 
 
 def _checks(figures: Json) -> list[str]:
@@ -131,18 +144,23 @@ def _lines(name: str, figures: Json) -> Iterator[str]:
     known = ROWS.get(name) or tuple(Row(key, key.replace("_", " ")) for key in figures)
     for row in known:
         if f"{row.key}_served" in figures and f"{row.key}_candidate" in figures:
-            yield _pair(row.label, figures[f"{row.key}_served"], figures[f"{row.key}_candidate"], row.style)
+            pair = figures[f"{row.key}_served"], figures[f"{row.key}_candidate"]
+            yield _pair(row.label, *pair, row.style, figures.get(row.key))
         elif f"{row.key}_served" in figures and row.key in figures:
             yield _pair(row.label, figures[f"{row.key}_served"], figures[row.key], row.style)
         elif row.key in figures:
             yield _single(row.label, figures[row.key], row.style)
 
 
-def _pair(label: str, served: Json, candidate: Json, style: str) -> str:
+def _pair(label: str, served: Json, candidate: Json, style: str, difference: Json | None = None) -> str:
+    """Both arms on one scale; `difference` is the paired one, which is what the gate looks at."""
     rows = (("served", _interval(served)), ("candidate", _interval(candidate)))
     low, high = (0.0, 1.0) if style == "share" else _range([interval for _, interval in rows])
     picture = intervals(rows, low, high, 0.0 if low < 0 < high else None, f"{label}: served and candidate")
     numbers = "".join(f"<span class={kind}>{_with_interval(interval, style)}</span>" for kind, interval in rows)
+    if difference is not None:
+        signed = "percent" if style == "share" else "change"
+        numbers += f"<small>difference {_with_interval(_interval(difference), signed)}</small>"
     return f"<div class=name>{escape(label)}</div><div>{picture}</div><div class=num>{numbers}</div>"
 
 
@@ -274,7 +292,7 @@ def _training(losses: Sequence[float], monitors: Mapping[str, Sequence[float]]) 
         f"<figure><figcaption class=dim>{escape(name)}</figcaption>{curve(values, 'steps')}</figure>"
         for name, values in monitors.items()
     )
-    more = f"<details><summary>{len(monitors)} monitors</summary>{further}</details>" if further else ""
+    more = f"<h3>What was watched</h3><div class=monitors>{further}</div>" if further else ""
     return f"<h2>Training</h2><p class=dim>Loss at each step.</p>{curve(losses, 'steps')}{more}"
 
 

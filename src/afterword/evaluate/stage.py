@@ -23,10 +23,20 @@ TRAINED = 512
 """Training interactions that are searched for what must not come out."""
 
 
-def require_work(store: Store, suites: Iterable[str], channel: str = "default") -> None:
+def require_work(store: Store, candidate: Candidate, suites: Iterable[str], channel: str = "default") -> None:
     """NothingToDo or UsageError before a model server is started for nothing."""
     chosen(suites)
+    _served(store, candidate, channel)
     require(held_out(store, 1, channel))
+
+
+def _served(store: Store, candidate: Candidate, channel: str) -> Candidate | None:
+    """What `channel` serves now. NothingToDo when that is the candidate."""
+    release = store.release(channel)
+    served = store.get(Candidate, release.candidate) if release and release.candidate else None
+    if served is not None and served.id == candidate.id:
+        raise NothingToDo(f"channel {channel!r} serves {candidate.id} already: there is nothing to compare it with")
+    return served
 
 
 def evaluate_stage(
@@ -47,11 +57,8 @@ def evaluate_stage(
     `engine` is the URL of a model server that reads this machine's folders. Raises NothingToDo without held-out
     interactions or when the candidate is what is served, AdapterError, ModelError.
     """
-    release = store.release(channel)
-    served = store.get(Candidate, release.candidate) if release and release.candidate else None
-    if served is not None and served.id == candidate.id:
-        raise NothingToDo(f"channel {channel!r} serves {candidate.id} already: there is nothing to compare it with")
-    items = require(held_out(store, settings.max_interactions, channel))
+    served = _served(store, candidate, channel)
+    items = require(held_out(store, settings.max_interactions))
     report = evaluate_candidate(
         candidate=candidate,
         candidate_path=directory / candidate.path,

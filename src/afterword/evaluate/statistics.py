@@ -62,8 +62,7 @@ def ratio_of_sums(
     value = float(top.sum()) / total
     if groups == 1:
         return figure(value, -math.inf, math.inf, n)
-    picks = _picks(seed, groups)
-    tops, bottoms = top[picks].sum(1), bottom[picks].sum(1)
+    tops, bottoms = (_times(seed, groups) @ np.stack([top, bottom], 1)).T
     resampled = np.divide(tops, bottoms, out=np.full(RESAMPLES, value), where=bottoms != 0)
     tail = expanded_tail(groups, level)
     low, high = np.quantile(resampled, [tail, 1 - tail])
@@ -152,13 +151,15 @@ def design_effect(values: Values, clusters: Sequence[str] | None) -> float:
     if clusters is None:
         return 1.0
     numbers = np.asarray(values, dtype=np.float64)
-    groups = [numbers[[i for i, c in enumerate(clusters) if c == name]] for name in dict.fromkeys(clusters)]
-    n, k = len(numbers), len(groups)
+    places: dict[str, int] = {}
+    index = [places.setdefault(cluster, len(places)) for cluster in clusters]
+    n, k = len(numbers), len(places)
     if k < 2 or n == k:
         return 1.0
-    sizes = np.array([len(g) for g in groups], dtype=np.float64)
-    between = sum(len(g) * (g.mean() - numbers.mean()) ** 2 for g in groups) / (k - 1)
-    within = sum(((g - g.mean()) ** 2).sum() for g in groups) / (n - k)
+    sizes = np.bincount(index).astype(np.float64)
+    means = np.bincount(index, weights=numbers) / sizes
+    between = float((sizes * (means - numbers.mean()) ** 2).sum()) / (k - 1)
+    within = float(((numbers - means[index]) ** 2).sum()) / (n - k)
     size = (n - (sizes**2).sum() / n) / (k - 1)
     total = between + (size - 1) * within
     correlation = (between - within) / total if total > 0 else 0.0
@@ -166,9 +167,12 @@ def design_effect(values: Values, clusters: Sequence[str] | None) -> float:
 
 
 @lru_cache(maxsize=4)
-def _picks(seed: int, groups: int) -> NDArray[np.int64]:
-    """[RESAMPLES, groups] which clusters each resample takes; a report asks for the same ones many times."""
-    return np.random.default_rng(seed).integers(0, groups, size=(RESAMPLES, groups))
+def _times(seed: int, groups: int) -> Floats:
+    """[RESAMPLES, groups] how often each resample takes each cluster; a report asks for the same ones many times."""
+    picks = np.random.default_rng(seed).integers(0, groups, size=(RESAMPLES, groups))
+    places = picks + groups * np.arange(RESAMPLES)[:, None]
+    counts: Floats = np.bincount(places.ravel(), minlength=RESAMPLES * groups).astype(np.float64)
+    return counts.reshape(RESAMPLES, groups)
 
 
 def _summed(values: Values, clusters: Sequence[str] | None) -> Floats:
