@@ -50,6 +50,12 @@ def run(home: Path, capsys: pytest.CaptureFixture[str], *words: str, code: int) 
     return data
 
 
+def undecided(data: dict[str, Any]) -> bool:
+    """Does the verdict say that the judge left too much open? (Answers that are alike are a tie without asking.)"""
+    share = data["report"]["suites"]["holdout"]["judge_failed"]["value"]
+    return share > 0.5 and any(r.startswith("no: holdout: what the judge left") for r in data["verdict"]["reasons"])
+
+
 JUDGES = {
     "talks": lambda question: "Well, both have their merits",
     "looks at the place": lambda question: "A",
@@ -66,7 +72,7 @@ def test_a_judge_that_cannot_be_trusted_never_lets_a_candidate_through(
     found = data["report"]["suites"]["holdout"]
     assert asked and "error" not in found
     if name == "talks":
-        assert any("left undecided is 100.0 %" in reason for reason in data["verdict"]["reasons"])
+        assert undecided(data)
     if name == "looks at the place":
         assert found["judge"]["value"] == 0.0 and found["judge_bias"]["value"] > 0.5
 
@@ -79,7 +85,7 @@ def test_a_judge_that_hangs_is_given_up(measured: Path, capsys: pytest.CaptureFi
         settings = ("--set", f"evaluate.judge={url}", "--set", "evaluate.judge_timeout=0.2")
         data = run(measured, capsys, "evaluate", *settings, code=3)
         done.set()
-    assert data["report"]["suites"]["holdout"]["judge_failed"]["value"] == 1.0
+    assert undecided(data)
 
 
 def test_a_suite_that_fails_midway_is_a_no_that_says_why(
