@@ -110,7 +110,7 @@ class Models:
             out = causal.base_model(input_ids=texts, attention_mask=mask, use_cache=True)
             rows = torch.arange(len(choices), device=device)
             last = out.last_hidden_state[rows, mask.sum(1) - 1]
-            scores = self._said(last.repeat_interleave(number, 0), [end[0] for end in ends])
+            scores = self._said(last, torch.tensor([end[0] for end in ends]).view(-1, number)).flatten()
             if width:
                 kept, read = out.past_key_values, mask.repeat_interleave(number, 0)
                 kept.batch_repeat_interleave(number)
@@ -119,20 +119,18 @@ class Models:
                     input_ids=more, attention_mask=torch.cat([read, seen], 1), past_key_values=kept, use_cache=True,
                     position_ids=read.sum(1, keepdim=True) + torch.arange(width, device=device),
                 ).last_hidden_state  # fmt: skip
-                later = self._said(states[seen.bool()], [i for end in ends for i in end[1:]])
+                later = self._said(states[seen.bool()], torch.tensor([i for end in ends for i in end[1:]])[:, None])
                 where = torch.arange(len(ends)).repeat_interleave(torch.tensor([len(ids) for ids in rest]))
-                scores.index_add_(0, where, later)
+                scores.index_add_(0, where, later.flatten())
         return iter([scores[k : k + number].tolist() for k in range(0, len(ends), number)])
 
-    def _said(self, states: Tensor, ids: Sequence[int]) -> Tensor:
-        """[n] float64 log p of these ids by hidden states [n, H], a few rows at a time."""
+    def _said(self, states: Tensor, ids: Tensor) -> Tensor:
+        """[n, m] float64 log p of these ids [n, m] by hidden states [n, H], a few rows at a time."""
         parts = [
-            self.head.logits(part)
-            .log_softmax(-1)
-            .gather(1, torch.tensor(ids[k : k + TILE], device=part.device)[:, None])
-            for k, part in zip(range(0, len(ids), TILE), torch.split(states, TILE), strict=True)
+            self.head.logits(part).log_softmax(-1).gather(1, wanted.to(part.device)).double().cpu()
+            for part, wanted in zip(torch.split(states, TILE), torch.split(ids, TILE), strict=True)
         ]
-        return torch.cat(parts)[:, 0].double().cpu() if parts else torch.zeros(0, dtype=torch.float64)
+        return torch.cat(parts)
 
     @torch.no_grad()
     def greedy_hits(self, name: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[list[bool]]:
