@@ -9,7 +9,7 @@ import pytest
 from afterword.errors import NothingToDo
 from afterword.evaluate.heldout import held_out
 from afterword.evaluate.stage import require_work
-from afterword.records import Interaction
+from afterword.records import Candidate, Interaction
 from afterword.store import Store
 from tests.feedback.feedback_builders import feedback, turn
 
@@ -24,6 +24,7 @@ def test_a_channel_is_measured_on_its_own(tmp_path: Path) -> None:
                  for c in ("default", "user:ada", "task:code", "user:bob/task:mail")}  # fmt: skip
         assert found == {"default": ["i0", "i1", "i2"], "user:ada": ["i0", "i2"], "task:code": ["i0", "i1"],
                          "user:bob/task:mail": []}  # fmt: skip
-        require_work(store, ["holdout"], "user:ada")
+        new = Candidate(id="c", path="p", base="b", parent=None, interactions=(), recipe={})
+        require_work(store, new, ["holdout"], "user:ada")
         with pytest.raises(NothingToDo):
-            require_work(store, ["holdout"], "user:eve")
+            require_work(store, new, ["holdout"], "user:eve")

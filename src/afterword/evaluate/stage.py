@@ -58,7 +58,7 @@ def evaluate_stage(
     interactions or when the candidate is what is served, AdapterError, ModelError.
     """
     served = _served(store, candidate, channel)
-    items = require(held_out(store, settings.max_interactions))
+    items = require(held_out(store, settings.max_interactions, channel))
     report = evaluate_candidate(
         candidate=candidate,
         candidate_path=directory / candidate.path,
