@@ -106,4 +106,8 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except AfterwordError as error:
+        print(f"{error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
