@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from afterword.errors import UsageError
 from afterword.learn.models import EMBEDDED
 from afterword.simulate import Prompt, load_prompts
 
@@ -46,6 +47,8 @@ class Options:
     def chosen(self, own: Sequence[str], of: str) -> list[str]:
         """The experiment's own names, or those asked for."""
         asked: tuple[str, ...] = getattr(self, of)
+        if of == "variants" and (unknown := [name for name in asked if name not in own]):
+            raise UsageError(f"there is no variant {unknown[0]!r}: the variants are {', '.join(own)}")
         return list(asked or own)
 
 
