@@ -114,7 +114,7 @@ def _rise(found: list[Row]) -> str:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "served only, 2 passes": {"passes": 2, "fresh": 0},
+    "served only twice": {"passes": 2, "fresh": 0},
     "fresh 2": {"passes": 0, "fresh": 2},
     "teacher live": {"teacher": LIVE},
     "teacher average": {"teacher": Average(rate=0.05)},
