@@ -7,8 +7,10 @@ reading the user's follow-up after the question ("live" teacher: a student pass,
 every step for both), SmolLM2-135M-Instruct in bfloat16, a float32 LoRA of rank 16 on all linear layers, AdamW. Both
 sides get the same ids; TRL's generation is replaced by them, its importance sampling (another pass) is off. `trl-16`
 takes the 16 turns at once, `trl-4` four at a time with accumulation. Every subject runs in a fresh process; a step's
-time is the median of those after the first, memory is the process's highest resident set (VmHWM). Ratios are medians
-over rounds, each within its round. Needs the extra `compare`. Writes benchmarks/results/train_step.json.
+time is the median of those after the first, by the clock and in seconds of processor time (which other work on the
+machine hardly changes). Memory is the process's highest resident set (VmHWM), whole and above what was resident once
+its libraries were imported. Ratios are medians over rounds, each within its round. Needs the extra `compare`. Writes
+benchmarks/results/train_step.json.
 """
 
 from __future__ import annotations
@@ -78,6 +80,24 @@ FOLLOW_UP = "Too long. Please answer in one short sentence, and say hello first.
 SUBJECTS = ("ours", "trl-16", "trl-4")
 
 
+class Run:
+    """Times of the steps of a run, and what was resident before its model was loaded."""
+
+    def __init__(self) -> None:
+        self.start = memory("VmRSS")
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
+        self._last = time.process_time()
+
+    def begin(self) -> None:
+        self._last = time.process_time()
+
+    def end(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.cpu.append(time.process_time() - self._last)
+        self.begin()
+
+
 def turns(tokenizer: Any, steps: int) -> list[tuple[str, list[int]]]:
     """(question, answer ids) for every step: TOKENS ids with the end of turn."""
     dice = random.Random(0)
@@ -89,7 +109,7 @@ def turns(tokenizer: Any, steps: int) -> list[tuple[str, list[int]]]:
     return made
 
 
-def run_ours(steps: int, folder: Path) -> list[float]:
+def run_ours(steps: int, folder: Path) -> Run:
     from afterword.chat.render import decode, render_prompt
     from afterword.learn.models import EMBEDDED, load_tokenizer
     from afterword.learn.recipes import sdpo_interactions
@@ -99,6 +119,7 @@ def run_ours(steps: int, folder: Path) -> list[float]:
     from afterword.train.loop import train_candidate
     from afterword.train.rules import OFF
 
+    run = Run()
     tokenizer = load_tokenizer(EMBEDDED)
     examples = []
     for number, (question, ids) in enumerate(turns(tokenizer, steps)):
@@ -122,7 +143,6 @@ def run_ours(steps: int, folder: Path) -> list[float]:
             split="train",
         )
         examples.append(Example(interaction, turn))
-    seconds: list[float] = []
     recipe = sdpo_interactions(teacher=LIVE, batch=TURNS, passes=1, fresh=0, lr=1e-4)
     train_candidate(
         examples,
@@ -130,15 +150,15 @@ def run_ours(steps: int, folder: Path) -> list[float]:
         out=folder / "out",
         run_dir=folder / "run",
         recipe=recipe,
-        progress=lambda metrics: seconds.append(metrics.seconds),
+        progress=lambda metrics: run.end(metrics.seconds),
         device="cpu",
         save_every=1000,
         rules=OFF,
     )
-    return seconds
+    return run
 
 
-def run_trl(steps: int, folder: Path, at_once: int) -> list[float]:
+def run_trl(steps: int, folder: Path, at_once: int) -> Run:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -147,6 +167,7 @@ def run_trl(steps: int, folder: Path, at_once: int) -> list[float]:
 
     from afterword.learn.models import EMBEDDED, load_model, load_tokenizer
 
+    run = Run()
     tokenizer = load_tokenizer(EMBEDDED)
     given = turns(tokenizer, steps)
     answers = {
@@ -155,7 +176,6 @@ def run_trl(steps: int, folder: Path, at_once: int) -> list[float]:
         ): a
         for q, a in given
     }
-    seconds: list[float] = []
 
     class Given(SDFTTrainer):  # type: ignore[misc]
         def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
@@ -166,9 +186,10 @@ def run_trl(steps: int, folder: Path, at_once: int) -> list[float]:
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.started = time.monotonic()
+            run.begin()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds.append(time.monotonic() - self.started)
+            run.end(time.monotonic() - self.started)
 
     config = SDFTConfig(
         output_dir=str(folder),
@@ -208,15 +229,15 @@ def run_trl(steps: int, folder: Path, at_once: int) -> list[float]:
     trained = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
     assert trained == {torch.float32}, trained
     trainer.train()
-    return seconds
+    return run
 
 
-def high_water() -> float:
-    """MiB."""
+def memory(name: str) -> float:
+    """MiB: VmRSS is resident now, VmHWM the most that ever was."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM"):
+        if line.startswith(name):
             return int(line.split()[1]) / 1024
-    raise RuntimeError("no VmHWM on this system")
+    raise RuntimeError(f"no {name} on this system")
 
 
 def child(subject: str, steps: int, threads: int) -> None:
@@ -225,10 +246,13 @@ def child(subject: str, steps: int, threads: int) -> None:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         if subject == "ours":
-            seconds = run_ours(steps, Path(folder))
+            run = run_ours(steps, Path(folder))
         else:
-            seconds = run_trl(steps, Path(folder), int(subject.removeprefix("trl-")))
-    print(json.dumps({"seconds": seconds, "step": statistics.median(seconds[1:]), "mib": high_water()}))
+            run = run_trl(steps, Path(folder), int(subject.removeprefix("trl-")))
+    most = memory("VmHWM")
+    times = {"seconds": run.seconds, "cpu_seconds": run.cpu}
+    medians = {"step": statistics.median(run.seconds[1:]), "step_cpu": statistics.median(run.cpu[1:])}
+    print(json.dumps(times | medians | {"mib": most, "mib_above_start": most - run.start}))
 
 
 def measure(subject: str, steps: int, threads: int) -> dict[str, Any]:
@@ -238,7 +262,11 @@ def measure(subject: str, steps: int, threads: int) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{subject} failed:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{subject}: {found['step']:.1f} s a step, {found['mib']:.0f} MiB", file=sys.stderr)
+    print(
+        f"{subject}: {found['step']:.1f} s a step, {found['step_cpu']:.1f} s of CPU, {found['mib']:.0f} MiB, "
+        f"{found['mib_above_start']:.0f} above the start",
+        file=sys.stderr,
+    )
     return found
 
 
@@ -259,7 +287,11 @@ def main() -> None:
     ratios = {
         s: {
             "times_as_fast": statistics.median(r[s]["step"] / r["ours"]["step"] for r in rounds),
+            "times_as_fast_cpu": statistics.median(r[s]["step_cpu"] / r["ours"]["step_cpu"] for r in rounds),
             "share_of_its_memory": statistics.median(r["ours"]["mib"] / r[s]["mib"] for r in rounds),
+            "share_above_start": statistics.median(
+                r["ours"]["mib_above_start"] / r[s]["mib_above_start"] for r in rounds
+            ),
         }
         for s in peers
         if "ours" in args.subjects
