@@ -15,6 +15,10 @@ from afterword.evaluate.cache import Cache
 from afterword.records import Json
 from afterword.sampling import Answer, Upstream
 
+AT_ONCE = 24
+"""Questions in flight: fewer than an engine runs at once (`serve.max_batch`), for it serves in order of arrival, and
+users go on asking while a candidate is measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
@@ -64,7 +68,7 @@ def ask(
     base: str,
     sampling: Json,
     api_key: str | None = None,
-    concurrency: int = 32,
+    concurrency: int = AT_ONCE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Given]]:
     """Answers by arm, in the order of `prompts`. Only what the cache does not know is asked.

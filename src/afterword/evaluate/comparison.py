@@ -47,6 +47,12 @@ class Suite(Protocol):
         """Measure both arms."""
 
 
+def context_length(model: str) -> int:
+    """Tokens that a base model reads, from its folder: known without loading the weights."""
+    config = orjson.loads((resolve_model(model) / "config.json").read_bytes())
+    return int(config.get("text_config", config).get("max_position_embeddings") or 1 << 30)
+
+
 @dataclass
 class Comparison:
     """The candidate against what is served, on the same prompts with the same seeds."""
@@ -93,9 +99,8 @@ class Comparison:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens that the base model reads, from its folder: known without loading the weights."""
-        config = orjson.loads((resolve_model(self.model) / "config.json").read_bytes())
-        return int(config.get("text_config", config).get("max_position_embeddings") or 1 << 30)
+        """Tokens that the base model reads."""
+        return context_length(self.model)
 
     @cached_property
     def models(self) -> Models:

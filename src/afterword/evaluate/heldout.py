@@ -5,7 +5,8 @@ Owns which rows of the store are looked at and by what they are clustered; never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from afterword.chat.canonical import text_of
@@ -64,6 +65,14 @@ class Trained:
         return tuple(t for t in (*asked, self.hindsight, self.final_text or "") if t)
 
 
+Fits = Callable[[HeldOut], bool]
+"""Whether the model can read it."""
+
+
+def _any(item: HeldOut) -> bool:
+    return True
+
+
 def clusters_of(items: Sequence[HeldOut]) -> list[str]:
     """Which answers belong together: those to one user where there are enough users, else those of one conversation."""
     users = [item.turn.user or item.interaction.user for item in items]
@@ -71,11 +80,11 @@ def clusters_of(items: Sequence[HeldOut]) -> list[str]:
     return names if len(set(names)) >= USERS else [item.conversation for item in items]
 
 
-def held_out(store: Store, limit: int, channel: str = "default") -> list[HeldOut]:
-    """The newest `limit` usable held-out interactions that the channel is about, oldest first."""
+def held_out(store: Store, limit: int, channel: str = "default", fits: Fits = _any) -> list[HeldOut]:
+    """The newest `limit` usable held-out interactions that the channel is about and that fit, oldest first."""
     rows = store.usable("holdout")
-    kept = [row for row in rows if covers(channel, user=row.user, team=row.team, task=row.task)][-limit:]
-    return [_complete(store, interaction) for interaction in kept]
+    kept = [row for row in rows if covers(channel, user=row.user, team=row.team, task=row.task)]
+    return _newest(store, kept, limit, fits)
 
 
 def require(items: list[HeldOut]) -> list[HeldOut]:
@@ -88,7 +97,7 @@ def require(items: list[HeldOut]) -> list[HeldOut]:
     return items
 
 
-def earlier_wins(store: Store, channel: str, limit: int) -> list[HeldOut]:
+def earlier_wins(store: Store, channel: str, limit: int, fits: Fits = _any) -> list[HeldOut]:
     """Held-out interactions whose correction an earlier release of the channel lessened, the newest `limit`."""
     won: set[str] = set()
     for release in store.rows(Release, channel=channel):
@@ -96,7 +105,13 @@ def earlier_wins(store: Store, channel: str, limit: int) -> list[HeldOut]:
         report = store.find(Report, verdict.report) if verdict else None
         won |= {str(e["interaction"]) for e in (report.examples if report else ()) if _drop(e) > WON}
     kept = [interaction for interaction in store.usable("holdout") if interaction.id in won]
-    return [_complete(store, interaction) for interaction in kept[-limit:]]
+    return _newest(store, kept, limit, fits)
+
+
+def _newest(store: Store, kept: Sequence[Interaction], limit: int, fits: Fits) -> list[HeldOut]:
+    """From the newest back, until `limit` are found; oldest first."""
+    complete = (_complete(store, interaction) for interaction in reversed(kept))
+    return list(itertools.islice(filter(fits, complete), limit))[::-1]
 
 
 def _drop(example: Json) -> float:

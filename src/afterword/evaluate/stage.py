@@ -7,13 +7,16 @@ nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from afterword.config import EvaluateConfig
 from afterword.errors import NothingToDo
-from afterword.evaluate.comparison import Check
+from afterword.evaluate.comparison import Check, context_length
 from afterword.evaluate.heldout import earlier_wins, held_out, require, trained_on
+from afterword.evaluate.room import Room
 from afterword.evaluate.run import chosen, evaluate_candidate
+from afterword.learn.models import load_tokenizer
 from afterword.records import Candidate, Report
 from afterword.store import Store
 
@@ -58,23 +61,31 @@ def evaluate_stage(
     interactions or when the candidate is what is served, AdapterError, ModelError.
     """
     served = _served(store, candidate, channel)
-    items = require(held_out(store, settings.max_interactions, channel))
+    room = Room(load_tokenizer(candidate.base), context_length(candidate.base), settings.max_tokens)
+    items = held_out(store, settings.max_interactions, channel, room.fits)
+    too_long = room.left_out
+    if too_long and not items:
+        raise NothingToDo(
+            f"all {too_long} held-out interactions are longer than the {room.longest} tokens that "
+            f"{candidate.base} reads: nothing can be measured on them. Wait for shorter ones."
+        )
     report = evaluate_candidate(
         candidate=candidate,
         candidate_path=directory / candidate.path,
         served_path=None if served is None else directory / served.path,
         served_candidate=served,
-        interactions=items,
+        interactions=require(items),
         model=candidate.base,
         upstream=engine,
         settings=settings,
         checks=checks,
-        wins=earlier_wins(store, channel, settings.max_interactions),
+        wins=earlier_wins(store, channel, settings.max_interactions, room.fits),
         trained=trained_on(store, candidate, TRAINED),
         suites=suites,
         cache=directory / CACHE,
         device=device,
         progress=lambda stage, done, total: progress(done, total),
     )
+    report = replace(report, about={**report.about, "too_long": too_long})
     store.write(report)
     return report

@@ -1,0 +1,42 @@
+"""Which held-out interactions the model can read at all: its context is an end that no candidate can move.
+
+Owns the measure of length (prompt, hindsight and an answer of full length together); never asks a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from afterword.chat.canonical import text_of
+from afterword.chat.render import encode, render_prompt
+from afterword.evaluate.heldout import HeldOut
+from afterword.evaluate.hindsight import CONTEXT, LONGEST_HINDSIGHT
+from afterword.learn.contexts import fit_hindsight
+
+
+@dataclass(slots=True)
+class Room:
+    """Tokens that a base reads, `longest`, of which an answer may take `max_tokens`; counts what does not fit."""
+
+    tokenizer: Any
+    longest: int
+    max_tokens: int
+    left_out: int = 0
+
+    def fits(self, item: HeldOut) -> bool:
+        """Whether both arms can be asked and scored on it; one such conversation would end the whole suite."""
+        fits = self._fits(item)
+        self.left_out += not fits
+        return fits
+
+    def _fits(self, item: HeldOut) -> bool:
+        turn = item.turn
+        given = turn.completion_ids or encode(self.tokenizer, text_of(turn.answer.get("content")))
+        room = self.longest - max(len(given), self.max_tokens) - 1  # the end of turn
+        if room < 1 or len(render_prompt(self.tokenizer, turn.messages, turn.tools).ids) > room:
+            return False
+        return not item.interaction.hindsight.strip() or None is not fit_hindsight(
+            self.tokenizer, CONTEXT, turn.messages, turn.answer, item.interaction.hindsight,
+            room=room, longest=LONGEST_HINDSIGHT, tools=turn.tools,
+        )  # fmt: skip

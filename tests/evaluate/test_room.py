@@ -1,0 +1,52 @@
+"""What the model cannot read is left out of a comparison, and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afterword.evaluate.comparison import context_length
+from afterword.evaluate.heldout import held_out
+from afterword.evaluate.room import Room
+from afterword.learn.models import load_tokenizer
+from afterword.records import Feedback, Interaction, Record, Turn
+from afterword.store import Store
+from tests.train.tiny_model import example, tiny_folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def rows(model: str, number: int, *, asked: str | None = None, hindsight: str = "Shorter.") -> list[Record]:
+    made = example(model, number, hindsight=hindsight)
+    turn = made.turn.to_dict()
+    if asked is not None:
+        turn |= {"messages": [{"role": "user", "content": asked}], "prompt_ids": None}
+    kept = made.interaction.to_dict() | {"split": "holdout", "feedback": (f"f{number}",)}
+    said = Feedback(id=f"f{number}", turn=made.turn.id, kind="comment", text=hindsight)
+    return [Turn.from_dict(turn), said, Interaction.from_dict(kept)]
+
+
+def test_the_newest_that_fit_are_measured_and_the_rest_is_counted(tiny: str, tmp_path: Path) -> None:
+    room = Room(load_tokenizer(tiny), context_length(tiny), max_tokens=16)
+    words = "word " * room.longest
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(*rows(tiny, 0), *rows(tiny, 1, asked=words), *rows(tiny, 2), *rows(tiny, 3))
+        store.write(*rows(tiny, 4, asked=words))
+        everything = [item.interaction.id for item in held_out(store, 10)]
+        kept = [item.interaction.id for item in held_out(store, 3, fits=room.fits)]
+        assert len(everything) == 5 and kept == [everything[0], *everything[2:4]] and room.left_out == 2
+        assert [item.interaction.id for item in held_out(store, 1, fits=room.fits)] == [everything[3]]
+
+
+def test_an_answer_of_full_length_has_room(tiny: str, tmp_path: Path) -> None:
+    longest = context_length(tiny)
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(*rows(tiny, 0))
+        (item,) = held_out(store, 1)
+    tokenizer = load_tokenizer(tiny)
+    assert Room(tokenizer, longest, max_tokens=16).fits(item)
+    assert not Room(tokenizer, longest, max_tokens=longest - 3).fits(item)
