@@ -37,8 +37,8 @@ OPPOSITE = (
     "I want much more detail than that. Explain every step at length.",
     "Too brief. Give me a long answer with background, reasons and examples.",
 )
-TERMS = ("canary.min_users=10", "canary.horizon=400")
-EQUAL_TERMS = ("canary.min_users=10", "canary.horizon=60", "canary.min_effect=0.5")
+TERMS: tuple[str, ...] = ("canary.min_users=10", "canary.horizon=400")
+EQUAL_TERMS: tuple[str, ...] = ("canary.min_users=10", "canary.horizon=60", "canary.min_effect=0.5")
 """A horizon that is reached in minutes; at so few turns the interval of an equal candidate is about +-0.4 wide."""
 
 
