@@ -60,7 +60,8 @@ KINDS: dict[str, Kind] = {
         reading="the answer that the user wanted",
     ),
     "rating": Kind(
-        polarity=0, weight=1.0, needs="value", rank=2, reading="its sign is the polarity, its size the weight",
+        polarity=0, weight=1.0, needs="value", rank=2, hindsight="{text}",
+        reading="its sign is the polarity, its size the weight; words beside it are read like a comment's",
     ),
     "stopped": Kind(polarity=-1, weight=0.3, reading="weak negative: the user stopped the answer"),
     "copied": Kind(polarity=1, weight=0.3, rank=1, reading="weak positive"),

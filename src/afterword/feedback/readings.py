@@ -216,8 +216,15 @@ def _retried(case: Case, feedback: Feedback, settings: CollectSettings, weight: 
 
 
 def _rating(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
-    value = feedback.value or 0.0
-    return Signal(feedback, (value > 0) - (value < 0), weight * abs(value))
+    value, text = feedback.value or 0.0, (feedback.text or "").strip()
+    sign = (value > 0) - (value < 0)
+    category = categorise(case.request, case.answer, text) if text else "thanks"
+    if category == "thanks":
+        return Signal(feedback, sign, weight * abs(value))
+    if len(text) > settings.max_hindsight_chars:
+        return Refusal("too_long", f"{len(text)} characters; at most {settings.max_hindsight_chars} are shown")
+    words = settings.words("rating", case.turn.task).format(text=text)
+    return Signal(feedback, sign or POLARITY[category], weight * (abs(value) or 1.0), words, category=category)
 
 
 def _outcome(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
