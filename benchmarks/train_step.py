@@ -8,8 +8,9 @@ every step for both), SmolLM2-135M-Instruct in bfloat16, a float32 LoRA of rank 
 sides get the same ids; TRL's generation is replaced by them, its importance sampling (another pass) is off. `trl-16`
 takes the 16 turns at once, `trl-4` four at a time with accumulation. Every subject runs in a fresh process; a step's
 time is the median of those after the first, by the clock and in seconds of processor time (which other work on the
-machine hardly changes). Memory is the process's highest resident set (VmHWM), whole and above what was resident once
-its libraries were imported. Ratios are medians over rounds, each within its round. Needs the extra `compare`. Writes
+machine hardly changes). How threads wait for each other is left to either side's own default. Memory is the process's
+highest resident set (VmHWM), whole and above what was resident once its libraries were imported. Ratios are medians
+over rounds, each within its round. Needs the extra `compare`. Writes
 benchmarks/results/train_step.json.
 """
 
@@ -241,6 +242,8 @@ def memory(name: str) -> float:
 
 
 def child(subject: str, steps: int, threads: int) -> None:
+    if subject == "ours":
+        import afterword.train  # noqa: F401  before torch, as every command of ours does: it sets how threads wait
     import torch
 
     torch.set_num_threads(threads)
@@ -257,7 +260,7 @@ def child(subject: str, steps: int, threads: int) -> None:
 
 def measure(subject: str, steps: int, threads: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", subject, "--steps", str(steps), "--threads", str(threads)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         raise SystemExit(f"{subject} failed:\n{done.stderr[-3000:]}")
