@@ -126,6 +126,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "context next turn": {"where": CONTEXTS["next_turn"]},
     "context shuffled (control)": {"where": CONTEXTS["shuffled"]},
     "anchor 0.1": {"anchor": 0.1},
+    "contrast 0.5": {"contrast": 0.5},
+    "contrast 1": {"contrast": 1.0},
     "lr 3e-4": {"lr": 3e-4},
     "lr 2e-3": {"lr": 2e-3},
     "batch 8": {"batch": 8},

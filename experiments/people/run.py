@@ -24,6 +24,7 @@ from controls import CONTROL, RECIPES
 from learning import CHANGE, COMPLEMENTARY, PERSONALISE, ROBUSTNESS
 from logs import HEATMAPS, OFFLINE
 from many import ADAPTERS, CONTINUAL
+from teachers import TEACHERS
 
 from afterword.errors import AfterwordError
 from afterword.learn.models import EMBEDDED
@@ -31,7 +32,7 @@ from afterword.learn.models import EMBEDDED
 EXPERIMENTS: dict[str, Experiment] = {
     "personalise": PERSONALISE, "change_of_mind": CHANGE, "complementary": COMPLEMENTARY, "robustness": ROBUSTNESS,
     "control_sft": CONTROL, "continual": CONTINUAL, "recipes": RECIPES, "adapters": ADAPTERS,
-    "offline_logs": OFFLINE, "heatmaps": HEATMAPS,
+    "offline_logs": OFFLINE, "heatmaps": HEATMAPS, "teachers": TEACHERS,
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def test_each_context_puts_the_words_where_it_says() -> None:
     assert placed["next_turn"] == [*CHAT, ANSWER, {"role": "user", "content": "Shorter."}]
     assert placed["shuffled"] == placed["appended"]
     assert placed["none"] == CHAT
-    assert all(("Shorter." in str(p)) == CONTEXTS[name].privileged for name, p in placed.items())
+    assert {name for name, p in placed.items() if "Shorter." not in str(p)} == {"none", "remark"}
 
 
 @pytest.mark.parametrize("name", ["block", "system", "environment"])
@@ -69,6 +69,15 @@ def test_by_kind_takes_the_words_that_fit_what_happened() -> None:
 
     for kind, name in (("retried", "peer"), ("edited", "reference"), ("tests", "environment"), ("comment", "block")):
         assert place("by_kind", kind) == place(name, kind)
+
+
+def test_a_remark_says_nothing_of_what_is_wanted() -> None:
+    def said(polarity: int, kind: str) -> str:
+        return str(CONTEXTS["remark"].place(CHAT, ANSWER, "So.", polarity=polarity, kind=kind)[-1]["content"])
+
+    assert said(-1, "follow_up") == said(0, "comment") == "Why?\n\nThat is not what I wanted."
+    assert said(1, "follow_up") == "Why?\n\nThat is what I wanted."
+    assert said(-1, "edited") == "Why?\n\nSo."
 
 
 def test_own_words_around_the_hindsight() -> None:

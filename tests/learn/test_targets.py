@@ -110,6 +110,17 @@ def test_the_bridge_is_nothing_where_the_sides_agree_and_extrapolation_where_all
         assert gradient.abs().max() < 1e-12
 
 
+def test_what_the_teacher_hardly_says_is_never_raised() -> None:
+    t, r = torch.tensor([[0.9, 0.095, 0.005]]).log(), torch.tensor([[0.5, 0.4999, 0.0001]]).log()
+    free, held = (targeted(tile_of(t, t, HERE), Extrapolation(2.0, plausible=p), r) for p in (0.0, 0.01))
+    raised = torch.tensor([0.9**2 / 0.5, 0.095**2 / 0.4999, 0.005**2 / 0.0001])
+    torch.testing.assert_close(free.T[0], raised / raised.sum())
+    kept = torch.tensor([0.9**2 / 0.5, 0.095**2 / 0.4999, 0.005])
+    torch.testing.assert_close(held.T[0], kept / kept.sum())
+    low = targeted(tile_of(t, t, HERE), Extrapolation(2.0, plausible=0.1), r)
+    assert low.T[0, 1] == pytest.approx(float(held.T[0, 1]), rel=1e-5), "lowering is allowed to every token"
+
+
 def test_a_token_that_the_reference_forbids_is_no_target() -> None:
     s = torch.zeros(1, 3)
     t = torch.tensor([[0.0, 0.0, -30.0]])
@@ -129,6 +140,7 @@ def test_a_token_that_the_reference_forbids_is_no_target() -> None:
         (Distance(FORWARD_KL, Temperature(0.0)), "must be positive and finite"),
         (Distance(FORWARD_KL, GeometricBridge(1.5)), "beta lies from 0"),
         (Distance(FORWARD_KL, Extrapolation(math.nan)), "finite scale"),
+        (Distance(FORWARD_KL, Extrapolation(2.0, plausible=1.0)), "is a probability"),
         (Distance(FORWARD_KL, support=TopK(0)), "at least 1"),
         (Distance(PolicyGradient(), support=TopK(8)), "reads only the served token"),
     ],

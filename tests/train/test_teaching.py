@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from afterword.chat.render import decode
 from afterword.errors import AdapterError, ModelError
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.forward import packed
@@ -200,6 +201,21 @@ def test_a_reference_reads_what_the_student_reads(model: str, tmp_path: Path) ->
     beyond = dataclasses.replace(term, target=Extrapolation(1.5))
     run(model, tmp_path / "beyond", dataclasses.replace(made, terms=(beyond,)))
     assert losses(tmp_path / "beyond")[0] > losses(tmp_path / "one")[0]
+
+
+def test_a_contrast_reads_a_remark_of_no_content_beside_the_users_own_words(model: str, tmp_path: Path) -> None:
+    plain, contrast = sdpo_interactions(**QUICK), sdpo_interactions(contrast=1.0, **QUICK)
+    examples = [example(model, i) for i in range(3)]
+    last = dataclasses.replace(examples[2].interaction, kind="edited")
+    examples[2] = dataclasses.replace(examples[2], interaction=last)
+    rows = prepare(examples, load_tokenizer(model), contrast, limit=512, vocabulary=259).rows
+    said = decode(load_tokenizer(model), rows[0].teacher_prompts["remark"])
+    assert "That is not what I wanted." in said and examples[0].interaction.hindsight not in said
+    assert rows[0].teacher_prompts["remark"] != rows[0].teacher_prompts["appended"]
+    assert rows[2].teacher_prompts["remark"] == rows[2].teacher_prompts["appended"], "an edit is no remark"
+    run(model, tmp_path / "plain", plain)
+    run(model, tmp_path / "contrast", contrast)
+    assert losses(tmp_path / "contrast")[0] != pytest.approx(losses(tmp_path / "plain")[0], rel=1e-3)
 
 
 def test_a_frozen_teacher_is_read_from_disk(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

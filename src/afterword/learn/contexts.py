@@ -133,6 +133,10 @@ _BY_KIND = tuple(
     for kind in kinds
 )
 
+_REMARK = Wording(otherwise="That is not what I wanted.", praise="That is what I wanted.")
+_OWN_WORDS = tuple((kind, Wording("{hindsight}")) for kind in (*PEER_KINDS, *REFERENCE_KINDS, *ENVIRONMENT_KINDS))
+"""Kinds whose hindsight is no remark: beside `appended` nothing differs, and nothing is divided out."""
+
 CONTEXTS: dict[str, Context] = {
     c.name: c
     for c in (
@@ -145,11 +149,13 @@ CONTEXTS: dict[str, Context] = {
         Context("environment", 1, "last_user", _ENVIRONMENT),
         Context("by_kind", 1, "last_user", _BLOCK, by_kind=_BY_KIND),
         Context("shuffled", 1, "last_user", shuffled=True),
+        Context("remark", 1, "last_user", _REMARK, by_kind=_OWN_WORDS),
         Context("none", 1, "nowhere"),
     )
 }
 """By name. Under "none" a live teacher must agree with the student exactly; under "shuffled" what is learned has
-nothing to do with the user's own words. Both are controls."""
+nothing to do with the user's own words. Both are controls. "remark" shows a message of no content in place of the
+user's: a reference to divide out what any complaint, or any praise, does to an answer."""
 
 
 def context(name: str) -> Context:

@@ -74,6 +74,8 @@ class Distance:
             return f"{target} has no target in between: beta lies from 0 (the teacher) to 1"
         if isinstance(target, Extrapolation) and not (math.isfinite(target.scale) and target.scale >= 0):
             return f"{target} must have a finite scale of at least 0 (1 is the teacher)"
+        if isinstance(target, Extrapolation) and not 0 <= target.plausible < 1:
+            return f"{target}: plausible is a probability, from 0 (any token) to below 1"
         return None
 
     def _support(self) -> str | None:

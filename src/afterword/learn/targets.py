@@ -8,9 +8,11 @@ schedule moves is changed with `dataclasses.replace`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from afterword.learn.tiles import FLOOR, Tile, normalise, pick
@@ -81,15 +83,24 @@ class GeometricBridge:
 class Extrapolation:
     """log Q = scale log T + (1 - scale) log R (ExOPD / G-OPD, arXiv 2602.12125): beyond the teacher, away from the
     reference R (the student at the start, or the teacher before it was trained). scale 1 is the teacher and R
-    cancels exactly; 0 is R; 1.5 and more was seen to collapse. log T/R is cut at 20 nats."""
+    cancels exactly; 0 is R; 1.5 and more was seen to collapse. log T/R is cut at 20 nats.
+
+    With a reference that reads a message of no content in place of the user's own, what any complaint does (an apology)
+    is divided out and what this one asks for is raised."""
 
     scale: float = 1.25
+    plausible: float = 0.0
+    """Tokens that the teacher gives less probability than this are never raised: the ratio of two tails is noise
+    (contrastive decoding, arXiv 2210.15097, with a fixed bound)."""
     needs_reference = True
     temperature = 1.0
 
     def scores(self, s: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
         assert r is not None, "an extrapolation has no reference"
-        return (t - r).clamp_(-_RATIO, _RATIO).mul_(self.scale - 1).add_(t)
+        away = (t - r).clamp_(-_RATIO, _RATIO).mul_(self.scale - 1)
+        if self.plausible:
+            away = torch.where(t < math.log(self.plausible), away.clamp(max=0.0), away)
+        return away.add_(t)
 
 
 def targeted(tile: Tile, target: Target, reference: Tensor | None) -> Tile:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from afterword.learn.advantages import Advantage
-from afterword.learn.contexts import Context
+from afterword.learn.contexts import CONTEXTS, Context
 from afterword.learn.divergences import Estimator
 from afterword.learn.loss_stage import Scores
 from afterword.learn.routes import EVERYTHING, Route
@@ -40,7 +40,9 @@ class Term:
     context: Context
     """What the teacher reads."""
     reference: Teacher | None = None
-    """Whose weights give the reference of a target that needs one; it reads what the student reads."""
+    """Whose weights give the reference of a target that needs one."""
+    reference_context: Context = CONTEXTS["none"]
+    """What the reference reads; what the student reads unless named."""
     target: Target = IDENTITY
     """What is distilled instead of the teacher as it is."""
     support: Support = FULL

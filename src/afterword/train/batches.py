@@ -169,7 +169,7 @@ def _frozen(recipe: Recipe) -> list[tuple[Teacher, str]]:
     """(teacher, context) pairs that never change, with the start for each trust region."""
     pairs: dict[tuple[str, str], tuple[Teacher, str]] = {}
     for term in recipe.terms:
-        for teacher, context in ((term.teacher, term.context.name), (term.reference, "none")):
+        for teacher, context in ((term.teacher, term.context.name), (term.reference, term.reference_context.name)):
             for part in teacher.parts if isinstance(teacher, Routed) else (teacher,) if teacher else ():
                 part = START if isinstance(part, TrustRegion) else part
                 if part.frozen:

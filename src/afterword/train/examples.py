@@ -190,7 +190,8 @@ class _Encoder:
 
 
 def _contexts(recipe: Recipe) -> list[Context]:
-    return list({t.context.name: t.context for t in recipe.terms if t.teacher is not None}.values())
+    read = [(t.teacher, t.context) for t in recipe.terms] + [(t.reference, t.reference_context) for t in recipe.terms]
+    return list({context.name: context for teacher, context in read if teacher is not None}.values())
 
 
 def _encoder(

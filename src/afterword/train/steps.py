@@ -46,7 +46,7 @@ def backward(
     layout = rows_of(batch, policy.device)
     student_in = student_batch(batch, policy.device)
     sides = [teachers.get(term.teacher, term.context.name, micro) for term in terms]
-    references = [teachers.get(term.reference, "none", micro) for term in terms]
+    references = [teachers.get(term.reference, term.reference_context.name, micro) for term in terms]
     student_NH = policy.hidden(student_in, "live")
     scores = [
         token_losses(

@@ -6,6 +6,7 @@ of `sdpo_interactions` are the vetted setting; the experiment that chose them is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from afterword.learn.advantages import LogRatio
@@ -23,6 +24,7 @@ from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 from afterword.learn.routes import ByKind
 from afterword.learn.schedules import Cosine
 from afterword.learn.supports import TopK
+from afterword.learn.targets import Extrapolation
 from afterword.learn.teachers import LIVE, START, Teacher
 from afterword.learn.teachers import Average as MovingAverage
 from afterword.learn.terms import Term
@@ -36,6 +38,9 @@ from afterword.learn.weights import (
     InteractionWeight,
 )
 
+PLAUSIBLE = 0.01
+"""Least probability of a token under the teacher at which a contrast may raise it."""
+
 
 def sdpo_interactions(
     *,
@@ -46,12 +51,15 @@ def sdpo_interactions(
     skip_first: int = 0,
     clip: float | None = None,
     anchor: float = 0.0,
+    contrast: float = 0.0,
     **settings: Any,
 ) -> Recipe:
     """Hindsight self-distillation from what users do next (after arXiv 2603.12273).
 
     The teacher is the same model reading the follow-up; both sides score the served ids. `anchor` is the scale
-    of a KL to the base. Differences from the paper: `docs/recipes/sdpo-interactions.md`.
+    of a KL to the base. `contrast` is the share by which the teacher is led away from itself reading a complaint (or
+    a praise) of no content: what only this follow-up asks for is learned, and an apology is not. Differences from the
+    paper: `docs/recipes/sdpo-interactions.md`.
     """
     hindsight = Term(
         name="hindsight",
@@ -62,6 +70,9 @@ def sdpo_interactions(
         skip_first=skip_first,
         clip=clip,
     )
+    if contrast:
+        target = Extrapolation(1.0 + contrast, plausible=PLAUSIBLE)
+        hindsight = replace(hindsight, target=target, reference=teacher, reference_context=CONTEXTS["remark"])
     terms = (hindsight, kl_to_base(anchor)) if anchor else (hindsight,)
     return Recipe(name="sdpo-interactions", terms=terms, **settings)
 
