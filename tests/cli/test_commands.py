@@ -135,7 +135,7 @@ def test_a_directory_without_data_is_not_made_by_reading(tmp_path: Path, capsys:
 
 
 def test_usage_errors_exit_with_two() -> None:
-    for arguments in ([], ["nonsense"], ["turns"], ["export", "nonsense"]):
+    for arguments in ([], ["nonsense"], ["turns", "show"], ["export", "nonsense"]):
         with pytest.raises(SystemExit) as exit_:
             main(arguments)
         assert exit_.value.code == 2
@@ -179,3 +179,37 @@ def test_doctor_checks_each_thing(home: Path, capsys: pytest.CaptureFixture[str]
     (home / "afterword.db").write_bytes(b"this is not a database" * 100)
     assert main(["doctor", "--dir", str(home)]) == 1
     assert "FAIL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (["trian"], "no command 'trian': did you mean 'train'? `afterword --help`"),
+        (["turns", "shwo"], "no command 'shwo': did you mean 'show'? `afterword turns --help`"),
+        (["zzz"], "no command 'zzz': it is one of demo, simulate"),
+        (["collect", "--jsn"], "'--jsn' is not understood here: did you mean '--json'?"),
+        (["turns", "show"], "'turns show' needs id."),
+        (["train", "--lr", "much"], "argument --lr: invalid float value: 'much'."),
+    ],
+)
+def test_what_was_typed_wrong_is_said_in_a_sentence(
+    typed: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(typed)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and says in said and "usage:" not in said
+
+
+@pytest.mark.parametrize("group", ["turns", "interactions", "recipes", "keys", "review", "release", "config"])
+def test_a_group_alone_lists(group: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verb = {"release": "status", "config": "show"}.get(group, "list")
+    assert main([group, verb, "--json", "--dir", str(home)]) == 0
+    listed = capsys.readouterr().out
+    assert main([group, "--json", "--dir", str(home)]) == 0
+    assert capsys.readouterr().out == listed != ""
+
+
+def test_doctor_looks_at_the_first_folder_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--dir", str(tmp_path / "not" / "yet")]) == 0
+    assert "is writable" in capsys.readouterr().out and not (tmp_path / "not").exists()

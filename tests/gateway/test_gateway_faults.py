@@ -106,6 +106,7 @@ def test_wrong_paths_methods_and_sizes(launch: Launch) -> None:
     assert missing.status_code == 404 and shape(missing)["type"] == "not_found_error"
     for path in ("/v1/completions", "/v1/responses"):
         assert "use POST /v1/chat/completions" in shape(gateway.post(path, {}))["message"]
+    assert "base URL ends with /v1" in shape(gateway.post("/chat/completions", {}))["message"]
     head = httpx.head(gateway.url + "/health")
     assert head.status_code == 200 and head.content == b""
     wrong = gateway.get("/v1/chat/completions")

@@ -49,7 +49,8 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
 
     for name, (kind, _, _) in LISTS.items():
         group = commands.add_parser(name, parents=[common], help=f"list {name}, or show one")
-        verbs = group.add_subparsers(dest="verb", metavar="list|show", required=True)
+        verbs = group.add_subparsers(dest="verb", metavar="list|show")
+        group.set_defaults(run=run_list, kind=name, limit=20)
         listing = verbs.add_parser("list", parents=[common], help="the newest first")
         listing.add_argument("--limit", type=int, default=20, metavar="N")
         listing.set_defaults(run=run_list, kind=name)

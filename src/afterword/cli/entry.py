@@ -15,6 +15,7 @@ from rich.markup import escape
 from afterword import __version__
 from afterword.cli import data, operate, privacy, recipes, releases, review, run, stages
 from afterword.cli.context import Context
+from afterword.cli.parsing import Parser
 from afterword.errors import AfterwordError, error_response
 
 
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--set", dest="settings", action="append", metavar="SECTION.KEY=VALUE", help="override one setting"
     )
-    root = argparse.ArgumentParser(
+    root = Parser(
         prog="afterword",
         parents=[shared],
         description="A deployed language model that learns from what its users do next.",

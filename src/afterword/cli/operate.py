@@ -32,12 +32,14 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     doctor = commands.add_parser("doctor", parents=[common], help="check the installation and the data directory")
     doctor.set_defaults(run=run_doctor)
     config = commands.add_parser("config", parents=[common], help="the resolved settings")
-    verbs = config.add_subparsers(dest="verb", metavar="show", required=True)
+    verbs = config.add_subparsers(dest="verb", metavar="show")
+    config.set_defaults(run=run_config, sources=False)
     show = verbs.add_parser("show", parents=[common], help="every setting")
     show.add_argument("--sources", action="store_true", help="and where each value came from")
     show.set_defaults(run=run_config)
     key = commands.add_parser("keys", parents=[common], help="API keys of the gateway")
-    verbs = key.add_subparsers(dest="verb", metavar="list|create|revoke", required=True)
+    verbs = key.add_subparsers(dest="verb", metavar="list|create|revoke")
+    key.set_defaults(run=run_key_list)
     create = verbs.add_parser("create", parents=[common], help="a new key; it is shown once")
     create.add_argument("note", nargs="?", default="", help="what it is for")
     create.add_argument("--days", type=float, help="valid so long; default: for ever")
@@ -162,7 +164,8 @@ def _check_settings(context: Context) -> tuple[bool, str]:
 
 
 def _check_directory(directory: Path) -> tuple[bool, str]:
-    place = directory if directory.exists() else directory.absolute().parent
+    whole = directory.absolute()
+    place = next(folder for folder in (whole, *whole.parents) if folder.exists())  # `serve` creates what is missing
     try:
         with tempfile.TemporaryFile(dir=place):
             free = shutil.disk_usage(place).free

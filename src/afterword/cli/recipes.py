@@ -20,7 +20,8 @@ _RUN_FIRST = ("lr", "passes", "fresh", "batch")
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command."""
     recipes = commands.add_parser("recipes", parents=[common], help="the training methods and their parts")
-    verbs = recipes.add_subparsers(dest="verb", metavar="list|show", required=True)
+    verbs = recipes.add_subparsers(dest="verb", metavar="list|show")
+    recipes.set_defaults(run=run_list)
     listing = verbs.add_parser("list", parents=[common], help="every recipe in a line")
     listing.set_defaults(run=run_list)
     show = verbs.add_parser("show", parents=[common], help="the slots of one recipe")

@@ -36,7 +36,8 @@ from afterword.store.channels import DEFAULT, check_channel
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands."""
     release = commands.add_parser("release", parents=[common], help="publish a candidate, to all or a share; roll back")
-    verbs = release.add_subparsers(dest="verb", metavar="publish|promote|rollback|status", required=True)
+    verbs = release.add_subparsers(dest="verb", metavar="publish|promote|rollback|status")
+    release.set_defaults(run=run_status)
     out = verbs.add_parser("publish", parents=[common], help="serve a candidate that the gate passed")
     out.add_argument("candidate", nargs="?", help="default: the newest")
     out.add_argument("--dry-run", action="store_true", help="only say what the gate says")

@@ -140,14 +140,19 @@ def _progress(context: Context) -> Progress:
 def run_collect(context: Context) -> int:
     """Decide about new feedback and print the funnel."""
     with context.open_store() as store:
-        funnel = collect_stage(store, _settings(context, model=False))
+        settings = _settings(context, model=False)
+        funnel = collect_stage(store, settings)
+        waiting = sum(1 for row in store.usable("train") if row.id not in store.spent(settings.channel))
     if context.json:
         context.emit(funnel.to_dict())
         return 0
     for depth, name, number in _funnel_rows(funnel):
         context.out.print(f"{'  ' * depth}{number:>7}  {escape(name)}")
-    if funnel.train:
+    least = settings.train.min_interactions
+    if waiting >= least:
         context.say("Next: `afterword train`.")
+    elif funnel.train:
+        context.say(f"{waiting} interactions wait to be learned; `afterword train` starts with {least}.")
     return 0
 
 

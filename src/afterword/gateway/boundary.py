@@ -22,8 +22,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PASSED_ON = (400, 404, 409, 413, 422, 429)
 """Statuses of the upstream that are about the request and reach the client as they are."""
 _CHAT = "only conversations are learned from: use POST /v1/chat/completions."
-_INSTEAD = {"/v1/completions": _CHAT, "/v1/responses": _CHAT, "/v1/embeddings": "ask the model server itself."}
-"""What to use in place of the parts of OpenAI's API that are not here."""
+_BASE = "a client's base URL ends with /v1 here: http://HOST:PORT/v1."
+_INSTEAD = {
+    "/v1/completions": _CHAT, "/v1/responses": _CHAT, "/v1/embeddings": "ask the model server itself.",
+    "/chat/completions": _BASE, "/models": _BASE, "/feedback": _BASE, "/v1/v1/chat/completions": _BASE,
+}  # fmt: skip
+"""What to use in place of the parts of OpenAI's API that are not here, or not there."""
 
 
 def json_response(body: Json, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -260,7 +260,9 @@ def _too_few(store: Store, fresh: list[Interaction], settings: TrainConfig) -> s
         f"({len(everything)} in all, {len(everything) - len(fresh)} of them learned already or left out)."
     )
     if off_policy and not settings.off_policy:
-        message += f" {off_policy} come from turns without served token ids: --off-policy trains on those too."
+        message += (
+            f" {off_policy} come from turns without served token ids: `--set train.off_policy=true` trains those."
+        )
     if store.newest(Turn) is None:
         return message + " Chat through `afterword serve`, or `afterword import FILE`."
     return message + " Run `afterword collect` after more feedback came in."

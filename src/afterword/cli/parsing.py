@@ -1,0 +1,49 @@
+"""How the command line speaks of a command or a flag that it does not know: in a sentence, with the nearest one."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterator
+from typing import NoReturn
+
+_CHOICE = re.compile(r"argument (?P<what>.+?): invalid choice: '(?P<given>.*)' \(choose from (?P<known>.*)\)")
+_UNKNOWN = re.compile(r"unrecognized arguments: (?P<given>\S+)")
+_MISSING = re.compile(r"the following arguments are required: (?P<names>.+)")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with a sentence in place of its usage block. Exit code 2, as everywhere for what was typed wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        sentence = self._sentence(message)
+        end = "" if sentence.endswith("?") else "."
+        self.exit(2, f"afterword: {sentence}{end} `{self.prog} --help` shows what there is.\n")
+
+    def _sentence(self, message: str) -> str:
+        if (found := _CHOICE.match(message)) is not None:
+            known = re.findall(r"'([^']*)'", found["known"])
+            what = "command" if found["what"] in ("COMMAND", "verb") or "|" in found["what"] else found["what"]
+            near = _near(found["given"], known)
+            return f"there is no {what} {found['given']!r}{near or ': it is one of ' + ', '.join(known)}"
+        if (found := _UNKNOWN.match(message)) is not None:
+            near = _near(found["given"].split("=")[0], sorted(set(_flags(self)))) if found["given"][:1] == "-" else ""
+            return f"{found['given']!r} is not understood here{near}"
+        if (found := _MISSING.match(message)) is not None:
+            return f"{self.prog.removeprefix('afterword ')!r} needs {found['names']}"
+        return message
+
+
+def _near(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Every flag of the parser and of all commands below it."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _flags(command)
