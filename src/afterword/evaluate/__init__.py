@@ -3,3 +3,7 @@
 Owns measuring; never trains, never decides (that is `release`). `stage` reads and writes the store, `run` measures,
 `suites` is what is measured, `report_html` shows it.
 """
+
+from afterword.learn import threads
+
+threads.wait_briefly()  # before torch is loaded

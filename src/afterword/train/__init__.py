@@ -4,10 +4,6 @@ Owns a training run from its examples to the adapter folder. It never reads the 
 released, and never trains a holdout interaction.
 """
 
-import os
+from afterword.learn import threads
 
-# Before torch is loaded: OpenMP threads that spin for long while they wait for each other make a training step ten
-# times slower as soon as anything else computes on the same cores (2.5 s became 20 to 70 s beside a server on two). Two
-# thousand turns, some microseconds, keep a quiet machine's pace: with none, a step takes one and a half times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+threads.wait_briefly()  # before torch is loaded

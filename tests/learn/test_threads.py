@@ -1,0 +1,30 @@
+"""How threads wait is said before torch is loaded, whichever room is imported first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
+            sys.exit()
+sys.meta_path.insert(0, Watch())
+import {module}
+"""
+
+
+@pytest.mark.parametrize("module", ["afterword.train.loop", "afterword.evaluate.models", "afterword.evaluate.run"])
+@pytest.mark.parametrize("given", [None, "7"])
+def test_threads_wait_briefly_from_the_start(module: str, given: str | None) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    environment |= {"GOMP_SPINCOUNT": given} if given else {}
+    command = [sys.executable, "-c", CODE.format(module=module)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["PASSIVE", given or "2000"]
