@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from afterword.errors import UsageError
-from afterword.feedback import collect
+from afterword.feedback import collect, sink
 from afterword.feedback.files import Bad, Source
 from afterword.feedback.imports import ImportSummary, files_of, import_file
 from afterword.records import Feedback, Interaction, Turn
@@ -458,6 +458,8 @@ from afterword.feedback import sink
 from afterword.feedback.imports import import_file
 from afterword.store import Store
 sink.GROUP = 50
+if len(sys.argv) > 3:
+    sink.IN_ORDER, sink.WINDOW = 100, 200
 calls = 0
 def progress(position, size):
     global calls
@@ -490,6 +492,57 @@ def test_a_killed_import_goes_on_where_its_last_commit_was(tmp_path: Path, name:
         assert summary.rejects is not None and whole.rejects is not None
         assert Path(summary.rejects).read_bytes() == Path(whole.rejects).read_bytes()
         assert not list((tmp_path / "data" / "imports").glob("*.json"))
+
+
+def test_an_import_that_is_killed_between_windows_goes_on_behind_the_last_one(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"\n".join(orjson.dumps({"messages": said(f"How {n}?", "So.", "Hm.", "S.")}) for n in range(600)))
+    database = tmp_path / "data" / "afterword.db"
+    command = [sys.executable, "-c", KILLED, str(database), str(path), "windows"]
+    assert subprocess.run(command, check=False, env=dict(os.environ)).returncode == -signal.SIGKILL
+    with Store.open(database) as store:
+        before = store.count(Turn)
+        summary = import_file(store, path)
+        assert 0 < before < 1200 and summary.resumed_at > 50
+        assert summary.stored + summary.duplicates == 1800 and summary.conflicts == 0
+        assert (store.count(Turn), store.count(Feedback)) == (1200, 600)
+
+
+def test_behind_its_beginning_a_file_is_stored_in_windows_that_are_sorted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("GROUP", 10), ("IN_ORDER", 30), ("WINDOW", 60)):
+        monkeypatch.setattr(sink, name, value)
+    path = tmp_path / "log.jsonl"
+    rows = [{"id": str(n % 150), "model": f"m{n}", "messages": said(f"How {n % 150}?", "So.", "Hm.", "S.")}
+            for n in range(200)]  # fmt: skip
+    path.write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    with Store.open(tmp_path / "a.db") as store:
+        summary = import_file(store, path)
+        turns = list(store.rows(Turn))
+    assert (summary.turns, summary.stored, summary.rows) == (400, 450, 200)
+    assert summary.duplicates + summary.conflicts == 150 and summary.conflicts == 100
+    # Of a conversation that comes twice the first stays, and a turn stands behind the one it continues.
+    assert {turn.model for turn in turns} == {f"m{n}" for n in range(150)}
+    places = {turn.id: place for place, turn in enumerate(turns)}
+    assert all(places[turn.previous] == place - 1 for place, turn in enumerate(turns) if turn.previous)
+    ids = [turn.id for turn in turns]
+    assert [turn.model for turn in turns[:20:2]] == [f"m{n}" for n in range(10)] and ids[:20] != sorted(ids[:20])
+    assert ids[20:60] == sorted(ids[20:60]) and ids[20:] != sorted(ids[20:])
+
+
+def test_a_window_of_few_large_rows_is_stored_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("GROUP", 4), ("IN_ORDER", 0), ("WINDOW_BYTES", 10_000)):
+        monkeypatch.setattr(sink, name, value)
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"\n".join(orjson.dumps({"messages": said(f"{n}" * 2000, "So.")}) for n in range(10, 40)))
+    held: list[int] = []
+    with Store.open(tmp_path / "a.db") as store:
+        import_file(store, path, progress=lambda position, size: held.append(store.count(Turn)))
+        assert store.count(Turn) == 30
+    assert max(held) >= 12, "nothing was stored before the end of the file"
 
 
 def test_a_mark_of_another_database_or_another_file_counts_for_nothing(tmp_path: Path) -> None:

@@ -242,6 +242,38 @@ def test_migrations_are_applied_in_order_and_once(path: Path, monkeypatch: pytes
         connection.close()
 
 
+def test_migration_6_leaves_empty_values_out_of_indexes_and_every_query_finds_its_index(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afterword.store.schema.MIGRATIONS", MIGRATIONS[:5])
+    with Store.open(path) as old:
+        old.write(turn("t1", user="ada", thread="x"), turn("t2", previous="t1"), turn("t3"))
+    monkeypatch.undo()
+    with Store.open(path) as store:
+        assert [row.id for row in store.rows(Turn, user="ada")] == ["t1"]
+        assert [row.id for row in store.rows(Turn, previous=None)] == ["t1", "t3"]
+        assert [row.id for row in store.leaves()] == ["t2", "t3"] and store.turns_of_thread("x") == ["t1"]
+        assert (store.count(Turn, user="ada"), store.count(Turn, user=None), store.count(Turn)) == (1, 2, 3)
+        for table, column in (("turns", "user"), ("turns", "previous"), ("turns", "thread"), ("feedback", "retracts")):
+            for condition in (f"{column} = ?", f"{column} IN (?)"):
+                plan = store.read(f"EXPLAIN QUERY PLAN SELECT id FROM {table} t WHERE t.{condition}", ("x",))
+                assert f"{table}_{column}" in str(list(plan)), (table, column, condition)
+
+
+def test_a_bulk_writer_waits_longer_to_copy_its_log_and_empties_it_at_the_end(path: Path) -> None:
+    with Store.open(path) as store:
+        store.write(turn("before"))
+        with store.bulk():
+            for n in range(200):
+                store.write(
+                    *(turn(f"t{n}-{i}", answer={"role": "assistant", "content": "x" * 4000}) for i in range(10))
+                )
+            copied = path.stat().st_size
+        assert copied < 2_000_000 < path.stat().st_size
+        store.write(turn("after"))
+        assert store.count(Turn) == 2002
+
+
 def test_two_that_migrate_at_once_do_it_once(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.db" for i in range(5)]
     for path in paths:

@@ -179,7 +179,7 @@ def _lines(stream: BinaryIO, skip: int) -> Iterator[Row | Bad]:
 
 def _line(line: bytes, where: str, whole: bool) -> Row | Bad:
     try:
-        return Row(orjson.loads(line), where)
+        return Row(orjson.loads(line), where, sound=True)
     except orjson.JSONDecodeError:
         text = line.decode("utf-8", errors="replace")
     try:

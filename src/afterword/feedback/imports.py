@@ -6,10 +6,12 @@ twice; an interrupted import goes on where its last commit was. Never learns any
 
 from __future__ import annotations
 
+import gc
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ LINKED = ("tensorzero", "langfuse")
 """Formats in which each row is one request that carries its history."""
 
 Progress = Callable[[int, int], None]
+Parsed = tuple[list[Record], int | None]
+"""The records of a row, and its bytes when other rows may be stored between it and its neighbours (see `Sink`)."""
 
 
 def files_of(path: Path) -> list[tuple[Path, str]]:
@@ -70,16 +74,16 @@ def import_file(
         raise UsageError(f"the format {format!r} is not known; choose from auto, {', '.join(FORMATS)}.")
     started = time.monotonic()
     rejects = rejects or store.path.parent / "rejects" / f"{path.name}.jsonl"
-    with closing(Source(path)) as source:
+    with _undisturbed(), closing(Source(path)) as source:
         mark = Mark.of(state_file(store, path), path, format, store)
         summary = mark.summary or ImportSummary(file=str(path), format=format)
         summary.resumed_at = mark.rows
         threads = Threads(store)
-        with Rejects(rejects, summary, mark) as refuse, Sink(store, summary, mark, refuse) as sink:
+        with store.bulk(), Rejects(rejects, summary, mark) as refuse, Sink(store, summary, mark, refuse) as sink:
             for item in _items(source, mark):
                 summary.rows += 1
                 try:
-                    sink.add(_records(item, summary, threads, refuse))
+                    sink.add(*_records(item, summary, threads, refuse))
                 except UsageError as error:
                     refuse(Bad(error.code or "bad_row", error.message, item.where, _excerpt(item)))
                 if sink.flushed and progress is not None:
@@ -92,6 +96,24 @@ def import_file(
             "name one with --format to see why its rows are rejected."
         )
     return summary
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Python's settings for a long import, put back at its end.
+
+    Tens of thousands of records wait in memory for their turn: walking them all again and again, in search of circles
+    that there are not, would take a fifth of the time; young objects are looked at as ever. And the writer lets the
+    interpreter go at every row: handing it back and forth with the reader of the file would take a tenth.
+    """
+    usual, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(10_000, 10, 100_000)
+    sys.setswitchinterval(0.1)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        sys.setswitchinterval(interval)
 
 
 def _items(source: Source, mark: Mark) -> Iterator[Row | Bad]:
@@ -114,36 +136,36 @@ def gathers(value: Any) -> bool:
     return isinstance(value, dict) and "UtterranceId" in value
 
 
-def _records(item: Row | Bad, summary: ImportSummary, threads: Threads, refuse: Rejects) -> list[Record]:
+def _records(item: Row | Bad, summary: ImportSummary, threads: Threads, refuse: Rejects) -> Parsed:
     if isinstance(item, Bad):
         refuse(item)
-        return []
+        return [], 0
     if summary.format == "auto":
         found = detect_format(item.value)
         if found is None:
             raise UsageError("the row is like none of the known formats", code="unknown_format")
         summary.format = found
-    records = _parsed(item, summary, FORMATS[summary.format])
+    records, size = _parsed(item, summary, FORMATS[summary.format])
     if summary.format in LINKED:
         records = [r for record in records for r in (threads.link(record) if isinstance(record, Turn) else [record])]
-    return records
+    return records, size
 
 
-def _parsed(item: Row, summary: ImportSummary, parse: Parser) -> list[Record]:
+def _parsed(item: Row, summary: ImportSummary, parse: Parser) -> Parsed:
     if not isinstance(item.value, dict):
         raise UsageError(f"the row is no object: {item.value!r:.80}", code="no_object")
-    value, mended = _mended(item.value)
+    value, mended = (item.value, False) if item.sound else _mended(item.value)
     summary.mended += mended or item.mended
     parsed = parse(value)
     if isinstance(parsed, list):
         for record in parsed:
             encode(record)
-        return parsed
+        return parsed, None
     summary.conversations += 1
     summary.messages += len(parsed.messages)
-    records, unasked = unfolded(parsed, summary.format)
+    records, unasked, size = unfolded(parsed, summary.format)
     summary.without_request += unasked
-    return records
+    return records, size
 
 
 def _mended(value: Json) -> tuple[Json, bool]:

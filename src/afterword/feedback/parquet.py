@@ -25,6 +25,8 @@ class Row:
     where: str
     mended: bool = False
     """Its bytes were no valid UTF-8 and were read with replacement characters."""
+    sound: bool = False
+    """Known to be text that can be written again: nothing in it has to be replaced."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,12 @@ GROUP = 1000
 """Records per commit, about."""
 IN_FLIGHT = 3
 """Groups that wait for their commit while the file is read on; bounds the memory."""
+IN_ORDER = 20_000
+"""Records that are stored in the order of the file; so few touch no index that does not fit into memory."""
+WINDOW = 100_000
+"""Records that are put into the order of their ids before they are stored."""
+WINDOW_BYTES = 1 << 27
+"""Bytes of the rows that a window may hold; two windows and their objects bound the memory."""
 
 
 @dataclass(slots=True)
@@ -158,52 +164,111 @@ class Rejects:
         self._file.write(orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE))
 
 
+Counts = tuple[Json, int]
+"""What a mark needs besides its record: the summary, and the size of the rejects file."""
+
+
 @dataclass(slots=True)
 class _Write:
-    """A group on its way: what the counts were when it left."""
+    """A group on its way; with what the counts were when all before its end had been read, if it ends a stretch."""
 
     done: Future[list[Outcome]]
     last: Record
-    summary: Json
-    rejects: int
+    counts: Counts | None
 
 
 class Sink:
-    """Records on their way to the store, in groups of about GROUP, at most IN_FLIGHT of them unwritten."""
+    """Records on their way to the store, in groups of about GROUP, at most IN_FLIGHT of them unwritten.
+
+    The beginning of a file is written in its order. Behind it, rows that may be moved are gathered in windows, and a
+    window is written in the order of its ids. Ids are hashes: in the order of the file each row would touch a page of
+    its own in every index, in the order of ids a group touches few. A window is written while the next one is read.
+    """
 
     def __init__(self, store: Store, summary: ImportSummary, mark: Mark, refuse: Rejects) -> None:
         self._store, self._summary, self._mark, self._refuse = store, summary, mark, refuse
         self._group: list[Record] = []
+        self._window: list[list[Record]] = []
+        self._ready: deque[tuple[list[Record], Counts | None]] = deque()
         self._writes: deque[_Write] = deque()
+        self._taken = self._unseen = self._held = self._bytes = 0
         self.flushed = False
+        """True when GROUP records came since the last time that it was."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
+            self._turn_over()
             self._flush()
             while self._writes:
                 self._settle(self._writes.popleft())
 
-    def add(self, records: list[Record]) -> None:
-        """Take the records of one row."""
+    def add(self, records: list[Record], size: int | None = None) -> None:
+        """Take the records of one row. `size`: its bytes, when it may be stored before or after other rows."""
         for record in records:
             if isinstance(record, Turn):
                 self._summary.turns += 1
             elif isinstance(record, Feedback):
                 self._summary.feedback += 1
-            self._group.append(record)
-        self.flushed = len(self._group) >= GROUP
+        self._unseen += len(records)
+        self.flushed = self._unseen >= GROUP
         if self.flushed:
-            self._flush()
+            self._unseen = 0
+        if size is None or self._taken < IN_ORDER:
+            self._taken += len(records)
+            self._turn_over()
+            self._group += records
+            if len(self._group) >= GROUP:
+                self._flush()
+        elif records:
+            self._gather(records, size)
+
+    def _gather(self, records: list[Record], size: int) -> None:
+        self._flush()
+        self._window.append(records)
+        self._held += len(records)
+        self._bytes += size
+        if self.flushed and self._ready:
+            self._send(*self._ready.popleft())
+        if self._held >= WINDOW or self._bytes >= WINDOW_BYTES:
+            self._sort()
+
+    def _sort(self) -> None:
+        """The window that was gathered becomes groups, once those of the one before are on their way."""
+        self._send_ready()
+        self._window.sort(key=lambda records: records[0].id)  # stable: of two rows with one id the first one stays
+        group: list[Record] = []
+        for records in self._window:
+            group += records
+            if len(group) >= GROUP:
+                self._ready.append((group, None))
+                group = []
+        last = group or self._ready.pop()[0]
+        self._ready.append((last, self._counts()))
+        self._window, self._held, self._bytes = [], 0, 0
+
+    def _turn_over(self) -> None:
+        """Everything that was gathered goes on its way."""
+        if self._window:
+            self._sort()
+        self._send_ready()
+
+    def _send_ready(self) -> None:
+        while self._ready:
+            self._send(*self._ready.popleft())
 
     def _flush(self) -> None:
-        if not self._group:
-            return
-        counts = copy.deepcopy(self._summary.to_dict())
-        self._writes.append(_Write(self._store.submit(self._group), self._group[-1], counts, self._refuse.flush()))
-        self._group = []
+        if self._group:
+            self._send(self._group, self._counts())
+            self._group = []
+
+    def _counts(self) -> Counts:
+        return copy.deepcopy(self._summary.to_dict()), self._refuse.flush()
+
+    def _send(self, group: list[Record], counts: Counts | None) -> None:
+        self._writes.append(_Write(self._store.submit(group), group[-1], counts))
         while len(self._writes) > IN_FLIGHT:
             self._settle(self._writes.popleft())
 
@@ -214,5 +279,7 @@ class Sink:
         done.duplicates += outcomes.count("duplicate")
         done.conflicts += outcomes.count("conflict")
         done.forgotten += outcomes.count("forgotten")
-        settled = {name: getattr(done, name) for name in ("stored", "duplicates", "conflicts", "forgotten")}
-        self._mark.note({**write.summary, **settled}, write.rejects, write.last)
+        if write.counts is not None:
+            summary, rejects = write.counts
+            settled = {name: getattr(done, name) for name in ("stored", "duplicates", "conflicts", "forgotten")}
+            self._mark.note({**summary, **settled}, rejects, write.last)

@@ -87,8 +87,8 @@ class Threads:
         return found[0] if len(found) == 1 else None
 
 
-def unfolded(talk: Conversation, format: str) -> tuple[list[Record], int]:
-    """The turns and follow-ups of a conversation, and how many answers nobody had asked for."""
+def unfolded(talk: Conversation, format: str) -> tuple[list[Record], int, int]:
+    """The turns and follow-ups of a conversation, how many answers nobody had asked for, and its size in bytes."""
     records: list[Record] = []
     unasked = 0
     body = orjson.dumps([format, talk.key, talk.messages], option=orjson.OPT_SORT_KEYS)
@@ -113,7 +113,7 @@ def unfolded(talk: Conversation, format: str) -> tuple[list[Record], int]:
                 id=f"fb-{names[i]}", turn=names[i], kind="follow_up", text=text, next_turn=names.get(following),
                 user=talk.user, source="detector", metadata=talk.notes.get(i + 1, {}), **_when(talk),
             ))  # fmt: skip
-    return records, unasked
+    return records, unasked, len(body)
 
 
 def _turn(talk: Conversation, format: str, i: int, name: str, conversation: str, previous: str | None) -> Turn:

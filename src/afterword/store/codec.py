@@ -10,7 +10,8 @@ import dataclasses
 import hashlib
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -66,6 +67,8 @@ def _insert(table: str) -> str:
 FIELDS = {table: tuple(f.name for f in dataclasses.fields(kind)) for table, kind in BY_TABLE.items()}
 """Names per table. Values go to JSON as they are: walking every token id first would cost more than the rest."""
 
+_VALUES = {table: attrgetter(*names) for table, names in FIELDS.items()}
+
 INSERT = {table: _insert(table) for table in SEARCHED}
 
 OPTIONAL = frozenset(
@@ -78,41 +81,42 @@ OPTIONAL = frozenset(
 def encode(record: Record) -> Row:
     """The row of a record. UsageError when a value cannot be stored (a lone surrogate, a number as an id)."""
     table = record.TABLE
-    data = {name: getattr(record, name) for name in FIELDS[table]}
+    data = dict(zip(FIELDS[table], _VALUES[table](record), strict=True))
     created = data.pop("created_at")
     identifier = data.pop("id")
+    searched = [data[name] for name in SEARCHED[table]]
     try:
-        _check(identifier, created, {name: data[name] for name in SEARCHED[table]})
+        _check(identifier, created, zip(SEARCHED[table], searched, strict=True))
         arrays = [_pack(name, data.pop(name)) for name in ARRAYS] if isinstance(record, Turn) else []
         body = orjson.dumps(data, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"the {table} row {identifier!r:.80} cannot be stored: {error}") from error
     extra: list[Any] = [orjson.dumps(list(record.feedback)).decode()] if isinstance(record, Interaction) else arrays
-    digest = hashlib.blake2b(body, digest_size=16)
+    hashed = hashlib.blake2b(body, digest_size=16)
     for blob in arrays:
-        digest.update(b"\0" if blob is None else blob)
-    searched = [data[name] for name in SEARCHED[table]]
-    return Row(table, identifier, digest.digest(), (identifier, created, digest.digest(), *searched, *extra, body))
+        hashed.update(b"\0" if blob is None else blob)
+    digest = hashed.digest()
+    return Row(table, identifier, digest, (identifier, created, digest, *searched, *extra, body))
 
 
 NUMBERS = frozenset(("seconds",))
 """Searched columns that hold a number."""
 
 
-def _check(identifier: Any, created: Any, searched: dict[str, Any]) -> None:
+def _check(identifier: Any, created: Any, searched: Iterable[tuple[str, Any]]) -> None:
     """TypeError or ValueError for what SQLite would refuse: one bad row must not fail its group."""
     if not isinstance(identifier, str) or not identifier:
         raise TypeError(f"its id must be a text, not {identifier!r:.80}")
     identifier.encode("utf-8")
     if not isinstance(created, int | float) or not math.isfinite(created):
         raise ValueError(f"`created_at` must be a number of seconds, not {created!r:.80}")
-    for name, value in searched.items():
-        if value is None and name in OPTIONAL:
+    for name, value in searched:
+        if type(value) is str or (value is None and name in OPTIONAL):
             continue
         if name in NUMBERS:
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise TypeError(f"`{name}` must be a number, not {value!r:.80}")
-        elif not isinstance(value, str | bool):
+        elif not isinstance(value, bool):
             raise TypeError(f"`{name}` must be a text, not {value!r:.80}")
 
 

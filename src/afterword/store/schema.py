@@ -116,6 +116,14 @@ def _guard(table: str, about: str) -> str:
     )
 
 
+def _without_nulls(table: str, *columns: str) -> str:
+    """Indexes that leave out rows with nothing in the column: of a million imported turns few have a user or a thread,
+    and every index that a row stands in costs it time. A query by `=` or `IN` finds all it did; `IS ?` would not."""
+    return "\n".join(
+        f"DROP INDEX {table}_{c};\nCREATE INDEX {table}_{c} ON {table}({c}) WHERE {c} IS NOT NULL;" for c in columns
+    )
+
+
 MIGRATIONS: tuple[str, ...] = (
     "\n".join(
         (
@@ -167,6 +175,8 @@ MIGRATIONS: tuple[str, ...] = (
     + tombstones("turns"),
     # 5: interactions that later feedback contradicted are asked for by every training run.
     "CREATE INDEX skips_contradictory ON skips(turn) WHERE reason = 'contradictory';",
+    # 6: rows stand only in the indexes in which somebody looks for them.
+    "\n".join((_without_nulls("turns", "user", "previous", "thread"), _without_nulls("feedback", "retracts"))),
 )  # fmt: skip
 
 

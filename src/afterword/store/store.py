@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -45,6 +46,12 @@ _UNDECIDED = f"""
 """
 
 
+def _equal(columns: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
+    """The condition and its values; not `IS ?`, which no index without empty values serves."""
+    parts = [f"t.{name} IS NULL" if value is None else f"t.{name} = ?" for name, value in columns.items()]
+    return " AND ".join(parts) or "1", tuple(value for value in columns.values() if value is not None)
+
+
 class Store:
     """The database of one data directory. Open it with `Store.open(dir / "afterword.db")`; use as a context."""
 
@@ -53,6 +60,7 @@ class Store:
         self._before = before
         open_database(path).close()
         self._writer: Writer | None = None
+        self._bulk = False
         self._lock = threading.Lock()
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
@@ -89,12 +97,27 @@ class Store:
         rows = [encode(record) for record in records]
         with self._lock:
             if self._writer is None:
-                self._writer = Writer(self.path)
+                self._writer = Writer(self.path, bulk=self._bulk)
             return self._writer.submit(rows)
 
     def write(self, *records: Record) -> list[Outcome]:
         """Append records and wait until they are on disk: "stored", "duplicate" or "conflict" for each."""
         return self.submit(records).result()
+
+    @contextmanager
+    def bulk(self) -> Iterator[None]:
+        """While this is open the writer has settings for very many rows; as durable, and as open to others."""
+        self._renew(bulk=True)
+        try:
+            yield
+        finally:
+            self._renew(bulk=False)
+
+    def _renew(self, *, bulk: bool) -> None:
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+            self._writer, self._bulk = None, bulk
 
     @property
     def pending(self) -> int:
@@ -170,16 +193,16 @@ class Store:
         """
         unknown = set(equal) - set(SEARCHED[kind.TABLE])
         assert not unknown, f"{kind.TABLE} has no searched column {unknown}"
-        where = " AND ".join([*(f"t.{column} IS ?" for column in equal), _ALIVE])
+        where, values = _equal(equal)
+        where = f"{where} AND {_ALIVE}"
         sql = f"{select(kind.TABLE)} WHERE {where} ORDER BY t.seq {'DESC' if newest else 'ASC'}"
-        cursor = self.read(sql + (f" LIMIT {int(limit)}" if limit is not None else ""), tuple(equal.values()))
+        cursor = self.read(sql + (f" LIMIT {int(limit)}" if limit is not None else ""), values)
         decode = decoder(kind.TABLE)
         return (cast(R, decode(row)) for row in cursor)
 
     def count(self, kind: type[Record], /, **equal: Any) -> int:
         """How many rows; filters as in `rows`."""
-        where = " AND ".join(f"t.{column} IS ?" for column in equal) or "1"
-        values = tuple(equal.values())
+        where, values = _equal(equal)
         number = int(next(self.read(f"SELECT count(*) FROM {kind.TABLE} t WHERE {where}", values))[0])
         if kind.TABLE in CLEARED:  # counting all and taking the few tombstones off reads indexes only
             gone = f"{kind.TABLE} t INDEXED BY {kind.TABLE}_forgotten WHERE {TOMBSTONE.format('t')} AND {where}"
