@@ -165,7 +165,7 @@ def test_a_tile_never_outgrows_its_tokens() -> None:
 
     student, teacher, weight, ids = case(300, 8, 30, torch.float32, 0)
     token_losses(student, teacher, Head(weight), ids, Spy(), tile=128)
-    assert seen == [128, 128, 44]
+    assert seen == [100, 100, 100]  # of like size: a few tokens alone cost as much as a third of a tile
 
 
 def test_without_gradient_nothing_is_pulled_back() -> None:

@@ -22,8 +22,10 @@ from transformers import AttentionInterface
 from afterword.learn.products import product
 
 _NAME = "afterword_packed"
-_BLOCK = 256
-"""Queries that are scored at once: what is kept of a layer does not grow with the square of a sequence."""
+_BLOCK = 128
+"""Queries that are scored at once, so that little is computed of what no query may see."""
+_KEPT = 256
+"""Most keys of a block whose weights are kept: what is kept does not grow with the square of a sequence."""
 
 
 class Unsupported(Exception):
@@ -92,8 +94,8 @@ def _attend(
         raise Unsupported(f"attention with {odd or 'a mask'} over {tuple(query.shape)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
-        out = _Attention.apply(query[0], key[0], value[0], scale, row.sizes)  # type: ignore[no-untyped-call]
-        return out.transpose(0, 1)[None], None
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+        return attend(q, k, v, scale, row.sizes)[None], None
     groups = query.shape[1] != key.shape[1]
     parts = [
         F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups)
@@ -105,67 +107,132 @@ def _attend(
 AttentionInterface.register(_NAME, _attend)
 
 
-class _Attention(torch.autograd.Function):
-    """softmax(scale q k') v, causal, in blocks of queries. Keeps q, k and v; the weights are computed again.
+def row_sizes() -> tuple[int, ...] | None:
+    """Lengths of the sequences of the row that is being read, None outside `reading`."""
+    row = _READ.get()
+    return None if row is None else row.sizes
 
-    Scores, weights and what flows back to them are float32; in bf16 the products with the weights take them in
-    bf16, as torch's own attention does. Heads that share keys are one product.
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    sizes: tuple[int, ...],
+    turns: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """[T, heads, D] of q [T, heads, D], k and v [T, fewer, D] on a CPU, causal within each sequence. `turns`, cosines
+    and sines [T, D], turns q and k by their places first, as transformers' rotary embedding does."""
+    out: Tensor = _Attention.apply(q, k, v, scale, sizes, turns)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(scale q k') v, causal, in blocks of queries. Heads that share keys are one product.
+
+    Scores and weights are float32; in bf16 the products with the weights take them in bf16, as torch's own attention
+    does. Kept are q and k (turned), v, and the weights of blocks with few keys; other weights are computed again.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.scale, ctx.sizes = scale, sizes
-        out = q.new_empty(*q.shape[:2], v.shape[-1])
-        for block in _blocks(q, k, sizes):
-            got = torch.bmm(block.weights(scale).to(v.dtype), v[:, block.keys])
-            out[:, block.queries] = got.view(len(q), -1, v.shape[-1])
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        sizes: tuple[int, ...],
+        turns: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        ctx.scale, ctx.sizes, ctx.turns = scale, sizes, None if turns is None else _signed(*turns)
+        wide_q, wide_k = _turned(q, ctx.turns).mul_(scale), _turned(k, ctx.turns)
+        values = v.transpose(0, 1).contiguous()
+        out = q.new_empty(len(q), len(wide_q), v.shape[-1])
+        kept: list[Tensor | None] = []
+        for block in _blocks(sizes):
+            weights = block.weights(wide_q, wide_k).to(v.dtype)
+            got = torch.bmm(weights, values[:, block.keys])
+            out[block.queries] = got.view(len(wide_q), -1, v.shape[-1]).transpose(0, 1)
+            kept.append(weights if weights.shape[-1] <= _KEPT else None)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(wide_q.to(q.dtype), wide_k.to(k.dtype), values, *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
-        d_q, wide = torch.empty_like(q), torch.promote_types(q.dtype, torch.float32)
-        d_k, d_v = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
-        for block in _blocks(q, k, ctx.sizes):
-            keys, weights = block.keys, block.weights(ctx.scale)
-            d_o = d_out[:, block.queries].reshape(len(k), -1, v.shape[-1])
-            d_v[:, keys] += torch.bmm(weights.to(v.dtype).transpose(1, 2), d_o)
-            d_weights = _scores(d_o, v[:, keys])
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, wide).to(q.dtype)
-            d_q[:, block.queries] = torch.bmm(d_scores, k[:, keys]).mul_(ctx.scale).view(len(q), -1, q.shape[-1])
-            d_k[:, keys] += torch.bmm(d_scores.transpose(1, 2), block.asked)
-        return d_q, d_k.mul_(ctx.scale).to(k.dtype), d_v.to(v.dtype), None, None
+        q, k, v, *kept = ctx.saved_tensors
+        wide = torch.promote_types(q.dtype, torch.float32)
+        d_q, d_k, d_v = (
+            torch.empty_like(q, dtype=wide),
+            torch.zeros_like(k, dtype=wide),
+            torch.zeros_like(v, dtype=wide),
+        )
+        for block, weights in zip(_blocks(ctx.sizes), kept, strict=True):
+            if weights is None:
+                weights = block.weights(q.to(wide), k.to(wide)).to(v.dtype)
+            d_o = _shared(d_out[block.queries].transpose(0, 1), len(k))
+            d_v[:, block.keys] += torch.bmm(weights.transpose(1, 2), d_o)
+            d_scores = torch._softmax_backward_data(_pairs(d_o, v[:, block.keys]), weights, -1, v.dtype)
+            d_q[:, block.queries] = torch.bmm(d_scores, k[:, block.keys]).view(len(q), -1, q.shape[-1])
+            d_k[:, block.keys] += torch.bmm(d_scores.transpose(1, 2), _shared(q[:, block.queries], len(k)))
+        d_q = _turned_back(d_q.mul_(ctx.scale), ctx.turns, q.dtype)
+        return d_q, _turned_back(d_k, ctx.turns, k.dtype), d_v.transpose(0, 1).to(v.dtype), None, None, None
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    asked: Tensor
-    """[K, G*n, D] queries of the G heads that share each of K keys."""
-    key: Tensor
-    """[K, m, D] of the sequence so far."""
+    """Some queries of a sequence, and its keys up to the last of them."""
+
     queries: slice
     keys: slice
 
-    def weights(self, scale: float) -> Tensor:
-        """[K, G*n, m]"""
-        scores = _scores(self.asked, self.key).mul_(scale)
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """[K, G*n, m] for the queries of the G heads that share each of K keys."""
+        scores = _pairs(_shared(q[:, self.queries], len(k)), k[:, self.keys])
         n = self.queries.stop - self.queries.start
         late = torch.full((n, n), -torch.inf, dtype=scores.dtype).triu_(1)
         scores.view(len(scores), -1, n, scores.shape[-1])[..., -n:].add_(late)
         return scores.softmax(-1)
 
 
-def _blocks(q: Tensor, k: Tensor, sizes: tuple[int, ...]) -> Iterator[_Block]:
+def _blocks(sizes: tuple[int, ...]) -> Iterator[_Block]:
     for start, end in pairwise(accumulate(sizes, initial=0)):
         for low in range(start, end, _BLOCK):
-            queries, keys = slice(low, min(low + _BLOCK, end)), slice(start, min(low + _BLOCK, end))
-            asked = q[:, queries].reshape(len(k), -1, q.shape[-1])
-            yield _Block(asked, k[:, keys], queries, keys)
+            yield _Block(slice(low, min(low + _BLOCK, end)), slice(start, min(low + _BLOCK, end)))
 
 
-def _scores(left: Tensor, right: Tensor) -> Tensor:
-    """[K, a, b], float32 or wider: left [K, a, d] times right' [K, b, d]."""
-    wide = torch.promote_types(left.dtype, torch.float32)
-    pairs = zip(left.contiguous().to(wide), right.contiguous().to(wide), strict=True)  # oneDNN crawls over gaps
-    return torch.stack([product(one, other) for one, other in pairs])
+def _shared(heads: Tensor, keys: int) -> Tensor:
+    """[heads, n, D] to [keys, heads/keys * n, D], gapless: oneDNN crawls over gaps."""
+    return heads.reshape(keys, -1, heads.shape[-1]).contiguous()
+
+
+def _pairs(left: Tensor, right: Tensor) -> Tensor:
+    """[K, a, b] in the tensors' dtype: left [K, a, d] times right' [K, b, d]."""
+    if left.dtype != torch.float32:
+        return torch.bmm(left, right.transpose(1, 2))
+    return torch.stack([product(one, other.contiguous()) for one, other in zip(left, right, strict=True)])
+
+
+def _signed(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """x turned is x cos + (x with its halves exchanged) sin, with the sign of a rotation in sin."""
+    wide, half = torch.promote_types(cos.dtype, torch.float32), sin.shape[-1] // 2
+    return cos.to(wide), torch.cat((-sin[:, :half], sin[:, half:]), -1).to(wide)
+
+
+def _turned(x: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
+    """[T, heads, D] to new [heads, T, D], float32 or wider."""
+    heads = x.new_empty(x.shape[1], len(x), x.shape[2], dtype=torch.promote_types(x.dtype, torch.float32))
+    heads.copy_(x.transpose(0, 1))
+    if turns is None:
+        return heads
+    other = heads.roll(x.shape[2] // 2, -1).mul_(turns[1])
+    return heads.mul_(turns[0]).add_(other)
+
+
+def _turned_back(gradient: Tensor, turns: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
+    """The gradient of `_turned`: [heads, T, D], overwritten, to new [T, heads, D]."""
+    if turns is not None:
+        other = (gradient * turns[1]).roll(gradient.shape[2] // 2, -1)
+        gradient = gradient.mul_(turns[0]).add_(other)
+    back = gradient.new_empty(gradient.shape[1], len(gradient), gradient.shape[2], dtype=dtype)
+    return back.copy_(gradient.transpose(0, 1))

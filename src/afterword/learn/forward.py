@@ -52,12 +52,12 @@ def packed(pairs: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu")
 def hidden_states(model: Any, batch: Packed) -> Tensor:
     """[N, H] last hidden states (after the final norm) of a transformers or PEFT causal model."""
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    states = _packed_states if can_pack(causal) else _padded_states
+    states = packed_states if can_pack(causal) else _padded_states
     return states(causal, batch.ids, batch.sizes)[batch.picks]
 
 
-def _packed_states(causal: Any, ids: Tensor, sizes: Sequence[int]) -> Tensor:
-    """[T, H]"""
+def packed_states(causal: Any, ids: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[T, H] last hidden states of a row of sequences of these lengths."""
     places = torch.cat([torch.arange(n, device=ids.device) for n in sizes])
     with reading(causal, sizes):
         out = causal.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False)
@@ -91,7 +91,7 @@ def _tried(causal: Any) -> bool:
     ids = torch.arange(1, 12, device=device).remainder(causal.get_input_embeddings().weight.shape[0])
     other = torch.cat([ids[:4].flip(0), ids[4:]])
     try:
-        first, second = (_packed_states(causal, row, (4, 7))[4:].float() for row in (ids, other))
+        first, second = (packed_states(causal, row, (4, 7))[4:].float() for row in (ids, other))
     except Unsupported:
         return False
     alone = _padded_states(causal, ids[4:], (7,)).float()

@@ -28,9 +28,9 @@ from afterword.learn.tiles import tile_of
 
 TILE = 128
 """Most tokens of a tile: more make the products of a CPU no faster."""
-_TILE_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
+_TILE_BYTES = {"cpu": 24 << 20, "cuda": 128 << 20}
 """Most bytes of a tile's logits, per side."""
-_STRIP_BYTES = {"cpu": 1 << 20, "cuda": 32 << 20}
+_STRIP_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
 """Most bytes of a strip's logits; about eight tensors of that size exist at a time."""
 
 
@@ -162,8 +162,10 @@ class _TokenLosses(torch.autograd.Function):
 
 def _passes(student: Tensor, job: _Job, columns: Tensor | None, pull: Callable[[slice, Tensor], None] | None) -> None:
     """Tile by tile, fill `columns` and hand (its tokens, d loss / d the student's product [n, V]) to `pull`."""
-    for start in range(0, student.shape[0], job.tile):
-        part = slice(start, start + job.tile)
+    tiles = max(1, -(-len(student) // job.tile))
+    size = max(1, -(-len(student) // tiles))  # all of like size: the products of one token take a third of a tile's
+    for start in range(0, len(student), size):
+        part = slice(start, start + size)
         logits = job.head.logits(student[part])
         others = [None if side is None else side[1].logits(side[0][part]) for side in (job.teacher, job.reference)]
         ids = job.ids[part]

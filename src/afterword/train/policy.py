@@ -25,6 +25,7 @@ from afterword.learn.attention import same_row
 from afterword.learn.deltas import Delta
 from afterword.learn.forward import Packed, hidden_states
 from afterword.learn.head import Head, head_of
+from afterword.learn.leaner import leaner
 from afterword.learn.lora import lean, live_deltas, overlaid
 from afterword.learn.models import base_hash, load_model, resolve_model
 from afterword.learn.recipes import Lora, Recipe
@@ -108,6 +109,7 @@ def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, dev
     model.eval()
     if recipe.checkpointing:
         _checkpointed(model)
+    leaner(model.get_base_model())
     policy = Policy(model, head_of(model.get_base_model()))
     if parent is not None:
         policy.deltas["start"] = policy.live()
