@@ -290,8 +290,8 @@ def test_a_larger_vocabulary_makes_smaller_tiles() -> None:
     for vocabulary in (50, 200_000):
         student, teacher, weight, ids = case(150, 2, vocabulary, torch.float32, 0)
         token_losses(student, teacher, Watched(weight), ids, FORWARD_KL)
-    assert max(n for n, v in shapes if v == 50) == 128
-    assert max(n * v * 4 for n, v in shapes) <= 16 << 20
+    assert {n for n, v in shapes if v == 50} == {75}  # two tiles: 150 are more than 128
+    assert 8 << 20 < max(n * v * 4 for n, v in shapes) <= 24 << 20
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 200])

@@ -30,6 +30,7 @@ from afterword.train.events import Events
 from afterword.train.examples import prepare
 from afterword.train.fresh import clear_fresh
 from afterword.train.kept import KeptStates
+from afterword.train.memory import held
 from afterword.train.metrics import StepMetrics, Tally, append_step, keep_steps
 from afterword.train.output import TrainResult, finished, identify, publish
 from afterword.train.policy import Policy, load_policy
@@ -54,6 +55,7 @@ def _silent(metrics: StepMetrics) -> None:
     """The default progress callback."""
 
 
+@held
 def train_candidate(  # noqa: C901  one function, read from top to bottom
     examples: Sequence[Example],
     *,
