@@ -21,6 +21,7 @@ from afterword.learn.deltas import Delta, mixed
 from afterword.learn.divergences import FORWARD_KL
 from afterword.learn.forward import Packed, hidden_states
 from afterword.learn.head import Head, head_of
+from afterword.learn.leaner import leaner
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.models import base_hash, load_model, load_tokenizer, resolve_model, tokenizer_hash
 from afterword.learn.recipes import Recipe
@@ -132,6 +133,7 @@ class Teaching:
 def _external(teacher: External, policy: Policy) -> tuple[Any, Head]:
     """The other model and its head; its vocabulary is checked here, its tokenizer before anything is loaded."""
     model = load_model(teacher.model, dtype=teacher.dtype, device=str(policy.device))  # type: ignore[arg-type]
+    leaner(model)  # as the student: of equal weights it says the very same
     head = head_of(model)
     ours, theirs = policy.head.weight.shape[0], head.weight.shape[0]
     if ours != theirs:
