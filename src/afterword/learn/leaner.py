@@ -109,7 +109,7 @@ class _Gated(torch.autograd.Function):
 
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
-    if self.weight.requires_grad:
+    if self.weight.requires_grad and torch.is_grad_enabled():
         return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
     return _Norm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call,no-any-return]
 
