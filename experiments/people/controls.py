@@ -22,8 +22,10 @@ from afterword.learn.contexts import CONTEXTS
 from afterword.learn.divergences import JSD, PolicyGradient, ReverseKL
 from afterword.learn.recipes import recipe, sdpo_interactions, sft
 from afterword.learn.recipes.recipe import Recipe
+from afterword.learn.schedules import Linear
 from afterword.learn.supports import TopK
 from afterword.learn.teachers import LIVE, Average
+from afterword.learn.weights import PER_TOKEN
 from afterword.records import Candidate, Interaction, Turn
 from afterword.simulate import load_persona
 from afterword.train.examples import Example
@@ -130,6 +132,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "contrast 1": {"contrast": 1.0},
     "lr 3e-4": {"lr": 3e-4},
     "lr 2e-3": {"lr": 2e-3},
+    "lr falls": {"schedule": Linear(warmup=1)},
+    "token mean": {"average": PER_TOKEN},
     "batch 8": {"batch": 8},
     "paper offline": {},
     "paper online": {},
