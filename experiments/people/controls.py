@@ -6,26 +6,18 @@ ways see the same data.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from book import by, chart, percent, table
 from common import Experiment, Options, Row
 from lab import Lab, compared, open_lab, oracles
 from learning import seeds
 from other_ways import as_answers, edited, imitate, prefer
+from variants import VARIANTS, made
 
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import JSD, PolicyGradient, ReverseKL
-from afterword.learn.recipes import recipe, sdpo_interactions, sft
-from afterword.learn.recipes.recipe import Recipe
-from afterword.learn.schedules import Linear
-from afterword.learn.supports import TopK
-from afterword.learn.teachers import LIVE, Average
-from afterword.learn.weights import PER_TOKEN
+from afterword.learn.recipes import sft
 from afterword.records import Candidate, Interaction, Turn
 from afterword.simulate import load_persona
 from afterword.train.examples import Example
@@ -112,49 +104,6 @@ def control_report(rows: list[Row]) -> tuple[str, str]:
 def _rise(found: list[Row]) -> str:
     rises = [r["general"]["loss_rise"] for r in found if r.get("general")]
     return f"{100 * sum(rises) / len(rises):+.1f}" if rises else ""
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "served only twice": {"passes": 2, "fresh": 0},
-    "fresh 2": {"passes": 0, "fresh": 2},
-    "teacher live": {"teacher": LIVE},
-    "teacher average": {"teacher": Average(rate=0.05)},
-    "reverse KL": {"estimator": ReverseKL()},
-    "JSD 0.5": {"estimator": JSD(0.5)},
-    "policy gradient": {"estimator": PolicyGradient()},
-    "support top 100": {},
-    "context block": {"where": CONTEXTS["block"]},
-    "context next turn": {"where": CONTEXTS["next_turn"]},
-    "context shuffled (control)": {"where": CONTEXTS["shuffled"]},
-    "anchor 0.1": {"anchor": 0.1},
-    "contrast 0.5": {"contrast": 0.5},
-    "contrast 1": {"contrast": 1.0},
-    "lr 3e-4": {"lr": 3e-4},
-    "lr 2e-3": {"lr": 2e-3},
-    "lr falls": {"schedule": Linear(warmup=1)},
-    "token mean": {"average": PER_TOKEN},
-    "batch 8": {"batch": 8},
-    "paper offline": {},
-    "paper online": {},
-}
-"""One factor at a time around the default, and the paper's two own forms."""
-
-
-def made(variant: str) -> Recipe:
-    """The recipe of a variant."""
-    if variant == "paper offline":
-        return recipe("sdpo-interactions-offline")
-    if variant == "paper online":
-        return recipe("sdpo-interactions-online", fresh=2)
-    if variant == "support top 100":
-        return _supported(sdpo_interactions())
-    return sdpo_interactions(**VARIANTS[variant])
-
-
-def _supported(whole: Recipe) -> Recipe:
-    term = dataclasses.replace(whole.terms[0], support=TopK(100, of="student", remainder="tail"))
-    return dataclasses.replace(whole, terms=(term, *whole.terms[1:]))
 
 
 def recipes(cell: Row, options: Options) -> Row:

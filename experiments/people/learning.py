@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from book import by, chart, percent, table
 from common import Experiment, Options, Row
 from lab import Lab, compared, open_lab, oracles, respaced
+from variants import VARIANTS, made
 
+from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate, Skip
 from afterword.simulate import Persona, Prompt, load_persona
 
@@ -36,7 +38,7 @@ LEAST = 8
 
 def grow(
     lab: Lab, persona: Persona, steps: Sequence[int], options: Options, prompts: Sequence[Prompt], *, at: int = 0,
-    parent: Candidate | None = None, gated: bool = True,
+    parent: Candidate | None = None, gated: bool = True, made: Recipe | None = None,
 ) -> tuple[list[Row], Candidate | None]:  # fmt: skip
     """Rounds of talking, training and releasing up to each of `steps` interactions; a row with the answers after each.
 
@@ -53,7 +55,7 @@ def grow(
         examples = lab.fresh(f"sim-{persona.name}", gated=gated)
         row: Row = {"wanted": step, "interactions": done}
         if len(examples) >= (LEAST if options.scale == 1 else 1):
-            parent = lab.learn(examples, parent=parent)
+            parent = lab.learn(examples, made, parent=parent)
             lab.release(parent)
             trained += len(examples)
             row["metrics"] = _short(parent)
@@ -74,7 +76,7 @@ def personalise(cell: Row, options: Options) -> Row:
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         base = lab.ask(prompts)
         told = oracles(lab, persona, base, prompts)
-        rows, last = grow(lab, persona, STEPS, options, prompts)
+        rows, last = grow(lab, persona, STEPS, options, prompts, made=made(cell["variant"]))
         curve = [{"trained": 0, **compared(persona, base, base, prompts)}]
         curve += [{**compared(persona, row.pop("answers"), base, prompts), **row} for row in rows]
         few = zip(prompts[:4], base, lab.ask(prompts[:4]), strict=False)
@@ -87,21 +89,21 @@ def personalise(cell: Row, options: Options) -> Row:
 def personalise_report(rows: list[Row]) -> tuple[str, str]:
     """Table by persona and number of interactions; a line for each persona."""
     lines, body = [], []
-    for (persona,), found in by(rows, "persona").items():
+    for (persona, variant), found in by(rows, "persona", "variant").items():
         steps = sorted({p["wanted"] for r in found for p in r["curve"] if "win" in p and "wanted" in p})
         at = {s: [p["win"] for r in found for p in r["curve"] if p.get("wanted") == s and "win" in p] for s in steps}
-        lines.append((persona, [(0.0, [0.5]), *((float(s), at[s]) for s in steps)]))
+        lines.append((f"{persona}, {variant}", [(0.0, [0.5]), *((float(s), at[s]) for s in steps)]))
         last = [r["curve"][-1] for r in found]
         rise = [r["judged"]["loss_rise_base"]["value"] for r in found if r["judged"] and r["judged"]["loss_rise_base"]]
         body.append([
-            persona, len(found), *(percent(at[s]) if s in at else "" for s in STEPS),
+            persona, variant, len(found), *(percent(at[s]) if s in at else "" for s in STEPS),
             *(percent([r["oracle"][how]["win"] for r in found]) for how in ("system", "request")),
             percent([p.get("base_passed", 0.0) for p in last]), percent([p.get("passed", 0.0) for p in last]),
             percent([p.get("poor", 0.0) for p in last]), f"{100 * sum(rise) / len(rise):+.1f}" if rise else "",
             f"{sum(r['seconds'] for r in found) / len(found) / 60:.1f}",
         ])  # fmt: skip
-    head = ["persona", "seeds", *(f"win at {s}" for s in STEPS), "told (system)", "told (user)", "base has it",
-            "has it", "poor answers", "loss on general text, %", "minutes a cell"]  # fmt: skip
+    head = ["persona", "recipe", "seeds", *(f"win at {s}" for s in STEPS), "told (system)", "told (user)",
+            "base has it", "has it", "poor answers", "loss on general text, %", "minutes a cell"]  # fmt: skip
     picture = chart(lines, "interactions", "wins against the base, per cent", marks=(0.85, 0.95))
     return table(head, body), picture
 
@@ -220,9 +222,15 @@ def robustness_report(rows: list[Row]) -> tuple[str, str]:
     return table(head, body), chart(lines, "irrelevant follow-ups, per cent", marks=(0.5,))
 
 
+def variants(options: Options) -> list[str]:
+    """The recipes that were asked for; the default alone when none was."""
+    return options.chosen(tuple(VARIANTS), "variants") if options.variants else ["default"]
+
+
 PERSONALISE = Experiment(
     "win rate against the base by number of interactions, with the oracles in context (paper: Figures 5 and 9)",
-    lambda o: seeds(o, persona=o.chosen((*FOLLOWED, *UNABLE), "personas")), personalise, personalise_report,
+    lambda o: seeds(o, persona=o.chosen((*FOLLOWED, *UNABLE), "personas"), variant=variants(o)),
+    personalise, personalise_report,
 )  # fmt: skip
 CHANGE = Experiment(
     "a preference is learned and then turned into its opposite (paper: Figure 4)",

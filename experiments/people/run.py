@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--personas", default="")
-    parser.add_argument("--variants", default="", help="for control_sft, recipes, continual, adapters")
+    parser.add_argument("--variants", default="", help="for personalise, control_sft, recipes, continual, adapters")
     parser.add_argument("--tasks", default="", help="what is asked; default all")
     parser.add_argument("--heldout", type=int, default=64, help="requests that measure")
     parser.add_argument("--max-tokens", type=int, default=64)

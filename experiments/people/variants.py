@@ -1,0 +1,59 @@
+"""The recipes that experiments compare: one factor at a time around the default, and the paper's two own forms."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from afterword.learn.contexts import CONTEXTS
+from afterword.learn.divergences import JSD, PolicyGradient, ReverseKL
+from afterword.learn.recipes import recipe, sdpo_interactions
+from afterword.learn.recipes.recipe import Recipe
+from afterword.learn.schedules import Linear
+from afterword.learn.supports import TopK
+from afterword.learn.teachers import BASE, LIVE, START, Average
+from afterword.learn.weights import PER_TOKEN
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "served only twice": {"passes": 2, "fresh": 0},
+    "fresh 2": {"passes": 0, "fresh": 2},
+    "teacher start": {"teacher": START},
+    "teacher base": {"teacher": BASE},
+    "teacher live": {"teacher": LIVE},
+    "teacher average": {"teacher": Average(rate=0.05)},
+    "reverse KL": {"estimator": ReverseKL()},
+    "JSD 0.5": {"estimator": JSD(0.5)},
+    "policy gradient": {"estimator": PolicyGradient()},
+    "support top 100": {},
+    "context block": {"where": CONTEXTS["block"]},
+    "context next turn": {"where": CONTEXTS["next_turn"]},
+    "context shuffled (control)": {"where": CONTEXTS["shuffled"]},
+    "anchor 0.1": {"anchor": 0.1},
+    "contrast 0.5": {"contrast": 0.5},
+    "contrast 1": {"contrast": 1.0},
+    "lr 3e-4": {"lr": 3e-4},
+    "lr 2e-3": {"lr": 2e-3},
+    "lr falls": {"schedule": Linear(warmup=1)},
+    "token mean": {"average": PER_TOKEN},
+    "batch 8": {"batch": 8},
+    "paper offline": {},
+    "paper online": {},
+}
+"""One factor at a time around the default, and the paper's two own forms."""
+
+
+def made(variant: str) -> Recipe:
+    """The recipe of a variant."""
+    if variant == "paper offline":
+        return recipe("sdpo-interactions-offline")
+    if variant == "paper online":
+        return recipe("sdpo-interactions-online", fresh=2)
+    if variant == "support top 100":
+        return _supported(sdpo_interactions())
+    return sdpo_interactions(**VARIANTS[variant])
+
+
+def _supported(whole: Recipe) -> Recipe:
+    term = dataclasses.replace(whole.terms[0], support=TopK(100, of="student", remainder="tail"))
+    return dataclasses.replace(whole, terms=(term, *whole.terms[1:]))
