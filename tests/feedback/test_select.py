@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from afterword.errors import ConfigError
 from afterword.feedback.lane import ReviewSettings, agreement, blocked, lane
 from afterword.feedback.select import Selection, SelectSettings, _cap, select
-from afterword.records import Interaction, Record, Release, Relevance, Review
+from afterword.records import Feedback, Interaction, Record, Release, Relevance, Review
 from afterword.store import Store
 from tests.feedback.feedback_builders import turn
 
@@ -40,6 +40,17 @@ def test_with_one_user_everything_is_his(tmp_path: Path) -> None:
     found = chosen(tmp_path, *rows)
     assert set(found.weights.values()) == {1.0} and len(found.weights) == 5 and not found.left
     assert found.slices[0].influence == {"ada": 1.0} and found.slices[0].effective == pytest.approx(5)
+
+
+def test_who_reacts_counts_where_the_turns_name_nobody(tmp_path: Path) -> None:
+    """A turn without a user is common behind one shared key: the loud commenter must not become everyone's rule."""
+    rows = [interaction(f"l{n}", "loud", "Always answer in French.", scope="user") for n in range(5)]
+    with Store.open(tmp_path / "afterword.db") as store:
+        quiet = interaction("q", None)
+        store.write(*[turn(row.turn) for row in (*rows, quiet)], *rows, quiet,
+                    Feedback(id="f-q", turn=quiet.turn, kind="comment", user="quiet"))  # fmt: skip
+        found = select(store)
+    assert set(found.weights) == {"q"} and found.left == {"own_wish": 5}
 
 
 def test_a_slice_needs_several_users_when_there_are_several(tmp_path: Path) -> None:

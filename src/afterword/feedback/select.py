@@ -15,7 +15,7 @@ from afterword.errors import ConfigError
 from afterword.feedback.detect import RELEVANCE
 from afterword.feedback.guards import directions
 from afterword.feedback.lane import ReviewSettings, blocked
-from afterword.records import Interaction, Release, Relevance, Turn
+from afterword.records import Feedback, Interaction, Release, Relevance, Turn
 from afterword.store import Store
 from afterword.store.channels import covers
 
@@ -117,7 +117,7 @@ def select(
     held = blocked(rows, store.reviews(), review, time.time() if now is None else now)
     fresh = _fresh(store, rows, settings, channel)
     weak = _weak(store, settings)
-    alone = channel.startswith("user:") or len(store.tally(Turn, "user")) <= 1
+    alone = channel.startswith("user:") or len(_users(store, rows)) <= 1
     by_task: dict[str | None, list[Interaction]] = defaultdict(list)
     wanted = None if tasks is None else set(tasks)
     for row in rows:
@@ -133,6 +133,14 @@ def select(
     for task, group in by_task.items():
         _slice(chosen, task, group, fresh, settings, alone=alone)
     return chosen
+
+
+def _users(store: Store, rows: list[Interaction]) -> set[str | None]:
+    """Everybody that the store knows: who asked, and who reacted where the turn names nobody."""
+    asked: set[str | None] = {user for user in store.tally(Turn, "user") if user != str(None)}
+    silent = [name for row in rows if row.user is None for name in row.feedback]
+    said = {feedback.user for _, feedback in store.among(Feedback, "id", silent)} if silent else set()
+    return asked | said | {row.user for row in rows if row.user is not None}
 
 
 def _fresh(store: Store, rows: list[Interaction], settings: SelectSettings, channel: str) -> dict[str, float]:
