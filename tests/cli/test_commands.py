@@ -102,6 +102,25 @@ def test_export_gives_what_import_takes(home: Path, tmp_path: Path, capsys: pyte
     assert _json(capsys)["turns"] == 2
 
 
+def test_an_import_says_when_nothing_came_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad, good = tmp_path / "bad.jsonl", tmp_path / "good.jsonl"
+    bad.write_text('{"messages": [{"role": "King", "content": null}]}\n' * 3, encoding="utf-8")
+    good.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    command = ["import", "--dir", str(tmp_path / "data")]
+    assert main([*command, str(bad)]) == 2
+    said = capsys.readouterr().err
+    assert "all 3 rows" in said and '(line 1) because not a message with a known role: {"role": "King"' in said
+    assert str(Path("rejects") / "bad.jsonl.jsonl") in said and "Next:" not in said and "None" not in said
+    rejects = (tmp_path / "data" / "rejects" / "bad.jsonl.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(json.loads(row)["row"])["messages"][0]["role"] for row in rejects] == ["King"] * 3
+    assert main([*command, str(good)]) == 0
+    assert "Next:" in capsys.readouterr().err
+    assert main([*command, str(good)]) == 0
+    said = capsys.readouterr().err
+    assert "Nothing new" in said and "Next:" not in said
+    assert main([*command, str(bad), str(good)]) == 1
+
+
 @pytest.mark.parametrize(
     ("command", "code", "says"),
     [

@@ -332,7 +332,8 @@ def test_an_interrupted_import_is_finished_by_running_it_again(
 @pytest.mark.parametrize(
     ("name", "data", "format", "says"),
     [
-        ("a.jsonl", b"", "auto", "no row of a known format"), ("a.jsonl", b'{"x": 1}\n', "auto", "no row of a known"),
+        ("a.jsonl", b"", "auto", "is empty"), ("a.json", b"[]", "openai", "is empty"),
+        ("a.csv", b"a,b\n1,2\n", "auto", "a table of text"), ("a.jsonl", b'{"x": 1}\n', "auto", "no row of a known"),
         ("a.jsonl", b"{}", "csv", "'csv' is not known"), ("a.parquet", b"PAR1....", "auto", "Parquet"),
         ("a.zip", b"PK\x03\x04", "auto", "zip"), ("missing/a", None, "auto", "cannot read"),
         (".", None, "auto", "cannot read"),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 from rich.markup import escape
 
 from afterword.chat.canonical import text_of
@@ -87,8 +88,30 @@ def run_import(context: Context) -> int:
     else:
         for one in found:
             context.table("", ("imported", one["file"]), list(one.items())[1:])
-        context.say("Next: `afterword collect` turns what users did into interactions.")
-    return 1 if failed else 0
+    refused = [one for one in found if one.get("rows") and one["rows"] == sum(one["rejected"].values())]
+    for one in refused:
+        context.say(f"[red]nothing imported:[/] {escape(_why_nothing(one))}")
+    if not refused and not failed and not context.json:
+        new = any(one["stored"] for one in found)
+        context.say(
+            _NEXT if new else "Nothing new: everything in there was stored before (or was erased at a user's wish)."
+        )
+    if refused and len(refused) == len(found):
+        return UsageError.exit_code
+    return 1 if failed or refused else 0
+
+
+_NEXT = "Next: `afterword collect` turns what users did into interactions."
+
+
+def _why_nothing(summary: dict[str, Any]) -> str:
+    """The first of the rejected rows, in a sentence."""
+    with Path(summary["rejects"]).open("rb") as lines:
+        first = orjson.loads(lines.readline())
+    return (
+        f"all {summary['rows']} rows of {summary['file']} were rejected, the first ({first['where']}) because "
+        f"{first['detail']}. Each row with its reason is in {summary['rejects']}; mend the file or name its --format."
+    )
 
 
 def run_export(context: Context) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from afterword.chat.canonical import text_of
 from afterword.feedback.langfuse import is_langfuse, langfuse
-from afterword.feedback.rows import MISSING_IDS, Conversation, Parser, bad, checked, listed, text, unix_time
+from afterword.feedback.rows import MISSING_IDS, Conversation, Parser, bad, checked, listed, shown, text, unix_time
 from afterword.feedback.tensorzero import is_tensorzero, tensorzero
 from afterword.records import RECORDS, Feedback, Json, Record, Turn, content_hash
 
@@ -43,7 +43,7 @@ def _said(row: Json, name: str) -> Json:
     if isinstance(value, str):
         value = {"role": "assistant", "content": value}
     if not isinstance(value, dict) or value.get("role") != "assistant":
-        raise bad("no_messages", f"`{name}` is no answer: {row.get(name)!r:.120}")
+        raise bad("no_messages", f"`{name}` is no answer: {shown(row.get(name), 120)}")
     return checked(value)
 
 
@@ -96,7 +96,7 @@ def _spoken(row: Json) -> list[Json]:
         role = _FROM.get(str(part.get("from", part.get("role")))) if isinstance(part, dict) else None
         value = part.get("value", part.get("content")) if role else None
         if role is None or not isinstance(value, str):
-            raise bad("bad_message", f"not a {{from, value}} message with a known speaker: {part!r:.120}")
+            raise bad("bad_message", f"not a {{from, value}} message with a known speaker: {shown(part, 120)}")
         messages.append({"role": role, "content": value})
     return messages
 
@@ -126,7 +126,7 @@ def _annotated(rows: list[Json]) -> Conversation:
     for i, row in enumerate(rows):
         role = _SPEAKERS.get(str(row["Role"]).lower())
         if role is None or not isinstance(row["Content"], str):
-            raise bad("bad_message", f"not an utterance of the user or the agent: {row!r:.120}")
+            raise bad("bad_message", f"not an utterance of the user or the agent: {shown(row, 120)}")
         messages.append({"role": role, "content": row["Content"]})
         said = {name.lower(): row[name] for name in _VERDICTS if isinstance(row.get(name), bool | str)}
         if role == "user" and said:
@@ -170,13 +170,13 @@ def _triples(row: Json) -> Conversation:
     if isinstance(answer, str):
         answer = {"role": "assistant", "content": answer}
     if not isinstance(answer, dict) or answer.get("role") != "assistant":
-        raise bad("no_messages", f"`completion` is neither a text nor one assistant message: {completion!r:.120}")
+        raise bad("no_messages", f"`completion` is neither a text nor one assistant message: {shown(completion, 120)}")
     if isinstance(response, list) and len(response) == 1:
         response = response[0]
     if isinstance(response, dict):
         response = response.get("content")
     if not isinstance(response, str):
-        raise bad("no_messages", f"`user_response` is no text: {response!r:.120}")
+        raise bad("no_messages", f"`user_response` is no text: {shown(response, 120)}")
     follow_up = [{"role": "user", "content": response}] if response else []
     return Conversation(
         messages=[checked(m) for m in (*messages, answer, *follow_up)],
@@ -204,7 +204,7 @@ def _events(row: Json) -> list[Record]:
     action = row.get("user_action")
     kind = ACTIONS.get(action.replace("_", " ").strip().lower()) if isinstance(action, str) else None
     if kind is None and action not in {None, ""}:
-        raise bad("unknown_action", f"`user_action` is {action!r:.60}; known: {', '.join(sorted(ACTIONS))}")
+        raise bad("unknown_action", f"`user_action` is {shown(action, 60)}; known: {', '.join(sorted(ACTIONS))}")
     moment = unix_time(row.get("created_at"))
     when: Json = {} if moment is None else {"created_at": moment}
     version, task = text(row.get("model_version")), text(row.get("task"))
@@ -226,7 +226,7 @@ def _event_feedback(row: Json, turn: Turn, kind: str | None, when: Json) -> list
     edit, follow_up = text(row.get("user_edit")), text(row.get("follow_up"))
     weight = row.get("signal_weight")
     if weight is not None and not _is_share(weight):
-        raise bad("bad_weight", f"`signal_weight` is {weight!r:.60}; it lies between 0 and 1")
+        raise bad("bad_weight", f"`signal_weight` is {shown(weight, 60)}; it lies between 0 and 1")
     extra: Json = {
         "turn": turn.id, "user": turn.user, "occurred_at": when.get("created_at"),
         "metadata": {} if weight is None else {"signal_weight": weight}, **when,
@@ -247,7 +247,7 @@ _TABLES = {kind.TABLE: kind for kind in RECORDS}
 def _afterword(row: Json) -> list[Record]:
     kind = _TABLES.get(str(row.get("record")))
     if kind is None:
-        raise bad("unknown_record", f"`record` is {row.get('record')!r:.60}; known: {', '.join(_TABLES)}")
+        raise bad("unknown_record", f"`record` is {shown(row.get('record'), 60)}; known: {', '.join(_TABLES)}")
     try:
         return [kind.from_dict({name: value for name, value in row.items() if name != "record"})]
     except TypeError as error:

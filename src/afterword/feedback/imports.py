@@ -20,7 +20,7 @@ import orjson
 from afterword.errors import UsageError
 from afterword.feedback.files import Bad, Row, Source
 from afterword.feedback.formats import FORMATS, UTTERANCES, detect_format
-from afterword.feedback.rows import Parser
+from afterword.feedback.rows import Parser, shown
 from afterword.feedback.sink import ImportSummary, Mark, Rejects, Sink, state_file
 from afterword.feedback.unfold import Threads, gathered, unfolded
 from afterword.records import Json, Record, Turn
@@ -31,6 +31,8 @@ __all__ = ["ImportSummary", "files_of", "import_file"]
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".gzip", ".zst", ".zstd")
 """Files that are read when a directory is named; a file that is named itself may be called anything."""
+TABLES = (".csv", ".tsv")
+"""Files that are often tried and cannot be read."""
 LINKED = ("tensorzero", "langfuse")
 """Formats in which each row is one request that carries its history."""
 
@@ -90,12 +92,25 @@ def import_file(
                     progress(source.position, source.size)
         mark.finish()
     summary.seconds = time.monotonic() - started
+    if not summary.rows:
+        raise UsageError(f"{path} is empty: there is no row in it. Check that the export that wrote it has ended.")
     if summary.format == "auto":
-        raise UsageError(
-            f"{path} holds no row of a known format ({summary.rows} rows seen). Known: {', '.join(FORMATS)}; "
-            "name one with --format to see why its rows are rejected."
-        )
+        raise UsageError(_unknown(path, summary))
     return summary
+
+
+def _unknown(path: Path, summary: ImportSummary) -> str:
+    """Why no row of a file was like any known format."""
+    if path.suffix.lower() in TABLES:
+        return (
+            f"{path} is a table of text ({path.suffix}), which says nothing of conversations. Known: JSON, JSON lines "
+            f"and Parquet in the formats {', '.join(FORMATS)}; write one JSON object a line, e.g. "
+            '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}.'
+        )
+    return (
+        f"{path} holds no row of a known format ({summary.rows} rows seen). Known: {', '.join(FORMATS)}; "
+        "name one with --format to see why its rows are rejected."
+    )
 
 
 @contextmanager
@@ -153,7 +168,7 @@ def _records(item: Row | Bad, summary: ImportSummary, threads: Threads, refuse: 
 
 def _parsed(item: Row, summary: ImportSummary, parse: Parser) -> Parsed:
     if not isinstance(item.value, dict):
-        raise UsageError(f"the row is no object: {item.value!r:.80}", code="no_object")
+        raise UsageError(f"the row is no object: {shown(item.value, 80)}", code="no_object")
     value, mended = (item.value, False) if item.sound else _mended(item.value)
     summary.mended += mended or item.mended
     parsed = parse(value)
@@ -197,4 +212,4 @@ def _excerpt(item: Row | Bad) -> str:
     if isinstance(item, Bad):
         return item.text
     value = item.value
-    return repr(value[UTTERANCES] if isinstance(value, dict) and UTTERANCES in value else value)[:500]
+    return shown(value[UTTERANCES] if isinstance(value, dict) and UTTERANCES in value else value, 500)

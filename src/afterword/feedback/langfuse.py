@@ -17,6 +17,7 @@ from afterword.feedback.rows import (
     mapping,
     parsed,
     rating,
+    shown,
     text,
     turn_of,
     unix_time,
@@ -74,7 +75,7 @@ def _trace(row: Json) -> list[Record]:
 
 def _observation(row: Json, trace: Json) -> Turn:
     if row.get("type") not in (None, "GENERATION"):
-        raise bad("no_generation", f"an observation of type {row['type']!r:.40} is no answer of a model")
+        raise bad("no_generation", f"an observation of type {shown(row['type'], 40)} is no answer of a model")
     answer = _answer(parsed(row.get("output")))
     params = mapping(_get(row, "modelParameters"))
     about: Json = {
@@ -97,7 +98,7 @@ def _messages(value: Any) -> list[Json]:
     if isinstance(value, dict):
         value = [value] if "role" in value else [{"role": "user", "content": dumps(value)}]
     if not isinstance(value, list) or not value:
-        raise bad("no_messages", f"`input` is neither text nor messages: {value!r:.120}")
+        raise bad("no_messages", f"`input` is neither text nor messages: {shown(value, 120)}")
     return [checked(_known_role(m)) for m in value]
 
 
@@ -118,7 +119,7 @@ def _answer(value: Any) -> Json:
         return checked({**value, "role": "assistant"})
     if isinstance(value, dict) and value:
         return {"role": "assistant", "content": dumps(value)}
-    raise bad("no_answer", f"`output` is no answer: {value!r:.120}")
+    raise bad("no_answer", f"`output` is no answer: {shown(value, 120)}")
 
 
 _SOURCES = {"ANNOTATION": "reviewer", "EVAL": "detector"}
@@ -135,7 +136,7 @@ def _score(row: Json, aliases: dict[str, str]) -> Feedback:
         said = comment if kind == "CATEGORICAL" else words(label or value)
         if said is None:
             raise bad(
-                "categorical", f"the category {label or value!r:.60} has no meaning here; it has no comment either"
+                "categorical", f"the category {shown(label or value, 60)} has no meaning here; it has no comment either"
             )
         fields = {"kind": "comment", "text": said}
     else:

@@ -5,6 +5,7 @@ Pure; never reads a file, never stores.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,6 +41,11 @@ class Conversation:
 
 
 Parser = Callable[[Json], "Conversation | list[Record]"]
+
+
+def shown(value: Any, width: int = 120) -> str:
+    """A value of a row as it would stand in the file, cut to `width` characters."""
+    return json.dumps(value, ensure_ascii=False, default=str)[:width]  # orjson refuses broken Unicode
 
 
 def bad(code: str, message: str) -> UsageError:
@@ -86,12 +92,12 @@ ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 def checked(message: Any) -> Json:
     """The message, if it is one in OpenAI's form."""
     if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise bad("bad_message", f"not a message with a known role: {message!r:.120}")
+        raise bad("bad_message", f"not a message with a known role: {shown(message, 120)}")
     content = message.get("content")
     if content is not None and not isinstance(content, str | list):
-        raise bad("bad_message", f"the content is neither text nor parts: {content!r:.120}")
+        raise bad("bad_message", f"the content is neither text nor parts: {shown(content, 120)}")
     if isinstance(content, list) and not all(isinstance(part, dict) for part in content):
-        raise bad("bad_message", f"a part of the content is no object: {content!r:.120}")
+        raise bad("bad_message", f"a part of the content is no object: {shown(content, 120)}")
     return message
 
 
@@ -111,7 +117,7 @@ def turn_of(
     """A turn that keeps the id of the row, so that feedback finds it."""
     name = text(identifier)
     if name is None:
-        raise bad("no_id", f"the row has no id by which feedback could find it: {identifier!r:.60}")
+        raise bad("no_id", f"the row has no id by which feedback could find it: {shown(identifier, 60)}")
     if not messages:
         raise bad("no_messages", "`input` holds no message")
     when: Json = {} if moment is None else {"created_at": moment}
@@ -127,14 +133,16 @@ def rating(value: Any) -> Json:
         return {"kind": "rating", "value": 1.0 if value else -1.0}
     if isinstance(value, int | float) and -1 <= value <= 1:
         return {"kind": "rating", "value": float(value)}
-    raise bad("value_range", f"the value {value!r:.60} is no rating: true, false, or a number in -1 .. 1")
+    raise bad("value_range", f"the value {shown(value, 60)} is no rating: true, false, or a number in -1 .. 1")
 
 
 def feedback_of(identifier: Any, turn: Any, fields: Json, moment: float | None, **more: Any) -> Feedback:
     """Feedback with the id of the row; `fields` say its kind and what it carries."""
     name, about = text(identifier), text(turn)
     if name is None or about is None:
-        raise bad("no_id", f"feedback needs an id and what it is about, got {identifier!r:.60} and {turn!r:.60}")
+        raise bad(
+            "no_id", f"feedback needs an id and what it is about, got {shown(identifier, 60)} and {shown(turn, 60)}"
+        )
     when: Json = {} if moment is None else {"created_at": moment}
     return Feedback(id=name, turn=about, occurred_at=moment, **fields, **more, **when)
 
@@ -153,5 +161,5 @@ def mapping(value: Any) -> Json:
 def words(value: Any) -> str:
     """A text that is not empty."""
     if not isinstance(value, str) or not value:
-        raise bad("no_text", f"a text is needed, got {value!r:.60}")
+        raise bad("no_text", f"a text is needed, got {shown(value, 60)}")
     return value

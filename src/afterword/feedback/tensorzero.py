@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from afterword.feedback.rows import bad, dumps, feedback_of, mapping, parsed, rating, text, turn_of, unix_time, words
+from afterword.feedback.rows import (
+    bad,
+    dumps,
+    feedback_of,
+    mapping,
+    parsed,
+    rating,
+    shown,
+    text,
+    turn_of,
+    unix_time,
+    words,
+)
 from afterword.records import Feedback, Json, Record
 
 
@@ -27,7 +39,7 @@ def tensorzero(row: Json) -> list[Record]:
         return [_feedback(row)]
     given = parsed(row.get("input"))
     if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
-        raise bad("no_messages", f"`input` has no `messages`: {row.get('input')!r:.120}")
+        raise bad("no_messages", f"`input` has no `messages`: {shown(row.get('input'), 120)}")
     messages: list[Json] = []
     if given.get("system"):
         system = given["system"]
@@ -47,7 +59,7 @@ def tensorzero(row: Json) -> list[Record]:
 
 def _message(message: Any) -> list[Json]:
     if not isinstance(message, dict) or message.get("role") not in ("user", "assistant", "system"):
-        raise bad("bad_message", f"not a message with a known role: {message!r:.120}")
+        raise bad("bad_message", f"not a message with a known role: {shown(message, 120)}")
     content = message.get("content")
     if isinstance(content, str):
         return [{"role": message["role"], "content": content}]
@@ -70,7 +82,7 @@ def _answer(output: Any) -> Json:
     if isinstance(output, str):
         return {"role": "assistant", "content": output}
     if not isinstance(output, list):
-        raise bad("no_answer", f"`output` is neither text nor blocks: {output!r:.120}")
+        raise bad("no_answer", f"`output` is neither text nor blocks: {shown(output, 120)}")
     said, calls = _blocks(output)
     return {"role": "assistant", "content": said, **({"tool_calls": calls} if calls else {})}
 
