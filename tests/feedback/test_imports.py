@@ -21,7 +21,7 @@ from afterword.feedback.files import Bad, Row, Source
 from afterword.feedback.formats import FORMATS, detect_format
 from afterword.feedback.imports import ImportSummary, import_file
 from afterword.feedback.rows import unix_time
-from afterword.records import Feedback, Interaction, Turn
+from afterword.records import RECORDS, Feedback, Release, Turn
 from afterword.store import Store
 from afterword.store.export import EXPORTS, export
 
@@ -390,11 +390,28 @@ def full(store: Store, tmp_path: Path) -> Store:
 
 def test_our_own_rows_come_back_as_they_were(full: Store, tmp_path: Path) -> None:
     with Store.open(tmp_path / "copy.db") as copy:
-        for kind in (Turn, Feedback, Interaction):
+        for kind in (Turn, Feedback):
             import_file(copy, write(tmp_path, out(full, kind.TABLE, "afterword"), "own.jsonl"), "afterword")
             assert list(copy.rows(kind)) == list(full.rows(kind))
         again = import_file(copy, tmp_path / "own.jsonl")
         assert again.stored == 0 and again.duplicates == again.rows
+
+
+def test_what_is_derived_is_not_taken_from_a_file(full: Store, tmp_path: Path) -> None:
+    release = Release(id="rel-evil", channel="default", action="publish", adapter="evil@v000001", why="",
+                      path="../../evil", candidate=None, verdict=None, previous=None)  # fmt: skip
+    rows = out(full, "interactions", "afterword") + [
+        {"record": kind.TABLE, "id": "x", "schema": 1} for kind in RECORDS[3:]
+    ]
+    rows += [{"record": "releases", **release.to_dict()}, *out(full, "turns", "afterword")]
+    with Store.open(tmp_path / "copy.db") as copy:
+        summary = import_file(copy, write(tmp_path, rows))
+        assert copy.counts() == {**dict.fromkeys(copy.counts(), 0), "turns": full.counts()["turns"]}
+    assert summary.rejected["derived_releases"] == 2
+    assert summary.rejected["derived_interactions"] == full.counts()["interactions"] > 0
+    assert set(summary.rejected) == {f"derived_{kind.TABLE}" for kind in RECORDS[2:]} and summary.rejects is not None
+    first = json.loads(Path(summary.rejects).read_text(encoding="utf-8").splitlines()[0])
+    assert "consent" in first["detail"] and "`afterword collect`" in first["detail"]
 
 
 @pytest.mark.parametrize("format", ["openai", "sharegpt"])

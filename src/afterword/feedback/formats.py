@@ -241,11 +241,16 @@ def _event_feedback(row: Json, turn: Turn, kind: str | None, when: Json) -> list
     return rows
 
 
-_TABLES = {kind.TABLE: kind for kind in RECORDS}
+_TABLES: dict[str, type[Record]] = {kind.TABLE: kind for kind in (Turn, Feedback)}
+"""What was said and done. All else is derived from it here, under the checks of this directory."""
+_DERIVED = {*(kind.TABLE for kind in RECORDS), "reviews", "erasures"} - _TABLES.keys()
 
 
 def _afterword(row: Json) -> list[Record]:
-    kind = _TABLES.get(str(row.get("record")))
+    name = str(row.get("record"))
+    if name in _DERIVED:
+        raise bad(f"derived_{name}", f"a record of {name} from a file is not taken in: {_WHY_DERIVED}")
+    kind = _TABLES.get(name)
     if kind is None:
         raise bad("unknown_record", f"`record` is {shown(row.get('record'), 60)}; known: {', '.join(_TABLES)}")
     try:
@@ -253,6 +258,11 @@ def _afterword(row: Json) -> list[Record]:
     except TypeError as error:
         raise bad("bad_record", f"not a record of {kind.TABLE}: {error}") from error
 
+
+_WHY_DERIVED = (
+    "it would pass by consent, the limits of weight, the filters, redaction and the gate of this directory. Import the "
+    "turns and the feedback; `afterword collect` makes interactions anew. A full backup is a copy of the data directory"
+)
 
 FORMATS: dict[str, Parser] = {
     "openai": _openai, "sharegpt": _sharegpt, "wildchat": _wildchat, "wildfeedback": _wildfeedback,

@@ -17,7 +17,8 @@ Shape = Callable[[Store], Iterator[Json]]
 
 
 def own(kind: type[Record]) -> Shape:
-    """Our own form: the record with the name of its table; `import --format afterword` reads it back."""
+    """Our own form: the record with the name of its table; `import --format afterword` reads
+    turns and feedback back."""
     return lambda store: ({"record": kind.TABLE, **row.to_dict()} for row in store.rows(kind))
 
 
