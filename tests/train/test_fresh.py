@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from afterword.chat.render import end_of_turn_ids
+from afterword.errors import ConfigError, NothingToDo
 from afterword.learn.forward import packed
 from afterword.learn.models import load_tokenizer
-from afterword.learn.recipes import sdpo_interactions
+from afterword.learn.recipes import recipe, sdpo_interactions
+from afterword.records import Turn
 from afterword.train.examples import Encoded, prepare
-from afterword.train.fresh import clear_fresh, fresh_rows, merged
+from afterword.train.fresh import answers_to, clear_fresh, fresh_rows, merged
 from afterword.train.loop import train_candidate
-from afterword.train.metrics import read_metrics
+from afterword.train.metrics import StepMetrics, read_metrics
 from afterword.train.policy import Policy, load_policy
+from afterword.train.steps import Passes
+from afterword.train.world import ALONE
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -58,7 +64,7 @@ def test_merging_gives_the_adapters_scores_and_leaves_no_trace(model: str) -> No
 def test_answers_are_the_students_own_and_end_where_they_end(model: str, tmp_path: Path) -> None:
     policy, rows, ends = moved_policy(model), encoded(model), end_of_turn_ids(load_tokenizer(model))
     state = torch.get_rng_state()
-    fresh = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99)
+    fresh = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)
     assert torch.equal(torch.get_rng_state(), state)
     longest = max(len(r.completion) for r in rows)
     for old, new in zip(rows, fresh, strict=True):
@@ -68,21 +74,24 @@ def test_answers_are_the_students_own_and_end_where_they_end(model: str, tmp_pat
         assert not set(new.completion[:-1]) & set(ends)
         assert len(new.completion) == longest or new.completion[-1] in ends
     assert [r.completion for r in fresh] != [r.completion for r in rows]
-    short = fresh_rows(policy, rows, ends, tmp_path / "..", number=2, key="k", seed=3, most=2)
+    short = fresh_rows(policy, rows, ends, tmp_path / "..", number=2, key="k", seed=3, most=2, limit=512)
     assert max(len(r.completion) for r in short) == 2
-    other = fresh_rows(policy, rows, ends, tmp_path / "..", number=1, key="k", seed=4, most=99)
+    other = fresh_rows(policy, rows, ends, tmp_path / "..", number=1, key="k", seed=4, most=99, limit=512)
     assert [r.completion for r in fresh] != [r.completion for r in other]
 
 
 def test_a_resumed_pass_reads_its_answers_and_another_run_does_not(model: str, tmp_path: Path) -> None:
     policy, rows, ends = moved_policy(model), encoded(model), end_of_turn_ids(load_tokenizer(model))
-    first = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99)
+    first = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)
     file = tmp_path / "fresh-1.json"
     kept = json.loads(file.read_text())
     kept["answers"][0] = [7, 7]
     file.write_text(json.dumps(kept))
-    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99)[0].completion == (7, 7)
-    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="other", seed=3, most=99) == first
+    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)[0].completion == (
+        7,
+        7,
+    )
+    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="other", seed=3, most=99, limit=512) == first
     clear_fresh(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -97,3 +106,84 @@ def test_a_run_ends_with_passes_over_fresh_answers(model: str, tmp_path: Path) -
     assert len({m.tokens for m in metrics}) > 1
     assert result.interactions == ("int-0", "int-1", "int-2", "int-3")
     assert not list(run_dir.glob("fresh-*"))
+
+
+def test_a_fresh_answer_leaves_room_for_what_the_teacher_reads(tmp_path: Path) -> None:
+    """The hindsight is fitted to the served answer of its own row; a fresh one may be longer than that."""
+    small = tiny_folder(tmp_path / "small", context=160)
+    tokenizer = load_tokenizer(small)
+    given = [example(small, 0, text="A" * 70, hindsight="Short."), example(small, 1, text="Brief", hindsight="w" * 400)]
+    wanted = sdpo_interactions(passes=0, fresh=1, dtype="float32", max_hindsight=400)
+    prepared = prepare(given, tokenizer, wanted, limit=160, vocabulary=259)
+    assert max(r.longest_prompt + 71 for r in prepared.rows) > 160
+    policy = load_policy(small, wanted, parent=None, seed=0, device="cpu")
+    rows = Passes(prepared, wanted, tokenizer, tmp_path, "k", 0, ALONE).rows(policy, 0)
+    assert len(rows) == 2 and rows[0].longest_prompt + len(rows[0].completion) <= 160
+    assert len(rows[1].completion) <= 160 - rows[1].longest_prompt < 71
+
+
+def test_a_prompt_that_leaves_no_room_for_a_fresh_answer_is_counted(tmp_path: Path) -> None:
+    small = tiny_folder(tmp_path / "small", context=160)
+    given, tokenizer = [example(small, 0, text="A", hindsight="w" * 400)], load_tokenizer(small)
+    with pytest.raises(NothingToDo, match=r"1 no_room.*leave 2 tokens for a fresh answer"):
+        prepare(given, tokenizer, sdpo_interactions(), limit=160, vocabulary=259)
+    assert prepare(given, tokenizer, sdpo_interactions(fresh=0), limit=160, vocabulary=259).rows
+
+
+def test_answers_are_drawn_from_the_model_whatever_its_folder_says_of_sampling(model: str, tmp_path: Path) -> None:
+    odd = tiny_folder(tmp_path / "odd")
+    file = tmp_path / "odd" / "generation_config.json"
+    told = {"repetition_penalty": 50.0, "min_p": 0.2, "no_repeat_ngram_size": 1, "do_sample": True, "temperature": 0.1}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **told}))
+    for greedy in (False, True):
+        found = []
+        for folder in (model, odd):
+            policy = load_policy(folder, sdpo_interactions(dtype="float32"), parent=None, seed=0, device="cpu")
+            torch.manual_seed(0)
+            found.append(answers_to(policy, [list(range(10, 60))] * 4, [2], 24, greedy=greedy))
+        assert policy.model.generation_config.repetition_penalty == 50.0  # it is only put aside
+        assert found[0] == found[1]
+        assert any(len(set(one)) < len(one) for one in found[1])
+
+
+_ASKED: list[str] = []
+
+
+def moody(turn: Turn, text: str) -> float:
+    """A verifier that says something else each time."""
+    _ASKED.append(text)
+    return float(len(_ASKED) * 7 % 5)
+
+
+def test_a_run_that_goes_on_asks_the_verifier_no_second_time(model: str, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(metrics: StepMetrics) -> None:
+        if metrics.step == 1:
+            raise Stop
+
+    one = recipe("grpo", verifier=f"{__name__}:moody", dtype="float32", max_fresh=4, batch=8, answers=4, fresh=1)
+
+    def go(name: str, **options: Any) -> None:
+        _ASKED.clear()
+        folder = tmp_path / name
+        given = [example(model, i) for i in range(4)]
+        train_candidate(given, model=model, out=folder / "out", run_dir=folder / "run", recipe=one, **options)
+
+    go("straight")
+    assert len(_ASKED) == 16
+    with pytest.raises(Stop):
+        go("killed", progress=stop, save_every=1)
+    go("killed")
+    assert not _ASKED
+    straight, killed = ([m.loss for m in read_metrics(tmp_path / name / "run")] for name in ("straight", "killed"))
+    assert len(straight) == 2 and straight == killed
+
+
+@pytest.mark.parametrize("name", ["no.such:thing", "json:nothing", "json:__name__", "nonsense"])
+def test_a_verifier_that_is_none_is_told_before_anything_is_loaded(name: str, tmp_path: Path) -> None:
+    one = dataclasses.replace(recipe("grpo", verifier=name), fresh=1)
+    with pytest.raises(ConfigError, match="the verifier"):
+        train_candidate([], model="no such model", out=tmp_path / "out", run_dir=tmp_path / "run", recipe=one)
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from afterword.train.metrics import read_metrics
@@ -90,3 +91,17 @@ def test_a_lone_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     world.sum_(total)
     world.wait()
     assert world is ALONE and world.first and world.same("x") == "x" and total.tolist() == [1.0, 1.0]
+
+
+def test_on_gpus_the_sums_on_the_cpu_have_a_backend_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    monkeypatch.setattr(dist, "init_process_group", made.append)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr("atexit.register", made.append)
+    assert join() == World(1, 2)
+    assert made == [1, "cpu:gloo,cuda:nccl", dist.destroy_process_group]

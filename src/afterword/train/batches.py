@@ -78,8 +78,7 @@ def split(rows: Sequence[Encoded], picked: Sequence[int], budget: int) -> list[l
 
 
 def _longest(row: Encoded) -> int:
-    prompts = (row.prompt, *row.teacher_prompts.values())
-    return max(map(len, prompts)) + len(row.completion)
+    return row.longest_prompt + len(row.completion)
 
 
 class TeacherStates:

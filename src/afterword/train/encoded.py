@@ -41,6 +41,11 @@ class Encoded:
     changed: tuple[int, ...] = ()
     """Places of completion ids that the user changed or removed."""
 
+    @property
+    def longest_prompt(self) -> int:
+        """Ids of the longest that either side reads before the answer."""
+        return max(map(len, (self.prompt, *self.teacher_prompts.values())))
+
     def reads(self, context: str) -> tuple[int, ...]:
         """The prompt under a context; the student's own for "none"."""
         return self.teacher_prompts.get(context, self.prompt) if context == "none" else self.teacher_prompts[context]
@@ -63,6 +68,8 @@ class Prepared:
     left: tuple[Left, ...]
     used: tuple[Example, ...] = field(repr=False)
     """The examples behind `rows`, in the same order."""
+    limit: int
+    """Most tokens of a prompt and its answer that every model of the run reads."""
 
     @property
     def reasons(self) -> dict[str, int]:

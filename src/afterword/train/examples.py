@@ -34,6 +34,9 @@ from afterword.train.served import served_logprobs, with_groups
 
 __all__ = ["Encoded", "Example", "Left", "Prepared", "choose", "prepare"]
 
+_LEAST = 4
+"""Fewer tokens than this are no answer that a student could learn from."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Encoder:
@@ -70,6 +73,9 @@ class _Encoder:
         row = self._with_teacher(interaction, turn, prompt, completion)
         if isinstance(row, Left):
             return row
+        room, least = self.limit - row.longest_prompt, min(_LEAST, self.recipe.max_fresh)
+        if self.recipe.fresh and interaction.kind != GOLD and room < least:
+            return Left(interaction.id, "no_room", f"its prompts leave {room} tokens for a fresh answer")
         text = text_of(turn.answer.get("content"))
         return replace(
             row,
@@ -238,7 +244,7 @@ def prepare(
     left = tuple(r for _, r in results if isinstance(r, Left))
     kept = [(e, r) for e, r in results if isinstance(r, Encoded)]
     rows = with_groups(_aged(kept))
-    prepared = Prepared(tuple(rows), left, tuple(e for e, _ in kept))
+    prepared = Prepared(tuple(rows), left, tuple(e for e, _ in kept), limit)
     if not kept:
         raise NothingToDo(_nothing(len(unique), prepared))
     return prepared

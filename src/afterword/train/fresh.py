@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from transformers import GenerationConfig
 
 from afterword.chat.render import Tokenizer, decode
 from afterword.errors import ConfigError
@@ -34,6 +35,10 @@ _ROWS = 16
 """Prompts that are answered at once: at 64 the growing caches took 4.8 GiB, at 24 3.2, in the same time."""
 
 
+Judge = Callable[[Encoded, Sequence[int]], float]
+"""The reward of an answer (completion ids) to a row's prompt."""
+
+
 def fresh_rows(
     policy: Policy,
     rows: Sequence[Encoded],
@@ -44,54 +49,68 @@ def fresh_rows(
     key: str,
     seed: int,
     most: int,
+    limit: int,
     answers: int = 1,
     scored: bool = False,
+    judge: Judge | None = None,
 ) -> list[Encoded]:
     """`rows`, each `answers` times, with answers of the current student, kept in `run_dir`: none is longer than the
-    longest of `rows` nor than `most` tokens. What was written by people (kind "gold") stays as it is.
+    longest of `rows`, nor than `most` tokens, nor than what a model that reads `limit` tokens has left after the
+    longest prompt of its row. What was written by people (kind "gold") stays as it is.
 
     `key` names the run and `number` the pass: a file of the same run and pass is read instead. `scored` adds the
-    log-probabilities under the student as it is now. The answers have no reward yet.
+    log-probabilities under the student as it is now, `judge` the rewards: it is asked once, also by a run that is
+    killed and goes on.
     """
     file = run_dir / f"fresh-{number}.json"
     gold = [r for r in rows if r.answer.kind == GOLD]
     asked = [r for r in rows if r.answer.kind != GOLD for _ in range(answers)]
     if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
-        written, served = kept["answers"], kept["served"]
+        written, served, rewards = kept["answers"], kept["served"], kept["rewards"]
     else:
-        written = _sample(policy, asked, ends, seed=seed * 1_000_003 + number, most=most) if asked else []
+        room = [_room(row, rows, most, limit) for row in asked]
+        written = _sample(policy, asked, ends, seed=seed * 1_000_003 + number, room=room) if asked else []
         pairs = [(row.prompt, a) for row, a in zip(asked, written, strict=True)]
         served = [p.tolist() for p in log_probs(policy.model, policy.head, pairs)] if scored and pairs else []
+        rewards = [judge(row, a) for row, a in zip(asked, written, strict=True)] if judge else []
         work = file.with_suffix(".new")
-        work.write_text(json.dumps({"key": key, "answers": written, "served": served}), encoding="utf-8")
+        work.write_text(
+            json.dumps({"key": key, "answers": written, "served": served, "rewards": rewards}), encoding="utf-8"
+        )
         work.replace(file)
-    return gold + [
+    n = len(written)
+    fresh = [
         replace(
             row,
             completion=tuple(a),
             on_policy=True,
             served=tuple(s),
-            answer=replace(row.answer, reward=None, group=ALONE, age=0.0),
+            answer=replace(row.answer, reward=reward, group=ALONE, age=0.0),
         )
-        for row, a, s in zip(asked, written, served or [()] * len(written), strict=True)
+        for row, a, s, reward in zip(asked, written, served or [()] * n, rewards or [None] * n, strict=True)
     ]
+    return gold + (with_groups(fresh) if judge else fresh)
 
 
-def judged(
-    rows: Sequence[Encoded], used: Mapping[str, Turn], verifier: str | None, tokenizer: Tokenizer
-) -> list[Encoded]:
-    """Fresh answers with the rewards that `verifier` (`package.module:function`) gives to (turn, text), and their
-    groups. Raises ConfigError when there is no such function or it returns no number."""
+def _room(row: Encoded, rows: Sequence[Encoded], most: int, limit: int) -> int:
+    """Most tokens of a fresh answer to `row`."""
+    return min(most, max(len(r.completion) for r in rows if r.answer.kind != GOLD), limit - row.longest_prompt)
+
+
+def judge_of(verifier: str | None, used: Mapping[str, Turn], tokenizer: Tokenizer) -> Judge | None:
+    """Asks `verifier` (`package.module:function`) about (turn, text); None without one. `used` has the turns by
+    interaction. Raises ConfigError when there is no such function or, when asked, it returns no finite number."""
     if verifier is None:
-        return list(rows)
-    judge = verifier_of(verifier)
-    out = []
-    for row in rows:
-        value = judge(used[row.interaction], decode(tokenizer, row.completion))
+        return None
+    function = verifier_of(verifier)
+
+    def judge(row: Encoded, completion: Sequence[int]) -> float:
+        value = function(used[row.interaction], decode(tokenizer, completion))
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigError(f"the verifier {verifier!r} returned {value!r}: it has to return a finite number")
-        out.append(replace(row, answer=replace(row.answer, reward=float(value))))
-    return with_groups(out)
+        return float(value)
+
+    return judge
 
 
 def verifier_of(name: str) -> Callable[[Turn, str], Any]:
@@ -103,6 +122,8 @@ def verifier_of(name: str) -> Callable[[Turn, str], Any]:
         raise ConfigError(
             f"the verifier {name!r} cannot be imported ({error}): name it `package.module:function`", param="verifier"
         ) from error
+    if not callable(found):
+        raise ConfigError(f"the verifier {name!r} is {found!r}, not a function", param="verifier")
     return found  # type: ignore[no-any-return]
 
 
@@ -113,36 +134,44 @@ def clear_fresh(run_dir: Path) -> None:
 
 
 @torch.no_grad()
-def _sample(policy: Policy, rows: Sequence[Encoded], ends: Sequence[int], *, seed: int, most: int) -> list[list[int]]:
-    longest = min(most, max(len(r.completion) for r in rows))
+def _sample(
+    policy: Policy, rows: Sequence[Encoded], ends: Sequence[int], *, seed: int, room: Sequence[int]
+) -> list[list[int]]:
+    """An answer of at most `room` tokens to each prompt. Prompts that are answered together have the same room, so
+    that no position is beyond what the model reads."""
     sizes = [len(r.prompt) for r in rows]
     found: dict[int, list[int]] = {}
     cuda = [policy.device.index or 0] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), merged(policy):
         torch.manual_seed(seed)
-        for group in by_budget(sizes, _ROWS * max(sizes)):
-            found.update(zip(group, answers_to(policy, [rows[i].prompt for i in group], ends, longest), strict=True))
+        for longest in sorted(set(room), reverse=True):
+            mine = [i for i, n in enumerate(room) if n == longest]
+            for part in by_budget([sizes[i] for i in mine], _ROWS * max(sizes)):
+                group = [mine[k] for k in part]
+                texts = answers_to(policy, [rows[i].prompt for i in group], ends, longest)
+                found.update(zip(group, texts, strict=True))
     return [found[i] for i in range(len(rows))]
 
 
 def answers_to(
     policy: Policy, prompts: Sequence[Sequence[int]], ends: Sequence[int], longest: int, *, greedy: bool = False
 ) -> list[list[int]]:
-    """Completion ids of at most `longest` tokens, the end of turn included where the answer ended by itself."""
-    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if not greedy:
-        how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    """Completion ids of at most `longest` tokens, the end of turn included where the answer ended by itself: drawn
+    from the model's own distribution, or the likeliest, whatever its `generation_config.json` would change of it."""
     width, pad = max(map(len, prompts)), ends[0]
+    how: dict[str, Any] = {} if greedy else {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    plain = GenerationConfig(
+        do_sample=not greedy, max_new_tokens=longest, pad_token_id=pad, eos_token_id=list(ends), **how
+    )
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=policy.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
-    out = policy.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=longest,
-        pad_token_id=pad,
-        eos_token_id=list(ends),
-        **how,
-    )
+    model = policy.model.get_base_model()
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # generate() takes from it whatever `plain` leaves open
+    try:
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+    finally:
+        model.generation_config = own
     return [_cut(row, ends) for row in out[:, width:].tolist()]
 
 

@@ -28,7 +28,7 @@ from afterword.train.batches import TeacherStates, by_size, plan, rows_of, split
 from afterword.train.encoded import Encoded, Example, Prepared
 from afterword.train.events import Events
 from afterword.train.examples import prepare
-from afterword.train.fresh import clear_fresh
+from afterword.train.fresh import clear_fresh, verifier_of
 from afterword.train.kept import KeptStates
 from afterword.train.memory import held
 from afterword.train.metrics import StepMetrics, Tally, append_step, keep_steps
@@ -82,6 +82,8 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     """
     started = time.monotonic()
     validate(recipe)
+    if recipe.verifier:
+        verifier_of(recipe.verifier)
     world = join()
     tokenizer = load_tokenizer(model)
     limit, vocabulary = model_sizes(resolve_model(model))

@@ -22,6 +22,7 @@ from afterword.learn.validate import advice, validate
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
 from afterword.train.examples import Example, choose
+from afterword.train.fresh import verifier_of
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import StepMetrics
 from afterword.train.output import candidate_record
@@ -209,6 +210,8 @@ def _planned(
 ) -> Plan:
     validate(recipe_of(settings))  # a typo or an impossible recipe fails first
     check(settings.revise, recipe_of(settings))
+    if settings.verifier:
+        verifier_of(settings.verifier)
     spent = store.spent(channel)
     fresh = [row for row in store.usable("train") if row.id not in spent and (row.on_policy or settings.off_policy)]
     if weights is not None:

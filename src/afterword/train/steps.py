@@ -23,7 +23,7 @@ from afterword.learn.terms import Term
 from afterword.train.answers import write_answers
 from afterword.train.batches import TeacherStates, rows_of, student_batch
 from afterword.train.encoded import Encoded, Prepared
-from afterword.train.fresh import fresh_rows, judged
+from afterword.train.fresh import fresh_rows, judge_of
 from afterword.train.marks import without_private
 from afterword.train.metrics import Tally
 from afterword.train.policy import Policy
@@ -111,8 +111,12 @@ class Passes:
             key=self.key,
             seed=self.seed,
             most=self.recipe.max_fresh,
+            limit=self.prepared.limit,
             answers=self.recipe.answers,
             scored=any(t.needs_served for t in self.recipe.terms),
+            judge=judge_of(
+                self.recipe.verifier, {e.interaction.id: e.turn for e in self.prepared.used}, self.tokenizer
+            ),
         )
         rows = [r for r in rows if r.answer.kind == GOLD] + without_private(
             (r for r in rows if r.answer.kind != GOLD), self.tokenizer, self.recipe.redact
@@ -123,6 +127,4 @@ class Passes:
                 told = {e.interaction.id: e.interaction.hindsight for e in self.prepared.used}
                 write_answers(self.run_dir, self.tokenizer, served, written, told, number=number, ends=ends)
             self.world.wait()
-        return judged(
-            rows, {e.interaction.id: e.turn for e in self.prepared.used}, self.recipe.verifier, self.tokenizer
-        )
+        return rows

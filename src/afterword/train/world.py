@@ -1,7 +1,7 @@
 """Several processes that train one adapter: each takes a share of every step, sums and counts are global.
 
-Owns the process group (gloo on CPUs, NCCL on GPUs). Started by `torchrun --nproc-per-node N -m afterword train`; a
-lone process is a world of one and never touches torch.distributed.
+Owns the process group (gloo for tensors on the CPU, NCCL for those on GPUs). Started by `torchrun --nproc-per-node N
+-m afterword train`; a lone process is a world of one and never touches torch.distributed.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def join() -> World:
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return ALONE
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")  # sums of a step lie on the CPU
         atexit.register(dist.destroy_process_group)
     return World(dist.get_rank(), dist.get_world_size())
 
