@@ -10,7 +10,7 @@ from tests.learn.recipe_inputs import INPUTS
 
 from afterword.errors import ConfigError
 from afterword.learn.advantages import LogRatio
-from afterword.learn.anchors import imitation
+from afterword.learn.anchors import gold_mix, imitation, kl_to_base
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.divergences import (
     FORWARD_KL,
@@ -31,7 +31,7 @@ from afterword.learn.teachers import BASE, LIVE, START, Average, Copy, External,
 from afterword.learn.terms import Term
 from afterword.learn.updates import PPOClip
 from afterword.learn.validate import advice, validate
-from afterword.learn.weights import Cap, EntropyGate, ImportanceRatio
+from afterword.learn.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -143,6 +143,8 @@ def compared(**changes: Any) -> Recipe:
         (compared(reference=START), "reads no reference"),
         (compared(target=Temperature(0.0)), "positive and finite"),
         (compared(estimator=NegativeLogLikelihood(), teacher=None, weights=(EntropyGate(),)), "there is no teacher"),
+        (compared(estimator=NegativeLogLikelihood(), teacher=None, weights=(ChangedTokens(),)),
+         "imitate most what the user edited away: leave out ChangedTokens"),
         (recipe("grpo", verifier="a:b", answers=1), "set answers to 2 or more"),
         (recipe("sdpo", include_off_policy=True), "log-probability with which they were sampled"),
         (recipe("opd", teacher="x", include_off_policy=True), "own samples|sampled itself"),
@@ -152,6 +154,14 @@ def compared(**changes: Any) -> Recipe:
 def test_meaningless_parts_are_refused_with_the_remedy(bad: Recipe, remedy: str) -> None:
     with pytest.raises(ConfigError, match=remedy):
         validate(bad)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_only_a_teacher_that_reads_the_edit_dwells_on_what_was_edited_away(name: str) -> None:
+    for term in (*recipe(name, **INPUTS.get(name, {})).terms, imitation(1.0), gold_mix(1.0), kl_to_base(1.0)):
+        reads = term.context.privileged and term.context.text is None
+        dwells = any(isinstance(w, ChangedTokens) for w in term.weights)
+        assert dwells is (reads and name not in ("sdpo", "opsd-clipped")), term.name
 
 
 def test_every_fault_is_named_at_once() -> None:

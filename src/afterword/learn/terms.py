@@ -25,7 +25,7 @@ from afterword.learn.supports import FULL, Support
 from afterword.learn.targets import IDENTITY, Target
 from afterword.learn.teachers import Teacher
 from afterword.learn.updates import PLAIN, Update, importance_ratio
-from afterword.learn.weights import PER_SEQUENCE, Average, ChangedTokens, InteractionWeight, Mask, Weight, chain
+from afterword.learn.weights import PER_SEQUENCE, Average, InteractionWeight, Mask, Weight, chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Term:
     average: Average = PER_SEQUENCE
     route: Route = EVERYTHING
     """Which answers belong to the term."""
-    weights: tuple[Weight, ...] = (InteractionWeight(), ChangedTokens())
+    weights: tuple[Weight, ...] = (InteractionWeight(),)
     masks: tuple[Mask, ...] = ()
     advantage: Advantage | None = None
     """A signed factor on each token's loss; for the negative log-likelihood, which it makes a policy gradient."""

@@ -18,7 +18,7 @@ from afterword.learn.targets import GeometricBridge
 from afterword.learn.teachers import Average, Copy, External, Released, Routed, Teacher, TrustRegion
 from afterword.learn.terms import Term
 from afterword.learn.updates import PPOClip
-from afterword.learn.weights import Cap, EntropyGate, LeastRatio
+from afterword.learn.weights import Cap, ChangedTokens, EntropyGate, LeastRatio
 
 _LONG = 1000
 """Steps of a run that stands for all runs where a schedule is looked at."""
@@ -206,6 +206,14 @@ def _clip(recipe: Recipe, term: Term) -> str | None:
     return None
 
 
+def _changed(recipe: Recipe, term: Term) -> str | None:
+    if not any(isinstance(w, ChangedTokens) for w in term.weights):
+        return None
+    if term.advantage is None and term.estimator.follows is Follows.LIKELIHOOD:
+        return "it would imitate most what the user edited away: leave out ChangedTokens"
+    return None
+
+
 def _amounts(recipe: Recipe, term: Term) -> str | None:
     if term.skip_first < 0 or not term.scale > 0:
         return f"skip_first={term.skip_first} and scale={term.scale} must be at least 0 and more than 0"
@@ -222,5 +230,6 @@ _TERM_CHECKS: tuple[Callable[[Recipe, Term], str | None], ...] = (
     _advantage,
     _off_policy,
     _clip,
+    _changed,
     _amounts,
 )

@@ -34,12 +34,17 @@ from afterword.learn.weights import (
     PER_TOKEN,
     Average,
     Cap,
+    ChangedTokens,
     ImportanceRatio,
     InteractionWeight,
+    Weight,
 )
 
 PLAUSIBLE = 0.01
 """Least probability of a token under the teacher at which a contrast may raise it."""
+_EDITED: tuple[Weight, ...] = (InteractionWeight(), ChangedTokens())
+"""Where the teacher reads what the user wrote instead, the tokens that were edited away say most about it. Without
+such a teacher they are what to imitate least."""
 
 
 def sdpo_interactions(
@@ -67,6 +72,7 @@ def sdpo_interactions(
         teacher=teacher,
         context=where,
         average=average,
+        weights=_EDITED,
         skip_first=skip_first,
         clip=clip,
     )
@@ -79,7 +85,14 @@ def sdpo_interactions(
 
 def sdpo_interactions_offline(**settings: Any) -> Recipe:
     """The paper's offline form: policy gradient over the served ids, the live model as its own teacher."""
-    term = Term(name="hindsight", estimator=PolicyGradient(), teacher=LIVE, context=CONTEXTS["block"], skip_first=2)
+    term = Term(
+        name="hindsight",
+        estimator=PolicyGradient(),
+        teacher=LIVE,
+        context=CONTEXTS["block"],
+        weights=_EDITED,
+        skip_first=2,
+    )
     return Recipe(
         name="sdpo-interactions-offline",
         terms=(term,),
@@ -94,6 +107,7 @@ def sdpo_interactions_online(**settings: Any) -> Recipe:
         estimator=NegativeLogLikelihood(),
         teacher=LIVE,
         context=CONTEXTS["block"],
+        weights=_EDITED,
         advantage=LogRatio(centre=True),
         update=PPOClip(low=0.2, high=0.2),
     )
@@ -123,6 +137,7 @@ def sdft(*, rate: float = 0.01, skip_first: int = 3, **settings: Any) -> Recipe:
         teacher=MovingAverage(rate=rate),
         context=CONTEXTS["reference"],
         route=ByKind(REFERENCE_KINDS),
+        weights=_EDITED,
         skip_first=skip_first,
     )
     return Recipe(name="sdft", terms=(term,), **{**ON_POLICY, "schedule": Cosine(), **settings})
@@ -137,6 +152,7 @@ def opsd(**settings: Any) -> Recipe:
         context=CONTEXTS["reference"],
         average=PER_TOKEN,
         route=ByKind(REFERENCE_KINDS),
+        weights=_EDITED,
     )
     return Recipe(name="opsd", terms=(term,), **{**ON_POLICY, **settings})
 
