@@ -306,3 +306,23 @@ def test_the_fast_product_and_the_plain_one_agree(n: int, monkeypatch: pytest.Mo
     (d_plain,) = torch.autograd.grad(plain.sum(), student)
     torch.testing.assert_close(fast, plain, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(d_fast, d_plain, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_without_weight_has_a_gradient_of_exactly_zero_whatever_it_holds(adapted: bool, bad: float) -> None:
+    student, teacher, weight, ids = case(5, 4, 9, torch.float64, 0)
+    down, up = (torch.randn(k, dtype=torch.float64).requires_grad_() for k in ((2, 4), (9, 2)))
+    head = Head(weight, adapter=HeadAdapter(down, up, 1.0) if adapted else None)
+    kept = torch.tensor([True, False, True, True, True])
+    found = []
+    for value in (0.0, bad):
+        hidden = student.detach().clone()
+        hidden[1] = value
+        hidden.requires_grad_()
+        loss = token_losses(hidden, teacher, head, ids, FORWARD_KL).loss
+        inputs = (hidden, down, up) if adapted else (hidden,)
+        found.append(torch.autograd.grad(loss.where(kept, 0.0).sum(), inputs))
+    assert bool((found[1][0][1] == 0).all())
+    for got, want in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(got, want)

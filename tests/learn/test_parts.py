@@ -16,7 +16,8 @@ from afterword.learn.advantages import Advantage, FeedbackPolarity, GroupBaselin
 from afterword.learn.anchors import GOLD, NegativeEntropy, entropy_bonus, gold_mix
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.divergences import NegativeLogLikelihood, PolicyGradient
-from afterword.learn.loss_stage import Scores
+from afterword.learn.head import Head
+from afterword.learn.loss_stage import Scores, token_losses
 from afterword.learn.monitors import COLUMNS
 from afterword.learn.routes import ByCorrectness, ByKind, ByTask, Route
 from afterword.learn.rows import Answer, Group, Rows, layout
@@ -139,7 +140,9 @@ def test_clip_golden_values() -> None:
         2, logp_student=torch.log(torch.tensor([0.2, 0.4])), logp_teacher=torch.log(torch.tensor([0.5, 0.5]))
     )
     sampled = -(scores.logp_teacher - scores.logp_student) * scores.logp_student
-    assert (sampled * ImportanceRatio(2.0)(scores, some)).mean().item() == pytest.approx(1.57694523)
+    assert (
+        sampled * ImportanceRatio(2.0)(scores, some, torch.ones(2, dtype=torch.bool))
+    ).mean().item() == pytest.approx(1.57694523)
 
 
 def test_missing_log_probabilities_are_masked_never_filled() -> None:
@@ -171,7 +174,7 @@ def test_missing_log_probabilities_are_masked_never_filled() -> None:
 def test_weights(weight: Weight, want: list[float]) -> None:
     some = rows([2, 1], [Answer(), Answer(age=20.0)])
     scores = scored(3, entropy_teacher=[0.7, 0.9, 1.5], entropy_student=[0.1, 0.8, 2.0])
-    assert weight(scores, some).tolist() == pytest.approx(want)
+    assert weight(scores, some, torch.ones(3, dtype=torch.bool)).tolist() == pytest.approx(want)
     assert imitation(weights=(weight,)).count(some) == 2  # a weight of 0 still counts below
 
 
@@ -212,6 +215,16 @@ def test_the_entropy_bonus_has_the_gradient_of_the_entropy() -> None:
     torch.testing.assert_close(value, want.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(want.sum(), logits)[0])
     assert entropy_bonus(0.1).scale == 0.1
+
+
+def test_the_entropy_bonus_goes_through_the_loss_stage() -> None:
+    hidden, head = torch.randn(5, 4, dtype=torch.float64, requires_grad=True), Head(torch.randn(9, 4).double())
+    term, some = entropy_bonus(0.5), rows([2, 3])
+    scores = token_losses(hidden, None, head, torch.arange(5), term.estimator)
+    term.value(scores, some, term.count(some)).backward()  # type: ignore[no-untyped-call]
+    logits = (again := hidden.detach().clone().requires_grad_()) @ head.weight.T
+    (0.5 * (logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(hidden.grad, again.grad)
 
 
 def test_only_gold_is_imitated_by_the_gold_mix() -> None:

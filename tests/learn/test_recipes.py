@@ -10,7 +10,7 @@ from tests.learn.recipe_inputs import INPUTS
 
 from afterword.errors import ConfigError
 from afterword.learn.advantages import LogRatio
-from afterword.learn.anchors import gold_mix, imitation, kl_to_base
+from afterword.learn.anchors import entropy_bonus, gold_mix, imitation, kl_to_base
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.divergences import (
     FORWARD_KL,
@@ -29,7 +29,7 @@ from afterword.learn.supports import TopK
 from afterword.learn.targets import Extrapolation, GeometricBridge, Temperature
 from afterword.learn.teachers import BASE, LIVE, START, Average, Copy, External, Released, Routed, TrustRegion
 from afterword.learn.terms import Term
-from afterword.learn.updates import PPOClip
+from afterword.learn.updates import PPOClip, Truncated
 from afterword.learn.validate import advice, validate
 from afterword.learn.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio
 
@@ -145,6 +145,11 @@ def compared(**changes: Any) -> Recipe:
         (compared(estimator=NegativeLogLikelihood(), teacher=None, weights=(EntropyGate(),)), "there is no teacher"),
         (compared(estimator=NegativeLogLikelihood(), teacher=None, weights=(ChangedTokens(),)),
          "imitate most what the user edited away: leave out ChangedTokens"),
+        (compared(estimator=PolicyGradient(), update=PPOClip(), target=Extrapolation(), reference=START),
+         "the advantage towards Extrapolation: use Truncated"),
+        (compared(estimator=K2(), update=PPOClip(), target=GeometricBridge(0.8), target_schedule=Linear()),
+         "the advantage towards GeometricBridge: use Truncated"),
+        (compared(estimator=PolicyGradient(floor=0.5), update=PPOClip()), "a floor above 0"),
         (recipe("grpo", verifier="a:b", answers=1), "set answers to 2 or more"),
         (recipe("sdpo", include_off_policy=True), "log-probability with which they were sampled"),
         (recipe("opd", teacher="x", include_off_policy=True), "own samples|sampled itself"),
@@ -162,6 +167,15 @@ def test_only_a_teacher_that_reads_the_edit_dwells_on_what_was_edited_away(name:
         reads = term.context.privileged and term.context.text is None
         dwells = any(isinstance(w, ChangedTokens) for w in term.weights)
         assert dwells is (reads and name not in ("sdpo", "opsd-clipped")), term.name
+
+
+@pytest.mark.parametrize(
+    ("beta", "estimator"), [(0.0, FORWARD_KL), (0, FORWARD_KL), (1.0, ReverseKL()), (0.1, JSD(0.1)), (0.9, JSD(0.9))]
+)
+def test_gkd_takes_the_ends_that_were_published(beta: float, estimator: Any) -> None:
+    made = recipe("gkd", teacher="x", beta=beta)
+    validate(made)
+    assert made.terms[0].estimator == estimator
 
 
 def test_every_fault_is_named_at_once() -> None:
@@ -182,5 +196,8 @@ def test_useful_combinations_are_not_refused() -> None:
     validate(sft())
     validate(compared(target=GeometricBridge(0.5), target_schedule=Linear()))
     validate(compared(estimator=K2()))
+    validate(compared(estimator=PolicyGradient(floor=-1.72), update=PPOClip()))
+    validate(compared(estimator=PolicyGradient(), update=Truncated(), target=Extrapolation(), reference=START))
+    validate(Recipe(name="x", terms=(*sdpo_interactions().terms, entropy_bonus(0.01))))
     validate(single(teacher=Average(), weights=(ImportanceRatio(),), support=TopK(20, remainder="tail")))
     validate(Recipe(name="x", terms=(*sdpo_interactions().terms, imitation(0.1))))

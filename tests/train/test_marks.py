@@ -13,7 +13,7 @@ from afterword.learn.loss_stage import Scores
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.learn.rows import layout
-from afterword.learn.weights import ChangedTokens
+from afterword.learn.weights import PER_SEQUENCE, PER_TOKEN, Average, ChangedTokens
 from afterword.train.batches import rows_of
 from afterword.train.encoded import Encoded
 from afterword.train.examples import Example, prepare
@@ -81,9 +81,26 @@ def test_changed_characters_become_tokens(model: str) -> None:
 
 def test_changed_tokens_weigh_most_and_an_answer_as_much_as_before() -> None:
     rows = layout([4, 2], [1.0, 1.0], [True, True], changed=[(1,), ()])
-    factors = ChangedTokens(boost=4.0)(scores_of(torch.zeros(6)), rows)
+    factors = ChangedTokens(boost=4.0)(scores_of(torch.zeros(6)), rows, torch.ones(6, dtype=torch.bool))
     assert factors[1] == 4 * factors[0] and float(factors[:4].sum()) == pytest.approx(4.0)
     assert factors[4:].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("changed", [(0, 1), (2, 3), (1, 2), (4,), (0, 1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("average", [PER_SEQUENCE, PER_TOKEN])
+def test_an_answer_counts_as_before_wherever_its_changed_tokens_are(changed: tuple[int, ...], average: Average) -> None:
+    """Two tokens are skipped and one is private: the mean factor over the other three is 1 (an edit among them or
+    not), and a changed one of them still counts four times a kept one."""
+    rows = layout([6, 2], [1.0, 1.0], [True, True], changed=[changed, ()], private=[(4,), ()])
+    (term,) = sdpo_interactions(skip_first=2, average=average).terms
+    loss = torch.ones(8, requires_grad=True)
+    value = term.value(scores_of(loss), rows, term.count(rows))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert value.item() == pytest.approx(1.0)
+    assert loss.grad is not None
+    shares = [float(loss.grad[k]) for k in (2, 3, 5)]
+    wanted = [4.0 if k in changed else 1.0 for k in (2, 3, 5)]
+    assert [s / sum(shares) for s in shares] == pytest.approx([w / sum(wanted) for w in wanted])
 
 
 def test_the_mark_survives_tokens_that_share_a_character(model: str, tmp_path: Path) -> None:

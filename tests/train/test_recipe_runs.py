@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from afterword.errors import ConfigError, NothingToDo
+from afterword.learn.anchors import entropy_bonus
 from afterword.learn.recipes import RECIPES, Recipe, recipe
 from afterword.train.examples import Example
 from afterword.train.loop import train_candidate
@@ -64,6 +65,14 @@ def test_every_recipe_trains(name: str, model: str, other: str, tmp_path: Path) 
     assert set(metrics[0].terms) == {term.name for term in one.terms}
     for term in one.terms:
         assert any(m.terms[term.name] != 0 for m in metrics), f"{term.name} never said anything"
+
+
+def test_the_entropy_bonus_trains_beside_another_term(model: str, tmp_path: Path) -> None:
+    base = recipe("sdpo-interactions", batch=4, dtype="float32", passes=1, fresh=0)
+    run(model, tmp_path, some(model, 4), dataclasses.replace(base, terms=(*base.terms, entropy_bonus(0.01))))
+    (step,) = read_metrics(tmp_path / "run")
+    assert math.isfinite(step.grad_norm)
+    assert step.terms["entropy_bonus"] == pytest.approx(-0.01 * step.entropy_student, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["sdpo", "sdft", "opsd", "opsd-clipped"])

@@ -56,7 +56,7 @@ class NegativeEntropy:
     needs_teacher = False
     sampled = False
     distance = False
-    follows = Follows.NO_DISTANCE
+    follows = Follows.ENTROPY
 
     def __call__(self, tile: Tile) -> tuple[Tensor, Tensor]:
         loss = dot(tile.S, tile.s)

@@ -33,6 +33,8 @@ class Follows(StrEnum):
     SKEW_FORWARD_KL = "skewed KL(T||S)"
     SKEW_REVERSE_KL = "skewed KL(S||T)"
     LIKELIHOOD = "-log S(y)"
+    ENTROPY = "-H(S)"
+    """No distance, and none is meant: it reads the student alone."""
     NOTHING = "zero in expectation"
     """The teacher cancels: training on it is training on noise."""
     NO_DISTANCE = "the gradient of no distance"

@@ -144,20 +144,27 @@ class _TokenLosses(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (saved,) = ctx.saved_tensors
         if not ctx.again:
-            return None if saved is None else (saved * d_loss[:, None]).to(ctx.dtype), None, None, None
+            return None if saved is None else _scaled(saved, d_loss).to(ctx.dtype), None, None, None
         job, adapter = ctx.job, ctx.job.head.adapter
         gradient = torch.empty_like(saved, dtype=job.head.dtype)
         down, up = torch.zeros_like(adapter.down), torch.zeros_like(adapter.up)
 
         def pull(part: slice, d_logits: Tensor) -> None:
-            d_logits *= d_loss[part, None]
+            weight = d_loss[part]
+            d_logits = _scaled(d_logits, weight)
             gradient[part] = job.head.pull_back(d_logits)
-            d_down, d_up = adapter.gradients(saved[part], d_logits)
+            d_down, d_up = adapter.gradients(saved[part].masked_fill((weight == 0)[:, None], 0.0), d_logits)
             down.add_(d_down)
             up.add_(d_up)
 
         _passes(saved, job, None, pull)
         return gradient.to(ctx.dtype), down, up, None
+
+
+def _scaled(rows: Tensor, weight: Tensor) -> Tensor:
+    """[n, .] times [n], a new tensor; exactly 0 where the weight is, also for rows that are not finite."""
+    weight = weight[:, None]
+    return (rows * weight).masked_fill_(weight == 0, 0.0)
 
 
 def _passes(student: Tensor, job: _Job, columns: Tensor | None, pull: Callable[[slice, Tensor], None] | None) -> None:

@@ -103,7 +103,7 @@ class Term:
         """This term's part of the objective, from some rows of a batch whose count is `count`; 0 when it is 0."""
         keep = self.keep(rows)
         loss = scores.loss if self.clip is None else scores.loss.clamp(max=self.clip)
-        factors = self.average.share(keep, rows).to(loss.dtype) * chain(self.weights, scores, rows).detach()
+        factors = self.average.share(keep, rows).to(loss.dtype) * chain(self.weights, scores, rows, keep).detach()
         factors = factors * self._push(scores, rows).to(loss.dtype)
         # Where a token does not count its factor may be anything, also NaN for want of a log-probability.
         factors = torch.where(keep, factors, torch.zeros_like(factors))

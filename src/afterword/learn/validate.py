@@ -14,7 +14,7 @@ from afterword.learn.advantages import GroupBaseline
 from afterword.learn.distances import Distance
 from afterword.learn.divergences import K3, Follows
 from afterword.learn.recipes import Recipe
-from afterword.learn.targets import GeometricBridge
+from afterword.learn.targets import IDENTITY, GeometricBridge
 from afterword.learn.teachers import Average, Copy, External, Released, Routed, Teacher, TrustRegion
 from afterword.learn.terms import Term
 from afterword.learn.updates import PPOClip
@@ -171,6 +171,13 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
         )
     if isinstance(term.update, PPOClip) and term.advantage is None and not term.estimator.sampled:
         return f"a PPO clip needs an advantage: {type(term.estimator).__name__} has none, use PolicyGradient"
+    if isinstance(term.update, PPOClip) and term.advantage is None and term.target != IDENTITY:
+        return (
+            f"a PPO clip stops tokens by the sign of log T(y) - log S(y), which is not that of the advantage towards "
+            f"{type(term.target).__name__}: use Truncated, or the teacher as it is"
+        )
+    if isinstance(term.update, PPOClip) and (getattr(term.estimator, "floor", None) or 0.0) > 0:
+        return "a floor above 0 gives every token a positive advantage, also where a PPO clip reads a negative one"
     if isinstance(term.update, PPOClip) and not (0 < term.update.low < 1 and term.update.high > 0):
         return f"{term.update} must keep the ratio between 1 - low and 1 + high: give low in (0, 1) and high above 0"
     if term.advantage is not None and term.advantage.needs_reward and recipe.fresh and not recipe.verifier:

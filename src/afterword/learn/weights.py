@@ -28,8 +28,8 @@ class Weight(Protocol):
     def needs_served(self) -> bool:
         """True when tokens without the sampler's log-probability cannot count."""
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
-        """[N] factors, no gradient."""
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+        """[N] factors, no gradient; `keep` [N] is True for tokens that count, the others' factors are not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +39,25 @@ class InteractionWeight:
 
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         return rows.weight[rows.row]
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedTokens:
     """Where the user edited the answer, its changed tokens count `boost` times as much as the ones that were kept;
-    together the tokens of an answer count as before. 1 for answers that nobody edited."""
+    together the tokens of an answer that count at all count as before. 1 for answers that nobody edited."""
 
     boost: float = 4.0
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         factors = torch.where(rows.changed, self.boost, 1.0)
-        total = torch.zeros(len(rows.length), device=factors.device).index_add_(0, rows.row, factors)
-        return factors * (rows.length / total.clamp(min=1.0))[rows.row]
+        kept, total = (
+            torch.zeros(len(rows.length), device=factors.device).index_add_(0, rows.row, counted)
+            for counted in (keep.float(), factors * keep)
+        )
+        return factors * (kept / total.where(kept > 0, 1.0))[rows.row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class ImportanceRatio:
     cap: float = 2.0
     needs_served = True
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         return importance_ratio(scores, rows).clamp(max=self.cap)
 
 
@@ -81,7 +84,7 @@ class EntropyGate:
     above: bool = True
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         entropy = scores.entropy_teacher if self.side == "teacher" else scores.entropy_student
         return ((entropy > self.threshold) == self.above).float()
 
@@ -93,7 +96,7 @@ class Staleness:
     half_life: float = 30.0
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         return rows.each(lambda a: float(0.5 ** (a.age / self.half_life)))
 
 
@@ -104,7 +107,7 @@ class Position:
     half_life: float = 64.0
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         return 0.5 ** (rows.position.float() / self.half_life)
 
 
@@ -141,7 +144,7 @@ class Cap:
     most: float
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         return self.most / scores.loss.clamp(min=self.most)
 
 
@@ -153,7 +156,7 @@ class LeastRatio:
     low: float
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         return (scores.logp_teacher - scores.logp_student >= self.low).float()
 
 
@@ -167,7 +170,7 @@ class TopEntropy:
     share: float = 0.2
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         gate = torch.zeros_like(scores.entropy_student)
         for start, size in zip((rows.length.cumsum(0) - rows.length).tolist(), rows.length.tolist(), strict=True):
             top = scores.entropy_student[start : start + size].topk(min(size, max(1, round(self.share * size)))).indices
@@ -175,11 +178,11 @@ class TopEntropy:
         return gate
 
 
-def chain(weights: Sequence[Weight], scores: Scores, rows: Rows) -> Tensor:
+def chain(weights: Sequence[Weight], scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
     """[N] product of all factors, ones for an empty chain."""
     factors = torch.ones_like(scores.entropy_student)
     for weight in weights:
-        factors = factors * weight(scores, rows).to(factors.dtype)
+        factors = factors * weight(scores, rows, keep).to(factors.dtype)
     return factors
 
 

@@ -40,8 +40,13 @@ def _term(teacher: str | None, name: str, estimator: Estimator, **parts: Any) ->
 
 
 def gkd(*, teacher: str | None = None, beta: float = 0.5, **settings: Any) -> Recipe:
-    """Generalised distillation: JSD to another model, half logged and half fresh answers (arXiv 2306.13649)."""
-    return Recipe(name="gkd", terms=(_term(teacher, "distance", JSD(beta)),), **{"passes": 1, "fresh": 1, **settings})
+    """Generalised distillation: JSD to another model, half logged and half fresh answers (arXiv 2306.13649).
+
+    `beta` 0 is the forward KL and 1 the reverse, as in the paper and TRL: the formula itself vanishes there.
+    """
+    ends: dict[float, Estimator] = {0.0: FORWARD_KL, 1.0: ReverseKL()}
+    terms = (_term(teacher, "distance", ends.get(beta, JSD(beta))),)
+    return Recipe(name="gkd", terms=terms, **{"passes": 1, "fresh": 1, **settings})
 
 
 def minillm(*, teacher: str | None = None, **settings: Any) -> Recipe:
