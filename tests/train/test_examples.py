@@ -75,6 +75,17 @@ def test_the_shuffled_control_shows_another_ones_words(model: str) -> None:
     assert all(i != j for i, j in enumerate(wishes))
 
 
+def test_the_shuffled_control_never_shows_an_interaction_its_own_words(model: str) -> None:
+    wanted = sdpo_interactions(where=CONTEXTS["shuffled"])
+    for n in (1, 4):
+        with pytest.raises(NothingToDo, match=rf"{n} no_other"):
+            taught(model, wanted, *(example(model, i) for i in range(n)))
+    words = ["Shorter!", "Shorter!", "Shorter!", "Longer!"]
+    told = taught(model, wanted, *(example(model, i, hindsight=w) for i, w in enumerate(words)))
+    assert ["Longer!" in text for text in told] == [True, True, True, False]
+    assert "Shorter!" in told[3]
+
+
 def test_a_fixed_text_needs_no_hindsight(model: str) -> None:
     where = with_text(CONTEXTS["system"], "Be brief.")
     row = prepare(

@@ -203,20 +203,20 @@ def with_text(where: Context, text: str) -> Context:
 
 
 def shuffled(hindsights: Sequence[str], seed: int) -> list[str]:
-    """The control: every interaction gets another one's hindsight (a rotation of a random order).
-
-    With fewer than two different texts there is no other: the list comes back as it was.
-    """
-    return [hindsights[i] for i in others(len(hindsights), seed)]
+    """The control: every interaction gets another one's hindsight (see `others`), its own where there is no other."""
+    found = others(hindsights, seed)
+    return [own if i is None else hindsights[i] for own, i in zip(hindsights, found, strict=True)]
 
 
-def others(n: int, seed: int) -> list[int]:
-    """For each of `n` interactions the index of another one, a rotation of a random order; itself when alone."""
-    order = list(range(n))
+def others(hindsights: Sequence[str], seed: int) -> list[int | None]:
+    """For each interaction the index of another one with other words, the next in a random order; None where there
+    is none. Of words that all differ each is given once."""
+    order = list(range(len(hindsights)))
     Random(seed).shuffle(order)
-    given = list(range(n))
-    for place, source in zip(order, order[1:] + order[:1], strict=True):
-        given[place] = source
+    given: list[int | None] = [None] * len(order)
+    for place, own in enumerate(order):
+        following = order[place + 1 :] + order[:place]
+        given[own] = next((i for i in following if hindsights[i] != hindsights[own]), None)
     return given
 
 

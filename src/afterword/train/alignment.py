@@ -15,16 +15,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from afterword.chat.render import Tokenizer, decode, render_prompt
-from afterword.learn.contexts import shuffled
-from afterword.learn.diagnostics import log_probs
+from afterword.chat.redact import redact
+from afterword.chat.render import Tokenizer, decode
+from afterword.learn.contexts import Context, fit_hindsight, others
+from afterword.learn.divergences import NegativeLogLikelihood
+from afterword.learn.forward import Ids, by_budget, packed
+from afterword.learn.loss_stage import token_losses
 from afterword.learn.recipes import Recipe
-from afterword.train.encoded import Encoded, Example, Prepared
-from afterword.train.policy import Policy
+from afterword.learn.teachers import LIVE, Routed, Teacher
+from afterword.train.encoded import Encoded, Prepared
+from afterword.train.teaching import Teaching
 
 _PROBED = 16
 _PROBED_TOKENS = 4096
+_ROWS = 2
+"""Interactions that are written out."""
 _SHOWN = 12
+"""Tokens of each."""
 _FILE = "signal.json"
 
 
@@ -34,49 +41,132 @@ class Signal:
     fewer when they are long."""
 
     real: float
-    """Mean |log p(y|x,o) - log p(y|x)| per token under the user's own hindsight."""
+    """Mean |log T(y|x,o) - log T(y|x)| per token under the user's own hindsight, T the term's own teacher."""
     other: float | None
-    """The same under another interaction's hindsight; None when all interactions have the same words."""
+    """The same under another interaction's hindsight; None when nobody wrote other words."""
     gap: float
-    """Mean log p(y|x,o) - log p(y|x): the privileged gap (negative where users disagree with the answers)."""
+    """Mean log T(y|x,o) - log T(y|x): the privileged gap (negative where users disagree with the answers)."""
     n: int
 
 
 def write_alignment(
-    policy: Policy, tokenizer: Tokenizer, prepared: Prepared, recipe: Recipe, run_dir: Path, seed: int
+    teaching: Teaching, tokenizer: Tokenizer, prepared: Prepared, recipe: Recipe, run_dir: Path, seed: int
 ) -> Signal | None:
-    """Write `alignment.txt` and `signal.json`. None for a recipe without hindsight. A resumed run keeps the
-    files of its start."""
+    """Write `alignment.txt` and `signal.json`. The signal is None for a recipe without hindsight. A resumed run keeps
+    the files of its start."""
     file = run_dir / _FILE
     if file.is_file() and (run_dir / "alignment.txt").is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
         return Signal(**kept) if kept else None
-    where = next((t.context for t in recipe.terms if t.context.privileged), None)
-    lines = _counts(prepared)
-    signal = None
-    if where is not None:
-        name, n = where.name, _probed(prepared)
-        used = prepared.rows[:n]
-        other = _other_prompts(tokenizer, prepared.used[:n], recipe, seed)
-        pairs = [(r.prompt, r.completion) for r in used]
-        pairs += [(r.teacher_prompts[name], r.completion) for r in used]
-        pairs += [(p, r.completion) for p, r in zip(other, used, strict=True)]
-        scores = log_probs(policy.model, policy.head, pairs, budget=recipe.micro_tokens)
-        plain, real, wrong = scores[:n], scores[n : 2 * n], scores[2 * n :]
-        tokens = sum(len(r.completion) for r in used)
-        distinct = len({e.interaction.hindsight for e in prepared.used[:n]})
-        signal = Signal(
-            real=_mean_size(real, plain),
-            other=_mean_size(wrong, plain) if distinct > 1 else None,
-            gap=sum(float((q - s).sum()) for q, s in zip(real, plain, strict=True)) / tokens,
-            n=n,
-        )
-        lines += [_serve_gap(used, plain)]
-        lines += _first(tokenizer, used[0], name, (real[0] - plain[0]).tolist())
+    probe = _Probe(teaching, tokenizer, prepared, recipe, _probed(prepared))
+    plain = probe.scores(LIVE, [r.prompt for r in probe.rows])
+    lines = [*_counts(prepared), _serve_gap(probe.rows, plain)]
+    lines += [line for i in range(min(_ROWS, len(probe.rows))) for line in probe.shown(i, plain[i])]
+    signal = probe.signal(seed)
+    if signal is not None:
         lines += ["", f"signal per token (nats): {json.dumps(asdict(signal))}"]
     (run_dir / "alignment.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     file.write_text(json.dumps(asdict(signal) if signal else None), encoding="utf-8")
     return signal
+
+
+class _Probe:
+    """The first `n` rows under the teachers of the run, before its first step."""
+
+    def __init__(self, teaching: Teaching, tokenizer: Tokenizer, prepared: Prepared, recipe: Recipe, n: int) -> None:
+        self.teaching, self.tokenizer, self.recipe, self.limit = teaching, tokenizer, recipe, prepared.limit
+        self.rows, self.used = prepared.rows[:n], prepared.used[:n]
+
+    def scores(self, teacher: Teacher, prompts: Sequence[Ids | None]) -> list[Tensor]:
+        """Log-probabilities [n] of each row's completion after its prompt; rows without one are left out."""
+        found: dict[int, Tensor] = {}
+        asked = [(i, p) for i, p in enumerate(prompts) if p is not None]
+        parts = {i: _part(teacher, self.rows[i]) for i, _ in asked}
+        for part in dict.fromkeys(parts.values()):
+            mine = [(i, (p, self.rows[i].completion)) for i, p in asked if parts[i] == part]
+            for group in by_budget([len(p) + len(c) for _, (p, c) in mine], self.recipe.micro_tokens):
+                batch = packed([mine[k][1] for k in group], self.teaching.policy.device)
+                side = self.teaching.side(part, batch)
+                seen = token_losses(side.states, None, side.head, batch.targets, NegativeLogLikelihood())
+                pieces = torch.split(seen.logp_student.float().cpu(), [len(mine[k][1][1]) for k in group])
+                found.update((mine[k][0], piece) for k, piece in zip(group, pieces, strict=True))
+        return [found[i] for i, _ in asked]
+
+    def signal(self, seed: int) -> Signal | None:
+        """What the hindsight says under the first term's teacher that reads any; None for a recipe without."""
+        term = next((t for t in self.recipe.terms if t.teacher is not None and t.context.privileged), None)
+        if term is None or term.teacher is None:
+            return None
+        plain = self.scores(term.teacher, [r.prompt for r in self.rows])
+        real = self.scores(term.teacher, [r.teacher_prompts[term.context.name] for r in self.rows])
+        prompts = self.other_prompts(term.context, seed)
+        wrong = self.scores(term.teacher, prompts)
+        beside = [s for s, p in zip(plain, prompts, strict=True) if p is not None]
+        ratio = torch.cat(real) - torch.cat(plain)
+        return Signal(
+            real=float(ratio.abs().mean()),
+            other=float((torch.cat(wrong) - torch.cat(beside)).abs().mean()) if wrong else None,
+            gap=float(ratio.double().mean()),
+            n=len(self.rows),
+        )
+
+    def other_prompts(self, where: Context, seed: int) -> list[Ids | None]:
+        """What the teacher would read in place of a row's own hindsight, made as that is; None where nobody wrote
+        other words, where it does not fit, and for a context that shows the same text to all."""
+        found: list[Ids | None] = []
+        given = others([e.interaction.hindsight for e in self.used], seed)
+        for example, row, i in zip(self.used, self.rows, given, strict=True):
+            shown = None if i is None else self.used[i].interaction
+            if shown is None or where.text is not None or not shown.hindsight.strip():
+                found.append(None)
+                continue
+            seen = fit_hindsight(
+                self.tokenizer,
+                where,
+                example.turn.messages,
+                example.turn.answer,
+                redact(shown.hindsight, self.recipe.redact).text,
+                room=self.limit - len(row.completion),
+                longest=self.recipe.max_hindsight,
+                tools=example.turn.tools,
+                polarity=shown.polarity,
+                kind=shown.kind,
+            )
+            found.append(None if seen is None else seen.prompt.ids)
+        return found
+
+    def shown(self, number: int, plain: Tensor) -> list[str]:
+        """One row as both sides read it, the boundary, and the first scored tokens with their log-probabilities."""
+        row = self.rows[number]
+        lines = ["", f"interaction {number + 1}, {row.interaction}", *self._prompt("student", row.prompt)]
+        columns, names = [plain.tolist()], ["student"]
+        for term in self.recipe.terms:
+            if term.teacher is None:
+                continue
+            prompts: list[Ids | None] = [row.reads(term.context.name) if r is row else None for r in self.rows]
+            columns.append(self.scores(term.teacher, prompts)[0].tolist())
+            names.append(f"teacher of {term.name!r}")
+            who = f"{names[-1]} ({_part(term.teacher, row).key}, context {term.context.name!r})"
+            lines += self._prompt(who, row.reads(term.context.name))
+        last = decode(self.tokenizer, row.completion[-1:], special=True)
+        lines += [f"--- all score {len(row.completion)} ids; the last is {row.completion[-1]} {last!r}"]
+        lines += [f"    log-probabilities (nats): {', '.join(names)}"]
+        for place, (i, *values) in enumerate(zip(row.completion, *columns, strict=True)):
+            if place == _SHOWN:
+                break
+            text = decode(self.tokenizer, [i], special=True)
+            lines += [f"{i:>7} {text!r:<20} " + " ".join(f"{x:+9.3f}" for x in values)]
+        return lines
+
+    def _prompt(self, who: str, ids: Ids) -> list[str]:
+        end = decode(self.tokenizer, ids[-3:], special=True)
+        read = decode(self.tokenizer, ids, special=True)
+        return [f"--- {who} reads {len(ids)} ids", read, f"--- boundary after {list(ids[-3:])} {end!r}"]
+
+
+def _part(teacher: Teacher, row: Encoded) -> Teacher:
+    """The teacher of this row."""
+    return teacher.of(row.answer.task) if isinstance(teacher, Routed) else teacher
 
 
 def _probed(prepared: Prepared) -> int:
@@ -99,11 +189,6 @@ def _serve_gap(used: Sequence[Encoded], plain: Sequence[Tensor]) -> str:
     )
 
 
-def _mean_size(hindsight: Sequence[Tensor], plain: Sequence[Tensor]) -> float:
-    """Mean |log-ratio| over all tokens."""
-    return float((torch.cat(list(hindsight)) - torch.cat(list(plain))).abs().mean())
-
-
 def _counts(prepared: Prepared) -> list[str]:
     cut = [r.cut for r in prepared.rows if r.cut]
     lines = [
@@ -112,29 +197,3 @@ def _counts(prepared: Prepared) -> list[str]:
         f"hindsight cut: {len(cut)} interactions, {sum(cut)} tokens",
     ]
     return lines + [f"left out {one.interaction}: {one.reason}: {one.detail}" for one in prepared.left]
-
-
-def _other_prompts(tokenizer: Tokenizer, used: Sequence[Example], recipe: Recipe, seed: int) -> list[tuple[int, ...]]:
-    where = next(t.context for t in recipe.terms if t.context.privileged)
-    texts = shuffled([e.interaction.hindsight for e in used], seed)
-    prompts = []
-    for example, text in zip(used, texts, strict=True):
-        short = text[: 4 * recipe.max_hindsight]
-        messages = where.place(example.turn.messages, example.turn.answer, short)
-        prompts.append(render_prompt(tokenizer, messages, example.turn.tools).ids)
-    return prompts
-
-
-def _first(tokenizer: Tokenizer, row: Encoded, name: str, ratios: Sequence[float]) -> list[str]:
-    shown = list(zip(row.completion, ratios, strict=True))[:_SHOWN]
-    return [
-        "",
-        f"first interaction {row.interaction}",
-        f"--- student reads ({len(row.prompt)} ids)",
-        decode(tokenizer, row.prompt, special=True),
-        f"--- teacher reads ({len(row.teacher_prompts[name])} ids, context {name!r})",
-        decode(tokenizer, row.teacher_prompts[name], special=True),
-        f"--- both score ({len(row.completion)} ids; the last is {row.completion[-1]} "
-        f"{decode(tokenizer, row.completion[-1:], special=True)!r})",
-        *[f"{i:>7} {decode(tokenizer, [i], special=True)!r:<20} {x:+.3f}" for i, x in shown],
-    ]

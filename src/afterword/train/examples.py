@@ -46,8 +46,8 @@ class _Encoder:
     vocabulary: int
     header: tuple[int, ...]
     ends: tuple[int, ...]
-    other: dict[str, Interaction]
-    """For each interaction another one, for the control that shuffles them."""
+    other: dict[str, Interaction | None]
+    """For each interaction one with other words, None without any, for the control that shuffles them."""
 
     def encode(self, example: Example) -> Encoded | Left:
         interaction, turn = example.interaction, example.turn
@@ -163,6 +163,8 @@ class _Encoder:
                 prompts[where.name] = prompt
                 continue
             shown = self.other.get(interaction.id, interaction) if where.shuffled else interaction
+            if shown is None:
+                return Left(interaction.id, "no_other", "no interaction of the run has other words to show instead")
             text = redact(shown.hindsight, self.recipe.redact).text if where.text is None else where.text
             if not text.strip():  # nothing is shown, and no term with hindsight counts it
                 prompts[where.name] = prompt
@@ -204,7 +206,8 @@ def _encoder(
     tokenizer: Tokenizer, recipe: Recipe, limit: int, vocabulary: int, among: Sequence[Example] = ()
 ) -> _Encoder:
     told = [e.interaction for e in among if e.interaction.hindsight.strip()]
-    other = {one.id: told[i] for one, i in zip(told, others(len(told), seed=0), strict=True)}
+    found = others([one.hindsight for one in told], seed=0)
+    other = {one.id: None if i is None else told[i] for one, i in zip(told, found, strict=True)}
     header, ends = generation_header(tokenizer), end_of_turn_ids(tokenizer)
     return _Encoder(tokenizer, recipe, limit, vocabulary, header, ends, other)
 

@@ -100,7 +100,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
 
     policy = load_policy(model, recipe, parent=parent, seed=seed, device=own_device(device))
     teaching = Teaching(policy, recipe, model)
-    signal = write_alignment(policy, tokenizer, prepared, recipe, run_dir, seed) if world.first else None
+    signal = write_alignment(teaching, tokenizer, prepared, recipe, run_dir, seed) if world.first else None
     parameters = policy.parameters()
     optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
     passes = Passes(prepared, recipe, tokenizer, run_dir, identity.fingerprint, seed, world)
