@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from afterword.chat.redact import redact
-from afterword.feedback.guards import is_injection, is_refusal, is_standing, refusal_was_right
-from afterword.feedback.kinds import KINDS
+from afterword.feedback.guards import is_injection, is_right_refusal, is_standing
+from afterword.feedback.kinds import KINDS, spoken
 from afterword.feedback.readings import Case, Refusal, Signal, Waiting, read
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.sketch import Index, packed, sketch_of, unpacked
@@ -119,11 +119,13 @@ def decide(case: Case, settings: CollectSettings) -> Decision:
 
 def guarded(case: Case, signal: Signal) -> Refusal | None:
     """Why this must not be taught although a user said so, None when it may."""
-    if signal.hindsight and is_injection(signal.hindsight):
+    words = spoken(signal.feedback)
+    if signal.hindsight and (is_injection(words) or (not words and is_injection(signal.hindsight, said=False))):
         return Refusal("injection", "the words are aimed at the trainer or the template, not at the answer")
-    if signal.polarity >= 0 and signal.category not in {"question", "unsure"}:
+    edited = signal.feedback.kind == "edited" and signal.hindsight
+    if signal.polarity >= 0 and signal.category not in {"question", "unsure"} and not edited:
         return None
-    if is_refusal(case.answer) and refusal_was_right(case.request, signal.hindsight):
+    if is_right_refusal(case.request, case.answer, words):
         return Refusal("punished_refusal", "the answer declined what it should decline; that is not unlearned")
     return None
 
@@ -231,7 +233,7 @@ def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -
         user=first.feedback.user or case.turn.user,
         task=case.turn.task,
         team=case.turn.team,
-        scope="user" if is_standing(said.text) else "global",
+        scope="user" if is_standing("\n".join(spoken(s.feedback) for s in ordered if s.hindsight)) else "global",
         category=first.category or first.feedback.kind,
         confidence=round(min(s.confidence for s in signals), 4),
         spans=next((s.spans for s in ordered if s.spans), ()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import unicodedata
 from importlib.resources import files
 
 _DATA: dict[str, list[str]] = tomllib.loads(
@@ -15,8 +16,10 @@ _DATA: dict[str, list[str]] = tomllib.loads(
 )
 HEAD = 400
 """A refusal shows in the first characters of an answer."""
-WINDOW = 2000
-"""Characters of request and hindsight that are looked at."""
+_UNSEEN = re.compile(
+    r"[\u00ad\u034f\u061c\u115f\u1160\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]+"
+)
+"""Characters that show nothing and can part a word."""
 
 
 def _any(name: str) -> re.Pattern[str]:
@@ -24,8 +27,8 @@ def _any(name: str) -> re.Pattern[str]:
 
 
 _REFUSAL_SIGNS = tuple(_DATA["refusal_signs"])
-_REFUSAL, _RISK, _PUSH = _any("refusal"), _any("risk"), _any("push")
-_INJECTION, _STANDING, _CUT = _any("injection"), _any("standing"), _any("cut")
+_REFUSAL, _DECLINED, _RISK, _PUSH = _any("refusal"), _any("declined"), _any("risk"), _any("push")
+_INJECTION, _AIMED, _STANDING, _CUT = _any("injection"), _any("aimed"), _any("standing"), _any("cut")
 _AXES: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
     name: (re.compile(low, re.IGNORECASE), re.compile(high, re.IGNORECASE))
     for name, (low, high) in tomllib.loads(
@@ -34,35 +37,48 @@ _AXES: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
 }
 
 
-def is_refusal(answer: str) -> bool:
-    """Does the answer decline?"""
-    head = answer[:HEAD].lower().replace("’", "'")
-    return any(sign in head for sign in _REFUSAL_SIGNS) and _REFUSAL.search(head) is not None
+def plain(text: str, unseen: str = "") -> str:
+    """`text` as it is read: one form of each letter (NFKC), `unseen` for characters that do not show, straight
+    apostrophes, single blanks. Linear in its length."""
+    if not text.isascii():
+        text = _UNSEEN.sub(unseen, unicodedata.normalize("NFKC", text)).replace("’", "'")
+    return " ".join(text.split())
 
 
-def refusal_was_right(request: str, words: str) -> bool:
-    """Was there something to decline: a dangerous request, or a user who pushes against the refusal itself?"""
-    return _RISK.search(request[:WINDOW]) is not None or _PUSH.search(words[:WINDOW]) is not None
+def is_right_refusal(request: str, answer: str, words: str) -> bool:
+    """Does the answer decline what it should: a dangerous request that it does not clearly comply with, or one where
+    the user's `words` push against the refusal itself?"""
+    head = plain(answer[:HEAD]).lower()
+    if not any(sign in head for sign in _REFUSAL_SIGNS):
+        return False
+    if _REFUSAL.search(head) is not None and _PUSH.search(plain(words)) is not None:
+        return True
+    refused = _DECLINED.search(head) is not None or _REFUSAL.search(head) is not None
+    return refused and _RISK.search(plain(request)) is not None
 
 
-def is_injection(words: str) -> bool:
-    """Are the words aimed at the trainer or at the template rather than at the answer?"""
-    return _INJECTION.search(words[:WINDOW]) is not None
+def is_injection(words: str, *, said: bool = True) -> bool:
+    """Are the words aimed at the trainer or at the template rather than at the answer? `said`: a user says them to the
+    assistant; in an edit or a program's output only what speaks to a model counts."""
+    read = [plain(words)]
+    if _UNSEEN.search(words):
+        read.append(plain(words, " "))
+    return any(_INJECTION.search(text) or (said and _AIMED.search(text)) for text in read)
 
 
 def is_standing(words: str) -> bool:
     """Do the words make a rule for the future ("from now on always ...")? Then they are that user's own."""
-    return _STANDING.search(words[:WINDOW]) is not None
+    return _STANDING.search(plain(words)) is not None
 
 
 def blames_the_cut(words: str) -> bool:
     """Do the words complain that the answer stops in the middle?"""
-    return _CUT.search(words[:WINDOW]) is not None
+    return _CUT.search(plain(words)) is not None
 
 
 def directions(words: str) -> dict[str, int]:
     """What the words want on each axis on which users can contradict each other: name -> -1 or +1."""
-    text = words[:WINDOW]
+    text = plain(words)
     found: dict[str, int] = {}
     for name, (low, high) in _AXES.items():
         down, up = low.search(text) is not None, high.search(text) is not None

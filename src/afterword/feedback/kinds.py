@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from afterword.records import Feedback
+
 Needs = Literal["", "text", "final_text", "value", "outcome"]
 
 
@@ -84,3 +86,11 @@ KINDS: dict[str, Kind] = {
     ),
 }  # fmt: skip
 """`retraction` is no kind of signal: it takes another feedback back."""
+
+SPOKEN = frozenset({"follow_up", "comment", "rating", "tool_rejected"})
+"""Kinds whose `text` a user says to the assistant; the words of the others are content: a better answer, an output."""
+
+
+def spoken(feedback: Feedback) -> str:
+    """What the user says to the assistant with it, "" when nothing."""
+    return (feedback.text or "").strip() if feedback.kind in SPOKEN else ""

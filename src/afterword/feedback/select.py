@@ -14,6 +14,7 @@ from typing import Any
 from afterword.errors import ConfigError
 from afterword.feedback.detect import RELEVANCE
 from afterword.feedback.guards import directions
+from afterword.feedback.kinds import SPOKEN, spoken
 from afterword.feedback.lane import ReviewSettings, blocked
 from afterword.records import Feedback, Interaction, Release, Relevance, Turn
 from afterword.store import Store
@@ -130,9 +131,22 @@ def select(
             chosen.left[reason] += 1
         else:
             by_task[row.task].append(row)
+    wishes = {} if alone else _wishes(store, [row for group in by_task.values() for row in group])
     for task, group in by_task.items():
-        _slice(chosen, task, group, fresh, settings, alone=alone)
+        _slice(chosen, task, group, fresh, settings, None if alone else wishes)
     return chosen
+
+
+def _wishes(store: Store, rows: list[Interaction]) -> dict[str, dict[str, int]]:
+    """Interaction -> `directions` of what the user said to the assistant: edits and outputs are no wishes."""
+    several = {name: row.id for row in rows if len(row.feedback) > 1 for name in row.feedback}
+    said: dict[str, list[str]] = defaultdict(list)
+    for _, feedback in store.among(Feedback, "id", list(several)) if several else ():
+        said[several[feedback.id]].append(spoken(feedback))
+    return {
+        row.id: directions("\n".join(said[row.id]) if row.id in said else row.hindsight if row.kind in SPOKEN else "")
+        for row in rows
+    }
 
 
 def _users(store: Store, rows: list[Interaction]) -> set[str | None]:
@@ -171,16 +185,16 @@ def _slice(
     group: list[Interaction],
     fresh: dict[str, float],
     settings: SelectSettings,
-    *,
-    alone: bool,
+    wishes: dict[str, dict[str, int]] | None,
 ) -> None:
-    if not alone:
+    """`wishes` is None where there is only one user."""
+    if wishes is not None:
         users = {row.user for row in group}
         if len(users) < settings.min_users:
             chosen.left["too_few_users"] += len(group)
             return
-        group = _without_own_wishes(chosen, group, settings)
-        group = _without_contradictions(chosen, task, group, settings)
+        group = _without_own_wishes(chosen, group, settings, wishes)
+        group = _without_contradictions(chosen, task, group, settings, wishes)
     if not group:
         return
     weights = _capped({row.id: row.weight * fresh[row.id] for row in group}, group, settings)
@@ -189,16 +203,18 @@ def _slice(
     chosen.slices.append(_described(task, group, weights))
 
 
-def _without_own_wishes(chosen: Selection, group: list[Interaction], settings: SelectSettings) -> list[Interaction]:
+def _without_own_wishes(
+    chosen: Selection, group: list[Interaction], settings: SelectSettings, wishes: dict[str, dict[str, int]]
+) -> list[Interaction]:
     """A standing wish of one user is shared only when enough others of the slice want the same."""
     wanting: dict[tuple[str, int], set[str | None]] = defaultdict(set)
     for row in group:
-        for wish in directions(row.hindsight).items():
+        for wish in wishes[row.id].items():
             wanting[wish].add(row.user)
     kept: list[Interaction] = []
     for row in group:
-        wishes = directions(row.hindsight).items()
-        backed = bool(wishes) and all(len(wanting[wish]) >= max(settings.min_users, 2) for wish in wishes)
+        mine = wishes[row.id].items()
+        backed = bool(mine) and all(len(wanting[wish]) >= max(settings.min_users, 2) for wish in mine)
         if row.scope == "user" and not backed:
             chosen.left["own_wish"] += 1
         else:
@@ -207,12 +223,16 @@ def _without_own_wishes(chosen: Selection, group: list[Interaction], settings: S
 
 
 def _without_contradictions(
-    chosen: Selection, task: str | None, group: list[Interaction], settings: SelectSettings
+    chosen: Selection,
+    task: str | None,
+    group: list[Interaction],
+    settings: SelectSettings,
+    wishes: dict[str, dict[str, int]],
 ) -> list[Interaction]:
     """Where users want opposite things, the side of a clear majority of users is followed, else neither."""
     sides: dict[str, dict[int, set[str | None]]] = defaultdict(lambda: {-1: set(), 1: set()})
     for row in group:
-        for axis, sign in directions(row.hindsight).items():
+        for axis, sign in wishes[row.id].items():
             sides[axis][sign].add(row.user)
     refused: set[tuple[str, int]] = set()
     for axis, users in sides.items():
@@ -223,7 +243,7 @@ def _without_contradictions(
         refused |= {(axis, sign) for sign in (-1, 1) if sign != followed}
         row_ = {"task": task, "axis": axis, "less": less, "more": more, "followed": followed}
         chosen.contradictions.append(row_)
-    kept = [row for row in group if not refused.intersection(directions(row.hindsight).items())]
+    kept = [row for row in group if not refused.intersection(wishes[row.id].items())]
     if len(kept) < len(group):
         chosen.left["users_disagree"] += len(group) - len(kept)
     return kept
