@@ -16,8 +16,10 @@ from torch import Tensor
 from afterword.learn.divergences import FORWARD_KL, JSD, Estimator, PolicyGradient, ReverseKL
 from afterword.learn.head import Head
 from afterword.learn.loss_stage import Scores, token_losses
+from afterword.learn.rows import layout
 from afterword.learn.supports import FULL, Support, TopK
 from afterword.learn.targets import IDENTITY, Target, Temperature
+from afterword.learn.weights import ImportanceRatio
 
 pytestmark = [
     pytest.mark.compare,
@@ -122,7 +124,9 @@ def test_clipped_importance_ratio_of_sdpo() -> None:
         old,
         2.0,
     )
-    ratio = (got.logp_student - old).clamp(-20, 20).exp().clamp(max=2.0)
+    rows = layout([N], [1.0], [True], served=old.tolist())
+    ratio = ImportanceRatio(cap=2.0)(got, rows, torch.ones(N, dtype=torch.bool))
+    assert bool((ratio == 2.0).any()) and bool((ratio < 1.0).any())
     torch.testing.assert_close(got.loss * ratio, want, atol=1e-5, rtol=5e-5)
     (d_got,) = torch.autograd.grad((got.loss * ratio).sum(), student)
     (d_want,) = torch.autograd.grad(want.sum(), theirs)

@@ -29,6 +29,8 @@ class Follows(StrEnum):
 
     FORWARD_KL = "KL(T||S)"
     REVERSE_KL = "KL(S||T)"
+    FLOORED_REVERSE_KL = "KL(S||T), its blame bounded"
+    """Biased: that of KL(S||T) but at tokens whose advantage lies below the floor, which count no more than it."""
     JSD = "JSD"
     SKEW_FORWARD_KL = "skewed KL(T||S)"
     SKEW_REVERSE_KL = "skewed KL(S||T)"
@@ -189,7 +191,7 @@ class PolicyGradient(_Sampled):
     Its expected gradient over samples of the student is that of KL(S||T) (arXiv 2603.12273, Lemma B.1).
     `reward` k2 or k3 takes minus that estimator as A instead: biased, and refused unless wanted. `floor` is the
     least that A can be (REOPOLD, arXiv 2603.11137: log(x)/(1-x) with x 0.3, -1.72): a token that the teacher
-    abhors then counts no more than others.
+    abhors then counts no more than others, and the expected gradient is that of KL(S||T) no longer (`follows`).
     """
 
     reward: Literal["k1", "k2", "k3"] = "k1"
@@ -198,7 +200,9 @@ class PolicyGradient(_Sampled):
 
     @property
     def follows(self) -> Follows:
-        return Follows.REVERSE_KL if self.reward == "k1" else Follows.NO_DISTANCE
+        if self.reward != "k1":
+            return Follows.NO_DISTANCE
+        return Follows.REVERSE_KL if self.floor is None else Follows.FLOORED_REVERSE_KL
 
     def value(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         advantage = t - s if self.reward == "k1" else -(_k2(s, t) if self.reward == "k2" else _k3(s, t))[0]
