@@ -53,6 +53,26 @@ def test_feedback_is_redacted_wherever_it_has_words() -> None:
     assert (found.text, found.final_text, found.output) == ("[EMAIL]", "To [EMAIL].", "sent to [EMAIL]")
 
 
+def test_metadata_is_redacted_but_for_what_names_whose_it_is() -> None:
+    said = {"note": f"call {MAIL}", "deep": [{"x": MAIL}], "user": MAIL, "train": False}
+    found = without_private(Feedback(id="f", turn="t1", kind="accepted", metadata=said), "rules")
+    assert isinstance(found, Feedback)
+    assert found.metadata == {"note": "call [EMAIL]", "deep": [{"x": "[EMAIL]"}], "user": MAIL, "train": False}
+
+
+def test_rejected_rows_are_redacted_too(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Hi\n{MAIL}", "draft": "So.", "user_action": f"hugged {MAIL}"}, {"prompt": 1, "draft": "x"}]
+    file = tmp_path / "log.jsonl"
+    file.write_text("\n".join([*map(json.dumps, rows), '{"prompt": "' + MAIL]), encoding="utf-8")
+    home = tmp_path / "data"
+    command = ["import", str(file), "--dir", str(home), "--quiet", "--set", "privacy.redact_stored=rules"]
+    assert main([*command, "--format", "events"]) == 2
+    lines = (home / "rejects" / "log.jsonl.jsonl").read_text(encoding="utf-8")
+    assert MAIL not in lines and len(lines.splitlines()) == 3
+    first = json.loads(lines.splitlines()[0])
+    assert json.loads(first["row"])["prompt"] == "Hi\n[EMAIL]" and "[EMAIL]" in first["detail"]
+
+
 def test_nothing_private_comes_to_disk_by_an_import(tmp_path: Path) -> None:
     file = tmp_path / "log.jsonl"
     said = [("user", f"I am {MAIL}"), ("assistant", f"Hello {MAIL}"), ("user", f"No, use {MAIL}")]

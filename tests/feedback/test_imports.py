@@ -397,6 +397,22 @@ def test_our_own_rows_come_back_as_they_were(full: Store, tmp_path: Path) -> Non
         assert again.stored == 0 and again.duplicates == again.rows
 
 
+def test_rejects_of_two_files_of_one_name_stay_apart_and_whole(store: Store, tmp_path: Path) -> None:
+    found = []
+    for folder in ("a", "b", "a"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        row = {"user": folder, "messages": [{"role": "King", "content": "x" * 3000 + folder}]}
+        summary = import_file(store, write(tmp_path / folder, [row]), "openai")
+        assert summary.rejects is not None
+        found.append((Path(summary.rejects), row))
+    assert len({path for path, _ in found}) == 2 and found[0][0] == found[2][0]
+    for path, row in found:
+        line = json.loads(path.read_text(encoding="utf-8"))
+        assert json.loads(line["row"]) == row and line["user"] == row["user"]
+    import_file(store, write(tmp_path / "b", [ROWS["openai"]]), "openai")
+    assert found[0][0].is_file() and not found[1][0].exists()
+
+
 def test_what_is_derived_is_not_taken_from_a_file(full: Store, tmp_path: Path) -> None:
     release = Release(id="rel-evil", channel="default", action="publish", adapter="evil@v000001", why="",
                       path="../../evil", candidate=None, verdict=None, previous=None)  # fmt: skip

@@ -126,6 +126,26 @@ def test_one_command_forgets_everything(home: Path, tmp_path: Path, capsys: pyte
     assert "moved or copied" in report["out_of_reach"]
 
 
+def test_rejected_rows_are_forgotten_and_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home, log, out = tmp_path / "data", tmp_path / "log.jsonl", tmp_path / "zoe.jsonl"
+    rows = [{"prompt": f"{name} has a question", "draft": "So.", "user_action": "hugged", "user": name}
+            for name in ("zoe7", "bob", "zoe77")]  # fmt: skip
+    log.write_text("\n".join([*map(json.dumps, rows), '{"user": "zoe7", "prompt": "cut']), encoding="utf-8")
+    with Store.open(home / "afterword.db") as store:
+        import_file(store, log, "events")
+    (home / "runs" / "r").mkdir(parents=True)
+    (home / "runs" / "r" / "log.txt").write_text("seen: zoe7", encoding="utf-8")
+    assert main(["export", "--user", "zoe7", "--output", str(out), "--dir", str(home)]) == 0
+    assert [json.loads(line)["record"] for line in out.read_text(encoding="utf-8").splitlines()] == ["rejects"] * 2
+    capsys.readouterr()
+    assert run(home, "forget", "--user", "zoe7", "--dry-run", capsys=capsys)[1]["rejects"] == 2
+    code, report = run(home, "forget", "--user", "zoe7", capsys=capsys)
+    assert code == 0 and report["clean"] and not (home / "runs" / "r" / "log.txt").exists() and not out.exists()
+    kept = (home / "rejects" / "log.jsonl.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["user"] for line in kept] == ["bob", "zoe77"]
+    assert main(["forget", "--user", "zoe7", "--dir", str(home)]) == 4
+
+
 def test_the_report_can_be_checked_by_others(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, report = run(home, "forget", "--user", ADA, capsys=capsys)
     path = str(home / "forget" / f"{report['erasure']}.json")

@@ -49,8 +49,22 @@ def without_private(record: Record, mode: str) -> Record:
         )  # fmt: skip
     if isinstance(record, Feedback):
         said: dict[str, Any] = {name: redact(text, mode).text for name in WORDS if (text := getattr(record, name))}
+        said["metadata"] = _all_cleaned(record.metadata, mode)
         return replace(record, **said) if any(said[name] != getattr(record, name) for name in said) else record
     return record
+
+
+KEPT = frozenset({"user", "user_id", "userId", "hashed_ip", "task", "team", "channel", "train"})
+"""Fields of metadata that say whose a row is and what it is for; they stay as the client chose them."""
+
+
+def _all_cleaned(value: Any, mode: str) -> Any:
+    """A JSON value with placeholders in all of its texts but those of `KEPT`."""
+    if isinstance(value, str):
+        return redact(value, mode).text
+    if isinstance(value, dict):
+        return {key: part if key in KEPT else _all_cleaned(part, mode) for key, part in value.items()}
+    return [_all_cleaned(part, mode) for part in value] if isinstance(value, list) else value
 
 
 def _cleaned(value: Any, mode: str, name: str = "") -> Any:

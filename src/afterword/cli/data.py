@@ -19,6 +19,7 @@ from afterword.cli.progress import step_bar
 from afterword.errors import UsageError
 from afterword.feedback.formats import FORMATS
 from afterword.feedback.imports import files_of, import_file
+from afterword.feedback.sink import rejects_file
 from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
 from afterword.release.chain import verify
 from afterword.store.containers import Out, container
@@ -71,7 +72,7 @@ def run_import(context: Context) -> int:
     with context.open_store(create=True) as store:
         for path in context.args.files:
             for file, name in files_of(path):
-                rejects = store.path.parent / "rejects" / f"{name}.jsonl"
+                rejects = rejects_file(store, file, name)
                 with step_bar(context, f"importing {file.name}", "bytes") as advance:
                     try:
                         summary = import_file(store, file, context.args.format, rejects=rejects, progress=advance)

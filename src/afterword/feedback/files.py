@@ -186,7 +186,7 @@ def _line(line: bytes, where: str, whole: bool) -> Row | Bad:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
         reason = "bad_json" if whole else "cut_off"
-        return Bad(reason, f"no JSON: {error}", where, text[:500])
+        return Bad(reason, f"no JSON: {error}", where, text)
     return Row(value, where, mended=b"\xef\xbf\xbd" not in line and "\ufffd" in text)
 
 

@@ -21,11 +21,12 @@ from afterword.errors import UsageError
 from afterword.feedback.files import Bad, Row, Source
 from afterword.feedback.formats import FORMATS, UTTERANCES, detect_format
 from afterword.feedback.rows import Parser, shown
-from afterword.feedback.sink import ImportSummary, Mark, Rejects, Sink, state_file
+from afterword.feedback.sink import ROW_KEPT, ImportSummary, Mark, Rejects, Sink, rejects_file, state_file
 from afterword.feedback.unfold import Threads, gathered, unfolded
 from afterword.records import Json, Record, Turn
 from afterword.store import Store
 from afterword.store.codec import encode
+from afterword.store.words import user_of
 
 __all__ = ["ImportSummary", "files_of", "import_file"]
 
@@ -75,19 +76,19 @@ def import_file(
     if format != "auto" and format not in FORMATS:
         raise UsageError(f"the format {format!r} is not known; choose from auto, {', '.join(FORMATS)}.")
     started = time.monotonic()
-    rejects = rejects or store.path.parent / "rejects" / f"{path.name}.jsonl"
+    rejects = rejects or rejects_file(store, path, path.name)
     with _undisturbed(), closing(Source(path)) as source:
         mark = Mark.of(state_file(store, path), path, format, store)
         summary = mark.summary or ImportSummary(file=str(path), format=format)
         summary.resumed_at = mark.rows
         threads = Threads(store)
-        with store.bulk(), Rejects(rejects, summary, mark) as refuse, Sink(store, summary, mark, refuse) as sink:
+        with store.bulk(), Rejects(rejects, summary, mark, store) as refuse, Sink(store, summary, mark, refuse) as sink:
             for item in _items(source, mark):
                 summary.rows += 1
                 try:
                     sink.add(*_records(item, summary, threads, refuse))
                 except UsageError as error:
-                    refuse(Bad(error.code or "bad_row", error.message, item.where, _excerpt(item)))
+                    refuse(Bad(error.code or "bad_row", error.message, item.where, *_whole(item)))
                 if sink.flushed and progress is not None:
                     progress(source.position, source.size)
         mark.finish()
@@ -208,8 +209,10 @@ def replace_surrogates(value: Any) -> Any:
     return value
 
 
-def _excerpt(item: Row | Bad) -> str:
+def _whole(item: Row | Bad) -> tuple[str, str | None]:
+    """A row as it can be mended and imported again, and whom it names as its user."""
     if isinstance(item, Bad):
-        return item.text
+        return item.text, item.user
     value = item.value
-    return shown(value[UTTERANCES] if isinstance(value, dict) and UTTERANCES in value else value, 500)
+    whole = value[UTTERANCES] if isinstance(value, dict) and UTTERANCES in value else value
+    return shown(whole, 2 * ROW_KEPT), user_of(value)

@@ -37,6 +37,8 @@ class Bad:
     detail: str
     where: str
     text: str = ""
+    user: str | None = None
+    """Whom the row names as its user."""
 
 
 class ParquetRows:

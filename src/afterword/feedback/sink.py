@@ -125,11 +125,36 @@ class Mark:
         self.file.unlink(missing_ok=True)
 
 
+ROW_KEPT = 1 << 20
+"""Characters of a rejected row that are kept, so that it can be mended and imported; a longer one is marked `cut`."""
+
+
+def rejects_file(store: Store, path: Path, name: str) -> Path:
+    """Where the rejected rows of `path` go: `rejects/NAME.jsonl`, with a digest of the path when rows of another file
+    lie there."""
+    plain = store.path.parent / "rejects" / f"{name}.jsonl"
+    other = plain.with_name(f"{path.name}.{state_file(store, path).stem[:8]}.jsonl")
+    if other.is_file() or (plain.is_file() and _written_for(plain) != str(path.resolve())):
+        return other
+    return plain
+
+
+def _written_for(file: Path) -> str | None:
+    """The file whose rows these are."""
+    with file.open("rb") as lines:
+        try:
+            found = orjson.loads(lines.readline()).get("file")
+        except orjson.JSONDecodeError:
+            return None
+    return found if isinstance(found, str) else None
+
+
 class Rejects:
     """The file of rejected rows: written anew by each import, and only when there are any."""
 
-    def __init__(self, path: Path, summary: ImportSummary, mark: Mark) -> None:
+    def __init__(self, path: Path, summary: ImportSummary, mark: Mark, store: Store) -> None:
         self._path, self._summary, self._kept = path, summary, mark.rejects
+        self._store, self._of = store, str(Path(summary.file).resolve())
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -159,9 +184,23 @@ class Rejects:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("wb")
             self._summary.rejects = str(self._path)
-        shown = {"where": bad.where, "reason": bad.reason, "detail": bad.detail, "row": bad.text}
-        plain = {k: v.encode("utf-8", "replace").decode() for k, v in shown.items()}
+        detail, row = self._store.without_private(bad.detail)[0], self._without_private(bad.text)
+        shown = {"where": bad.where, "reason": bad.reason, "detail": detail, "row": row[:ROW_KEPT], "file": self._of}
+        if bad.user is not None:
+            shown["user"] = bad.user
+        plain: Json = {k: v.encode("utf-8", "replace").decode() for k, v in shown.items()}
+        if len(row) > ROW_KEPT:
+            plain["cut"] = True
         self._file.write(orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE))
+
+    def _without_private(self, text: str) -> str:
+        """A row as its file may keep it; JSON stays JSON."""
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return self._store.without_private(text)[0]
+        clean = self._store.without_private("", value)[1]
+        return text if clean == value else orjson.dumps(clean).decode()
 
 
 Counts = tuple[Json, int]

@@ -24,6 +24,7 @@ from afterword.records import Json
 from afterword.release.quarantine import fall_back, put_aside
 from afterword.store import Store
 from afterword.store.erase import Eraser
+from afterword.store.words import rejects_of
 
 __all__ = ["as_text", "check", "forget_user", "held_of", "read_report"]
 
@@ -32,7 +33,8 @@ def held_of(store: Store, user: str) -> dict[str, int]:
     """How many rows of each table an erasure would take; nothing is changed."""
     with Eraser(store.path) as eraser:
         held = eraser.find(user)
-    return {table: len(ids) for table, ids in (*held.rows.items(), *held.pruned.items())}
+    rejects = sum(1 for _ in rejects_of(store.path.parent, user))
+    return {**{table: len(ids) for table, ids in (*held.rows.items(), *held.pruned.items())}, "rejects": rejects}
 
 
 def forget_user(
@@ -82,7 +84,7 @@ def _planned(store: Store, eraser: Eraser, user: str, directory: Path) -> Plan:
     """The plan of this erasure: that of a run that was killed, if there is one, together with what is held now."""
     plan = unfinished(directory, user)
     held = eraser.find(user)
-    if plan is None and not held:
+    if plan is None and not held and not any(True for _ in rejects_of(directory, user)):
         raise NothingToDo(f"nothing is held of the user {user!r}. Users are matched as the client named them.")
     plan = plan or Plan.new(directory, user)
     words = plan.words()

@@ -6,6 +6,8 @@ settings.
 
 from __future__ import annotations
 
+import mmap
+import re
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +22,7 @@ from afterword.release.quarantine import FOLDER as QUARANTINE
 from afterword.store import Store
 from afterword.store.containers import container
 from afterword.store.erase import Eraser
-from afterword.store.words import Words, files_below, search, thinned
+from afterword.store.words import Words, files_below, name_pattern, search, thinned
 
 _OPERATORS = ("keys.json", "afterword.toml")
 """Never changed; they are searched all the same."""
@@ -68,8 +70,32 @@ def clean(eraser: Eraser, store: Store, directory: Path, plan: Plan) -> None:
             file.unlink()
         elif file in out:
             _filter(file, words, [], plan)
-        elif hits := finder.hits(file):
-            _filter(file, words, hits, plan)
+        elif (hits := finder.hits(file)) or _names(file, directory, plan):
+            _filter(file, words, hits, plan, named=_below(file, directory))
+
+
+_NAMED = ("rejects", "runs", "cache")
+"""Folders in which the name alone is a trace of the user; so it is in exports."""
+
+
+def _below(file: Path, directory: Path) -> bool:
+    return file.is_relative_to(directory) and file.relative_to(directory).parts[0] in _NAMED
+
+
+def _names(file: Path, directory: Path, plan: Plan) -> bool:
+    """Is this a file below `_NAMED` in which the user's name stands (or, in rejects, one that has a row of theirs)?"""
+    if not _below(file, directory):
+        return False
+    return file.relative_to(directory).parts[0] == "rejects" or says(file, plan.user)
+
+
+def says(file: Path, user: str) -> bool:
+    """Does the name stand in the file as a whole word?"""
+    pattern = name_pattern(user)
+    if pattern is None or not file.is_file() or file.stat().st_size == 0:
+        return False
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return pattern.search(data) is not None
 
 
 def exported(store: Store) -> list[Path]:
@@ -101,12 +127,12 @@ def _others(store: Store, directory: Path, outside: list[Path]) -> list[Path]:
     return sorted({*inside, *(f for f in outside if f.is_file())})
 
 
-def _filter(file: Path, words: Words, needles: list[bytes], plan: Plan) -> None:
+def _filter(file: Path, words: Words, needles: list[bytes], plan: Plan, *, named: bool = False) -> None:
     """Take their rows out of a file of rows; delete one that is no such file."""
     if file.suffix.lower() not in _PAGES:
         try:
             with closing(Source(file)) as source:
-                _rewrite(file, source, words, needles, plan)
+                _rewrite(file, source, words, needles, plan, name_pattern(plan.user) if named else None)
             return
         except UsageError:
             pass  # it cannot be read as rows
@@ -114,13 +140,16 @@ def _filter(file: Path, words: Words, needles: list[bytes], plan: Plan) -> None:
     file.unlink()
 
 
-def _rewrite(file: Path, source: Source, words: Words, needles: list[bytes], plan: Plan) -> None:
+def _rewrite(
+    file: Path, source: Source, words: Words, needles: list[bytes], plan: Plan, name: re.Pattern[bytes] | None
+) -> None:
     kept = dropped = 0
     fresh = file.with_name(f".{file.stem.split('.')[0]}.forget{''.join(file.suffixes)}")
     with container(fresh) as out:
         for item in source.rows():
             line = orjson.dumps(item.value) if isinstance(item, Row) else item.text.encode()
-            if any(n in line for n in needles) or (isinstance(item, Row) and words.match(item.value)):
+            theirs = any(n in line for n in needles) or (name is not None and name.search(line) is not None)
+            if theirs or (isinstance(item, Row) and words.match(item.value)):
                 dropped += 1
             elif isinstance(item, Row):
                 kept += 1
@@ -142,6 +171,9 @@ def searched(eraser: Eraser, directory: Path, plan: Plan, outside: list[Path]) -
     everything = plan.words().needles()
     finder = Finder(eraser, thinned(everything, files))
     found = [{"file": str(f), "needle": content_hash(hit.decode())} for f in files for hit in finder.hits(f)]
+    if not eraser.living(plan.user):
+        places = [f for f in files if _below(f, directory) or f in outside]
+        found += [{"file": str(f), "needle": "the user's name"} for f in places if says(f, plan.user)]
     return {
         "files": len(files),
         "bytes": sum(f.stat().st_size for f in files if f.is_file()),

@@ -42,7 +42,7 @@ class Plan:
 
     def words(self) -> Words:
         """What to look for in files."""
-        return Words(set(self.ids), set(self.texts))
+        return Words(set(self.ids), set(self.texts), self.user)
 
     def keep(self) -> None:
         """Put it on disk, whole."""

@@ -19,6 +19,7 @@ from afterword.store.containers import Out
 from afterword.store.erase import Eraser
 from afterword.store.shapes import Shape
 from afterword.store.store import Store
+from afterword.store.words import rejects_of
 
 EXPORTS: dict[tuple[str, str], Shape] = {
     ("turns", "afterword"): shapes.own(Turn),
@@ -59,20 +60,22 @@ def export(store: Store, what: str, format: str, out: Out, *, to: Path | None = 
 
 
 def export_user(store: Store, user: str, out: Out, *, to: Path | None = None) -> int:
-    """Write all that is held of a user: their rows, what was made of them, and the adapters that learned from them.
+    """Write all that is held of a user: their rows, what was made of them, the adapters that learned from them, and
+    rows of theirs that an import rejected.
 
     The shape is our own. Raises NotFoundError when nothing is held.
     """
     with Eraser(store.path) as eraser:
         held = eraser.find(user)
-        if not held:
+        refused = [{"record": "rejects", **line} for line in rejects_of(store.path.parent, user)]
+        if not held and not refused:
             raise NotFoundError(f"nothing is held of the user {user!r}. Users are matched as the client named them.")
         if to is not None:
             store.note_export(to, "user", "afterword", user)
         rows = eraser.bodies(held)
         written = _written(({"record": table, **row} for table, row in _decoded(store, rows) if table in BY_TABLE), out)
     learned = [c for c in store.rows(Candidate) if set(c.interactions) & set(held.rows["interactions"])]
-    more: list[Json] = [{"record": c.TABLE, **c.to_dict()} for c in learned]
+    more: list[Json] = refused + [{"record": c.TABLE, **c.to_dict()} for c in learned]
     for candidate in learned:
         more += [{"record": r.TABLE, **r.to_dict()} for r in store.rows(Release, candidate=candidate.id)]
     return written + _written(iter(more), out)

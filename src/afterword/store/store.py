@@ -100,6 +100,14 @@ class Store:
                 self._writer = Writer(self.path, bulk=self._bulk)
             return self._writer.submit(rows)
 
+    def without_private(self, text: str, value: Any = None) -> tuple[str, Any]:
+        """A text and a JSON value as they would be stored: what a file beside the database may keep of them."""
+        if self._before is None:
+            return text, value
+        row = self._before(Feedback(id="-", turn="-", kind="comment", text=text, metadata={"row": value}))
+        assert isinstance(row, Feedback)
+        return row.text or "", row.metadata["row"]
+
     def write(self, *records: Record) -> list[Outcome]:
         """Append records and wait until they are on disk: "stored", "duplicate" or "conflict" for each."""
         return self.submit(records).result()

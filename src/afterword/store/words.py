@@ -40,6 +40,8 @@ class Words:
 
     ids: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
+    user: str | None = None
+    """The name itself: a row of a file that names them as its user is theirs."""
 
     def add(self, table: str, row: Json) -> None:
         """Take in a row that is held of the user."""
@@ -65,6 +67,8 @@ class Words:
 
     def match(self, value: Any) -> bool:
         """Is this row of a file theirs? By an id, by a text of `ALONE` characters, or by two shorter ones."""
+        if self.user is not None and named(value, self.user):
+            return True
         seen: set[str] = set()
         for text in _strings(value):
             if text in self.ids or (text in self.texts and len(text) >= ALONE):
@@ -98,6 +102,60 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _strings(inner)
+
+
+_USER = frozenset({"user", "user_id", "userId", "hashed_ip"})
+"""Fields by which rows of a file name their user."""
+
+
+def named(value: Any, user: str) -> bool:
+    """Does a JSON value say that it is of this user? Also where JSON is kept as a text."""
+    if isinstance(value, str) and value[:1] in "[{" and len(value) > 1:
+        try:
+            return named(orjson.loads(value), user)
+        except orjson.JSONDecodeError:
+            return False
+    if isinstance(value, dict):
+        return any((key in _USER and inner == user) or named(inner, user) for key, inner in value.items())
+    return isinstance(value, list) and any(named(inner, user) for inner in value)
+
+
+def user_of(row: Any) -> str | None:
+    """Whom a row of a file names as its user: at its top, or in what is directly below."""
+    if not isinstance(row, dict):
+        return None
+    for part in (row, *row.values(), *(v[0] for v in row.values() if isinstance(v, list) and v)):
+        for key in sorted(_USER & part.keys()) if isinstance(part, dict) else ():
+            if isinstance(part[key], str | int) and part[key] != "":
+                return str(part[key])
+    return None
+
+
+_EVERYWHERE = frozenset({"user", "users", "assistant", "system", "default", "none", "null", "true", "false", "text",
+                         "content", "messages", "anonymous"})  # fmt: skip
+"""Names that stand in every file of rows: nobody can be looked for by them."""
+
+
+def name_pattern(user: str) -> re.Pattern[bytes] | None:
+    """The name as a whole word in bytes; None when it is shorter than 4 characters or a word of every file."""
+    if len(user) < 4 or user.lower() in _EVERYWHERE:
+        return None
+    forms = {user.encode("utf-8", "replace"), json.dumps(user)[1:-1].encode()}
+    return re.compile(rb"(?<![A-Za-z0-9_])(?:" + b"|".join(map(re.escape, sorted(forms))) + rb")(?![A-Za-z0-9_])")
+
+
+def rejects_of(directory: Path, user: str) -> Iterator[Json]:
+    """The lines of `rejects/` that are of this user, by what they say or because the name stands in them."""
+    pattern = name_pattern(user)
+    for file in files_below(directory / "rejects") if (directory / "rejects").is_dir() else ():
+        if file.suffix != ".jsonl":
+            continue
+        with file.open("rb") as lines:
+            for line in lines:
+                if pattern is not None and pattern.search(line):
+                    yield orjson.loads(line)
+                elif named(found := orjson.loads(line), user):
+                    yield found
 
 
 def files_below(folder: Path) -> list[Path]:
