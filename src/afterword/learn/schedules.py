@@ -70,10 +70,18 @@ class Switch:
         return self.before if step < self.at * steps else self.after
 
 
+METRICS = (
+    "loss", "grad_norm", "divergence", "entropy_student", "entropy_teacher", "entropy_gap", "overlap", "signal",
+    "overlap_advantage", "top_mass", "effective", "end_signal", "known", "serve_gap", "ratio", "ratio_effective",
+    "length", "drift",
+)  # fmt: skip
+"""Metrics of a step that a schedule may follow."""
+
+
 @dataclass(frozen=True, slots=True)
 class OnMetric:
-    """`before` until the mean of a metric over the last `window` steps has once been below (or, with `above`,
-    above) `threshold`, then `after` for good. Metrics are those of `metrics.jsonl` (`entropy_student` ...)."""
+    """`before` until the mean of a metric over the last `window` steps that measured it has once been below (or, with
+    `above`, above) `threshold`, then `after` for good. Metrics are those of `metrics.jsonl` (`entropy_student` ...)."""
 
     metric: str
     threshold: float
@@ -83,7 +91,7 @@ class OnMetric:
     window: int = 4
 
     def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
-        values = [float(getattr(one, self.metric)) for one in past]
+        values = [float(value) for one in past if (value := getattr(one, self.metric)) is not None]
         for end in range(self.window, len(values) + 1):
             mean = sum(values[end - self.window : end]) / self.window
             if mean > self.threshold if self.above else mean < self.threshold:

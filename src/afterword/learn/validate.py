@@ -11,14 +11,16 @@ from collections.abc import Callable
 
 from afterword.errors import ConfigError
 from afterword.learn.advantages import GroupBaseline
+from afterword.learn.amounts import out_of_bounds
 from afterword.learn.distances import Distance
 from afterword.learn.divergences import K3, Follows
 from afterword.learn.recipes import Recipe
+from afterword.learn.schedules import CONSTANT
 from afterword.learn.targets import IDENTITY, GeometricBridge
 from afterword.learn.teachers import Average, Copy, External, Released, Routed, Teacher, TrustRegion
 from afterword.learn.terms import Term
 from afterword.learn.updates import PPOClip
-from afterword.learn.weights import Cap, ChangedTokens, EntropyGate, LeastRatio
+from afterword.learn.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio, LeastRatio
 
 _LONG = 1000
 """Steps of a run that stands for all runs where a schedule is looked at."""
@@ -27,6 +29,7 @@ _LONG = 1000
 def validate(recipe: Recipe) -> None:
     """Raise ConfigError with every fault of `recipe`, one sentence each."""
     faults = [fault for check in _RECIPE_CHECKS if (fault := check(recipe))]
+    faults += dict.fromkeys(out_of_bounds(recipe))
     for term in recipe.terms:
         faults += [f"term {term.name!r}: {fault}" for check in _TERM_CHECKS if (fault := check(recipe, term))]
     if faults:
@@ -116,10 +119,10 @@ def _teacher(recipe: Recipe, term: Term) -> str | None:
 
 
 def _teacher_settings(recipe: Recipe, term: Term) -> str | None:
-    for teacher in () if term.teacher is None else _all(term.teacher):
+    for teacher in (part for side in (term.teacher, term.reference) if side is not None for part in _all(side)):
         if isinstance(teacher, External) and not teacher.model:
             return "it learns from another model: name its folder in train.teacher"
-        if isinstance(teacher, External) and isinstance(term.teacher, Routed):
+        if isinstance(teacher, External) and isinstance(term.teacher, Routed) and teacher in _all(term.teacher):
             return "an external teacher has a head of its own, so it cannot be routed: give it a term with a route"
         if isinstance(teacher, Released) and not teacher.folder:
             return "its teacher is a released adapter: name its folder in train.teacher"
@@ -147,6 +150,10 @@ def _target(recipe: Recipe, term: Term) -> str | None:
         return f"{type(term.target).__name__} reads a reference: name its weights (START or BASE)"
     if term.reference is not None and not term.target.needs_reference:
         return f"{type(term.target).__name__} reads no reference: leave it out"
+    if term.reference is not None and (term.reference, term.reference_context) == (term.teacher, term.context):
+        return "its reference is its teacher, so it cancels: give it other weights or another reference_context"
+    if term.target_schedule != CONSTANT and not hasattr(term.target, "beta"):
+        return f"{type(term.target).__name__} has no beta that target_schedule could move: leave the schedule out"
     if not isinstance(term.target, GeometricBridge) or not term.target.beta:
         return None
     if term.target_schedule(_LONG - 1, _LONG) > 1e-9:
@@ -184,6 +191,10 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
         return "nobody judges the answers that the student writes anew: name a function in train.verifier"
     if isinstance(term.advantage, GroupBaseline) and recipe.answers < 2:
         return "it compares the answers to one prompt: set answers to 2 or more"
+    if isinstance(term.advantage, GroupBaseline) and not recipe.fresh:
+        return "it compares the answers that the student writes anew to one prompt: set fresh to 1 or more"
+    if term.update.needs_served and any(isinstance(w, ImportanceRatio) for w in term.weights):
+        return f"{type(term.update).__name__} weighs by the importance ratio already: leave out ImportanceRatio"
     return None
 
 
