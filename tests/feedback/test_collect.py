@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,9 +205,19 @@ def test_a_retry_is_paired_with_the_accepted_attempt(path: Path, linked: bool) -
     assert made["t2"].polarity == 1
 
 
+@pytest.mark.parametrize("change", [{"messages": ({"role": "user", "content": "Who won?"},)}, {"created_at": 50.0}])
+def test_a_named_attempt_at_something_else_is_no_peer(path: Path, change: dict[str, Any]) -> None:
+    with Store.open(path) as store:
+        attempts(store, feedback("accepted", "f2", "t2"),
+                 second=turn("t2", "Six.", **{"user": "ada", "created_at": 150.0, **change}))  # fmt: skip
+        collect(store, CollectSettings(wait_seconds=0))
+        assert [i.turn for i in store.rows(Interaction)] == ["t2"]
+
+
 def test_a_chain_of_retries_and_an_edited_attempt(path: Path) -> None:
     with Store.open(path) as store:
-        attempts(store, feedback("regenerated", "f2", "t2", next_turn="t3"), turn("t3", "Ten.", user="ada"),
+        attempts(store, feedback("regenerated", "f2", "t2", next_turn="t3"),
+                 turn("t3", "Ten.", user="ada", created_at=170.0),
                  feedback("edited", "f3", "t3", final_text="Seven."))  # fmt: skip
         collect(store)
         made = {i.turn: i.hindsight for i in store.rows(Interaction)}

@@ -165,6 +165,8 @@ def test_a_retry_waits_for_an_accepted_attempt_and_is_then_skipped() -> None:
     assert [reason for _, reason in waits.waiting] == ["no_accepted_attempt_yet"]
     over = decided(feedback("retried"), now=200.0 + 3601)
     assert over.skips[0][1].reason == "no_hindsight"
+    ahead = decided(feedback("retried", created_at=4e9))
+    assert ahead.skips[0][1].reason == "no_hindsight" and not ahead.waiting
     long = decided(feedback("retried"), peer="x" * 9000)
     assert long.skips[0][1].reason == "too_long"
 

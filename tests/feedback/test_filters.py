@@ -164,6 +164,29 @@ def test_an_edit_is_aligned_with_the_draft() -> None:
     assert [long[a:b] for a, b in align(long, long.replace("w77 ", "")).spans] == ["w77"]
 
 
+def test_a_word_that_a_long_text_loses_is_marked_where_it_was() -> None:
+    draft = "The pill is not safe . " + "It is a long text about the pill . " * 400 + "It is not here ."
+    found = align(draft, draft.replace("not safe", "safe", 1))
+    place = draft.index("not")
+    assert found.spans == ((place, place + 3),) and 0 < found.share < 0.001
+    long = "word and more " * 25_000
+    assert align(long, "x " + long).spans == ((0, 0),)
+
+
+def test_indentation_of_code_is_a_change_and_of_prose_none() -> None:
+    draft = "for i in x:\nprint(i)\nreturn 3"
+    found = align(draft, "for i in x:\n    print(i)\nreturn 3")
+    place = draft.index("print")
+    assert found.spans == ((place, place),) and 0 < found.share < 0.5
+    assert align("One line.\nAnother.", "One line.\n Another.").share == 0
+    same = feedback(
+        "edited", final_text="Boil the eggs for six minutes, then cool them.", metadata={"signal_weight": 0.2}
+    )
+    made = decided(same).interaction
+    assert made is not None and (made.polarity, made.weight) == (1, 0.2)
+    assert reason(same, settings=CollectSettings(weights={"accepted": 0.0})) == "off"
+
+
 def test_long_output_names_the_cases_that_failed() -> None:
     noise = "\n".join(f"tests/test_a.py::test_{i} PASSED" for i in range(2000))
     failed = "\n".join(f"FAILED tests/test_a.py::test_{i} - assert {i} == 0" for i in (3, 14))

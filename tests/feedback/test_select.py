@@ -180,6 +180,14 @@ def test_what_happens_until_and_after_the_deadline(settings: dict[str, Any], hou
     assert blocked([row], seen, config, 1e9 + hours * 3600) == {}
 
 
+def test_only_what_review_shows_is_held_back(tmp_path: Path) -> None:
+    """The strangest are strangest among all rows: held-out ones, too, which a round does not read."""
+    rows = [interaction(f"h{n}", confidence=0.31, split="holdout") for n in range(40)]
+    rows += [interaction(f"i{n}") for n in range(100)]
+    found = chosen(tmp_path, *rows, review=ReviewSettings(share=0.0, strange=0.05, meanwhile="wait"))
+    assert len(found.weights) == 100 and not found.left
+
+
 def test_agreement_with_the_automatic_decision() -> None:
     rows = [interaction(f"i{n}") for n in range(4)]
     reviews = {f"i{n}": Review(id=f"r{n}", interaction=f"i{n}", decision="reject" if n == 0 else "approve")

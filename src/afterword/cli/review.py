@@ -14,6 +14,7 @@ from afterword.cli.context import Context
 from afterword.cli.data import short, when
 from afterword.errors import NothingToDo, UsageError
 from afterword.feedback.lane import ReviewSettings, agreement, lane
+from afterword.feedback.select import auditable
 from afterword.records import Feedback, Interaction, Review, Turn, content_hash
 from afterword.store import Store
 
@@ -38,8 +39,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
 def _lane(context: Context, store: Store) -> tuple[list[Interaction], dict[str, Any]]:
     """What waits, and the agreement so far."""
     settings = context.config.get(ReviewSettings)
-    gone = store.retracted()
-    rows = [row for row in store.rows(Interaction) if not gone.intersection(row.feedback)]
+    rows = auditable(store)
     reviews = store.reviews()
     waiting = [row for row in lane(rows, settings) if row.id not in reviews]
     return waiting, agreement(rows, reviews, settings).to_dict()

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 EXACT_WORDS = 2000
-"""Above this many words the order of words is not looked at, so that the cost stays linear."""
+"""Above this many words between the first and the last change their order is not looked at: the cost stays linear."""
 
 _UNITS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+|[^\w\s]")
 
@@ -28,17 +28,46 @@ def align(draft: str, final: str) -> Change:
     found = list(_UNITS.finditer(draft))
     before, after = [m.group() for m in found], _UNITS.findall(final)
     if before == after:
-        return Change(0.0)
-    if max(len(before), len(after)) > EXACT_WORDS:
-        common = sum((Counter(before) & Counter(after)).values())
-        return Change(_share(common, before, after), _by_words(found, Counter(after)))
-    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
-    common, spans = 0, []
+        moved = _indented(draft, final)
+        return Change(len(moved) / max(len(before), len(moved), 1), moved)
+    first = _alike(before, after)
+    last = _alike(before[first:][::-1], after[first:][::-1])
+    inner, left = before[first : len(before) - last], after[first : len(after) - last]
+    if max(len(inner), len(left)) > EXACT_WORDS:
+        common = first + last + sum((Counter(inner) & Counter(left)).values())
+        return Change(_share(common, before, after), _by_words(found[first : len(found) - last], Counter(left)))
+    return _middle(draft, found, before, after, first, last)
+
+
+def _alike(one: list[str], other: list[str]) -> int:
+    """How many words both begin with."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _indented(draft: str, final: str) -> tuple[tuple[int, int], ...]:
+    """The leading white space of lines of code whose indentation alone was changed; () for prose."""
+    if not re.search(r"^(?: {2,}|\t)\S|```", f"{draft}\n{final}", re.MULTILINE):
+        return ()
+    lines = [m for m in re.finditer(r"^([ \t]*)\S.*$", draft, re.MULTILINE)]
+    others = re.findall(r"^([ \t]*)\S.*$", final, re.MULTILINE)
+    if len(lines) != len(others):
+        return ()
+    # The first line's is not known: what surrounds a whole text is cut off on the way here.
+    return tuple(m.span(1) for m, other in list(zip(lines, others, strict=True))[1:] if m.group(1) != other)
+
+
+def _middle(
+    draft: str, found: list[re.Match[str]], before: list[str], after: list[str], first: int, last: int
+) -> Change:
+    """Long texts that differ in a short part only: that part is aligned word by word."""
+    inner, left = before[first : len(before) - last], after[first : len(after) - last]
+    matcher = difflib.SequenceMatcher(None, inner, left, autojunk=False)
+    common, spans = first + last, []
     for what, start, end, _, _ in matcher.get_opcodes():
         if what == "equal":
             common += end - start
         else:
-            spans.append(_characters(draft, found, start, end))
+            spans.append(_characters(draft, found, first + start, first + end))
     return Change(_share(common, before, after), tuple(spans))
 
 

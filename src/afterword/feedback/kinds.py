@@ -49,7 +49,7 @@ KINDS: dict[str, Kind] = {
         hindsight="I asked again. This is the answer that I accepted:\n{answer}",
         reading="as `retried`",
     ),
-    "abandoned": Kind(polarity=-1, weight=0.0, reading="weak negative; off until a slice has enough of them"),
+    "abandoned": Kind(polarity=-1, weight=0.0, reading="weak negative, off; without words it teaches nothing alone"),
     "follow_up": Kind(
         polarity=0, weight=1.0, needs="text", rank=6, hindsight="{text}",
         reading="hindsight if it is about the answer; the detectors give relevance and polarity",

@@ -30,20 +30,23 @@ def accepted_attempt(store: Store, turn: Turn, feedback: tuple[Feedback, ...], s
 
 def _attempts(store: Store, turn: Turn, feedback: tuple[Feedback, ...]) -> Iterator[Turn]:
     seen = {turn.id}
-    for attempt in (*_linked(store, feedback), *_same_request(store, turn)):
+    for attempt in (*_linked(store, turn, feedback), *_same_request(store, turn)):
         if attempt.id not in seen and attempt.key == turn.key and attempt.user == turn.user:
             seen.add(attempt.id)
             yield attempt
 
 
-def _linked(store: Store, feedback: tuple[Feedback, ...]) -> list[Turn]:
-    """The chain of next attempts that the feedback names."""
+def _linked(store: Store, turn: Turn, feedback: tuple[Feedback, ...]) -> list[Turn]:
+    """The chain of next attempts that the feedback names, as far as they are later and asked the same: a client that
+    names its next turn, whatever was asked, must not teach the answer to something else."""
+    asked = [canonical(m) for m in turn.messages]
     chain: list[Turn] = []
     rows = list(feedback)
     while rows and len(chain) < NEAR:
         names = {f.next_turn for f in rows if f.next_turn and f.kind in {"retried", "regenerated"}}
         names -= {t.id for t in chain}
         turns = [t for _, t in store.among(Turn, "id", sorted(names))] if names else []
+        turns = [t for t in turns if t.created_at >= turn.created_at and [canonical(m) for m in t.messages] == asked]
         chain += turns
         rows = [f for _, f in store.among(Feedback, "turn", [t.id for t in turns])] if turns else []
     return chain

@@ -198,7 +198,10 @@ def _edited(case: Case, feedback: Feedback, settings: CollectSettings, weight: f
     final = (feedback.final_text or "").strip()
     change = align(text_of(case.turn.answer.get("content")), final)
     if change.share == 0:
-        return Signal(feedback, 1, settings.weight("accepted", case.turn.task))
+        strength = settings.weight("accepted", case.turn.task)
+        if strength == 0:
+            return Refusal("off", "an edit that changes nothing is an acceptance, which has weight 0 for this task")
+        return Signal(feedback, 1, _given_weight(feedback, strength))
     words = settings.words("edited", case.turn.task).format(final=final)
     strength = weight * (0.25 + 0.75 * change.share)
     return Signal(feedback, 1 if change.share < 0.5 else -1, strength, words, firm=False, spans=change.spans)
@@ -210,7 +213,8 @@ def _retried(case: Case, feedback: Feedback, settings: CollectSettings, weight: 
             return Refusal("too_long", f"the accepted attempt has {len(case.peer)} characters")
         words = settings.words(feedback.kind, case.turn.task).format(answer=case.peer)
         return Signal(feedback, -1, weight, words)
-    if case.now - feedback.created_at < settings.wait_seconds:
+    # A time in the future counts as long ago: because of a clock that was wrong nothing waits for ever.
+    if 0 <= case.now - feedback.created_at < settings.wait_seconds:
         return Waiting("no_accepted_attempt_yet")
     return Refusal("no_hindsight", "asked again, but no later attempt at the same request was accepted")
 

@@ -115,7 +115,7 @@ def select(
     spent = store.spent(channel)
     rows = [row for row in store.usable("train") if row.id not in spent]
     chosen = Selection()
-    held = blocked(rows, store.reviews(), review, time.time() if now is None else now)
+    held = blocked(auditable(store), store.reviews(), review, time.time() if now is None else now)
     fresh = _fresh(store, rows, settings, channel)
     weak = _weak(store, settings)
     alone = channel.startswith("user:") or len(_users(store, rows)) <= 1
@@ -135,6 +135,12 @@ def select(
     for task, group in by_task.items():
         _slice(chosen, task, group, fresh, settings, None if alone else wishes)
     return chosen
+
+
+def auditable(store: Store) -> list[Interaction]:
+    """What the audit lane is drawn from, for those who look and for what waits for them: all that nobody took back."""
+    gone = store.retracted()
+    return [row for row in store.rows(Interaction) if not gone.intersection(row.feedback)]
 
 
 def _wishes(store: Store, rows: list[Interaction]) -> dict[str, dict[str, int]]:
