@@ -18,6 +18,7 @@ from tests.train.tiny_model import example, tiny_folder
 from torch import Tensor
 
 from afterword.chat.render import ends_with, generation_header
+from afterword.errors import NothingToDo
 from afterword.learn.contexts import CONTEXTS, Context
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.divergences import Estimator, Follows, ForwardKL, ReverseKL
@@ -303,6 +304,10 @@ def test_8_only_the_privileged_text_is_cut_and_what_was_cut_is_counted(lab: Lab,
         assert where.name in ("none", "remark")
         return
     one = recipe("sdpo-interactions", context=where.name, max_hindsight=100)
+    if where.shuffled:  # alone there is nobody else's text to cut
+        with pytest.raises(NothingToDo, match="no_other"):
+            prepare([given], lab.tokenizer, one, limit=512, vocabulary=259)
+        return
     (long,) = prepare([given], lab.tokenizer, one, limit=512, vocabulary=259).rows
     assert long.cut == 200
     tight = prepare([given], lab.tokenizer, one, limit=len(long.teacher_prompts[where.name]) - 30, vocabulary=259)

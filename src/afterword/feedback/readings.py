@@ -213,8 +213,8 @@ def _retried(case: Case, feedback: Feedback, settings: CollectSettings, weight: 
             return Refusal("too_long", f"the accepted attempt has {len(case.peer)} characters")
         words = settings.words(feedback.kind, case.turn.task).format(answer=case.peer)
         return Signal(feedback, -1, weight, words)
-    # A time in the future counts as long ago: because of a clock that was wrong nothing waits for ever.
-    if 0 <= case.now - feedback.created_at < settings.wait_seconds:
+    # A time far in the future counts as long ago: because of a clock that was wrong nothing waits for ever.
+    if abs(case.now - feedback.created_at) < settings.wait_seconds:
         return Waiting("no_accepted_attempt_yet")
     return Refusal("no_hindsight", "asked again, but no later attempt at the same request was accepted")
 
