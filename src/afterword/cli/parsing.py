@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def _sentence(self, message: str) -> str:
         if (found := _CHOICE.match(message)) is not None:
-            known = re.findall(r"'([^']*)'", found["known"])
+            known = [name.strip().strip("'") for name in found["known"].split(",")]  # quoted before Python 3.12.8
             what = "command" if found["what"] in ("COMMAND", "verb") or "|" in found["what"] else found["what"]
             near = _near(found["given"], known)
             return f"there is no {what} {found['given']!r}{near or ': it is one of ' + ', '.join(known)}"
