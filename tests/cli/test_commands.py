@@ -70,6 +70,25 @@ def test_collect_prints_its_funnel_and_does_nothing_twice(home: Path, capsys: py
         assert store.counts() == counts
 
 
+def test_collect_looks_once_at_what_was_learned(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    spent = Store.spent
+
+    def noted(store: Store, channel: str = "default") -> set[str]:
+        asked.append(channel)
+        return spent(store, channel)
+
+    monkeypatch.setattr(Store, "spent", noted)
+    rows = [
+        Interaction(id=f"i{n}", turn=f"chatcmpl-{n}", feedback=(f"fb-{n}",), kind="follow_up", hindsight="Shorter.",
+                    polarity=-1, weight=1.0, split="train") for n in (1, 2)
+    ]  # fmt: skip
+    with Store.open(home / "afterword.db") as store:
+        store.write(*rows)
+    assert main(["collect", "--dir", str(home), "--json"]) == 0
+    assert asked == ["default"]
+
+
 def test_lists_and_shows_rows_without_reading_markup_in_them(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["turns", "list", "--dir", str(home)]) == 0
     assert "[red]sky[/]" in capsys.readouterr().out

@@ -151,7 +151,7 @@ def test_the_report_can_be_checked_by_others(home: Path, capsys: pytest.CaptureF
     path = str(home / "forget" / f"{report['erasure']}.json")
     code, found = run(home, "forget", "--check", path, "--user", ADA, capsys=capsys)
     assert code == 0 and [c["check"] for c in found["checks"]] == [
-        "erasure", "rows", "served", "adapters", "finished", "user", "held",
+        "erasure", "rows", "quoted", "served", "adapters", "finished", "user", "held",
     ]  # fmt: skip
     assert main(["forget", "--check", path, "--dir", str(home)]) == 0
     assert "ok" in capsys.readouterr().out

@@ -142,7 +142,8 @@ def run_collect(context: Context) -> int:
     with context.open_store() as store:
         settings = _settings(context, model=False)
         funnel = collect_stage(store, settings)
-        waiting = sum(1 for row in store.usable("train") if row.id not in store.spent(settings.channel))
+        spent = store.spent(settings.channel)
+        waiting = sum(1 for row in store.usable("train") if row.id not in spent)
     if context.json:
         context.emit(funnel.to_dict())
         return 0

@@ -18,6 +18,7 @@ from afterword.feedback.readings import Case, Refusal, Signal, Waiting, read
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.sketch import Index, packed, sketch_of, unpacked
 from afterword.records import Feedback, Interaction, Skip, content_hash
+from afterword.store.users import speaker
 
 SKETCHED = (250, 500, 250)
 """Characters of request, answer and hindsight that are compared in the search for duplicates."""
@@ -230,7 +231,7 @@ def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -
         weight=weight,
         split=split_of(case.conversation, settings.holdout),
         on_policy=case.turn.on_policy,
-        user=first.feedback.user or case.turn.user,
+        user=speaker((s.feedback for s in ordered), case.turn.user),
         task=case.turn.task,
         team=case.turn.team,
         scope="user" if is_standing("\n".join(spoken(s.feedback) for s in ordered if s.hindsight)) else "global",

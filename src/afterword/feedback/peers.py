@@ -14,15 +14,19 @@ from afterword.feedback.readings import Case, Signal, answer_text, read
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Feedback, Turn
 from afterword.store import Store
+from afterword.store.users import speaker
 
 NEAR = 64
 """Turns of the same conversation, parent or user that are looked at, oldest first."""
 
 
 def accepted_attempt(store: Store, turn: Turn, feedback: tuple[Feedback, ...], settings: CollectSettings) -> str | None:
-    """The answer (or the user's edit of it) of the first later attempt that was accepted, None without one."""
+    """The answer (or the user's edit of it) of the first later attempt that was accepted, None without one.
+
+    Accepted by whoever asked again: the words of one user are never shown as another's.
+    """
     for attempt in _attempts(store, turn, feedback):
-        answer = _accepted(store, attempt, settings)
+        answer = _accepted(store, attempt, speaker(feedback, turn.user), settings)
         if answer is not None:
             return answer
     return None
@@ -63,8 +67,8 @@ def _same_request(store: Store, turn: Turn) -> list[Turn]:
     return same[::-1]
 
 
-def _accepted(store: Store, attempt: Turn, settings: CollectSettings) -> str | None:
-    rows = tuple(f for _, f in store.among(Feedback, "turn", [attempt.id]))
+def _accepted(store: Store, attempt: Turn, user: str | None, settings: CollectSettings) -> str | None:
+    rows = tuple(f for _, f in store.among(Feedback, "turn", [attempt.id]) if speaker((f,), attempt.user) == user)
     gone = {f.retracts for _, f in store.among(Feedback, "retracts", [f.id for f in rows])}
     case = Case(turn=attempt, feedback=rows)
     if turn_refusal(case) is not None:

@@ -171,6 +171,7 @@ def searched(eraser: Eraser, directory: Path, plan: Plan, outside: list[Path]) -
     everything = plan.words().needles()
     finder = Finder(eraser, thinned(everything, files))
     found = [{"file": str(f), "needle": content_hash(hit.decode())} for f in files for hit in finder.hits(f)]
+    found += [{"file": f"{table} {name}", "needle": "a quotation"} for table, name in eraser.quoted(plan.user.__eq__)]
     if not eraser.living(plan.user):
         places = [f for f in files if _below(f, directory) or f in outside]
         found += [{"file": str(f), "needle": "the user's name"} for f in places if says(f, plan.user)]

@@ -109,6 +109,11 @@ def _checks(store: Store, report: Json, user: str | None) -> Iterator[Json]:
     missing = [f"{t} {n}" for t, ids in report["rows"].items() for n in ids if n not in gone[t]]
     number = sum(map(len, report["rows"].values()))
     yield line("rows", not missing, f"{number - len(missing)} of {number} are tombstones" + _some(missing))
+    with Eraser(store.path) as eraser:
+        salt, digest = report["user"]["salt"], report["user"]["hash"]
+        quoted = eraser.quoted(lambda name: user_hash(name, salt) == digest, report["redacted_at"])
+    words = "no report or candidate quotes or names them" if not quoted else f"{len(quoted)} rows quote or name them"
+    yield line("quoted", not quoted, words + _some([" ".join(one) for one in quoted]))
     tainted = store.tainted()
     states = {c: serving(store.rows(Release, channel=c)) for c in store.tally(Release, "channel")}
     served = [f"{c} serves {r.adapter}" for c, state in states.items() for r in (state.served, state.canary)

@@ -12,7 +12,7 @@ import itertools
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ import orjson
 from afterword.errors import StoreError
 from afterword.records import Json
 from afterword.store.schema import CLEARED, PRUNED, TOMBSTONE, connect
+from afterword.store.users import TURNS_OF_USER
+from afterword.store.words import pieces
 
 _ALIVE = f"NOT {TOMBSTONE.format('t')}"
 _PATIENCE_MS = 60_000
@@ -37,7 +39,7 @@ class Held:
     rows: dict[str, tuple[str, ...]]
     """Table -> ids of the rows that are the user's or were made of them."""
     pruned: dict[str, tuple[str, ...]]
-    """Table -> ids of rows of nobody in particular that quote them."""
+    """Table -> ids of rows of nobody in particular that quote or name them."""
 
     def __bool__(self) -> bool:
         return any(self.rows.values())
@@ -81,7 +83,8 @@ class Eraser:
         with self._failing("read"):
             self._gather(user)
             rows = {table: self._ids(table) for table in CLEARED}
-            pruned = {table: tuple(self._quoting(table)) for table in PRUNED}
+            gone = set(rows["interactions"]) | set(rows["turns"])
+            pruned = {table: tuple(self._quoting(table, gone, user.__eq__)) for table in PRUNED}
         return Held(rows, pruned)
 
     def _ids(self, table: str) -> tuple[str, ...]:
@@ -94,8 +97,8 @@ class Eraser:
         run("DELETE FROM gone")
         # A turn that continues one of the user's carries the history, whoever sent it.
         run(
-            """INSERT INTO gone WITH RECURSIVE mine(id) AS (
-                SELECT id FROM turns WHERE user = ?1
+            f"""INSERT INTO gone WITH RECURSIVE mine(id) AS (
+                SELECT id FROM ({TURNS_OF_USER})
                 UNION SELECT t.id FROM turns t JOIN mine m ON t.previous = m.id)
             SELECT 'turns', id FROM mine""",
             (user,),
@@ -115,6 +118,8 @@ class Eraser:
             f"(SELECT 1 FROM json_each(t.feedback) j WHERE j.value IN ({taken})))",
             (user,),
         )
+        for name in self._retold():
+            run("INSERT OR IGNORE INTO gone VALUES ('interactions', ?)", (name,))
         run(f"INSERT OR IGNORE INTO gone SELECT 'skips', id FROM skips WHERE {of_turn} OR feedback IN ({taken})")
         made = "interaction IN (SELECT id FROM gone WHERE kind = 'interactions')"
         for table in NOTED:
@@ -141,11 +146,36 @@ class Eraser:
                     others.append((identifier, data["messages"]))
             yield from (identifier for identifier, messages in others if pairs.intersection(_pairs(messages)))
 
-    def _quoting(self, table: str) -> Iterator[str]:
-        gone = set(self._ids("interactions")) | set(self._ids("turns"))
-        for identifier, body in self._db.execute(f"SELECT id, body FROM {table}"):
-            if _without(table, orjson.loads(body), gone) is not None:
+    def _retold(self) -> Iterator[str]:
+        """Interactions in which an edit of theirs is shown as the answer that a retry led to."""
+        sql = (
+            "SELECT CAST(f.body AS TEXT) FROM feedback f JOIN gone g ON g.kind = 'feedback' AND g.id = f.id "
+            f"WHERE f.kind = 'edited' AND NOT {TOMBSTONE.format('f')}"
+        )
+        finals = [(orjson.loads(body)["final_text"] or "").strip() for (body,) in self._db.execute(sql)]
+        parts = {part for final in finals for part in (final, *pieces(final)) if part}
+        others = f"SELECT id, body FROM interactions t WHERE kind IN ('retried', 'regenerated') AND {_ALIVE}"
+        for identifier, body in self._db.execute(others) if parts else ():
+            shown = orjson.loads(body)["hindsight"]
+            if any(part in shown for part in parts):
                 yield identifier
+
+    def _quoting(
+        self, table: str, gone: set[str], theirs: Callable[[str], bool], before: float | None = None
+    ) -> Iterator[str]:
+        sql = f"SELECT id, body FROM {table} WHERE ?1 IS NULL OR created_at <= ?1"
+        for identifier, body in self._db.execute(sql, (before,)):
+            if _without(table, orjson.loads(body), gone, theirs) is not None:
+                yield identifier
+
+    def quoted(self, theirs: Callable[[str], bool], before: float | None = None) -> list[tuple[str, str]]:
+        """(table, id) of rows, no newer than `before`, that still quote what was erased or name a user of `theirs`."""
+        with self._failing("read"):
+            gone = {
+                name for table in ("interactions", "turns")
+                for (name,) in self._db.execute(f"SELECT id FROM {table} WHERE {TOMBSTONE.format(table)}")
+            }  # fmt: skip
+            return [(table, name) for table in PRUNED for name in self._quoting(table, gone, theirs, before)]
 
     def bodies(self, held: Held) -> Iterator[tuple[str, Json]]:
         """(table, record as JSON) of every row that is held."""
@@ -173,7 +203,7 @@ class Eraser:
                 "ON CONFLICT(id) DO NOTHING",
                 (erasure, time.time(), b"\x01", salt, user_hash(user, salt), body),
             )
-            self._prune(held)
+            self._prune(held, user)
             for table in CLEARED:
                 cleared = "".join(f", {column} = {value}" for column, value in CLEARED[table].items())
                 self._db.execute(
@@ -184,12 +214,12 @@ class Eraser:
             self._db.execute("COMMIT")
         return held
 
-    def _prune(self, held: Held) -> None:
+    def _prune(self, held: Held, user: str) -> None:
         gone = set(held.rows["interactions"]) | set(held.rows["turns"])
         for table, ids in held.pruned.items():
             for identifier in ids:
                 (body,) = self._db.execute(f"SELECT body FROM {table} WHERE id = ?", (identifier,)).fetchone()
-                rest = _without(table, orjson.loads(body), gone)
+                rest = _without(table, orjson.loads(body), gone, user.__eq__)
                 assert rest is not None
                 fresh = orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)
                 self._db.execute(f"UPDATE {table} SET body = ? WHERE id = ?", (fresh, identifier))
@@ -233,8 +263,9 @@ def _pairs(messages: list[Json]) -> set[tuple[str, str]]:
     }
 
 
-def _without(table: str, body: Json, gone: set[str]) -> Json | None:
-    """The body without what it quotes of these interactions and turns; None when it quotes nothing."""
+def _without(table: str, body: Json, gone: set[str], theirs: Callable[[str], bool]) -> Json | None:
+    """The body without what it quotes of these interactions and turns, and without the names of these users; None when
+    there is nothing of the kind in it."""
 
     def keeps(entry: Any) -> bool:
         return not (isinstance(entry, dict) and {entry.get("interaction"), entry.get("turn")} & gone)
@@ -242,6 +273,21 @@ def _without(table: str, body: Json, gone: set[str]) -> Json | None:
     if table == "reports":
         examples = [entry for entry in body["examples"] if keeps(entry)]
         return {**body, "examples": examples} if len(examples) < len(body["examples"]) else None
-    left = body["metrics"].get("left") or []
-    rest = [entry for entry in left if keeps(entry)]
-    return {**body, "metrics": {**body["metrics"], "left": rest}} if len(rest) < len(left) else None
+    metrics = body["metrics"]
+    left = metrics.get("left")
+    if left:
+        metrics = {**metrics, "left": [entry for entry in left if keeps(entry)]}
+    slices = (metrics.get("selection") or {}).get("slices")
+    if slices:
+        metrics = {
+            **metrics,
+            "selection": {**metrics["selection"], "slices": [_unnamed(one, theirs) for one in slices]},
+        }
+    return None if metrics == body["metrics"] else {**body, "metrics": metrics}
+
+
+def _unnamed(slice_: Json, theirs: Callable[[str], bool]) -> Json:
+    """A slice of a selection without the influence of these users; what is left does not add up to 1 any more."""
+    if not slice_.get("influence"):
+        return slice_
+    return {**slice_, "influence": {name: part for name, part in slice_["influence"].items() if not theirs(name)}}

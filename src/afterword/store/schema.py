@@ -57,11 +57,18 @@ CLEARED: dict[str, dict[str, str]] = {
 }
 """Table -> column -> what a tombstone holds there. `digest` becomes empty and `body` the id of the erasure."""
 
-PRUNED: dict[str, tuple[str, ...]] = {"reports": ("$.examples",), "candidates": ("$.metrics.left",)}
-"""Rows of nobody in particular that may quote a user: the parts of their body that an erasure may change."""
+PRUNED: dict[str, tuple[str, ...]] = {
+    "reports": ("$.examples",), "candidates": ("$.metrics.left", "$.metrics.selection.slices"),
+}  # fmt: skip
+"""Rows of nobody in particular that may quote or name a user: the parts of their body that an erasure may change."""
 
 TOMBSTONE = "length({0}.digest) = 0"
 """True for a tombstone; `{0}` is the table or its alias. The partial indexes below are written in the same words."""
+
+
+IMPORTED = "{0}.id >= 'imp-' AND {0}.id < 'imp-u' AND {0}.user IS NOT NULL"
+"""True for a turn of a user that was imported when its id was a hash of its words alone; now ids of users' turns begin
+with `imp-u` and are hashes of the user too."""
 
 
 def erasable(table: str, *later: str) -> str:
@@ -177,6 +184,9 @@ MIGRATIONS: tuple[str, ...] = (
     "CREATE INDEX skips_contradictory ON skips(turn) WHERE reason = 'contradictory';",
     # 6: rows stand only in the indexes in which somebody looks for them.
     "\n".join((_without_nulls("turns", "user", "previous", "thread"), _without_nulls("feedback", "retracts"))),
+    # 7: the influence of a user is taken out of candidates; imported turns whose ids do not say whose they are.
+    _prunable("candidates", "seq, id, created_at, digest, parent")
+    + f"\nCREATE INDEX turns_imported ON turns(id) WHERE {IMPORTED.format('turns').replace('turns.', '')};",
 )  # fmt: skip
 
 

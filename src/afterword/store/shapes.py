@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from afterword.records import Feedback, Interaction, Json, Record, Turn
 from afterword.store.store import Store
+from afterword.store.users import speaker
 
 Shape = Callable[[Store], Iterator[Json]]
 
@@ -184,7 +185,7 @@ def events(store: Store) -> Iterator[Json]:
             "follow_up": row.text if row.kind in {"follow_up", "comment"} else None,
             "signal_weight": row.metadata.get("signal_weight"),
             "created_at": datetime.fromtimestamp(row.created_at, UTC).isoformat(),
-            "user": row.user or turn.user,
+            "user": speaker((row,), turn.user),
             "conversation": turn.conversation,
         }
 

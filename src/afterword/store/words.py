@@ -58,8 +58,8 @@ class Words:
         of every text before the second of any. Texts without 12 plain characters in a row have none.
         """
         found: dict[bytes, None] = {}
-        pieces = [itertools.islice(_pieces(text), PIECES) for text in sorted(self.texts)]
-        for piece in itertools.chain.from_iterable(itertools.zip_longest(*pieces)):
+        runs = [itertools.islice(pieces(text), PIECES) for text in sorted(self.texts)]
+        for piece in itertools.chain.from_iterable(itertools.zip_longest(*runs)):
             if piece is not None:
                 found[piece.encode("utf-8", "replace")] = None
                 found[json.dumps(piece)[1:-1].encode()] = None
@@ -78,7 +78,8 @@ class Words:
         return len(seen) >= 2
 
 
-def _pieces(text: str) -> Iterator[str]:
+def pieces(text: str) -> Iterator[str]:
+    """Runs of plain characters of a text, cut to `PIECE`."""
     for run in _PLAIN.findall(text[:10_000]):
         starts = [*range(0, len(run) - PIECE + 1, PIECE), max(0, len(run) - PIECE)]
         for start in dict.fromkeys(starts):
