@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.learn.recipe_inputs import INPUTS
 
 from afterword.errors import ConfigError
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.divergences import FORWARD_KL, PolicyGradient
-from afterword.learn.recipes import Lora, Recipe, recipe
-from afterword.learn.schedules import METRICS, Linear, OnMetric
+from afterword.learn.recipes import RECIPES, Lora, Recipe, recipe
+from afterword.learn.schedules import METRICS, Linear, OnMetric, Switch
 from afterword.learn.supports import TopK
 from afterword.learn.targets import Extrapolation
 from afterword.learn.teachers import START, Average, External, Released
 from afterword.learn.terms import Term
 from afterword.learn.updates import PPOClip, Truncated
-from afterword.learn.validate import validate
-from afterword.learn.weights import ChangedTokens, ImportanceRatio, Position, Prefix, Staleness
+from afterword.learn.validate import advice, validate
+from afterword.learn.weights import ChangedTokens, ImportanceRatio, LeastRatio, Position, Prefix, Staleness
 from afterword.train.metrics import StepMetrics
 
 AWAY: dict[str, Any] = {"target": Extrapolation(1.2)}
@@ -38,7 +41,7 @@ def single(settings: dict[str, Any], changes: dict[str, Any]) -> Recipe:
         ({**AWAY, "reference": START, "reference_context": CONTEXTS["appended"]}, "cancels"),
         ({**AWAY, "reference": External()}, "train.teacher"),
         ({**AWAY, "reference": Released()}, "train.teacher"),
-        ({**AWAY, "reference": Average(rate=5.0)}, "rate of an average"),
+        ({**AWAY, "reference": Average(rate=5.0)}, "rate=5.0"),
         ({"schedule": OnMetric("entropy_studnet", 1.0)}, "metric='entropy_studnet' must be one of"),
         ({"weights": (Staleness(0.0),)}, "half_life=0.0"),
         ({"weights": (Position(0.0),)}, "half_life=0.0"),
@@ -72,6 +75,94 @@ def test_parts_out_of_bounds_are_refused(changes: dict[str, Any], says: str) -> 
 def test_settings_out_of_bounds_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         validate(single(settings, {}))
+
+
+HOSTILE: tuple[Any, ...] = (
+    0, 1, -1, 0.0, 2.5, -0.5, math.nan, math.inf, -math.inf, 10**400, 1e300, True, None, "x", "", b"x", [], {}, (),
+    object(), Recipe,
+)  # fmt: skip
+NUMBERS = {
+    ("sdpo-interactions", "skip_first"): {0, 1}, ("sdpo-interactions", "clip"): {1, 2.5, 1e300, None},
+    ("sdpo-interactions", "anchor"): {0, 1, 2.5}, ("sdpo-interactions", "contrast"): {0, 1, 2.5},
+    ("sdpo", "k"): {1, 10**400}, ("sdpo", "rate"): {1}, ("sdft", "rate"): {1}, ("sdft", "skip_first"): {0, 1},
+    ("opsd-clipped", "clip"): {1, 2.5, 1e300}, ("opcd", "k"): {1, 10**400}, ("gkd", "beta"): {0, 1},
+    ("eopd", "threshold"): {0, 1, 2.5}, ("veto", "beta"): {0, 1}, ("stable-opd", "gold"): {1, 2.5},
+    ("stable-opd", "anchor"): {1, 2.5}, ("revisit-opd", "k"): {10**400}, ("exopd", "scale"): {1, 2.5},
+    ("reopold", "blame"): set(), ("reopold", "share"): {1}, ("reopold", "switch"): set(),
+}  # fmt: skip
+"""Which of HOSTILE a recipe's own numbers may be."""
+OF_ALL = {
+    "lr": {0, 1}, "passes": {0, 1}, "fresh": {0, 1}, "answers": {1}, "rank": {1}, "batch": {1, 10**400},
+    "weight_decay": {0, 1}, "max_grad_norm": {1, 2.5, math.inf, 1e300}, "micro_tokens": {1, 10**400},
+    "max_tokens": {1, 10**400}, "max_hindsight": {1, 10**400}, "max_fresh": {1, 10**400}, "lora": set(),
+    "schedule": set(), "checkpointing": {True}, "include_off_policy": {True}, "redact": set(), "dtype": set(),
+    "context": {None}, "template": {None}, "template_praise": {None}, "verifier": {None, "x", ""},
+}  # fmt: skip
+
+
+def arguments(name: str) -> list[str]:
+    parameters = inspect.signature(RECIPES[name]).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def taken(name: str, key: str) -> list[Any]:
+    """Which of HOSTILE are taken; whatever is not is refused with its value and what it may be."""
+    found = []
+    for value in HOSTILE:
+        try:
+            made = recipe(name, **{**INPUTS.get(name, {}), key: value})
+            validate(made)
+            advice(made)
+        except ConfigError as error:
+            assert key in error.message and ("must be" in error.message or value in (None, "x", "")), error.message
+        else:
+            found.append(value)
+    return found
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name in RECIPES for key in arguments(name)])
+def test_no_value_of_a_recipes_own_argument_gets_past_or_crashes(name: str, key: str) -> None:
+    found = taken(name, key)
+    if (name, key) in NUMBERS:
+        assert {type(x) for x in found}.isdisjoint({bool, str})
+        assert set(found) == NUMBERS[name, key]
+    else:  # a part or a text
+        assert all(isinstance(x, str) for x in found)
+
+
+@pytest.mark.parametrize("key", OF_ALL)
+@pytest.mark.parametrize("name", ["sdpo-interactions", "gkd"])
+def test_no_value_of_a_setting_gets_past_or_crashes(name: str, key: str) -> None:
+    assert set(taken(name, key)) == OF_ALL[key]
+
+
+@pytest.mark.parametrize("blame", [0, 1, -0.1, 0.0, 1.0])
+def test_a_recipe_that_is_called_directly_names_the_argument_the_range_and_the_default(blame: float) -> None:
+    with pytest.raises(ConfigError, match=rf"'reopold': blame={blame} must be a share above 0 and below 1; .* 0\.3"):
+        RECIPES["reopold"](teacher="x", blame=blame)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"schedule": Switch(0.0, 1.0, 0.0)}, "is 0 throughout, so the term never counts"),
+        ({"masks": (Prefix(2),), "skip_first": 2}, "leave no token: skip fewer"),
+        ({"estimator": 5}, "Term.estimator=5 must be a part of the kind Estimator"),
+        ({"weights": (LeastRatio,)}, "must be a tuple, each of it a part of the kind Weight"),
+        ({"weights": [LeastRatio(0.0)]}, "must be a tuple"),
+        ({"support": TopK(1, remainder="renormalise")}, "the loss is 0: give k of 2"),
+        ({"estimator": PolicyGradient(floor=math.nan)}, "floor=nan must be a number or None"),
+    ],
+)
+def test_terms_that_would_never_count_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        validate(single({}, changes))
+
+
+def test_a_rate_that_is_0_throughout_is_refused_and_one_that_waits_for_a_metric_is_not() -> None:
+    with pytest.raises(ConfigError, match="0 throughout, so nothing would be learned"):
+        validate(single({"schedule": Switch(0.5, 0.0, 0.0)}, {}))
+    validate(single({"schedule": OnMetric("drift", 1.0, above=True, before=0.0, after=1.0)}, {}))
 
 
 def test_groups_need_answers_written_anew() -> None:

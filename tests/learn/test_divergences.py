@@ -23,6 +23,7 @@ from afterword.learn.divergences import (
     ReverseKL,
     SkewForwardKL,
     SkewReverseKL,
+    _Sampled,
 )
 from afterword.learn.tiles import Tile, tile_of
 
@@ -37,7 +38,16 @@ DISTANCES: list[Estimator] = [
     SkewReverseKL(0.1),
     SkewReverseKL(0.6),
 ]
+
 SAMPLED: list[Estimator] = [PolicyGradient(), PolicyGradient(floor=-0.1), K1(), K2(), K3(), NegativeLogLikelihood()]
+
+
+def test_an_estimator_of_sampled_tokens_without_a_value_cannot_be_made() -> None:
+    class Nameless(_Sampled):
+        pass
+
+    with pytest.raises(TypeError, match=r"abstract method '?value"):
+        Nameless()  # type: ignore[abstract]
 
 
 def tile(student: list[float], teacher: list[float], ids: list[int] | None = None) -> Tile:

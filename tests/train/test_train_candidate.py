@@ -120,6 +120,14 @@ def test_learning_rate_zero_changes_nothing(model: str, tmp_path: Path) -> None:
         assert torch.equal(base(ids).logits, tuned(ids).logits)
 
 
+@pytest.mark.parametrize("fresh", [0, 1])
+def test_a_run_in_which_no_token_counts_is_refused(model: str, tmp_path: Path, fresh: int) -> None:
+    recipe = sdpo_interactions(**{**QUICK, "passes": 1 - fresh, "fresh": fresh}, skip_first=100_000)
+    with pytest.raises(NothingToDo, match=r"no token of 4 answers counts for 'hindsight'.*skip_first is 100000"):
+        run(model, tmp_path, some(model, 4), recipe)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_frozen_teacher_stays_and_a_live_one_moves(model: str, tmp_path: Path) -> None:
     frozen = run(model, tmp_path / "frozen", some(model), sdpo_interactions(**{**QUICK, "passes": 1}))
     live = run(model, tmp_path / "live", some(model), sdpo_interactions(**{**QUICK, "passes": 1}, teacher=LIVE))

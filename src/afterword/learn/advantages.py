@@ -7,7 +7,7 @@ over all answers to a prompt in a pass (`rows.Group`), never over what happens t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from afterword.learn.loss_stage import Scores
 from afterword.learn.rows import Answer, Rows
 
 
+@runtime_checkable
 class Advantage(Protocol):
     """Positive: more of it; negative: less of it; 0: nothing is learned from this token."""
 

@@ -6,61 +6,109 @@ Owns bounds that concern one field alone. What parts say of each other is in `va
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from afterword.learn.advantages import ReturnToGo
+from afterword.learn.bounds import (
+    INSIDE,
+    NOT_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    SHARE,
+    Bound,
+    counts,
+    integer,
+    one_of,
+    optional,
+    real,
+    shown,
+    up_to,
+)
+from afterword.learn.divergences import PolicyGradient
 from afterword.learn.recipes import Lora, Recipe
-from afterword.learn.schedules import METRICS, OnMetric
+from afterword.learn.schedules import METRICS, Constant, Cosine, Linear, OnMetric, Switch
 from afterword.learn.supports import TopK
-from afterword.learn.teachers import Average
+from afterword.learn.targets import Extrapolation
+from afterword.learn.teachers import Average, Copy, TrustRegion
 from afterword.learn.terms import Term
 from afterword.learn.updates import PPOClip, Truncated
-from afterword.learn.weights import ChangedTokens, ImportanceRatio, Position, Prefix, Staleness, TopEntropy
+from afterword.learn.weights import (
+    Cap,
+    ChangedTokens,
+    EntropyGate,
+    ImportanceRatio,
+    LeastRatio,
+    Position,
+    Prefix,
+    Staleness,
+    TopEntropy,
+)
 
-Bound = tuple[str, Callable[[Any], bool]]
-"""What a value has to be, in words and as a test."""
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _one_of(*known: str) -> Bound:
-    return f"one of {', '.join(known)}", lambda x: x in known
-
-
-_POSITIVE: Bound = "a number above 0", lambda x: _number(x) and x > 0
-_NOT_NEGATIVE: Bound = "a number of at least 0", lambda x: _number(x) and x >= 0
-_WHOLE: Bound = "a whole number", _integer
-_COUNT: Bound = "a whole number of at least 1", lambda x: _integer(x) and x >= 1
-_SHARE: Bound = "a share above 0 and at most 1", lambda x: _number(x) and 0 < x <= 1
-
-_COUNTED = ("batch", "answers", "passes", "fresh", "micro_tokens", "max_tokens", "max_hindsight", "max_fresh")
+MOST_NATS = 12.0
+"""No model's entropy is above the log of its vocabulary; 12 nats are 160,000 tokens."""
+_FALLS = {"warmup": counts(0), "floor": up_to(1, least=0)}
 _BOUNDS: dict[type, dict[str, Bound]] = {
     Recipe: {
-        **dict.fromkeys(_COUNTED, _WHOLE),
-        "weight_decay": _NOT_NEGATIVE,
-        "redact": _one_of("rules", "presidio", "off"),
+        **dict.fromkeys(("batch", "micro_tokens", "max_tokens", "max_hindsight", "max_fresh"), counts(1)),
+        **dict.fromkeys(("passes", "fresh"), counts(0, 1000)),
+        "answers": counts(1, 1024),
+        "lr": up_to(1, least=0),
+        "max_grad_norm": Bound("a number above 0", lambda x: x > 0),
+        "weight_decay": up_to(1, least=0),
+        "redact": one_of("rules", "presidio", "off"),
+        "dtype": one_of("bfloat16", "float32", "auto"),
     },
-    Lora: {"rank": _WHOLE, "alpha": _POSITIVE},
-    Term: {"scale": ("finite", lambda x: not math.isinf(x)), "skip_first": _WHOLE},
-    Average: {"rank": ("None or a whole number of at least 1", lambda x: x is None or (_integer(x) and x >= 1))},
-    OnMetric: {"metric": _one_of(*METRICS), "window": _COUNT},
-    Staleness: {"half_life": _POSITIVE},
-    Position: {"half_life": _POSITIVE},
-    Prefix: {"tokens": _COUNT},
-    TopEntropy: {"share": _SHARE},
-    ChangedTokens: {"boost": _POSITIVE},
-    ImportanceRatio: {"cap": _POSITIVE},
-    Truncated: {"cap": _POSITIVE},
-    PPOClip: {"dual": ("None or a number above 1", lambda x: x is None or (_number(x) and x > 1))},
-    TopK: {"of": _one_of("student", "teacher", "both"), "remainder": _one_of("tail", "renormalise", "teacher")},
+    Lora: {"rank": counts(1, 1024), "alpha": POSITIVE},
+    Term: {"scale": up_to(1000), "skip_first": counts(0, 100_000), "clip": optional(POSITIVE)},
+    Average: {"rate": SHARE, "rank": optional(counts(1))},
+    TrustRegion: {"rate": SHARE, "bound": POSITIVE},
+    Copy: {"every": counts(1)},
+    Constant: {"warmup": counts(0)},
+    Linear: _FALLS,
+    Cosine: _FALLS,
+    Switch: {"at": up_to(1, least=0), "before": NOT_NEGATIVE, "after": NOT_NEGATIVE},
+    OnMetric: {
+        "metric": one_of(*METRICS),
+        "window": counts(1),
+        "threshold": NUMBER,
+        "before": NOT_NEGATIVE,
+        "after": NOT_NEGATIVE,
+    },
+    Staleness: {"half_life": POSITIVE},
+    Position: {"half_life": POSITIVE},
+    Prefix: {"tokens": counts(1, 1_000_000)},
+    TopEntropy: {"share": SHARE},
+    EntropyGate: {"threshold": up_to(MOST_NATS, least=0)},
+    LeastRatio: {"low": NUMBER},
+    ChangedTokens: {"boost": POSITIVE},
+    ImportanceRatio: {"cap": POSITIVE},
+    Truncated: {"cap": POSITIVE},
+    Cap: {"most": POSITIVE},
+    ReturnToGo: {"limit": POSITIVE},
+    PolicyGradient: {
+        "floor": optional(Bound("a number of at most 0 (a floor above 0 leaves no token to blame)", lambda x: x <= 0))
+    },
+    PPOClip: {"low": INSIDE, "high": POSITIVE, "dual": optional(Bound("a number above 1", lambda x: x > 1))},
+    TopK: {"k": counts(1)},
+    Extrapolation: {"scale": up_to(10)},
 }
+
+
+def misfits(part: Any) -> Iterator[str]:
+    """Every field of `part`, and of the parts in it, that holds another kind of value than it is for, a sentence
+    each. Nothing else can be asked of a recipe that has one."""
+    if isinstance(part, tuple):
+        for one in part:
+            yield from misfits(one)
+    elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+        for name, kind in _kinds(type(part)).items():
+            if not _is(value := getattr(part, name), kind):
+                yield f"{type(part).__name__}.{name}={shown(value)} must be {_words(kind)}"
+            else:
+                yield from misfits(value)
 
 
 def out_of_bounds(part: Any) -> Iterator[str]:
@@ -69,8 +117,43 @@ def out_of_bounds(part: Any) -> Iterator[str]:
         for one in part:
             yield from out_of_bounds(one)
     elif dataclasses.is_dataclass(part) and not isinstance(part, type):
-        for name, (words, fits) in _BOUNDS.get(type(part), {}).items():
-            if not fits(value := getattr(part, name)):
-                yield f"{type(part).__name__}.{name}={value!r} must be {words}"
+        for name, bound in _BOUNDS.get(type(part), {}).items():
+            if not bound.fits(value := getattr(part, name)):
+                yield f"{type(part).__name__}.{name}={shown(value)} must be {bound.words}"
         for field in dataclasses.fields(part):
             yield from out_of_bounds(getattr(part, field.name))
+
+
+@cache
+def _kinds(part: type) -> dict[str, Any]:
+    """The annotation of each field."""
+    hints = get_type_hints(part)
+    return {field.name: hints[field.name] for field in dataclasses.fields(part)}
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return real(value)
+    if kind is int:
+        return integer(value)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is(value, one) for one in inner)
+    if origin is Literal:
+        return any(value is one or (isinstance(value, str) and value == one) for one in inner)
+    if origin is tuple:
+        each = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1] is Ellipsis else inner
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_is, value, each))
+    return isinstance(value, kind) and not isinstance(value, type)
+
+
+def _words(kind: Any) -> str:
+    known = {float: "a number", int: "a whole number", bool: "true or false", str: "text", NoneType: "None"}
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(one) for one in inner)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is tuple:
+        return f"a tuple, each of it {_words(inner[0])}"
+    return known.get(kind) or f"a part of the kind {kind.__name__}"

@@ -83,6 +83,8 @@ class Distance:
             return None
         if self.support.k < 1:
             return f"{self.support} keeps no token: give k of at least 1"
+        if self.support.k < 2 and self.support.remainder == "renormalise":
+            return f"{self.support} leaves one token with probability 1 on both sides, so the loss is 0: give k of 2"
         if self.estimator.sampled or not self.estimator.needs_teacher:
             return (
                 f"{type(self.estimator).__name__} reads only the served token: leave out {self.support}, or use a "

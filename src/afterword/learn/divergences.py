@@ -9,9 +9,10 @@ nothing or something else (`docs/loss-stage.md`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class Follows(StrEnum):
     """It does not vanish where the sides agree, or not only there."""
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """How the distance between student and teacher is taken at each token."""
 
@@ -167,16 +169,16 @@ def _odds(away: Tensor, share: float) -> Tensor:
     return away.expm1().mul_(share)
 
 
-class _Sampled:
+class _Sampled(ABC):
     """Estimators that are a function of log S(y) and log T(y) alone: gradient slope (onehot(y) - S)."""
 
     __slots__ = ()
     needs_teacher = True
     sampled = True
 
+    @abstractmethod
     def value(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(loss [n], d loss / d log S(y) [n]) from log S(y) and log T(y), both [n]."""
-        raise NotImplementedError
 
     def __call__(self, tile: Tile) -> tuple[Tensor, Tensor]:
         loss, slope = self.value(tile.s_y, tile.t_y)

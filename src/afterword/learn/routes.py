@@ -7,11 +7,12 @@ feedback, its reward or the task; never the tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from afterword.learn.rows import Answer
 
 
+@runtime_checkable
 class Route(Protocol):
     """Does this answer belong to the term?"""
 

@@ -8,7 +8,7 @@ renormalisation is no divergence (it can be negative), so there is no such remai
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from afterword.learn.tiles import FLOOR, Tile, top_k
 Remainder = Literal["tail", "renormalise", "teacher"]
 
 
+@runtime_checkable
 class Support(Protocol):
     """Takes an estimator over its tokens."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ _RATIO = 20.0
 """Most nats by which an extrapolation follows log T/R at one token, so that noise in a tail is no target."""
 
 
+@runtime_checkable
 class Target(Protocol):
     """How the teacher's scores are changed before the distance is taken."""
 

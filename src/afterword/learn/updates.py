@@ -7,7 +7,7 @@ gradient of the clipped surrogate, so the value of such a term is not the surrog
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ def importance_ratio(scores: Scores, rows: Rows) -> Tensor:
     return (scores.logp_student.detach() - rows.served.to(scores.logp_student.dtype)).clamp(-_FAR, _FAR).exp()
 
 
+@runtime_checkable
 class Update(Protocol):
     """Factors for tokens of advantage A and importance ratio `ratio`."""
 

@@ -6,39 +6,46 @@ Owns what terms and settings may stand together. What an estimator, a target and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from afterword.errors import ConfigError
 from afterword.learn.advantages import GroupBaseline
-from afterword.learn.amounts import out_of_bounds
+from afterword.learn.amounts import misfits, out_of_bounds
 from afterword.learn.distances import Distance
 from afterword.learn.divergences import K3, Follows
 from afterword.learn.recipes import Recipe
-from afterword.learn.schedules import CONSTANT
+from afterword.learn.schedules import CONSTANT, OnMetric, Schedule
 from afterword.learn.targets import IDENTITY, GeometricBridge
-from afterword.learn.teachers import Average, Copy, External, Released, Routed, Teacher, TrustRegion
+from afterword.learn.teachers import External, Released, Routed, Teacher
 from afterword.learn.terms import Term
 from afterword.learn.updates import PPOClip
-from afterword.learn.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio, LeastRatio
+from afterword.learn.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio, LeastRatio, Prefix
 
 _LONG = 1000
 """Steps of a run that stands for all runs where a schedule is looked at."""
 
 
 def validate(recipe: Recipe) -> None:
-    """Raise ConfigError with every fault of `recipe`, one sentence each."""
+    """Raise ConfigError with every fault of `recipe`, one sentence each; where values are of the wrong kind, with those
+    alone."""
+    faults = list(dict.fromkeys(misfits(recipe))) or _faults(recipe)
+    if faults:
+        raise ConfigError(f"recipe {recipe.name!r} cannot be trained: " + "; ".join(faults))
+
+
+def _faults(recipe: Recipe) -> list[str]:
     faults = [fault for check in _RECIPE_CHECKS if (fault := check(recipe))]
     faults += dict.fromkeys(out_of_bounds(recipe))
     for term in recipe.terms:
         faults += [f"term {term.name!r}: {fault}" for check in _TERM_CHECKS if (fault := check(recipe, term))]
-    if faults:
-        raise ConfigError(f"recipe {recipe.name!r} cannot be trained: " + "; ".join(faults))
+    return faults
 
 
 def advice(recipe: Recipe) -> list[str]:
     """What can be trained but was seen to go wrong, a sentence each."""
     found = []
+    if not recipe.lr:
+        found.append("the rate is 0: the run measures and learns nothing")
     if any(t.teacher is not None and t.teacher.weights == "live" for t in recipe.terms) and len(recipe.terms) == 1:
         found.append("the live model is its own teacher and nothing holds it: an average or the start was more stable")
     if recipe.passes > 1 and any(t.estimator.sampled and t.estimator.needs_teacher for t in recipe.terms):
@@ -46,28 +53,19 @@ def advice(recipe: Recipe) -> list[str]:
     return found
 
 
-def _numbers(recipe: Recipe) -> str | None:
-    positive = {
-        "batch": recipe.batch,
-        "answers": recipe.answers,
-        "max_grad_norm": recipe.max_grad_norm,
-        "micro_tokens": recipe.micro_tokens,
-        "max_tokens": recipe.max_tokens,
-        "max_hindsight": recipe.max_hindsight,
-        "max_fresh": recipe.max_fresh,
-        "rank": recipe.lora.rank,
-    }
-    bad = [f"{name}={value}" for name, value in positive.items() if not value > 0]
-    if recipe.passes < 0 or recipe.fresh < 0 or recipe.passes + recipe.fresh == 0:
-        bad.append(f"passes={recipe.passes} and fresh={recipe.fresh}, one of them,")
-    if not (math.isfinite(recipe.lr) and recipe.lr >= 0):
-        bad.append(f"lr={recipe.lr}")
-    return f"{', '.join(bad)} must be positive" if bad else None
+def _work(recipe: Recipe) -> str | None:
+    if not recipe.passes and not recipe.fresh:
+        return "passes=0 and fresh=0 leave nothing to train on: set one of them to 1 or more"
+    if _zero(recipe.schedule):
+        return f"{recipe.schedule} is 0 throughout, so nothing would be learned: leave it out"
+    return None
 
 
-def _dtype(recipe: Recipe) -> str | None:
-    known = ("bfloat16", "float32", "auto")
-    return None if recipe.dtype in known else f"dtype {recipe.dtype!r} is unknown: use one of {', '.join(known)}"
+def _zero(schedule: Schedule) -> bool:
+    """Is it 0 whatever happens? One that waits for a metric is looked at before it does and taken at its word."""
+    if isinstance(schedule, OnMetric):
+        return schedule.before == 0 and schedule.after == 0
+    return all(schedule(step, _LONG) == 0 for step in range(_LONG))
 
 
 def _has_terms(recipe: Recipe) -> str | None:
@@ -126,12 +124,6 @@ def _teacher_settings(recipe: Recipe, term: Term) -> str | None:
             return "an external teacher has a head of its own, so it cannot be routed: give it a term with a route"
         if isinstance(teacher, Released) and not teacher.folder:
             return "its teacher is a released adapter: name its folder in train.teacher"
-        if isinstance(teacher, Average | TrustRegion) and not 0 < teacher.rate <= 1:
-            return f"the rate of an average must be above 0 (which never moves) and at most 1, got {teacher.rate}"
-        if isinstance(teacher, TrustRegion) and not teacher.bound > 0:
-            return f"a trust region of {teacher.bound} nats holds nothing: bound must be positive"
-        if isinstance(teacher, Copy) and teacher.every < 1:
-            return f"a copy every {teacher.every} steps: use at least 1"
     return None
 
 
@@ -183,10 +175,6 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
             f"a PPO clip stops tokens by the sign of log T(y) - log S(y), which is not that of the advantage towards "
             f"{type(term.target).__name__}: use Truncated, or the teacher as it is"
         )
-    if isinstance(term.update, PPOClip) and (getattr(term.estimator, "floor", None) or 0.0) > 0:
-        return "a floor above 0 gives every token a positive advantage, also where a PPO clip reads a negative one"
-    if isinstance(term.update, PPOClip) and not (0 < term.update.low < 1 and term.update.high > 0):
-        return f"{term.update} must keep the ratio between 1 - low and 1 + high: give low in (0, 1) and high above 0"
     if term.advantage is not None and term.advantage.needs_reward and recipe.fresh and not recipe.verifier:
         return "nobody judges the answers that the student writes anew: name a function in train.verifier"
     if isinstance(term.advantage, GroupBaseline) and recipe.answers < 2:
@@ -215,12 +203,9 @@ def _off_policy(recipe: Recipe, term: Term) -> str | None:
 
 
 def _clip(recipe: Recipe, term: Term) -> str | None:
-    caps = [weight.most for weight in term.weights if isinstance(weight, Cap)]
-    limits = caps if term.clip is None else [term.clip, *caps]
-    if limits and not term.estimator.distance:
+    clipped = term.clip is not None or any(isinstance(w, Cap) for w in term.weights)
+    if clipped and not term.estimator.distance:
         return f"the value of {type(term.estimator).__name__} is no distance, so it cannot be clipped: leave out clip"
-    if not all(limit > 0 for limit in limits):
-        return f"clip must be positive, got {min(limits)}"
     return None
 
 
@@ -232,13 +217,15 @@ def _changed(recipe: Recipe, term: Term) -> str | None:
     return None
 
 
-def _amounts(recipe: Recipe, term: Term) -> str | None:
-    if term.skip_first < 0 or not term.scale > 0:
-        return f"skip_first={term.skip_first} and scale={term.scale} must be at least 0 and more than 0"
+def _counts(recipe: Recipe, term: Term) -> str | None:
+    if _zero(term.schedule):
+        return f"{term.schedule} is 0 throughout, so the term never counts: leave the term out"
+    if term.masks and any(isinstance(m, Prefix) and m.tokens <= term.skip_first for m in term.masks):
+        return f"skip_first={term.skip_first} and {term.masks} leave no token: skip fewer"
     return None
 
 
-_RECIPE_CHECKS: tuple[Callable[[Recipe], str | None], ...] = (_numbers, _dtype, _has_terms)
+_RECIPE_CHECKS: tuple[Callable[[Recipe], str | None], ...] = (_work, _has_terms)
 _TERM_CHECKS: tuple[Callable[[Recipe, Term], str | None], ...] = (
     _teacher,
     _teacher_settings,
@@ -249,5 +236,5 @@ _TERM_CHECKS: tuple[Callable[[Recipe, Term], str | None], ...] = (
     _off_policy,
     _clip,
     _changed,
-    _amounts,
+    _counts,
 )

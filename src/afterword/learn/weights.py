@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from afterword.learn.rows import Rows
 from afterword.learn.updates import importance_ratio
 
 
+@runtime_checkable
 class Weight(Protocol):
     """Factors for the tokens of a batch; needs only rows of the same answer, never other answers.
 
@@ -111,6 +112,7 @@ class Position:
         return 0.5 ** (rows.position.float() / self.half_life)
 
 
+@runtime_checkable
 class Mask(Protocol):
     """Which tokens count at all, above and below. Reads the layout only, so counts are known before scoring."""
 
@@ -186,6 +188,7 @@ def chain(weights: Sequence[Weight], scores: Scores, rows: Rows, keep: Tensor) -
     return factors
 
 
+@runtime_checkable
 class Average(Protocol):
     """What the losses of a term are divided by."""
 

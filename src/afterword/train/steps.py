@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from afterword.chat.render import Tokenizer, end_of_turn_ids
+from afterword.errors import NothingToDo
 from afterword.learn.anchors import GOLD
 from afterword.learn.divergences import ReverseKL
 from afterword.learn.forward import packed
@@ -96,9 +97,22 @@ class Passes:
         return gold + (len(self.prepared.rows) - gold) * self.recipe.answers
 
     def rows(self, policy: Policy, number: int) -> Sequence[Encoded]:
-        """The rows of pass `number`. Of several processes the first writes fresh answers, the others read its file."""
-        if number < self.recipe.passes:
-            return self.prepared.rows
+        """The rows of pass `number`. Of several processes the first writes fresh answers, the others read its file.
+
+        Raises NothingToDo when the run would begin with a pass in which no token counts.
+        """
+        rows = self.prepared.rows if number < self.recipe.passes else self._fresh(policy, number)
+        if number == 0 and not any(term.count(rows_of(rows)) for term in self.recipe.terms):
+            skipped = max(t.skip_first for t in self.recipe.terms)
+            raise NothingToDo(
+                f"no token of {len(rows)} answers counts for {', '.join(repr(t.name) for t in self.recipe.terms)}, so "
+                f"nothing would be learned: their answers are shorter than what is left out (skip_first is {skipped}), "
+                "private, of other kinds, or lack what a term reads (a verdict, log-probabilities)"
+            )
+        return rows
+
+    def _fresh(self, policy: Policy, number: int) -> Sequence[Encoded]:
+        """The rows of a pass over answers that the student writes anew."""
         if not self.world.first:
             self.world.wait()
         ends, served = end_of_turn_ids(self.tokenizer), self.prepared.rows

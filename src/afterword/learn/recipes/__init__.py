@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from afterword.errors import ConfigError
+from afterword.learn.bounds import NAME, counts, refuse
 from afterword.learn.contexts import Context, context, with_template, with_text
 from afterword.learn.recipes.distil import (
     eopd,
@@ -64,6 +65,8 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 """By the name that `train.recipe` takes."""
 
 _WORDS = ("context", "template", "template_praise")
+_KEYS = {**dict.fromkeys(_WORDS, NAME), "rank": counts(1, 1024)}
+"""What every recipe takes beside the fields of `Recipe` and its own arguments."""
 _OF_THE_RUN = tuple(f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "terms"))
 
 
@@ -80,6 +83,7 @@ def recipe(name: str, **overrides: Any) -> Recipe:
         raise ConfigError(f"unknown recipe {name!r}: {guess}use one of {', '.join(sorted(RECIPES))}", param="recipe")
     options = {key: value for key, value in overrides.items() if key not in _WORDS}
     _known(name, overrides)
+    refuse(name, _KEYS, overrides)
     if "rank" in options:
         rank = options.pop("rank")
         options["lora"] = Lora(rank=rank, alpha=2.0 * rank)
@@ -90,7 +94,7 @@ def recipe(name: str, **overrides: Any) -> Recipe:
 
 def _known(name: str, overrides: dict[str, Any]) -> None:
     own = [p.name for p in inspect.signature(RECIPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    known = sorted({*own, *_OF_THE_RUN, *_WORDS, "rank"})
+    known = sorted({*own, *_OF_THE_RUN, *_KEYS})
     for key in overrides:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -104,7 +108,8 @@ def _reworded(
     """The same recipe with another context, or other words around the privileged text, in every term that has one."""
     if not any(term.context.privileged for term in made.terms):
         raise ConfigError(
-            f"recipe {made.name!r} shows its teacher no hindsight: leave out context and template", param="context"
+            f"recipe {made.name!r} shows its teacher no hindsight: leave out context, template and template_praise",
+            param="context",
         )
     if template is None and template_praise is not None:
         raise ConfigError("template_praise without template: give both", param="template_praise")

@@ -11,6 +11,7 @@ from typing import Any
 
 from afterword.learn.advantages import ReturnToGo
 from afterword.learn.anchors import GOLD, gold_mix
+from afterword.learn.bounds import INSIDE, NAME, SHARE, counts, takes, up_to
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.divergences import (
     FORWARD_KL,
@@ -39,6 +40,7 @@ def _term(teacher: str | None, name: str, estimator: Estimator, **parts: Any) ->
     return Term(name=name, estimator=estimator, teacher=External(model=teacher or ""), **{**fixed, **parts})
 
 
+@takes(teacher=NAME, beta=up_to(1, least=0))
 def gkd(*, teacher: str | None = None, beta: float = 0.5, **settings: Any) -> Recipe:
     """Generalised distillation: JSD to another model, half logged and half fresh answers (arXiv 2306.13649).
 
@@ -49,6 +51,7 @@ def gkd(*, teacher: str | None = None, beta: float = 0.5, **settings: Any) -> Re
     return Recipe(name="gkd", terms=terms, **{"passes": 1, "fresh": 1, **settings})
 
 
+@takes(teacher=NAME)
 def minillm(*, teacher: str | None = None, **settings: Any) -> Recipe:
     """Reverse KL of whole answers: exact at each token, policy gradient for what follows (arXiv 2306.08543)."""
     terms = (
@@ -58,11 +61,13 @@ def minillm(*, teacher: str | None = None, **settings: Any) -> Recipe:
     return Recipe(name="minillm", terms=terms, **{**ON_POLICY, **settings})
 
 
+@takes(teacher=NAME)
 def opd(*, teacher: str | None = None, **settings: Any) -> Recipe:
     """On-policy distillation by policy gradient: one number a token from another model."""
     return Recipe(name="opd", terms=(_term(teacher, "sampled", PolicyGradient()),), **{**ON_POLICY, **settings})
 
 
+@takes(teacher=NAME, threshold=up_to(12, least=0))
 def eopd(*, teacher: str | None = None, threshold: float = 0.8, **settings: Any) -> Recipe:
     """Policy gradient, and forward KL where the teacher is uncertain (arXiv 2603.07079)."""
     uncertain = _term(
@@ -76,12 +81,14 @@ def eopd(*, teacher: str | None = None, threshold: float = 0.8, **settings: Any)
     return Recipe(name="eopd", terms=terms, **{**ON_POLICY, **settings})
 
 
+@takes(teacher=NAME, beta=up_to(1, least=0))
 def veto(*, teacher: str | None = None, beta: float = 0.8, **settings: Any) -> Recipe:
     """Forward KL to a bridge between student and teacher that ends at the teacher (arXiv 2601.07155)."""
     term = _term(teacher, "bridge", FORWARD_KL, target=GeometricBridge(beta), target_schedule=Linear())
     return Recipe(name="veto", terms=(term,), **{**ON_POLICY, **settings})
 
 
+@takes(teacher=NAME, gold=up_to(1000), anchor=up_to(1000))
 def stable_opd(*, teacher: str | None = None, gold: float = 0.1, anchor: float = 0.1, **settings: Any) -> Recipe:
     """Policy gradient held by good answers and by the start, against ever longer ones (arXiv 2604.08527)."""
     start = Term(
@@ -98,12 +105,14 @@ def stable_opd(*, teacher: str | None = None, gold: float = 0.1, anchor: float =
     return Recipe(name="stable-opd", terms=terms, **{**ON_POLICY, **settings})
 
 
+@takes(teacher=NAME, k=counts(2))
 def revisit_opd(*, teacher: str | None = None, k: int = 32, **settings: Any) -> Recipe:
     """Reverse KL on the teacher's likeliest tokens, both sides renormalised there (arXiv 2603.25562)."""
     term = _term(teacher, "local", ReverseKL(), support=TopK(k, of="teacher", remainder="renormalise"))
     return Recipe(name="revisit-opd", terms=(term,), **{**ON_POLICY, **settings})
 
 
+@takes(teacher=NAME, scale=up_to(10))
 def exopd(*, teacher: str | None = None, scale: float = 1.25, **settings: Any) -> Recipe:
     """Policy gradient towards a point beyond the teacher, away from the start (arXiv 2602.12125)."""
     term = _term(
@@ -117,6 +126,7 @@ def exopd(*, teacher: str | None = None, scale: float = 1.25, **settings: Any) -
     return Recipe(name="exopd", terms=(term,), **{**ON_POLICY, **settings})
 
 
+@takes(teacher=NAME, blame=INSIDE, share=SHARE, switch=INSIDE)
 def reopold(
     *, teacher: str | None = None, blame: float = 0.3, share: float = 0.2, switch: float = 1 / 3, **settings: Any
 ) -> Recipe:

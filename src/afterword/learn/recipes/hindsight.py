@@ -11,6 +11,7 @@ from typing import Any
 
 from afterword.learn.advantages import LogRatio
 from afterword.learn.anchors import kl_to_base
+from afterword.learn.bounds import NAME, POSITIVE, SHARE, a_part, counts, optional, takes, up_to
 from afterword.learn.contexts import CONTEXTS, ENVIRONMENT_KINDS, PEER_KINDS, REFERENCE_KINDS, Context, with_text
 from afterword.learn.divergences import (
     FORWARD_KL,
@@ -47,6 +48,16 @@ _EDITED: tuple[Weight, ...] = (InteractionWeight(), ChangedTokens())
 such a teacher they are what to imitate least."""
 
 
+@takes(
+    estimator=a_part(Estimator, "a divergence or estimator, such as FORWARD_KL"),
+    where=a_part(Context, "a context, such as CONTEXTS['appended']"),
+    teacher=a_part(Teacher, "a teacher, such as START"),
+    average=a_part(Average, "an average, such as PER_SEQUENCE"),
+    skip_first=counts(0, 100_000),
+    clip=optional(POSITIVE),
+    anchor=up_to(1000, least=0),
+    contrast=up_to(9, least=0),
+)
 def sdpo_interactions(
     *,
     estimator: Estimator = FORWARD_KL,
@@ -114,6 +125,7 @@ def sdpo_interactions_online(**settings: Any) -> Recipe:
     return Recipe(name="sdpo-interactions-online", terms=(term,), **{**ON_POLICY, **settings})
 
 
+@takes(k=counts(1), rate=SHARE)
 def sdpo(*, k: int = 100, rate: float = 0.05, **settings: Any) -> Recipe:
     """Self-distillation from accepted attempts and from what programs said (arXiv 2601.20802)."""
     term = Term(
@@ -129,6 +141,7 @@ def sdpo(*, k: int = 100, rate: float = 0.05, **settings: Any) -> Recipe:
     return Recipe(name="sdpo", terms=(term,), **{"passes": 1, "fresh": 0, **settings})
 
 
+@takes(rate=SHARE, skip_first=counts(0, 100_000))
 def sdft(*, rate: float = 0.01, skip_first: int = 3, **settings: Any) -> Recipe:
     """Self-distillation from demonstrations, over answers that the student writes anew (arXiv 2601.19897)."""
     term = Term(
@@ -157,6 +170,7 @@ def opsd(**settings: Any) -> Recipe:
     return Recipe(name="opsd", terms=(term,), **{**ON_POLICY, **settings})
 
 
+@takes(clip=POSITIVE)
 def opsd_clipped(*, clip: float = 0.05, **settings: Any) -> Recipe:
     """Self-distillation from reference solutions, second version: forward KL, at most `clip` nats a token."""
     term = Term(
@@ -171,6 +185,7 @@ def opsd_clipped(*, clip: float = 0.05, **settings: Any) -> Recipe:
     return Recipe(name="opsd-clipped", terms=(term,), **{**ON_POLICY, **settings})
 
 
+@takes(experience=NAME, k=counts(1))
 def opcd(*, experience: str | None = None, k: int = 256, **settings: Any) -> Recipe:
     """Context distillation: what `experience` in the system message does, without it (arXiv 2602.12275)."""
     where = with_text(CONTEXTS["system"], experience or "")
