@@ -41,6 +41,7 @@ from afterword.feedback import collect
 from afterword.feedback.files import Row, Source
 from afterword.feedback.formats import FORMATS
 from afterword.feedback.imports import ImportSummary, _parsed, import_file
+from afterword.feedback.names import Names
 from afterword.forget import forget_user
 from afterword.records import Feedback, Turn
 from afterword.store import Store
@@ -97,12 +98,12 @@ def bare_inserts(folder: Path, path: Path) -> float:
     """Seconds for inserting the same rows, encoded beforehand, a part at a time; the encoding is not timed."""
     connection = open_database(folder / "bare.db")
     source = Source(path)
-    summary = ImportSummary(file="", format="sharegpt")
+    summary, names = ImportSummary(file="", format="sharegpt"), Names(Store.open(folder / "bare.db"))
     records = (
         record
         for row in source.rows()
         if isinstance(row, Row)
-        for record in _parsed(row, summary, FORMATS["sharegpt"])[0]
+        for record in _parsed(row, summary, FORMATS["sharegpt"], names)[0]
     )
     seconds = 0.0
     while group := [encode(record) for record in islice(records, 1000)]:

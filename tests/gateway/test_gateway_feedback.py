@@ -186,6 +186,17 @@ def test_the_events_record_makes_a_turn_and_its_feedback(gateway: Setup) -> None
     assert edit.metadata == {"signal_weight": 0.8}
 
 
+def test_other_products_say_whose_it_is_too() -> None:
+    turn, edit, follow = parse_event({**EVENT, "user": "ada", "conversation": "c1"})
+    assert isinstance(turn, Turn) and isinstance(edit, Feedback) and isinstance(follow, Feedback)
+    assert (turn.user, turn.conversation, edit.user, follow.user) == ("ada", "c1", "ada", "ada")
+    rated = {"inference_id": "t", "metric_name": "solved", "value": True, "tags": {"user_id": "ada"}}
+    found = [parse_event(event)[0] for event in (rated, {**rated, "user": "bob"}, {**rated, "tags": 3})]
+    assert [row.user for row in found if isinstance(row, Feedback)] == ["ada", "bob", None]
+    with pytest.raises(UsageError, match="user"):
+        parse_event({**EVENT, "user": 3})
+
+
 @pytest.mark.parametrize(
     "change",
     [{"prompt": ""}, {"draft": None}, {"user_action": "loved"}, {"user_edit": None}, {"follow_up": 3},

@@ -19,7 +19,7 @@ from afterword.cli.progress import step_bar
 from afterword.errors import UsageError
 from afterword.feedback.formats import FORMATS
 from afterword.feedback.imports import files_of, import_file
-from afterword.feedback.sink import rejects_file
+from afterword.feedback.rejects import rejects_file
 from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
 from afterword.release.chain import verify
 from afterword.store.containers import Out, container
@@ -92,11 +92,14 @@ def run_import(context: Context) -> int:
     refused = [one for one in found if one.get("rows") and one["rows"] == sum(one["rejected"].values())]
     for one in refused:
         context.say(f"[red]nothing imported:[/] {escape(_why_nothing(one))}")
+    for one in (one for one in found if one.get("conflicts")):
+        context.say(
+            f"{one['conflicts']} records are stored with other content, and what was first stays: they are in "
+            f"{escape(one['rejects'])} with the reason `conflict`."
+        )
     if not refused and not failed and not context.json:
         new = any(one["stored"] for one in found)
-        context.say(
-            _NEXT if new else "Nothing new: everything in there was stored before (or was erased at a user's wish)."
-        )
+        context.say(_NEXT if new else "Nothing new: what is in there was stored before, or erased at a user's wish.")
     if refused and len(refused) == len(found):
         return UsageError.exit_code
     return 1 if failed or refused else 0

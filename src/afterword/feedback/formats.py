@@ -7,16 +7,19 @@ never stores.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from afterword.chat.canonical import text_of
 from afterword.feedback.langfuse import is_langfuse, langfuse
-from afterword.feedback.rows import MISSING_IDS, Conversation, Parser, bad, checked, listed, shown, text, unix_time
+from afterword.feedback.names import Hashed
+from afterword.feedback.rows import MISSING_IDS, Conversation, bad, checked, listed, shown, text, unix_time
 from afterword.feedback.tensorzero import is_tensorzero, tensorzero
 from afterword.records import RECORDS, Feedback, Json, Record, Turn, content_hash
 
 
-def _openai(row: Json) -> Conversation | list[Record]:
+def _openai(row: Json) -> Conversation | Hashed:
     if "preferred_output" in row:
         given = row.get("input")
         given = given if isinstance(given, dict) else {}
@@ -47,26 +50,27 @@ def _said(row: Json, name: str) -> Json:
     return checked(value)
 
 
-def _pair(format: str, context: list[Json], chosen: Json, rejected: Json, about: Json) -> list[Record]:
+def _pair(format: str, context: list[Json], chosen: Json, rejected: Json, about: Json) -> Hashed:
     """A preference: the answer that was not wanted is the turn, the preferred one is shown to the teacher."""
     if context[-1]["role"] == "assistant":
         raise bad("no_request", "the messages before the two answers end with an answer")
-    name = "imp-" + content_hash("pair", format, context, chosen, rejected)
     tools, wanted = about.get("tools"), text_of(chosen.get("content"))
     moment = unix_time(about.get("created_at"))
     when: Json = {} if moment is None else {"created_at": moment}
     turn = Turn(
-        id=name, messages=tuple(context), answer=rejected, user=text(about.get("user")),
+        id="", messages=tuple(context), answer=rejected, user=text(about.get("user")),
         conversation=text(about.get("id")), tools=tuple(tools) if isinstance(tools, list) and tools else None,
         source=f"import:{format}", missing_ids=MISSING_IDS, **when,
     )  # fmt: skip
-    if not wanted:
-        return [turn]
-    shown = Feedback(
-        id=f"fb-{name}", turn=name, kind="demonstration", text=wanted, user=turn.user, source="api",
-        metadata={"preferred": format}, **when,
-    )  # fmt: skip
-    return [turn, shown]
+
+    def named(name: str) -> list[Record]:
+        shown = Feedback(
+            id=f"fb-{name}", turn=name, kind="demonstration", text=wanted, user=turn.user, source="api",
+            metadata={"preferred": format}, **when,
+        )  # fmt: skip
+        return [replace(turn, id=name), shown] if wanted else [replace(turn, id=name)]
+
+    return Hashed(content_hash("pair", format, context, chosen, rejected), turn.user, named)
 
 
 _FROM = {
@@ -101,7 +105,7 @@ def _spoken(row: Json) -> list[Json]:
     return messages
 
 
-def _wildfeedback(row: Json) -> Conversation | list[Record]:
+def _wildfeedback(row: Json) -> Conversation | Hashed:
     """A conversation, a pair (`chosen` and `rejected` after a conversation), or its annotated utterances."""
     if UTTERANCES in row:
         return _annotated(row[UTTERANCES])
@@ -196,7 +200,7 @@ ACTIONS = {
 """`user_action` of the mission's record -> kind."""
 
 
-def _events(row: Json) -> list[Record]:
+def _events(row: Json) -> Hashed:
     prompt, draft = row.get("prompt"), row.get("draft")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(messages, list) or not messages or not isinstance(draft, str):
@@ -208,13 +212,18 @@ def _events(row: Json) -> list[Record]:
     moment = unix_time(row.get("created_at"))
     when: Json = {} if moment is None else {"created_at": moment}
     version, task = text(row.get("model_version")), text(row.get("task"))
-    name = "imp-" + content_hash("events", version, task, messages, draft, row.get("created_at"))
     turn = Turn(
-        id=name, messages=tuple(checked(m) for m in messages), answer={"role": "assistant", "content": draft},
+        id="", messages=tuple(checked(m) for m in messages), answer={"role": "assistant", "content": draft},
         model=version or "", task=task, user=text(row.get("user")), conversation=text(row.get("conversation")),
         source="import:events", missing_ids=MISSING_IDS, **when,
     )  # fmt: skip
-    return [turn, *_event_feedback(row, turn, kind, when)]
+    after = _event_feedback(row, kind, {"user": turn.user, "occurred_at": when.get("created_at"), **when})
+
+    def named(name: str) -> list[Record]:
+        rows = (Feedback(id=f"fb-{name}-{end}", turn=name, **fields) for end, fields in after.items())
+        return [replace(turn, id=name), *rows]
+
+    return Hashed(content_hash("events", version, task, messages, draft, row.get("created_at")), turn.user, named)
 
 
 def _is_share(value: Any) -> bool:
@@ -222,23 +231,21 @@ def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= 1.0
 
 
-def _event_feedback(row: Json, turn: Turn, kind: str | None, when: Json) -> list[Record]:
+def _event_feedback(row: Json, kind: str | None, shared: Json) -> dict[str, Json]:
+    """What the user did: the end of the feedback's id -> its fields."""
     edit, follow_up = text(row.get("user_edit")), text(row.get("follow_up"))
     weight = row.get("signal_weight")
     if weight is not None and not _is_share(weight):
         raise bad("bad_weight", f"`signal_weight` is {shown(weight, 60)}; it lies between 0 and 1")
-    extra: Json = {
-        "turn": turn.id, "user": turn.user, "occurred_at": when.get("created_at"),
-        "metadata": {} if weight is None else {"signal_weight": weight}, **when,
-    }  # fmt: skip
-    rows: list[Record] = []
+    shared = {**shared, "metadata": {} if weight is None else {"signal_weight": weight}}
+    found: dict[str, Json] = {}
     if kind is not None:
         final = edit if kind == "edited" else None
         code = 0 if kind == "executed" else None
-        rows.append(Feedback(id=f"fb-{turn.id}-action", kind=kind, final_text=final, exit_code=code, **extra))
+        found["action"] = {"kind": kind, "final_text": final, "exit_code": code, **shared}
     if follow_up is not None:
-        rows.append(Feedback(id=f"fb-{turn.id}-follow-up", kind="follow_up", text=follow_up, **extra))
-    return rows
+        found["follow-up"] = {"kind": "follow_up", "text": follow_up, **shared}
+    return found
 
 
 _TABLES: dict[str, type[Record]] = {kind.TABLE: kind for kind in (Turn, Feedback)}
@@ -263,6 +270,9 @@ _WHY_DERIVED = (
     "it would pass by consent, the limits of weight, the filters, redaction and the gate of this directory. Import the "
     "turns and the feedback; `afterword collect` makes interactions anew. A full backup is a copy of the data directory"
 )
+
+Parser = Callable[[Json], "Conversation | Hashed | list[Record]"]
+"""A row of a file -> a conversation, records that have ids, or records that need a name."""
 
 FORMATS: dict[str, Parser] = {
     "openai": _openai, "sharegpt": _sharegpt, "wildchat": _wildchat, "wildfeedback": _wildfeedback,

@@ -19,9 +19,12 @@ import orjson
 
 from afterword.errors import UsageError
 from afterword.feedback.files import Bad, Row, Source
-from afterword.feedback.formats import FORMATS, UTTERANCES, detect_format
-from afterword.feedback.rows import Parser, shown
-from afterword.feedback.sink import ROW_KEPT, ImportSummary, Mark, Rejects, Sink, rejects_file, state_file
+from afterword.feedback.formats import FORMATS, UTTERANCES, Parser, detect_format
+from afterword.feedback.mark import ImportSummary, Mark, state_file
+from afterword.feedback.names import Hashed, Names
+from afterword.feedback.rejects import ROW_KEPT, Rejects, rejects_file
+from afterword.feedback.rows import shown
+from afterword.feedback.sink import Sink
 from afterword.feedback.unfold import Threads, gathered, unfolded
 from afterword.records import Json, Record, Turn
 from afterword.store import Store
@@ -81,17 +84,20 @@ def import_file(
         mark = Mark.of(state_file(store, path), path, format, store)
         summary = mark.summary or ImportSummary(file=str(path), format=format)
         summary.resumed_at = mark.rows
-        threads = Threads(store)
-        with store.bulk(), Rejects(rejects, summary, mark, store) as refuse, Sink(store, summary, mark, refuse) as sink:
+        known = Threads(store), Names(store)
+        refuse = Rejects(rejects, summary, mark, store)
+        with store.bulk(), refuse, Sink(store, summary, mark, refuse) as sink:
             for item in _items(source, mark):
                 summary.rows += 1
                 try:
-                    sink.add(*_records(item, summary, threads, refuse))
+                    records, size = _records(item, summary, known, refuse)
+                    sink.add(records, item.where, size)
                 except UsageError as error:
                     refuse(Bad(error.code or "bad_row", error.message, item.where, *_whole(item)))
                 if sink.flushed and progress is not None:
                     progress(source.position, source.size)
         mark.finish()
+        refuse.finish()
     summary.seconds = time.monotonic() - started
     if not summary.rows:
         raise UsageError(f"{path} is empty: there is no row in it. Check that the export that wrote it has ended.")
@@ -152,7 +158,7 @@ def gathers(value: Any) -> bool:
     return isinstance(value, dict) and "UtterranceId" in value
 
 
-def _records(item: Row | Bad, summary: ImportSummary, threads: Threads, refuse: Rejects) -> Parsed:
+def _records(item: Row | Bad, summary: ImportSummary, known: tuple[Threads, Names], refuse: Rejects) -> Parsed:
     if isinstance(item, Bad):
         refuse(item)
         return [], 0
@@ -161,25 +167,28 @@ def _records(item: Row | Bad, summary: ImportSummary, threads: Threads, refuse: 
         if found is None:
             raise UsageError("the row is like none of the known formats", code="unknown_format")
         summary.format = found
-    records, size = _parsed(item, summary, FORMATS[summary.format])
+    threads, names = known
+    records, size = _parsed(item, summary, FORMATS[summary.format], names)
     if summary.format in LINKED:
         records = [r for record in records for r in (threads.link(record) if isinstance(record, Turn) else [record])]
     return records, size
 
 
-def _parsed(item: Row, summary: ImportSummary, parse: Parser) -> Parsed:
+def _parsed(item: Row, summary: ImportSummary, parse: Parser, names: Names) -> Parsed:
     if not isinstance(item.value, dict):
         raise UsageError(f"the row is no object: {shown(item.value, 80)}", code="no_object")
     value, mended = (item.value, False) if item.sound else _mended(item.value)
     summary.mended += mended or item.mended
     parsed = parse(value)
+    if isinstance(parsed, Hashed):
+        parsed = parsed.records("imp-" + names.of(parsed.digest, parsed.user))
     if isinstance(parsed, list):
         for record in parsed:
             encode(record)
         return parsed, None
     summary.conversations += 1
     summary.messages += len(parsed.messages)
-    records, unasked, size = unfolded(parsed, summary.format)
+    records, unasked, size = unfolded(parsed, summary.format, names)
     summary.without_request += unasked
     return records, size
 

@@ -6,7 +6,6 @@ Pure; never reads a file, never stores.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import orjson
 
 from afterword.errors import UsageError
-from afterword.records import Feedback, Json, Record, Turn
+from afterword.records import Feedback, Json, Turn
 
 MISSING_IDS = "imported: the file has no token ids"
 
@@ -38,9 +37,6 @@ class Conversation:
     """Index of an answer -> what the row says about that one turn: fields of `Turn`."""
     notes: dict[int, Json] = field(default_factory=dict)
     """Index of a user's message -> what the row says about it; kept as metadata of the follow-up."""
-
-
-Parser = Callable[[Json], "Conversation | list[Record]"]
 
 
 def shown(value: Any, width: int = 120) -> str:

@@ -1,7 +1,7 @@
 """A conversation unfolded into turns and follow-ups, and turns of traces linked to the ones they continue.
 
-Owns the ids of imported records (content hashes, so that a file may be imported again), what history a turn keeps,
-and how the rows of one conversation find each other. Never reads a file, never writes to the store.
+Owns what history a turn keeps, and how the rows of one conversation find each other. Never reads a file, never writes
+to the store.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import orjson
 from afterword.chat.canonical import text_of, thread_hashes
 from afterword.feedback.files import Bad, Row
 from afterword.feedback.formats import UTTERANCES, is_utterance
+from afterword.feedback.names import Names
 from afterword.feedback.rows import MISSING_IDS, Conversation
 from afterword.records import Feedback, Json, Record, Turn
 from afterword.store import Store
@@ -87,17 +88,17 @@ class Threads:
         return found[0] if len(found) == 1 else None
 
 
-def unfolded(talk: Conversation, format: str) -> tuple[list[Record], int, int]:
+def unfolded(talk: Conversation, format: str, names: Names) -> tuple[list[Record], int, int]:
     """The turns and follow-ups of a conversation, how many answers nobody had asked for, and its size in bytes."""
     records: list[Record] = []
     unasked = 0
     body = orjson.dumps([format, talk.key, talk.messages], option=orjson.OPT_SORT_KEYS)
-    digest = hashlib.blake2b(body, digest_size=16).hexdigest()
+    digest = names.of(hashlib.blake2b(body, digest_size=16).hexdigest(), talk.user)
     whole = digest if talk.name is None else hashlib.blake2b(talk.name.encode(), digest_size=16).hexdigest()
     asked = False
     previous: str | None = None
     answers = [i for i, m in enumerate(talk.messages) if m["role"] == "assistant"]
-    names = {i: f"imp-{digest}-{n:05d}" for n, i in enumerate(answers)}
+    ids = {i: f"imp-{digest}-{n:05d}" for n, i in enumerate(answers)}
     for n, i in enumerate(answers):
         asked = asked or any(m["role"] == "user" for m in talk.messages[(answers[n - 1] if n else 0) : i])
         if not asked:
@@ -105,12 +106,12 @@ def unfolded(talk: Conversation, format: str) -> tuple[list[Record], int, int]:
             continue
         if talk.only_last and n < len(answers) - 1:
             continue
-        records.append(_turn(talk, format, i, names[i], f"conv-{whole}", previous))
-        previous = names[i]
+        records.append(_turn(talk, format, i, ids[i], f"conv-{whole}", previous))
+        previous = ids[i]
         text, following = _reaction(talk.messages, i)
         if text:
             records.append(Feedback(
-                id=f"fb-{names[i]}", turn=names[i], kind="follow_up", text=text, next_turn=names.get(following),
+                id=f"fb-{ids[i]}", turn=ids[i], kind="follow_up", text=text, next_turn=ids.get(following),
                 user=talk.user, source="detector", metadata=talk.notes.get(i + 1, {}), **_when(talk),
             ))  # fmt: skip
     return records, unasked, len(body)

@@ -92,13 +92,15 @@ class Store:
 
     def submit(self, records: Sequence[Record]) -> Future[list[Outcome]]:
         """Queue records for the next commit; never blocks. Done when they are on disk."""
-        if self._before is not None:
-            records = [self._before(record) for record in records]
-        rows = [encode(record) for record in records]
+        rows = [encode(self.as_stored(record)) for record in records]
         with self._lock:
             if self._writer is None:
                 self._writer = Writer(self.path, bulk=self._bulk)
             return self._writer.submit(rows)
+
+    def as_stored(self, record: R) -> R:
+        """A record as it would be stored."""
+        return record if self._before is None else cast(R, self._before(record))
 
     def without_private(self, text: str, value: Any = None) -> tuple[str, Any]:
         """A text and a JSON value as they would be stored: what a file beside the database may keep of them."""

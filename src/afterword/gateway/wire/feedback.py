@@ -113,8 +113,8 @@ def moment(value: Any, name: str) -> float | None:
 
 def _scored(event: Json, turn: Any, name: str, value: Any, comment: Any) -> list[Record]:
     """A named score of another product: true/false and -1 .. 1 are ratings, words are comments."""
-    metadata = {k: v for k, v in event.items() if k not in ("id", "value", "comment")}
-    own: Json = {"turn": turn, "kind": "rating", "metadata": metadata}
+    metadata = {k: v for k, v in event.items() if k not in ("id", "value", "comment", "user")}
+    own: Json = {"turn": turn, "kind": "rating", "metadata": metadata, "user": event.get("user")}
     if event.get("id") is not None:
         own["id"] = event["id"]
     if comment is not None:
@@ -131,7 +131,10 @@ def _scored(event: Json, turn: Any, name: str, value: Any, comment: Any) -> list
 
 
 def _tensorzero(event: Json) -> list[Record]:
-    return _scored(event, event["inference_id"], event.get("metric_name", ""), event.get("value"), None)
+    tags = event.get("tags")
+    named = tags.get("user_id") or tags.get("user") if isinstance(tags, dict) else None
+    said = {**event, "user": named} if isinstance(named, str) and "user" not in event else event
+    return _scored(said, event["inference_id"], event.get("metric_name", ""), event.get("value"), None)
 
 
 def _langfuse(event: Json) -> list[Record]:
@@ -147,7 +150,7 @@ def _mission(event: Json) -> list[Record]:
     for name in ("prompt", "draft"):
         if not isinstance(event.get(name), str) or not event[name]:
             raise UsageError(f"`{name}` must be a text, got {event.get(name)!r:.80}.", param=name)
-    for name in ("model_version", "task", "user_edit", "follow_up"):
+    for name in ("model_version", "task", "user_edit", "follow_up", "user", "conversation"):
         if event.get(name) is not None and not isinstance(event[name], str):
             raise UsageError(f"`{name}` must be a string, got {event[name]!r:.80}.", param=name)
     action = event["user_action"]
@@ -162,6 +165,8 @@ def _mission(event: Json) -> list[Record]:
         model=event.get("model_version") or "",
         finish_reason="stop",
         task=event.get("task"),
+        user=event.get("user") or None,
+        conversation=event.get("conversation") or None,
         source="import:events",
         missing_ids="imported",
         created_at=time.time() if when is None else when,
@@ -170,7 +175,7 @@ def _mission(event: Json) -> list[Record]:
     if weight is not None and not 0.0 <= weight <= 1.0:
         raise UsageError(f"`signal_weight` is {weight}; it lies between 0 and 1.", param="signal_weight")
     metadata = {"signal_weight": weight}
-    shared: Json = {"turn": turn.id, "occurred_at": when, "metadata": metadata, "source": "api"}
+    shared: Json = {"turn": turn.id, "user": turn.user, "occurred_at": when, "metadata": metadata, "source": "api"}
     found: list[Record] = [
         turn,
         _own({**shared, "id": f"fb-{known}", "kind": action, "final_text": event.get("user_edit") or None}),
