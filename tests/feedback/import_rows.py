@@ -62,7 +62,8 @@ def reasons(summary: ImportSummary) -> dict[str, int]:
     return dict(summary.rejected)
 
 
-def out(store: Store, what: str, format: str) -> list[dict[str, Any]]:
+def out(store: Store, what: str, format: str, **options: Any) -> list[dict[str, Any]]:
     sink = io.BytesIO()
-    assert export(store, what, format, sink) == len(sink.getvalue().splitlines())
+    done = export(store, what, format, sink, **{"split": "all", **options})
+    assert done.rows == len(sink.getvalue().splitlines())
     return [orjson.loads(line) for line in sink.getvalue().splitlines()]

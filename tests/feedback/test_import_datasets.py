@@ -127,7 +127,7 @@ def conversations(store: Store) -> list[list[tuple[str, str]]]:
 def test_turns_come_back(full: Store, tmp_path: Path, format: str, suffix: str) -> None:
     path = tmp_path / f"out.{suffix}"
     with container(path) as rows:
-        written = export(full, "turns", format, rows, to=path)
+        written = export(full, "turns", format, rows, to=path, split="all").rows
     assert [p.name for p in tmp_path.glob("out*")] == [path.name] and full.exports()[-1][2:] == (path, "turns", format)
     with Store.open(tmp_path / "copy" / "a.db") as copy:
         summary = import_file(copy, path)

@@ -14,16 +14,19 @@ import orjson
 from rich.markup import escape
 
 from afterword.chat.canonical import text_of
+from afterword.chat.private import redactor
 from afterword.cli.context import Context
 from afterword.cli.progress import step_bar
 from afterword.errors import UsageError
 from afterword.feedback.formats import FORMATS
 from afterword.feedback.imports import files_of, import_file
 from afterword.feedback.rejects import rejects_file
+from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
 from afterword.release.chain import verify
 from afterword.store.containers import Out, container
-from afterword.store.export import EXPORTS, export, export_user
+from afterword.store.export import EXPORTS, TRAINING, Exported, export, export_user
+from afterword.store.view import SPLITS
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -43,6 +46,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     out.add_argument("what", nargs="?", choices=dict.fromkeys(what for what, _ in EXPORTS))
     out.add_argument("--user", metavar="U", help="everything that is held of this user, in our own form")
     out.add_argument("--format", default="afterword", choices=dict.fromkeys(form for _, form in EXPORTS))
+    out.add_argument(
+        "--split", choices=SPLITS, help="of files to train on: `train` (default) leaves out what is held out",
+    )  # fmt: skip
     out.add_argument(
         "--output", type=Path, metavar="FILE", help="default: JSON lines on stdout; the name says how: .jsonl, .json, "
         ".parquet, .gz, .zst",
@@ -119,16 +125,28 @@ def _why_nothing(summary: dict[str, Any]) -> str:
 
 
 def run_export(context: Context) -> int:
-    """Stream rows to a file or stdout."""
+    """Stream rows to a file or stdout; say on stderr (or, beside a file, as JSON) what was left out and why."""
     args = context.args
     if (args.what is None) == (args.user is None):
         raise UsageError("say what to export, `afterword export turns`, or of whom, `afterword export --user U`.")
+    training = (args.what, args.format) in TRAINING
+    if args.split is not None and not training:
+        raise UsageError(f"--split is for files to train on: {', '.join(f'{w} as {f}' for w, f in sorted(TRAINING))}.")
     with context.open_store() as store, _sink(args.output) as sink:
         if args.user is not None:
-            written = export_user(store, args.user, sink, to=args.output)
+            found = Exported(export_user(store, args.user, sink, to=args.output), {})
         else:
-            written = export(store, args.what, args.format, sink, to=args.output)
-    context.say(f"{written} rows written")
+            clean = redactor(context.config.get(CollectSettings).redact) if training else None
+            found = export(
+                store, args.what, args.format, sink, to=args.output, clean=clean, split=args.split or "train"
+            )  # fmt: skip
+    if context.json and args.output is not None:
+        context.emit({"file": str(args.output), "rows": found.rows, "left_out": found.left_out})
+    context.say(f"{found.rows} rows written")
+    if found.left_out:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in found.left_out.items())
+        more = "; held-out ones leave with --split all" if "holdout" in found.left_out else ""
+        context.say(f"left out: {reasons}{more}")
     return 0
 
 

@@ -6,19 +6,21 @@ the store, so that it can be found again when a user is to be forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
 from afterword.errors import NotFoundError, UsageError
-from afterword.records import Candidate, Feedback, Interaction, Json, Release, Turn
+from afterword.records import Candidate, Feedback, Interaction, Json, Record, Release, Turn
 from afterword.store import shapes, shapes_logs
 from afterword.store.codec import BY_TABLE
 from afterword.store.containers import Out
 from afterword.store.erase import Eraser
 from afterword.store.shapes import Shape
 from afterword.store.store import Store
+from afterword.store.view import View
 from afterword.store.words import rejects_of
 
 EXPORTS: dict[tuple[str, str], Shape] = {
@@ -44,11 +46,38 @@ EXPORTS: dict[tuple[str, str], Shape] = {
 """(what, format) -> the rows."""
 
 
-def export(store: Store, what: str, format: str, out: Out, *, to: Path | None = None) -> int:
-    """Write all `what` (turns, feedback, interactions) in `format` to `out`; the number of rows.
+TRAINING = frozenset(
+    (what, form) for what, form in EXPORTS
+    if (what == "interactions" and form != "afterword")
+    or (what == "turns" and form in ("openai", "sharegpt", "wildchat", "trl-prompt-completion"))
+)  # fmt: skip
+"""Shapes of data sets and training libraries: redacted, and without what is held out. Products' own logs are not."""
 
-    `to` is the file behind `out`, which is then noted in the store. Raises UsageError for a pair that makes no
-    sense, with those that do.
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What became of an export."""
+
+    rows: int
+    left_out: dict[str, int]
+    """Turns, conversations, feedback or interactions that did not leave, by reason."""
+
+
+def export(
+    store: Store,
+    what: str,
+    format: str,
+    out: Out,
+    *,
+    to: Path | None = None,
+    clean: Callable[[Record], Record] | None = None,
+    split: str = "train",
+) -> Exported:
+    """Write `what` (turns, feedback, interactions) in `format` to `out`.
+
+    Our own form holds everything and says of each row what may be done with it. Every other one leaves out what may
+    not be trained on; those of `TRAINING` pass `clean`, and are of one `split` (`view.SPLITS`). `to` is the file behind
+    `out`, which is then noted in the store. Raises UsageError for a pair that makes no sense, with those that do.
     """
     shape = EXPORTS.get((what, format))
     if shape is None:
@@ -56,7 +85,8 @@ def export(store: Store, what: str, format: str, out: Out, *, to: Path | None = 
         raise UsageError(f"{what!r} cannot be exported as {format!r}. Possible: {pairs}.")
     if to is not None:  # noted before the first row is written: a kill in between must not hide the file
         store.note_export(to, what, format, None)
-    return _written(shape(store), out)
+    view = View(store, clean, split) if (what, format) in TRAINING else View(store)
+    return Exported(_written(shape(view), out), dict(view.left.most_common()))
 
 
 def export_user(store: Store, user: str, out: Out, *, to: Path | None = None) -> int:

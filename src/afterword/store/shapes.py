@@ -2,52 +2,55 @@
 and the mission's events. One function for each, a generator over the store.
 
 Owns field names of the outside world on the way out (chat logs of products are in `shapes_logs`). Holds one row, or
-one conversation, at a time. What a shape cannot hold is left out: docs/import-export.md says what.
+one conversation, at a time. What a shape cannot hold is left out: docs/import-export.md says what. Which rows may leave
+is decided by `view`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from afterword.records import Feedback, Interaction, Json, Record, Turn
-from afterword.store.store import Store
 from afterword.store.users import speaker
+from afterword.store.view import View
 
-Shape = Callable[[Store], Iterator[Json]]
+Shape = Callable[[View], Iterator[Json]]
 
 
 def own(kind: type[Record]) -> Shape:
-    """Our own form: the record with the name of its table; `import --format afterword` reads
+    """Our own form: the record with the name of its table, all of them; `import --format afterword` reads
     turns and feedback back."""
-    return lambda store: ({"record": kind.TABLE, **row.to_dict()} for row in store.rows(kind))
+    return lambda view: ({"record": kind.TABLE, **row.to_dict()} for row in view.store.rows(kind))
 
 
-def conversations(store: Store) -> Iterator[Json]:
+def conversations(view: View) -> Iterator[Json]:
     """One row for each conversation: from every turn that no other one continues, back to its beginning."""
-    for turn, messages in threads(store):
+    for turn, messages in threads(view):
         row: Json = {"messages": messages}
         if turn.tools:
             row["tools"] = list(turn.tools)
         yield row
 
 
-def threads(store: Store) -> Iterator[tuple[Turn, list[Json]]]:
+def threads(view: View) -> Iterator[tuple[Turn, list[Json]]]:
     """The last turn of each conversation (or branch of one) with all of its messages, the last answer included."""
-    return ((turn, [*whole(store, turn), turn.answer]) for turn in store.leaves())
+    for chain in view.chains():
+        turn = view.cleaned(replace(chain[0], messages=tuple(whole(chain))))
+        yield turn, [*turn.messages, turn.answer]
 
 
-def whole(store: Store, turn: Turn) -> list[Json]:
-    """All messages before the answer: imported turns keep only the last ones, the rest is in the turns before."""
+def whole(chain: list[Turn]) -> list[Json]:
+    """All messages before the last answer of the turns `chain`, newest first: imported turns keep only the last
+    messages, the rest is in the turns before."""
     tails: list[list[Json]] = []
-    seen = {turn.id}
-    while turn.previous is not None and turn.previous not in seen:
-        before = store.find(Turn, turn.previous)
-        cut = None if before is None else _position(turn, before.answer)
-        if before is None or cut is None:
+    turn = chain[0]
+    for before in chain[1:]:
+        cut = _position(turn, before.answer)
+        if cut is None:
             break
         tails.append([before.answer, *turn.messages[cut + 1 :]])
-        seen.add(before.id)
         turn = before
     return [*turn.messages, *(message for tail in reversed(tails) for message in tail)]
 
@@ -58,31 +61,21 @@ def _position(turn: Turn, answer: Json) -> int | None:
     return last if last is not None and turn.messages[last].get("content") == answer.get("content") else None
 
 
-def turn_completions(store: Store) -> Iterator[Json]:
+def turn_completions(view: View) -> Iterator[Json]:
     """TRL's prompt and completion, one row for each turn."""
-    return ({"prompt": list(turn.messages), "completion": [turn.answer]} for turn in store.rows(Turn))
+    return ({"prompt": list(turn.messages), "completion": [turn.answer]} for turn in view.turns())
 
 
-def pairs(store: Store) -> Iterator[tuple[Interaction, Turn]]:
-    """Interactions with their turns, without those whose feedback was taken back."""
-    gone = store.retracted()
-    for interaction in store.rows(Interaction):
-        if not gone.intersection(interaction.feedback):
-            turn = store.find(Turn, interaction.turn)
-            if turn is not None:
-                yield interaction, turn
-
-
-def final_text(store: Store, interaction: Interaction) -> str | None:
+def final_text(view: View, interaction: Interaction) -> str | None:
     """The answer as the user left it, when there is one."""
-    rows = (store.find(Feedback, name) for name in interaction.feedback)
-    finals = [row.final_text for row in rows if row is not None and row.kind == "edited" and row.final_text]
-    return finals[-1] if finals else None
+    rows = (view.store.find(Feedback, name) for name in interaction.feedback)
+    finals = [row for row in rows if row is not None and row.kind == "edited" and row.final_text]
+    return view.cleaned(finals[-1]).final_text if finals else None
 
 
-def triples(store: Store) -> Iterator[Json]:
+def triples(view: View) -> Iterator[Json]:
     """(x, y, o): what was asked, what was answered, what the user did next."""
-    for interaction, turn in pairs(store):
+    for interaction, turn in view.pairs():
         if interaction.hindsight:
             yield {
                 "id": interaction.id,
@@ -112,34 +105,35 @@ def text(message: Json) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _wanted(store: Store) -> Iterator[tuple[Turn, Json]]:
+def _wanted(view: View) -> Iterator[tuple[Turn, Json]]:
     """Turns with the answer to imitate: the user's edit of it, or the answer itself where the user was content."""
-    for interaction, turn in pairs(store):
-        final = final_text(store, interaction)
+    for interaction, turn in view.pairs():
+        final = final_text(view, interaction)
         if final is not None:
             yield turn, {**turn.answer, "content": final}
         elif interaction.polarity > 0:
             yield turn, turn.answer
 
 
-def openai(store: Store) -> Iterator[Json]:
+def openai(view: View) -> Iterator[Json]:
     """OpenAI's fine-tuning rows: the answer to imitate at the end."""
-    for turn, answer in _wanted(store):
+    for turn, answer in _wanted(view):
         row: Json = {"messages": [*turn.messages, answer]}
         if turn.tools:
             row["tools"] = list(turn.tools)
         yield row
 
 
-def completions(store: Store) -> Iterator[Json]:
+def completions(view: View) -> Iterator[Json]:
     """TRL's prompt and completion with the answer to imitate."""
-    return ({"prompt": list(turn.messages), "completion": [answer]} for turn, answer in _wanted(store))
+    return ({"prompt": list(turn.messages), "completion": [answer]} for turn, answer in _wanted(view))
 
 
-def preferred(store: Store) -> Iterator[tuple[Turn, Json]]:
+def preferred(view: View) -> Iterator[tuple[Turn, Json]]:
     """Turns with the answer that the user would rather have had: an edit or a demonstration, unlike what was served."""
-    for interaction, turn in pairs(store):
-        rows = [row for name in interaction.feedback if (row := store.find(Feedback, name)) is not None]
+    for interaction, turn in view.pairs():
+        found = (view.store.find(Feedback, name) for name in interaction.feedback)
+        rows = [view.cleaned(row) for row in found if row is not None]
         texts = [row.final_text if row.kind == "edited" else row.text for row in rows if row.kind in _SHOWN]
         if texts and texts[-1] and texts[-1] != text(turn.answer):
             yield turn, {"role": "assistant", "content": texts[-1]}
@@ -148,15 +142,15 @@ def preferred(store: Store) -> Iterator[tuple[Turn, Json]]:
 _SHOWN = ("edited", "demonstration")
 
 
-def preferences(store: Store) -> Iterator[Json]:
+def preferences(view: View) -> Iterator[Json]:
     """TRL's preferences: the answer as it was served is the rejected one."""
-    for turn, chosen in preferred(store):
+    for turn, chosen in preferred(view):
         yield {"prompt": list(turn.messages), "chosen": [chosen], "rejected": [turn.answer]}
 
 
-def openai_preferences(store: Store) -> Iterator[Json]:
+def openai_preferences(view: View) -> Iterator[Json]:
     """OpenAI's preference rows."""
-    for turn, chosen in preferred(store):
+    for turn, chosen in preferred(view):
         given: Json = {"messages": list(turn.messages)}
         if turn.tools:
             given["tools"] = list(turn.tools)
@@ -168,12 +162,10 @@ _ACTIONS = (
 )  # fmt: skip
 
 
-def events(store: Store) -> Iterator[Json]:
+def events(view: View) -> Iterator[Json]:
     """The record of the mission's template, one for each feedback row that it can hold."""
-    gone = store.retracted()
-    for row in store.rows(Feedback):
-        turn = store.find(Turn, row.turn)
-        if turn is None or row.id in gone or not _holds(row):
+    for row, turn in view.feedback():
+        if turn is None or not _holds(row):
             continue
         yield {
             "model_version": turn.adapter or turn.model,

@@ -15,14 +15,14 @@ import orjson
 
 from afterword.records import Feedback, Json, Turn
 from afterword.store.shapes import preferred, text, threads
-from afterword.store.store import Store
+from afterword.store.view import View
 
 _SPEAKERS = {"user": "human", "assistant": "gpt", "tool": "observation", "function": "observation"}
 
 
-def sharegpt(store: Store) -> Iterator[Json]:
+def sharegpt(view: View) -> Iterator[Json]:
     """One conversation a row, the system message in a field of its own."""
-    for turn, messages in threads(store):
+    for turn, messages in threads(view):
         system = [m for m in messages if m["role"] in ("system", "developer")]
         row: Json = {"id": turn.conversation or turn.id, "model": turn.model, "user": turn.user}
         if system:
@@ -38,9 +38,9 @@ def _spoken(message: Json) -> Json:
     return {"from": _SPEAKERS[message["role"]], "value": text(message)}
 
 
-def wildfeedback(store: Store) -> Iterator[Json]:
+def wildfeedback(view: View) -> Iterator[Json]:
     """Preference pairs: the conversation, the answer as the user wanted it, the answer as it was served."""
-    for turn, chosen in preferred(store):
+    for turn, chosen in preferred(view):
         yield {
             "conversations": [_spoken(m) for m in turn.messages if m["role"] in _SPEAKERS],
             "chosen": _spoken(chosen),
@@ -48,9 +48,9 @@ def wildfeedback(store: Store) -> Iterator[Json]:
         }
 
 
-def wildchat(store: Store) -> Iterator[Json]:
+def wildchat(view: View) -> Iterator[Json]:
     """The columns of WildChat-1M, and those of 4.8M that we know."""
-    for turn, messages in threads(store):
+    for turn, messages in threads(view):
         owner, moment = _hashed(turn), _iso(turn.created_at)
         said = [m for m in messages if m["role"] in ("user", "assistant")]
         parts = [
@@ -86,9 +86,9 @@ def _hashed(turn: Turn) -> str | None:
 # ---- TensorZero
 
 
-def tensorzero_turns(store: Store) -> Iterator[Json]:
+def tensorzero_turns(view: View) -> Iterator[Json]:
     """Rows of ChatInference."""
-    for turn in store.rows(Turn):
+    for turn in view.turns():
         system = [text(m) for m in turn.messages if m["role"] in ("system", "developer")]
         given: Json = {"messages": [_tz_message(m) for m in turn.messages if m["role"] not in ("system", "developer")]}
         if system:
@@ -120,9 +120,9 @@ def _blocks(message: Json) -> list[Json]:
     return blocks
 
 
-def tensorzero_feedback(store: Store) -> Iterator[Json]:
+def tensorzero_feedback(view: View) -> Iterator[Json]:
     """Rows of the float, comment and demonstration tables; what is neither a number nor words has no place there."""
-    for row in _alive(store):
+    for row, _ in view.feedback():
         words = row.final_text if row.kind == "edited" else row.text
         shared: Json = {"id": row.id, "timestamp": _iso(row.occurred_at or row.created_at),
                         "tags": {} if row.user is None else {"user_id": row.user}}  # fmt: skip
@@ -139,9 +139,9 @@ def tensorzero_feedback(store: Store) -> Iterator[Json]:
 # ---- Langfuse
 
 
-def langfuse_turns(store: Store) -> Iterator[Json]:
+def langfuse_turns(view: View) -> Iterator[Json]:
     """One generation a row, with what belongs to its trace."""
-    for turn in store.rows(Turn):
+    for turn in view.turns():
         moment = _iso(turn.created_at)
         yield {
             "id": turn.id, "trace_id": turn.id, "type": "GENERATION", "name": turn.task, "trace_name": turn.task,
@@ -151,9 +151,9 @@ def langfuse_turns(store: Store) -> Iterator[Json]:
         }  # fmt: skip
 
 
-def langfuse_feedback(store: Store) -> Iterator[Json]:
+def langfuse_feedback(view: View) -> Iterator[Json]:
     """Scores: ratings as numbers, words as text, edits as corrections."""
-    for row in _alive(store):
+    for row, _ in view.feedback():
         score = _score(row)
         if score is not None:
             yield {
@@ -175,12 +175,6 @@ def _score(row: Feedback) -> Json | None:
 
 
 # ---- shared
-
-
-def _alive(store: Store) -> Iterator[Feedback]:
-    """Feedback that was not taken back."""
-    gone = store.retracted()
-    return (row for row in store.rows(Feedback) if row.id not in gone and row.kind != "retraction")
 
 
 def _iso(seconds: float) -> str:

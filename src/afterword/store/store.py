@@ -291,19 +291,33 @@ class Store:
         """The newest review of each interaction that has one."""
         return {row.interaction: row for row in self.rows(Review)}
 
-    def usable(self, split: str) -> list[Interaction]:
-        """Interactions of a split, oldest first, without those whose feedback was taken back, those that a reviewer
-        rejected and those that later feedback of like strength contradicted."""
+    def barred(self) -> Callable[[Interaction], str | None]:
+        """A function that says why an interaction is not used any more, None when it is: its feedback was taken back,
+        a reviewer rejected it, or later feedback of like strength contradicted it."""
         gone = self.retracted()
         denied = {skip.turn: skip.created_at for skip in self.rows(Skip, reason="contradictory")
                   if skip.feedback not in gone}  # fmt: skip
         rejected = {name for name, review in self.reviews().items() if review.decision == "reject"}
-        rows = self.rows(Interaction, split=split)
-        return [
-            i
-            for i in rows
-            if i.id not in rejected and not gone.intersection(i.feedback) and not i.created_at < denied.get(i.turn, 0.0)
-        ]
+
+        def why(row: Interaction) -> str | None:
+            if row.id in rejected:
+                return "rejected"
+            if gone.intersection(row.feedback):
+                return "retracted"
+            return "contradicted" if row.created_at < denied.get(row.turn, 0.0) else None
+
+        return why
+
+    def usable(self, split: str) -> list[Interaction]:
+        """Interactions of a split that are not `barred`, oldest first."""
+        barred = self.barred()
+        return [row for row in self.rows(Interaction, split=split) if barred(row) is None]
+
+    def held_out(self) -> tuple[set[str], set[str]]:
+        """Turns with a held-out interaction, and the conversations of these."""
+        sql = "SELECT t.id, t.conversation FROM interactions i JOIN turns t ON t.id = i.turn WHERE i.split = 'holdout'"
+        found = list(self.read(sql))
+        return {turn for turn, _ in found}, {name for _, name in found if name is not None}
 
     def spent(self, channel: str = "default") -> set[str]:
         """Interactions in the ancestry of the adapter that the channel serves now."""
