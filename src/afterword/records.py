@@ -241,7 +241,7 @@ class Interaction(Record):
     """How sure that reading is, 0 .. 1."""
     spans: tuple[tuple[int, int], ...] = ()
     """Edits: the characters [start, end) of the answer that the user changed or removed; an empty span is a place
-    where something was put in. Their tokens weigh most."""
+    where something was put in. Refused tool calls: what lies behind the answer's words. Their tokens weigh most."""
     redacted: tuple[str, ...] = ()
     """Kinds of private data that were taken out of the hindsight."""
     sketch: str = ""

@@ -269,3 +269,13 @@ def test_long_output_keeps_the_first_error_and_the_end() -> None:
     assert len(short) < 1000 and "[...]" in short
     assert structured_output("x" * 5000, 900).count("x") <= 900
     assert structured_output(" ok \n", 900) == "ok"
+
+
+@pytest.mark.parametrize("kinds", [("abandoned", "copied"), ("copied", "abandoned")])
+def test_a_reaction_after_the_user_was_thought_gone_wins(kinds: tuple[str, str]) -> None:
+    settings = CollectSettings(weights={"abandoned": 0.3})
+    decision = decided(*(feedback(kind, f"f{n}") for n, kind in enumerate(kinds)), settings=settings)
+    reasons = {skip.reason for _, skip in decision.skips}
+    assert (reasons, decision.interaction is not None) == (
+        ({"came_back"}, True) if kinds[0] == "abandoned" else ({"contradictory"}, False)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from afterword.forget import as_text, forget_user
 from afterword.records import Candidate, Feedback, Interaction, Release, Report, Turn, Verdict
 from afterword.release.publish import publish, rollback
 from afterword.store import Store
-from afterword.store.export import export
+from afterword.store.export import TRAINING, export
 from afterword.store.folders import folder_hash
 from tests.release.conftest import write_adapter
 
@@ -214,11 +215,32 @@ def test_a_user_without_adapters_needs_no_release(home: Path) -> None:
         assert store.count(Release) == releases and "none" in as_text(report)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_rows_are_found_in_exports_that_were_redacted(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    words = "Tell bob.b@example.org that the strange thing is only mine"
+    with Store.open(home / "afterword.db") as store:
+        store.write(Turn(id="t9", messages=({"role": "user", "content": words},), user="eve.e",
+                         answer={"role": "assistant", "content": "Told."}))  # fmt: skip
+    path = tmp_path / name
+    assert main(["export", "turns", "--format", "openai", "--output", str(path), "--dir", str(home)]) == 0
+    opened = gzip.open if name.endswith("gz") else open
+    with opened(path, "rt", encoding="utf-8") as lines:  # type: ignore[operator]
+        text = lines.read()
+        assert "strange thing" in text and "bob.b" not in text and "Tell [EMAIL] that" in text
+    code, report = run(home, "forget", "--user", "eve.e", capsys=capsys)
+    assert code == 0 and report["clean"]
+    with opened(path, "rt", encoding="utf-8") as lines:  # type: ignore[operator]
+        assert "strange thing" not in lines.read()
+
+
 def test_exports_are_found_and_cleaned(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = {"a.jsonl": "afterword", "b.json.gz": "openai", "c.parquet": "sharegpt", "d.jsonl.zst": "tensorzero",
               "e.json": "langfuse", "f.jsonl": "wildchat", "g.jsonl": "trl-prompt-completion"}  # fmt: skip
     for name, form in shapes.items():
-        assert main(["export", "turns", "--format", form, "--output", str(tmp_path / name), "--dir", str(home)]) == 0
+        command = ["export", "turns", "--format", form, "--output", str(tmp_path / name), "--dir", str(home)]
+        assert main([*command, *(["--split", "all"] if ("turns", form) in TRAINING else [])]) == 0
     assert main(["export", "--user", ADA, "--output", str(tmp_path / "ada.jsonl"), "--dir", str(home)]) == 0
     capsys.readouterr()
     _, report = run(home, "forget", "--user", ADA, capsys=capsys)

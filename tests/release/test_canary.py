@@ -254,6 +254,19 @@ def test_every_kind_counts_for_its_figure(store: Store, feedback: Feedback, figu
     assert shown["approval"] == (approval or None) and shown["judged"] == abs(approval)
 
 
+@pytest.mark.parametrize(("then", "gone"), [("accepted", 0.0), ("follow_up", 0.0), ("stopped", 1.0)])
+def test_who_comes_back_has_not_given_up(store: Store, then: str, gone: float) -> None:
+    shown = side_of(store, said("abandoned"), said(then, text="and then?")).to_dict()
+    assert (shown["abandonment"] or 0.0, shown["turns"]) == (gone, 1)
+    store.write(said("abandoned", id="again"))
+    side = Side()
+    ledger = Ledger(store, lambda turn: side, by_word)
+    ledger.turns([LiveTurn(1, "t", 0.0, "u", None, "stop", None, None)])
+    for row in feedback_after(store, 0, 100):  # one by one, as they come
+        ledger.feedback([row])
+    assert side.to_dict()["abandonment"] == 1.0
+
+
 @pytest.mark.parametrize(
     "feedback", [said("rating", value=0.0), said("tests"), said("follow_up", text="and then?"), said("unheard_of")]
 )

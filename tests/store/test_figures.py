@@ -30,7 +30,7 @@ def rows() -> list[Record]:
         said("b", "accepted"),
         said("c", "demonstration", text="so"), said("d", "retried"), said("d", "rating", value=-1.0),
         said("e", "edited", final_text="x"), said("e", "accepted"),
-        said("f", "abandoned"), said("f", "rating", 1, value=1.0), said("f", "copied"),
+        said("f", "rating", 1, value=1.0), said("f", "abandoned"), said("f", "copied"),
         Feedback(id="gone", turn="f", kind="retraction", retracts="f-f-copied-0"),
     ]  # fmt: skip
 
@@ -49,6 +49,24 @@ def test_figures_for_all_and_by_group(tmp_path: Path) -> None:
         assert [(row.name, row.turns) for row in live_figures(store, "adapter")] == [("a@v1", 2), ("base", 4)]
         assert [(row.name, row.turns) for row in live_figures(store, "week")] == [("2023-11-13", 5), ("2023-11-20", 1)]
         assert set(every.to_dict()) >= {"acceptance", "post_correction_success"}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "gone"),
+    [
+        (("abandoned",), 1), (("abandoned", "stopped"), 1), (("accepted", "abandoned"), 1),
+        (("abandoned", "accepted"), 0), (("abandoned", "follow_up"), 0), (("abandoned", "retried", "abandoned"), 1),
+    ],
+)  # fmt: skip
+def test_who_comes_back_has_not_given_up(tmp_path: Path, kinds: tuple[str, ...], gone: int) -> None:
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(turn("t"), *(said("t", kind, n, text="hm") for n, kind in enumerate(kinds)))
+        (every,) = live_figures(store)
+        assert (every.turns, every.abandonment) == (1, gone)
+        last = f"f-t-{kinds[-1]}-{len(kinds) - 1}"
+        if kinds[0] == "abandoned" and not gone:  # taking the reaction back leaves what was before it
+            store.write(Feedback(id="x", turn="t", kind="retraction", retracts=last))
+            assert live_figures(store)[0].abandonment == 1
 
 
 def test_an_unknown_group_is_named(tmp_path: Path) -> None:

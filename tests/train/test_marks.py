@@ -79,6 +79,20 @@ def test_changed_characters_become_tokens(model: str) -> None:
     assert places(load_tokenizer(model), row.completion, [(10**6, 10**6 + 3)]) == ()
 
 
+def test_a_refused_tool_call_is_marked_behind_the_words(model: str) -> None:
+    given = example(model, 1, text='I will. <call>{"name": "rm", "arguments": {}}</call>')
+    call = {"type": "function", "function": {"name": "rm", "arguments": "{}"}}
+    turn = replace(given.turn, answer={"role": "assistant", "content": "I will.", "tool_calls": [call]})
+    refused = replace(given.interaction, kind="tool_rejected", spans=((7, 13),))
+    row = encoded(model, Example(refused, turn))
+    assert marked(model, row, row.changed) == ' <call>{"name": "rm", "arguments": {}}</call>'
+    assert row.changed[-1] == len(row.completion) - 2  # the token that ends the turn is no part of it
+    off = replace(turn, prompt_ids=None, completion_ids=None, logprobs=None)
+    made = prepare([Example(replace(refused, on_policy=False), off), example(model, 2)], load_tokenizer(model),
+                   sdpo_interactions(include_off_policy=True), limit=512, vocabulary=300)  # fmt: skip
+    assert [left.reason for left in made.left] == ["tool_call"] and len(made.rows) == 1
+
+
 def test_changed_tokens_weigh_most_and_an_answer_as_much_as_before() -> None:
     rows = layout([4, 2], [1.0, 1.0], [True, True], changed=[(1,), ()])
     factors = ChangedTokens(boost=4.0)(scores_of(torch.zeros(6)), rows, torch.ones(6, dtype=torch.bool))

@@ -131,6 +131,18 @@ def guarded(case: Case, signal: Signal) -> Refusal | None:
     return None
 
 
+def _without_who_came_back(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
+    """Somebody who reacts after the application thought that they had left had not: the reaction counts."""
+    last = max((n for n, s in enumerate(signals) if s.feedback.kind not in {"abandoned", "stopped"}), default=-1)
+    kept: list[Signal] = []
+    for n, signal in enumerate(signals):
+        if signal.feedback.kind == "abandoned" and n < last:
+            decision.skip(signal.feedback, Refusal("came_back", "the user came back and reacted after that"))
+        else:
+            kept.append(signal)
+    return kept
+
+
 def _without_contradictions(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
     """Two signs of like strength refuse each other; a much weaker one (less than half) gives way."""
     best = {sign: max((s.weight for s in signals if s.firm and s.polarity == sign), default=0.0) for sign in (-1, 1)}
@@ -202,6 +214,7 @@ def _with_something_to_teach(case: Case, signals: list[Signal], decision: Decisi
 
 SIGNAL_RULES: tuple[Callable[[Case, list[Signal], Decision], list[Signal]], ...] = (
     _more_than_placeholders,
+    _without_who_came_back,
     _without_contradictions,
     _against_earlier,
     _with_something_to_teach,

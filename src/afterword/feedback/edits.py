@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
 import difflib
+import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass
 
 EXACT_WORDS = 2000
-"""Above this many words between the first and the last change their order is not looked at: the cost stays linear."""
+"""Stretches of more words than this are first cut where `RUN` words in a row stand once in both texts, in the same
+order. Of a stretch that is longer still only neighbours are compared, so that the cost stays linear."""
+RUN = 3
+"""Words in a row by which two long texts are held together."""
 
 _UNITS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+|[^\w\s]")
 
@@ -33,10 +38,42 @@ def align(draft: str, final: str) -> Change:
     first = _alike(before, after)
     last = _alike(before[first:][::-1], after[first:][::-1])
     inner, left = before[first : len(before) - last], after[first : len(after) - last]
-    if max(len(inner), len(left)) > EXACT_WORDS:
-        common = first + last + sum((Counter(inner) & Counter(left)).values())
-        return Change(_share(common, before, after), _by_words(found[first : len(found) - last], Counter(left)))
-    return _middle(draft, found, before, after, first, last)
+    anchors = _anchors(inner, left) if max(len(inner), len(left)) > EXACT_WORDS else []
+    common, spans, a, c = first + last + len(anchors), list[tuple[int, int]](), 0, 0
+    for b, d in (*anchors, (len(inner), len(left))):
+        same, changed = _stretch(draft, found, first + a, inner[a:b], left[c:d])
+        common, a, c = common + same, b + 1, d + 1
+        spans += changed
+    return Change(_share(common, before, after), tuple(spans))
+
+
+def _anchors(before: list[str], after: list[str]) -> list[tuple[int, int]]:
+    """Places of the same word in both texts, rising in both, as many as there are: of those that begin `RUN` words
+    that stand once in each (the "patience" alignment of Bram Cohen)."""
+    once = [{run: n for run, n in _runs(text).items() if n >= 0} for text in (before, after)]
+    pairs = sorted((n, once[1][run]) for run, n in once[0].items() if run in once[1])
+    ends: list[int] = []  # the smallest place in `after` at which a rising chain of each length ends
+    chain: list[tuple[int, int]] = []  # for each pair: how long the chain is that it ends
+    for _, place in pairs:
+        length = bisect.bisect_left(ends, place)
+        ends[length : length + 1] = [place]
+        chain.append((length, place))
+    found: list[tuple[int, int]] = []
+    length, below = len(ends) - 1, len(after)
+    for (n, place), (mine, _) in zip(reversed(pairs), reversed(chain), strict=True):
+        if mine == length and place < below:
+            found.append((n, place))
+            length, below = length - 1, place
+    return found[::-1]
+
+
+def _runs(words: list[str]) -> dict[tuple[str, ...], int]:
+    """Each run of words with its place, -1 when it stands there more than once."""
+    found: dict[tuple[str, ...], int] = {}
+    for n in range(len(words) - RUN + 1):
+        run = tuple(words[n : n + RUN])
+        found[run] = -1 if run in found else n
+    return found
 
 
 def _alike(one: list[str], other: list[str]) -> int:
@@ -56,19 +93,20 @@ def _indented(draft: str, final: str) -> tuple[tuple[int, int], ...]:
     return tuple(m.span(1) for m, other in list(zip(lines, others, strict=True))[1:] if m.group(1) != other)
 
 
-def _middle(
-    draft: str, found: list[re.Match[str]], before: list[str], after: list[str], first: int, last: int
-) -> Change:
-    """Long texts that differ in a short part only: that part is aligned word by word."""
-    inner, left = before[first : len(before) - last], after[first : len(after) - last]
-    matcher = difflib.SequenceMatcher(None, inner, left, autojunk=False)
-    common, spans = first + last, []
+def _stretch(
+    draft: str, found: list[re.Match[str]], at: int, before: list[str], after: list[str]
+) -> tuple[int, list[tuple[int, int]]]:
+    """How many words a stretch of both texts has in common, and what was changed of the draft: word by word."""
+    if max(len(before), len(after)) > EXACT_WORDS:
+        return _by_neighbours(found[at : at + len(before)], before, Counter(itertools.pairwise(after)))
+    common, spans = 0, []
+    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
     for what, start, end, _, _ in matcher.get_opcodes():
         if what == "equal":
             common += end - start
         else:
-            spans.append(_characters(draft, found, first + start, first + end))
-    return Change(_share(common, before, after), tuple(spans))
+            spans.append(_characters(draft, found, at + start, at + end))
+    return common, spans
 
 
 def changed_share(draft: str, final: str) -> float:
@@ -88,14 +126,19 @@ def _characters(draft: str, found: list[re.Match[str]], start: int, end: int) ->
     return place, place
 
 
-def _by_words(found: list[re.Match[str]], left: Counter[str]) -> tuple[tuple[int, int], ...]:
-    """Long texts: each word of the draft that the final text has fewer of is a change, whatever the order."""
+def _by_neighbours(
+    found: list[re.Match[str]], before: list[str], left: Counter[tuple[str, str]]
+) -> tuple[int, list[tuple[int, int]]]:
+    """Long stretches that nothing holds together: a word is kept where the final text has it beside the same
+    neighbour as often; so a text that says the same thing again and again is not all new, and another text is."""
+    kept = bytearray(len(before))
+    for n, pair in enumerate(itertools.pairwise(before)):
+        if left[pair] > 0:
+            left[pair] -= 1
+            kept[n] = kept[n + 1] = 1
     spans: list[tuple[int, int]] = []
-    for match in found:
-        if left[match.group()] > 0:
-            left[match.group()] -= 1
-        elif spans and match.start() - spans[-1][1] <= 1:
-            spans[-1] = (spans[-1][0], match.end())
-        else:
-            spans.append(match.span())
-    return tuple(spans)
+    for n, match in enumerate(found):
+        if not kept[n]:
+            joined = bool(spans) and n > 0 and not kept[n - 1]
+            spans[-1:] = [(spans[-1][0], match.end())] if joined else [*spans[-1:], match.span()]
+    return sum(kept), spans

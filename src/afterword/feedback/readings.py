@@ -62,7 +62,7 @@ class Signal:
     confidence: float = 1.0
     """How sure that is."""
     spans: tuple[tuple[int, int], ...] = ()
-    """Edits: which characters of the answer were changed or removed."""
+    """Edits: which characters of the answer were changed or removed; behind its words stand its tool calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +196,8 @@ def _demonstration(case: Case, feedback: Feedback, settings: CollectSettings, we
 
 def _edited(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     final = (feedback.final_text or "").strip()
+    if not text_of(case.turn.answer.get("content")).strip() and _calls(case.turn):
+        return Refusal("edited_call", "the answer is a tool call and has no words to edit: send `tool_rejected`")
     change = align(text_of(case.turn.answer.get("content")), final)
     if change.share == 0:
         strength = settings.weight("accepted", case.turn.task)
@@ -252,7 +254,9 @@ def _tool(case: Case, feedback: Feedback, settings: CollectSettings, weight: flo
     words = template.format(call=call[:1000], text=(feedback.text or "").strip()).strip()
     if len(words) > settings.max_hindsight_chars:
         return Refusal("too_long", f"{len(words)} characters; at most {settings.max_hindsight_chars} are shown")
-    return Signal(feedback, -1, weight, words)
+    said = len(text_of(case.turn.answer.get("content")))
+    behind = ((said, said + len(call)),) if said else ()  # nothing to tell apart in an answer that is all call
+    return Signal(feedback, -1, weight, words, spans=behind)
 
 
 _READERS: dict[str, Reader] = {

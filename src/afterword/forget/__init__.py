@@ -16,6 +16,7 @@ from pathlib import Path
 
 import orjson
 
+from afterword.chat.redact import redact
 from afterword.errors import NothingToDo, StoreError
 from afterword.forget.files import clean, exported, searched
 from afterword.forget.plan import Plan, unfinished, written
@@ -90,6 +91,7 @@ def _planned(store: Store, eraser: Eraser, user: str, directory: Path) -> Plan:
     words = plan.words()
     for table, row in eraser.bodies(held):
         words.add(table, row)
+    words.texts |= {redact(text).text for text in words.texts}  # as they stand in files to train on
     mine = set(held.rows["exports"])
     plan.exports = sorted({*plan.exports, *(str(path) for name, _, path, _, _ in store.exports() if name in mine)})
     plan.ids, plan.texts = sorted(words.ids), sorted(words.texts)

@@ -69,7 +69,7 @@ def clean(eraser: Eraser, store: Store, directory: Path, plan: Plan) -> None:
             plan.did(file, "deleted")
             file.unlink()
         elif file in out:
-            _filter(file, words, [], plan)
+            _filter(file, words, finder.hits(file), plan)
         elif (hits := finder.hits(file)) or _names(file, directory, plan):
             _filter(file, words, hits, plan, named=_below(file, directory))
 

@@ -111,6 +111,8 @@ class Ledger:
         """Feedback -> its turn and flag, for what is taken back later."""
         self._early: dict[str, list[LiveFeedback]] = {}
         """Feedback on turns that are not known: they take no part, or their row comes later."""
+        self._left: dict[str, list[str]] = {}
+        """Turn -> its `abandoned` feedback, as long as nobody came back."""
 
     def turns(self, rows: Iterable[LiveTurn]) -> None:
         """Take in turns; one that was taken in already changes nothing."""
@@ -146,9 +148,18 @@ class Ledger:
                 self._take_back(row.retracts)
                 continue
             flag = said.get(row.id) if row.kind in WORDS else flag_of(row.kind, row.body)
+            self._comes_or_goes(row)
             if flag is not None and row.id not in self._given:
                 self._given[row.id] = (row.turn, flag)
                 self._flag(self._seen[row.turn], flag)
+
+    def _comes_or_goes(self, row: LiveFeedback) -> None:
+        """Who reacts after the application thought that they had left had not."""
+        if row.kind == "abandoned":
+            self._left.setdefault(row.turn, []).append(row.id)
+        elif row.kind != "stopped":
+            for name in self._left.pop(row.turn, ()):
+                self._take_back(name)
 
     def _read_words(self, rows: list[LiveFeedback]) -> dict[str, str]:
         """Feedback -> flag, for what is said in words; the turns are fetched for it."""

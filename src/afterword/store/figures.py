@@ -23,7 +23,7 @@ GROUPS: dict[str, str] = {
 _KEPT = f"NOT {TOMBSTONE}"
 _SIGNS = f"""
 WITH f AS (
-    SELECT turn, kind, json_extract(CAST(body AS TEXT), '$.value') AS value,
+    SELECT seq, turn, kind, json_extract(CAST(body AS TEXT), '$.value') AS value,
            json_extract(CAST(body AS TEXT), '$.exit_code') AS code
     FROM feedback
     WHERE {_KEPT.format("feedback")} AND kind != 'retraction'
@@ -42,7 +42,8 @@ WITH f AS (
                OR (f.kind IN ('follow_up', 'comment') AND i.wanted_else IS 1)
                OR (f.kind IN ('executed', 'tests') AND f.code != 0)) AS corrected,
            max(f.kind IN ('retried', 'regenerated')) AS retried,
-           max(f.kind = 'abandoned') AS abandoned
+           coalesce(max(CASE WHEN f.kind = 'abandoned' THEN f.seq END)
+                    > coalesce(max(CASE WHEN f.kind NOT IN ('abandoned', 'stopped') THEN f.seq END), 0), 0) AS abandoned
     FROM f LEFT JOIN i ON i.turn = f.turn GROUP BY f.turn
 )
 """
@@ -75,7 +76,7 @@ class Figures:
     retry: float
     """Asked again."""
     abandonment: float
-    """Given up."""
+    """Given up, and nothing came after that."""
     post_correction_success: float | None
     """Of the answers that followed a corrected one and were reacted to: accepted, and not corrected again."""
 

@@ -118,6 +118,8 @@ class _Encoder:
             return "no_logprobs", "it was never sampled here, and the recipe weighs what was"
         if not turn.on_policy and not text_of(turn.answer.get("content")).strip():
             return "empty_answer", "its answer has no text"
+        if not turn.on_policy and turn.answer.get("tool_calls"):
+            return "tool_call", "its answer calls a tool, and without served token ids only its words could be trained"
         return None
 
     def _other_kind(self, interaction: Interaction) -> str | None:

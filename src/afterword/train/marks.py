@@ -24,11 +24,15 @@ def private_places(tokenizer: Tokenizer, ids: Sequence[int], mode: str) -> tuple
 
 def changed_places(tokenizer: Tokenizer, ids: Sequence[int], answer: str, spans: Sequence[Span]) -> tuple[int, ...]:
     """Places in `ids` of the tokens that the user changed: `spans` are characters of the answer's text, which the ids
-    may write with space around it."""
+    may write with space around it. One that ends behind the text means the tool calls there, however they are written:
+    all that follows but the last token, which ends the turn."""
     if not spans:
         return ()
-    before = max(decode(tokenizer, ids, special=True).find(answer), 0)
-    return places(tokenizer, ids, [(start + before, end + before) for start, end in spans])
+    whole = decode(tokenizer, ids, special=True)
+    before = max(whole.find(answer), 0)
+    found = places(tokenizer, ids, [(a + before, b + before) for a, b in spans if b <= len(answer)])
+    calls = [(a + before, len(whole)) for a, b in spans if b > len(answer)]
+    return found + tuple(place for place in places(tokenizer, ids, calls) if place < len(ids) - 1) if calls else found
 
 
 def places(tokenizer: Tokenizer, ids: Sequence[int], spans: Iterable[Span]) -> tuple[int, ...]:
