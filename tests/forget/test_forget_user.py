@@ -226,12 +226,12 @@ def test_rows_are_found_in_exports_that_were_redacted(
     path = tmp_path / name
     assert main(["export", "turns", "--format", "openai", "--output", str(path), "--dir", str(home)]) == 0
     opened = gzip.open if name.endswith("gz") else open
-    with opened(path, "rt", encoding="utf-8") as lines:  # type: ignore[operator]
+    with opened(path, "rt", encoding="utf-8") as lines:
         text = lines.read()
         assert "strange thing" in text and "bob.b" not in text and "Tell [EMAIL] that" in text
     code, report = run(home, "forget", "--user", "eve.e", capsys=capsys)
     assert code == 0 and report["clean"]
-    with opened(path, "rt", encoding="utf-8") as lines:  # type: ignore[operator]
+    with opened(path, "rt", encoding="utf-8") as lines:
         assert "strange thing" not in lines.read()
 
 
