@@ -229,6 +229,24 @@ def test_gold_answers_are_imitated_beside(model: str, tmp_path: Path) -> None:
     assert rows[0].answer.kind == "gold" and not rows[0].privileged
 
 
+def test_what_users_were_content_with_is_held_without_words(model: str, tmp_path: Path) -> None:
+    liked = example(model, 90, hindsight="", text="A good answer")
+    liked = Example(dataclasses.replace(liked.interaction, kind="accepted", polarity=1), liked.turn)
+    given = [*some(model, 3), liked]
+    held = sdpo_interactions(**{**QUICK, "passes": 1, "fresh": 1, "hold": 0.5})
+    result = run(model, tmp_path / "held", given, held)
+    assert result.metrics["interactions"] == 4 and not result.left
+    steps = read_metrics(tmp_path / "held" / "run")
+    assert all(m.terms["anchor_gold"] > 0 and m.terms["hindsight"] > 0 for m in steps)
+    plain = run(model, tmp_path / "plain", given, sdpo_interactions(**{**QUICK, "passes": 1, "fresh": 1}))
+    assert [left["reason"] for left in plain.left] == ["no_hindsight"]
+    alone = run(
+        model, tmp_path / "alone", [liked], held
+    )  # nothing but praise: it is imitated, no fresh answers are due
+    assert alone.metrics["interactions"] == 1
+    assert {m.terms["hindsight"] for m in read_metrics(tmp_path / "alone" / "run")} == {0.0}
+
+
 def test_the_served_log_probabilities_are_in_the_alignment_report(model: str, tmp_path: Path) -> None:
     examples = [
         Example(e.interaction, dataclasses.replace(e.turn, logprobs=(-2.0,) * len(e.turn.completion_ids or ())))

@@ -58,6 +58,8 @@ class Context:
     """The control: every interaction is shown another one's text."""
     text: str | None = None
     """The same privileged text for every interaction, in place of their own."""
+    together: int = 1
+    """Messages of one user that are shown at once: an interaction's own, and what the same user asked for elsewhere."""
 
     @property
     def privileged(self) -> bool:
@@ -148,6 +150,7 @@ CONTEXTS: dict[str, Context] = {
         Context("peer", 1, "last_user", _PEER),
         Context("environment", 1, "last_user", _ENVIRONMENT),
         Context("by_kind", 1, "last_user", _BLOCK, by_kind=_BY_KIND),
+        Context("together", 1, "last_user", together=5),
         Context("shuffled", 1, "last_user", shuffled=True),
         Context("remark", 1, "last_user", _REMARK, by_kind=_OWN_WORDS),
         Context("none", 1, "nowhere"),
@@ -155,7 +158,8 @@ CONTEXTS: dict[str, Context] = {
 }
 """By name. Under "none" a live teacher must agree with the student exactly; under "shuffled" what is learned has
 nothing to do with the user's own words. Both are controls. "remark" shows a message of no content in place of the
-user's: a reference to divide out what any complaint, or any praise, does to an answer."""
+user's: a reference to divide out what any complaint, or any praise, does to an answer. "together" adds what the same
+user asked for after other answers: a lasting wish is followed better when it is said five times."""
 
 
 def context(name: str) -> Context:

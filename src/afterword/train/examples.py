@@ -31,6 +31,7 @@ from afterword.records import Interaction, Turn
 from afterword.train.encoded import Encoded, Example, Left, Prepared
 from afterword.train.marks import changed_places, private_places
 from afterword.train.served import served_logprobs, with_groups
+from afterword.train.wishes import of_the_same_user
 
 __all__ = ["Encoded", "Example", "Left", "Prepared", "choose", "prepare"]
 
@@ -48,6 +49,8 @@ class _Encoder:
     ends: tuple[int, ...]
     other: dict[str, Interaction | None]
     """For each interaction one with other words, None without any, for the control that shuffles them."""
+    wishes: dict[str, list[str]]
+    """What the same user asked for elsewhere, for contexts that show it together."""
 
     def encode(self, example: Example) -> Encoded | Left:
         interaction, turn = example.interaction, example.turn
@@ -109,7 +112,7 @@ class _Encoder:
             return "no_consent", "its turn may not be trained on"
         if not interaction.weight > 0:
             return "no_weight", f"its weight is {interaction.weight}"
-        if privileged and not interaction.hindsight.strip() and interaction.kind != GOLD:
+        if privileged and not interaction.hindsight.strip() and self._answer(interaction).kind != GOLD:
             return "no_hindsight", "it carries no words for the teacher to read"
         if not turn.on_policy and not self.recipe.include_off_policy and interaction.kind != GOLD:
             why = turn.missing_ids or "the served token ids are unknown"
@@ -167,7 +170,8 @@ class _Encoder:
             shown = self.other.get(interaction.id, interaction) if where.shuffled else interaction
             if shown is None:
                 return Left(interaction.id, "no_other", "no interaction of the run has other words to show instead")
-            text = redact(shown.hindsight, self.recipe.redact).text if where.text is None else where.text
+            own = "\n".join((shown.hindsight, *self.wishes.get(shown.id, ())[: where.together - 1]))
+            text = redact(own, self.recipe.redact).text if where.text is None else where.text
             if not text.strip():  # nothing is shown, and no term with hindsight counts it
                 prompts[where.name] = prompt
                 continue
@@ -211,7 +215,7 @@ def _encoder(
     found = others([one.hindsight for one in told], seed=0)
     other = {one.id: None if i is None else told[i] for one, i in zip(told, found, strict=True)}
     header, ends = generation_header(tokenizer), end_of_turn_ids(tokenizer)
-    return _Encoder(tokenizer, recipe, limit, vocabulary, header, ends, other)
+    return _Encoder(tokenizer, recipe, limit, vocabulary, header, ends, other, of_the_same_user(among))
 
 
 def choose(

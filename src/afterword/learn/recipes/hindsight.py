@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from afterword.learn.advantages import LogRatio
-from afterword.learn.anchors import kl_to_base
+from afterword.learn.anchors import GOLD, gold_mix, kl_to_base
 from afterword.learn.bounds import NAME, POSITIVE, SHARE, a_part, counts, optional, takes, up_to
 from afterword.learn.contexts import CONTEXTS, ENVIRONMENT_KINDS, PEER_KINDS, REFERENCE_KINDS, Context, with_text
 from afterword.learn.divergences import (
@@ -22,7 +22,7 @@ from afterword.learn.divergences import (
     ReverseKL,
 )
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
-from afterword.learn.routes import ByKind
+from afterword.learn.routes import ByKind, NotKind
 from afterword.learn.schedules import Cosine
 from afterword.learn.supports import TopK
 from afterword.learn.targets import Extrapolation
@@ -57,6 +57,7 @@ such a teacher they are what to imitate least."""
     clip=optional(POSITIVE),
     anchor=up_to(1000, least=0),
     contrast=up_to(9, least=0),
+    hold=up_to(1000, least=0),
 )
 def sdpo_interactions(
     *,
@@ -68,14 +69,16 @@ def sdpo_interactions(
     clip: float | None = None,
     anchor: float = 0.0,
     contrast: float = 0.0,
+    hold: float = 0.0,
     **settings: Any,
 ) -> Recipe:
     """Hindsight self-distillation from what users do next (after arXiv 2603.12273).
 
     The teacher is the same model reading the follow-up; both sides score the served ids. `anchor` is the scale
     of a KL to the base. `contrast` is the share by which the teacher is led away from itself reading a complaint (or
-    a praise) of no content: what only this follow-up asks for is learned, and an apology is not. Differences from the
-    paper: `docs/recipes/sdpo-interactions.md`.
+    a praise) of no content: what only this follow-up asks for is learned, and an apology is not. `hold` is the scale of
+    imitating the answers that users were content with, which then need no words. Differences from the paper:
+    `docs/recipes/sdpo-interactions.md`.
     """
     hindsight = Term(
         name="hindsight",
@@ -90,7 +93,10 @@ def sdpo_interactions(
     if contrast:
         target = Extrapolation(1.0 + contrast, plausible=PLAUSIBLE)
         hindsight = replace(hindsight, target=target, reference=teacher, reference_context=CONTEXTS["remark"])
-    terms = (hindsight, kl_to_base(anchor)) if anchor else (hindsight,)
+    held = (gold_mix(hold),) if hold else ()
+    if held:
+        hindsight = replace(hindsight, route=NotKind((GOLD,)))
+    terms = (hindsight, *((kl_to_base(anchor),) if anchor else ()), *held)
     return Recipe(name="sdpo-interactions", terms=terms, **settings)
 
 
