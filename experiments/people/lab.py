@@ -100,10 +100,14 @@ class Lab:
             found = self.fresh(user)
         return found[:wanted]
 
-    def fresh(self, user: str, *, gated: bool = True) -> list[Example]:
-        """Interactions with words of this user that were not trained yet, oldest first."""
+    def fresh(self, user: str, *, gated: bool = True, held: bool = False) -> list[Example]:
+        """Interactions with words of this user that were not trained yet, oldest first; with `held` also those that
+        only say yes."""
         rows = self.store.usable("train") if gated else self._ungated()
-        new = [row for row in rows if row.hindsight and row.id not in self.trained and row.user == user]
+        new = [
+            row for row in rows
+            if row.user == user and row.id not in self.trained and (row.hindsight or (held and row.polarity > 0))
+        ]  # fmt: skip
         return [Example(row, self.store.get(Turn, row.turn)) for row in new]
 
     def _ungated(self) -> list[Interaction]:

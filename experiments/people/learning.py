@@ -52,9 +52,10 @@ def grow(
             continue
         lab.chat(persona, options.sized(step) - done, options.train(), at=at)
         done = options.sized(step)
-        examples = lab.fresh(f"sim-{persona.name}", gated=gated)
+        held = made is not None and any(term.name == "anchor_gold" for term in made.terms)
+        examples = lab.fresh(f"sim-{persona.name}", gated=gated, held=held)
         row: Row = {"wanted": step, "interactions": done}
-        if len(examples) >= (LEAST if options.scale == 1 else 1):
+        if sum(bool(e.interaction.hindsight) for e in examples) >= (LEAST if options.scale == 1 else 1):
             parent = lab.learn(examples, made, parent=parent)
             lab.release(parent)
             trained += len(examples)
