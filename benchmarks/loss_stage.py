@@ -1,14 +1,16 @@
 """What the loss stage costs, beside TRL's losses and beside the bare products of the head.
 
-    python benchmarks/loss_stage.py [--tokens 1024 4096] [--rounds 3] [--threads 2] [--only SUBJECT ...]
+    python benchmarks/loss_stage.py [--tokens 1024 4096] [--rounds 3] [--threads 2] [--only SUBJECT ...] [--more]
 
 Every subject runs in a fresh process of its own, in turn, `rounds` times: hidden states [tokens, 576] and a head
 [49152, 576] in float32 in, loss and gradient towards the student's hidden states out. Time is that of the second
 pass (the first one warms up); memory is the highest resident set of the first pass beyond what the process held
 before it, inputs included there. `bare` is the three products that nobody can avoid (student forward and backward,
-teacher forward), in tiles with reused buffers. TRL's subjects: the full-vocabulary loss of its SDPO and SDFT
-trainers over materialised logits, and DistillationTrainer's chunked divergence (both need the extra `compare`).
-Ratios are medians over rounds, each within its round. Writes benchmarks/results/loss_stage.json.
+teacher forward), in tiles with reused buffers, as torch computes them; `bare, our library` is the same three through
+the library that the loss stage multiplies with, which is faster on some processors. TRL's subjects: the
+full-vocabulary and the top-k loss of its SDPO and SDFT trainers over materialised logits, and DistillationTrainer's
+chunked divergence (all need the extra `compare`). Ratios are medians over rounds, each within its round. Writes
+benchmarks/results/loss_stage.json; `--more` adds rounds to those that it holds.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from typing import Any
 
 import torch
 
-from afterword.learn.divergences import FORWARD_KL, JSD
+from afterword.learn.divergences import FORWARD_KL, JSD, ReverseKL
 from afterword.learn.head import Head
 from afterword.learn.loss_stage import token_losses
+from afterword.learn.products import product
 from afterword.learn.supports import FULL, TopK
 
 RESULTS = Path(__file__).parent / "results" / "loss_stage.json"
@@ -70,6 +73,33 @@ def bare(given: Inputs) -> float:
     return 0.0
 
 
+def bare_of_our_library(given: Inputs) -> float:
+    student, teacher, weight, _ = given
+    gradient = torch.empty(len(student), HIDDEN)
+    with torch.no_grad():
+        for start in range(0, len(student), 128):
+            part = slice(start, start + 128)
+            logits = product(student[part], weight)
+            product(teacher[part], weight)
+            gradient[part] = product(logits, weight.T)
+    return 0.0
+
+
+def trl_top_k(k: int, alpha: float) -> Callable[[Inputs], float]:
+    def run(given: Inputs) -> float:
+        from trl.experimental.sdpo.loss_utils import compute_topk_self_distillation_loss as top_k
+
+        student, teacher, weight, _ = given
+        with torch.no_grad():
+            theirs = teacher @ weight.T
+        options = {"distillation_topk": k, "distillation_alpha": alpha, "distillation_add_tail": True}
+        loss = top_k(student @ weight.T, theirs, **options).mean()
+        loss.backward()
+        return float(loss.detach())
+
+    return run
+
+
 def trl_full(alpha: float) -> Callable[[Inputs], float]:
     def run(given: Inputs) -> float:
         from trl.experimental.sdpo.loss_utils import compute_full_logit_self_distillation_loss as full
@@ -100,17 +130,24 @@ def trl_chunked(beta: float) -> Callable[[Inputs], float]:
 
 SUBJECTS: dict[str, Callable[[Inputs], float]] = {
     "bare": bare,
+    "bare, our library": bare_of_our_library,
     "ours forward KL": ours(FORWARD_KL),
+    "ours reverse KL": ours(ReverseKL()),
     "ours JSD": ours(JSD(0.5)),
-    "ours forward KL, student top-100 + tail": ours(FORWARD_KL, TopK(100)),
+    "ours top-100 + tail": ours(FORWARD_KL, TopK(100)),
     "trl full forward KL": trl_full(0.0),
+    "trl full reverse KL": trl_full(1.0),
     "trl full JSD": trl_full(0.5),
+    "trl top-100 + tail": trl_top_k(100, 0.0),
     "trl chunked forward KL": trl_chunked(0.0),
 }
 PEERS = {
     "ours forward KL": ("trl full forward KL", "trl chunked forward KL"),
+    "ours reverse KL": ("trl full reverse KL",),
     "ours JSD": ("trl full JSD",),
+    "ours top-100 + tail": ("trl top-100 + tail",),
 }
+BARE = {"of_bare": "bare", "of_bare_our_library": "bare, our library"}
 
 
 def status(field: str) -> int:
@@ -147,21 +184,30 @@ def middle(values: list[float]) -> float:
     return round(statistics.median(values), 3)
 
 
-def compare(names: list[str], tokens: int, rounds: int, threads: int) -> dict[str, Any]:
-    """The subjects in turn, `rounds` times; medians and, within each round, ratios."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+Runs = dict[str, list[dict[str, float]]]
+"""What was measured, by subject, a round after the other."""
+
+
+def measured(names: list[str], tokens: int, rounds: int, threads: int, runs: Runs) -> Runs:
+    """The subjects in turn, `rounds` times, after the rounds in `runs`."""
+    runs = {name: list(runs.get(name, [])) for name in names}
     for number in range(rounds):
         for name in names:
             runs[name].append(measure(name, tokens, threads))
             print(f"{tokens} tokens, round {number + 1}: {name}: {runs[name][-1]}", file=sys.stderr)
+    return runs
+
+
+def compared(runs: Runs) -> dict[str, Any]:
+    """Medians and, within each round, ratios."""
     figures: dict[str, Any] = {
         name: {key: middle([r[key] for r in found]) for key in ("seconds", "cpu_seconds", "mib", "loss")}
         for name, found in runs.items()
     }
     for name, found in runs.items():
-        figures[name]["of_bare"] = middle(
-            [r["seconds"] / b["seconds"] for r, b in zip(found, runs["bare"], strict=True)]
-        )
+        for key, base in [(key, base) for key, base in BARE.items() if base in runs]:
+            pairs = zip(found, runs[base], strict=True)
+            figures[name][key] = middle([r["seconds"] / b["seconds"] for r, b in pairs])
     for name, peers in PEERS.items():
         for peer in [p for p in peers if name in runs and p in runs]:
             pairs = list(zip(runs[name], runs[peer], strict=True))
@@ -179,21 +225,26 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--only", nargs="+", choices=[n for n in SUBJECTS if n != "bare"], default=list(SUBJECTS)[1:])
+    parser.add_argument("--more", action="store_true", help="add rounds to those in the file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         return child(options.child, options.tokens[0], options.threads)
     names = ["bare", *options.only]
+    past = json.loads(options.json.read_text(encoding="utf-8")) if options.more else {"runs": {}}
+    runs = dict(past["runs"])
+    for tokens in map(str, options.tokens):
+        runs[tokens] = measured(names, int(tokens), options.rounds, options.threads, runs.get(tokens, {}))
     report = {
         "hidden": HIDDEN,
         "vocabulary": VOCABULARY,
         "dtype": "float32",
         "threads": options.threads,
-        "rounds": options.rounds,
         "torch": torch.__version__,
         "trl": importlib.metadata.version("trl"),
         "load": os.getloadavg(),
-        "tokens": {str(n): compare(names, n, options.rounds, options.threads) for n in options.tokens},
+        "tokens": {tokens: {"rounds": len(found["bare"]), **compared(found)} for tokens, found in sorted(runs.items())},
+        "runs": runs,
     }
     options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report["tokens"], indent=1))

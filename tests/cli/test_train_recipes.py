@@ -18,7 +18,11 @@ from afterword.learn.recipes import RECIPES
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+]
 
 QUESTIONS = ("Why is the sky blue?", "Name a fruit.", "What is a noun?", "Who wrote Hamlet?", "Is ice cold?",
              "What do bees make?", "Add two and two.", "Where is Rome?", "Say something kind.", "What is rain?",

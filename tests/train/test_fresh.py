@@ -117,7 +117,7 @@ def test_a_fresh_answer_leaves_room_for_what_the_teacher_reads(tmp_path: Path) -
     prepared = prepare(given, tokenizer, wanted, limit=160, vocabulary=259)
     assert max(r.longest_prompt + 71 for r in prepared.rows) > 160
     policy = load_policy(small, wanted, parent=None, seed=0, device="cpu")
-    rows = Passes(prepared, wanted, tokenizer, tmp_path, "k", 0, ALONE).rows(policy, 0)
+    rows = Passes(prepared, wanted, tokenizer, tmp_path, "k", 0, ALONE).rows(policy, 0, 0)
     assert len(rows) == 2 and rows[0].longest_prompt + len(rows[0].completion) <= 160
     assert len(rows[1].completion) <= 160 - rows[1].longest_prompt < 71
 

@@ -88,7 +88,8 @@ def test_event_files_hold_every_scalar_of_every_step(tmp_path: Path) -> None:
 def test_a_run_leaves_an_event_file(model: str, tmp_path: Path) -> None:
     run(model, tmp_path, some(model), sdpo_interactions(**QUICK))
     steps = read_metrics(tmp_path / "run")
-    _, *events = records(tmp_path / "run" / "events.out.tfevents.0.afterword")
+    _, start, *events = records(tmp_path / "run" / "events.out.tfevents.0.afterword")
+    assert b"start/signal_real" in start and start[9:11] == b"\x10\x00"
     assert len(events) == len(steps) == 4
     assert b"entropy_student\x15" + struct.pack("<f", steps[2].entropy_student) in events[2]
     assert steps[0].drift is not None and steps[1].drift is None  # probed every few steps

@@ -25,6 +25,7 @@ from afterword.learn.recipes import Recipe
 from afterword.learn.teachers import LIVE, Routed, Teacher
 from afterword.train.encoded import Encoded, Prepared
 from afterword.train.teaching import Teaching
+from afterword.train.watch import START, crossed
 
 _PROBED = 16
 _PROBED_TOKENS = 4096
@@ -48,6 +49,18 @@ class Signal:
     """Mean log T(y|x,o) - log T(y|x): the privileged gap (negative where users disagree with the answers)."""
     n: int
 
+    def scalars(self) -> dict[str, float]:
+        """For a plot, at step 0."""
+        told = {"real": self.real, "gap": self.gap} | ({} if self.other is None else {"other": self.other})
+        return {f"start/signal_{k}": v for k, v in told.items()} | {f"warnings/{k}": 1.0 for k in self.warnings()}
+
+    def warnings(self) -> dict[str, str]:
+        """Bounds that are crossed: figure -> sentence."""
+        values = {"signal_real": self.real}
+        if self.other:
+            values["signal_real_to_other"] = self.real / self.other
+        return crossed(START, values)
+
 
 def write_alignment(
     teaching: Teaching, tokenizer: Tokenizer, prepared: Prepared, recipe: Recipe, run_dir: Path, seed: int
@@ -65,6 +78,7 @@ def write_alignment(
     signal = probe.signal(seed)
     if signal is not None:
         lines += ["", f"signal per token (nats): {json.dumps(asdict(signal))}"]
+        lines += [f"warning: {sentence}" for sentence in signal.warnings().values()]
     (run_dir / "alignment.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     file.write_text(json.dumps(asdict(signal) if signal else None), encoding="utf-8")
     return signal

@@ -15,7 +15,8 @@ from pathlib import Path
 from afterword.chat.render import Tokenizer, decode
 from afterword.records import Json
 from afterword.train.encoded import Encoded
-from afterword.train.rules import SELF_SIMILARITY, ZLIB_RATIO
+from afterword.train.rules import ZLIB_RATIO
+from afterword.train.watch import ANSWERS, crossed
 
 _COMPARED = 12
 _LONGEST = 64
@@ -31,16 +32,18 @@ def write_answers(
     hindsights: dict[str, str],
     *,
     number: int,
+    step: int,
     ends: Sequence[int],
 ) -> Json:
     """The figures of a pass over fresh answers, also as a line of `answers.jsonl` (a repeated pass replaces its own).
 
-    `hindsights` by interaction.
+    `hindsights` by interaction; `step` is how many were taken before.
     """
     texts = [decode(tokenizer, r.completion) for r in fresh]
     lengths = [_mean([len(r.completion) for r in rows]) for rows in (fresh, served)]
     figures: Json = {
         "pass": number,
+        "step": step,
         "answers": len(fresh),
         "length_ratio": lengths[0] / max(1.0, lengths[1]),
         "cut_off": _mean([r.completion[-1] not in ends for r in fresh]),
@@ -51,7 +54,7 @@ def write_answers(
             for text, r in zip(texts, fresh, strict=True)
         ]),
     }  # fmt: skip
-    figures["warnings"] = _warnings(figures)
+    figures["warnings"] = crossed(ANSWERS, figures)
     file = run_dir / _FILE
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     kept = [line for line in lines if json.loads(line)["pass"] < number]
@@ -63,6 +66,12 @@ def read_answers(run_dir: Path) -> list[Json]:
     """The figures of all passes so far."""
     file = run_dir / _FILE
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def answer_scalars(figures: Json) -> dict[str, float]:
+    """What of a pass is a number, for a plot."""
+    plain = {f"answers/{k}": float(v) for k, v in figures.items() if isinstance(v, int | float)}
+    return plain | {f"warnings/{k}": 1.0 for k in figures["warnings"]}
 
 
 def zlib_ratio(text: str) -> float:
@@ -101,17 +110,6 @@ def _rouge_l(a: Sequence[int], b: Sequence[int]) -> float:
 def _one_per_prompt(rows: Sequence[Encoded]) -> list[Encoded]:
     """Answers to the same prompt may well be alike; answers to different prompts may not."""
     return list({r.prompt: r for r in rows}.values())
-
-
-def _warnings(figures: Json) -> list[str]:
-    found = []
-    if figures["self_similarity"] > SELF_SIMILARITY:
-        found.append(
-            f"fresh answers to different prompts are nearly the same (ROUGE-L {figures['self_similarity']:.2f})"
-        )
-    if figures["repeating"] > 0.1:
-        found.append(f"{figures['repeating']:.0%} of the fresh answers only repeat themselves")
-    return found
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from afterword.learn.recipes import Recipe, describe
 from afterword.learn.validate import validate
 from afterword.records import Json
 from afterword.train.alignment import Signal, write_alignment
-from afterword.train.answers import read_answers
+from afterword.train.answers import answer_scalars, read_answers
 from afterword.train.batches import TeacherStates, by_size, plan, rows_of, split
 from afterword.train.encoded import Encoded, Example, Prepared
 from afterword.train.events import Events
@@ -39,6 +39,7 @@ from afterword.train.sizes import model_sizes
 from afterword.train.state import clear_state, load_state, save_state
 from afterword.train.steps import Passes, backward, drift
 from afterword.train.teaching import Teaching, check_teachers, teacher_hashes
+from afterword.train.watch import warned
 from afterword.train.world import World, join, own_device
 
 PROBE_EVERY = 4
@@ -109,7 +110,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     save = partial(save_state, run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
     first = load_state(run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
     history = keep_steps(run_dir, before=first, write=world.first)
-    events = Events(run_dir, {m.step: m.scalars() for m in history}) if world.first else None
+    events = Events(run_dir, _scalars(history, signal, run_dir)) if world.first else None
     ends, kept = end_of_turn_ids(tokenizer), KeptStates(cache)
     rows: Sequence[Encoded] = ()
     teachers, number, stopped = None, -1, None
@@ -118,7 +119,15 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         step_started = time.monotonic()
         picked = steps[step].picked
         if teachers is None or (steps[step].number != number and steps[step].number >= recipe.passes):
-            rows = passes.rows(policy, steps[step].number)  # served answers stay the same from pass to pass
+            rows = passes.rows(policy, steps[step].number, step)  # served answers stay the same from pass to pass
+            answers = passes.answers(steps[step].number)
+            if events is not None and answers:
+                events.add(step, answer_scalars(answers))
+            stopped = rules.alike(answers) if history else None
+            if stopped:
+                if world.first:
+                    save(step=step)
+                break
             teachers = TeacherStates(teaching, rows, recipe, kept, identity.weights, world)
         number = steps[step].number
         lr = recipe.lr * recipe.schedule(step, len(steps), history)
@@ -155,6 +164,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         teaching.follow(step + 1)
+        metrics = replace(metrics, warnings=warned([*history, metrics]))
         history.append(metrics)
         stopped = rules.broken(history)
         if events is not None:
@@ -173,7 +183,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         left=tuple(asdict(one) for one in prepared.left),
         recipe=describe(recipe),
         metrics=_summary(policy, prepared, history, signal, time.monotonic() - started)
-        | {"stopped": stopped, "answers": read_answers(run_dir)},
+        | {"stopped": stopped, "answers": read_answers(run_dir), "warnings": _warnings(history, signal, run_dir)},
     )
     if world.first:
         publish(policy, identity, result, run_dir)
@@ -187,6 +197,28 @@ def _tidy(world: World, run_dir: Path, stopped: str | None) -> None:
     if world.first and not stopped:
         clear_state(run_dir)
         clear_fresh(run_dir)
+
+
+def _scalars(history: Sequence[StepMetrics], signal: Signal | None, run_dir: Path) -> dict[int, dict[str, float]]:
+    """What a run has to plot when it begins, or goes on: by the number of steps taken."""
+    found = {m.step: m.scalars() for m in history}
+    found[0] = signal.scalars() if signal else {}
+    for figures in read_answers(run_dir):
+        if figures["step"] < len(history):  # a pass that begins again says it anew
+            found[figures["step"]].update(answer_scalars(figures))
+    return dict(sorted(found.items()))
+
+
+def _warnings(history: Sequence[StepMetrics], signal: Signal | None, run_dir: Path) -> list[str]:
+    """Every bound that was crossed, with where it was first."""
+    said = [f"before the first step: {sentence}" for sentence in (signal.warnings() if signal else {}).values()]
+    first: dict[str, str] = {}
+    for m in history:
+        first = {name: f"step {m.step}: {sentence}" for name, sentence in m.warnings.items()} | first
+    said += first.values()
+    for figures in read_answers(run_dir):
+        said += [f"pass {figures['pass']}: {sentence}" for sentence in figures["warnings"].values()]
+    return said
 
 
 def _summary(

@@ -61,11 +61,11 @@ class StepMetrics:
     signal: float
     """Mean log T(y) - log S(y) of the served tokens: the privileged gap as training sees it."""
     depth: dict[str, float]
-    """Share of the summed loss by place in the answer."""
+    """Share of the summed |loss| by place in the answer."""
     seconds: float
     tokens_per_second: float
     depth_divergence: dict[str, float] = field(default_factory=dict)
-    """Mean loss per token by place in the answer."""
+    """Mean |loss| per token by place in the answer."""
     overlap_advantage: float = 0.0
     """Mean of S (log T - log S) on the shared likely tokens: 0 at agreement."""
     top_mass: float = 0.0
@@ -84,12 +84,17 @@ class StepMetrics:
     """Effective share of tokens under those ratios, (sum r)^2 / (n sum r^2)."""
     drift: float | None = None
     """KL(student || base) per token of one interaction, measured every few steps (nats)."""
+    counted: int | None = None
+    """Tokens that count in the first term; without any the means over tokens are 0 and mean nothing."""
+    warnings: dict[str, str] = field(default_factory=dict)
+    """Bounds that are crossed (`watch`): figure -> sentence."""
 
     def scalars(self) -> dict[str, float]:
         """Everything that is a number, for a plot."""
         plain = {k: float(v) for k, v in asdict(self).items() if isinstance(v, int | float)}
         terms = {f"terms/{k}": v for k, v in self.terms.items()}
-        return plain | terms | {f"depth/{k}": v for k, v in self.depth_divergence.items()}
+        said = {"warnings": float(len(self.warnings)), **{f"warnings/{k}": 1.0 for k in self.warnings}}
+        return plain | terms | {f"depth/{k}": v for k, v in self.depth_divergence.items()} | said
 
 
 class Tally:
@@ -115,7 +120,9 @@ class Tally:
         columns = torch.where(keep, columns, 0.0)
         edges = torch.tensor(_EDGES, device=rows.position.device)
         depth = torch.zeros(2, len(_DEPTHS), dtype=torch.float64, device=columns.device)
-        depth.index_add_(1, torch.bucketize(rows.position, edges, right=True), torch.stack([columns[0], columns[5]]))
+        depth.index_add_(
+            1, torch.bucketize(rows.position, edges, right=True), torch.stack([columns[0].abs(), columns[5]])
+        )
         weights = rows.weight.double()
         answers = torch.tensor([len(rows.length), weights.sum(), weights.square().sum()], dtype=torch.float64)
         terms = torch.tensor([float(part.detach()) for part in parts], dtype=torch.float64)
@@ -142,7 +149,7 @@ class Tally:
         terms, depth = torch.split(self.sums[len(_SUMS) :], [len(self.names), 2 * len(_DEPTHS)])
         n = max(1.0, figures["tokens"])
         by_depth = dict(zip(_DEPTHS, depth.view(2, -1).T.tolist(), strict=True))
-        total = figures["divergence"]
+        total = sum(loss for loss, _ in by_depth.values())
         known, ends, measured = figures["known"], figures["ends"], figures["drift_tokens"]
         means = {k: figures[k] / n for k in ("divergence", "entropy_student", "entropy_teacher", "overlap", "signal",
                                              "overlap_advantage", "top_mass")}  # fmt: skip
@@ -170,6 +177,7 @@ class Tally:
             ratio=figures["ratio"] / known if known else None,
             ratio_effective=figures["ratio"] ** 2 / (known * figures["ratio_squared"]) if known else None,
             drift=figures["drift"] / measured if measured else None,
+            counted=round(figures["tokens"]),
             **means,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from afterword.records import Json
 from afterword.train.metrics import StepMetrics
 
 ENTROPY_RATIO = 0.6
@@ -25,6 +26,8 @@ class Rules:
     """Least mean entropy of the student over `window` steps, as a share of that over the first `window`."""
     drift: float | None = DRIFT
     """Most nats per token that the student may be away from the base, mean over the last two measurements."""
+    self_similarity: float | None = SELF_SIMILARITY
+    """Most mean ROUGE-L between fresh answers to different prompts, once training has begun."""
     window: int = 4
 
     def broken(self, past: Sequence[StepMetrics]) -> str | None:
@@ -32,15 +35,24 @@ class Rules:
         return self._entropy(past) or self._drift(past)
 
     def _entropy(self, past: Sequence[StepMetrics]) -> str | None:
-        if self.entropy_ratio is None or len(past) < 2 * self.window:
+        seen = [m.entropy_student for m in past if m.counted != 0]
+        if self.entropy_ratio is None or len(seen) < 2 * self.window:
             return None
-        first = sum(m.entropy_student for m in past[: self.window])
-        last = sum(m.entropy_student for m in past[-self.window :])
+        first, last = sum(seen[: self.window]), sum(seen[-self.window :])
         if last >= self.entropy_ratio * first:
             return None
         return (
             f"the student's entropy fell to {last / max(first, 1e-9):.2f} of what it was at the start (the bound is "
             f"{self.entropy_ratio}): it is collapsing; use a smaller lr, fewer passes or an anchor"
+        )
+
+    def alike(self, answers: Json | None) -> str | None:
+        """Why the run should not go on from a pass over fresh answers with these figures; None while all is well."""
+        if self.self_similarity is None or not answers or answers["self_similarity"] <= self.self_similarity:
+            return None
+        return (
+            f"fresh answers to different prompts are nearly the same (ROUGE-L {answers['self_similarity']:.2f}, the "
+            f"bound is {self.self_similarity}): the student is collapsing; use a smaller lr, fewer passes or an anchor"
         )
 
     def _drift(self, past: Sequence[StepMetrics]) -> str | None:
@@ -54,4 +66,4 @@ class Rules:
 
 
 STRICT = Rules()
-OFF = Rules(entropy_ratio=None, drift=None)
+OFF = Rules(entropy_ratio=None, drift=None, self_similarity=None)

@@ -105,9 +105,8 @@ def train_stage(
         note(f"left out {number}, {reason}: {first['detail']}")
     if result.metrics["stopped"]:
         note(f"stopped after {result.metrics['steps']} steps: {result.metrics['stopped']}")
-    for figures in result.metrics["answers"]:
-        for sentence in figures["warnings"]:
-            note(f"pass {figures['pass']}: {sentence}")
+    for sentence in result.metrics["warnings"]:
+        note(f"warning, {sentence}")
     candidate = candidate_record(result, id=plan.candidate, path=plan.folder, parent=plan.parent)
     selection = {"selection": plan.selection} if plan.selection else {}
     candidate = replace(candidate, metrics={**candidate.metrics, **revisions, **selection})

@@ -21,7 +21,8 @@ from afterword.learn.loss_stage import token_losses
 from afterword.learn.recipes import Recipe
 from afterword.learn.teachers import BASE
 from afterword.learn.terms import Term
-from afterword.train.answers import write_answers
+from afterword.records import Json
+from afterword.train.answers import read_answers, write_answers
 from afterword.train.batches import TeacherStates, rows_of, student_batch
 from afterword.train.encoded import Encoded, Prepared
 from afterword.train.fresh import fresh_rows, judge_of
@@ -96,12 +97,13 @@ class Passes:
         gold = sum(r.answer.kind == GOLD for r in self.prepared.rows)
         return gold + (len(self.prepared.rows) - gold) * self.recipe.answers
 
-    def rows(self, policy: Policy, number: int) -> Sequence[Encoded]:
-        """The rows of pass `number`. Of several processes the first writes fresh answers, the others read its file.
+    def rows(self, policy: Policy, number: int, step: int) -> Sequence[Encoded]:
+        """The rows of pass `number`, which begins after `step` steps. Of several processes the first writes fresh
+        answers, the others read its file.
 
         Raises NothingToDo when the run would begin with a pass in which no token counts.
         """
-        rows = self.prepared.rows if number < self.recipe.passes else self._fresh(policy, number)
+        rows = self.prepared.rows if number < self.recipe.passes else self._fresh(policy, number, step)
         if number == 0 and not any(term.count(rows_of(rows)) for term in self.recipe.terms):
             skipped = max(t.skip_first for t in self.recipe.terms)
             raise NothingToDo(
@@ -111,7 +113,11 @@ class Passes:
             )
         return rows
 
-    def _fresh(self, policy: Policy, number: int) -> Sequence[Encoded]:
+    def answers(self, number: int) -> Json | None:
+        """The figures of that pass, in every process; None for one over served answers."""
+        return next((figures for figures in read_answers(self.run_dir) if figures["pass"] == number), None)
+
+    def _fresh(self, policy: Policy, number: int, step: int) -> Sequence[Encoded]:
         """The rows of a pass over answers that the student writes anew."""
         if not self.world.first:
             self.world.wait()
@@ -139,6 +145,6 @@ class Passes:
         if self.world.first:
             if written:
                 told = {e.interaction.id: e.interaction.hindsight for e in self.prepared.used}
-                write_answers(self.run_dir, self.tokenizer, served, written, told, number=number, ends=ends)
+                write_answers(self.run_dir, self.tokenizer, served, written, told, number=number, step=step, ends=ends)
             self.world.wait()
         return rows
