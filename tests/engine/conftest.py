@@ -31,7 +31,7 @@ TEMPLATE = (
 )
 
 
-def write_tiny(folder: Path, seed: int = 0, hidden: int = 32) -> Path:
+def write_tiny(folder: Path, seed: int = 0, hidden: int = 32, tied: bool = False) -> Path:
     """Byte-level vocabulary (ids 0 <s>, 1 <e> end, 2 <pad>), two layers, a context of 512 tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {text: index for index, text in enumerate(["<s>", "<e>", "<pad>", *letters])}
@@ -47,7 +47,7 @@ def write_tiny(folder: Path, seed: int = 0, hidden: int = 32) -> Path:
     config = transformers.LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=hidden, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=tied,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
@@ -58,6 +58,7 @@ def peft_quiet() -> Iterator[None]:
     """PEFT 0.21 asks transformers 5.23 for a name that is on its way out."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        warnings.filterwarnings("ignore", ".*tie_word_embeddings.*", UserWarning)
         yield
 
 
@@ -71,7 +72,7 @@ def write_adapter(base: Path, folder: Path, seed: int, rank: int = 4, **options:
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 

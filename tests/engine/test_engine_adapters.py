@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.engine.conftest import Client, write_adapter, write_tiny
+from tests.engine.conftest import Client, Peer, serve_tiny, write_adapter, write_tiny
 
 
 def option(name: str, value: Any) -> Callable[[Path], None]:
@@ -75,6 +75,21 @@ async def test_an_adapter_of_a_wider_model(client: Client, tmp_path: Path) -> No
     other = write_tiny(tmp_path / "wide", hidden=64)
     status, text = await client.load("wide", write_adapter(other, tmp_path / "adapter", 1))
     assert status == 400 and "trained on another base model" in json.loads(text)["error"]["message"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+async def test_an_adapter_on_the_output_head_beside_the_base(tmp_path: Path, tied: bool) -> None:
+    """The head sees only the tokens whose logits are computed: its columns are masked at those."""
+    base = write_tiny(tmp_path / "base", tied=tied)
+    folder = write_adapter(base, tmp_path / "adapter", 3, target_modules=["q_proj", "lm_head"])
+    async with serve_tiny(base, chunk=16) as client:
+        assert (await client.load("tuned", folder))[0] == 200
+        texts = ("Hello there, this is a longer one", "Hi", "Why?", "Hi")
+        models = ("tiny", "tuned", "tuned", "tiny")
+        got = await asyncio.gather(*(client.ids(t, 8, model=m) for t, m in zip(texts, models, strict=True)))
+    peers = {"tiny": Peer(base), "tuned": Peer(base, folder)}
+    assert list(got) == [peers[m].greedy(t, 8) for t, m in zip(texts, models, strict=True)]
+    assert got[1] != got[3]
 
 
 async def test_names_in_use_and_unknown_ones(client: Client, adapters: dict[str, Path]) -> None:

@@ -19,6 +19,7 @@ class AdapterMask:
 
     def __init__(self) -> None:
         self._columns: torch.Tensor | None = None
+        self._ends: torch.Tensor | None = None
         self._repeated: dict[int, torch.Tensor] = {}
 
     def set(self, columns: torch.Tensor | None) -> None:
@@ -26,10 +27,16 @@ class AdapterMask:
         self._columns = columns
         self._repeated.clear()
 
-    def times(self, lines: int) -> torch.Tensor | None:
-        """The same for a block of that many lines: [tokens, lines * columns]."""
+    def read_at(self, ends: torch.Tensor) -> None:
+        """The tokens [m] of the step whose logits are computed: the output head sees no others."""
+        self._ends = ends
+
+    def times(self, lines: int, *, head: bool = False) -> torch.Tensor | None:
+        """The same for a block of that many lines: [tokens, lines * columns]; for the output head at its tokens."""
         if self._columns is None:
             return None
+        if head and self._ends is not None:
+            return self._columns[self._ends]
         if lines not in self._repeated:
             self._repeated[lines] = self._columns.repeat(1, lines)
         return self._repeated[lines]
@@ -45,7 +52,8 @@ class Block:
     in bf16, whose set-up costs more than the product.
     """
 
-    def __init__(self, linears: list[torch.nn.Linear], mask: AdapterMask) -> None:
+    def __init__(self, linears: list[torch.nn.Linear], mask: AdapterMask, *, head: bool = False) -> None:
+        self._head = head
         self.in_features = linears[0].in_features
         self.sizes = [linear.out_features for linear in linears]
         biases = [bias.detach() for linear in linears if (bias := cast(torch.Tensor | None, linear.bias)) is not None]
@@ -83,7 +91,7 @@ class Block:
             y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         else:
             y = F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
-        columns = self._mask.times(len(self.sizes))
+        columns = self._mask.times(len(self.sizes), head=self._head)
         if columns is None or self.down is None:
             return y
         low = torch.mm(x.reshape(-1, self.in_features).float(), self.down).mul_(columns)
@@ -143,6 +151,7 @@ def replace_parts(model: torch.nn.Module, groups: list[list[str]]) -> tuple[dict
     """Put the faster parts in place; returns the linear layers by their module path. `groups` from `note_inputs`;
     a layer that stands in several groups or in none is left by itself."""
     mask, lines = AdapterMask(), {}
+    output = getattr(model, "get_output_embeddings", lambda: None)()
     linears = {path: m for path, m in model.named_modules() if type(m) is torch.nn.Linear}
     times: dict[str, int] = {}
     for path in (path for group in groups for path in group):
@@ -150,7 +159,7 @@ def replace_parts(model: torch.nn.Module, groups: list[list[str]]) -> tuple[dict
     whole = [group for group in groups if all(times[path] == 1 for path in group)]
     alone = [[path] for path in linears if not any(path in group for group in whole)]
     for group in whole + alone:
-        block = Block([linears[path] for path in group], mask)
+        block = Block([linears[path] for path in group], mask, head=linears[group[0]] is output)
         for place, path in enumerate(group):
             lines[path] = Line(block, place)
             model.set_submodule(path, lines[path])

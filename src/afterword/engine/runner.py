@@ -98,11 +98,13 @@ class Runner:
         """One flat row of tokens through the model: logits [len(ends), vocabulary] float32 at `ends` (at the last token
         when there are none: a prompt that is not yet read to its end)."""
         with torch.inference_mode(), self._cores.share(len(ids)):
+            kept = torch.tensor(ends or [len(ids) - 1], dtype=torch.long, device=self.device)
+            self.mask.read_at(kept)
             logits: torch.Tensor = self._model(
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=plan.positions[None],
                 use_cache=False,
-                logits_to_keep=torch.tensor(ends or [len(ids) - 1], dtype=torch.long, device=self.device),
+                logits_to_keep=kept,
                 plan=plan,
             ).logits[0]
         return logits.float()

@@ -19,7 +19,7 @@ from afterword.errors import AdapterError
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.divergences import ForwardKL
 from afterword.learn.forward import Ids, by_budget, hidden_states, packed
-from afterword.learn.head import Head, head_of
+from afterword.learn.head import Head, head_of, with_adapter
 from afterword.learn.lora import lean
 from afterword.learn.loss_stage import TILE, token_losses
 from afterword.learn.models import load_model, pick_device
@@ -48,6 +48,7 @@ class Models:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+                warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
                 self._put(name, folder)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise AdapterError(
@@ -64,6 +65,11 @@ class Models:
         self._adapted = True
         lean(self._model)
 
+    def head_of(self, name: str | None) -> Head:
+        """The output head with this adapter, or None for the base's."""
+        base = self._model.get_base_model() if self._adapted else self._model
+        return with_adapter(self.head, base, name)
+
     @contextmanager
     def active(self, name: str | None) -> Iterator[Any]:
         """The model with this adapter, or None for the base."""
@@ -79,7 +85,7 @@ class Models:
     def log_probs(self, name: str | None, pairs: Sequence[tuple[Ids, Ids]]) -> list[list[float]]:
         """log p of each completion's ids after its prompt (nats); `name` is the adapter, None for the base."""
         with self.active(name) as model:
-            return [scores.tolist() for scores in log_probs(model, self.head, pairs, budget=BUDGET)]
+            return [scores.tolist() for scores in log_probs(model, self.head_of(name), pairs, budget=BUDGET)]
 
     @torch.no_grad()
     def options(self, name: str | None, choices: Sequence[tuple[Ids, Sequence[Ids]]]) -> list[list[float]]:
@@ -110,7 +116,7 @@ class Models:
             out = causal.base_model(input_ids=texts, attention_mask=mask, use_cache=True)
             rows = torch.arange(len(choices), device=device)
             last = out.last_hidden_state[rows, mask.sum(1) - 1]
-            scores = self._said(last, torch.tensor([end[0] for end in ends]).view(-1, number)).flatten()
+            scores = self._said(name, last, torch.tensor([end[0] for end in ends]).view(-1, number)).flatten()
             if width:
                 kept, read = out.past_key_values, mask.repeat_interleave(number, 0)
                 kept.batch_repeat_interleave(number)
@@ -119,15 +125,18 @@ class Models:
                     input_ids=more, attention_mask=torch.cat([read, seen], 1), past_key_values=kept, use_cache=True,
                     position_ids=read.sum(1, keepdim=True) + torch.arange(width, device=device),
                 ).last_hidden_state  # fmt: skip
-                later = self._said(states[seen.bool()], torch.tensor([i for end in ends for i in end[1:]])[:, None])
+                later = self._said(
+                    name, states[seen.bool()], torch.tensor([i for end in ends for i in end[1:]])[:, None]
+                )
                 where = torch.arange(len(ends)).repeat_interleave(torch.tensor([len(ids) for ids in rest]))
                 scores.index_add_(0, where, later.flatten())
         return iter([scores[k : k + number].tolist() for k in range(0, len(ends), number)])
 
-    def _said(self, states: Tensor, ids: Tensor) -> Tensor:
+    def _said(self, name: str | None, states: Tensor, ids: Tensor) -> Tensor:
         """[n, m] float64 log p of these ids [n, m] by hidden states [n, H], a few rows at a time."""
+        head = self.head_of(name)
         parts = [
-            self.head.logits(part).log_softmax(-1).gather(1, wanted.to(part.device)).double().cpu()
+            head.logits(part).log_softmax(-1).gather(1, wanted.to(part.device)).double().cpu()
             for part, wanted in zip(torch.split(states, TILE), torch.split(ids, TILE), strict=True)
         ]
         return torch.cat(parts)
@@ -143,7 +152,8 @@ class Models:
             batch = packed([pairs[i] for i in group], self.head.weight.device)
             with self.active(name) as model:
                 states = hidden_states(model, batch)
-            best = torch.cat([self.head.logits(part).argmax(-1) for part in torch.split(states, TILE)])
+            head = self.head_of(name)
+            best = torch.cat([head.logits(part).argmax(-1) for part in torch.split(states, TILE)])
             sizes = [len(pairs[i][1]) for i in group]
             hits = torch.split((best == batch.targets).cpu(), sizes)
             found.update(zip(group, ([bool(h) for h in part] for part in hits), strict=True))
@@ -165,7 +175,9 @@ class Models:
             for arm, name in enumerate(names):
                 with self.active(name) as model:
                     student = hidden_states(model, plain)
-                scores = token_losses(student, teacher, self.head, plain.targets, ForwardKL())
+                scores = token_losses(
+                    student, teacher, self.head_of(name), plain.targets, ForwardKL(), teacher_head=self.head
+                )
                 sizes = [len(pairs[i][0][1]) for i in group]
                 losses, entropies = (
                     [part.tolist() for part in torch.split(column.double(), sizes)]
@@ -184,7 +196,7 @@ class Models:
                 base = hidden_states(model, batch)
             with self.active(name) as model:
                 moved = hidden_states(model, batch)
-            scores = token_losses(moved, base, self.head, batch.targets, ForwardKL())
+            scores = token_losses(moved, base, self.head_of(name), batch.targets, ForwardKL(), teacher_head=self.head)
             sizes = [len(pairs[i][1]) for i in group]
             sums = [_sums(t, sizes) for t in (scores.loss, -scores.logp_teacher, -scores.logp_student)]
             found.update(zip(group, zip(*sums, strict=True), strict=True))

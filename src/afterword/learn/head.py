@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from afterword.errors import ModelError
+from afterword.learn.deltas import Delta
 from afterword.learn.products import product
 
 
@@ -52,6 +53,14 @@ class Head:
     def bare(self) -> Head:
         """Without its adapter."""
         return replace(self, adapter=None)
+
+    def with_update(self, update: Delta | None) -> Head:
+        """Without its adapter, and with this update of its weight instead."""
+        if update is None:
+            return self.bare
+        if update.dense is None:
+            return replace(self, adapter=HeadAdapter(update.down, update.up, update.scale))
+        return replace(self, adapter=None, narrow=None, weight=self.weight + update.dense.to(self.weight.dtype))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,6 +131,13 @@ def head_of(model: Any, *, adapter: str | None = None) -> Head:
     with _head_as(layer, None if head.adapter is None else adapter):
         _check(model, head)
     return head
+
+
+def with_adapter(head: Head, model: Any, name: str | None) -> Head:
+    """`head` of a transformers model as this adapter of PEFT's leaves it; without one that touches it, bare."""
+    layer = model.get_output_embeddings()
+    adapter = _adapter(layer, name) if name is not None and hasattr(layer, "lora_A") else None
+    return replace(head, adapter=adapter)
 
 
 def _adapter(layer: Any, name: str) -> HeadAdapter | None:

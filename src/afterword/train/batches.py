@@ -123,7 +123,7 @@ class TeacherStates:
     def _routed(self, teacher: Routed, context: str, picked: Sequence[int]) -> Side:
         """Every interaction from the teacher of its task."""
         found: dict[int, Tensor] = {}
-        head = self.teaching.policy.head.bare
+        head = self.teaching.policy.head  # not adapted: `Teaching` refuses routes otherwise
         for part in dict.fromkeys(teacher.of(self.rows[i].answer.task) for i in picked):
             mine = [i for i in picked if teacher.of(self.rows[i].answer.task) == part]
             side = self.get(part, context, mine)

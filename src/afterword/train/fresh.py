@@ -184,16 +184,18 @@ def _cut(ids: list[int], ends: Sequence[int]) -> list[int]:
 def merged(policy: Policy) -> Iterator[None]:
     """The live adapter merged into copies of the weights: several times faster than beside them, and the
     originals come back as they were, to the bit."""
-    originals: list[tuple[Any, torch.Tensor]] = []
+    originals: list[tuple[Any, torch.nn.Parameter]] = []
     try:
         for module in policy.model.modules():
             if isinstance(module, LoraLayer):
                 layer = module.get_base_layer()
-                weight = layer.weight.data
+                weight = layer.weight
                 originals.append((layer, weight))
-                layer.weight.data = (weight.float() + module.get_delta_weight("default").float()).to(weight.dtype)
+                changed = (weight.float() + module.get_delta_weight("default").float()).to(weight.dtype)
+                # a parameter of its own: the weight of a tied head is the embedding's too, which has no adapter
+                layer.weight = torch.nn.Parameter(changed, requires_grad=False)
         with policy.model.disable_adapter():
             yield
     finally:
         for layer, weight in originals:
-            layer.weight.data = weight
+            layer.weight = weight

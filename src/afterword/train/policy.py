@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from afterword.errors import AdapterError
+from afterword.errors import AdapterError, ConfigError
 from afterword.learn.attention import same_row
 from afterword.learn.deltas import Delta
 from afterword.learn.forward import Packed, hidden_states
@@ -41,6 +41,9 @@ class Policy:
         self.head = head
         self.device: torch.device = head.weight.device
         self.layers = lean(model)
+        output = model.get_base_model().get_output_embeddings()
+        self.head_layer = next((name for name, layer in self.layers.items() if layer is output), None)
+        """The output head among the layers; None when the recipe leaves it alone."""
         self.deltas: dict[str, dict[str, Delta]] = {}
         """Updates of teachers by the teacher's key, each by layer name."""
 
@@ -63,9 +66,15 @@ class Policy:
         with torch.no_grad(), overlaid(self.layers, deltas):
             return hidden_states(self.model, batch)
 
+    def head_of(self, weights: str) -> Head:
+        """The head that reads hidden states under these weights, by the names of `hidden`."""
+        if weights == "live" or self.head_layer is None:
+            return self.head
+        return self.head.with_update(self.deltas.get(weights, {}).get(self.head_layer))
+
     def adapter_state(self) -> dict[str, Tensor]:
         """The adapter's tensors by PEFT's names, on the CPU."""
-        state = get_peft_model_state_dict(self.model, adapter_name=_LIVE)
+        state = get_peft_model_state_dict(self.model, adapter_name=_LIVE, save_embedding_layers=False)
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
@@ -104,13 +113,15 @@ def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, dev
     with torch.random.fork_rng(devices=_cuda(base.device)), warnings.catch_warnings():
         # peft 0.21 reads a property that transformers 5.23 has renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # merging an adapter on a tied head would change the embeddings: we never do
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
         torch.manual_seed(seed)
-        model = get_peft_model(base, _config(recipe.lora)) if parent is None else _continued(base, parent)
+        model = _fresh(base, recipe.lora) if parent is None else _continued(base, parent)
     model.eval()
     if recipe.checkpointing:
         _checkpointed(model)
     leaner(model.get_base_model())
-    policy = Policy(model, head_of(model.get_base_model()))
+    policy = Policy(model, head_of(model.get_base_model(), adapter=_LIVE))
     if parent is not None:
         policy.deltas["start"] = policy.live()
     return policy
@@ -128,6 +139,16 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(same_row(forward), *args, use_reentrant=False, **kwargs)
+
+
+def _fresh(base: Any, lora: Lora) -> Any:
+    try:
+        return get_peft_model(base, _config(lora))
+    except ValueError as error:
+        raise ConfigError(
+            f"the LoRA targets {lora.targets!r} do not fit this model: {str(error)[:300]}; name linear layers that it "
+            "has, or leave the targets out for all of them"
+        ) from error
 
 
 def _config(lora: Lora) -> LoraConfig:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from afterword.errors import AdapterError, ModelError
+from afterword.errors import AdapterError, ConfigError, ModelError
 from afterword.learn.deltas import Delta, mixed
 from afterword.learn.divergences import FORWARD_KL
 from afterword.learn.forward import Packed, hidden_states
@@ -25,7 +25,7 @@ from afterword.learn.leaner import leaner
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.models import base_hash, load_model, load_tokenizer, resolve_model, tokenizer_hash
 from afterword.learn.recipes import Recipe
-from afterword.learn.teachers import Average, Copy, External, Released, Routed, Teacher, TrustRegion
+from afterword.learn.teachers import START, Average, Copy, External, Released, Routed, Teacher, TrustRegion
 from afterword.train.policy import Policy, check_base, weights_hash
 from afterword.train.sizes import model_sizes
 
@@ -53,6 +53,11 @@ class Teaching:
         self.teachers = teachers_of(recipe)
         self.moving = [t for t in self.teachers if t.moving]
         self.external: dict[str, tuple[Any, Head]] = {}
+        if policy.head_layer is not None and any(isinstance(t.teacher, Routed) for t in recipe.terms):
+            raise ConfigError(
+                f"routed teachers share one head, and the LoRA targets {recipe.lora.targets!r} adapt it: leave it out "
+                "of them, or give each teacher its own term and route"
+            )
         self.drift: dict[str, Tensor] = {t.key: torch.zeros(2, dtype=torch.float64) for t in self.trusted}
         for teacher in self.teachers:
             if teacher.moving:
@@ -68,10 +73,10 @@ class Teaching:
         return [t for t in self.teachers if isinstance(t, TrustRegion)]
 
     def head(self, teacher: Teacher) -> Head:
-        """The head that reads the teacher's hidden states; only the student itself has its adapter there."""
+        """The head that reads the teacher's hidden states, with its own update where the recipe adapts it."""
         if isinstance(teacher, External):
             return self.external[teacher.key][1]
-        return self.policy.head if teacher.key == "live" else self.policy.head.bare
+        return self.policy.head_of(teacher.key)
 
     def empty(self, teacher: Teacher, n: int) -> Tensor:
         """[n, H] for hidden states of this teacher from another process."""
@@ -88,8 +93,8 @@ class Teaching:
 
     def measure(self, teacher: TrustRegion, states: Tensor, start: Tensor, ids: Tensor) -> None:
         """Take in KL(start || teacher) on some tokens of a step."""
-        head = self.policy.head.bare
-        loss = token_losses(states, start, head, ids, FORWARD_KL).loss.double().cpu()
+        head, other = self.policy.head_of(teacher.key), self.policy.head_of(START.key)
+        loss = token_losses(states, start, head, ids, FORWARD_KL, teacher_head=other).loss.double().cpu()
         self.drift[teacher.key] += torch.tensor([loss.sum(), len(loss)], dtype=torch.float64)
 
     def follow(self, step: int) -> None:
