@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "anchor 0.1": {"anchor": 0.1},
     "contrast 0.5": {"contrast": 0.5},
     "contrast 1": {"contrast": 1.0},
-    "hold 0.5": {"hold": 0.5, "teacher": BASE, "schedule": Linear(warmup=1)},
+    "hold 0.3": {"hold": 0.3, "teacher": BASE},
     "hold 0.5 together": {
         "hold": 0.5,
         "teacher": BASE,
