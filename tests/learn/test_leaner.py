@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from afterword.learn import attention, leaner
+from afterword.learn import attention, blocks, leaner
 from afterword.learn.forward import hidden_states, packed
 
 SIZES: dict[str, Any] = {
@@ -107,9 +107,10 @@ def test_gradients_of_norms_and_gated_products(shape: tuple[int, ...]) -> None:
 def test_gradients_of_attention(monkeypatch: pytest.MonkeyPatch, heads: int, keys: int, turned: bool) -> None:
     """In blocks smaller than the sequences, some with weights that are kept and some without; any cosines and sines."""
     torch.manual_seed(0)
-    monkeypatch.setattr(attention, "_BLOCK", 3)
-    monkeypatch.setattr(attention, "_KEPT", 4)
+    monkeypatch.setattr(blocks, "_BLOCK", 3)
+    monkeypatch.setattr(blocks, "_KEPT", 4)
     sizes, width = (7, 1, 4), 6
     turns = (torch.randn(12, width).double(), torch.randn(12, width).double()) if turned else None
     inputs = (doubles(12, heads, width), doubles(12, keys, width), doubles(12, keys, 5))
-    assert torch.autograd.gradcheck(lambda q, k, v: attention.attend(q, k, v, 0.3, sizes, turns), inputs)
+    way = blocks.Way(sizes, 0.3, turns)
+    assert torch.autograd.gradcheck(lambda q, k, v: attention.attend(q, k, v, way), inputs)

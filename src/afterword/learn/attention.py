@@ -1,8 +1,7 @@
 """Attention within each sequence of a packed row: several sequences one after the other, nothing padded.
 
-Owns the attention that a transformers model calls while a row is being read, and its backward pass. On a CPU torch's
-own bf16 attention takes three times as long forward and backward as the products it consists of, so those are taken
-one by one; on CUDA each sequence goes through torch's. It never decides what is packed.
+Owns the attention that a transformers model calls while a row is being read: on a CPU that of `blocks`, on CUDA each
+sequence goes through torch's. It never decides what is packed.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,33 +17,33 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from afterword.learn.products import product
+from afterword.learn.blocks import After, Kept, Unsupported, Way, backward, forward
 
 _NAME = "afterword_packed"
-_BLOCK = 128
-"""Queries that are scored at once, so that little is computed of what no query may see."""
-_KEPT = 256
-"""Most keys of a block whose weights are kept: what is kept does not grow with the square of a sequence."""
-
-
-class Unsupported(Exception):
-    """The model wants something of its attention that is not done here: a window, a soft cap, sinks."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
     sizes: tuple[int, ...]
     configs: tuple[Any, ...]
+    keep: Kept | None
+    after: After | None
+    ways: list[tuple[Any, Way]] = field(default_factory=list)
+    """What the layers have asked for so far: mostly all the same."""
 
 
 _READ: ContextVar[_Row | None] = ContextVar("afterword_row", default=None)
 
 
 @contextmanager
-def reading(model: Any, sizes: Sequence[int]) -> Iterator[None]:
-    """Inside, `model` attends only within the sequences of these lengths that make up its one row."""
+def reading(model: Any, sizes: Sequence[int], keep: Kept | None = None, after: After | None = None) -> Iterator[None]:
+    """Inside, `model` attends only within the sequences of these lengths that make up its one row.
+
+    Layers that compute whole (`layers`) put their keys and values into `keep`, and go on `after` others: then the
+    lengths are those of what is new. Raises Unsupported when a layer that does not is to go on after others.
+    """
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    with _entered(_Row(tuple(sizes), tuple(configs.values()))):
+    with _entered(_Row(tuple(sizes), tuple(configs.values()), keep, after)):
         yield
 
 
@@ -95,7 +93,9 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-        return attend(q, k, v, scale, row.sizes)[None], None
+        way = way_of(scale, None)
+        assert way is not None
+        return attend(q, k, v, way)[None], None
     groups = query.shape[1] != key.shape[1]
     parts = [
         F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups)
@@ -107,132 +107,37 @@ def _attend(
 AttentionInterface.register(_NAME, _attend)
 
 
-def row_sizes() -> tuple[int, ...] | None:
-    """Lengths of the sequences of the row that is being read, None outside `reading`."""
+def way_of(scale: float, turns: tuple[Tensor, Tensor] | None) -> Way | None:
+    """How the row that is being read is attended to, `turns` [1, T, D] as transformers has them; None outside
+    `reading`."""
     row = _READ.get()
-    return None if row is None else row.sizes
+    if row is None:
+        return None
+    for asked, way in row.ways:
+        if asked[0] == scale and (asked[1] is turns or (asked[1] and turns and asked[1][0] is turns[0])):
+            return way
+    way = Way(row.sizes, scale, None if turns is None else (turns[0][0], turns[1][0]), row.keep, row.after)
+    row.ways.append(((scale, turns), way))
+    return way
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    sizes: tuple[int, ...],
-    turns: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """[T, heads, D] of q [T, heads, D], k and v [T, fewer, D] on a CPU, causal within each sequence. `turns`, cosines
-    and sines [T, D], turns q and k by their places first, as transformers' rotary embedding does."""
-    out: Tensor = _Attention.apply(q, k, v, scale, sizes, turns)  # type: ignore[no-untyped-call]
+def attend(q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
+    """[T, heads, D] of q [T, heads, D], k and v [T, fewer, D] on a CPU, causal within each sequence."""
+    out: Tensor = _Attention.apply(q, k, v, way)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scale q k') v, causal, in blocks of queries. Heads that share keys are one product.
-
-    Scores and weights are float32; in bf16 the products with the weights take them in bf16, as torch's own attention
-    does. Kept are q and k (turned), v, and the weights of blocks with few keys; other weights are computed again.
-    """
+    """`forward` and `backward` below, for autograd."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        sizes: tuple[int, ...],
-        turns: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
-        ctx.scale, ctx.sizes, ctx.turns = scale, sizes, None if turns is None else _signed(*turns)
-        wide_q, wide_k = _turned(q, ctx.turns).mul_(scale), _turned(k, ctx.turns)
-        values = v.transpose(0, 1).contiguous()
-        out = q.new_empty(len(q), len(wide_q), v.shape[-1])
-        kept: list[Tensor | None] = []
-        for block in _blocks(sizes):
-            weights = block.weights(wide_q, wide_k).to(v.dtype)
-            got = torch.bmm(weights, values[:, block.keys])
-            out[block.queries] = got.view(len(wide_q), -1, v.shape[-1]).transpose(0, 1)
-            kept.append(weights if weights.shape[-1] <= _KEPT else None)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
+        ctx.way = way
+        out, kept = forward(q, k, v, way)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(wide_q.to(q.dtype), wide_k.to(k.dtype), values, *kept)
+            ctx.save_for_backward(*kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
-        wide = torch.promote_types(q.dtype, torch.float32)
-        d_q, d_k, d_v = (
-            torch.empty_like(q, dtype=wide),
-            torch.zeros_like(k, dtype=wide),
-            torch.zeros_like(v, dtype=wide),
-        )
-        for block, weights in zip(_blocks(ctx.sizes), kept, strict=True):
-            if weights is None:
-                weights = block.weights(q.to(wide), k.to(wide)).to(v.dtype)
-            d_o = _shared(d_out[block.queries].transpose(0, 1), len(k))
-            d_v[:, block.keys] += torch.bmm(weights.transpose(1, 2), d_o)
-            d_scores = torch._softmax_backward_data(_pairs(d_o, v[:, block.keys]), weights, -1, v.dtype)
-            d_q[:, block.queries] = torch.bmm(d_scores, k[:, block.keys]).view(len(q), -1, q.shape[-1])
-            d_k[:, block.keys] += torch.bmm(d_scores.transpose(1, 2), _shared(q[:, block.queries], len(k)))
-        d_q = _turned_back(d_q.mul_(ctx.scale), ctx.turns, q.dtype)
-        return d_q, _turned_back(d_k, ctx.turns, k.dtype), d_v.transpose(0, 1).to(v.dtype), None, None, None
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Some queries of a sequence, and its keys up to the last of them."""
-
-    queries: slice
-    keys: slice
-
-    def weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """[K, G*n, m] for the queries of the G heads that share each of K keys."""
-        scores = _pairs(_shared(q[:, self.queries], len(k)), k[:, self.keys])
-        n = self.queries.stop - self.queries.start
-        late = torch.full((n, n), -torch.inf, dtype=scores.dtype).triu_(1)
-        scores.view(len(scores), -1, n, scores.shape[-1])[..., -n:].add_(late)
-        return scores.softmax(-1)
-
-
-def _blocks(sizes: tuple[int, ...]) -> Iterator[_Block]:
-    for start, end in pairwise(accumulate(sizes, initial=0)):
-        for low in range(start, end, _BLOCK):
-            yield _Block(slice(low, min(low + _BLOCK, end)), slice(start, min(low + _BLOCK, end)))
-
-
-def _shared(heads: Tensor, keys: int) -> Tensor:
-    """[heads, n, D] to [keys, heads/keys * n, D], gapless: oneDNN crawls over gaps."""
-    return heads.reshape(keys, -1, heads.shape[-1]).contiguous()
-
-
-def _pairs(left: Tensor, right: Tensor) -> Tensor:
-    """[K, a, b] in the tensors' dtype: left [K, a, d] times right' [K, b, d]."""
-    if left.dtype != torch.float32:
-        return torch.bmm(left, right.transpose(1, 2))
-    return torch.stack([product(one, other.contiguous()) for one, other in zip(left, right, strict=True)])
-
-
-def _signed(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """x turned is x cos + (x with its halves exchanged) sin, with the sign of a rotation in sin."""
-    wide, half = torch.promote_types(cos.dtype, torch.float32), sin.shape[-1] // 2
-    return cos.to(wide), torch.cat((-sin[:, :half], sin[:, half:]), -1).to(wide)
-
-
-def _turned(x: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
-    """[T, heads, D] to new [heads, T, D], float32 or wider."""
-    heads = x.new_empty(x.shape[1], len(x), x.shape[2], dtype=torch.promote_types(x.dtype, torch.float32))
-    heads.copy_(x.transpose(0, 1))
-    if turns is None:
-        return heads
-    other = heads.roll(x.shape[2] // 2, -1).mul_(turns[1])
-    return heads.mul_(turns[0]).add_(other)
-
-
-def _turned_back(gradient: Tensor, turns: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
-    """The gradient of `_turned`: [heads, T, D], overwritten, to new [T, heads, D]."""
-    if turns is not None:
-        other = (gradient * turns[1]).roll(gradient.shape[2] // 2, -1)
-        gradient = gradient.mul_(turns[0]).add_(other)
-    back = gradient.new_empty(gradient.shape[1], len(gradient), gradient.shape[2], dtype=dtype)
-    return back.copy_(gradient.transpose(0, 1))
+        return *backward(d_out, ctx.saved_tensors, ctx.way), None

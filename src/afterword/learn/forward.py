@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from afterword.learn.attention import Unsupported, reading
+from afterword.learn.attention import reading
+from afterword.learn.blocks import After, Kept, Unsupported
 
 Ids = Sequence[int]
 
@@ -49,17 +50,64 @@ def packed(pairs: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu")
     )
 
 
-def hidden_states(model: Any, batch: Packed) -> Tensor:
-    """[N, H] last hidden states (after the final norm) of a transformers or PEFT causal model."""
-    causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    states = packed_states if can_pack(causal) else _padded_states
-    return states(causal, batch.ids, batch.sizes)[batch.picks]
+def hidden_states(model: Any, batch: Packed, keep: Kept | None = None) -> Tensor:
+    """[N, H] last hidden states (after the final norm) of a transformers or PEFT causal model. Layers that compute
+    whole put their keys and values into `keep`."""
+    causal = _causal(model)
+    if not can_pack(causal):
+        return _padded_states(causal, batch.ids, batch.sizes)[batch.picks]
+    return packed_states(causal, batch.ids, batch.sizes, keep)[batch.picks]
 
 
-def packed_states(causal: Any, ids: Tensor, sizes: Sequence[int]) -> Tensor:
-    """[T, H] last hidden states of a row of sequences of these lengths."""
-    places = torch.cat([torch.arange(n, device=ids.device) for n in sizes])
-    with reading(causal, sizes):
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What the model has read already: its sequences, their hidden states [N, H], keys and values."""
+
+    pairs: Sequence[tuple[Ids, Ids]]
+    states: Tensor
+    kept: Kept
+
+
+def hidden_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: Read) -> Tensor:
+    """[N, H] as `hidden_states`, without a gradient, of other prompts with the same completions under the same weights:
+    what begins like its partner in `read` is not read again, and what equals it is its states."""
+    causal = _causal(model)
+    if len(read.kept) < causal.config.num_hidden_layers:
+        return hidden_states(model, packed(pairs, read.states.device))
+    found = list(torch.split(read.states.detach(), [len(completion) for _, completion in pairs]))
+    lengths = [_common(old, new) for old, new in zip(read.pairs, pairs, strict=True)]
+    rows = [i for i, length in enumerate(lengths) if length is not None]
+    if not rows:
+        return torch.cat(found)
+    after = After(read.kept, tuple(rows), tuple(length for length in lengths if length is not None))
+    batch = packed([(pairs[i][0][n:], pairs[i][1]) for i, n in zip(rows, after.lengths, strict=True)], found[0].device)
+    states = packed_states(causal, batch.ids, batch.sizes, after=after)[batch.picks]
+    for i, part in zip(rows, torch.split(states, [len(pairs[i][1]) for i in rows]), strict=True):
+        found[i] = part
+    return torch.cat(found)
+
+
+def _common(old: tuple[Ids, Ids], new: tuple[Ids, Ids]) -> int | None:
+    """How many ids of the new prompt need not be read again, never its last, which predicts; None when all is alike."""
+    first, second = tuple(old[0]), tuple(new[0])
+    if first == second and tuple(old[1]) == tuple(new[1]):
+        return None
+    whole = first + tuple(old[1])
+    same = next((i for i, (a, b) in enumerate(zip(whole, second, strict=False)) if a != b), len(second))
+    return min(same, len(whole), len(second) - 1)
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def packed_states(
+    causal: Any, ids: Tensor, sizes: Sequence[int], keep: Kept | None = None, after: After | None = None
+) -> Tensor:
+    """[T, H] last hidden states of a row of sequences of these lengths, or of what comes `after` others."""
+    starts = [0] * len(sizes) if after is None else after.lengths
+    places = torch.cat([torch.arange(n, device=ids.device) + start for n, start in zip(sizes, starts, strict=True)])
+    with reading(causal, sizes, keep, after):
         out = causal.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False)
     return out.last_hidden_state[0]  # type: ignore[no-any-return]
 

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afterword.learn.attention import attend, row_sizes
+from afterword.learn.attention import attend, way_of
 from afterword.learn.forward import can_pack, packed, packed_states
+from afterword.learn.layers import gated, layer_of, normed, normed_back, through
 
 _NEAR = {torch.bfloat16: 0.02, torch.float16: 0.01}
 """Relative distance that is rounding; in other dtypes 1e-4."""
+_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
 def leaner(causal: Any) -> list[str]:
@@ -39,6 +41,8 @@ def _known(module: nn.Module) -> Callable[..., Any] | None:
     if "forward" in module.__dict__:
         return None
     parts = set(dict(module.named_children()))
+    if parts == _LAYER and all(_known(part) for part in module.children()):
+        return None if hasattr(module.get_submodule("self_attn"), "q_norm") else _layer_forward
     if not parts and type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         return _norm_forward
     if parts == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
@@ -55,8 +59,17 @@ def _failed(causal: Any, tried: dict[nn.Module, Callable[..., Any]]) -> set[nn.M
 
     def compare(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         try:
+            if tried[module] is _layer_forward and layer_of(module, kwargs["position_embeddings"]) is None:
+                return  # it would go its own way here, unlike later
             got = tried[module](module, *args, **kwargs)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # it wants something else of itself
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):  # it wants something else of itself
             return
         want, got = (one[0] if isinstance(one, tuple) else one for one in (out, got))
         if want.shape == got.shape and (want - got).norm() <= _NEAR.get(want.dtype, 1e-4) * want.norm():
@@ -79,19 +92,13 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        inverse = size.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        out, inverse = normed(x, weight, epsilon)
         ctx.save_for_backward(x, inverse, weight)
-        out: Tensor = (x * inverse).to(x.dtype)
-        return out.mul_(weight)
+        return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, inverse, weight = ctx.saved_tensors
-        even, gradient = x * inverse, d_out * weight.to(inverse.dtype)
-        along = (gradient * even).mean(-1, keepdim=True)
-        return gradient.sub_(even.mul_(along)).mul_(inverse).to(x.dtype), None, None
+        return normed_back(d_out, *ctx.saved_tensors), None, None
 
 
 class _Gated(torch.autograd.Function):
@@ -100,7 +107,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,8 +134,8 @@ def _attention_forward(
     past_key_values: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    sizes = row_sizes()
-    if sizes is None or position_embeddings is None or past_key_values is not None:
+    way = None if position_embeddings is None else way_of(self.scaling, position_embeddings)
+    if way is None or past_key_values is not None:
         out = type(self).forward(
             self, hidden_states, position_embeddings, attention_mask, past_key_values=past_key_values, **kwargs
         )
@@ -137,6 +144,13 @@ def _attention_forward(
     q, k, v = (project(hidden_states).view(places) for project in (self.q_proj, self.k_proj, self.v_proj))
     if hasattr(self, "q_norm"):
         q, k = self.q_norm(q), self.k_norm(k)
-    cos, sin = position_embeddings
-    out = attend(q, k, v, self.scaling, sizes, (cos[0], sin[0]))
+    out = attend(q, k, v, way)
     return self.o_proj(out.view(1, len(out), -1)), None
+
+
+def _layer_forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    turns, past = kwargs.get("position_embeddings"), kwargs.get("past_key_values")
+    layer = None if turns is None or past is not None or args else layer_of(self, turns)
+    if layer is None:
+        return type(self).forward(self, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+    return through(layer, hidden_states)

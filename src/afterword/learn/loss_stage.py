@@ -185,6 +185,7 @@ def _passes(student: Tensor, job: _Job, columns: Tensor | None, pull: Callable[[
                 columns[:, part][:, rows] = observe(tile, loss, mass)
             if pull is not None:
                 z.copy_(job.head.unscaled(d_logits, z))
+        del others, more  # what pulling back takes has their place, and the next tile that of the logits
         if pull is not None:
             pull(part, logits)
-        del logits, others, z, more  # before the next tile's take their place
+        del logits, z

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afterword.learn.forward import Packed, by_budget, packed
+from afterword.learn.forward import Ids, Read, by_budget, packed
 from afterword.learn.recipes import Recipe
 from afterword.learn.rows import Rows, layout
-from afterword.learn.teachers import START, Routed, Teacher, TrustRegion
+from afterword.learn.teachers import LIVE, START, Routed, Teacher, TrustRegion
 from afterword.train.encoded import Encoded
 from afterword.train.kept import KeptStates
 from afterword.train.teaching import Side, Teaching
@@ -61,9 +61,9 @@ def rows_of(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Rows
     )
 
 
-def student_batch(rows: Sequence[Encoded], device: torch.device) -> Packed:
+def student_pairs(rows: Sequence[Encoded]) -> list[tuple[Ids, Ids]]:
     """What the student reads."""
-    return packed([(r.prompt, r.completion) for r in rows], device)
+    return [(r.prompt, r.completion) for r in rows]
 
 
 def by_size(rows: Sequence[Encoded], picked: Sequence[int]) -> list[int]:
@@ -103,10 +103,15 @@ class TeacherStates:
                 self.sides[teacher.key, context] = self._score_all(teacher, context, recipe.micro_tokens)
         kept.trim()
 
-    def get(self, teacher: Teacher | None, context: str, picked: Sequence[int]) -> Side | None:
-        """[N, H] for these interactions, without a gradient; None without a teacher."""
+    def get(
+        self, teacher: Teacher | None, context: str, picked: Sequence[int], read: Read | None = None
+    ) -> Side | None:
+        """[N, H] for these interactions, without a gradient; None without a teacher. A teacher that is the student
+        itself goes on from what the student has `read`."""
         if teacher is None:
             return None
+        if teacher == LIVE and read is not None:
+            return Side(self.teaching.policy.after(self._pairs(context, picked), read), self.teaching.head(teacher))
         if isinstance(teacher, Routed):
             return self._routed(teacher, context, picked)
         known = self.sides.get((teacher.key, context))
@@ -132,8 +137,10 @@ class TeacherStates:
         return Side(torch.cat([found[i] for i in picked]), head)
 
     def _score(self, teacher: Teacher, context: str, picked: Sequence[int]) -> Side:
-        pairs = [(self.rows[i].reads(context), self.rows[i].completion) for i in picked]
-        return self.teaching.side(teacher, packed(pairs, self.teaching.policy.device))
+        return self.teaching.side(teacher, packed(self._pairs(context, picked), self.teaching.policy.device))
+
+    def _pairs(self, context: str, picked: Sequence[int]) -> list[tuple[Ids, Ids]]:
+        return [(self.rows[i].reads(context), self.rows[i].completion) for i in picked]
 
     def _score_all(self, teacher: Teacher, context: str, budget: int) -> list[Side]:
         """One side per row; several processes take the groups in turn and give each other what they found."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from afterword.errors import AdapterError, ConfigError
 from afterword.learn.attention import same_row
+from afterword.learn.blocks import Kept
 from afterword.learn.deltas import Delta
-from afterword.learn.forward import Packed, hidden_states
+from afterword.learn.forward import Ids, Packed, Read, hidden_after, hidden_states, packed
 from afterword.learn.head import Head, head_of
 from afterword.learn.leaner import leaner
 from afterword.learn.lora import lean, live_deltas, overlaid
@@ -72,6 +73,16 @@ class Policy:
             return self.head
         return self.head.with_update(self.deltas.get(weights, {}).get(self.head_layer))
 
+    def read(self, pairs: Sequence[tuple[Ids, Ids]]) -> Read:
+        """What the student says of these (prompt, completion) pairs, with its gradient, for itself to go on from."""
+        kept: Kept = {}
+        return Read(pairs, hidden_states(self.model, packed(pairs, self.device), kept), kept)
+
+    @torch.no_grad()
+    def after(self, pairs: Sequence[tuple[Ids, Ids]], read: Read) -> Tensor:
+        """[N, H] what the same weights say of the same completions after other prompts."""
+        return hidden_after(self.model, pairs, read)
+
     def adapter_state(self) -> dict[str, Tensor]:
         """The adapter's tensors by PEFT's names, on the CPU."""
         state = get_peft_model_state_dict(self.model, adapter_name=_LIVE, save_embedding_layers=False)
@@ -118,9 +129,9 @@ def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, dev
         torch.manual_seed(seed)
         model = _fresh(base, recipe.lora) if parent is None else _continued(base, parent)
     model.eval()
+    leaner(model.get_base_model())
     if recipe.checkpointing:
         _checkpointed(model)
-    leaner(model.get_base_model())
     policy = Policy(model, head_of(model.get_base_model(), adapter=_LIVE))
     if parent is not None:
         policy.deltas["start"] = policy.live()

@@ -23,7 +23,7 @@ from afterword.learn.teachers import BASE
 from afterword.learn.terms import Term
 from afterword.records import Json
 from afterword.train.answers import read_answers, write_answers
-from afterword.train.batches import TeacherStates, rows_of, student_batch
+from afterword.train.batches import TeacherStates, rows_of, student_pairs
 from afterword.train.encoded import Encoded, Prepared
 from afterword.train.fresh import fresh_rows, judge_of
 from afterword.train.marks import without_private
@@ -42,20 +42,22 @@ def backward(
 ) -> Tensor:
     """Add the gradient of a micro-batch and tell `tally`; returns the student's states [N, H], detached.
 
-    Teachers score first: their activations are gone when the student's are kept for the backward pass.
+    The student reads first: a teacher that is the student itself goes on from where their prompts part. What a teacher
+    computes is never kept, so that the order costs no memory.
     """
     batch = [teachers.rows[i] for i in micro]
     layout = rows_of(batch, policy.device)
-    student_in = student_batch(batch, policy.device)
-    sides = [teachers.get(term.teacher, term.context.name, micro) for term in terms]
-    references = [teachers.get(term.reference, term.reference_context.name, micro) for term in terms]
-    student_NH = policy.hidden(student_in, "live")
+    read = policy.read(student_pairs(batch))
+    student_NH, ids = read.states, packed(read.pairs, policy.device).targets
+    sides = [teachers.get(term.teacher, term.context.name, micro, read) for term in terms]
+    references = [teachers.get(term.reference, term.reference_context.name, micro, read) for term in terms]
+    read.kept.clear()  # what of it the backward pass needs is kept there
     scores = [
         token_losses(
             student_NH,
             None if side is None else side.states,
             policy.head,
-            student_in.targets,
+            ids,
             term.estimator,
             target=term.target,
             support=term.support,
@@ -67,7 +69,7 @@ def backward(
     ]
     parts = [term.value(score, layout, count) for term, score, count in zip(terms, scores, counts, strict=True)]
     torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
-    tally.add(scores[0], layout, terms[0].keep(layout), parts, student_in.targets)
+    tally.add(scores[0], layout, terms[0].keep(layout), parts, ids)
     return student_NH.detach()
 
 
