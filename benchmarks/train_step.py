@@ -159,11 +159,55 @@ def run_ours(steps: int, folder: Path) -> Run:
     return run
 
 
+def trl_settings(folder: Path, steps: int, at_once: int) -> dict[str, Any]:
+    """What TRL's SDFTConfig is given: the same step as ours."""
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": TURNS // at_once,
+        "max_steps": steps,
+        "num_generations": 1,
+        "max_completion_length": TOKENS,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "distillation_mode": "full_logits",
+        "distillation_alpha": 0.0,
+        "distillation_topk": None,
+        "distillation_is_clip": None,
+        "teacher_model_kind": "live",
+        "gradient_checkpointing": False,
+        "shuffle_dataset": False,
+        "bf16": True,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "logging_steps": 1,
+    }
+
+
+def trl_clock(run: Run) -> Any:
+    """A callback that tells `run` when steps begin and end."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        started = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.started = time.monotonic()
+            run.begin()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            run.end(time.monotonic() - self.started)
+
+    return Clock()
+
+
 def run_trl(steps: int, folder: Path, at_once: int) -> Run:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import TrainerCallback
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
     from afterword.learn.models import EMBEDDED, load_model, load_tokenizer
@@ -182,50 +226,16 @@ def run_trl(steps: int, folder: Path, at_once: int) -> Run:
         def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
             return prompt_ids, [list(answers[tuple(ids)]) for ids in prompt_ids]
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        started = 0.0
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.monotonic()
-            run.begin()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            run.end(time.monotonic() - self.started)
-
-    config = SDFTConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=TURNS // at_once,
-        max_steps=steps,
-        num_generations=1,
-        max_completion_length=TOKENS,
-        learning_rate=1e-4,
-        lr_scheduler_type="constant",
-        distillation_mode="full_logits",
-        distillation_alpha=0.0,
-        distillation_topk=None,
-        distillation_is_clip=None,
-        teacher_model_kind="live",
-        gradient_checkpointing=False,
-        shuffle_dataset=False,
-        bf16=True,
-        use_cpu=True,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        logging_steps=1,
-    )
     rows = [{"prompt": [{"role": "user", "content": q}], "privileged_context": FOLLOW_UP} for q, _ in given]
     trainer = Given(
         model=load_model(EMBEDDED, dtype="bfloat16", device="cpu"),
-        args=config,
+        args=SDFTConfig(**trl_settings(folder, steps, at_once)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
         ),
-        callbacks=[Clock()],
+        callbacks=[trl_clock(run)],
     )
     trained = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
     assert trained == {torch.float32}, trained
