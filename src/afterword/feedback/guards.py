@@ -23,7 +23,10 @@ _UNSEEN = re.compile(
 
 
 def _any(name: str) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{entry})" for entry in _DATA[name]), re.IGNORECASE)
+    """Entries without capitals are searched in lowered text, which takes half the time."""
+    entries = "|".join(f"(?:{entry})" for entry in _DATA[name])
+    capitals = re.search(r"[A-Z]", re.sub(r"\\.", "", entries)) is not None
+    return re.compile(entries, re.IGNORECASE if capitals else 0)
 
 
 _REFUSAL_SIGNS = tuple(_DATA["refusal_signs"])
@@ -51,10 +54,17 @@ def is_right_refusal(request: str, answer: str, words: str) -> bool:
     head = plain(answer[:HEAD]).lower()
     if not any(sign in head for sign in _REFUSAL_SIGNS):
         return False
-    if _REFUSAL.search(head) is not None and _PUSH.search(plain(words)) is not None:
-        return True
-    refused = _DECLINED.search(head) is not None or _REFUSAL.search(head) is not None
-    return refused and _RISK.search(plain(request)) is not None
+    pushed = _PUSH.search(plain(words)) is not None
+    # What is short is searched first: nearly every answer has a sign, and hardly any user pushes or asks for risks.
+    if not pushed and len(request) <= HEAD and not _risky(request):
+        return False
+    if _REFUSAL.search(head) is not None:
+        return pushed or _risky(request)
+    return _DECLINED.search(head) is not None and _risky(request)
+
+
+def _risky(request: str) -> bool:
+    return _RISK.search(plain(request).lower()) is not None
 
 
 def is_injection(words: str, *, said: bool = True) -> bool:
@@ -63,17 +73,17 @@ def is_injection(words: str, *, said: bool = True) -> bool:
     read = [plain(words)]
     if _UNSEEN.search(words):
         read.append(plain(words, " "))
-    return any(_INJECTION.search(text) or (said and _AIMED.search(text)) for text in read)
+    return any(_INJECTION.search(text) or (said and _AIMED.search(text.lower())) for text in read)
 
 
 def is_standing(words: str) -> bool:
     """Do the words make a rule for the future ("from now on always ...")? Then they are that user's own."""
-    return _STANDING.search(plain(words)) is not None
+    return _STANDING.search(plain(words).lower()) is not None
 
 
 def blames_the_cut(words: str) -> bool:
     """Do the words complain that the answer stops in the middle?"""
-    return _CUT.search(plain(words)) is not None
+    return _CUT.search(plain(words).lower()) is not None
 
 
 def directions(words: str) -> dict[str, int]:
