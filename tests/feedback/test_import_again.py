@@ -16,6 +16,7 @@ import pytest
 
 from afterword.feedback import sink
 from afterword.feedback.imports import import_file
+from afterword.feedback.mark import Mark
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 from afterword.store.containers import container
@@ -76,6 +77,7 @@ import os, signal, sys
 from pathlib import Path
 from afterword.feedback import sink
 from afterword.feedback.imports import import_file
+from afterword.feedback.mark import Mark
 from afterword.store import Store
 sink.GROUP = 50
 if len(sys.argv) > 3:
@@ -180,3 +182,31 @@ def test_a_mark_of_another_database_or_another_file_counts_for_nothing(tmp_path:
     with Store.open(database) as store:
         summary = import_file(store, path)
         assert (summary.resumed_at, summary.stored, summary.duplicates) == (0, 1, 600)
+
+
+@pytest.mark.parametrize("order", ["conversations", "mixed"])
+def test_no_mark_passes_over_a_row_that_is_not_stored(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """At every mark the records of all rows up to there have been settled: a kill right then loses none."""
+    for name, value in (("GROUP", 7), ("IN_ORDER", 30), ("WINDOW", 40)):
+        monkeypatch.setattr(sink, name, value)
+    pair = {"input": {"messages": said("Q?")}, "preferred_output": said("", "A.")[1:]}
+    rows: list[Any] = []
+    for n in range(120):
+        if order == "mixed" and n % 7 in (0, 1):
+            rows.append({**pair, "non_preferred_output": [{"role": "assistant", "content": f"B {n}"}]})
+        else:
+            rows.append({"messages": said(f"How {n}?", "So.", "Hm.", "S.")})
+    seen: list[int] = []
+    note = Mark.note
+
+    def checked(mark: Mark, summary: dict[str, Any], *rest: Any) -> None:
+        settled = sum(summary[name] for name in ("stored", "duplicates", "conflicts", "forgotten"))
+        assert summary["turns"] + summary["feedback"] == settled
+        seen.append(summary["rows"])
+        note(mark, summary, *rest)
+
+    monkeypatch.setattr(Mark, "note", checked)
+    summary = load(store, tmp_path, rows, "openai")
+    assert len(seen) > 5 and seen[-1] == 120 and summary.stored == summary.turns + summary.feedback

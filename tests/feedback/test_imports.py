@@ -157,6 +157,34 @@ def test_bad_records_of_our_own(store: Store, tmp_path: Path) -> None:
     assert summary.to_dict()["rejected"] == {"bad_record": 1, "bad_row": 1, "unknown_record": 1}
 
 
+OWN = {"record": "turns", "id": "t1", "schema": 1, "messages": said("Hi"), "answer": said("", "Yo")[1]}
+SAID = {"record": "feedback", "id": "f1", "schema": 1, "turn": "t1", "kind": "comment", "text": "no"}
+
+
+@pytest.mark.parametrize(
+    ("row", "change"),
+    [
+        *((OWN, change) for change in (
+            {"messages": "abc"}, {"messages": [3]}, {"answer": 3}, {"answer": {"content": 7}}, {"sampling": 3},
+            {"messages": [{"role": "user", "content": [3]}]}, {"answer": {"content": None, "tool_calls": 3}},
+            {"prompt_ids": ["a"]}, {"completion_ids": [2**40]}, {"logprobs": [None, "x"]}, {"tools": 3}, {"user": 3},
+            {"consent": "no"}, {"seconds": "x"}, {"finish_reason": 7}, {"created_at": 1e300}, {"created_at": "x"},
+            {"created_at": -1e12}, {"created_at": None}, {"schema": "9"}, {"schema": 99}, {"id": 3}, {"model": None},
+        )),
+        *((SAID, change) for change in (
+            {"text": 3}, {"final_text": []}, {"value": "x"}, {"value": True}, {"exit_code": 1.5}, {"metadata": 3},
+            {"occurred_at": "soon"}, {"occurred_at": 1e300}, {"source": 3}, {"kind": None}, {"user": ["x"]},
+            {"output": 3}, {"turn": None},
+        )),
+    ],
+)  # fmt: skip
+def test_our_own_form_is_checked_field_by_field(
+    store: Store, tmp_path: Path, row: dict[str, Any], change: dict[str, Any]
+) -> None:
+    summary = load(store, tmp_path, [{**row, **change}, row], "afterword")
+    assert sum(summary.rejected.values()) == 1 and summary.stored == 1
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [(1714557600, 1714557600.0), (1714557600000, 1714557600.0), ("2024-05-01T10:00:00+00:00", 1714557600.0),

@@ -200,7 +200,8 @@ def test_other_products_say_whose_it_is_too() -> None:
 @pytest.mark.parametrize(
     "change",
     [{"prompt": ""}, {"draft": None}, {"user_action": "loved"}, {"user_edit": None}, {"follow_up": 3},
-     {"signal_weight": "high"}, {"signal_weight": -1}, {"signal_weight": 1.5}, {"created_at": "never"}],
+     {"signal_weight": "high"}, {"signal_weight": -1}, {"signal_weight": 1.5}, {"created_at": "never"},
+     {"created_at": 1e300}, {"created_at": -1e12}],
 )  # fmt: skip
 def test_unusable_events_records(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

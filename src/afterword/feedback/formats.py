@@ -14,9 +14,10 @@ from typing import Any
 from afterword.chat.canonical import text_of
 from afterword.feedback.langfuse import is_langfuse, langfuse
 from afterword.feedback.names import Hashed
+from afterword.feedback.own import afterword
 from afterword.feedback.rows import MISSING_IDS, Conversation, bad, checked, listed, shown, text, unix_time
 from afterword.feedback.tensorzero import is_tensorzero, tensorzero
-from afterword.records import RECORDS, Feedback, Json, Record, Turn, content_hash
+from afterword.records import Feedback, Json, Record, Turn, content_hash
 
 
 def _openai(row: Json) -> Conversation | Hashed:
@@ -248,35 +249,12 @@ def _event_feedback(row: Json, kind: str | None, shared: Json) -> dict[str, Json
     return found
 
 
-_TABLES: dict[str, type[Record]] = {kind.TABLE: kind for kind in (Turn, Feedback)}
-"""What was said and done. All else is derived from it here, under the checks of this directory."""
-_DERIVED = {*(kind.TABLE for kind in RECORDS), "reviews", "erasures"} - _TABLES.keys()
-
-
-def _afterword(row: Json) -> list[Record]:
-    name = str(row.get("record"))
-    if name in _DERIVED:
-        raise bad(f"derived_{name}", f"a record of {name} from a file is not taken in: {_WHY_DERIVED}")
-    kind = _TABLES.get(name)
-    if kind is None:
-        raise bad("unknown_record", f"`record` is {shown(row.get('record'), 60)}; known: {', '.join(_TABLES)}")
-    try:
-        return [kind.from_dict({name: value for name, value in row.items() if name != "record"})]
-    except TypeError as error:
-        raise bad("bad_record", f"not a record of {kind.TABLE}: {error}") from error
-
-
-_WHY_DERIVED = (
-    "it would pass by consent, the limits of weight, the filters, redaction and the gate of this directory. Import the "
-    "turns and the feedback; `afterword collect` makes interactions anew. A full backup is a copy of the data directory"
-)
-
 Parser = Callable[[Json], "Conversation | Hashed | list[Record]"]
 """A row of a file -> a conversation, records that have ids, or records that need a name."""
 
 FORMATS: dict[str, Parser] = {
     "openai": _openai, "sharegpt": _sharegpt, "wildchat": _wildchat, "wildfeedback": _wildfeedback,
-    "triples": _triples, "events": _events, "tensorzero": tensorzero, "langfuse": langfuse, "afterword": _afterword,
+    "triples": _triples, "events": _events, "tensorzero": tensorzero, "langfuse": langfuse, "afterword": afterword,
 }  # fmt: skip
 
 _SIGNS = (

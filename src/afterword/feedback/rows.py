@@ -94,6 +94,9 @@ def checked(message: Any) -> Json:
         raise bad("bad_message", f"the content is neither text nor parts: {shown(content, 120)}")
     if isinstance(content, list) and not all(isinstance(part, dict) for part in content):
         raise bad("bad_message", f"a part of the content is no object: {shown(content, 120)}")
+    calls = message.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise bad("bad_message", f"the tool calls are no list of objects: {shown(calls, 120)}")
     return message
 
 

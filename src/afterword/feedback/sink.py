@@ -59,6 +59,7 @@ class Sink:
         self._ready: deque[tuple[Rows, Counts | None]] = deque()
         self._writes: deque[_Write] = deque()
         self._taken = self._unseen = self._held = self._bytes = self._grouped = 0
+        self._sorting = False
         self.flushed = False
         """True when GROUP records came since the last time that it was."""
 
@@ -85,19 +86,23 @@ class Sink:
             self._unseen = 0
         if not records:
             return
-        if size is None or self._taken < IN_ORDER:
+        if not self._sorting and (size is None or self._taken < IN_ORDER):
+            beginning = self._taken < IN_ORDER
             self._taken += len(records)
-            self._turn_over()
             self._group.append((records, where))
             self._grouped += len(records)
-            if self._grouped >= GROUP:
+            if self._grouped >= GROUP or (beginning and self._taken >= IN_ORDER):
                 self._flush()
         else:
-            self._gather(records, where, size)
+            self._gather(records, where, size or 0)
 
     def _gather(self, records: list[Record], where: str, size: int) -> None:
-        self._flush()
-        self._window.append((records, where))
+        """Into the window, for good. What waits in a group comes along: were it sent now, with this row counted but
+        not in it, a kill would pass the row over."""
+        self._sorting = True
+        self._window += [*self._group, (records, where)]
+        self._held += self._grouped
+        self._group, self._grouped = [], 0
         self._held += len(records)
         self._bytes += size
         if self.flushed and self._ready:

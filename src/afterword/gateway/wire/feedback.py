@@ -13,6 +13,7 @@ from typing import Any
 
 from afterword.errors import UsageError
 from afterword.records import FEEDBACK_KINDS, SOURCES, Feedback, Json, Record, Turn, content_hash
+from afterword.store.codec import TIMES
 
 MAX_EVENTS = 1000
 _STRINGS = ("id", "turn", "kind", "text", "final_text", "output", "user", "source")
@@ -102,8 +103,13 @@ def number(value: Any, name: str) -> float | None:
 
 def moment(value: Any, name: str) -> float | None:
     """Unix seconds from a number or an ISO 8601 string (UTC when it names no zone)."""
-    if not isinstance(value, str):
-        return number(value, name)
+    found = number(value, name) if not isinstance(value, str) else _of_calendar(value, name)
+    if found is not None and not TIMES[0] <= found < TIMES[1]:
+        raise UsageError(f"`{name}` is {found!r}: no second of the years 1 to 9999.", param=name)
+    return found
+
+
+def _of_calendar(value: str, name: str) -> float:
     try:
         when = datetime.fromisoformat(value)
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
