@@ -161,23 +161,23 @@ OWN = {"record": "turns", "id": "t1", "schema": 1, "messages": said("Hi"), "answ
 SAID = {"record": "feedback", "id": "f1", "schema": 1, "turn": "t1", "kind": "comment", "text": "no"}
 
 
-@pytest.mark.parametrize(
-    ("row", "change"),
-    [
-        *((OWN, change) for change in (
+ODD_TURNS: list[dict[str, Any]] = [
             {"messages": "abc"}, {"messages": [3]}, {"answer": 3}, {"answer": {"content": 7}}, {"sampling": 3},
             {"messages": [{"role": "user", "content": [3]}]}, {"answer": {"content": None, "tool_calls": 3}},
             {"prompt_ids": ["a"]}, {"completion_ids": [2**40]}, {"logprobs": [None, "x"]}, {"tools": 3}, {"user": 3},
             {"consent": "no"}, {"seconds": "x"}, {"finish_reason": 7}, {"created_at": 1e300}, {"created_at": "x"},
             {"created_at": -1e12}, {"created_at": None}, {"schema": "9"}, {"schema": 99}, {"id": 3}, {"model": None},
-        )),
-        *((SAID, change) for change in (
+]  # fmt: skip
+ODD_FEEDBACK: list[dict[str, Any]] = [
             {"text": 3}, {"final_text": []}, {"value": "x"}, {"value": True}, {"exit_code": 1.5}, {"metadata": 3},
             {"occurred_at": "soon"}, {"occurred_at": 1e300}, {"source": 3}, {"kind": None}, {"user": ["x"]},
             {"output": 3}, {"turn": None},
-        )),
-    ],
-)  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "change"), [*((OWN, change) for change in ODD_TURNS), *((SAID, change) for change in ODD_FEEDBACK)]
+)
 def test_our_own_form_is_checked_field_by_field(
     store: Store, tmp_path: Path, row: dict[str, Any], change: dict[str, Any]
 ) -> None:
