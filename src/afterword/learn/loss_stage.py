@@ -28,7 +28,7 @@ from afterword.learn.tiles import tile_of
 
 TILE = 128
 """Most tokens of a tile: more make the products of a CPU no faster."""
-_TILE_BYTES = {"cpu": 24 << 20, "cuda": 128 << 20}
+_TILE_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
 """Most bytes of a tile's logits, per side."""
 _STRIP_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
 """Most bytes of a strip's logits; about eight tensors of that size exist at a time."""
