@@ -97,7 +97,7 @@ def test_a_killed_review_can_be_given_again(tmp_path: Path) -> None:
 def test_clocks_that_jump_change_no_decision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.db"
     with Store.open(path) as store:
-        store.write(turn("t1", user="ada"), feedback("retried", "f1", "t1", created_at=1e11),
+        store.write(turn("t1", user="ada"), feedback("retried", "f1", "t1", created_at=1e12),
                     turn("t2", "No.", user="bob"),
                     feedback("comment", "f2", "t2", text="too short", created_at=-5.0, occurred_at=4e18))  # fmt: skip
         monkeypatch.setattr("time.time", lambda: 0.0)

@@ -127,3 +127,11 @@ def test_impossible_exports_name_the_possible_ones(store: Store) -> None:
     with pytest.raises(UsageError, match=r"'feedback' cannot be exported as 'openai'.*turns as openai"):
         export(store, "feedback", "openai", io.BytesIO())
     assert {what for what, _ in EXPORTS} == {"turns", "feedback", "interactions"}
+
+
+def test_a_time_that_no_calendar_knows_breaks_no_export(store: Store) -> None:
+    said_ = Turn(id="t", messages=tuple(said("Hi")), answer={"role": "assistant", "content": "Yo"}, created_at=1e13)
+    store.write(said_, Feedback(id="f", turn="t", kind="comment", text="no", created_at=-1e18, occurred_at=4e18))
+    collect(store)
+    assert all(len(out(store, what, form)) <= 1 for what, form in EXPORTS)
+    assert out(store, "turns", "langfuse")[0]["start_time"].startswith("9999-12-31")

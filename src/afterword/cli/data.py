@@ -24,6 +24,7 @@ from afterword.feedback.rejects import rejects_file
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
 from afterword.release.chain import verify
+from afterword.store.codec import calendar_time
 from afterword.store.containers import Out, container
 from afterword.store.export import EXPORTS, TRAINING, Exported, export, export_user
 from afterword.store.view import SPLITS
@@ -161,7 +162,7 @@ def _sink(path: Path | None) -> Iterator[Out]:
 
 def when(seconds: float) -> str:
     """Local time, to the second."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(calendar_time(seconds)))
 
 
 def short(text: Any, width: int = 48) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from afterword.feedback.rows import bad, checked, shown
 from afterword.records import RECORDS, SCHEMA_VERSION, Feedback, Json, Record, Turn
+from afterword.store.codec import TIMES
 
 _TABLES: dict[str, type[Turn] | type[Feedback]] = {kind.TABLE: kind for kind in (Turn, Feedback)}
 """What was said and done. All else is derived from it here, under the checks of this directory."""
@@ -81,7 +82,9 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool] | None, str]] = {
                     (_text, "a text")),
     **dict.fromkeys(("model", "source", "turn", "kind"), (lambda value: isinstance(value, str), "a text")),
     **dict.fromkeys(("sampling", "usage", "metadata"), (_object, "an object")),
-    **dict.fromkeys(("created_at", "occurred_at", "seconds", "value"), (_number, "a number")),
+    **dict.fromkeys(("created_at", "occurred_at"),
+                    (lambda value: _number(value) and TIMES[0] <= (value or 0) <= TIMES[1], "a time of the calendar")),
+    **dict.fromkeys(("seconds", "value"), (_number, "a number")),
     "logprobs": (_list_of(_number), "a list of numbers"),
     "tools": (_list_of(_object), "a list of objects"),
     "exit_code": (_whole, "a whole number"),

@@ -86,8 +86,7 @@ def encode(record: Record) -> Row:
     identifier = data.pop("id")
     searched = [data[name] for name in SEARCHED[table]]
     try:
-        _check_times(created, data.get("occurred_at"))
-        _check(identifier, zip(SEARCHED[table], searched, strict=True))
+        _check(identifier, created, zip(SEARCHED[table], searched, strict=True))
         arrays = [_pack(name, data.pop(name)) for name in ARRAYS] if isinstance(record, Turn) else []
         body = orjson.dumps(data, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError, OverflowError) as error:
@@ -104,23 +103,23 @@ NUMBERS = frozenset(("seconds",))
 """Searched columns that hold a number."""
 
 
-TIMES = (-62_135_596_800.0, 253_402_300_800.0)
-"""Unix seconds of the years 1 to 9999: no calendar knows others."""
+TIMES = (-62_135_596_800.0, 253_402_300_799.0)
+"""Unix seconds of the years 1 to 9999, which a calendar knows. The doors refuse others; a clock of ours that jumped
+there is stored, and shown as the nearest of these."""
 
 
-def _check_times(created: Any, occurred: Any) -> None:
-    for name, value in (("created_at", created), ("occurred_at", occurred)):
-        if name == "occurred_at" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not TIMES[0] <= value < TIMES[1]:
-            raise ValueError(f"`{name}` must be a number of seconds in the years 1 to 9999, not {value!r:.80}")
+def calendar_time(seconds: float) -> float:
+    """The nearest time of the calendar."""
+    return min(max(seconds, TIMES[0]), TIMES[1])
 
 
-def _check(identifier: Any, searched: Iterable[tuple[str, Any]]) -> None:
+def _check(identifier: Any, created: Any, searched: Iterable[tuple[str, Any]]) -> None:
     """TypeError or ValueError for what SQLite would refuse: one bad row must not fail its group."""
     if not isinstance(identifier, str) or not identifier:
         raise TypeError(f"its id must be a text, not {identifier!r:.80}")
     identifier.encode("utf-8")
+    if not isinstance(created, int | float) or not math.isfinite(created):
+        raise ValueError(f"`created_at` must be a number of seconds, not {created!r:.80}")
     for name, value in searched:
         if type(value) is str or (value is None and name in OPTIONAL):
             continue

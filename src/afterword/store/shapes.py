@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from afterword.records import Feedback, Interaction, Json, Record, Turn
+from afterword.store.codec import calendar_time
 from afterword.store.users import speaker
 from afterword.store.view import View
 
@@ -176,7 +177,7 @@ def events(view: View) -> Iterator[Json]:
             "user_edit": row.final_text,
             "follow_up": row.text if row.kind in {"follow_up", "comment"} else None,
             "signal_weight": row.metadata.get("signal_weight"),
-            "created_at": datetime.fromtimestamp(row.created_at, UTC).isoformat(),
+            "created_at": datetime.fromtimestamp(calendar_time(row.created_at), UTC).isoformat(),
             "user": speaker((row,), turn.user),
             "conversation": turn.conversation,
         }

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from afterword.records import Feedback, Json, Turn
+from afterword.store.codec import calendar_time
 from afterword.store.shapes import preferred, text, threads
 from afterword.store.view import View
 
@@ -178,7 +179,7 @@ def _score(row: Feedback) -> Json | None:
 
 
 def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    return datetime.fromtimestamp(calendar_time(seconds), UTC).isoformat()
 
 
 def _dumps(value: Any) -> str:
