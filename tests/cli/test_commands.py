@@ -226,6 +226,7 @@ def test_doctor_checks_each_thing(home: Path, capsys: pytest.CaptureFixture[str]
         (["turns", "shwo"], "no command 'shwo': did you mean 'show'? `afterword turns --help`"),
         (["zzz"], "no command 'zzz': it is one of demo, simulate"),
         (["collect", "--jsn"], "'--jsn' is not understood here: did you mean '--json'?"),
+        (["cycle", "--watch", "--every", "20"], "'--every' is not understood here. `afterword cycle --help`"),
         (["turns", "show"], "'turns show' needs id."),
         (["train", "--lr", "much"], "argument --lr: invalid float value: 'much'."),
     ],

@@ -268,17 +268,13 @@ def test_a_waiting_row_on_a_later_page_is_counted_once(path: Path, monkeypatch: 
 
 def test_an_interaction_that_the_user_denies_later_is_not_used(path: Path) -> None:
     with Store.open(path) as store:
-        _denied(store)
-
-
-def _denied(store: Store) -> None:
-    store.write(turn("denied"), feedback("saved", "yes", "denied"))
-    collect(store)
-    (made,) = store.rows(Interaction)
-    assert made.id in {i.id for split in ("train", "holdout") for i in store.usable(split)}
-    store.write(feedback("copied", "weak", "denied"), feedback("comment", "no", "denied", text="That is wrong."))
-    funnel = collect(store)
-    assert funnel.skipped["contradictory"] == 1
-    assert [i for split in ("train", "holdout") for i in store.usable(split)] == []
-    store.write(feedback("retraction", "back", "denied", retracts="no"))
-    assert [i.id for split in ("train", "holdout") for i in store.usable(split)] == [made.id]
+        store.write(turn("denied"), feedback("saved", "yes", "denied"))
+        collect(store)
+        (made,) = store.rows(Interaction)
+        assert made.id in {i.id for split in ("train", "holdout") for i in store.usable(split)}
+        store.write(feedback("copied", "weak", "denied"), feedback("comment", "no", "denied", text="That is wrong."))
+        funnel = collect(store)
+        assert funnel.skipped["contradictory"] == 1
+        assert [i for split in ("train", "holdout") for i in store.usable(split)] == []
+        store.write(feedback("retraction", "back", "denied", retracts="no"))
+        assert [i.id for split in ("train", "holdout") for i in store.usable(split)] == [made.id]

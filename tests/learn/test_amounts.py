@@ -37,6 +37,7 @@ def single(settings: dict[str, Any], changes: dict[str, Any]) -> Recipe:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"context": dataclasses.replace(CONTEXTS["together"], together=0)}, "together=0 must be a whole number"),
         ({"target_schedule": Linear()}, "no beta"),
         ({**AWAY, "reference": START, "reference_context": CONTEXTS["appended"]}, "cancels"),
         ({**AWAY, "reference": External()}, "train.teacher"),

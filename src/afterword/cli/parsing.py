@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _CHOICE = re.compile(r"argument (?P<what>.+?): invalid choice: '(?P<given>.*)' \(choose from (?P<known>.*)\)")
 _UNKNOWN = re.compile(r"unrecognized arguments: (?P<given>\S+)")
@@ -15,6 +15,14 @@ _MISSING = re.compile(r"the following arguments are required: (?P<names>.+)")
 
 class Parser(argparse.ArgumentParser):
     """argparse with a sentence in place of its usage block. Exit code 2, as everywhere for what was typed wrong."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's, but what a command does not understand is told by that command and not by the program: its
+        own flags are the near ones."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         sentence = self._sentence(message)

@@ -11,6 +11,8 @@ import tomllib
 import unicodedata
 from importlib.resources import files
 
+from afterword.feedback.patterns import alternatives
+
 _DATA: dict[str, list[str]] = tomllib.loads(
     files("afterword.feedback").joinpath("guards.toml").read_text(encoding="utf-8")
 )
@@ -25,23 +27,12 @@ _UNSEEN = re.compile(
 def _any(name: str) -> re.Pattern[str]:
     """Entries that begin at a word share one test for it, so that most places of a text are passed over at once; tables
     without capitals are searched in lowered text, which takes half the time."""
-    parts = [part for entry in _DATA[name] for part in _alternatives(entry)]
+    parts = [part for entry in _DATA[name] for part in alternatives(entry)]
     at_word = "|".join(f"(?:{part[2:]})" for part in parts if part.startswith(r"\b"))
     anywhere = [f"(?:{part})" for part in parts if not part.startswith(r"\b")]
     whole = "|".join([rf"\b(?:{at_word})", *anywhere] if at_word else anywhere)
     capitals = re.search(r"[A-Z]", re.sub(r"\\.", "", whole)) is not None
     return re.compile(whole, re.IGNORECASE if capitals else 0)
-
-
-def _alternatives(entry: str) -> list[str]:
-    """The entry's alternatives at its top level."""
-    parts, depth, start = [], 0, 0
-    for found in re.finditer(r"\\.|\[(?:\\.|[^\]\\])*\]|[()|]", entry):
-        depth += {"(": 1, ")": -1}.get(found.group(), 0)
-        if found.group() == "|" and depth == 0:
-            parts.append(entry[start : found.start()])
-            start = found.end()
-    return [*parts, entry[start:]]
 
 
 _REFUSAL_SIGNS = tuple(_DATA["refusal_signs"])

@@ -64,6 +64,18 @@ class Patterns:
         return self._free is not None and self._free.search(text) is not None
 
 
+def alternatives(entry: str) -> list[str]:
+    """The alternatives of a regular expression at its top level."""
+    parts, depth, start = [], 0, 0
+    for found in _TOP.finditer(entry):
+        token = found.group()
+        depth += token.startswith("(") - (token == ")")
+        if token == "|" and depth == 0:
+            parts.append(entry[start : found.start()])
+            start = found.end()
+    return [*parts, entry[start:]]
+
+
 def _compiled(entries: list[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(f"(?:{e})" for e in entries)) if entries else None
 

@@ -27,6 +27,7 @@ from afterword.learn.bounds import (
     shown,
     up_to,
 )
+from afterword.learn.contexts import Context
 from afterword.learn.divergences import PolicyGradient
 from afterword.learn.recipes import Lora, Recipe
 from afterword.learn.schedules import METRICS, Constant, Cosine, Linear, OnMetric, Switch
@@ -61,6 +62,7 @@ _BOUNDS: dict[type, dict[str, Bound]] = {
         "redact": one_of("rules", "presidio", "off"),
         "dtype": one_of("bfloat16", "float32", "auto"),
     },
+    Context: {"together": counts(1, 64)},
     Lora: {"rank": counts(1, 1024), "alpha": POSITIVE},
     Term: {"scale": up_to(1000), "skip_first": counts(0, 100_000), "clip": optional(POSITIVE)},
     Average: {"rate": SHARE, "rank": optional(counts(1))},
