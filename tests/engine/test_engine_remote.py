@@ -7,11 +7,14 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from aiohttp.test_utils import TestClient, TestServer
 
 from afterword.engine.host import Host
@@ -31,10 +34,32 @@ def build(options: argparse.Namespace) -> Host:
         raise ModelError("the folder is empty")
     if options.fault == "death":
         os._exit(9)
+    if options.fault == "threads":
+        _compute_at_once()
     model = models.load_model(options.model, dtype="float32")
     codec = Codec(models.load_tokenizer(options.model))
     runner = Runner(model, ends=frozenset([1]))
     return Host(runner, codec, "tiny", models.base_hash(Path(options.model)))
+
+
+def _compute_at_once() -> None:
+    """What a loader's threads do first; the numbers are those at which two forks in three used to fail."""
+    numbers, gate, failed = torch.ones(100_000), threading.Barrier(16), []
+
+    def compute() -> None:
+        gate.wait()
+        try:
+            numbers.add(1)
+        except RuntimeError as error:
+            failed.append(str(error))
+
+    threads = [threading.Thread(target=compute) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise ModelError(failed[0])
 
 
 def remote(folder: Path, fault: str | None = None) -> Remote:
@@ -113,4 +138,13 @@ def test_what_fails_while_loading_is_told(tiny: Path) -> None:
         it = remote(tiny, fault)
         with pytest.raises(ModelError, match=message):
             it.wait_ready()
+        it.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="spawns there")
+def test_the_threads_of_a_forked_process_may_compute_at_once(tiny: Path) -> None:
+    torch.set_num_threads(torch.get_num_threads())  # now this process has a pool to inherit
+    for _ in range(8):
+        it = remote(tiny, "threads")
+        it.wait_ready()
         it.close()

@@ -124,6 +124,24 @@ def test_the_edit_that_a_retry_led_to_is_forgotten_with_its_writer(store: Store)
     assert held["turns"] == () and held["interactions"] == ("i1",)
 
 
+def test_a_short_edit_takes_nobody_elses_rows_with_it(store: Store) -> None:
+    asked = question("Is it open?")
+    rows = [turn(f"t{n}", messages=asked, user="bob", conversation="c", created_at=float(n)) for n in (1, 2)]
+    shown = {
+        "i1": "I accepted:\nIt is open.",
+        "i2": "I accepted:\nIt is open. So is the bar.",
+        "i3": "I accepted:\nopen",
+    }
+    store.write(*rows, Feedback(id="e", turn="t2", kind="edited", final_text="It is open.", user=ADA))
+    store.write(*(
+        Interaction(id=name, turn="t1", feedback=(f"r{name}",), kind="retried", hindsight=words, polarity=-1,
+                    weight=0.5, split="train", user="bob")
+        for name, words in shown.items()
+    ))  # fmt: skip
+    with Eraser(store.path) as eraser:
+        assert eraser.find(ADA).rows["interactions"] == ("i1",)
+
+
 @pytest.mark.parametrize(("accepts", "made"), [("ada.l", 1), ("bob", 0), (None, 0)])
 def test_a_retry_is_paired_with_what_its_own_user_accepted(store: Store, accepts: str | None, made: int) -> None:
     first, second = (turn(f"t{n}", conversation="c", created_at=float(n)) for n in (1, 2))

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from afterword.engine.core import Piece
+from afterword.engine.cores import after_fork
 from afterword.engine.host import Host, Pieces
 from afterword.engine.protocol import Ask
 from afterword.errors import AfterwordError, ModelError
@@ -155,6 +156,7 @@ class Remote:
 def _serve(build: Build, options: argparse.Namespace, pipe: Connection, other_end: Connection) -> None:
     """The model's process: load, say so, then do what comes through the pipe until it closes."""
     other_end.close()
+    after_fork()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the process that we belong to decides when we end
     loaded = threading.Event()

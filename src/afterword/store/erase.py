@@ -24,7 +24,7 @@ from afterword.errors import StoreError
 from afterword.records import Json
 from afterword.store.schema import CLEARED, PRUNED, TOMBSTONE, connect
 from afterword.store.users import TURNS_OF_USER
-from afterword.store.words import pieces
+from afterword.store.words import PIECE, pieces
 
 _ALIVE = f"NOT {TOMBSTONE.format('t')}"
 _PATIENCE_MS = 60_000
@@ -153,11 +153,13 @@ class Eraser:
             f"WHERE f.kind = 'edited' AND NOT {TOMBSTONE.format('f')}"
         )
         finals = [(orjson.loads(body)["final_text"] or "").strip() for (body,) in self._db.execute(sql)]
-        parts = {part for final in finals for part in (final, *pieces(final)) if part}
+        # Short words are anybody's: they are theirs only where they are the whole answer that is shown.
+        whole = tuple(f"\n{final}" for final in finals if final)
+        parts = {part for final in finals for part in pieces(final) if len(part) >= PIECE - 2}
         others = f"SELECT id, body FROM interactions t WHERE kind IN ('retried', 'regenerated') AND {_ALIVE}"
-        for identifier, body in self._db.execute(others) if parts else ():
-            shown = orjson.loads(body)["hindsight"]
-            if any(part in shown for part in parts):
+        for identifier, body in self._db.execute(others) if whole else ():
+            shown = orjson.loads(body)["hindsight"].rstrip()
+            if shown.endswith(whole) or any(part in shown for part in parts):
                 yield identifier
 
     def _quoting(
