@@ -1,12 +1,12 @@
 """What a whole training step costs, beside TRL's SDFT trainer on the same answers.
 
-    python benchmarks/train_step.py [--steps 3] [--rounds 2] [--threads 2] [--subjects ours trl-16 trl-4]
+    python benchmarks/train_step.py [--steps 3] [--rounds 2] [--threads 2] [--subjects ours trl-8 ...]
 
 One optimiser step: 16 turns whose answers are 128 tokens, forward KL over the whole vocabulary to the model itself
 reading the user's follow-up after the question ("live" teacher: a student pass, a teacher pass and a backward pass in
 every step for both), SmolLM2-135M-Instruct in bfloat16, a float32 LoRA of rank 16 on all linear layers, AdamW. Both
-sides get the same ids; TRL's generation is replaced by them, its importance sampling (another pass) is off. `trl-16`
-takes the 16 turns at once, `trl-4` four at a time with accumulation. Every subject runs in a fresh process; a step's
+sides get the same ids; TRL's generation is replaced by them, its importance sampling (another pass) is off. `trl-8`
+takes eight turns at a time (TRL's default) with accumulation, `trl-16` and `trl-4` so many. Every subject runs in a fresh process; a step's
 time is the median of those after the first, by the clock and in seconds of processor time (which other work on the
 machine hardly changes). How threads wait for each other is left to either side's own default. Memory is the process's
 highest resident set (VmHWM), whole and above what was resident once its libraries were imported. Ratios are medians
@@ -78,7 +78,8 @@ WORDS = [
     "paper",
 ]
 FOLLOW_UP = "Too long. Please answer in one short sentence, and say hello first."
-SUBJECTS = ("ours", "trl-16", "trl-4")
+PEERS = ("trl-16", "trl-8", "trl-4")
+SUBJECTS = ("ours", *PEERS)
 
 
 class Run:
@@ -296,18 +297,17 @@ def main() -> None:
         return
     before = os.getloadavg()
     rounds = [{s: measure(s, args.steps, args.threads) for s in args.subjects} for _ in range(args.rounds)]
-    peers = [s for s in args.subjects if s != "ours"]
     ratios = {
-        s: {
-            "times_as_fast": statistics.median(r[s]["step"] / r["ours"]["step"] for r in rounds),
-            "times_as_fast_cpu": statistics.median(r[s]["step_cpu"] / r["ours"]["step_cpu"] for r in rounds),
-            "share_of_its_memory": statistics.median(r["ours"]["mib"] / r[s]["mib"] for r in rounds),
+        peer: {
+            "times_as_fast": statistics.median(r[peer]["step"] / r["ours"]["step"] for r in rounds),
+            "times_as_fast_cpu": statistics.median(r[peer]["step_cpu"] / r["ours"]["step_cpu"] for r in rounds),
+            "share_of_its_memory": statistics.median(r["ours"]["mib"] / r[peer]["mib"] for r in rounds),
             "share_above_start": statistics.median(
-                r["ours"]["mib_above_start"] / r[s]["mib_above_start"] for r in rounds
+                r["ours"]["mib_above_start"] / r[peer]["mib_above_start"] for r in rounds
             ),
         }
-        for s in peers
-        if "ours" in args.subjects
+        for peer in PEERS
+        if "ours" in args.subjects and peer in args.subjects
     }
     result = {
         "turns": TURNS,
