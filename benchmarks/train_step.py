@@ -7,11 +7,10 @@ reading the user's follow-up after the question ("live" teacher: a student pass,
 every step for both), SmolLM2-135M-Instruct in bfloat16, a float32 LoRA of rank 16 on all linear layers, AdamW. Both
 sides get the same ids; TRL's generation is replaced by them, its importance sampling (another pass) is off. `trl-8`
 takes eight turns at a time (TRL's default) with accumulation, `trl-16` and `trl-4` so many. Every subject runs in a
-fresh process; a step's
-time is the median of those after the first, by the clock and in seconds of processor time (which other work on the
-machine hardly changes). How threads wait for each other is left to either side's own default. Memory is the process's
-highest resident set (VmHWM), whole and above what was resident once its libraries were imported. Ratios are medians
-over rounds, each within its round. Needs the extra `compare`. Writes
+fresh process; a step's time is the median of those after the first, by the clock and in seconds of processor time
+(which other work on the machine hardly changes). How threads wait for each other is left to either side's own
+default. Memory is the process's highest resident set (VmHWM), whole and above what was resident once its libraries
+were imported. Ratios are medians over rounds, each within its round. Needs the extra `compare`. Writes
 benchmarks/results/train_step.json.
 """
 
