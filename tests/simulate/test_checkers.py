@@ -188,6 +188,13 @@ def test_an_edit_gives_the_persona_what_it_wants(wish: Wish, answer: str) -> Non
     assert after.grade >= before.grade
 
 
+@pytest.mark.parametrize("wish", [pytest.param(w, id=name) for name, w in WISHES if w.editor])
+@pytest.mark.parametrize("answer", ["", " ", "1.", "1.\n2.", "- ", "...", "#"])
+def test_an_edit_never_leaves_nothing(wish: Wish, answer: str) -> None:
+    mended = mend(answer, [wish])
+    assert mended is None or mended.strip()
+
+
 @pytest.mark.parametrize("wish", [pytest.param(w, id=name) for name, w in WISHES])
 def test_a_wish_grades_its_good_answer_above_its_bad_one_and_nothing_lowest(wish: Wish) -> None:
     good, bad, empty = (wish.mark(text, QUESTION) for text in (wish.good, wish.bad, ""))

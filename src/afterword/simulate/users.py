@@ -101,13 +101,14 @@ def react(
 
 
 def mend(answer: str, unmet: Sequence[Wish]) -> str | None:
-    """The answer as the user would have it; None when some wish has no program for it or nothing would change."""
+    """The answer as the user would have it; None when some wish has no program for it, nothing would change, or
+    nothing would be left (an answer of marks only)."""
     mended = answer
     for wish in unmet:
         if wish.editor is None or not answer.strip():
             return None
         mended = EDITORS[wish.editor](mended, wish.options)
-    return None if mended.strip() == answer.strip() else mended
+    return None if mended.strip() in {"", answer.strip()} else mended
 
 
 def misspelt(text: str, rng: random.Random) -> str:
