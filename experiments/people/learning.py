@@ -17,7 +17,8 @@ from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate, Skip
 from afterword.simulate import Persona, Prompt, load_persona
 
-FOLLOWED = ("brief", "numbered", "spanish", "tutor", "greeting", "plain", "emojis", "examples")
+FOLLOWED = ("brief", "numbered", "greeting", "spanish", "french", "german")
+"""Under one complaint its answers win at least 70 % against the base (`run.py ceilings`)."""
 UNABLE = ("capitals", "json")
 """The embedded model does not do it even when told to."""
 STEPS = (25, 50, 100, 200)

@@ -24,7 +24,7 @@ from controls import CONTROL, RECIPES
 from learning import CHANGE, COMPLEMENTARY, PERSONALISE, ROBUSTNESS
 from logs import HEATMAPS, OFFLINE
 from many import ADAPTERS, CONTINUAL
-from teachers import TEACHERS
+from teachers import CEILINGS, TEACHERS
 
 from afterword.errors import AfterwordError
 from afterword.learn.models import EMBEDDED
@@ -33,6 +33,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "personalise": PERSONALISE, "change_of_mind": CHANGE, "complementary": COMPLEMENTARY, "robustness": ROBUSTNESS,
     "control_sft": CONTROL, "continual": CONTINUAL, "recipes": RECIPES, "adapters": ADAPTERS,
     "offline_logs": OFFLINE, "heatmaps": HEATMAPS, "teachers": TEACHERS,
+    "ceilings": CEILINGS,
 }  # fmt: skip
 
 
