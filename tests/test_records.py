@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,3 +84,17 @@ def test_new_ids_are_unique_and_begin_with_their_time(monkeypatch: pytest.Monkey
     first = new_id("x")
     monkeypatch.setattr("time.time", lambda: 1000.001)
     assert first < new_id("x")
+
+
+@given(st.lists(st.text(st.characters()) | st.none() | st.integers() | st.floats() | st.lists(st.text()), max_size=5))
+def test_the_id_of_a_content_is_the_hash_of_its_json(parts: list[Any]) -> None:
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    wanted = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    assert content_hash(*parts) == wanted
+
+
+@given(st.lists(st.text(st.characters(min_codepoint=0, max_codepoint=0x10FFFF, exclude_categories=())), max_size=4))
+def test_the_id_of_texts_is_the_hash_of_their_json(parts: list[str]) -> None:
+    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+    wanted = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    assert content_hash(*parts) == wanted

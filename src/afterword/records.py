@@ -15,6 +15,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring
 from typing import Any, ClassVar, Literal, Self
 
 SCHEMA_VERSION = 1
@@ -35,7 +36,10 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",
 
 def content_hash(*parts: Any) -> str:
     """32 hex digits of BLAKE2b over the canonical JSON of `parts`: equal content, equal id."""
-    text = _CANONICAL.encode(parts)
+    try:  # texts only, by far the most: what the encoder would write, in a third of its time
+        text = f"[{','.join(map(encode_basestring, parts))}]"
+    except TypeError:
+        text = _CANONICAL.encode(parts)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from afterword.errors import ConfigError
 from afterword.feedback import CollectSettings, collect
@@ -220,3 +223,15 @@ def test_renderings_can_be_set_by_task() -> None:
 def test_directions_of_wishes() -> None:
     assert directions("Shorter, please") == {"length": -1} and directions("more detail please") == {"length": 1}
     assert directions("shorter but more detailed") == {} and directions("Who was Ada?") == {}
+
+
+@given(st.lists(st.sampled_from([f"w{i}" for i in range(12)]) | st.text(max_size=8), max_size=300))
+def test_a_sketch_is_the_smallest_hashes_of_all_triples(words: list[str]) -> None:
+    text = " ".join(words).lower()
+    parts = text.encode("utf-8", "replace").split()
+    if len(parts) * 12 < len(text):
+        parts = [c.encode("utf-8", "replace") for c in text]
+    codes = [crc32(part) for part in parts]
+    triples = {hash(t) & 0xFFFFFFFF for t in zip(codes, codes[1:], codes[2:], strict=False)}
+    wanted = sorted(triples or {hash(tuple(codes)) & 0xFFFFFFFF})[:32]
+    assert sketch_of(text, limits=(100_000,)) == tuple(wanted)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from afterword.feedback import guards
 from afterword.feedback.guards import is_injection, is_right_refusal, is_standing
 from tests.feedback.feedback_builders import decided, feedback, turn
 
@@ -110,3 +114,35 @@ def test_an_edit_that_speaks_to_a_model_is_still_skipped() -> None:
     )
     assert [skip.reason for _, skip in decided(row).skips] == ["injection"]
     assert is_standing("\uff21lways be brief.")
+
+
+TABLES = ("risk", "push", "injection", "aimed", "standing", "cut")
+PIECES = sorted({piece for name in TABLES for entry in guards._DATA[name] for piece in re.findall(r"[a-z']+", entry)})
+GLUE = st.sampled_from([" ", ", ", ".", "(", "'", '"', "-", "\n", "", "_", "7", "<|", "|>", "[", "]", ": "])
+
+
+@given(
+    st.lists(st.tuples(GLUE, st.sampled_from(PIECES)), max_size=12), st.sampled_from([str.lower, str.title, str.upper])
+)
+def test_a_table_passes_over_no_text_in_which_it_would_find_something(pieces: Any, case: Any) -> None:
+    text = case("".join(glue + piece for glue, piece in pieces))
+    read = guards.plain(text)
+    for name in TABLES:
+        table = getattr(guards, f"_{name.upper()}")
+        assert table.search(text) == (table.pattern.search(read.lower() if table._low else read) is not None)
+
+
+def test_a_text_without_a_word_of_a_table_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting:
+        searches = 0
+
+        def search(self, text: str) -> None:
+            self.searches += 1
+
+    for name in TABLES:
+        counting = Counting()
+        monkeypatch.setattr(getattr(guards, f"_{name.upper()}"), "pattern", counting)
+        guards._read.cache_clear()
+        table = getattr(guards, f"_{name.upper()}")
+        assert not table.search("That is wrong.") and counting.searches == 0
+        assert not table.search("Das ist zu lang für mich.") and counting.searches == 1

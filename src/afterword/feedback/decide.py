@@ -56,13 +56,15 @@ def _consent(case: Case) -> Refusal | None:
 
 
 def _finished(case: Case) -> Refusal | None:
-    reasons = {
-        "aborted": "the client left before the answer ended",
-        "error": "the upstream broke off",
-        "content_filter": "the upstream withheld the answer",
-    }
     reason = case.turn.finish_reason or ""
-    return Refusal(reason, reasons[reason]) if reason in reasons else None
+    return Refusal(reason, _UNFINISHED[reason]) if reason in _UNFINISHED else None
+
+
+_UNFINISHED = {
+    "aborted": "the client left before the answer ended",
+    "error": "the upstream broke off",
+    "content_filter": "the upstream withheld the answer",
+}
 
 
 def _answered(case: Case) -> Refusal | None:
@@ -133,6 +135,8 @@ def guarded(case: Case, signal: Signal) -> Refusal | None:
 
 def _without_who_came_back(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
     """Somebody who reacts after the application thought that they had left had not: the reaction counts."""
+    if len(signals) < 2:
+        return signals
     last = max((n for n, s in enumerate(signals) if s.feedback.kind not in {"abandoned", "stopped"}), default=-1)
     kept: list[Signal] = []
     for n, signal in enumerate(signals):
@@ -145,6 +149,8 @@ def _without_who_came_back(case: Case, signals: list[Signal], decision: Decision
 
 def _without_contradictions(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
     """Two signs of like strength refuse each other; a much weaker one (less than half) gives way."""
+    if len(signals) < 2:
+        return signals
     best = {sign: max((s.weight for s in signals if s.firm and s.polarity == sign), default=0.0) for sign in (-1, 1)}
     if not best[-1] or not best[1]:
         return signals
@@ -163,6 +169,8 @@ def _without_contradictions(case: Case, signals: list[Signal], decision: Decisio
 def _against_earlier(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
     """Late feedback may add words, but not repeat. One that denies what an earlier collection decided is skipped, and
     unless it is much weaker (less than half) the earlier interaction is not used any more (`Store.usable`)."""
+    if not case.earlier:
+        return signals
     signs = {interaction.polarity for interaction in case.earlier} - {0}
     strongest = max((interaction.weight for interaction in case.earlier), default=0.0)
     kept: list[Signal] = []
@@ -173,7 +181,7 @@ def _against_earlier(case: Case, signals: list[Signal], decision: Decision) -> l
             else:
                 refusal = Refusal("contradictory", "an earlier interaction of this turn says otherwise; both are out")
             decision.skip(signal.feedback, refusal)
-        elif case.earlier and not signal.hindsight:
+        elif not signal.hindsight:
             decision.skip(signal.feedback, Refusal("confirmed", "the turn already gave an interaction of this sign"))
         else:
             kept.append(signal)
@@ -223,7 +231,7 @@ SIGNAL_RULES: tuple[Callable[[Case, list[Signal], Decision], list[Signal]], ...]
 
 
 def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -> Interaction:
-    ordered = sorted(signals, key=lambda s: -KINDS[s.feedback.kind].rank)
+    ordered = sorted(signals, key=lambda s: -KINDS[s.feedback.kind].rank) if len(signals) > 1 else signals
     first = ordered[0]
     polarity = next((s.polarity for s in ordered if s.polarity), 0)
     words = list(dict.fromkeys(s.hindsight for s in ordered if s.hindsight))

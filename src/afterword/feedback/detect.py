@@ -80,7 +80,7 @@ def _decide(request: str, answer: str, text: str) -> Decided:
     if (again := _again(request, seen, words)) is not None:
         other = again == "other" and cue != "correction"
         return ("off_topic", LIKELY) if other else (cue or "rephrase", LIKELY)
-    own = content_words(_QUOTED.sub(" ", rest or seen), _FORM)
+    own = content_words(_unquoted(rest or seen), _FORM)
     shared = _shared(own, request, answer)
     found = _of_its_own(seen, keys, own, shared, cue)
     if rest is not None and (found is None or found[0] in {"off_topic", "question", "unsure"}):
@@ -89,7 +89,7 @@ def _decide(request: str, answer: str, text: str) -> Decided:
 
 
 def _cue(seen: str, keys: Keys) -> Category | None:
-    if _CORRECTION.search(seen, keys) or any(sign in seen for sign in _FAULTS):
+    if _CORRECTION.search(seen, keys) or _FAULTS.search(seen):
         return "correction"
     if _COMPLAINT.search(seen, keys):
         return "complaint"
@@ -147,10 +147,14 @@ def _again(request: str, seen: str, words: list[str]) -> Literal["same", "other"
     head = request.strip()[:ASKED].lower()
     if not head or not words:
         return None
+    cjk = _CJK.search(seen)
+    has = _stems(words, cues.STOP)
+    if not cjk and sum([stem in head for stem in has]) < 2 and not all([word in head for word in words[:3]]):
+        return None  # neither two words in common nor the same beginning: no need to take the request apart
     asked = _WORDS.findall(head)
     same_start = len(words) >= 5 and len(asked) >= 5 and words[:3] == asked[:3]
-    had, has = _stems(asked, cues.STOP), _stems(words, cues.STOP)
-    if _CJK.search(seen):
+    had = _stems(asked, cues.STOP)
+    if cjk:
         had, has = had | _pairs(head), has | _pairs(seen)
     common = len(had & has)
     if not same_start and (common < 2 or common * 2 < len(had | has)):
@@ -159,6 +163,10 @@ def _again(request: str, seen: str, words: list[str]) -> Literal["same", "other"
     if (gone and new) or _NUMBERS.findall(head) != _NUMBERS.findall(seen[:ASKED]):
         return "other" if same_start or len(words) >= 6 else None
     return "same" if common >= 2 else None
+
+
+def _unquoted(text: str) -> str:
+    return _QUOTED.sub(" ", text) if _QUOTE.search(text) else text
 
 
 def _topics(stems: frozenset[str]) -> frozenset[str]:
@@ -235,6 +243,7 @@ _CJK = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]+")
 _TOKENS = re.compile(
     r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u4e00-\u9fff][^\W_\u3040-\u30ff\u4e00-\u9fff']*(?:'[^\W_]+)?"
 )
+_QUOTE = re.compile("[\"“«'`「]")
 _QUOTED = re.compile(
     r"\"[^\"]{1,200}\"|“[^”]{1,200}”|«[^»]{1,200}»|(?<!\w)'[^']{1,200}'(?!\w)|`[^`]{1,200}`|「[^」]{1,200}」"
 )
@@ -242,7 +251,7 @@ _SPACES = str.maketrans(dict.fromkeys("\n\t.,;:!?()[]{}<>\"'`*_/\\-=|#", " "))
 _THANKS, _ACK = Patterns(_all(cues.THANKS)), Patterns(_all(cues.ACK))
 _THANKS_ALL, _ACK_ALL = _anywhere(_all(cues.THANKS)), _anywhere(_all(cues.ACK))
 _CORRECTION = Patterns(_all(cues.CORRECTION))
-_FAULTS = ("error:", "exception:", "traceback (most")
+_FAULTS = re.compile(r"(?:error|exception):|traceback \(most")
 _COMPLAINT = Patterns(_all(cues.COMPLAINT))
 _CONSTRAINT = Patterns(_all(cues.CONSTRAINT))
 _CONTINUE = re.compile("|".join(cues.CONTINUE))

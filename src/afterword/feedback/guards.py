@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import tomllib
 import unicodedata
+from functools import lru_cache
 from importlib.resources import files
 
-from afterword.feedback.patterns import alternatives
+from afterword.feedback.patterns import KEY, alternatives, expanded
 
 _DATA: dict[str, list[str]] = tomllib.loads(
     files("afterword.feedback").joinpath("guards.toml").read_text(encoding="utf-8")
@@ -27,17 +28,64 @@ _UNSEEN = re.compile(
 def _any(name: str) -> re.Pattern[str]:
     """Entries that begin at a word share one test for it, so that most places of a text are passed over at once; tables
     without capitals are searched in lowered text, which takes half the time."""
-    parts = [part for entry in _DATA[name] for part in alternatives(entry)]
+    parts = _parts(name)
     at_word = "|".join(f"(?:{part[2:]})" for part in parts if part.startswith(r"\b"))
     anywhere = [f"(?:{part})" for part in parts if not part.startswith(r"\b")]
     whole = "|".join([rf"\b(?:{at_word})", *anywhere] if at_word else anywhere)
-    capitals = re.search(r"[A-Z]", re.sub(r"\\.", "", whole)) is not None
-    return re.compile(whole, re.IGNORECASE if capitals else 0)
+    return re.compile(whole, re.IGNORECASE if _has_capitals(whole) else 0)
+
+
+def _parts(name: str) -> list[str]:
+    return [part for entry in _DATA[name] for part in alternatives(entry)]
+
+
+def _has_capitals(pattern: str) -> bool:
+    return re.search(r"[A-Z]", re.sub(r"\\.", "", pattern)) is not None
+
+
+_BEGINNING = re.compile(rf"[^\W\d_]{{{KEY}}}(?![?*{{])|[^\W\d_]{{1,{KEY - 1}}}(?=[ ',:](?![?*{{])|\\b|$)|[<\[]|\\[<\[]")
+"""How an entry begins: the letters of its first word, or a sign that hardly any text has."""
+_APART = str.maketrans({chr(code): " " for code in range(128) if not re.match(r"\w", chr(code))})
+
+
+@lru_cache(maxsize=2)
+def _read(text: str) -> tuple[str, str, frozenset[str] | None]:
+    """`text` as `plain` gives it, the same in small letters, and how its words begin (None for other than ASCII).
+    Several tables are asked about the same words."""
+    read = plain(text)
+    low = read.lower()
+    return read, low, frozenset([w[:KEY] for w in low.translate(_APART).split()]) if read.isascii() else None
+
+
+class _Table:
+    """A table of patterns. An ASCII text is searched only when one of its words begins as one of the patterns does, or
+    when it has one of their signs."""
+
+    def __init__(self, name: str) -> None:
+        self.pattern = _any(name)
+        self._low = not self.pattern.flags & re.IGNORECASE
+        begins = {_begins(one) for part in _parts(name) for one in expanded(re.sub(r"^(\^\\s\*|\\b)", "", part))}
+        self._begins = frozenset(begin for begin in begins if begin.isascii())
+        self._signs = tuple(self._begins & {"<", "["})
+
+    def search(self, text: str) -> bool:
+        """Does any pattern occur in `text`, read as `plain` gives it?"""
+        read, low, begins = _read(text)
+        if begins is not None and self._begins.isdisjoint(begins) and not any([sign in low for sign in self._signs]):
+            return False
+        return self.pattern.search(low if self._low else read) is not None
+
+
+def _begins(entry: str) -> str:
+    found = _BEGINNING.match(entry)
+    assert found or not entry[0].isascii(), f"the pattern {entry!r} has no fixed beginning"
+    return found.group().removeprefix("\\").lower() if found else entry[0]
 
 
 _REFUSAL_SIGNS = tuple(_DATA["refusal_signs"])
-_REFUSAL, _DECLINED, _RISK, _PUSH = _any("refusal"), _any("declined"), _any("risk"), _any("push")
-_INJECTION, _AIMED, _STANDING, _CUT = _any("injection"), _any("aimed"), _any("standing"), _any("cut")
+_REFUSAL, _DECLINED = _any("refusal"), _any("declined")
+_RISK, _PUSH, _STANDING, _CUT = _Table("risk"), _Table("push"), _Table("standing"), _Table("cut")
+_INJECTION, _AIMED = _Table("injection"), _Table("aimed")
 _AXES: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
     name: (re.compile(low, re.IGNORECASE), re.compile(high, re.IGNORECASE))
     for name, (low, high) in tomllib.loads(
@@ -57,39 +105,37 @@ def plain(text: str, unseen: str = "") -> str:
 def is_right_refusal(request: str, answer: str, words: str) -> bool:
     """Does the answer decline what it should: a dangerous request that it does not clearly comply with, or one where
     the user's `words` push against the refusal itself?"""
-    pushed = _PUSH.search(plain(words)) is not None
+    pushed = _PUSH.search(words)
     # What is short is searched first: nearly every answer has a sign, and hardly any user pushes or asks for risks.
-    if not pushed and len(request) <= HEAD and not _risky(request):
+    if not pushed and len(request) <= HEAD and not _RISK.search(request):
         return False
     head = plain(answer[:HEAD]).lower()
     if not any(sign in head for sign in _REFUSAL_SIGNS):
         return False
     if _REFUSAL.search(head) is not None:
-        return pushed or _risky(request)
-    return _DECLINED.search(head) is not None and _risky(request)
-
-
-def _risky(request: str) -> bool:
-    return _RISK.search(plain(request).lower()) is not None
+        return pushed or _RISK.search(request)
+    return _DECLINED.search(head) is not None and _RISK.search(request)
 
 
 def is_injection(words: str, *, said: bool = True) -> bool:
     """Are the words aimed at the trainer or at the template rather than at the answer? `said`: a user says them to the
     assistant; in an edit or a program's output only what speaks to a model counts."""
-    read = [plain(words)]
-    if _UNSEEN.search(words):
-        read.append(plain(words, " "))
-    return any(_INJECTION.search(text) or (said and _AIMED.search(text.lower())) for text in read)
+    if _INJECTION.search(words) or (said and _AIMED.search(words)):
+        return True
+    if words.isascii() or not _UNSEEN.search(words):
+        return False
+    apart = plain(words, " ")
+    return bool(_INJECTION.pattern.search(apart) or (said and _AIMED.pattern.search(apart.lower())))
 
 
 def is_standing(words: str) -> bool:
     """Do the words make a rule for the future ("from now on always ...")? Then they are that user's own."""
-    return _STANDING.search(plain(words).lower()) is not None
+    return _STANDING.search(words)
 
 
 def blames_the_cut(words: str) -> bool:
     """Do the words complain that the answer stops in the middle?"""
-    return _CUT.search(plain(words).lower()) is not None
+    return _CUT.search(words)
 
 
 def directions(words: str) -> dict[str, int]:

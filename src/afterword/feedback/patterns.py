@@ -42,7 +42,7 @@ class Patterns:
             elif _FREE.search(entry):
                 free.append(entry)
             else:
-                for one in _expanded(entry):
+                for one in expanded(entry):
                     if one.startswith(_DIGITS):
                         numbers.append(one.removeprefix(_DIGITS))
                     else:
@@ -103,13 +103,17 @@ def _literal(entry: str) -> tuple[str, str]:
     return word, entry[len(word) :]
 
 
-def _expanded(entry: str) -> Iterator[str]:
-    """`entry` with a group at (or near) its beginning written out: one pattern for each alternative."""
+def expanded(entry: str) -> Iterator[str]:
+    """`entry` with a group at (or near) its beginning written out: one pattern for each alternative. A group that may
+    be repeated stays."""
     word, rest = _literal(entry)
     if not rest.startswith("(") or rest.startswith("(?") or len(word) >= KEY:
         yield entry
         return
     parts, end = _alternatives(rest)
+    if rest[end : end + 1] in {"*", "+", "{"}:
+        yield entry
+        return
     rest = rest[end:]
     if rest[:1] == "?":
         rest = rest[1:]
@@ -117,7 +121,7 @@ def _expanded(entry: str) -> Iterator[str]:
     for part in parts:
         whole = word + part + rest if word or part else rest.lstrip(" ")
         if whole:
-            yield from _expanded(whole)
+            yield from expanded(whole)
 
 
 def _alternatives(entry: str) -> tuple[list[str], int]:

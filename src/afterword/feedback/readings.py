@@ -104,6 +104,8 @@ def _given_weight(feedback: Feedback, weight: float) -> float:
     """The client may say how strong its signal is (`signal_weight` of the events record, 0 .. 1), in place of the
     table; what the operator switched off stays off."""
     given = feedback.metadata.get("signal_weight")
+    if given is None:
+        return weight
     known = isinstance(given, int | float) and not isinstance(given, bool) and 0.0 <= given <= 1.0
     return float(given) if known else weight  # type: ignore[arg-type]
 
@@ -111,7 +113,7 @@ def _given_weight(feedback: Feedback, weight: float) -> float:
 def _sure_enough(signal: Signal, settings: CollectSettings) -> Read:
     """The client may say how sure it is (`metadata.confidence`, 0 .. 1): that scales the weight."""
     given = signal.feedback.metadata.get("confidence")
-    if isinstance(given, int | float) and not isinstance(given, bool) and 0.0 <= given <= 1.0:
+    if given is not None and isinstance(given, int | float) and not isinstance(given, bool) and 0.0 <= given <= 1.0:
         confidence = signal.confidence * given
         signal = replace(signal, weight=signal.weight * given, confidence=confidence)
     if signal.confidence < settings.min_confidence:

@@ -30,8 +30,13 @@ def sketch_of(*texts: str, limits: tuple[int, ...]) -> Sketch:
     if len(words) * 12 < len(joined):  # a script without spaces
         words = [c.encode("utf-8", "replace") for c in joined]
     codes = list(map(crc32, words))
-    triples = set(map(hash, zip(codes, codes[1:], codes[2:], strict=False))) or {hash(tuple(codes))}
-    return tuple(sorted([t & 0xFFFFFFFF for t in triples])[:SIZE])
+    triples = list(map(hash, zip(codes, codes[1:], codes[2:], strict=False))) or [hash(tuple(codes))]
+    # Hashes are spread evenly: below this bound lie about half as many again as are kept, and only these are sorted.
+    bound = (SIZE * 3 // 2 << 32) // len(triples)
+    small = {low for t in triples if (low := t & 0xFFFFFFFF) < bound}
+    if len(small) < SIZE and bound < 1 << 32:
+        small = {t & 0xFFFFFFFF for t in triples}
+    return tuple(sorted(small)[:SIZE])
 
 
 def packed(sketch: Sketch) -> str:

@@ -142,7 +142,9 @@ def _unpack(name: str, blob: bytes | None) -> tuple[Any, ...] | None:
     if blob is None:
         return None
     if name == "logprobs":
-        return tuple(None if math.isnan(v) else v for v in array("d", blob))
+        values = tuple(array("d", blob))
+        # Nothing is missing from most: a sum that is a number proves it in a fifth of the time.
+        return tuple(None if math.isnan(v) else v for v in values) if math.isnan(sum(values)) else values
     return tuple(array("i", blob))
 
 
