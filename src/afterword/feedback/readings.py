@@ -107,7 +107,7 @@ def _given_weight(feedback: Feedback, weight: float) -> float:
     if given is None:
         return weight
     known = isinstance(given, int | float) and not isinstance(given, bool) and 0.0 <= given <= 1.0
-    return float(given) if known else weight  # type: ignore[arg-type]
+    return float(given) if known else weight
 
 
 def _sure_enough(signal: Signal, settings: CollectSettings) -> Read:

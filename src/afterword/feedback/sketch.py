@@ -68,17 +68,16 @@ class Index:
     agree."""
 
     def __init__(self) -> None:
-        self._at: dict[tuple[str | None, int], tuple[str, Sketch]] = {}
+        self._at: dict[str | None, dict[int, tuple[str, Sketch]]] = {}
 
     def add(self, name: str, group: str | None, sketch: Sketch) -> None:
         """Remember a text by its name."""
-        entry = (name, sketch)
-        for key in sketch[:LOOKED_UP]:
-            self._at[group, key] = entry
+        self._at.setdefault(group, {}).update(dict.fromkeys(sketch[:LOOKED_UP], (name, sketch)))
 
     def nearest(self, name: str, group: str | None, sketch: Sketch) -> tuple[str, float] | None:
         """(name, similarity) of the most similar other text of the group that shares a look-up hash."""
-        seen = {self._at[group, key] for key in sketch[:LOOKED_UP] if (group, key) in self._at}
+        known = self._at.get(group, {})
+        seen = {known[key] for key in sketch[:LOOKED_UP] if key in known}
         rated = [(similarity(sketch, other), who) for who, other in seen if who != name]
         if not rated:
             return None

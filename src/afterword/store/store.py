@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -260,7 +261,8 @@ class Store:
             part = values[start : start + 500]
             sql = f"{head.replace('SELECT ', 'SELECT t.seq, ', 1)} WHERE t.{column} IN ({', '.join('?' * len(part))})"
             sql += f" AND {_ALIVE}"
-            found += [(row[0], cast(R, decode(row[1:]))) for row in self.read(sql + " ORDER BY t.seq", part)]
+            rows = sorted(self.read(sql, part), key=itemgetter(0))  # SQLite would sort whole bodies
+            found += [(row[0], cast(R, decode(row[1:]))) for row in rows]
         return found
 
     def ancestors(self, turn: str) -> Iterator[tuple[str, str | None]]:
