@@ -39,6 +39,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "schedule": Linear(warmup=1),
         "where": CONTEXTS["together"],
     },
+    "beyond 0.5": {"beyond": 0.5, "hold": 0.3, "teacher": BASE, "schedule": Linear(warmup=1)},
+    "beyond 0.25": {"beyond": 0.25, "hold": 0.3, "teacher": BASE, "schedule": Linear(warmup=1)},
     "context together": {"where": CONTEXTS["together"]},
     "lr 3e-4": {"lr": 3e-4},
     "lr 2e-3": {"lr": 2e-3},

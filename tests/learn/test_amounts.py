@@ -85,6 +85,7 @@ HOSTILE: tuple[Any, ...] = (
 NUMBERS = {
     ("sdpo-interactions", "skip_first"): {0, 1}, ("sdpo-interactions", "clip"): {1, 2.5, 1e300, None},
     ("sdpo-interactions", "anchor"): {0, 1, 2.5}, ("sdpo-interactions", "contrast"): {0, 1, 2.5},
+    ("sdpo-interactions", "beyond"): {0, 1, 2.5},
     ("sdpo-interactions", "hold"): {0, 1, 2.5},
     ("sdpo", "k"): {1, 10**400}, ("sdpo", "rate"): {1}, ("sdft", "rate"): {1}, ("sdft", "skip_first"): {0, 1},
     ("opsd-clipped", "clip"): {1, 2.5, 1e300}, ("opcd", "k"): {1, 10**400}, ("gkd", "beta"): {0, 1},

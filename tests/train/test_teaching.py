@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from afterword.chat.render import decode
-from afterword.errors import AdapterError, ModelError
+from afterword.errors import AdapterError, ModelError, UsageError
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.forward import packed
 from afterword.learn.models import load_tokenizer
@@ -201,6 +201,18 @@ def test_a_reference_reads_what_the_student_reads(model: str, tmp_path: Path) ->
     beyond = dataclasses.replace(term, target=Extrapolation(1.5))
     run(model, tmp_path / "beyond", dataclasses.replace(made, terms=(beyond,)))
     assert losses(tmp_path / "beyond")[0] > losses(tmp_path / "one")[0]
+
+
+def test_a_target_beyond_the_teacher_leads_away_from_the_base_without_words(model: str, tmp_path: Path) -> None:
+    plain, beyond = sdpo_interactions(**QUICK), sdpo_interactions(beyond=0.5, **QUICK)
+    term = beyond.terms[0]
+    assert term.target == Extrapolation(1.5, plausible=0.01)
+    assert (term.reference, term.reference_context) == (BASE, CONTEXTS["none"])
+    run(model, tmp_path / "plain", plain)
+    run(model, tmp_path / "beyond", beyond)
+    assert losses(tmp_path / "beyond")[0] > losses(tmp_path / "plain")[0]
+    with pytest.raises(UsageError, match="set one of them to 0"):
+        sdpo_interactions(beyond=0.5, contrast=1.0)
 
 
 def test_a_contrast_reads_a_remark_of_no_content_beside_the_users_own_words(model: str, tmp_path: Path) -> None:

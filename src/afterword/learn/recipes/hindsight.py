@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from afterword.errors import UsageError
 from afterword.learn.advantages import LogRatio
 from afterword.learn.anchors import GOLD, gold_mix, kl_to_base
 from afterword.learn.bounds import NAME, POSITIVE, SHARE, a_part, counts, optional, takes, up_to
@@ -26,7 +27,7 @@ from afterword.learn.routes import ByKind, NotKind
 from afterword.learn.schedules import Cosine
 from afterword.learn.supports import TopK
 from afterword.learn.targets import Extrapolation
-from afterword.learn.teachers import LIVE, START, Teacher
+from afterword.learn.teachers import BASE, LIVE, START, Teacher
 from afterword.learn.teachers import Average as MovingAverage
 from afterword.learn.terms import Term
 from afterword.learn.updates import PPOClip
@@ -57,6 +58,7 @@ such a teacher they are what to imitate least."""
     clip=optional(POSITIVE),
     anchor=up_to(1000, least=0),
     contrast=up_to(9, least=0),
+    beyond=up_to(9, least=0),
     hold=up_to(1000, least=0),
 )
 def sdpo_interactions(
@@ -69,16 +71,18 @@ def sdpo_interactions(
     clip: float | None = None,
     anchor: float = 0.0,
     contrast: float = 0.0,
+    beyond: float = 0.0,
     hold: float = 0.0,
     **settings: Any,
 ) -> Recipe:
     """Hindsight self-distillation from what users do next (after arXiv 2603.12273).
 
-    The teacher is the same model reading the follow-up; both sides score the served ids. `anchor` is the scale
-    of a KL to the base. `contrast` is the share by which the teacher is led away from itself reading a complaint (or
-    a praise) of no content: what only this follow-up asks for is learned, and an apology is not. `hold` is the scale of
-    imitating the answers that users were content with, which then need no words. Differences from the paper:
-    `docs/recipes/sdpo-interactions.md`.
+    The teacher is the same model reading the follow-up; both sides score the served ids. `anchor` is the scale of
+    a KL to the base. `contrast` is the share by which the teacher is led away from itself reading a complaint (or
+    a praise) of no content: what only this follow-up asks for is learned, and an apology is not. `beyond` is the
+    share by which the target goes beyond the teacher, away from the base model that reads no follow-up. `hold` is
+    the scale of imitating the answers that users were content with, which then need no words. Differences from the
+    paper: `docs/recipes/sdpo-interactions.md`.
     """
     hindsight = Term(
         name="hindsight",
@@ -90,9 +94,15 @@ def sdpo_interactions(
         skip_first=skip_first,
         clip=clip,
     )
-    if contrast:
-        target = Extrapolation(1.0 + contrast, plausible=PLAUSIBLE)
-        hindsight = replace(hindsight, target=target, reference=teacher, reference_context=CONTEXTS["remark"])
+    if contrast and beyond:
+        raise UsageError(
+            f"contrast ({contrast}) and beyond ({beyond}) both lead the target away from something, and a term has one "
+            "reference: set one of them to 0"
+        )
+    if contrast or beyond:
+        target = Extrapolation(1.0 + (contrast or beyond), plausible=PLAUSIBLE)
+        away = {"reference": teacher, "reference_context": CONTEXTS["remark"]} if contrast else {"reference": BASE}
+        hindsight = replace(hindsight, target=target, **away)
     held = (gold_mix(hold),) if hold else ()
     if held:
         hindsight = replace(hindsight, route=NotKind((GOLD,)))
