@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jinja2
 import pytest
 
 from afterword.chat.render import (
@@ -79,6 +80,19 @@ def test_a_conversation_that_the_template_ends_otherwise_is_refused() -> None:
 
     with pytest.raises(ModelError, match="not with the chat template's generation header"):
         render_prompt(Letters(odd), ASKED)
+
+
+@pytest.mark.parametrize(
+    "error", [jinja2.TemplateError("no system role"), TypeError("can only concatenate str"), KeyError("name")]
+)
+def test_a_conversation_that_the_template_refuses_is_said_with_its_roles(error: Exception) -> None:
+    def strict(messages: list[dict[str, Any]], header: bool) -> str:
+        if messages[0]["role"] == "system":
+            raise error
+        return Letters._usual(messages, header)
+
+    with pytest.raises(ModelError, match=r"refuses a conversation of system, user: .*(no system|concatenate|name)"):
+        render_prompt(Letters(strict), [{"role": "system", "content": "Be brief."}, *ASKED])
 
 
 def test_end_of_turn_is_what_the_template_writes_then_the_end_token() -> None:

@@ -45,7 +45,8 @@ def test_what_does_not_fit_or_has_no_answer_is_left_out(tiny: str) -> None:
     good = items(tiny, "Shorter.")[0]
     long = Turn(id="t", messages=({"role": "user", "content": "x" * 2000},), answer={"content": "y"})
     empty = Turn(id="t", messages=({"role": "user", "content": "x"},), answer={"content": ""})
-    rows = [Item(good.interaction, turn, ()) for turn in (long, empty)]
+    refused = Turn(id="t", messages=({"role": "user", "content": None},), answer={"content": "y"})
+    rows = [Item(good.interaction, turn, ()) for turn in (long, empty, refused)]
     assert measure(model, tokenizer, [*rows, good], name="m")[0].interaction == good.interaction.id
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from afterword.errors import ModelError
 from afterword.evaluate.comparison import context_length
 from afterword.evaluate.heldout import held_out
 from afterword.evaluate.room import Room
 from afterword.learn.models import load_tokenizer
 from afterword.records import Feedback, Interaction, Record, Turn
 from afterword.store import Store
-from tests.train.tiny_model import example, tiny_folder
+from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +51,21 @@ def test_an_answer_of_full_length_has_room(tiny: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny)
     assert Room(tokenizer, longest, max_tokens=16).fits(item)
     assert not Room(tokenizer, longest, max_tokens=longest - 3).fits(item)
+
+
+def test_a_conversation_that_the_template_refuses_is_left_out_and_one_without_a_header_is_an_error(
+    tmp_path: Path,
+) -> None:
+    tokenizer = load_tokenizer(tiny_folder(tmp_path / "model"))
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(*rows(str(tmp_path / "model"), 0), *rows(str(tmp_path / "model"), 1, asked="REFUSED"))
+        items = held_out(store, 5)
+    tokenizer.chat_template = (
+        "{% if messages[0]['content'] == 'REFUSED' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
+    )
+    room = Room(tokenizer, 512, max_tokens=16)
+    assert [room.fits(item) for item in items] == [item.interaction.id == "int-0" for item in items]
+    assert room.left_out == 1
+    tokenizer.chat_template = TEMPLATE.partition("{% if add_generation_prompt %}")[0]
+    with pytest.raises(ModelError, match="no generation header"):
+        Room(tokenizer, 512, max_tokens=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -55,6 +56,8 @@ def test_settings_reach_the_recipe() -> None:
     ("name", "options", "says"),
     [
         ("sdpo-interaction", {}, "did you mean 'sdpo-interactions"),
+        ("SDPO", {}, "did you mean 'sdpo'"),
+        ("stable_opd", {}, "did you mean 'stable-opd'"),
         ("nonsense", {}, "use one of .*sdpo-interactions"),
         ("sdpo-interactions", {"pases": 1}, "did you mean 'passes'"),
         ("sdpo-interactions", {"context": "blok"}, "did you mean 'block'"),
@@ -136,6 +139,7 @@ def compared(**changes: Any) -> Recipe:
         (single(teacher=Copy(every=0)), "every=0 must be a whole number of at least 1"),
         (single(teacher=Released()), r"train\.teacher"),
         (compared(teacher=External()), r"train\.teacher"),
+        (recipe("opd", teacher="http://localhost:8000/v1"), "reads whole distributions: name the folder"),
         (compared(teacher=Routed(routes=(("code", External(model="x")),))), "a term with a route"),
         (compared(target=GeometricBridge(0.5)), r"sharper than the teacher.*target_schedule=Linear\(\)"),
         (compared(target=GeometricBridge(1.5)), "beta lies from 0"),
@@ -150,6 +154,13 @@ def compared(**changes: Any) -> Recipe:
         (compared(estimator=K2(), update=PPOClip(), target=GeometricBridge(0.8), target_schedule=Linear()),
          "the advantage towards GeometricBridge: use Truncated"),
         (compared(estimator=PolicyGradient(floor=0.5), update=PPOClip()), "a floor above 0"),
+        (compared(estimator=NegativeLogLikelihood(), teacher=None, update=PPOClip()), "NegativeLogLikelihood has none"),
+        (compared(estimator=PolicyGradient(), target=Temperature(2.0)), "sampled at temperature 1: leave out Temp"),
+        (compared(estimator=K2(), target=Temperature(0.7)), "or use a full-vocabulary divergence"),
+        (compared(estimator=ReverseKL(), support=TopK(16, "teacher", "teacher")), r"KL\(S\|\|T\) is infinite: use"),
+        (compared(support=TopK(16, "both", "teacher")), "share no token: use its own"),
+        (compared(estimator=NegativeLogLikelihood(), advantage=LogRatio(low=0.1)), "no room for 0"),
+        (compared(estimator=NegativeLogLikelihood(), advantage=LogRatio(low=1.0, high=-1.0)), "low <= 0 <= high"),
         (recipe("grpo", verifier="a:b", answers=1), "set answers to 2 or more"),
         (recipe("sdpo", include_off_policy=True), "log-probability with which they were sampled"),
         (recipe("opd", teacher="x", include_off_policy=True), "own samples|sampled itself"),
@@ -189,6 +200,12 @@ def test_advice_is_given_where_something_was_seen_to_go_wrong() -> None:
     assert "learns nothing" in advice(sdpo_interactions(lr=0.0))[0]
     assert len(advice(recipe("sdpo-interactions-offline"))) == 2
     assert advice(sdpo_interactions(teacher=LIVE)) != []
+    (said,) = advice(recipe("minillm", teacher="x"))
+    assert "variance" in said
+    stale = single(estimator=NegativeLogLikelihood(), advantage=LogRatio())
+    assert "own samples" in advice(dataclasses.replace(stale, passes=2))[0]
+    clipped = single(estimator=NegativeLogLikelihood(), advantage=LogRatio(), update=PPOClip())
+    assert advice(dataclasses.replace(clipped, passes=2)) == []
 
 
 def test_useful_combinations_are_not_refused() -> None:
@@ -197,6 +214,9 @@ def test_useful_combinations_are_not_refused() -> None:
     validate(sft())
     validate(compared(target=GeometricBridge(0.5), target_schedule=Linear()))
     validate(compared(estimator=K2()))
+    validate(compared(estimator=ReverseKL(), target=Temperature(2.0)))
+    validate(compared(support=TopK(16, "teacher", "teacher")))
+    validate(compared(estimator=NegativeLogLikelihood(), advantage=LogRatio(low=-1.72, high=0.0), update=PPOClip()))
     validate(compared(estimator=PolicyGradient(floor=-1.72), update=PPOClip()))
     validate(compared(estimator=PolicyGradient(), update=Truncated(), target=Extrapolation(), reference=START))
     validate(Recipe(name="x", terms=(*sdpo_interactions().terms, entropy_bonus(0.01))))

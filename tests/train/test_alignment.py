@@ -89,3 +89,6 @@ def test_recipes_without_hindsight_show_what_is_read_and_scored(model: str, tmp_
             value = logits[0, len(row.prompt) - 1].log_softmax(-1)[row.completion[0]].item()
             line = next(x for x in text.splitlines() if x.startswith(f"{row.completion[0]:>7} "))
             assert f"{value:+.3f}" in line
+        student, *teachers = map(float, line.split()[-3 if told else -1 :])
+        assert not teachers or teachers[1] == pytest.approx(teachers[0] - student, abs=2e-3)
+        assert text.count("minus student") == (2 if told else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from afterword.learn.contexts import CONTEXTS, with_text
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.train.examples import Encoded, Example, prepare
-from tests.train.tiny_model import example, tiny_folder
+from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,9 @@ def test_a_fixed_text_needs_no_hindsight(model: str) -> None:
         load_tokenizer(model), sdpo_interactions(where=where), limit=512, vocabulary=259,
     ).rows[0]  # fmt: skip
     assert row.privileged
+    long = sdpo_interactions(where=with_text(CONTEXTS["system"], "Be brief. " * 20), max_hindsight=8)
+    (row,) = prepare([example(model, 1)], load_tokenizer(model), long, limit=512, vocabulary=259).rows
+    assert row.cut == 0
     assert "Be brief." in decode(load_tokenizer(model), row.teacher_prompts["system"])
 
 
@@ -149,6 +153,25 @@ def test_a_stop_string_may_be_in_the_ids_but_not_in_the_text(model: str) -> None
     turn: dict[str, Any] = {"completion_ids": ids, "answer": {"role": "assistant", "content": "Answer 1"}}
     assert left(model, example(model, 1, **turn)) == "ids_differ"
     assert one(model, example(model, 1, sampling={"stop": ["STOP"]}, **turn)).completion == ids
+
+
+LOOP = "{% for m in messages %}"
+STRICT = TEMPLATE.replace(
+    LOOP, LOOP + "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+)
+
+
+def test_what_the_template_refuses_is_counted(tmp_path: Path) -> None:
+    """With the conversation as it is, with the hindsight in it, or with content that it cannot write."""
+    model = tiny_folder(tmp_path / "strict")
+    (tmp_path / "strict" / "chat_template.jinja").write_text(STRICT)
+    system = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Question 1?"})
+    call = ({"role": "user", "content": "Question 1?"}, {"role": "assistant", "content": None})
+    for messages in (system, call):
+        assert left(model, example(model, 1, messages=messages)) == "template"
+    shown = sdpo_interactions(where=CONTEXTS["system"])
+    with pytest.raises(NothingToDo, match=r"1 template\).*refuses a conversation of system, user: System role not"):
+        prepare([example(model, 1)], load_tokenizer(model), shown, limit=512, vocabulary=259)
 
 
 def test_an_interaction_given_twice_is_trained_once(model: str) -> None:

@@ -14,6 +14,7 @@ from afterword.learn.recipes import recipe
 from afterword.records import Feedback
 from afterword.store import Store
 from afterword.train.examples import choose
+from afterword.train.output import TrainResult, told
 from afterword.train.stage import train_stage
 from tests.train.tiny_model import example, tiny_folder
 
@@ -62,3 +63,19 @@ def test_choosing_stops_at_a_bound(model: str) -> None:
     settings = recipe("sdpo-interactions", max_tokens=60)
     tokenizer = load_tokenizer(model)
     assert len(choose(long, tokenizer, settings, limit=512, vocabulary=259, most=2)) == 16
+
+
+def test_what_was_cut_and_why_a_run_stopped_is_told() -> None:
+    left = ({"interaction": "a", "reason": "template", "detail": "no"}, {"interaction": "b", "reason": "template"})
+    metrics = {
+        "left_out": {"template": 2}, "hindsight_cut": 7, "stopped": "it drifts", "steps": 3, "warnings": ["low"],
+    }  # fmt: skip
+    made = TrainResult(path=Path("out"), base="m", interactions=(), left=left, recipe={}, metrics=metrics)
+    assert list(told(made)) == [
+        "left out 2, template: no",
+        "7 tokens were cut off the end of hindsight: alignment.txt says of how many interactions",
+        "stopped after 3 steps: it drifts",
+        "warning, low",
+    ]
+    quiet = {"left_out": {}, "hindsight_cut": 0, "stopped": None, "steps": 3, "warnings": []}
+    assert list(told(dataclasses.replace(made, metrics=quiet))) == []

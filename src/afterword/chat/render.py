@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import jinja2
+
 from afterword.errors import ModelError
 from afterword.records import Json
 
@@ -72,8 +74,8 @@ def generation_header(tokenizer: Tokenizer) -> tuple[int, ...]:
     header = with_header.removeprefix(without)
     if not header or header == with_header:
         raise ModelError(
-            "the chat template has no generation header (add_generation_prompt changes nothing or everything): "
-            "use a template that opens the assistant's turn"
+            f"the chat template of {getattr(tokenizer, 'name_or_path', 'this model')!r} has no generation header "
+            "(add_generation_prompt changes nothing or everything): use a template that opens the assistant's turn"
         )
     return encode(tokenizer, header)
 
@@ -99,8 +101,15 @@ def end_of_turn_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _write(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None, *, header: bool) -> str:
     options: dict[str, Any] = {"tools": list(tools)} if tools else {}
-    return str(
-        tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=header, **options
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=header, **options
+            )
         )
-    )
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        roles = ", ".join(dict.fromkeys(str(m.get("role")) for m in messages))
+        raise ModelError(
+            f"the model's chat template refuses a conversation of {roles}: {str(error)[:200]}; use a model whose "
+            "template takes these messages, or, where hindsight was added, another context"
+        ) from error

@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import Tokenizer, encode, render_prompt
+from afterword.chat.render import Tokenizer, encode, generation_header, render_prompt
+from afterword.errors import ModelError
 from afterword.evaluate.hindsight import CONTEXT
 from afterword.learn.contexts import fit_hindsight
 from afterword.learn.diagnostics import log_probs
@@ -84,17 +85,26 @@ def _others(rows: Sequence[Interaction], waiting: Sequence[Interaction]) -> dict
 
 
 def measure(model: Any, tokenizer: Tokenizer, items: Sequence[Item], *, name: str) -> list[Relevance]:
-    """One Relevance for each item whose answer has tokens and whose conversation fits the model. `name` is the
-    model's, for the record."""
+    """One Relevance for each item whose answer has tokens and whose conversation the model takes. `name` is the
+    model's, for the record. Raises ModelError for a template without a generation header."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     room = int(getattr(model.config, "max_position_embeddings", 1 << 30))
-    plans = [plan for item in items if (plan := _plan(tokenizer, item, room)) is not None]
+    generation_header(tokenizer)  # a template without one is an error, not so many conversations left out
+    plans = [plan for item in items if (plan := _readable(tokenizer, item, room)) is not None]
     pairs = [pair for _, group in plans for pair in group]
     scores = iter(log_probs(model, head_of(base), pairs))
     return [_row(item, [next(scores) for _ in group], name) for item, group in plans]
 
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _readable(tokenizer: Tokenizer, item: Item, room: int) -> tuple[Item, list[Pair]] | None:
+    """None too where the model's template refuses the conversation."""
+    try:
+        return _plan(tokenizer, item, room)
+    except ModelError:
+        return None
 
 
 def _plan(tokenizer: Tokenizer, item: Item, room: int) -> tuple[Item, list[Pair]] | None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import encode, render_prompt
+from afterword.chat.render import encode, generation_header, render_prompt
+from afterword.errors import ModelError
 from afterword.evaluate.heldout import HeldOut
 from afterword.evaluate.hindsight import CONTEXT, LONGEST_HINDSIGHT
 from afterword.learn.contexts import fit_hindsight
@@ -24,9 +25,15 @@ class Room:
     max_tokens: int
     left_out: int = 0
 
+    def __post_init__(self) -> None:
+        generation_header(self.tokenizer)  # without one it is an error, not so many conversations left out
+
     def fits(self, item: HeldOut) -> bool:
         """Whether both arms can be asked and scored on it; one such conversation would end the whole suite."""
-        fits = self._fits(item)
+        try:
+            fits = self._fits(item)
+        except ModelError:  # the template refuses the conversation
+            fits = False
         self.left_out += not fits
         return fits
 

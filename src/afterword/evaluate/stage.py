@@ -66,8 +66,8 @@ def evaluate_stage(
     too_long = room.left_out
     if too_long and not items:
         raise NothingToDo(
-            f"all {too_long} held-out interactions are longer than the {room.longest} tokens that "
-            f"{candidate.base} reads: nothing can be measured on them. Wait for shorter ones."
+            f"all {too_long} held-out interactions are longer than the {room.longest} tokens that {candidate.base} "
+            "reads, or refused by its chat template: nothing can be measured on them. Wait for shorter ones."
         )
     report = evaluate_candidate(
         candidate=candidate,

@@ -165,7 +165,7 @@ user asked for after other answers: a lasting wish is followed better when it is
 def context(name: str) -> Context:
     """The context of that name. ConfigError names the nearest and the known ones."""
     if name not in CONTEXTS:
-        near = difflib.get_close_matches(name, CONTEXTS, n=1)
+        near = difflib.get_close_matches(name.lower(), CONTEXTS, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"unknown context {name!r}: {guess}use one of {', '.join(sorted(CONTEXTS))}", param="context")
     return CONTEXTS[name]

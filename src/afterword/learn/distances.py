@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from afterword.learn.divergences import JSD, Estimator, Follows, SkewForwardKL, SkewReverseKL
+from afterword.learn.divergences import JSD, Estimator, Follows, ReverseKL, SkewForwardKL, SkewReverseKL
 from afterword.learn.supports import FULL, Support, TopK
 from afterword.learn.targets import IDENTITY, Extrapolation, GeometricBridge, Target, targeted
 from afterword.learn.tiles import Tile, tile_of
@@ -85,6 +85,16 @@ class Distance:
             return f"{self.support} keeps no token: give k of at least 1"
         if self.support.k < 2 and self.support.remainder == "renormalise":
             return f"{self.support} leaves one token with probability 1 on both sides, so the loss is 0: give k of 2"
+        if self.support.remainder == "teacher" and isinstance(self.estimator, ReverseKL):
+            return (
+                f"{self.support} gives the teacher nothing outside of the support, where KL(S||T) is infinite: use the "
+                "remainder 'tail' or 'renormalise', or ForwardKL"
+            )
+        if self.support.remainder == "teacher" and self.support.of == "both":
+            return (
+                f"{self.support} has nothing to renormalise the teacher on where the sides share no token: use its own "
+                "tokens (of='teacher'), or another remainder"
+            )
         if self.estimator.sampled or not self.estimator.needs_teacher:
             return (
                 f"{type(self.estimator).__name__} reads only the served token: leave out {self.support}, or use a "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from afterword.errors import ConfigError
-from afterword.learn.advantages import GroupBaseline
+from afterword.learn.advantages import GroupBaseline, LogRatio, ReturnToGo
 from afterword.learn.amounts import misfits, out_of_bounds
 from afterword.learn.distances import Distance
 from afterword.learn.divergences import K3, Follows
@@ -48,8 +48,10 @@ def advice(recipe: Recipe) -> list[str]:
         found.append("the rate is 0: the run measures and learns nothing")
     if any(t.teacher is not None and t.teacher.weights == "live" for t in recipe.terms) and len(recipe.terms) == 1:
         found.append("the live model is its own teacher and nothing holds it: an average or the start was more stable")
-    if recipe.passes > 1 and any(t.estimator.sampled and t.estimator.needs_teacher for t in recipe.terms):
+    if recipe.passes > 1 and any(_sampled(t) or _credits(t) for t in recipe.terms if not t.update.needs_served):
         found.append("from the second pass on the served answers are no longer the student's own samples")
+    if any(isinstance(t.advantage, ReturnToGo) for t in recipe.terms):
+        found.append("credit for what follows a token has a variance that grows with the answer's length")
     return found
 
 
@@ -94,8 +96,17 @@ def _all(teacher: Teacher) -> tuple[Teacher, ...]:
     return teacher.parts if isinstance(teacher, Routed) else (teacher,)
 
 
+def _sampled(term: Term) -> bool:
+    """Does it compare with a teacher at the served tokens alone?"""
+    return term.estimator.sampled and term.estimator.needs_teacher
+
+
+def _credits(term: Term) -> bool:
+    return term.advantage is not None and term.advantage.needs_teacher
+
+
 def _wants_teacher(term: Term) -> bool:
-    return term.estimator.needs_teacher or (term.advantage is not None and term.advantage.needs_teacher)
+    return term.estimator.needs_teacher or _credits(term)
 
 
 def _teacher(recipe: Recipe, term: Term) -> str | None:
@@ -120,6 +131,11 @@ def _teacher_settings(recipe: Recipe, term: Term) -> str | None:
     for teacher in (part for side in (term.teacher, term.reference) if side is not None for part in _all(side)):
         if isinstance(teacher, External) and not teacher.model:
             return "it learns from another model: name its folder in train.teacher"
+        if isinstance(teacher, External) and "://" in teacher.model:
+            return (
+                f"a server such as {teacher.model!r} tells the log-probabilities of a few tokens, and a distance reads "
+                "whole distributions: name the folder or hub id of the model in train.teacher"
+            )
         if isinstance(teacher, External) and isinstance(term.teacher, Routed) and teacher in _all(term.teacher):
             return "an external teacher has a head of its own, so it cannot be routed: give it a term with a route"
         if isinstance(teacher, Released) and not teacher.folder:
@@ -146,6 +162,11 @@ def _target(recipe: Recipe, term: Term) -> str | None:
         return "its reference is its teacher, so it cancels: give it other weights or another reference_context"
     if term.target_schedule != CONSTANT and not hasattr(term.target, "beta"):
         return f"{type(term.target).__name__} has no beta that target_schedule could move: leave the schedule out"
+    if term.target.temperature != 1.0 and _sampled(term):
+        return (
+            f"{type(term.estimator).__name__} is right only over samples of what it compares, and answers are sampled "
+            f"at temperature 1: leave out {term.target}, or use a full-vocabulary divergence"
+        )
     if not isinstance(term.target, GeometricBridge) or not term.target.beta:
         return None
     if term.target_schedule(_LONG - 1, _LONG) > 1e-9:
@@ -168,13 +189,18 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
             f"an advantage is a factor on log S(y), not on {type(term.estimator).__name__}: a divergence is no "
             "advantage, and a signed one is no divergence. Use NegativeLogLikelihood"
         )
-    if isinstance(term.update, PPOClip) and term.advantage is None and not term.estimator.sampled:
-        return f"a PPO clip needs an advantage: {type(term.estimator).__name__} has none, use PolicyGradient"
+    if isinstance(term.update, PPOClip) and term.advantage is None and not _sampled(term):
+        return (
+            f"a PPO clip needs an advantage, and {type(term.estimator).__name__} has none: use PolicyGradient, or give "
+            "one"
+        )
     if isinstance(term.update, PPOClip) and term.advantage is None and term.target != IDENTITY:
         return (
             f"a PPO clip stops tokens by the sign of log T(y) - log S(y), which is not that of the advantage towards "
             f"{type(term.target).__name__}: use Truncated, or the teacher as it is"
         )
+    if isinstance(term.advantage, LogRatio) and (fault := _one_sided(term.advantage)):
+        return fault
     if term.advantage is not None and term.advantage.needs_reward and recipe.fresh and not recipe.verifier:
         return "nobody judges the answers that the student writes anew: name a function in train.verifier"
     if isinstance(term.advantage, GroupBaseline) and recipe.answers < 2:
@@ -184,6 +210,13 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
     if term.update.needs_served and any(isinstance(w, ImportanceRatio) for w in term.weights):
         return f"{type(term.update).__name__} weighs by the importance ratio already: leave out ImportanceRatio"
     return None
+
+
+def _one_sided(bounds: LogRatio) -> str | None:
+    low, high = bounds.low, bounds.high
+    if (low is None or low <= 0) and (high is None or high >= 0):
+        return None
+    return f"{bounds} has no room for 0, so that tokens on which both sides agree are moved: low <= 0 <= high"
 
 
 def _off_policy(recipe: Recipe, term: Term) -> str | None:

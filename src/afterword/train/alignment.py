@@ -150,7 +150,8 @@ class _Probe:
         return found
 
     def shown(self, number: int, plain: Tensor) -> list[str]:
-        """One row as both sides read it, the boundary, and the first scored tokens with their log-probabilities."""
+        """One row as both sides read it, the boundary, and the first scored tokens: each side's log-probability, and
+        each teacher's log-ratio to the student."""
         row = self.rows[number]
         lines = ["", f"interaction {number + 1}, {row.interaction}", *self._prompt("student", row.prompt)]
         columns, names = [plain.tolist()], ["student"]
@@ -158,9 +159,10 @@ class _Probe:
             if term.teacher is None:
                 continue
             prompts: list[Ids | None] = [row.reads(term.context.name) if r is row else None for r in self.rows]
-            columns.append(self.scores(term.teacher, prompts)[0].tolist())
-            names.append(f"teacher of {term.name!r}")
-            who = f"{names[-1]} ({_part(term.teacher, row).key}, context {term.context.name!r})"
+            (theirs,) = self.scores(term.teacher, prompts)
+            columns += [theirs.tolist(), (theirs - plain).tolist()]
+            names += [f"teacher of {term.name!r}", "minus student"]
+            who = f"{names[-2]} ({_part(term.teacher, row).key}, context {term.context.name!r})"
             lines += self._prompt(who, row.reads(term.context.name))
         last = decode(self.tokenizer, row.completion[-1:], special=True)
         lines += [f"--- all score {len(row.completion)} ids; the last is {row.completion[-1]} {last!r}"]

@@ -73,7 +73,10 @@ class _Encoder:
             completion = (*encode(self.tokenizer, text_of(turn.answer.get("content"))), self.ends[0])
         if too_long := self._too_long(len(prompt) + len(completion)):
             return Left(interaction.id, *too_long)
-        row = self._with_teacher(interaction, turn, prompt, completion)
+        try:
+            row = self._with_teacher(interaction, turn, prompt, completion)
+        except ModelError as error:  # a template may take the conversation and refuse it with the hindsight
+            return Left(interaction.id, "template", error.message)
         if isinstance(row, Left):
             return row
         room, least = self.limit - row.longest_prompt, min(_LEAST, self.recipe.max_fresh)
@@ -182,7 +185,7 @@ class _Encoder:
                 turn.answer,
                 text,
                 room=self.limit - len(completion),
-                longest=self.recipe.max_hindsight,
+                longest=self.recipe.max_hindsight if where.text is None else self.limit,
                 tools=turn.tools,
                 polarity=shown.polarity,
                 kind=shown.kind,

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -140,6 +141,18 @@ def finished(run_dir: Path, out: Path, fingerprint: str) -> TrainResult | None:
         return None
     lists = {"interactions": tuple(data["interactions"]), "left": tuple(data["left"])}
     return TrainResult(**{**data, **lists, "path": out})
+
+
+def told(result: TrainResult) -> Iterator[str]:
+    """Sentences for a person: what was left out and cut, why the run stopped, what it warned of."""
+    for reason, number in result.metrics["left_out"].items():
+        first = next(one for one in result.left if one["reason"] == reason)
+        yield f"left out {number}, {reason}: {first['detail']}"
+    if cut := result.metrics["hindsight_cut"]:
+        yield f"{cut} tokens were cut off the end of hindsight: alignment.txt says of how many interactions"
+    if result.metrics["stopped"]:
+        yield f"stopped after {result.metrics['steps']} steps: {result.metrics['stopped']}"
+    yield from (f"warning, {sentence}" for sentence in result.metrics["warnings"])
 
 
 def candidate_record(result: TrainResult, *, id: str, path: str, parent: str | None) -> Candidate:

@@ -16,8 +16,15 @@ from pathlib import Path
 import torch
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import Tokenizer, decode, encode, end_of_turn_ids, render_prompt
-from afterword.errors import ConfigError
+from afterword.chat.render import (
+    Tokenizer,
+    decode,
+    encode,
+    end_of_turn_ids,
+    generation_header,
+    render_prompt,
+)
+from afterword.errors import ConfigError, ModelError
 from afterword.learn.contexts import CONTEXTS, PEER_KINDS, REFERENCE_KINDS, Context, fit_hindsight
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.implied import score
@@ -116,6 +123,7 @@ def revise_stage(
     if not waiting:
         return Cost(0, 0, 0, 0, 0.0)
     tokenizer = load_tokenizer(model)
+    generation_header(tokenizer)  # without one no revision could be written: an error, not so many empty rows
     policy = load_policy(model, recipe, parent=parent[1] if parent else None, seed=0, device=device)
     made, tokens = [], 0
     for start in range(0, len(waiting), AT_ONCE):
@@ -182,11 +190,15 @@ def _draft(example: Example, tokenizer: Tokenizer, ends: Sequence[int]) -> list[
 
 
 def _prompt(tokenizer: Tokenizer, example: Example, where: Context, room: int) -> tuple[int, ...] | None:
+    """None where it does not fit, or where the template refuses such a conversation."""
     row, turn = example.interaction, example.turn
-    seen = fit_hindsight(
-        tokenizer, where, turn.messages, turn.answer, row.hindsight, room=room, longest=512, tools=turn.tools,
-        polarity=row.polarity, kind=row.kind,
-    )  # fmt: skip
+    try:
+        seen = fit_hindsight(
+            tokenizer, where, turn.messages, turn.answer, row.hindsight, room=room, longest=512, tools=turn.tools,
+            polarity=row.polarity, kind=row.kind,
+        )  # fmt: skip
+    except ModelError:
+        return None
     return None if seen is None else seen.prompt.ids
 
 
@@ -194,14 +206,16 @@ def _scores(
     policy: Policy, tokenizer: Tokenizer, examples: Sequence[Example], answers: Sequence[Sequence[int]], room: int
 ) -> list[float | None]:
     """The implied reward of each answer under its example's words (nats a token); None where they do not fit."""
-    pairs = []
+    pairs: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None] = []
     for example, answer in zip(examples, answers, strict=True):
-        plain = render_prompt(tokenizer, example.turn.messages, example.turn.tools).ids
         hinted = _prompt(tokenizer, example, SCORED, room)
-        fits = hinted is not None and len(plain) + len(answer) <= room and answer
-        pairs.append((plain, hinted, tuple(answer)) if fits else None)
+        if hinted is None or not answer:
+            pairs.append(None)
+            continue
+        plain = render_prompt(tokenizer, example.turn.messages, example.turn.tools).ids
+        pairs.append((plain, hinted, tuple(answer)) if len(plain) + len(answer) <= room else None)
     flat = [(prompt, answer) for pair in pairs if pair for prompt, answer in ((pair[0], pair[2]), (pair[1], pair[2]))]
-    found = iter(log_probs(policy.model, policy.head, flat)) if flat else iter(())  # type: ignore[arg-type]
+    found = iter(log_probs(policy.model, policy.head, flat)) if flat else iter(())
     return [None if pair is None else score(next(found).tolist(), next(found).tolist(), pair[2]) for pair in pairs]
 
 

@@ -25,7 +25,7 @@ from afterword.train.examples import Example, choose
 from afterword.train.fresh import verifier_of
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import StepMetrics
-from afterword.train.output import candidate_record
+from afterword.train.output import candidate_record, told
 from afterword.train.revise import check, revise_stage, with_revisions, writer
 from afterword.train.rules import OFF, STRICT
 from afterword.train.sizes import model_sizes
@@ -100,16 +100,11 @@ def train_stage(
         # It would fail again in the same way: the next run starts anew. A kill leaves no such mark.
         (run_dir / _GIVEN_UP).touch()
         raise
-    for reason, number in result.metrics["left_out"].items():
-        first = next(one for one in result.left if one["reason"] == reason)
-        note(f"left out {number}, {reason}: {first['detail']}")
-    if result.metrics["stopped"]:
-        note(f"stopped after {result.metrics['steps']} steps: {result.metrics['stopped']}")
-    for sentence in result.metrics["warnings"]:
-        note(f"warning, {sentence}")
+    for sentence in told(result):
+        note(sentence)
     candidate = candidate_record(result, id=plan.candidate, path=plan.folder, parent=plan.parent)
-    selection = {"selection": plan.selection} if plan.selection else {}
-    candidate = replace(candidate, metrics={**candidate.metrics, **revisions, **selection})
+    chosen = {"selection": plan.selection} if plan.selection else {}
+    candidate = replace(candidate, metrics={**candidate.metrics, **revisions, **chosen})
     if world.first:
         store.write(candidate)
     return candidate
@@ -234,6 +229,7 @@ def _planned(
     fresh_file = run_dir / f".{_PLAN}.{os.getpid()}"
     fresh_file.write_text(json.dumps({name: getattr(plan, name) for name in Plan.__dataclass_fields__}), "utf-8")
     fresh_file.replace(run_dir / _PLAN)
+    (run_dir / _GIVEN_UP).unlink(missing_ok=True)  # asked for again: a kill from here on is finished as any other
     return plan
 
 

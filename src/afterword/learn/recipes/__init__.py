@@ -78,7 +78,7 @@ def recipe(name: str, **overrides: Any) -> Recipe:
     on top. Raises ConfigError for an unknown name, with the nearest, or an unknown key.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), RECIPES, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"unknown recipe {name!r}: {guess}use one of {', '.join(sorted(RECIPES))}", param="recipe")
     options = {key: value for key, value in overrides.items() if key not in _WORDS}

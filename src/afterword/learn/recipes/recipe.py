@@ -57,7 +57,8 @@ class Recipe:
     max_tokens: int = 2048
     """Most tokens of a prompt and its answer; a longer interaction is left out and counted, never cut."""
     max_hindsight: int = 512
-    """Most tokens of hindsight that the teacher reads; what is cut is counted."""
+    """Most tokens of an interaction's hindsight that the teacher reads; what is cut is counted. A text that all read
+    (`experience`) may be as long as the model's context allows."""
     max_fresh: int = 128
     """Most tokens of an answer that the student writes anew."""
     redact: str = "rules"
