@@ -103,3 +103,40 @@ def test_noise_never_begins_a_round(
     with Store.open(tmp_path / "afterword.db") as store:
         assert store.count(Candidate) == 0 and store.count(Interaction) + store.counts()["skips"] > 0
     assert looks == [0.1] * 3 and not (tmp_path / "runs").exists()
+
+
+def test_what_a_candidate_has_learned_is_not_new_to_a_watch_that_starts_again(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, model, "code", SAID, range(15))
+    assert main(["collect", "--dir", str(tmp_path), "--set", "collect.holdout=0.2", "--quiet"]) == 0
+    begun: list[int] = []
+
+    def round_of(store: Store, settings: object, progress: object, selection: Selection) -> None:
+        begun.append(len(selection.worded))
+        raise KeyboardInterrupt
+
+    def sleep(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("afterword.cli.stages.run_cycle", round_of)
+    monkeypatch.setattr("afterword.cli.stages.time.sleep", sleep)
+    with Store.open(tmp_path / "afterword.db") as store:
+        names = tuple(row.id for row in store.usable("train"))
+        store.write(Candidate(id="c", path="adapters/c", base="m", parent=None, interactions=names[:-3], recipe={}))
+        assert main([*watching(tmp_path, model), "--quiet"]) == 130 and begun == []
+        fill(tmp_path, model, "code", SAID, range(40, 52))
+        assert main([*watching(tmp_path, model), "--quiet"]) == 130 and len(begun) == 1
+
+
+def test_a_watch_that_is_told_to_end_does_so_like_with_ctrl_c(model: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "afterword", *watching(tmp_path, model)]
+    with (tmp_path / "log").open("wb") as log:
+        watcher = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ))
+        for _ in range(600):
+            if "watching" in (tmp_path / "log").read_text():
+                break
+            time.sleep(0.1)
+        watcher.terminate()
+        assert watcher.wait(30) == 130
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "interrupted"

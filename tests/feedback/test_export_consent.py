@@ -105,6 +105,58 @@ def test_a_conversation_ends_before_its_first_turn_without_consent(store: Store)
     assert export(store, "turns", "openai", sink).left_out == {"no_consent": 3}
 
 
+def asked(name: str, *said_: str, answer: str, **extra: Any) -> Turn:
+    return Turn(id=name, messages=tuple(said(*said_)), answer={"role": "assistant", "content": answer}, **extra)
+
+
+PRIVATE = ("I take lithium, is wine allowed?", "Ask your doctor first.")
+
+
+@pytest.mark.parametrize(
+    "extra", [{"previous": "a"}, {}, {"user": "other"}], ids=["continued", "not recognised", "another name"]
+)
+def test_a_history_with_words_that_were_said_without_consent_stays_here(store: Store, extra: dict[str, Any]) -> None:
+    """The client sends its history again: the later turn, with consent, carries the earlier one, without."""
+    store.write(
+        asked("a", *PRIVATE[:1], answer=PRIVATE[1], consent=False),
+        asked("b", *PRIVATE, "And a walk?", answer="A walk is fine.", **extra),
+        asked("c", *PRIVATE, "And a walk?", "A walk is fine.", "How long?", answer="An hour.", previous="b"),
+        asked("d", "How long?", answer="Quite long."),
+        *(Feedback(id=f"e-{n}", turn=n, kind="edited", final_text=f"Better {n}.") for n in "abcd"),
+        *(made(n, f"e-{n}") for n in "abcd"),
+    )  # fmt: skip
+    for what, form in EXPORTS:
+        if form == "afterword":
+            continue
+        sink = io.BytesIO()
+        done = export(store, what, form, sink, split="all")
+        text = sink.getvalue().decode()
+        assert not any(words in text for words in (*PRIVATE, "lithium", "A walk is fine.", "An hour.")), (what, form)
+        assert form == "triples" or ("Better d." if what in ("feedback", "interactions") else "Quite long.") in text
+        # Of a conversation, what is left out is counted once, with the reason of its first turn.
+        found = {"no_consent": 1, "no_consent_before": 2}
+        chains = what == "turns" and form in ("openai", "sharegpt", "wildchat")
+        assert done.left_out == found or (chains and sum(done.left_out.values()) in (1, 2))
+
+
+def test_a_history_that_was_shortened_is_known_by_its_words_and_common_words_are_no_secret(store: Store) -> None:
+    system = {"role": "system", "content": "Be kind."}
+    store.write(
+        asked("a", "Hello", answer="Hello! How can I help?", consent=False),
+        asked("b", *PRIVATE[:1], answer=PRIVATE[1], consent=False),
+        asked("c", "Hello", answer="Hello! How can I help?"),
+        asked("d", "Hello", "Hello! How can I help?", "Name a river.", answer="The Danube."),
+        asked("e", "?", PRIVATE[1], "Why?", answer="It may be unsafe."),
+        Turn(id="f", messages=(system, *said("Hi")), answer={"role": "assistant", "content": "Yo"}, consent=False),
+        Turn(id="g", messages=(system, *said("So?")), answer={"role": "assistant", "content": "So."}),
+        asked("h", answer="", consent=False), asked("i", "x", "", "y", answer="z"),
+    )  # fmt: skip
+    sink = io.BytesIO()
+    done = export(store, "turns", "langfuse", sink)
+    assert [orjson.loads(line)["id"] for line in sink.getvalue().splitlines()] == ["c", "d", "g", "i"]
+    assert done.left_out == {"no_consent": 4, "no_consent_before": 1}
+
+
 def test_the_command_says_what_it_left_out(full: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home, path = str(full.path.parent), tmp_path / "pairs.jsonl"
     command = ["export", "interactions", "--format", "trl-preference", "--output", str(path), "--dir", home]

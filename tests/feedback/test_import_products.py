@@ -177,3 +177,27 @@ def test_a_downloaded_trace_and_one_without_observations(store: Store, tmp_path:
 def test_bad_langfuse_rows(store: Store, tmp_path: Path, change: dict[str, Any]) -> None:
     row = {"id": "t", "userId": "u", "input": "How?", "output": "So.", **change}
     assert sum(load(store, tmp_path, [row], "langfuse").rejected.values()) == 1 and store.count(Turn) == 0
+
+
+def test_a_score_on_a_trace_is_about_its_last_generation(store: Store, tmp_path: Path) -> None:
+    """The blob export gives observations and scores as rows of files of their own; scores often name the trace only."""
+    row: dict[str, Any] = {"trace_id": "t", "type": "GENERATION", "user_id": "u1", "input": "How?", "output": "So."}
+    observations = [
+        {**row, "id": "o2", "start_time": "2026-01-02 03:04:07.000000"},
+        {**row, "id": "o1", "start_time": "2026-01-02 03:04:06.000000", "output": "cooking"},
+        {**row, "id": "o0", "type": "SPAN"},
+    ]
+    score = {"id": "s1", "trace_id": "t", "observation_id": None, "name": "thumb", "data_type": "BOOLEAN", "value": 0}
+    other = {**score, "id": "s2", "observation_id": "o1"}
+    unknown = {**score, "id": "s3", "trace_id": "elsewhere"}
+    session = {**score, "id": "s9", "trace_id": None, "session_id": "s"}
+    load(store, tmp_path, observations, name="observations.jsonl")
+    apart = load(store, tmp_path, [score, other, unknown, session], name="scores.jsonl")  # the trace is remembered
+    assert reasons(apart) == {"no_trace": 1}
+    assert {f.id: f.turn for f in store.rows(Feedback)} == {"s1": "o2", "s2": "o1", "s3": "elsewhere"}
+    late = {**row, "id": "o3", "start_time": "2026-01-02 03:04:09.000000"}
+    load(store, tmp_path, [late, {**score, "id": "s4"}], name="late.jsonl")
+    again = load(store, tmp_path, [score], name="again.jsonl")
+    assert store.get(Feedback, "s4").turn == "o3" and (again.duplicates, again.conflicts) == (1, 0)
+    load(store, tmp_path, [{**TRACE, "id": "tr-9", "scores": []}, {**score, "id": "s5", "trace_id": "tr-9"}], name="t")
+    assert store.get(Feedback, "s5").turn == "tr-9"  # a whole trace is a turn of its own

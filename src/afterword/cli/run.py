@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +64,7 @@ def run_serve(context: Context) -> int:
         _check_url(config.upstream)
     bind(settings).close()
     context.open_store(create=True).close()
-    with owned(context.dir), _terminable(), _model_server(context, config) as (upstream, remedy), watching(context):
+    with owned(context.dir), _model_server(context, config) as (upstream, remedy), watching(context):
         run_gateway(
             replace(settings, upstream=upstream, upstream_remedy=remedy),
             on_ready=lambda url: _ready(context, url, upstream, config),
@@ -79,19 +78,6 @@ def _check_url(upstream: str) -> None:
         raise ConfigError(
             f"--upstream {upstream} is no URL of a server; write it like http://127.0.0.1:8000/v1.", param="upstream"
         )
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends us like Ctrl-C until the gateway has its own handler, so that a loading engine ends with us."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from afterword.cli.context import Context
 from afterword.cli.figures import show_figures, show_verdict
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
+from afterword.cli.selected import learned, show_selection, waiting_line
 from afterword.cli.served import served_model, served_name
 from afterword.cli.server_state import running_server
 from afterword.config import Config, CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
@@ -27,6 +28,7 @@ from afterword.cycle import (
     measure_stage,
     next_round,
     run_cycle,
+    select_stage,
     train_stage,
 )
 from afterword.errors import AfterwordError, GateRefused, NothingToDo, UsageError
@@ -75,6 +77,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         "--revise", dest="train.revise", choices=("off", "context", "target"),
         help="write disliked answers again: the teacher reads what is better, or (sft) it is imitated off-policy",
     )  # fmt: skip
+    train.add_argument(
+        "--dry-run", action="store_true", help="train nothing: what would be learned, whose it is, what is left out"
+    )
     train.set_defaults(run=run_train)
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="a candidate against what is served")
@@ -194,6 +199,10 @@ def _funnel_rows(funnel: Funnel) -> list[tuple[int, str, int]]:
 def run_train(context: Context) -> int:
     """Train a candidate on what is new."""
     with context.open_store() as store:
+        if context.args.dry_run:
+            settings = _settings(context, model=False)
+            show_selection(context, store, select_stage(store, settings), settings)
+            return 0
         candidate = train_stage(store, _settings(context), _progress(context))
     if os.environ.get("RANK", "0") == "0":  # of several processes that train together one speaks
         _show_candidate(context, candidate)
@@ -270,11 +279,14 @@ def _watch(context: Context) -> int:
         f"{least:g} or more (Ctrl-C stops)"
     )
     with context.open_store(create=True) as store:
-        tried: set[str] = set()
+        tried = learned(store)
+        said: str | None = None
         while True:
             asked = context.config.get(SelectSettings).min_signal > 0  # only then is a model needed to look
             selection = next_round(store, _settings(context, model=asked), _progress(context))
             waiting = selection.worded - tried
+            if (news := waiting_line(selection, len(waiting), settings.min_new)) != said:
+                context.say(f"[dim]{(said := news)}[/]")
             if len(waiting) >= settings.min_new:
                 tried |= waiting
                 try:

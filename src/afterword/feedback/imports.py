@@ -25,6 +25,7 @@ from afterword.feedback.names import Hashed, Names
 from afterword.feedback.rejects import ROW_KEPT, Rejects, rejects_file
 from afterword.feedback.rows import shown
 from afterword.feedback.sink import Sink
+from afterword.feedback.traces import Traces
 from afterword.feedback.unfold import Threads, gathered, unfolded
 from afterword.records import Json, Record, Turn
 from afterword.store import Store
@@ -40,6 +41,8 @@ TABLES = (".csv", ".tsv")
 LINKED = ("tensorzero", "langfuse")
 """Formats in which each row is one request that carries its history."""
 
+Known = tuple[Threads, Traces, Names]
+"""What the rows of a file are linked by."""
 Progress = Callable[[int, int], None]
 Parsed = tuple[list[Record], int | None]
 """The records of a row, and its bytes when other rows may be stored between it and its neighbours (see `Sink`)."""
@@ -84,7 +87,8 @@ def import_file(
         mark = Mark.of(state_file(store, path), path, format, store)
         summary = mark.summary or ImportSummary(file=str(path), format=format)
         summary.resumed_at = mark.rows
-        known = Threads(store), Names(store)
+        traces = Traces(store)
+        known = Threads(store), traces, Names(store)
         refuse = Rejects(rejects, summary, mark, store)
         with store.bulk(), refuse, Sink(store, summary, mark, refuse) as sink:
             for item in _items(source, mark):
@@ -96,6 +100,7 @@ def import_file(
                     refuse(Bad(error.code or "bad_row", error.message, item.where, *_whole(item)))
                 if sink.flushed and progress is not None:
                     progress(source.position, source.size)
+            traces.flush()
         mark.finish()
         refuse.finish()
     summary.seconds = time.monotonic() - started
@@ -158,7 +163,7 @@ def gathers(value: Any) -> bool:
     return isinstance(value, dict) and "UtterranceId" in value
 
 
-def _records(item: Row | Bad, summary: ImportSummary, known: tuple[Threads, Names], refuse: Rejects) -> Parsed:
+def _records(item: Row | Bad, summary: ImportSummary, known: Known, refuse: Rejects) -> Parsed:
     if isinstance(item, Bad):
         refuse(item)
         return [], 0
@@ -167,10 +172,11 @@ def _records(item: Row | Bad, summary: ImportSummary, known: tuple[Threads, Name
         if found is None:
             raise UsageError("the row is like none of the known formats", code="unknown_format")
         summary.format = found
-    threads, names = known
+    threads, traces, names = known
     records, size = _parsed(item, summary, FORMATS[summary.format], names)
     if summary.format in LINKED:
         records = [r for record in records for r in (threads.link(record) if isinstance(record, Turn) else [record])]
+        records = traces.link(item.value, records)
     return records, size
 
 

@@ -42,11 +42,20 @@ def langfuse(row: Json) -> list[Record]:
     """A trace with its observations and scores, one observation, or one score; camel or snake case."""
     if isinstance(row.get("trace"), dict):
         row = {**row["trace"], **{k: v for k, v in row.items() if k != "trace"}}
-    if "input" not in row and "name" in row and _get(row, "traceId", "observationId"):
+    if "input" not in row and "name" in row:
+        if not _get(row, "traceId", "observationId"):
+            raise bad("no_trace", "the score names no trace or observation; scores on sessions and runs teach nothing")
         return [_score(row, {})]
     if row.get("type") is not None or _get(row, "traceId"):
         return [_observation(row, row)]
     return _trace(row)
+
+
+def trace_of(row: Json) -> str | None:
+    """The trace to which a row of a generation or of a score belongs; None for a whole trace, and for a score that
+    names the observation it is about."""
+    whole = isinstance(row.get("trace"), dict) or isinstance(row.get("observations"), list)
+    return None if whole or _get(row, "observationId") else text(_get(row, "traceId"))
 
 
 def _get(row: Json, *names: str) -> Any:

@@ -187,6 +187,8 @@ MIGRATIONS: tuple[str, ...] = (
     # 7: the influence of a user is taken out of candidates; imported turns whose ids do not say whose they are.
     _prunable("candidates", "seq, id, created_at, digest, parent")
     + f"\nCREATE INDEX turns_imported ON turns(id) WHERE {IMPORTED.format('turns').replace('turns.', '')};",
+    # 8: which turn feedback on a whole trace is about; ids only.
+    "CREATE TABLE traces (trace TEXT PRIMARY KEY, turn TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;",
 )  # fmt: skip
 
 

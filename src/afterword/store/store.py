@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from operator import itemgetter
@@ -156,6 +156,22 @@ class Store:
         sql = f"SELECT t.id, t.created_at, t.path, t.what, t.format FROM exports t WHERE {_ALIVE} ORDER BY t.seq"
         return [(name, at, Path(path), what, form) for name, at, path, what, form in self.read(sql)]
 
+    def note_traces(self, last: Mapping[str, tuple[str, float]]) -> None:
+        """Remember the last turn of each trace: trace -> (turn, when it was answered)."""
+        connection = connect(self.path)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(
+                "INSERT INTO traces VALUES (?, ?, ?) ON CONFLICT(trace) DO UPDATE "
+                "SET turn = excluded.turn, at = excluded.at WHERE excluded.at >= at",
+                [(trace, *turn) for trace, turn in last.items()],
+            )
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot note the traces in {self.path}: {error}. Run the import again.") from error
+        finally:
+            connection.close()
+
     # ---- reading
 
     def read(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
@@ -240,6 +256,11 @@ class Store:
         """Ids of turns whose conversation up to the answer has this hash; two at most (two are ambiguous)."""
         return [row[0] for row in self.read("SELECT id FROM turns WHERE thread = ? LIMIT 2", (thread,))]
 
+    def turn_of_trace(self, trace: str) -> str | None:
+        """The last turn of a trace, as `note_traces` was told."""
+        row = next(self.read("SELECT turn FROM traces WHERE trace = ?", (trace,)), None)
+        return None if row is None else str(row[0])
+
     def undecided(self) -> Iterator[Feedback]:
         """Feedback on known turns that is neither in an interaction nor skipped."""
         decode = decoder("feedback")
@@ -279,6 +300,27 @@ class Store:
         last = "NOT EXISTS (SELECT 1 FROM turns x WHERE x.previous = t.id)"
         sql = f"{select('turns')} WHERE {last} AND {_ALIVE} ORDER BY t.seq"
         return (cast(Turn, decode(row)) for row in self.read(sql))
+
+    def without_consent(self) -> Iterator[Turn]:
+        """Turns that may not be trained on."""
+        decode = decoder("turns")
+        # Within a text of the body quotes are escaped: only a key reads so. Whose key it is, the record says.
+        sql = f"{select('turns')} WHERE instr(t.body, CAST('\"consent\":false' AS BLOB)) AND {_ALIVE} ORDER BY t.seq"
+        turns = (cast(Turn, decode(row)) for row in self.read(sql))
+        return (turn for turn in turns if not turn.consent)
+
+    def following(self, turns: Sequence[str]) -> set[str]:
+        """Ids of all turns that continue one of `turns`, directly or through others."""
+        found: set[str] = set()
+        while turns:
+            after: set[str] = set()
+            for start in range(0, len(turns), 500):
+                part = turns[start : start + 500]
+                sql = f"SELECT id FROM turns WHERE previous IN ({', '.join('?' * len(part))})"
+                after.update(row[0] for row in self.read(sql, part))
+            turns = sorted(after - found)
+            found |= after
+        return found
 
     def held(self) -> int:
         """How much feedback waits for its turn."""

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from afterword.records import Feedback, Interaction, Record, Turn
 from afterword.store.store import Store
+from afterword.store.withheld import Withheld
 
 R = TypeVar("R", bound=Record)
 SPLITS = ("train", "holdout", "all")
@@ -42,8 +43,7 @@ class View:
     def turns(self) -> Iterator[Turn]:
         """Turns that may be trained on, each as it may leave."""
         for turn in self.store.rows(Turn):
-            reason = None if turn.consent else "no_consent"
-            if self._passes(reason or self._wrong_split(self._held_out(turn))):
+            if self._passes(self._withheld.reason(turn) or self._wrong_split(self._held_out(turn))):
                 yield self.cleaned(turn)
 
     def feedback(self) -> Iterator[tuple[Feedback, Turn | None]]:
@@ -53,8 +53,8 @@ class View:
             if row.kind == "retraction":
                 continue
             turn = self.store.find(Turn, row.turn)
-            consent = turn is None or turn.consent
-            if self._passes("retracted" if row.id in gone else None if consent else "no_consent"):
+            withheld = None if turn is None else self._withheld.reason(turn)
+            if self._passes("retracted" if row.id in gone else withheld):
                 yield row, turn
 
     def pairs(self) -> Iterator[tuple[Interaction, Turn]]:
@@ -62,19 +62,21 @@ class View:
         barred = self.store.barred()
         for row in self.store.rows(Interaction):
             turn = self.store.find(Turn, row.turn)
-            reason = barred(row) or ("no_turn" if turn is None else None if turn.consent else "no_consent")
+            reason = barred(row) or ("no_turn" if turn is None else self._withheld.reason(turn))
             if self._passes(reason or self._wrong_split(row.split == "holdout")) and turn is not None:
                 yield row, self.cleaned(turn)
 
     def chains(self) -> Iterator[list[Turn]]:
-        """The turns of each conversation, or branch of one, newest first, up to the last before one without consent."""
+        """The turns of each conversation, or branch of one, newest first, up to the last before one without consent
+        or with the words of such a one in its history."""
         cut: set[str] = set()
         for leaf in self.store.leaves():
             chain = self._chain(leaf)
-            first = max((n for n, turn in enumerate(chain) if not turn.consent), default=-1)
+            reasons = [self._withheld.reason(turn) for turn in chain]
+            first = max((n for n, reason in enumerate(reasons) if reason is not None), default=-1)
             kept = chain[first + 1 :]
             if first >= 0:
-                self.left["no_consent"] += 1
+                self.left[reasons[first] or ""] += 1
                 if not kept or kept[0].id in cut:
                     continue
                 cut.add(kept[0].id)
@@ -104,6 +106,10 @@ class View:
     def _held_out(self, turn: Turn) -> bool:
         turns, conversations = self._holdout
         return turn.id in turns or turn.conversation in conversations
+
+    @cached_property
+    def _withheld(self) -> Withheld:
+        return Withheld(self.store)
 
     @cached_property
     def _holdout(self) -> tuple[set[str], set[str]]:
