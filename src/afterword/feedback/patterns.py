@@ -61,7 +61,7 @@ class Patterns:
         for key in self._keys & keys:
             if self._by_key[key].search(text):
                 return True
-        return self._free is not None and self._free.search(text) is not None
+        return self._free is not None and not text.isascii() and self._free.search(text) is not None
 
 
 def alternatives(entry: str) -> list[str]:
