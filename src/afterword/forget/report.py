@@ -87,7 +87,8 @@ def _lines(report: Json) -> Iterator[str]:
     if report["channels_that_name_the_user"]:
         yield f"Kept: {report['channels_that_name_the_user']} channels of this user's own, whose names name them"
     yield f"Out of reach: {report['out_of_reach']}"
-    yield f"Result: {'clean' if report['clean'] else 'NOT CLEAN, run the command again'}"
+    remedy = "NOT CLEAN: what stands in a file of yours is for you to remove; then run the command again"
+    yield f"Result: {'clean' if report['clean'] else remedy}"
 
 
 def check(store: Store, report: Json, user: str | None = None) -> list[Json]:
