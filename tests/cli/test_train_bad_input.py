@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from afterword.chat.render import render_prompt
 from afterword.cli import main
 from afterword.learn import loss_stage
 from afterword.learn.models import load_tokenizer
-from afterword.records import Feedback
+from afterword.records import Feedback, Release, Report, Verdict
 from afterword.store import Store
 from afterword.train import steps
 
@@ -128,3 +129,51 @@ def test_a_nan_in_the_middle_of_a_run(
     assert not list(home.glob("adapters/*"))
     monkeypatch.setattr(steps, "token_losses", real)
     assert train(home, model, "--set", "train.learning_rate=0.0001") == 0
+
+
+def test_a_run_that_failed_goes_on_with_the_same_settings_and_never_blocks_others(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the error is none of ours (memory, a full disk): only a run that was killed is finished first."""
+    home, real, calls = filled(tmp_path, model, {}), loss_stage.token_losses, []
+
+    def full(student: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        calls.append(student.requires_grad)
+        if sum(calls) == 3:
+            raise RuntimeError("out of memory")
+        return real(student, *rest, **named)
+
+    monkeypatch.setattr(steps, "token_losses", full)
+    same = ("--passes", "2")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(home, model, *same)
+    monkeypatch.setattr(steps, "token_losses", real)
+    (run,) = (home / "runs").iterdir()
+    kept = (run / "metrics.jsonl").read_text()
+    assert kept and train(home, model, "--passes", "1") == 0
+    assert len(list((home / "runs").iterdir())) == 2
+    assert not (run / "result.json").exists() and train(home, model, *same) == 0
+    assert (run / "result.json").exists() and (run / "metrics.jsonl").read_text().startswith(kept.split("\n")[0][:60])
+
+
+@pytest.mark.parametrize("damaged", ["adapter_model.safetensors", "afterword.json", "adapter_config.json"])
+def test_a_released_adapter_whose_file_is_cut(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    home = filled(tmp_path, model, {})
+    assert train(home, model, "--max-interactions", "4") == 0
+    made = json.loads(capsys.readouterr().out)
+    with Store.open(home / "afterword.db") as store:
+        report = Report(id="rep", candidate=made["id"], against=None, suites={})
+        verdict = Verdict(id="ver", candidate=made["id"], report="rep", passed=True, reasons=("by hand",))
+        store.write(report, verdict)
+        store.write(
+            Release(
+                id="rel", channel="default", adapter="afterword@v000001", candidate=made["id"], path=made["path"],
+                verdict="ver", previous=None, action="publish", why="by hand",
+            )
+        )  # fmt: skip
+    file = home / made["path"] / damaged
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert train(home, model) == 2
+    assert re.search(r"adapter.*(damaged|does not fit)", capsys.readouterr().err)

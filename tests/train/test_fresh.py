@@ -17,7 +17,7 @@ from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import recipe, sdpo_interactions
 from afterword.records import Turn
 from afterword.train.examples import Encoded, prepare
-from afterword.train.fresh import answers_to, clear_fresh, fresh_rows, merged
+from afterword.train.fresh import VerifierFailed, answers_to, clear_fresh, fresh_rows, merged
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import StepMetrics, read_metrics
 from afterword.train.policy import Policy, load_policy
@@ -179,6 +179,36 @@ def test_a_run_that_goes_on_asks_the_verifier_no_second_time(model: str, tmp_pat
     assert not _ASKED
     straight, killed = ([m.loss for m in read_metrics(tmp_path / name / "run")] for name in ("straight", "killed"))
     assert len(straight) == 2 and straight == killed
+
+
+_AWAY: list[bool] = []
+
+
+def far(turn: Turn, text: str) -> float:
+    """A verifier that cannot be reached while `_AWAY`."""
+    _ASKED.append(text)
+    if _AWAY and len(_ASKED) == 3:
+        raise OSError("the judge is away")
+    return float(len(text) % 3)
+
+
+def test_a_verifier_that_fails_costs_no_answer(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = recipe("grpo", verifier=f"{__name__}:far", dtype="float32", max_fresh=4, batch=8, answers=4, fresh=1)
+
+    def go() -> list[str]:
+        _ASKED.clear()
+        given = [example(model, i) for i in range(4)]
+        train_candidate(given, model=model, out=tmp_path / "out", run_dir=tmp_path / "run", recipe=one)
+        return list(_ASKED)
+
+    _AWAY.append(True)
+    with pytest.raises(VerifierFailed, match=r"far' failed on an answer to turn turn-\d: OSError: the judge is away"):
+        go()
+    before = list(_ASKED)
+    _AWAY.clear()
+    monkeypatch.setattr("afterword.train.fresh.answers_to", None)  # nothing is written a second time
+    after = go()
+    assert len(after) == 16 and after[:3] == before
 
 
 @pytest.mark.parametrize("name", ["no.such:thing", "json:nothing", "json:__name__", "nonsense"])

@@ -26,6 +26,7 @@ import huggingface_hub
 import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 
 from afterword.errors import ModelError
@@ -181,7 +182,7 @@ def load_model(ref: str, *, dtype: DtypeName = "bfloat16", device: str = "auto")
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=pick_dtype(dtype, place), attn_implementation="sdpa"
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{str(folder)!r} cannot be loaded as a causal language model: {_first(error)}") from error
     return model.to(place).eval()
 

@@ -21,18 +21,24 @@ from peft.tuners.lora import LoraLayer
 from transformers import GenerationConfig
 
 from afterword.chat.render import Tokenizer, decode
-from afterword.errors import ConfigError
+from afterword.errors import AfterwordError, ConfigError
 from afterword.learn.anchors import GOLD
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.forward import by_budget
 from afterword.learn.rows import ALONE
-from afterword.records import Turn
+from afterword.records import Json, Turn
 from afterword.train.encoded import Encoded
 from afterword.train.policy import Policy
 from afterword.train.served import with_groups
 
 _ROWS = 16
 """Prompts that are answered at once: at 64 the growing caches took 4.8 GiB, at 24 3.2, in the same time."""
+
+
+class VerifierFailed(AfterwordError):
+    """The user's own verifier raised; nothing that was written is lost."""
+
+    kind = "verifier_failed"
 
 
 Judge = Callable[[Encoded, Sequence[int]], float]
@@ -65,20 +71,20 @@ def fresh_rows(
     file = run_dir / f"fresh-{number}.json"
     gold = [r for r in rows if r.answer.kind == GOLD]
     asked = [r for r in rows if r.answer.kind != GOLD for _ in range(answers)]
-    if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
-        written, served, rewards = kept["answers"], kept["served"], kept["rewards"]
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if kept.get("key") == key:
+        written, served = kept["answers"], kept["served"]
     else:
         room = [_room(row, rows, most, limit) for row in asked]
         written = _sample(policy, asked, ends, seed=seed * 1_000_003 + number, room=room) if asked else []
         pairs = [(row.prompt, a) for row, a in zip(asked, written, strict=True)]
         served = [p.tolist() for p in log_probs(policy.model, policy.head, pairs)] if scored and pairs else []
-        rewards = [judge(row, a) for row, a in zip(asked, written, strict=True)] if judge else []
-        work = file.with_suffix(".new")
-        work.write_text(
-            json.dumps({"key": key, "answers": written, "served": served, "rewards": rewards}), encoding="utf-8"
-        )
-        work.replace(file)
-    n = len(written)
+        kept = {"key": key, "answers": written, "served": served, "rewards": None}
+        _keep(file, kept)  # before they are judged: a judge that fails costs no answer
+    if kept["rewards"] is None:
+        kept["rewards"] = [judge(row, a) for row, a in zip(asked, written, strict=True)] if judge else []
+        _keep(file, kept)
+    rewards, n = kept["rewards"], len(written)
     fresh = [
         replace(
             row,
@@ -92,6 +98,12 @@ def fresh_rows(
     return gold + (with_groups(fresh) if judge else fresh)
 
 
+def _keep(file: Path, what: Json) -> None:
+    work = file.with_suffix(".new")
+    work.write_text(json.dumps(what), encoding="utf-8")
+    work.replace(file)
+
+
 def _room(row: Encoded, rows: Sequence[Encoded], most: int, limit: int) -> int:
     """Most tokens of a fresh answer to `row`."""
     return min(most, max(len(r.completion) for r in rows if r.answer.kind != GOLD), limit - row.longest_prompt)
@@ -99,13 +111,21 @@ def _room(row: Encoded, rows: Sequence[Encoded], most: int, limit: int) -> int:
 
 def judge_of(verifier: str | None, used: Mapping[str, Turn], tokenizer: Tokenizer) -> Judge | None:
     """Asks `verifier` (`package.module:function`) about (turn, text); None without one. `used` has the turns by
-    interaction. Raises ConfigError when there is no such function or, when asked, it returns no finite number."""
+    interaction. Raises ConfigError when there is no such function or, when asked, it returns no finite number, and
+    VerifierFailed when it raises."""
     if verifier is None:
         return None
     function = verifier_of(verifier)
 
     def judge(row: Encoded, completion: Sequence[int]) -> float:
-        value = function(used[row.interaction], decode(tokenizer, completion))
+        turn = used[row.interaction]
+        try:
+            value = function(turn, decode(tokenizer, completion))
+        except Exception as error:  # whatever someone else's code raises
+            raise VerifierFailed(
+                f"the verifier {verifier!r} failed on an answer to turn {turn.id}: {type(error).__name__}: {error}. "
+                "The answers are kept: mend it, train again with the same settings, and it is asked about the same ones"
+            ) from error
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigError(f"the verifier {verifier!r} returned {value!r}: it has to return a finite number")
         return float(value)

@@ -156,8 +156,8 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
                 save(step=step)
             raise TrainingDiverged(
                 f"step {step + 1} of {len(steps)}: loss {metrics.loss}, gradient norm {grad_norm}. The state "
-                f"before it is kept in {str(run_dir)!r}; train anew with a smaller lr than {recipe.lr}, or "
-                f"look at the interactions {', '.join(rows[i].interaction for i in picked)}"
+                f"before it is kept in {str(run_dir)!r}, and the same settings go on from it; or train anew with a "
+                f"smaller lr than {recipe.lr}. Its interactions: {', '.join(rows[i].interaction for i in picked)}"
             )
         for group in optimiser.param_groups:
             group["lr"] = lr

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -105,7 +106,10 @@ def check_base(folder: Path, model: str) -> None:
     note = folder / "afterword.json"
     if not note.is_file():
         return
-    named = json.loads(note.read_text(encoding="utf-8")).get("base_hash")
+    try:
+        named = json.loads(note.read_text(encoding="utf-8")).get("base_hash")
+    except (ValueError, AttributeError) as error:
+        raise AdapterError(f"{str(note)!r} cannot be read ({error}): the adapter folder is damaged") from error
     if named != base_hash(resolve_model(model)):
         raise AdapterError(
             f"the adapter {str(folder)!r} was made for another base (hash {named}) than {model!r}: it can be neither "
@@ -177,9 +181,14 @@ def _config(lora: Lora) -> LoraConfig:
 def _continued(base: Any, parent: Path) -> Any:
     try:
         model = PeftModel.from_pretrained(base, str(parent), adapter_name=_LIVE, is_trainable=True)
+    except SafetensorError as error:
+        raise AdapterError(
+            f"the parent adapter {str(parent)!r} cannot be read ({error}): its file is cut or damaged; put the folder "
+            "back from a backup, or go back to an earlier release (`afterword release rollback`)"
+        ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise AdapterError(
-            f"the parent adapter {str(parent)!r} does not fit this base model: {str(error)[:300]}; "
+            f"the parent adapter {str(parent)!r} does not fit this base model: {' '.join(str(error).split())[:300]}; "
             "train without a parent, or with the base that it was made for"
         ) from error
     return model

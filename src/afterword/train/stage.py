@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from afterword.config import TrainConfig
-from afterword.errors import AfterwordError, NothingToDo
+from afterword.errors import NothingToDo
 from afterword.learn.models import load_tokenizer, resolve_model
 from afterword.learn.recipes import Recipe, recipe
 from afterword.learn.validate import advice, validate
@@ -96,8 +96,9 @@ def train_stage(
             rules=STRICT if plan.settings.get("stop_rules", True) else OFF,
             cache=directory / "cache" / "teacher",
         )
-    except AfterwordError:
-        # It would fail again in the same way: the next run starts anew. A kill leaves no such mark.
+    except Exception:
+        # It may fail again in the same way, so it must not stand in the way of other settings; the same ones go on from
+        # its state. A kill leaves no such mark.
         (run_dir / _GIVEN_UP).touch()
         raise
     for sentence in told(result):

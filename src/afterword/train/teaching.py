@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -162,9 +163,10 @@ def check_teachers(recipe: Recipe, model: str, tokenizer: Any) -> int | None:
             limits.append(limit)
             own = model_sizes(resolve_model(model))[1]
             if vocabulary != own or tokenizer_hash(load_tokenizer(teacher.model)) != tokenizer_hash(tokenizer):
+                how = f"{vocabulary} ids and {own}" if vocabulary != own else f"{own} ids both, for other texts"
                 raise ModelError(
-                    f"the external teacher {teacher.model!r} reads other token ids than {model!r} (vocabulary "
-                    f"{vocabulary} and {own}): a teacher scores the student's ids, so both need the same tokenizer"
+                    f"the external teacher {teacher.model!r} reads other token ids than {model!r} ({how}): a teacher "
+                    "scores the student's ids, so both need the same tokenizer; name a model of the same family"
                 )
         if isinstance(teacher, Released):
             check_base(Path(teacher.folder), model)
@@ -186,15 +188,24 @@ def released(folder: Path, policy: Policy, model: str) -> dict[str, Delta]:
     """The update of another adapter folder, by layer name. AdapterError when it does not fit."""
     weights_hash(folder)
     check_base(folder, model)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config, tensors = _folder(folder, str(policy.device))
     odd = [k for k in ("use_dora", "modules_to_save", "trainable_token_indices", "rank_pattern", "alpha_pattern")
            if config.get(k)]  # fmt: skip
     if odd or config.get("bias", "none") != "none":
         raise AdapterError(f"the adapter {str(folder)!r} uses {odd or 'bias'}: a teacher has to be a plain LoRA")
     rank, alpha = config["r"], config["lora_alpha"]
     scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    tensors = load_file(str(folder / "adapter_model.safetensors"), device=str(policy.device))
     return dict(_paired(folder, policy, tensors, scale))
+
+
+def _folder(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return config, load_file(str(folder / "adapter_model.safetensors"), device=device)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise AdapterError(
+            f"the adapter {str(folder)!r} cannot be read ({error}): a file is missing, cut or damaged"
+        ) from error
 
 
 def _paired(folder: Path, policy: Policy, tensors: dict[str, Tensor], scale: float) -> Iterable[tuple[str, Delta]]:
