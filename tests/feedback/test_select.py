@@ -42,6 +42,19 @@ def test_with_one_user_everything_is_his(tmp_path: Path) -> None:
     assert found.slices[0].influence == {"ada": 1.0} and found.slices[0].effective == pytest.approx(5)
 
 
+def test_what_follows_a_turn_without_consent_is_not_learned_from(tmp_path: Path) -> None:
+    """Its request would be read with the words that must not be trained on before it."""
+    private = turn("p", "For you, Ada, four minutes.", user="ada", conversation="c", consent=False)
+    history = (*private.messages, private.answer, {"role": "user", "content": "And hard?"})
+    later = turn("t-later", "Nine.", messages=history, previous="p", user="ada", conversation="c", created_at=200.0)
+    lost = turn("t-lost", "Nine.", messages=history, user="ada", created_at=201.0)  # sent as another conversation
+    with Store.open(tmp_path / "afterword.db") as store:
+        rows = [interaction("later"), interaction("lost"), interaction("free")]
+        store.write(private, later, lost, turn("t-free", user="ada", created_at=300.0), *rows)
+        found = select(store)
+    assert set(found.weights) == {"free"} and found.left == {"no_consent_before": 2}
+
+
 def test_who_reacts_counts_where_the_turns_name_nobody(tmp_path: Path) -> None:
     """A turn without a user is common behind one shared key: the loud commenter must not become everyone's rule."""
     rows = [interaction(f"l{n}", "loud", "Always answer in French.", scope="user") for n in range(5)]

@@ -19,6 +19,7 @@ from afterword.feedback.lane import ReviewSettings, blocked
 from afterword.records import Feedback, Interaction, Release, Relevance, Turn
 from afterword.store import Store
 from afterword.store.channels import covers
+from afterword.store.withheld import Withheld
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +120,12 @@ def select(
     fresh = _fresh(store, rows, settings, channel)
     weak = _weak(store, settings)
     alone = channel.startswith("user:") or len(_users(store, rows)) <= 1
+    carrying = Withheld(store).among([row.turn for row in rows])
     by_task: dict[str | None, list[Interaction]] = defaultdict(list)
     wanted = None if tasks is None else set(tasks)
     for row in rows:
-        reason = held.get(row.id) or ("expired" if row.id not in fresh else weak.get(row.id))
+        reason = carrying.get(row.turn) or held.get(row.id)
+        reason = reason or ("expired" if row.id not in fresh else weak.get(row.id))
         if reason is None and not covers(channel, user=row.user, team=row.team, task=row.task):
             reason = "other_channel"
         if reason is None and wanted is not None and row.task not in wanted:

@@ -7,7 +7,7 @@ trained on. Owns how such a history is recognised. Reads the store, never writes
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import orjson
@@ -36,6 +36,13 @@ class Withheld:
         after, texts = self._known
         carries = turn.id in after or (texts and not texts.isdisjoint(_marks(turn.messages[: _asked(turn)])))
         return "no_consent_before" if carries else None
+
+    def among(self, names: Sequence[str]) -> dict[str, str]:
+        """Those of the turns that have a reason, with it."""
+        if not any(self._known):  # everybody consented, the usual case: no turn needs to be read
+            return {}
+        reasons = ((turn.id, self.reason(turn)) for _, turn in self._store.among(Turn, "id", names))
+        return {name: reason for name, reason in reasons if reason is not None}
 
     @cached_property
     def _known(self) -> tuple[set[str], set[int]]:
