@@ -1,0 +1,202 @@
+"""The formula on each recipe's page, written out over stored logits, has the gradient that the recipe computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from tests.learn.recipe_inputs import INPUTS
+from torch import Tensor
+
+from afterword.learn.anchors import GOLD
+from afterword.learn.head import Head
+from afterword.learn.loss_stage import token_losses
+from afterword.learn.recipes import RECIPES, recipe
+from afterword.learn.rows import Answer, Group, Rows, layout
+
+V = 40
+LENGTHS = (5, 3, 4)
+STEPS = 100
+FEW = {"sdpo": {"k": 4}, "opcd": {"k": 4}, "revisit-opd": {"k": 4}}
+"""Fewer tokens of the support than the page's, for a vocabulary of 40."""
+KINDS = {"sdpo": "tests", "sdft": "edited", "opsd": "edited", "opsd-clipped": "edited"}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the pages' letters stand for, at the N served tokens; `z` are the student's logits."""
+
+    z: Tensor
+    t: Tensor
+    r: Tensor
+    ids: Tensor
+    old: Tensor
+    reward: Tensor
+    gold: Tensor
+
+    @property
+    def s(self) -> Tensor:
+        return self.z.log_softmax(-1)
+
+    def at(self, logs: Tensor) -> Tensor:
+        return logs.gather(1, self.ids[:, None])[:, 0]
+
+    @property
+    def rho(self) -> Tensor:
+        return (self.at(self.s) - self.old).exp()
+
+    @property
+    def gain(self) -> Tensor:
+        """log T(y) - log S(y), held."""
+        return (self.at(self.t) - self.at(self.s)).detach()
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """[N] of log-probabilities; 0 log 0 is 0."""
+    return torch.where(p.exp() > 0, p.exp() * (p - q), 0.0).sum(-1)
+
+
+def jsd(x: Tensor, y: Tensor) -> Tensor:
+    m = ((x.exp() + y.exp()) / 2).log()
+    return 0.5 * kl(x, m) + 0.5 * kl(y, m)
+
+
+def ppo(k: Tokens, advantage: Tensor, high: float = 1.2) -> Tensor:
+    return -torch.minimum(k.rho * advantage, k.rho.clamp(0.8, high) * advantage)
+
+
+def per_answer(losses: Tensor, skip: int = 0) -> Tensor:
+    pieces = [piece[skip:] for piece in torch.split(losses, LENGTHS)]
+    return torch.stack([piece.mean() for piece in pieces if len(piece)]).mean()
+
+
+def bucketed(logs: Tensor, at: Tensor) -> Tensor:
+    """The tokens `at` and one more for the rest."""
+    rest = logs.exp().scatter(1, at, 0.0).sum(-1, keepdim=True).log()
+    return torch.cat([logs.gather(1, at), rest], 1)
+
+
+def following(d: Tensor) -> Tensor:
+    return torch.cat([
+        torch.tensor([piece[i + 1 :].mean() if i + 1 < len(piece) else 0.0 for i in range(len(piece))])
+        for piece in torch.split(d, LENGTHS)
+    ]).double()  # fmt: skip
+
+
+def online(k: Tokens) -> Tensor:
+    centred = torch.cat([piece - piece.mean() for piece in torch.split(k.gain, LENGTHS)])
+    return per_answer(ppo(k, centred))
+
+
+def top(logs: Tensor, n: int = 4) -> Tensor:
+    return logs.detach().topk(n).indices
+
+
+def sdpo(k: Tokens) -> Tensor:
+    at = top(k.s)
+    return (k.rho.detach().clamp(max=2) * jsd(bucketed(k.t, at), bucketed(k.s, at))).mean()
+
+
+def clipped(k: Tokens) -> Tensor:
+    loss = kl(k.t, k.s)
+    return (loss * (0.05 / loss.detach()).clamp(max=1)).mean()  # the gradient is scaled down, not dropped
+
+
+def eopd(k: Tokens) -> Tensor:
+    at = top(k.t, 16)
+    likely = k.t.gather(1, at).log_softmax(-1)
+    doubt = -(k.t.exp() * k.t).sum(-1) > 0.8
+    return ppo(k, k.gain).mean() + (doubt * kl(likely, k.s.gather(1, at))).mean()
+
+
+def stable(k: Tokens) -> Tensor:
+    own, loss = ~k.gold, -k.at(k.s)
+    return ppo(k, k.gain)[own].mean() + 0.1 * loss[k.gold].mean() + 0.1 * kl(k.s, k.t)[own].mean()
+
+
+def exopd(k: Tokens) -> Tensor:
+    advantage = (1.25 * k.at(k.t) - 0.25 * k.at(k.r) - k.at(k.s)).detach()
+    return -(k.rho.detach().clamp(max=5) * advantage * k.at(k.s)).mean()
+
+
+def reopold(k: Tokens, late: bool) -> Tensor:
+    floor = math.log(0.3) / 0.7
+    entropy = -(k.s.exp() * k.s).sum(-1).detach()
+    fifth = torch.cat([e >= e.topk(max(1, round(0.2 * len(e)))).values[-1] for e in torch.split(entropy, LENGTHS)])
+    counted = fifth if late else k.gain >= floor
+    return -(counted * k.rho.detach().clamp(max=2) * k.gain.clamp(min=floor) * k.at(k.s)).mean()
+
+
+def veto(k: Tokens, beta: float) -> Tensor:
+    return kl((k.t + beta * k.s.detach()).log_softmax(-1), k.s).mean()
+
+
+PAGES: dict[tuple[str, int], Callable[[Tokens], Tensor]] = {
+    ("sdpo-interactions", 0): lambda k: per_answer(kl(k.t, k.s)),
+    ("sdpo-interactions-offline", 0): lambda k: per_answer(-k.gain * k.at(k.s), skip=2),
+    ("sdpo-interactions-online", 0): online,
+    ("sdpo", 0): sdpo,
+    ("sdft", 0): lambda k: per_answer(kl(k.t, k.s), skip=3),
+    ("opsd", 0): lambda k: jsd(k.t, k.s).mean(),
+    ("opsd-clipped", 0): clipped,
+    ("opcd", 0): lambda k: per_answer(kl(bucketed(k.s, top(k.s)), bucketed(k.t, top(k.s)))),
+    ("gkd", 0): lambda k: jsd(k.t, k.s).mean(),
+    ("minillm", 0): lambda k: ppo(k, following(k.gain)).mean() + kl(k.s, k.t).mean(),
+    ("opd", 0): lambda k: -(k.gain * k.at(k.s)).mean(),
+    ("eopd", 0): eopd,
+    ("veto", 0): lambda k: veto(k, 0.8),
+    ("veto", STEPS - 1): lambda k: veto(k, 0.0),
+    ("stable-opd", 0): stable,
+    ("revisit-opd", 0): lambda k: kl(
+        k.s.gather(1, top(k.t)).log_softmax(-1), k.t.gather(1, top(k.t)).log_softmax(-1)
+    ).mean(),
+    ("exopd", 0): exopd,
+    ("reopold", 0): lambda k: reopold(k, late=False),
+    ("reopold", STEPS - 1): lambda k: reopold(k, late=True),
+    ("sft", 0): lambda k: per_answer(-k.at(k.s)),
+    ("grpo", 0): lambda k: ppo(k, k.reward, high=1.28).mean(),
+}
+
+
+def case(name: str) -> tuple[Tokens, Rows]:
+    generator = torch.Generator().manual_seed(3)
+    n = sum(LENGTHS)
+    z, t, r = (2 * torch.randn(n, V, generator=generator, dtype=torch.float64) for _ in range(3))
+    ids = torch.randint(V, (n,), generator=generator)
+    old = z.log_softmax(-1).gather(1, ids[:, None])[:, 0] + torch.linspace(-1, 1, n).double()
+    group = Group(size=4, mean=0.25, deviation=0.5)
+    kinds = [KINDS.get(name, "follow_up")] * 2 + [GOLD if name == "stable-opd" else KINDS.get(name, "follow_up")]
+    answers = [Answer(kind=kind, reward=value, group=group) for kind, value in zip(kinds, (1.0, 0.0, 1.0), strict=True)]
+    rows = layout(LENGTHS, [1.0] * 3, [True] * 3, answers=answers, served=old.tolist())
+    reward = torch.tensor([(a.reward or 0.0) - 0.25 for a in answers]).double() / (0.5 + 1e-4)
+    gold = torch.tensor([kind == GOLD for kind in kinds])
+    tokens = Tokens(
+        z.requires_grad_(), t.log_softmax(-1), r.log_softmax(-1), ids, rows.served.double(), reward[rows.row],
+        gold[rows.row],
+    )  # fmt: skip
+    return tokens, rows
+
+
+@pytest.mark.parametrize(("name", "step"), list(PAGES))
+def test_a_recipe_has_the_gradient_of_its_pages_formula(name: str, step: int) -> None:
+    tokens, rows = case(name)
+    made = recipe(name, **{**INPUTS.get(name, {}), **FEW.get(name, {})})
+    total = torch.zeros((), dtype=torch.float64)
+    for term in (t.at(step, STEPS, []) for t in made.terms):
+        scores = token_losses(
+            tokens.z, None if term.teacher is None else tokens.t, Head(torch.eye(V).double()), tokens.ids,
+            term.estimator, target=term.target, support=term.support,
+            reference=tokens.r if term.target.needs_reference else None,
+        )  # fmt: skip
+        total = total + term.value(scores, rows, term.count(rows))
+    (got,) = torch.autograd.grad(total, tokens.z)
+    (want,) = torch.autograd.grad(PAGES[name, step](tokens), tokens.z)
+    assert bool((want != 0).any())
+    torch.testing.assert_close(got, want, atol=1e-7, rtol=1e-5)
+
+
+def test_every_recipe_is_held_to_its_page() -> None:
+    assert {name for name, _ in PAGES} == set(RECIPES)
