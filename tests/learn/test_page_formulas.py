@@ -18,7 +18,7 @@ from afterword.learn.recipes import RECIPES, recipe
 from afterword.learn.rows import Answer, Group, Rows, layout
 
 V = 40
-LENGTHS = (5, 3, 4)
+LENGTHS = [5, 3, 4]
 STEPS = 100
 FEW = {"sdpo": {"k": 4}, "opcd": {"k": 4}, "revisit-opd": {"k": 4}}
 """Fewer tokens of the support than the page's, for a vocabulary of 40."""
