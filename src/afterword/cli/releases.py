@@ -92,7 +92,9 @@ def run_publish(context: Context) -> int:
         candidate = chosen(context, store)
         verdict = store.newest(Verdict, candidate=candidate.id)
         if verdict is None:
-            raise NothingToDo(f"{candidate.id} has no verdict yet: run `afterword evaluate {candidate.id}` (all suites) first")
+            raise NothingToDo(
+                f"{candidate.id} has no verdict yet: run `afterword evaluate {candidate.id}` (all suites) first"
+            )
         if args.dry_run:
             show_verdict(context, verdict)
             return 0 if verdict.passed else GateRefused.exit_code
