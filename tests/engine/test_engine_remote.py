@@ -146,5 +146,6 @@ def test_the_threads_of_a_forked_process_may_compute_at_once(tiny: Path) -> None
     torch.set_num_threads(torch.get_num_threads())  # now this process has a pool to inherit
     for _ in range(8):
         it = remote(tiny, "threads")
-        it.wait_ready()
+        it.wait_ready()  # raises what failed in a thread
+        assert it.max_model_len == 512
         it.close()

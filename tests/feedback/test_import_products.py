@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from afterword.feedback.traces import WAITING, Traces
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 from tests.feedback.import_rows import load, reasons, said
@@ -161,6 +162,15 @@ def test_langfuse_rows_of_the_blob_export(store: Store, tmp_path: Path) -> None:
         "fb-o1-o2": ("o1", "follow_up", None, "Shorter.", None, "detector"),
         "s1": ("o1", "rating", -0.5, "meh", None, "reviewer"), "s2": ("o2", "edited", None, None, "S!", "api"),
     }  # fmt: skip
+
+
+def test_a_trace_of_many_generations_is_noted_before_a_mark_passes_it(store: Store) -> None:
+    """A kill may come at any time; what is not noted when the mark moves on would be passed over."""
+    traces = Traces(store)
+    for n in range(WAITING):
+        turn = Turn(id=f"g{n}", messages=(), answer={}, created_at=float(n))
+        traces.link({"id": f"g{n}", "traceId": "long", "type": "GENERATION"}, [turn])
+    assert store.turn_of_trace("long") == f"g{WAITING - 1}"
 
 
 def test_a_downloaded_trace_and_one_without_observations(store: Store, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from afterword.records import Feedback, Json, Record, Turn
 from afterword.store import Store
 
 WAITING = 1000
-"""Traces that are noted together. Fewer than a mark is behind what was read: no kill passes one over."""
+"""Generations whose traces are noted together. A mark lies three groups of the sink behind what was read, and so many
+give fewer records than that: no kill passes a trace over."""
 
 
 class Traces:
@@ -23,6 +24,7 @@ class Traces:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._last: dict[str, tuple[str, float]] = {}
+        self._read = 0
 
     def link(self, row: Json, records: list[Record]) -> list[Record]:
         """The records of a row, scores on a trace as feedback on its last generation."""
@@ -38,7 +40,8 @@ class Traces:
             known = self._last.get(trace)
             if known is None or record.created_at >= known[1]:
                 self._last[trace] = (record.id, record.created_at)
-            if len(self._last) >= WAITING:
+            self._read += 1
+            if self._read >= WAITING:  # not so many traces: one of them may have many generations
                 self.flush()
         return record
 
@@ -56,4 +59,4 @@ class Traces:
         """Note what was found."""
         if self._last:
             self._store.note_traces(self._last)
-            self._last = {}
+            self._last, self._read = {}, 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,8 @@ def train_stage(
     except Exception:
         # It may fail again in the same way, so it must not stand in the way of other settings; the same ones go on from
         # its state. A kill leaves no such mark.
-        (run_dir / _GIVEN_UP).touch()
+        with suppress(OSError):  # on a full disk the error that is raised says more than that of the mark
+            (run_dir / _GIVEN_UP).touch()
         raise
     for sentence in told(result):
         note(sentence)
