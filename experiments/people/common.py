@@ -22,6 +22,8 @@ class Options:
     """Empty: the experiment's own."""
     variants: tuple[str, ...] = ()
     """Empty: all."""
+    recipe: str = "default"
+    """The variant by which arms distil that are not themselves about recipes."""
     tasks: tuple[str, ...] | None = None
     heldout: int = 64
     max_tokens: int = 64

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from book import by, chart, percent, table
 from common import Experiment, Options, Row
-from lab import Lab, compared, open_lab, oracles
+from lab import Lab, compared, open_lab, oracles, worded
 from learning import seeds
 from other_ways import as_answers, edited, imitate, prefer
 from variants import VARIANTS, made
@@ -43,19 +43,19 @@ def collected(lab: Lab, cell: Row, options: Options) -> list[Example]:
 
 
 def _self(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
-    return lab.learn(examples)
+    return lab.learn(examples, made(cell["recipe"]))
 
 
 def _served(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
-    return lab.learn(examples, sft(passes=2))
+    return lab.learn(worded(examples), sft(passes=2))
 
 
 def _edits(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
-    return imitate(lab, as_answers(edited(examples, load_persona(cell["persona"]))))
+    return imitate(lab, as_answers(edited(worded(examples), load_persona(cell["persona"]))))
 
 
 def _preferred(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
-    return prefer(lab, edited(examples, load_persona(cell["persona"])))
+    return prefer(lab, edited(worded(examples), load_persona(cell["persona"])))
 
 
 WAYS: dict[str, Callable[[Lab, list[Example], Row], Candidate] | None] = {
@@ -82,10 +82,16 @@ def control(cell: Row, options: Options) -> Row:
         }  # fmt: skip
 
 
+def _with(rows: list[Row], **more: str) -> list[Row]:
+    """The rows, their cells with these keys where they lack them."""
+    return [{**row, "cell": {**more, **row["cell"]}} for row in rows]
+
+
 def control_report(rows: list[Row]) -> tuple[str, str]:
     """A line for each persona and way."""
     body, lines = [], []
-    for (persona, way), found in by(rows, "persona", "variant").items():
+    for (persona, way, recipe), found in by(_with(rows, recipe=""), "persona", "variant", "recipe").items():
+        way = f"{way} ({recipe})" if way == "self-distillation" else way
         body.append([
             persona, way, len(found), f"{sum(r['interactions'] for r in found) / len(found):.0f}",
             percent([r["win"] for r in found]), percent([r["base_passed"] for r in found]),
@@ -124,7 +130,8 @@ def recipes(cell: Row, options: Options) -> Row:
 CONTROL = Experiment(
     "plain fine-tuning on the logged answers, and other uses of the same interactions (paper: Table 4)",
     lambda o: seeds(
-        o, persona=o.chosen(("brief", "numbered", "tutor"), "personas"), variant=o.chosen(tuple(WAYS), "variants")
+        o, persona=o.chosen(("brief", "numbered", "tutor"), "personas"), recipe=[o.recipe],
+        variant=o.chosen(tuple(WAYS), "variants"),
     ),
     control, control_report,
 )  # fmt: skip

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from variants import holds
+
 from afterword import cycle
 from afterword.chat.render import encode, end_of_turn_ids, render_prompt
 from afterword.cli.demo import wait_for_release
@@ -92,13 +94,16 @@ class Lab:
             cycle.collect_stage(self.store, self.settings())
 
     def gather(self, persona: Persona, wanted: int, prompts: Sequence[Prompt]) -> list[Example]:
-        """Let the persona talk until `wanted` interactions can be trained; fewer when nothing new comes any more."""
-        user, found, before = f"sim-{persona.name}", list[Example](), -1
-        while before < len(found) < wanted:
-            before = len(found)
+        """Let the persona talk until `wanted` interactions with words can be trained; fewer when nothing new comes any
+        more. With those that only say yes in between."""
+        user, found, before = f"sim-{persona.name}", 0, -1
+        while before < found < wanted:
+            before = found
             self.chat(persona, max(4, math.ceil(1.4 * (wanted - before))), prompts)
-            found = self.fresh(user)
-        return found[:wanted]
+            found = len(self.fresh(user))
+        last = ([e.interaction.id for e in self.fresh(user)][:wanted] or [""])[-1]
+        rows = self.fresh(user, held=True)
+        return rows[: 1 + next((i for i, e in enumerate(rows) if e.interaction.id == last), -1)]
 
     def fresh(self, user: str, *, gated: bool = True, held: bool = False) -> list[Example]:
         """Interactions with words of this user that were not trained yet, oldest first; with `held` also those that
@@ -126,6 +131,8 @@ class Lab:
     ) -> Candidate:
         """Train on `examples`, going on from `parent`."""
         name = new_id("cand")
+        if made is None or not holds(made):
+            examples = worded(examples)
         with self.timed("train"):
             result = train_candidate(
                 examples, model=self.model, out=self.directory / "adapters" / name, seed=self.seed, device=self.device,
@@ -221,6 +228,11 @@ def open_lab(seed: int, *, model: str = EMBEDDED, max_tokens: int = 64, device: 
         )
         with serving(directory) as url, Store.open(directory / "afterword.db") as store:
             yield Lab(directory, url, store, model, seed, max_tokens, device)
+
+
+def worded(examples: Sequence[Example]) -> list[Example]:
+    """Those of a user who said something; the others only accepted an answer."""
+    return [example for example in examples if example.interaction.hindsight]
 
 
 Wanted = Persona | Wish

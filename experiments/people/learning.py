@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from book import by, chart, percent, table
 from common import Experiment, Options, Row
 from lab import Lab, compared, open_lab, oracles, respaced
-from variants import VARIANTS, made
+from variants import VARIANTS, holds, made
 
 from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate, Skip
@@ -53,7 +53,7 @@ def grow(
             continue
         lab.chat(persona, options.sized(step) - done, options.train(), at=at)
         done = options.sized(step)
-        held = made is not None and any(term.name == "anchor_gold" for term in made.terms)
+        held = made is not None and holds(made)
         examples = lab.fresh(f"sim-{persona.name}", gated=gated, held=held)
         row: Row = {"wanted": step, "interactions": done}
         if sum(bool(e.interaction.hindsight) for e in examples) >= (LEAST if options.scale == 1 else 1):
@@ -115,8 +115,9 @@ def change_of_mind(cell: Row, options: Options) -> Row:
     persona, prompts = respaced(load_persona(cell["persona"]), PHASE), options.measured()
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         base = lab.ask(prompts)
-        first, parent = grow(lab, persona, (50, 100), options, prompts)
-        second, _ = grow(lab, persona, (50, 100, 175, 250), options, prompts, at=PHASE, parent=parent)
+        way = made(cell["variant"])
+        first, parent = grow(lab, persona, (50, 100), options, prompts, made=way)
+        second, _ = grow(lab, persona, (50, 100, 175, 250), options, prompts, at=PHASE, parent=parent, made=way)
         curve = []
         for phase, rows in enumerate((first, second)):
             for row in rows:
@@ -129,24 +130,24 @@ def change_of_mind(cell: Row, options: Options) -> Row:
 def change_report(rows: list[Row]) -> tuple[str, str]:
     """Both wishes along both phases."""
     lines, body = [], []
-    for (persona,), found in by(rows, "persona").items():
+    for (persona, variant), found in by(rows, "persona", "variant").items():
         for wish in ("0", "1"):
             points: dict[float, list[float]] = {}
             for row in found:
                 for p in row["curve"]:
                     points.setdefault(p["wanted"] + 100.0 * p["phase"], []).append(p["wishes"][wish]["passed"])
-            lines.append((f"{persona}: {'old' if wish == '0' else 'new'} wish", sorted(points.items())))
+            lines.append((f"{persona}, {variant}: {'old' if wish == '0' else 'new'} wish", sorted(points.items())))
         ends = [[p for p in r["curve"] if p["phase"] == phase] for phase in (0, 1) for r in found]
         turn, end = [e[-1] for e in ends[: len(found)] if e], [e[-1] for e in ends[len(found) :] if e]
         body.append([
-            persona, len(found), percent([p["wishes"]["0"]["passed"] for p in turn]),
+            persona, variant, len(found), percent([p["wishes"]["0"]["passed"] for p in turn]),
             percent([p["wishes"]["1"]["passed"] for p in turn]),
             percent([p["wishes"]["0"]["passed"] for p in end or turn]),
             percent([p["wishes"]["1"]["passed"] for p in end or turn]),
             percent([p["wishes"]["1"]["win"] for p in end or turn]),
             f"{sum(r['seconds'] for r in found) / len(found) / 60:.1f}",
         ])  # fmt: skip
-    head = ["persona", "seeds", "old wish before the change", "new wish before", "old wish at the end",
+    head = ["persona", "recipe", "seeds", "old wish before the change", "new wish before", "old wish at the end",
             "new wish at the end", "new wish, wins against the base", "minutes a cell"]  # fmt: skip
     return table(head, body), chart(lines, "interactions; the mind changes at 100", marks=(0.85,))
 
@@ -158,7 +159,9 @@ def complementary(cell: Row, options: Options) -> Row:
         base = lab.ask(prompts)
         parent, curve = None, []
         for phase in range(len(persona.wishes)):
-            rows, parent = grow(lab, persona, (40, 80), options, prompts, at=phase * PHASE, parent=parent)
+            rows, parent = grow(
+                lab, persona, (40, 80), options, prompts, at=phase * PHASE, parent=parent, made=made(cell["variant"])
+            )
             for row in rows:
                 each = [compared(wish, row["answers"], base, prompts) for wish in persona.wishes]
                 curve.append({**{k: v for k, v in row.items() if k != "answers"}, "phase": phase, "wishes": each})
@@ -167,19 +170,20 @@ def complementary(cell: Row, options: Options) -> Row:
 
 def complementary_report(rows: list[Row]) -> tuple[str, str]:
     """Each wish after each phase; the loss of the earlier ones."""
-    names = rows[0]["wishes"] if rows else []
     lines, body = [], []
-    for i, name in enumerate(names):
-        points: dict[float, list[float]] = {}
-        for row in rows:
-            for p in row["curve"]:
-                points.setdefault(80.0 * p["phase"] + p["wanted"], []).append(p["wishes"][i]["passed"])
-        lines.append((name[:30], sorted(points.items())))
-        learned, last = points.get(80.0 * i + 80), points[max(points)] if points else []
-        lost = [b - a for a, b in zip(learned or [], last, strict=False)]
-        body.append([name, len(rows), percent(points.get(80.0 * i + 80, [0.0])), percent(last or [0.0]),
-                     f"{100 * sum(lost) / len(lost):+.0f}" if lost else ""])  # fmt: skip
-    head = ["wish, in the order of their coming", "seeds", "after its own phase", "at the end", "change"]
+    for (variant,), found in by(rows, "variant").items():
+        for i, name in enumerate(found[0]["wishes"]):
+            points: dict[float, list[float]] = {0.0: [r["curve"][0]["wishes"][i]["base_passed"] for r in found]}
+            for row in found:
+                for p in row["curve"]:
+                    points.setdefault(80.0 * p["phase"] + p["wanted"], []).append(p["wishes"][i]["passed"])
+            lines.append((f"{name[:30]} ({variant})", sorted(points.items())))
+            own, last = points.get(80.0 * i + 80, []), points[max(points)]
+            lost = [b - a for a, b in zip(own, last, strict=False)]
+            body.append([variant, name, len(found), percent(points[0.0]), percent(own or [0.0]), percent(last),
+                         f"{100 * sum(lost) / len(lost):+.0f}" if lost else ""])  # fmt: skip
+    head = ["recipe", "wish, in the order of their coming", "seeds", "base", "after its own phase", "at the end",
+            "change"]  # fmt: skip
     return table(head, body), chart(lines, "interactions; a wish is added at 80 and 160")
 
 
@@ -198,7 +202,7 @@ def robustness(cell: Row, options: Options) -> Row:
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         base = lab.ask(prompts)
         again = lab.ask(prompts, temperature=0.7, seed=1)
-        rows, last = grow(lab, persona, (100,), options, prompts, gated=gated)
+        rows, last = grow(lab, persona, (100,), options, prompts, gated=gated, made=made(cell["variant"]))
         found = compared(persona, rows[-1].pop("answers"), base, prompts)
         return {
             **rows[-1], **found, "noise": compared(persona, again, base, prompts), "released": last is not None,
@@ -209,17 +213,18 @@ def robustness(cell: Row, options: Options) -> Row:
 def robustness_report(rows: list[Row]) -> tuple[str, str]:
     """Pass rate and win rate by share of irrelevant follow-ups, with and without the filters."""
     body, lines = [], []
-    for (gate,), found in by(rows, "gate").items():
+    for (persona, variant, gate), found in by(rows, "persona", "variant", "gate").items():
         at = by(found, "share")
         points = [(float(share), [r["win"] for r in some]) for (share,), some in at.items()]
-        lines.append((f"filters {gate}", sorted(points)))
+        lines.append((f"{persona}, {variant}, filters {gate}", sorted(points)))
         for (share,), some in at.items():
             body.append([
-                share, gate, len(some), f"{sum(r['trained'] for r in some) / len(some):.0f}",
+                persona, variant, share, gate, len(some), f"{sum(r['trained'] for r in some) / len(some):.0f}",
                 percent([r["win"] for r in some]), percent([r["passed"] for r in some]),
                 percent([r["poor"] for r in some]), percent([r["noise"]["win"] for r in some]),
             ])  # fmt: skip
-    head = ["irrelevant, per cent", "filters", "seeds", "trained", "wins against the base", "has it", "poor answers",
+    head = ["persona", "recipe", "irrelevant, per cent", "filters",
+            "seeds", "trained", "wins against the base", "has it", "poor answers",
             "base against itself at another temperature"]  # fmt: skip
     return table(head, body), chart(lines, "irrelevant follow-ups, per cent", marks=(0.5,))
 
@@ -236,15 +241,17 @@ PERSONALISE = Experiment(
 )  # fmt: skip
 CHANGE = Experiment(
     "a preference is learned and then turned into its opposite (paper: Figure 4)",
-    lambda o: seeds(o, persona=o.chosen(("turns_to_detail", "list_to_prose"), "personas")),
+    lambda o: seeds(o, persona=o.chosen(("turns_to_detail", "list_to_prose"), "personas"), variant=variants(o)),
     change_of_mind, change_report,
 )  # fmt: skip
 COMPLEMENTARY = Experiment(
     "preferences are added one by one and the earlier ones are kept (paper: Figure 6)",
-    lambda o: seeds(o), complementary, complementary_report,
+    lambda o: seeds(o, variant=variants(o)), complementary, complementary_report,
 )  # fmt: skip
 ROBUSTNESS = Experiment(
     "a growing share of irrelevant follow-ups, with and without the product's filters (paper: Figure 8 as a curve)",
-    lambda o: seeds(o, persona=o.chosen(("brief",), "personas"), gate=["on", "off"], share=list(SHARES)),
+    lambda o: seeds(
+        o, persona=o.chosen(("brief",), "personas"), variant=variants(o), gate=["on", "off"], share=list(SHARES)
+    ),
     robustness, robustness_report,
 )  # fmt: skip

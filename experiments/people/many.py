@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 from book import by, chart, percent, table
 from common import Experiment, Options, Row
-from lab import Lab, mean, open_lab
+from lab import Lab, mean, open_lab, worded
 from learning import seeds
 from other_ways import as_answers, edited, imitate, merged
+from variants import made
 
+from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate
 from afterword.simulate import Persona, Prompt, Wish, load_persona, load_prompts
 from afterword.train.examples import Example
@@ -51,7 +53,7 @@ def continual(cell: Row, options: Options) -> Row:
         for k, (task, name) in enumerate(tasks, 1):
             persona = load_persona(name)
             examples = lab.gather(persona, options.sized(EACH), load_prompts("train", [task]))
-            parent = _learned(lab, cell["variant"], persona, examples, seen, parent, parts)
+            parent = _learned(lab, cell, persona, examples, seen, parent, parts)
             seen += examples
             lab.release(parent)
             after.append(
@@ -65,18 +67,19 @@ def continual(cell: Row, options: Options) -> Row:
 
 
 def _learned(
-    lab: Lab, arm: str, persona: Persona, examples: list[Example], seen: list[Example], parent: Candidate | None,
+    lab: Lab, cell: Row, persona: Persona, examples: list[Example], seen: list[Example], parent: Candidate | None,
     parts: list[Candidate],
 ) -> Candidate:  # fmt: skip
+    arm, way = cell["variant"], made(cell["recipe"])
     if arm == "sft on edits":
-        return imitate(lab, as_answers(edited(examples, persona)), parent)
+        return imitate(lab, as_answers(edited(worded(examples), persona)), parent)
     if arm == "replay":
         old = seen[:: max(1, len(seen) // max(1, len(examples)))][: len(examples)]
-        return lab.learn([*examples, *old], parent=parent)
+        return lab.learn([*examples, *old], way, parent=parent)
     if arm == "merge":
-        parts.append(lab.learn(examples))
+        parts.append(lab.learn(examples, way))
         return parts[-1]
-    return lab.learn(examples, parent=parent)
+    return lab.learn(examples, way, parent=parent)
 
 
 def _merges(lab: Lab, parts: Sequence[Candidate], tasks: Sequence[tuple[str, str]], options: Options) -> Row:
@@ -93,7 +96,8 @@ def _merges(lab: Lab, parts: Sequence[Candidate], tasks: Sequence[tuple[str, str
 def continual_report(rows: list[Row]) -> tuple[str, str]:
     """Right after its own task, at the end, and the base; the mean over tasks as a curve."""
     body, lines = [], []
-    for (arm,), found in by(rows, "variant").items():
+    for (arm, recipe), found in by(rows, "variant", "recipe").items():
+        arm = f"{arm} ({recipe})"
         tasks = [one["task"] for one in found[0]["after"]]
         own = [mean([one["scores"][one["task"]] for one in r["after"]]) for r in found]
         end = [mean([r["end"][task] for task in tasks]) for r in found]
@@ -133,7 +137,7 @@ def adapters(cell: Row, options: Options) -> Row:
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         said = {name: lab.gather(p, options.sized(2 * EACH), options.train()) for name, (_, p, _) in everyone.items()}
         found: Row = {"base": {n: _granted(lab, w, prompts) for n, (_, _, w) in everyone.items()}}
-        served = _trained(lab, cell["variant"], everyone, said)
+        served = _trained(lab, cell["variant"], made(cell["recipe"]), everyone, said)
         for name, candidate in served.items():
             current = lab.store.release("default")
             if current is None or current.candidate != candidate.id:
@@ -152,26 +156,28 @@ def _granted(lab: Lab, wishes: dict[str, Wish], prompts: Sequence[Prompt]) -> di
 
 
 def _trained(
-    lab: Lab, arm: str, everyone: dict[str, tuple[int, Persona, dict[str, Wish]]], said: dict[str, list[Example]]
-) -> dict[str, Candidate]:
+    lab: Lab, arm: str, way: Recipe, everyone: dict[str, tuple[int, Persona, dict[str, Wish]]],
+    said: dict[str, list[Example]],
+) -> dict[str, Candidate]:  # fmt: skip
     """User -> the adapter that answers them."""
     whole = [e for examples in zip(*said.values(), strict=False) for e in examples]
     if arm == "own":
-        return {name: lab.learn(said[name]) for name in everyone}
-    shared = lab.learn(whole)
+        return {name: lab.learn(said[name], way) for name in everyone}
+    shared = lab.learn(whole, way)
     if arm == "shared":
         return dict.fromkeys(everyone, shared)
     teams = {
-        team: lab.learn([e for n, (t, _, _) in everyone.items() if t == team for e in said[n]], parent=shared)
+        team: lab.learn([e for n, (t, _, _) in everyone.items() if t == team for e in said[n]], way, parent=shared)
         for team in range(len(TEAMS))
     }
-    return {name: lab.learn(said[name], parent=teams[team]) for name, (team, _, _) in everyone.items()}
+    return {name: lab.learn(said[name], way, parent=teams[team]) for name, (team, _, _) in everyone.items()}
 
 
 def adapters_report(rows: list[Row]) -> tuple[str, str | None]:
     """Share of answers that grant the wish of each level, over the users."""
     body = []
-    for (arm,), found in by(rows, "variant").items():
+    for (arm, recipe), found in by(rows, "variant", "recipe").items():
+        arm = f"{arm} ({recipe})"
         cells: list[object] = [arm, len(found), found[0]["adapters"]]
         for level in ("all", "team", "user"):
             before = [mean([one[level] for one in r["base"].values()]) for r in found]
@@ -184,9 +190,10 @@ def adapters_report(rows: list[Row]) -> tuple[str, str | None]:
 
 CONTINUAL = Experiment(
     "eight kinds of work, each with its preference, one after another: retention after each",
-    lambda o: seeds(o, variant=o.chosen(ARMS, "variants")), continual, continual_report,
+    lambda o: seeds(o, recipe=[o.recipe], variant=o.chosen(ARMS, "variants")), continual, continual_report,
 )  # fmt: skip
 ADAPTERS = Experiment(
     "one shared adapter for several users, one each, and the hierarchy of global, team and user",
-    lambda o: seeds(o, variant=o.chosen(("shared", "own", "hierarchy"), "variants")), adapters, adapters_report,
+    lambda o: seeds(o, recipe=[o.recipe], variant=o.chosen(("shared", "own", "hierarchy"), "variants")),
+    adapters, adapters_report,
 )  # fmt: skip

@@ -25,6 +25,7 @@ from learning import CHANGE, COMPLEMENTARY, PERSONALISE, ROBUSTNESS
 from logs import HEATMAPS, OFFLINE
 from many import ADAPTERS, CONTINUAL
 from teachers import CEILINGS, TEACHERS
+from variants import VARIANTS
 
 from afterword.errors import AfterwordError
 from afterword.learn.models import EMBEDDED
@@ -82,7 +83,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--personas", default="")
-    parser.add_argument("--variants", default="", help="for personalise, control_sft, recipes, continual, adapters")
+    parser.add_argument("--variants", default="", help="recipes, or the arms of control_sft, continual, adapters")
+    parser.add_argument("--recipe", default="default", choices=tuple(VARIANTS),
+                        help="how control_sft, continual and adapters distil")  # fmt: skip
     parser.add_argument("--tasks", default="", help="what is asked; default all")
     parser.add_argument("--heldout", type=int, default=64, help="requests that measure")
     parser.add_argument("--max-tokens", type=int, default=64)
@@ -101,7 +104,7 @@ def _options(args: argparse.Namespace) -> Options:
 
     return Options(
         seeds=1 if args.smoke else args.seeds, personas=names(args.personas), variants=names(args.variants),
-        tasks=names(args.tasks) or None, heldout=8 if args.smoke else args.heldout,
+        recipe=args.recipe, tasks=names(args.tasks) or None, heldout=8 if args.smoke else args.heldout,
         max_tokens=32 if args.smoke else args.max_tokens, model=args.model, device=args.device,
         scale=0.04 if args.smoke else args.scale, files=tuple(args.files),
     )  # fmt: skip

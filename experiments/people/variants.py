@@ -64,6 +64,11 @@ def made(variant: str) -> Recipe:
     return sdpo_interactions(**VARIANTS[variant])
 
 
+def holds(made: Recipe) -> bool:
+    """Does it train on answers that the user only accepted?"""
+    return any(term.name == "anchor_gold" for term in made.terms)
+
+
 def _supported(whole: Recipe) -> Recipe:
     term = dataclasses.replace(whole.terms[0], support=TopK(100, of="student", remainder="tail"))
     return dataclasses.replace(whole, terms=(term, *whole.terms[1:]))
