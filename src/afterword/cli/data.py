@@ -95,7 +95,7 @@ def run_import(context: Context) -> int:
         context.emit({"files": found})
     else:
         for one in found:
-            context.table("", ("imported", one["file"]), list(one.items())[1:])
+            context.table("", ("imported", one["file"]), _told(one))
     refused = [one for one in found if one.get("rows") and one["rows"] == sum(one["rejected"].values())]
     for one in refused:
         context.say(f"[red]nothing imported:[/] {escape(_why_nothing(one))}")
@@ -113,6 +113,14 @@ def run_import(context: Context) -> int:
 
 
 _NEXT = "Next: `afterword collect` turns what users did into interactions."
+
+
+def _told(one: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What a person reads of an import: its rows, what was stored, and every other count that is not nothing."""
+    rejected = ", ".join(f"{count} {reason}" for reason, count in one.get("rejected", {}).items())
+    rows = {**one, "rejected": rejected, "seconds": round(one.get("seconds", 0.0), 1)}
+    del rows["file"]
+    return [(name, value) for name, value in rows.items() if value or name in {"rows", "stored"}]
 
 
 def _why_nothing(summary: dict[str, Any]) -> str:
