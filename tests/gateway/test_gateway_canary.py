@@ -162,6 +162,14 @@ def test_channels_are_chosen_by_user_team_and_task(gateway: Setup) -> None:
     assert ask(gateway, user="ada") == V1 and ask(gateway, user="ada", **legal) == "afterword@v000003"
 
 
+def test_the_only_release_may_be_one_users(gateway: Setup) -> None:
+    publish(gateway.store, *proved(gateway, "c1", None), channel="user:ada")
+    until(lambda: "user:ada" in channels(gateway))
+    assert (ask(gateway, user="ada"), ask(gateway, user="ben"), ask(gateway)) == (V1, "base-model", "base-model")
+    rollback(gateway.store, "user:ada")
+    until(lambda: ask(gateway, user="ada") == "base-model")
+
+
 # ---- simulated users
 
 

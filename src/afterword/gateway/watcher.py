@@ -87,7 +87,7 @@ class Adapters:
         """What a request gets: the narrowest channel that has something of its own, and a canary of that channel or
         of a narrower one."""
         bottom = self.serving.get(self._settings.channel, _NOBODY)
-        if len(self.serving) < 2:
+        if self.serving.keys() <= {self._settings.channel}:
             return bottom
         canary: Release | None = None
         for name in channels_of(who.user, who.team, who.task):
