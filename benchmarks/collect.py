@@ -3,7 +3,8 @@
     python benchmarks/collect.py [--turns 20000] [--texts 100000] [--store DB] [--repeats 3]
 
 `collect`: turns a second over made-up chats (request 100, answer 1,100 characters), or over a copy of the database
-DB, beside the bare reading of the same rows in the same process (the limit for any collector). `duplicates`: a search
+DB, as the command does it (by child processes), in one process, and beside the bare reading of the same rows (the limit
+for any collector). `duplicates`: a search
 for near duplicates over made-up texts of which every tenth repeats an earlier one with a word changed, with the share
 that is found. `redact`: characters a second. CPU seconds of the process count, since other work runs beside.
 Medians; writes benchmarks/results/collect.json.
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from afterword.chat.redact import redact
 from afterword.feedback import collect
+from afterword.feedback.children import processes
 from afterword.feedback.sketch import Index, sketch_of
 from afterword.records import Feedback, Turn
 from afterword.store import Store
@@ -80,10 +82,15 @@ def collect_part(source: Path, folder: Path, number: int) -> dict[str, float]:
         turns = store.count(Turn)
         read_cpu, _ = timed(lambda: sum(1 for kind in (Turn, Feedback) for _ in store.rows(kind)))
         paired = [0]
-        cpu, wall = timed(lambda: paired.append(collect(store).paired))
+        cpu, alone = timed(lambda: paired.append(collect(store).paired))
+    path.unlink()
+    stripped(source, path)
+    with Store.open(path) as store:
+        _, wall = timed(lambda: collect(store, processes=processes()))
     path.unlink()
     return {
-        "turns": turns, "paired": paired[-1], "turns_per_cpu_s": paired[-1] / cpu, "turns_per_s": paired[-1] / wall,
+        "turns": turns, "paired": paired[-1], "turns_per_s": paired[-1] / wall, "processes": processes(),
+        "one_process_turns_per_s": paired[-1] / alone, "one_process_turns_per_cpu_s": paired[-1] / cpu,
         "bare_read_turns_per_cpu_s": turns / read_cpu,
     }  # fmt: skip
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from afterword.config import EvaluateConfig, TrainConfig
 from afterword.errors import NothingToDo
+from afterword.feedback.children import processes
 from afterword.feedback.collect import collect
 from afterword.feedback.funnel import Funnel
 from afterword.feedback.lane import ReviewSettings
@@ -90,7 +92,7 @@ def run_cycle(
     running = store.canary(settings.channel)
     if running is not None:
         raise NothingToDo(f"the canary of {running.adapter} runs: the next round begins when it is decided")
-    funnel = collect_stage(store, settings)
+    funnel = collect_stage(store, settings, progress)
     _measured(store, settings, progress)
     candidate = train_stage(store, settings, progress, selection)
     report = evaluate_stage(store, candidate, settings, progress)
@@ -103,7 +105,7 @@ def run_cycle(
 
 def next_round(store: Store, settings: Settings, progress: Progress) -> Selection:
     """What a round could learn now, of slices with enough interpretable signal only; decides what came in before."""
-    collect_stage(store, settings)
+    collect_stage(store, settings, progress)
     _measured(store, settings, progress)
     return select_stage(store, settings, ready=True)
 
@@ -113,9 +115,15 @@ def _measured(store: Store, settings: Settings, progress: Progress) -> None:
         measure_stage(store, settings, progress)
 
 
-def collect_stage(store: Store, settings: Settings) -> Funnel:
+def collect_stage(store: Store, settings: Settings, progress: Progress | None = None) -> Funnel:
     """Turns and Feedback -> Interactions and Skips."""
-    return collect(store, settings.collect)
+    with (progress or Progress()).bar("collecting") as advance:
+        told = partial(_rows_so_far, advance)
+        return collect(store, settings.collect, progress=told, processes=processes())
+
+
+def _rows_so_far(advance: Advance, rows: int) -> None:
+    advance(rows, None)  # how many are undecided would take as long to count as to read
 
 
 def measure_stage(store: Store, settings: Settings, progress: Progress) -> int:

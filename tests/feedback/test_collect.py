@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from afterword.feedback import CollectSettings, collect
+from afterword.feedback import CollectSettings, children, collect
 from afterword.feedback.decide import split_of
 from afterword.records import Feedback, Interaction, Record, Skip, Turn
 from afterword.store import Store
@@ -83,6 +88,91 @@ def test_the_size_of_a_page_does_not_matter(tmp_path: Path, monkeypatch: pytest.
             found.append(({(i.id, i.feedback, i.hindsight) for i in store.rows(Interaction)},
                           {s.id for s in store.rows(Skip)}))  # fmt: skip
     assert found[0] == found[1]
+
+
+def _many_kinds(store: Store, turns: int) -> None:
+    """Turns with everything that a child is not sent, and feedback of most kinds."""
+    fill(store, turns)
+    said: list[tuple[str, dict[str, Any]]] = [
+        ("edited", {"final_text": "Boil them for six."}), ("comment", {"text": "Call me at 030 1234567."}),
+        ("tests", {"exit_code": 1, "output": "E  assert 1 == 2"}), ("accepted", {}), ("abandoned", {}),
+        ("follow_up", {"text": "From now on always answer in German."}), ("stopped", {}),
+    ]  # fmt: skip
+    rows: list[Record] = []
+    for i in range(turns):
+        name, (kind, more) = f"k{i}", said[i % len(said)]
+        rows.append(
+            Turn(
+                id=name, messages=({"role": "system", "content": "Be kind."}, {"role": "user", "content": f"Egg {i}?"}),
+                answer={"role": "assistant", "content": f"Boil it for {i} minutes, then cool it at once."},
+                prompt_ids=(1, 2), completion_ids=(3,) if i % 2 else (), logprobs=(-0.1,), user=f"u{i % 5}",
+                tools=({"type": "function", "function": {"name": "cook"}},), consent=i % 11 > 0, task="food",
+            )
+        )  # fmt: skip
+        rows.append(feedback(kind, f"g{i}", name, user=f"u{i % 5}", **more))
+        if i % 6 == 0:
+            rows.append(Feedback(id=f"x{i}", turn=name, kind="retraction", retracts=f"g{i}"))
+    store.write(*rows)
+
+
+def _decided(path: Path, processes: int) -> tuple[dict[str, Any], list[Record]]:
+    with Store.open(path) as store:
+        _many_kinds(store, 150)
+        funnel = collect(store, processes=processes)
+        made, skips = contents(store)
+        return funnel.to_dict(), [replace(row, created_at=0.0) for row in (*made, *skips)]
+
+
+def test_children_decide_what_one_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAGE", 20)
+    alone, shared = _decided(tmp_path / "one.db", 1), _decided(tmp_path / "three.db", 3)
+    assert shared == alone
+    assert len(alone[1]) > 200 and alone[0]["interactions"] > 60 and len(alone[0]["skipped"]) > 3
+
+
+def test_a_lost_child_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "PAGE", 20)
+    given, processes = children._Child.give, []
+
+    def killed_at_its_second(self: Any, page: Any) -> None:
+        processes.append(self._process)
+        if processes.count(self._process) == 2:
+            self._process.kill()
+            self._process.wait()
+        given(self, page)
+
+    alone = _decided(tmp_path / "one.db", 1)
+    monkeypatch.setattr(children._Child, "give", killed_at_its_second)
+    assert _decided(tmp_path / "two.db", 2) == alone
+    assert "is decided by this one" in caplog.text
+    assert all(process.poll() is not None for process in processes), "none is left behind"
+
+
+def test_a_child_ends_with_its_collector(tmp_path: Path) -> None:
+    code = (
+        "import sys; from afterword.feedback.children import _Child; from afterword.feedback import CollectSettings\n"
+        "child = _Child(CollectSettings()); print(child._process.pid, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdin is not None and parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.kill()
+    parent.communicate()
+    end = time.monotonic() + 20
+    while _alive(child):
+        assert time.monotonic() < end, "it outlived its collector"
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def _collect_in_process(path: Path, barrier: object) -> None:

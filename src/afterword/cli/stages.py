@@ -146,7 +146,7 @@ def run_collect(context: Context) -> int:
     """Decide about new feedback and print the funnel."""
     with context.open_store() as store:
         settings = _settings(context, model=False)
-        funnel = collect_stage(store, settings)
+        funnel = collect_stage(store, settings, _progress(context))
         spent = store.spent(settings.channel)
         waiting = sum(1 for row in store.usable("train") if row.id not in spent)
     if context.json:

@@ -11,7 +11,8 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
-from afterword.feedback.decide import decide, without_repetition
+from afterword.feedback.children import decided
+from afterword.feedback.decide import without_repetition
 from afterword.feedback.funnel import Funnel
 from afterword.feedback.peers import accepted_attempt
 from afterword.feedback.readings import Case
@@ -29,10 +30,12 @@ IN_FLIGHT = 2
 
 
 def collect(
-    store: Store, settings: CollectSettings | None = None, *, progress: Callable[[int], None] | None = None
-) -> Funnel:
+    store: Store, settings: CollectSettings | None = None, *, progress: Callable[[int], None] | None = None,
+    processes: int = 1,
+) -> Funnel:  # fmt: skip
     """Decide all undecided feedback on known turns and write the interactions and skips.
 
+    With more than one of `processes`, all but the first 2,000 rows are decided by that many child processes.
     `progress` is called after each page with the number of feedback rows so far. Raises StoreError when the
     database cannot be read or written; what was committed before stays, and the next run goes on from there.
     """
@@ -41,12 +44,11 @@ def collect(
     roots = _Roots(store)
     writes: deque[Future[list[Outcome]]] = deque()
     index: Index | None = None
-    for cases in _pages(store, roots, settings):
+    for decisions in decided(_pages(store, roots, settings), settings, processes):
         if index is None:  # only when there is something to decide
             index = _index(store)
         records: list[Record] = []
-        for case in cases:
-            decision = decide(case, settings)
+        for decision in decisions:
             without_repetition(decision, index, settings)
             funnel.add(decision)
             records += [skip for _, skip in decision.skips]
