@@ -81,3 +81,31 @@ def test_a_missing_file_and_an_unknown_variable_are_refused(tmp_path: Path) -> N
 def test_a_number_out_of_range_is_refused_by_name(key: str, value: int) -> None:
     with pytest.raises(ConfigError, match=rf"{key} = {value} .*cannot be used"):
         resolve(BUILT_IN, flags={key: (value, "--set")})
+
+
+def test_one_entry_of_a_table_adds_to_the_file(tmp_path: Path) -> None:
+    file = _file(tmp_path, "[train.options]\nbeyond = 0.25\nbatch = 2\n")
+    flags = {"train.options.batch": ("8", "--set"), "train.options.teacher": ("base", "--set")}
+    config = resolve(BUILT_IN, file=file, flags=flags)
+    assert config.get(TrainConfig).options == {"beyond": 0.25, "batch": 8, "teacher": "base"}
+    assert _source(config, "train.options")[1] == "file afterword.toml, --set"
+    alone = resolve(BUILT_IN, flags={f"evaluate.checks.{task}": ("python", "--set") for task in ("code", "sums")})
+    assert _source(alone, "evaluate.checks") == (dict.fromkeys(("code", "sums"), "python"), "--set")
+    assert TrainConfig().options == {} == resolve(BUILT_IN).get(TrainConfig).options
+    whole = resolve(BUILT_IN, file=file, environ={"AFTERWORD_TRAIN_OPTIONS": '{"hold": 1}'})
+    assert whole.get(TrainConfig).options == {"hold": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("train.option.beyond", 1, "unknown setting 'train.option.beyond'.*Did you mean 'train.options'"),
+        ("train.recipe.beyond", 1, "unknown setting"),
+        ("train.options.", 1, "unknown setting"),
+        ("train.options", 3, "train.options = 3 .*cannot be used"),
+        ("evaluate.checks.code", 3, "evaluate.checks.code = .*cannot be used"),
+    ],
+)
+def test_an_entry_of_what_is_no_table_is_refused(key: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        resolve(BUILT_IN, flags={key: (value, "--set")})

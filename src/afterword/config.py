@@ -5,6 +5,8 @@ sections, this module fills them. Unknown keys fail, with the nearest known one;
 
     [serve]                 AFTERWORD_SERVE_PORT=8500        --set serve.port=8500  (or the command's own --port)
     port = 8400
+
+A setting that is a table is given whole, or one entry of it: `--set train.options.beyond=0.25` adds to the file's.
 """
 
 from __future__ import annotations
@@ -107,6 +109,8 @@ class TrainConfig:
     """The newest that can be trained are taken."""
     seed: int = 0
     """Order of the interactions and the adapter's first values."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Any other argument of the recipe, as `afterword recipes show NAME` lists them; see docs/training.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +218,13 @@ def resolve(
     ):
         section, _, field = key.partition(".")
         if (section, field) not in settings:
-            raise ConfigError(f"unknown setting {key!r} (from {source}).{_nearest(key, settings)}", param=key)
+            field, _, entry = field.partition(".")
+            old = settings.get((section, field))
+            if not (entry and old and isinstance(old.value, dict)):
+                raise ConfigError(f"unknown setting {key!r} (from {source}).{_nearest(key, settings)}", param=key)
+            value = {**old.value, entry: value}
+            before = () if old.source == "default" else old.source.split(", ")
+            source = ", ".join(dict.fromkeys((*before, source)))
         settings[section, field] = Setting(_check(sections[section], field, value, key, source), source)
     return Config(sections, settings)
 

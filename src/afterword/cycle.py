@@ -89,6 +89,7 @@ def run_cycle(
 ) -> Round:
     """One round. NothingToDo says what is missing; a "no" of the gate is a round without a release."""
     progress = progress or Progress()
+    recipe_stage(settings)
     running = store.canary(settings.channel)
     if running is not None:
         raise NothingToDo(f"the canary of {running.adapter} runs: the next round begins when it is decided")
@@ -113,6 +114,15 @@ def next_round(store: Store, settings: Settings, progress: Progress) -> Selectio
 def _measured(store: Store, settings: Settings, progress: Progress) -> None:
     if settings.select.min_signal > 0:
         measure_stage(store, settings, progress)
+
+
+def recipe_stage(settings: Settings) -> Json:
+    """The recipe that a training would take, described; ConfigError for one that cannot be trained."""
+    from afterword.learn.configured import checked
+    from afterword.learn.recipes import describe
+
+    described: Json = describe(checked(settings.train))
+    return described
 
 
 def collect_stage(store: Store, settings: Settings, progress: Progress | None = None) -> Funnel:

@@ -34,7 +34,21 @@ def test_the_choice_is_shown_and_nothing_is_trained(tmp_path: Path, capsys: pyte
     assert one["task"] == "sums" and max(one["influence"].values()) == one["influence"]["loud"] <= 0.2501
     assert found["left"]["own_wish"] == 1 and found["off_policy"] == found["interactions"] == one["interactions"]
     assert found["contradictions"] == [{"task": "sums", "axis": "length", "less": 1, "more": 1, "followed": 0}]
-    assert main(command) == 0
+    assert found["recipe"]["name"] == "sdpo-interactions"
+    assert main([*command, "--set", "train.options.beyond=0.25", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["terms"][0]["target"]["scale"] == 1.25
+    assert main([*command, "--set", "train.options.beyond=0.25"]) == 0
     shown = capsys.readouterr()
+    assert "recipe sdpo-interactions, beyond = 0.25" in shown.out
     assert "loud 25%" in shown.out and "own_wish" in shown.out and "neither" in shown.out
     assert "--off-policy" in shown.err and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", [["train", "--dry-run"], ["train"], ["cycle"], ["cycle", "--watch"]])
+def test_a_recipe_that_cannot_be_trained_is_told_at_once(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Store.open(tmp_path / "afterword.db").close()
+    for option, says in (("beyon=0.25", "did you mean 'beyond'"), ("teacher=average:2", "Average.rate=2 must be")):
+        assert main([*command, "--dir", str(tmp_path), "--set", f"train.options.{option}"]) == 2
+        assert says in capsys.readouterr().err

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from afterword.config import TrainConfig
-from afterword.errors import NothingToDo
+from afterword.errors import ConfigError, NothingToDo
 from afterword.learn.models import load_tokenizer
-from afterword.learn.recipes import recipe
+from afterword.learn.recipes import describe, recipe
+from afterword.learn.targets import Extrapolation
 from afterword.records import Feedback
 from afterword.store import Store
 from afterword.train.examples import choose
+from afterword.train.metrics import StepMetrics
 from afterword.train.output import TrainResult, told
 from afterword.train.stage import train_stage
 from tests.train.tiny_model import example, tiny_folder
@@ -56,6 +59,41 @@ def test_when_nothing_fits_the_remedy_is_named(model: str, tmp_path: Path) -> No
     settings = TrainConfig(min_interactions=1, max_tokens=30)
     with filled(tmp_path, model, [5, 6]) as store, pytest.raises(NothingToDo, match=r"raise train\.max_tokens"):
         train_stage(store, tmp_path, settings, model=model, device="cpu")
+
+
+def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model: str, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        """As a kill: nobody marks the run as given up."""
+
+    def kill(metrics: StepMetrics) -> None:
+        raise Killed
+
+    own = TrainConfig(min_interactions=1, fresh=0, options={"beyond": 0.25, "max_hindsight": 4, "teacher": "base"})
+    other = dataclasses.replace(own, options={**own.options, "beyond": 0.5})
+    with filled(tmp_path, model, [5, 6, 7]) as store:
+        with pytest.raises(Killed):
+            train_stage(store, tmp_path, own, model=model, device="cpu", progress=kill)
+        said: list[str] = []
+        candidate = train_stage(store, tmp_path, other, model=model, device="cpu", note=said.append)
+        assert said[0].startswith(f"finishing {candidate.id}, which was interrupted")
+        assert candidate.recipe == describe(
+            recipe("sdpo-interactions", fresh=0, beyond=0.25, max_hindsight=4, teacher="base")
+        )
+        assert candidate.metrics["hindsight_cut"] > 0
+        second = train_stage(store, tmp_path, other, model=model, device="cpu")
+    assert second.id != candidate.id
+    assert second.recipe["terms"][0]["target"] == describe(Extrapolation(1.5, plausible=0.01))
+    prints = [
+        json.loads((tmp_path / c.path / "afterword.json").read_text())["fingerprint"] for c in (candidate, second)
+    ]
+    assert prints[0] != prints[1]
+
+
+def test_an_option_that_the_recipe_does_not_take_fails_before_anything_is_written(model: str, tmp_path: Path) -> None:
+    settings = TrainConfig(min_interactions=1, options={"beyon": 0.25})
+    with filled(tmp_path, model, [5]) as store, pytest.raises(ConfigError, match="did you mean 'beyond'"):
+        train_stage(store, tmp_path, settings, model=model, device="cpu")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_choosing_stops_at_a_bound(model: str) -> None:

@@ -43,16 +43,26 @@ def run_list(context: Context) -> int:
 
 
 def run_show(context: Context) -> int:
-    """The composition of one recipe as its manifest will record it."""
+    """The composition of one recipe as its manifest will record it, and what can be set of it."""
+    from afterword.learn.configured import SETTINGS
     from afterword.learn.recipes import RECIPES, describe, recipe
+    from afterword.learn.recipes.spelling import options
 
     made = recipe(context.args.name)
     described: dict[str, Any] = describe(made)
+    settable = [
+        {"setting": f"train.{SETTINGS.get(o.name, f'options.{o.name}')}", "default": o.default, "takes": o.takes}
+        for o in options(RECIPES[made.name])
+    ]
     if context.json:
-        context.emit({"recipe": described, "summary": _summary(RECIPES[made.name]), "needs": _missing(made)})
+        found = {"recipe": described, "summary": _summary(RECIPES[made.name]), "needs": _missing(made)}
+        context.emit(found | {"options": settable})
         return 0
     context.out.print(f"[bold]{made.name}[/]: {escape(_summary(RECIPES[made.name]))}")
     context.table("", ("slot", "part"), [(slot, escape(part)) for slot, part in _slots(described)])
+    context.table(
+        "what can be set", ("setting", "default", "takes"), [[*map(escape, row.values())] for row in settable]
+    )
     if missing := _missing(made):
         context.say(f"[yellow]needs[/] {escape(missing)}")
     return 0

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
+
 from afterword.cli.context import Context
 from afterword.cycle import Settings
 from afterword.feedback.select import Selection
-from afterword.records import Candidate, Interaction
+from afterword.records import Candidate, Interaction, Json
 from afterword.store import Store
 
 
-def show_selection(context: Context, store: Store, selection: Selection, settings: Settings) -> None:
-    """The choice as tables, or as JSON."""
+def show_selection(context: Context, store: Store, selection: Selection, settings: Settings, recipe: Json) -> None:
+    """The choice as tables, or as JSON, and the `recipe` that would learn from it."""
     found = selection.to_dict()
     off = sum(not store.get(Interaction, name).on_policy for name in selection.weights)
     found["off_policy"] = off
     for one, row in zip(selection.slices, found["slices"], strict=True):
         row["ready"] = one.ready(settings.select)
     if context.json:
-        context.emit(found)
+        context.emit(found | {"recipe": recipe})
         return
+    told = "".join(f", {key} = {value}" for key, value in settings.train.options.items())
+    context.out.print(escape(f"recipe {recipe['name']}{told}"))
     rows = [
         (one.task or "(none)", one.interactions, one.users, f"{one.effective:.1f}", f"{one.relevance:.2f}",
          "yes" if one.ready(settings.select) else "no", _most(one.influence))

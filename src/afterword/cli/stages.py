@@ -27,6 +27,7 @@ from afterword.cycle import (
     evaluate_stage,
     measure_stage,
     next_round,
+    recipe_stage,
     run_cycle,
     select_stage,
     train_stage,
@@ -132,7 +133,9 @@ def _settings(context: Context, *, model: bool = True) -> Settings:
 def _train_config(config: Config) -> TrainConfig:
     """What was private when it was collected is private when it is trained."""
     train = config.get(TrainConfig)
-    return train if train.redact is not None else replace(train, redact=config.get(CollectSettings).redact)
+    if train.redact is not None or "redact" in train.options:
+        return train
+    return replace(train, redact=config.get(CollectSettings).redact)
 
 
 def _progress(context: Context) -> Progress:
@@ -201,7 +204,8 @@ def run_train(context: Context) -> int:
     with context.open_store() as store:
         if context.args.dry_run:
             settings = _settings(context, model=False)
-            show_selection(context, store, select_stage(store, settings), settings)
+            recipe = recipe_stage(settings)
+            show_selection(context, store, select_stage(store, settings), settings, recipe)
             return 0
         candidate = train_stage(store, _settings(context), _progress(context))
     if os.environ.get("RANK", "0") == "0":  # of several processes that train together one speaks
@@ -274,6 +278,7 @@ def run_cycle_command(context: Context) -> int:
 def _watch(context: Context) -> int:
     settings = context.config.get(CycleConfig)
     least = context.config.get(SelectSettings).min_effective
+    recipe_stage(_settings(context, model=False))  # what cannot be trained is told now, not when a round begins
     context.say(
         f"watching: a round starts at {settings.min_new} new interactions, of tasks with an effective number of "
         f"{least:g} or more (Ctrl-C stops)"

@@ -13,13 +13,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from afterword.config import TrainConfig
 from afterword.errors import NothingToDo
+from afterword.learn.configured import checked, recipe_of
 from afterword.learn.models import load_tokenizer, resolve_model
-from afterword.learn.recipes import Recipe, recipe
-from afterword.learn.validate import advice, validate
+from afterword.learn.validate import advice
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
 from afterword.train.examples import Example, choose
@@ -181,21 +180,6 @@ def _next(
     return plan
 
 
-_SETTINGS = (
-    "passes", "fresh", "max_tokens", "context", "template", "template_praise", "experience", "teacher", "verifier",
-    "redact",
-)  # fmt: skip
-"""Settings that a recipe takes under the same name."""
-
-
-def recipe_of(settings: TrainConfig) -> Recipe:
-    """The recipe that the configuration asks for. ConfigError for what it does not know or the recipe does not take."""
-    overrides: dict[str, Any] = {"lr": settings.learning_rate} | {name: getattr(settings, name) for name in _SETTINGS}
-    given = {key: value for key, value in overrides.items() if value is not None}
-    imitated = settings.revise == "target"
-    return recipe(settings.recipe, include_off_policy=settings.off_policy or imitated, **given)
-
-
 def _planned(
     store: Store,
     directory: Path,
@@ -205,10 +189,10 @@ def _planned(
     weights: Mapping[str, float] | None,
     selection: Json | None,
 ) -> Plan:
-    validate(recipe_of(settings))  # a typo or an impossible recipe fails first
-    check(settings.revise, recipe_of(settings))
-    if settings.verifier:
-        verifier_of(settings.verifier)
+    made = checked(settings)  # a typo or an impossible recipe fails first
+    check(settings.revise, made)
+    if made.verifier:
+        verifier_of(made.verifier)
     spent = store.spent(channel)
     fresh = [row for row in store.usable("train") if row.id not in spent and (row.on_policy or settings.off_policy)]
     if weights is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +37,7 @@ from afterword.learn.recipes.hindsight import (
 )
 from afterword.learn.recipes.outcome import grpo, sft
 from afterword.learn.recipes.recipe import Lora, Recipe, describe
+from afterword.learn.recipes.spelling import kinds, read
 
 __all__ = ["RECIPES", "Lora", "Recipe", "describe", "recipe", "sdpo_interactions", "sft"]
 
@@ -67,23 +67,25 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 _WORDS = ("context", "template", "template_praise")
 _KEYS = {**dict.fromkeys(_WORDS, NAME), "rank": counts(1, 1024)}
 """What every recipe takes beside the fields of `Recipe` and its own arguments."""
-_OF_THE_RUN = tuple(f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "terms"))
 
 
-def recipe(name: str, **overrides: Any) -> Recipe:
+def recipe(name: str, /, **overrides: Any) -> Recipe:
     """The recipe of that name with settings from a configuration.
 
     Any recipe takes the fields of `Recipe` but its terms (lr, passes, batch ...), `rank`, `context` (a name), and
     `template` with `template_praise` (the user's own words around the hindsight); its function's own arguments come
-    on top. Raises ConfigError for an unknown name, with the nearest, or an unknown key.
+    on top. A part may be spelled in words (`teacher="average:0.01"`, see `spelling`). Raises ConfigError for an unknown
+    name, with the nearest, or an unknown key.
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name.lower().replace("_", "-"), RECIPES, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"unknown recipe {name!r}: {guess}use one of {', '.join(sorted(RECIPES))}", param="recipe")
-    options = {key: value for key, value in overrides.items() if key not in _WORDS}
     _known(name, overrides)
     refuse(name, _KEYS, overrides)
+    options = read(name, RECIPES[name], {key: value for key, value in overrides.items() if key not in _WORDS})
+    if "rank" in options and "lora" in options:
+        raise ConfigError(f"recipe {name!r}: rank and lora both say the rank: leave one of them out", param="rank")
     if "rank" in options:
         rank = options.pop("rank")
         options["lora"] = Lora(rank=rank, alpha=2.0 * rank)
@@ -93,8 +95,7 @@ def recipe(name: str, **overrides: Any) -> Recipe:
 
 
 def _known(name: str, overrides: dict[str, Any]) -> None:
-    own = [p.name for p in inspect.signature(RECIPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    known = sorted({*own, *_OF_THE_RUN, *_KEYS})
+    known = sorted({*kinds(RECIPES[name]), *_KEYS})
     for key in overrides:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

@@ -50,10 +50,10 @@ such a teacher they are what to imitate least."""
 
 
 @takes(
-    estimator=a_part(Estimator, "a divergence or estimator, such as FORWARD_KL"),
-    where=a_part(Context, "a context, such as CONTEXTS['appended']"),
-    teacher=a_part(Teacher, "a teacher, such as START"),
-    average=a_part(Average, "an average, such as PER_SEQUENCE"),
+    estimator=a_part(Estimator, 'a divergence or estimator, such as "forward-kl"'),
+    where=a_part(Context, 'a context, such as "appended"'),
+    teacher=a_part(Teacher, 'a teacher, such as "start"'),
+    average=a_part(Average, 'an average, such as "per-sequence"'),
     skip_first=counts(0, 100_000),
     clip=optional(POSITIVE),
     anchor=up_to(1000, least=0),
