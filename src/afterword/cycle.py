@@ -89,10 +89,10 @@ def run_cycle(
 ) -> Round:
     """One round. NothingToDo says what is missing; a "no" of the gate is a round without a release."""
     progress = progress or Progress()
-    recipe_stage(settings)
     running = store.canary(settings.channel)
     if running is not None:
         raise NothingToDo(f"the canary of {running.adapter} runs: the next round begins when it is decided")
+    recipe_stage(settings)
     funnel = collect_stage(store, settings, progress)
     _measured(store, settings, progress)
     candidate = train_stage(store, settings, progress, selection)

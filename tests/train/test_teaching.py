@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import torch
 from afterword.chat.render import decode
 from afterword.errors import AdapterError, ModelError, UsageError
 from afterword.learn.contexts import CONTEXTS
-from afterword.learn.forward import packed
+from afterword.learn.forward import Packed, packed
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.learn.schedules import OnMetric
 from afterword.learn.targets import Extrapolation
-from afterword.learn.teachers import BASE, START, Average, Copy, External, Released, Routed, Teacher, TrustRegion
+from afterword.learn.teachers import BASE, LIVE, START, Average, Copy, External, Released, Routed, Teacher, TrustRegion
 from afterword.train.batches import TeacherStates
 from afterword.train.encoded import Example
 from afterword.train.examples import prepare
@@ -101,6 +102,46 @@ def test_a_copy_steps_and_a_trust_region_stays_near(model: str) -> None:
         moved.append(policy.deltas[teacher.key] is not before)
         assert moved[-1] == (total / count <= teacher.bound)
     assert moved[0] and not moved[-1]
+
+
+class Saved:
+    """A tensor that a graph keeps for its backward pass; gone when the graph is."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [Average(), TrustRegion(), Copy(every=1), Routed(routes=(("code", Average()),), default=LIVE)],
+    ids=lambda teacher: teacher.weights,
+)
+def test_a_teacher_reads_while_nothing_is_kept_of_the_student(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: Teacher
+) -> None:
+    kept: weakref.WeakSet[Saved] = weakref.WeakSet()
+    within, after = [], []
+    read, side = Policy.read, Teaching.side
+
+    def pack(tensor: torch.Tensor) -> Saved:
+        kept.add(saved := Saved(tensor))
+        return saved
+
+    def reading(self: Policy, pairs: Any) -> Any:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+            found = read(self, pairs)
+        after.append(len(kept))
+        return found
+
+    def siding(self: Teaching, teacher: Teacher, batch: Packed) -> Any:
+        within.append(len(kept))
+        return side(self, teacher, batch)
+
+    monkeypatch.setattr(Policy, "read", reading)
+    monkeypatch.setattr(Teaching, "side", siding)
+    run(model, tmp_path, sdpo_interactions(**{**QUICK, "passes": 1}, teacher=teacher, anchor=0.1, micro_tokens=150))
+    assert len(after) >= 4 and min(after) > 10  # micro-batches, and the tensors that each keeps
+    assert len(within) >= len(after) and max(within) == 0
 
 
 @pytest.mark.parametrize(

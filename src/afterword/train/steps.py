@@ -19,7 +19,7 @@ from afterword.learn.divergences import ReverseKL
 from afterword.learn.forward import packed
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.recipes import Recipe
-from afterword.learn.teachers import BASE
+from afterword.learn.teachers import BASE, LIVE
 from afterword.learn.terms import Term
 from afterword.records import Json
 from afterword.train.answers import read_answers, write_answers
@@ -42,16 +42,19 @@ def backward(
 ) -> Tensor:
     """Add the gradient of a micro-batch and tell `tally`; returns the student's states [N, H], detached.
 
-    The student reads first: a teacher that is the student itself goes on from where their prompts part. What a teacher
-    computes is never kept, so that the order costs no memory.
+    Teachers read first, while there are no activations of the student's, and keep none. Only one that is the student
+    itself reads after it: it goes on from where their prompts part.
     """
     batch = [teachers.rows[i] for i in micro]
     layout = rows_of(batch, policy.device)
+    named = [(term.teacher, term.context.name) for term in terms]
+    beside = [(term.reference, term.reference_context.name) for term in terms]
+    found = {who: teachers.get(*who, micro) for who in (*named, *beside) if who[0] != LIVE}
     read = policy.read(student_pairs(batch))
-    student_NH, ids = read.states, packed(read.pairs, policy.device).targets
-    sides = [teachers.get(term.teacher, term.context.name, micro, read) for term in terms]
-    references = [teachers.get(term.reference, term.reference_context.name, micro, read) for term in terms]
+    found |= {who: teachers.get(*who, micro, read) for who in (*named, *beside) if who[0] == LIVE}
     read.kept.clear()  # what of it the backward pass needs is kept there
+    student_NH, ids = read.states, packed(read.pairs, policy.device).targets
+    sides, references = ([found[who] for who in asked] for asked in (named, beside))
     scores = [
         token_losses(
             student_NH,
