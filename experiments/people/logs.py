@@ -32,7 +32,8 @@ def offline(cell: Row, options: Options) -> Row:
     """Import, collect, train on text (off-policy), measure against the base."""
     with tempfile.TemporaryDirectory(prefix="afterword-logs-") as folder:
         directory = Path(folder)
-        imported = run_json(directory, "import", cell["file"])
+        file = next(file for file in options.files if Path(file).name == cell["file"])
+        imported = run_json(directory, "import", str(Path(file).resolve()))
         collected = run_json(directory, "collect")
         sizes = (
             f"train.max_interactions={options.sized(LOGGED)}",
@@ -45,7 +46,8 @@ def offline(cell: Row, options: Options) -> Row:
         words = [word for suite in suites for word in ("--suite", suite)]
         found = run_json(directory, "evaluate", *words, overrides=device, fine=(0, 3))
         return {
-            "imported": imported["files"], "collected": collected, "interactions": len(trained["interactions"]),
+            "imported": [{k: v for k, v in one.items() if k not in {"file", "rejects"}} for one in imported["files"]],
+            "collected": collected, "interactions": len(trained["interactions"]),
             "training": {k: v for k, v in trained["metrics"].items() if isinstance(v, int | float | str)},
             "suites": found["report"]["suites"], "verdict": found["verdict"]["reasons"],
         }  # fmt: skip
@@ -62,14 +64,14 @@ def offline_cells(options: Options) -> list[Row]:
     """A cell for each file and seed."""
     if not options.files:
         raise UsageError("offline_logs needs logs of conversations: --files FILE ... (formats: docs/import-export.md)")
-    return seeds(options, file=[str(Path(file).resolve()) for file in options.files])
+    return seeds(options, file=list(dict.fromkeys(Path(file).name for file in options.files)))
 
 
 def offline_report(rows: list[Row]) -> tuple[str, None]:
     """What training on each log did."""
     body = []
     for row in rows:
-        cells: list[object] = [Path(row["cell"]["file"]).name, row["cell"]["seed"], row["interactions"]]
+        cells: list[object] = [row["cell"]["file"], row["cell"]["seed"], row["interactions"]]
         for suite, name in (("holdout", "need_drop"), ("holdout", "gain"), ("forgetting", "loss_rise_base"),
                             ("ifeval", "prompt_loose")):  # fmt: skip
             figure = row["suites"].get(suite, {}).get(name)
