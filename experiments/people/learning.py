@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from book import by, chart, percent, table
 from common import Experiment, Options, Row
-from lab import Lab, compared, open_lab, oracles, respaced
+from lab import Lab, compared, open_lab, oracles, passed, respaced
 from variants import VARIANTS, holds, made
 
 from afterword.learn.recipes.recipe import Recipe
@@ -154,9 +154,10 @@ def change_report(rows: list[Row]) -> tuple[str, str]:
 
 def complementary(cell: Row, options: Options) -> Row:
     """Wishes that are added one by one; after each, how many answers grant each of them."""
-    persona, prompts = respaced(load_persona("layers"), PHASE), options.measured()
+    persona, prompts = respaced(chained(cell["persona"]), PHASE), options.measured()
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         base = lab.ask(prompts)
+        told = [_told(lab, persona, prompts, phase * PHASE) for phase in range(len(persona.wishes))]
         parent, curve = None, []
         for phase in range(len(persona.wishes)):
             rows, parent = grow(
@@ -165,13 +166,32 @@ def complementary(cell: Row, options: Options) -> Row:
             for row in rows:
                 each = [compared(wish, row["answers"], base, prompts) for wish in persona.wishes]
                 curve.append({**{k: v for k, v in row.items() if k != "answers"}, "phase": phase, "wishes": each})
-        return {"curve": curve, "stages": lab.spent, "wishes": [wish.wants for wish in persona.wishes]}
+        return {"curve": curve, "told": told, "stages": lab.spent, "wishes": [w.wants for w in persona.wishes]}
+
+
+def chained(name: str) -> Persona:
+    """The persona, or one that gets the wishes of several one after the other: "numbered>greeting"."""
+    first, *others = [load_persona(part) for part in name.split(">")]
+    if not others:
+        return first
+    wishes = [wish for one in (first, *others) for wish in one.wishes]
+    return dataclasses.replace(
+        first, name=name.replace(">", "-"), wishes=tuple(dataclasses.replace(w, after=i) for i, w in enumerate(wishes))
+    )
+
+
+def _told(lab: Lab, persona: Persona, prompts: Sequence[Prompt], at: int) -> list[float]:
+    """For each wish the share of answers that grant it when the base is told all those of this time at once."""
+    words = [[w.requests[i % len(w.requests)] for w in persona.wished(at)] for i in range(len(prompts))]
+    asked = [dataclasses.replace(p, text=f"{p.text}\n\n{' '.join(w)}") for p, w in zip(prompts, words, strict=True)]
+    answers = lab.ask(asked)
+    return [passed(wish, answers, prompts) for wish in persona.wishes]
 
 
 def complementary_report(rows: list[Row]) -> tuple[str, str]:
     """Each wish after each phase; the loss of the earlier ones."""
     lines, body = [], []
-    for (variant,), found in by(rows, "variant").items():
+    for (_, variant), found in by(rows, "persona", "variant").items():
         for i, name in enumerate(found[0]["wishes"]):
             points: dict[float, list[float]] = {0.0: [r["curve"][0]["wishes"][i]["base_passed"] for r in found]}
             for row in found:
@@ -180,10 +200,11 @@ def complementary_report(rows: list[Row]) -> tuple[str, str]:
             lines.append((f"{name[:30]} ({variant})", sorted(points.items())))
             own, last = points.get(80.0 * i + 80, []), points[max(points)]
             lost = [b - a for a, b in zip(own, last, strict=False)]
-            body.append([variant, name, len(found), percent(points[0.0]), percent(own or [0.0]), percent(last),
+            told = [percent([r["told"][phase][i] for r in found]) for phase in (i, -1)]
+            body.append([variant, name, len(found), percent(points[0.0]), *told, percent(own or [0.0]), percent(last),
                          f"{100 * sum(lost) / len(lost):+.0f}" if lost else ""])  # fmt: skip
-    head = ["recipe", "wish, in the order of their coming", "seeds", "base", "after its own phase", "at the end",
-            "change"]  # fmt: skip
+    head = ["recipe", "wish, in the order of their coming", "seeds", "base", "base, told so far", "base, told all",
+            "after its own phase", "at the end", "change"]  # fmt: skip
     return table(head, body), chart(lines, "interactions; a wish is added at 80 and 160")
 
 
@@ -246,7 +267,8 @@ CHANGE = Experiment(
 )  # fmt: skip
 COMPLEMENTARY = Experiment(
     "preferences are added one by one and the earlier ones are kept (paper: Figure 6)",
-    lambda o: seeds(o, variant=variants(o)), complementary, complementary_report,
+    lambda o: seeds(o, persona=o.chosen(("layers", "numbered>greeting"), "personas"), variant=variants(o)),
+    complementary, complementary_report,
 )  # fmt: skip
 ROBUSTNESS = Experiment(
     "a growing share of irrelevant follow-ups, with and without the product's filters (paper: Figure 8 as a curve)",
