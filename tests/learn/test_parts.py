@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,8 @@ from afterword.learn.terms import Term
 from afterword.learn.tiles import tile_of
 from afterword.learn.updates import PPOClip, Truncated, Update
 from afterword.learn.weights import EntropyGate, ImportanceRatio, Position, Prefix, Sampled, Staleness, Weight
+from afterword.train.encoded import Encoded
+from afterword.train.served import with_groups
 
 NAN = float("nan")
 
@@ -76,8 +79,12 @@ def test_a_route_counts_neither_above_nor_below(route: Route, passed: list[int])
 
 def test_group_baselines() -> None:
     rewards = (1.0, 0.0, 0.0, 0.0)
-    group = Group(size=4, mean=0.25, deviation=0.5)  # sample deviation, methods_menu C 17
-    some = rows([1] * 5, [*(Answer(reward=r, group=group) for r in rewards), Answer(reward=1.0, group=Group(1, 1.0))])
+    asked = [Encoded("i", (1,), (2,), {}, True, 1.0, True, 0, Answer(reward=r)) for r in rewards]
+    alone = replace(asked[0], prompt=(7,))
+    answers = [row.answer for row in with_groups([*asked, alone])]
+    assert answers[0].group == Group(size=4, mean=0.25, deviation=0.5)  # of the sample, methods_menu C 17
+    assert answers[4].group == Group(size=1, mean=1.0)
+    some = rows([1] * 5, answers)
     nothing = scored(5)
     got = {kind: GroupBaseline(kind)(nothing, some).tolist() for kind in ("grpo", "dr_grpo", "leave_one_out")}
     assert got["grpo"] == pytest.approx([1.5, -0.5, -0.5, -0.5, 0.0], abs=1e-3)
