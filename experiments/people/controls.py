@@ -12,7 +12,7 @@ from pathlib import Path
 
 from book import by, chart, percent, table
 from common import Experiment, Options, Row
-from lab import Lab, compared, open_lab, oracles, worded
+from lab import Lab, compared, open_lab, oracles, taught, worded
 from learning import seeds
 from other_ways import as_answers, edited, imitate, prefer
 from variants import VARIANTS, made
@@ -43,7 +43,8 @@ def collected(lab: Lab, cell: Row, options: Options) -> list[Example]:
 
 
 def _self(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
-    return lab.learn(examples, made(cell["recipe"]))
+    way = made(cell["recipe"])
+    return lab.learn(taught(examples, way), way)
 
 
 def _served(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
@@ -117,7 +118,8 @@ def recipes(cell: Row, options: Options) -> Row:
     persona, prompts = load_persona(cell["persona"]), options.measured()
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         base, examples = lab.ask(prompts), collected(lab, cell, options)
-        candidate = lab.learn(examples, made(cell["variant"]))
+        way = made(cell["variant"])
+        candidate = lab.learn(taught(examples, way), way)
         general = lab.general(candidate)
         lab.release(candidate)
         found = compared(persona, lab.ask(prompts), base, prompts)

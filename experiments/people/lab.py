@@ -131,8 +131,6 @@ class Lab:
     ) -> Candidate:
         """Train on `examples`, going on from `parent`."""
         name = new_id("cand")
-        if made is None or not holds(made):
-            examples = worded(examples)
         with self.timed("train"):
             result = train_candidate(
                 examples, model=self.model, out=self.directory / "adapters" / name, seed=self.seed, device=self.device,
@@ -233,6 +231,11 @@ def open_lab(seed: int, *, model: str = EMBEDDED, max_tokens: int = 64, device: 
 def worded(examples: Sequence[Example]) -> list[Example]:
     """Those of a user who said something; the others only accepted an answer."""
     return [example for example in examples if example.interaction.hindsight]
+
+
+def taught(examples: Sequence[Example], made: Recipe) -> list[Example]:
+    """Those that the recipe learns from: without words only one that holds what was accepted."""
+    return list(examples) if holds(made) else worded(examples)
 
 
 Wanted = Persona | Wish

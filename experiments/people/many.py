@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from book import by, chart, percent, table
 from common import Experiment, Options, Row
-from lab import Lab, mean, open_lab, worded
+from lab import Lab, mean, open_lab, taught, worded
 from learning import seeds
 from other_ways import as_answers, edited, imitate, merged
 from variants import made
@@ -73,9 +73,10 @@ def _learned(
     arm, way = cell["variant"], made(cell["recipe"])
     if arm == "sft on edits":
         return imitate(lab, as_answers(edited(worded(examples), persona)), parent)
+    examples = taught(examples, way)
     if arm == "replay":
         old = seen[:: max(1, len(seen) // max(1, len(examples)))][: len(examples)]
-        return lab.learn([*examples, *old], way, parent=parent)
+        return lab.learn([*examples, *taught(old, way)], way, parent=parent)
     if arm == "merge":
         parts.append(lab.learn(examples, way))
         return parts[-1]
@@ -135,9 +136,13 @@ def adapters(cell: Row, options: Options) -> Row:
     """Four users in two teams: one adapter for all, one each, or global, then team, then user."""
     prompts, everyone = options.measured()[: max(8, options.heldout // 2)], people()
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
-        said = {name: lab.gather(p, options.sized(2 * EACH), options.train()) for name, (_, p, _) in everyone.items()}
+        way = made(cell["recipe"])
+        said = {
+            name: taught(lab.gather(p, options.sized(2 * EACH), options.train()), way)
+            for name, (_, p, _) in everyone.items()
+        }
         found: Row = {"base": {n: _granted(lab, w, prompts) for n, (_, _, w) in everyone.items()}}
-        served = _trained(lab, cell["variant"], made(cell["recipe"]), everyone, said)
+        served = _trained(lab, cell["variant"], way, everyone, said)
         for name, candidate in served.items():
             current = lab.store.release("default")
             if current is None or current.candidate != candidate.id:
