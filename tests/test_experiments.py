@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import ModuleType
@@ -52,3 +55,31 @@ def test_a_picture_is_whole_and_inside_its_frame(book: ModuleType) -> None:
     places = [float(dot.attrib["cy"]) for dot in tree.iter() if dot.tag.endswith("circle")]
     assert len(places) == 2 and all(0 <= y <= 380 for y in places)
     assert "brief <&>" in "".join(tree.itertext())
+
+
+SMOKED = {
+    "personalise": ("--personas", "brief", "--variants", "default,beyond 0.25"),
+    "change_of_mind": ("--personas", "turns_to_detail"),
+    "complementary": ("--personas", "numbered>greeting"),
+    "robustness": (),
+    "control_sft": ("--personas", "brief", "--recipe", "beyond 0.25"),
+    "recipes": ("--personas", "brief", "--variants", "default,paper online"),
+    "continual": (),
+    "adapters": (),
+    "teachers": ("--personas", "brief"),
+    "ceilings": ("--personas", "brief"),
+    "heatmaps": (),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", SMOKED)
+def test_every_cell_of_an_experiment_runs(name: str, tmp_path: Path) -> None:
+    """With tiny numbers on the built-in model; offline_logs needs a log."""
+    command = [sys.executable, str(FOLDER / "run.py"), name, "--smoke", "--out", str(tmp_path), *SMOKED[name]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    assert rows and all(row["seconds"] > 0 for row in rows)
+    assert (tmp_path / f"{name}.md").read_text("utf-8").count("|") > 10

@@ -59,9 +59,9 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a stage tells how far it is: `bar(title)` gives a context with a function (done, total)."""
+    """Where a stage tells how far it is: `bar(title, unit)` gives a context with a function (done, total)."""
 
-    bar: Callable[[str], AbstractContextManager[Advance]] = lambda title: nullcontext(lambda done, total: None)
+    bar: Callable[[str, str], AbstractContextManager[Advance]] = lambda *_: nullcontext(lambda done, total: None)
     note: Callable[[str], None] = lambda text: None
 
 
@@ -127,7 +127,7 @@ def recipe_stage(settings: Settings) -> Json:
 
 def collect_stage(store: Store, settings: Settings, progress: Progress | None = None) -> Funnel:
     """Turns and Feedback -> Interactions and Skips."""
-    with (progress or Progress()).bar("collecting") as advance:
+    with (progress or Progress()).bar("collecting", "rows of feedback") as advance:
         told = partial(_rows_so_far, advance)
         return collect(store, settings.collect, progress=told, processes=processes())
 
@@ -140,7 +140,7 @@ def measure_stage(store: Store, settings: Settings, progress: Progress) -> int:
     """Interactions -> Relevances: the model's own signal under the user's words and under others; how many."""
     from afterword.evaluate import relevance
 
-    with progress.bar("measuring") as advance:
+    with progress.bar("measuring", "steps") as advance:
         return relevance.measure_stage(store, model=settings.model, device=settings.device, progress=advance)
 
 
@@ -159,7 +159,7 @@ def train_stage(store: Store, settings: Settings, progress: Progress, selection:
     from afterword.train import stage
 
     selection = selection or select_stage(store, settings)
-    with progress.bar("training") as advance:
+    with progress.bar("training", "steps") as advance:
         return stage.train_stage(
             store,
             settings.directory,
@@ -179,7 +179,7 @@ def evaluate_stage(store: Store, candidate: Candidate, settings: Settings, progr
     from afterword.evaluate import stage
 
     stage.require_work(store, candidate, extra.get("suites") or settings.evaluate.suites, settings.channel)
-    with model_server(settings) as url, progress.bar("evaluating") as advance:
+    with model_server(settings) as url, progress.bar("evaluating", "steps") as advance:
         return stage.evaluate_stage(
             store,
             settings.directory,

@@ -140,7 +140,7 @@ def _train_config(config: Config) -> TrainConfig:
 
 def _progress(context: Context) -> Progress:
     return Progress(
-        bar=lambda title: step_bar(context, title),
+        bar=lambda title, unit: step_bar(context, title, unit),
         note=lambda text: context.say(f"[dim]{escape(text)}[/]"),
     )
 
