@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import recipe, sdpo_interactions
 from afterword.records import Turn
 from afterword.train.examples import Encoded, prepare
-from afterword.train.fresh import Drawn, VerifierFailed, answers_to, clear_fresh, fresh_rows, merged
+from afterword.train.fresh import VerifierFailed, answers_to, clear_fresh, fresh_rows, merged
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import StepMetrics, read_metrics
 from afterword.train.policy import Policy, load_policy
@@ -154,19 +153,6 @@ def moody(turn: Turn, text: str) -> float:
     """A verifier that says something else each time."""
     _ASKED.append(text)
     return float(len(_ASKED) * 7 % 5)
-
-
-def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    torch.manual_seed(0)
-    logits, n = torch.tensor([2.0, -math.inf, 0.5, -1.0, -math.inf]), 40_000
-    left = Drawn()(torch.zeros(n, 1, dtype=torch.long), logits.expand(n, 5))
-    assert (left == 0.0).sum(-1).eq(1).all() and left.isneginf().sum(-1).eq(4).all()
-    found = left.argmax(-1).bincount(minlength=5) / n
-    want = logits.softmax(-1)
-    assert found[1] == found[4] == 0
-    assert ((found - want).abs() < 5 * (want * (1 - want) / n).sqrt() + 1e-9).all()
-    wide = Drawn()(torch.zeros(64, 1, dtype=torch.long), torch.zeros(64, 50_000, dtype=torch.bfloat16)).argmax(-1)
-    assert len(set(wide.tolist())) > 60 and wide.float().mean().item() == pytest.approx(25_000, abs=9_000)
 
 
 def test_a_run_that_goes_on_asks_the_verifier_no_second_time(model: str, tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig
 
 from afterword.chat.render import Tokenizer, decode
 from afterword.errors import AfterwordError, ConfigError
@@ -180,8 +179,10 @@ def answers_to(
     """Completion ids of at most `longest` tokens, the end of turn included where the answer ended by itself: drawn
     from the model's own distribution, or the likeliest, whatever its `generation_config.json` would change of it."""
     width, pad = max(map(len, prompts)), ends[0]
-    plain = GenerationConfig(do_sample=False, max_new_tokens=longest, pad_token_id=pad, eos_token_id=list(ends))
-    drawing = [] if greedy else [Drawn()]
+    how: dict[str, Any] = {} if greedy else {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    plain = GenerationConfig(
+        do_sample=not greedy, max_new_tokens=longest, pad_token_id=pad, eos_token_id=list(ends), **how
+    )
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=policy.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
     model = policy.model.get_base_model()
@@ -189,24 +190,11 @@ def answers_to(
     model.generation_config = GenerationConfig()  # generate() takes from it whatever `plain` leaves open
     whole = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
     try:
-        out = model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=plain, logits_processor=LogitsProcessorList(drawing)
-        )
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
     finally:
         whole.remove()
         model.generation_config = own
     return [_cut(row, ends) for row in out[:, width:].tolist()]
-
-
-class Drawn(LogitsProcessor):  # type: ignore[misc]
-    """Leaves only the token that is drawn from the distribution, one uniform number a row: on a CPU a twentieth of the
-    time of `torch.multinomial`, which draws one for every token of the vocabulary."""
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        up_to = scores.float().softmax(-1).cumsum(-1, dtype=torch.float64)
-        at = torch.rand(len(scores), 1, dtype=up_to.dtype, device=up_to.device) * up_to[:, -1:]
-        drawn = torch.searchsorted(up_to, at, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -math.inf).scatter_(1, drawn, 0.0)
 
 
 def _cut(ids: list[int], ends: Sequence[int]) -> list[int]:
