@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +127,8 @@ def recipe_stage(settings: Settings) -> Json:
 def collect_stage(store: Store, settings: Settings, progress: Progress | None = None) -> Funnel:
     """Turns and Feedback -> Interactions and Skips."""
     with (progress or Progress()).bar("collecting", "rows of feedback") as advance:
-        told = partial(_rows_so_far, advance)
-        return collect(store, settings.collect, progress=told, processes=processes())
-
-
-def _rows_so_far(advance: Advance, rows: int) -> None:
-    advance(rows, None)  # how many are undecided would take as long to count as to read
+        # Of how many is not told: to count the undecided takes as long as to read them.
+        return collect(store, settings.collect, progress=lambda rows: advance(rows, None), processes=processes())
 
 
 def measure_stage(store: Store, settings: Settings, progress: Progress) -> int:

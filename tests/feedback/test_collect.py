@@ -150,6 +150,26 @@ def test_a_lost_child_costs_nothing(
     assert all(process.poll() is not None for process in processes), "none is left behind"
 
 
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_system_that_starts_no_more_processes_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, allowed: int
+) -> None:
+    monkeypatch.setattr(module, "PAGE", 20)
+    alone, start = _decided(tmp_path / "one.db", 1), subprocess.Popen
+    started: list[Any] = []
+
+    def limited(*args: Any, **more: Any) -> Any:
+        if len(started) == allowed:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(start(*args, **more))
+        return started[-1]
+
+    monkeypatch.setattr("afterword.feedback.children.subprocess.Popen", limited)
+    assert _decided(tmp_path / "three.db", 3) == alone
+    assert f"{allowed} of 3 collecting processes" in caplog.text and len(started) == allowed
+    assert all(process.poll() is not None for process in started)
+
+
 def test_a_child_ends_with_its_collector(tmp_path: Path) -> None:
     code = (
         "import sys; from afterword.feedback.children import _Child; from afterword.feedback import CollectSettings\n"

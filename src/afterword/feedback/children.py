@@ -57,13 +57,16 @@ def decided(pages: Iterator[list[Case]], settings: CollectSettings, children: in
     first = next(pages, None)
     if first is None:
         return
-    workers = [_Child(settings) for _ in range(children)]
+    workers = _started(settings, children)
     busy: deque[_Child] = deque()
     try:
         for number, page in enumerate(chain((first,), pages)):
-            if len(busy) == children:  # the oldest is the one whose turn it is
+            if not workers:
+                yield [decide(case, settings) for case in page]
+                continue
+            if len(busy) == len(workers):  # the oldest is the one whose turn it is
                 yield busy.popleft().take()
-            worker = workers[number % children]
+            worker = workers[number % len(workers)]
             worker.give(page)
             busy.append(worker)
         while busy:
@@ -71,6 +74,17 @@ def decided(pages: Iterator[list[Case]], settings: CollectSettings, children: in
     finally:
         for worker in workers:
             worker.close()
+
+
+def _started(settings: CollectSettings, children: int) -> list[_Child]:
+    """As many as the system allows."""
+    found: list[_Child] = []
+    try:
+        while len(found) < children:
+            found.append(_Child(settings))
+    except OSError as error:
+        log.warning("%d of %d collecting processes could be started (%s): it takes longer", len(found), children, error)
+    return found
 
 
 class _Child:
@@ -105,7 +119,8 @@ class _Child:
         return [_decision(case, answer) for case, answer in zip(self._page, answers, strict=True)]
 
     def close(self) -> None:
-        """End it."""
+        """End it, also in the middle of a page: it holds nothing that is not here too."""
+        self._process.kill()
         for pipe in (self._to, self._from):
             with contextlib.suppress(OSError):
                 pipe.close()

@@ -188,6 +188,7 @@ def answers_to(
     model = policy.model.get_base_model()
     own = model.generation_config
     model.generation_config = GenerationConfig()  # generate() takes from it whatever `plain` leaves open
+    # The prompts' last states are a slice, and a product with a slice copies the head's weights once for each row.
     whole = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
     try:
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
