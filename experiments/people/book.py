@@ -39,7 +39,7 @@ class Book:
 
     def add(self, cell: Row, found: Row, seconds: float) -> None:
         """Append a finished cell."""
-        row = {"cell": cell, "seconds": round(seconds, 1), "code": _commit(), **found}
+        row = {"cell": cell, "seconds": round(seconds, 1), "code": commit(), **found}
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -50,7 +50,8 @@ class Book:
         return path
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The code that runs, for the rows."""
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 

@@ -12,27 +12,24 @@ from pathlib import Path
 
 from book import by, chart, percent, table
 from common import Experiment, Options, Row
-from lab import Lab, compared, open_lab, oracles, taught, worded
+from lab import KEPT, Lab, compared, open_lab, oracles, taught, worded
 from learning import seeds
 from other_ways import as_answers, edited, imitate, prefer
 from variants import VARIANTS, made
 
 from afterword.learn.recipes import sft
 from afterword.records import Candidate, Interaction, Turn
-from afterword.simulate import load_persona
+from afterword.simulate import Persona, load_persona
 from afterword.train.examples import Example
 
 N = 100
-CACHE = Path(__file__).parent / "results" / "interactions"
-"""Not kept in the repository."""
 
 
-def collected(lab: Lab, cell: Row, options: Options) -> list[Example]:
+def gathered(lab: Lab, seed: int, persona: Persona, n: int, options: Options) -> list[Example]:
     """The interactions of this persona and seed with the base model: read, or made now."""
-    n = options.sized(N)
-    file = CACHE / f"{cell['persona']}-{cell['seed']}-{n}-{options.max_tokens}-{Path(options.model).name}.jsonl"
+    file = KEPT / f"{persona.name}-{seed}-{n}-{options.max_tokens}-{Path(options.model).name}.jsonl"
     if not file.is_file():
-        examples = lab.gather(load_persona(cell["persona"]), n, options.train())
+        examples = lab.gather(persona, n, options.train())
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps([e.interaction.to_dict(), e.turn.to_dict()]) for e in examples]
         work = file.with_suffix(".new")
@@ -69,7 +66,8 @@ def control(cell: Row, options: Options) -> Row:
     """One way of spending the same interactions."""
     persona, prompts = load_persona(cell["persona"]), options.measured()
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
-        base, examples, way = lab.ask(prompts), collected(lab, cell, options), WAYS[cell["variant"]]
+        base, way = lab.of_base(prompts), WAYS[cell["variant"]]
+        examples = gathered(lab, cell["seed"], persona, options.sized(N), options)
         if way is None:
             return {**oracles(lab, persona, base, prompts)["request"], "interactions": 0, "stages": lab.spent}
         candidate = way(lab, examples, cell)
@@ -117,7 +115,7 @@ def recipes(cell: Row, options: Options) -> Row:
     """One recipe on the same interactions, from the base."""
     persona, prompts = load_persona(cell["persona"]), options.measured()
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
-        base, examples = lab.ask(prompts), collected(lab, cell, options)
+        base, examples = lab.of_base(prompts), gathered(lab, cell["seed"], persona, options.sized(N), options)
         way = made(cell["variant"])
         candidate = lab.learn(taught(examples, way), way)
         general = lab.general(candidate)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from book import commit
 from variants import holds
 
 from afterword import cycle
@@ -42,6 +43,8 @@ from afterword.train.output import candidate_record
 
 HOLDOUT = 0.15
 """Share of conversations that are never trained on."""
+KEPT = Path(__file__).parent / "results" / "interactions"
+"""What cells share; not kept in the repository."""
 
 
 @dataclass(slots=True)
@@ -181,6 +184,19 @@ class Lab:
             return ask_heldout(
                 self.url, prompts, max_tokens=self.max_tokens, system=system, temperature=temperature, seed=seed
             )
+
+    def of_base(self, prompts: Sequence[Prompt], *, seed: int = 0, temperature: float = 0.0) -> list[Answer]:
+        """What the base answers: asked by the first cell of a commit that needs it and kept beside the results.
+        Before the first release only."""
+        about = (commit(), base_hash(resolve_model(self.model)), self.max_tokens, temperature, seed)
+        file = KEPT / f"base-{content_hash(*map(str, about), *(p.text for p in prompts))}.json"
+        if not file.is_file():
+            answers = self.ask(prompts, seed=seed, temperature=temperature)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            work = file.with_suffix(f".{new_id('new')}")
+            work.write_text(json.dumps([dataclasses.asdict(answer) for answer in answers]), encoding="utf-8")
+            work.replace(file)
+        return [Answer(**answer) for answer in json.loads(file.read_text("utf-8"))]
 
     def general(self, candidate: Candidate) -> dict[str, float]:
         """What training did to general text and chats: relative rise of the loss against the base, and the drift."""

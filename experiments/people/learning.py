@@ -56,7 +56,7 @@ def grow(
         held = made is not None and holds(made)
         examples = lab.fresh(f"sim-{persona.name}", gated=gated, held=held)
         row: Row = {"wanted": step, "interactions": done}
-        if sum(bool(e.interaction.hindsight) for e in examples) >= (LEAST if options.scale == 1 else 1):
+        if sum(bool(e.interaction.hindsight) for e in examples) >= (LEAST if options.scale >= 0.25 else 1):
             parent = lab.learn(examples, made, parent=parent)
             lab.release(parent)
             trained += len(examples)
@@ -76,7 +76,7 @@ def personalise(cell: Row, options: Options) -> Row:
     """Win rate against the base by interactions, with the oracles in context."""
     persona, prompts = load_persona(cell["persona"]), options.measured()
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
-        base = lab.ask(prompts)
+        base = lab.of_base(prompts)
         told = oracles(lab, persona, base, prompts)
         rows, last = grow(lab, persona, STEPS, options, prompts, made=made(cell["variant"]))
         curve = [{"trained": 0, **compared(persona, base, base, prompts)}]
@@ -114,7 +114,7 @@ def change_of_mind(cell: Row, options: Options) -> Row:
     """100 interactions with the first wish, 250 with the opposite one."""
     persona, prompts = respaced(load_persona(cell["persona"]), PHASE), options.measured()
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
-        base = lab.ask(prompts)
+        base = lab.of_base(prompts)
         way = made(cell["variant"])
         first, parent = grow(lab, persona, (50, 100), options, prompts, made=way)
         second, _ = grow(lab, persona, (50, 100, 175, 250), options, prompts, at=PHASE, parent=parent, made=way)
@@ -156,7 +156,7 @@ def complementary(cell: Row, options: Options) -> Row:
     """Wishes that are added one by one; after each, how many answers grant each of them."""
     persona, prompts = respaced(chained(cell["persona"]), PHASE), options.measured()
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
-        base = lab.ask(prompts)
+        base = lab.of_base(prompts)
         told = [_told(lab, persona, prompts, phase * PHASE) for phase in range(len(persona.wishes))]
         parent, curve = None, []
         for phase in range(len(persona.wishes)):
@@ -221,8 +221,8 @@ def robustness(cell: Row, options: Options) -> Row:
     )  # fmt: skip
     persona = dataclasses.replace(persona, habits=habits)
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
-        base = lab.ask(prompts)
-        again = lab.ask(prompts, temperature=0.7, seed=1)
+        base = lab.of_base(prompts)
+        again = lab.of_base(prompts, temperature=0.7, seed=1)
         rows, last = grow(lab, persona, (100,), options, prompts, gated=gated, made=made(cell["variant"]))
         found = compared(persona, rows[-1].pop("answers"), base, prompts)
         return {

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from book import by, chart, percent, table
 from common import Experiment, Options, Row
+from controls import gathered
 from lab import Lab, mean, open_lab, taught, worded
 from learning import seeds
 from other_ways import as_answers, edited, imitate, merged
@@ -17,7 +18,7 @@ from variants import made
 
 from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate
-from afterword.simulate import Persona, Prompt, Wish, load_persona, load_prompts
+from afterword.simulate import Answer, Persona, Prompt, Wish, load_persona, load_prompts
 from afterword.train.examples import Example
 
 TASKS = (
@@ -25,16 +26,16 @@ TASKS = (
     ("write", "signoff"), ("rewrite", "lively"), ("plan", "emojis"), ("compare", "recap"),
 )  # fmt: skip
 """Eight kinds of work, each with what is wanted of it: what is learned for one need not hold for another."""
-EACH, SAMPLES = 40, 3
+EACH, SAMPLES = 40, 2
 ARMS = ("self-distillation", "replay", "sft on edits", "merge")
 
 
-def scores(lab: Lab, tasks: Sequence[tuple[str, str]], options: Options) -> dict[str, float]:
+def scores(lab: Lab, tasks: Sequence[tuple[str, str]], options: Options, *, base: bool = False) -> dict[str, float]:
     """For each task the share of held-out answers that are as wanted, several answers to each request."""
-    found = {}
+    found, ask = {}, lab.of_base if base else lab.ask
     for task, name in tasks:
         prompts = load_prompts("heldout", [task])[: max(2, options.heldout // 8)]
-        answers = [lab.ask(prompts, seed=100 * k, temperature=0.7) for k in range(SAMPLES)]
+        answers = [ask(prompts, seed=100 * k, temperature=0.7) for k in range(SAMPLES)]
         persona = load_persona(name)
         found[task] = mean([
             persona.mark(a.text, p.text).passed for given in answers for a, p in zip(given, prompts, strict=True)
@@ -46,7 +47,7 @@ def continual(cell: Row, options: Options) -> Row:
     """Task after task by one arm; after each, every task seen so far, and at the end all of them."""
     tasks = TASKS[: max(2, round(len(TASKS) * min(1.0, options.scale * 3)))]
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
-        base, after = scores(lab, tasks, options), []
+        base, after = scores(lab, tasks, options, base=True), []
         parent: Candidate | None = None
         seen: list[Example] = []
         parts: list[Candidate] = []
@@ -138,22 +139,23 @@ def adapters(cell: Row, options: Options) -> Row:
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         way = made(cell["recipe"])
         said = {
-            name: taught(lab.gather(p, options.sized(2 * EACH), options.train()), way)
+            name: taught(gathered(lab, cell["seed"], p, options.sized(2 * EACH), options), way)
             for name, (_, p, _) in everyone.items()
         }
-        found: Row = {"base": {n: _granted(lab, w, prompts) for n, (_, _, w) in everyone.items()}}
+        answers = lab.of_base(prompts)
+        found: Row = {"base": {n: _granted(answers, w, prompts) for n, (_, _, w) in everyone.items()}, "users": {}}
         served = _trained(lab, cell["variant"], way, everyone, said)
         for name, candidate in served.items():
             current = lab.store.release("default")
             if current is None or current.candidate != candidate.id:
                 lab.release(candidate)
-            found.setdefault("users", {})[name] = _granted(lab, everyone[name][2], prompts)
+                answers = lab.ask(prompts)
+            found["users"][name] = _granted(answers, everyone[name][2], prompts)
         count = len({c.id for c in served.values()})
         return {**found, "interactions": {n: len(e) for n, e in said.items()}, "adapters": count, "stages": lab.spent}
 
 
-def _granted(lab: Lab, wishes: dict[str, Wish], prompts: Sequence[Prompt]) -> dict[str, float]:
-    answers = lab.ask(prompts)
+def _granted(answers: Sequence[Answer], wishes: dict[str, Wish], prompts: Sequence[Prompt]) -> dict[str, float]:
     return {
         level: mean([wish.mark(a.text, p.text).passed for a, p in zip(answers, prompts, strict=True)])
         for level, wish in wishes.items()
