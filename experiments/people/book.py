@@ -93,35 +93,81 @@ Line = tuple[str, Sequence[tuple[float, Sequence[float]]]]
 
 def chart(lines: Sequence[Line], x_label: str, y_label: str = "per cent", marks: Sequence[float] = ()) -> str:
     """Medians over seeds as lines, intervals as bars; y from 0 to 1. `marks` are dashed levels."""
-    wide, high, left, top, right = 720, 380, 52, 16, 190
-    inner, tall = wide - left - right, high - top - 46
+    right = 40 + 7 * max((len(name) for name, _ in lines), default=0)
+    wide, high = 530 + right, max(380, 60 + 17 * len(lines))
+    return _page(wide, high, _plot(lines, x_label, y_label, marks, (0, 0, 530, 380)) + _key(lines, 544, 26))
+
+
+def panels(charts: Sequence[tuple[str, Sequence[Line], Sequence[float]]], x_label: str, y_label: str) -> str:
+    """Small charts side by side, each with its title and dashed levels; a name has the same colour in all of them."""
+    names = list(dict.fromkeys(name for _, lines, _ in charts for name, _ in lines))
+    across, wide, high = min(3, len(charts)), 310, 250
+    parts = []
+    for i, (title, lines, marks) in enumerate(charts):
+        x, y = i % across * wide, 28 + i // across * (high + 26)
+        parts.append(f'<text x="{x + 52}" y="{y - 12}" font-weight="bold">{html.escape(title)}</text>')
+        placed = dict(lines)
+        every = [(name, placed.get(name, [])) for name in names]
+        parts += _plot(every, x_label, y_label if i % across == 0 else "", marks, (x, y, wide, high))
+    bottom = 28 + math.ceil(len(charts) / across) * (high + 26)
+    key = _key([(name, []) for name in names], 52, bottom + 10)
+    return _page(across * wide + 10, bottom + 17 * len(names) + 10, parts + key)
+
+
+def _page(wide: int, high: int, parts: Sequence[str]) -> str:
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-family="sans-serif" font-size="12">'
+    )
+    return "\n".join([head, f'<rect width="{wide}" height="{high}" fill="white"/>', *parts, "</svg>"]) + "\n"
+
+
+def _key(lines: Sequence[Line], x: int, y: int) -> list[str]:
+    parts = []
+    for i, (name, _) in enumerate(lines):
+        parts.append(f'<rect x="{x}" y="{y + 17 * i - 9}" width="10" height="10" fill="{COLOURS[i % len(COLOURS)]}"/>')
+        parts.append(f'<text x="{x + 15}" y="{y + 17 * i}">{html.escape(name)}</text>')
+    return parts
+
+
+def _plot(
+    lines: Sequence[Line], x_label: str, y_label: str, marks: Sequence[float], place: tuple[int, int, int, int]
+) -> list[str]:
+    """Axes and lines in the rectangle `place` (x, y, width, height)."""
+    left, top, inner, tall = place[0] + 52, place[1] + 24, place[2] - 62, place[3] - 70
     xs = [x for _, points in lines for x, _ in points] or [0.0, 1.0]
     low, most = min(xs), max(max(xs), min(xs) + 1e-9)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        y = min(1.0, max(0.0, y))
-        return left + (x - low) / (most - low) * inner, top + (1 - y) * tall
+        return left + (x - low) / (most - low) * inner, top + (1 - min(1.0, max(0.0, y))) * tall
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{wide}" height="{high}" fill="white"/>',
-    ]
+    parts = []
     for level in (0.0, 0.25, 0.5, 0.75, 1.0, *marks):
         x, y = at(low, level)
-        dash = ' stroke-dasharray="5 4"' if level in marks else ""
-        parts.append(f'<line x1="{x}" x2="{x + inner}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ccc"{dash}/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{100 * level:g}</text>')
-    for x in sorted(set(xs)):
+        colour = '#777" stroke-dasharray="5 4' if level in marks else "#ccc"
+        parts.append(f'<line x1="{x}" x2="{x + inner}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}"/>')
+        if level not in marks:
+            parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{100 * level:g}</text>')
+    for x in _apart(sorted(set(xs)), (most - low) * 28 / inner):
         px, py = at(x, 0.0)
         parts.append(f'<text x="{px:.1f}" y="{py + 18:.1f}" text-anchor="middle" fill="#555">{x:g}</text>')
-    for i, (name, points) in enumerate(lines):
-        parts += _line(name, points, COLOURS[i % len(COLOURS)], at, left + inner + 14, top + 10 + 17 * i)
-    parts.append(f'<text x="{left + inner / 2}" y="{high - 6}" text-anchor="middle">{html.escape(x_label)}</text>')
-    parts.append(f'<text x="{left - 44}" y="{top - 4}">{html.escape(y_label)}</text></svg>')
-    return "\n".join(parts) + "\n"
+    for i, (_, points) in enumerate(lines):
+        parts += _line(points, COLOURS[i % len(COLOURS)], at)
+    parts.append(
+        f'<text x="{left + inner / 2}" y="{top + tall + 38}" text-anchor="middle">{html.escape(x_label)}</text>'
+    )
+    return [*parts, f'<text x="{left - 44}" y="{top - 4}" fill="#555">{html.escape(y_label)}</text>']
 
 
-def _line(name: str, points: Any, colour: str, at: Any, key_x: float, key_y: float) -> list[str]:
+def _apart(values: Sequence[float], least: float) -> list[float]:
+    """Those of `values` that are at least so far from the one before, and the last."""
+    found: list[float] = []
+    for value in reversed(values):
+        if not found or found[-1] - value >= least:
+            found.append(value)
+    return found
+
+
+def _line(points: Any, colour: str, at: Any) -> list[str]:
     found = [(x, *over_seeds(values)) for x, values in points if values]
     path = " ".join(
         f"{'M' if i == 0 else 'L'}{at(x, y)[0]:.1f} {at(x, y)[1]:.1f}" for i, (x, y, _, _) in enumerate(found)
@@ -135,5 +181,4 @@ def _line(name: str, points: Any, colour: str, at: Any, key_x: float, key_y: flo
                 f'<line x1="{px:.1f}" x2="{px:.1f}" y1="{at(x, low)[1]:.1f}" y2="{at(x, high)[1]:.1f}" '
                 f'stroke="{colour}" stroke-opacity=".5"/>'
             )
-    parts.append(f'<rect x="{key_x}" y="{key_y - 9}" width="10" height="10" fill="{colour}"/>')
-    return [*parts, f'<text x="{key_x + 15}" y="{key_y}">{html.escape(name)}</text>']
+    return parts

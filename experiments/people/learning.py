@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from book import by, chart, percent, table
+from book import Line, by, chart, over_seeds, panels, percent, table
 from common import Experiment, Options, Row
 from lab import Lab, compared, open_lab, oracles, passed, respaced
 from variants import VARIANTS, holds, made
@@ -90,11 +90,12 @@ def personalise(cell: Row, options: Options) -> Row:
 
 def personalise_report(rows: list[Row]) -> tuple[str, str]:
     """Table by persona and number of interactions; a line for each persona."""
-    lines, body = [], []
+    charts: dict[str, list[Line]] = {}
+    body = []
     for (persona, variant), found in by(rows, "persona", "variant").items():
         steps = sorted({p["wanted"] for r in found for p in r["curve"] if "win" in p and "wanted" in p})
         at = {s: [p["win"] for r in found for p in r["curve"] if p.get("wanted") == s and "win" in p] for s in steps}
-        lines.append((f"{persona}, {variant}", [(0.0, [0.5]), *((float(s), at[s]) for s in steps)]))
+        charts.setdefault(persona, []).append((variant, [(0.0, [0.5]), *((float(s), at[s]) for s in steps)]))
         last = [r["curve"][-1] for r in found]
         rise = [r["judged"]["loss_rise_base"]["value"] for r in found if r["judged"] and r["judged"]["loss_rise_base"]]
         body.append([
@@ -106,8 +107,11 @@ def personalise_report(rows: list[Row]) -> tuple[str, str]:
         ])  # fmt: skip
     head = ["persona", "recipe", "seeds", *(f"win at {s}" for s in STEPS), "told (system)", "told (user)",
             "base has it", "has it", "poor answers", "loss on general text, %", "minutes a cell"]  # fmt: skip
-    picture = chart(lines, "interactions", "wins against the base, per cent", marks=(0.85, 0.95))
-    return table(head, body), picture
+    told = {p: [r["oracle"]["request"]["win"] for r in some] for (p,), some in by(rows, "persona").items()}
+    shown = [(name, lines, (over_seeds(told[name])[0],)) for name, lines in charts.items()]
+    return table(head, body), panels(
+        shown, "interactions (dashed: told by the user)", "wins against the base, per cent"
+    )
 
 
 def change_of_mind(cell: Row, options: Options) -> Row:
@@ -132,7 +136,7 @@ def change_report(rows: list[Row]) -> tuple[str, str]:
     lines, body = [], []
     for (persona, variant), found in by(rows, "persona", "variant").items():
         for wish in ("0", "1"):
-            points: dict[float, list[float]] = {}
+            points: dict[float, list[float]] = {0.0: [r["curve"][0]["wishes"][wish]["base_passed"] for r in found]}
             for row in found:
                 for p in row["curve"]:
                     points.setdefault(p["wanted"] + 100.0 * p["phase"], []).append(p["wishes"][wish]["passed"])
@@ -149,7 +153,7 @@ def change_report(rows: list[Row]) -> tuple[str, str]:
         ])  # fmt: skip
     head = ["persona", "recipe", "seeds", "old wish before the change", "new wish before", "old wish at the end",
             "new wish at the end", "new wish, wins against the base", "minutes a cell"]  # fmt: skip
-    return table(head, body), chart(lines, "interactions; the mind changes at 100", marks=(0.85,))
+    return table(head, body), chart(lines, "interactions; the mind changes at 100", "has it, per cent", (0.85,))
 
 
 def complementary(cell: Row, options: Options) -> Row:
