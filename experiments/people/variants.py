@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "beyond 0.5": {"beyond": 0.5, "hold": 0.3, "teacher": BASE, "schedule": Linear(warmup=1)},
     "beyond 0.25": {"beyond": 0.25, "hold": 0.3, "teacher": BASE, "schedule": Linear(warmup=1)},
+    "beyond 0.25 start": {"beyond": 0.25, "hold": 0.3, "schedule": Linear(warmup=1)},
     "context together": {"where": CONTEXTS["together"]},
     "lr 3e-4": {"lr": 3e-4},
     "lr 2e-3": {"lr": 2e-3},
