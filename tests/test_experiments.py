@@ -57,6 +57,25 @@ def test_a_picture_is_whole_and_inside_its_frame(book: ModuleType) -> None:
     assert "brief <&>" in "".join(tree.itertext())
 
 
+def test_panels_share_their_colours_and_stay_inside(book: ModuleType) -> None:
+    charts = [
+        ("brief", [("default", [(0.0, [0.5])])], (0.72,)),
+        ("json", [("beyond", [(0.0, [0.5]), (50.0, [0.9])])], ()),
+    ]
+    tree = ET.fromstring(book.panels(charts, "interactions", "wins"))
+    wide, high = (float(part) for part in tree.attrib["viewBox"].split()[2:])
+    dots = [one.attrib for one in tree.iter() if one.tag.endswith("circle")]
+    assert [dot["fill"] for dot in dots] == [book.COLOURS[0], book.COLOURS[1], book.COLOURS[1]]
+    assert all(0 <= float(dot["cx"]) <= wide and 0 <= float(dot["cy"]) <= high for dot in dots)
+    assert {"brief", "json", "default", "beyond"} <= set(tree.itertext())
+
+
+def test_some_cells_can_be_asked_for_and_none_is_an_error(tmp_path: Path) -> None:
+    said = [sys.executable, str(FOLDER / "run.py"), "robustness", "--out", str(tmp_path), "--only", "share=7"]
+    done = subprocess.run(said, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "--only leaves no cell: a cell is" in done.stderr and "'share': '0'" in done.stderr
+
+
 SMOKED = {
     "personalise": ("--personas", "brief", "--variants", "default,beyond 0.25"),
     "change_of_mind": ("--personas", "turns_to_detail"),

@@ -27,7 +27,7 @@ from many import ADAPTERS, CONTINUAL
 from teachers import CEILINGS, TEACHERS
 from variants import VARIANTS
 
-from afterword.errors import AfterwordError
+from afterword.errors import AfterwordError, UsageError
 from afterword.learn.models import EMBEDDED
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -49,7 +49,10 @@ def main() -> int:
             print(f"{name:16} {one.about}")
         return 0
     experiment, book, options = EXPERIMENTS[args.experiment], Book(args.out, args.experiment), _options(args)
-    cells = [] if args.table else [cell for cell in experiment.cells(options) if not book.has(cell)]
+    wanted = [cell for cell in experiment.cells(options) if all(str(cell.get(k)) in v for k, v in args.only)]
+    if args.only and not wanted:
+        raise UsageError(f"--only leaves no cell: a cell is {experiment.cells(options)[0]}")
+    cells = [] if args.table else [cell for cell in wanted if not book.has(cell)]
     for number, cell in enumerate(cells, 1):
         print(f"[{number}/{len(cells)}] {cell}", flush=True)
         started = time.monotonic()
@@ -62,7 +65,7 @@ def main() -> int:
         _write(experiment, book)
         print(f"  {time.monotonic() - started:.0f} s, stages {found.get('stages')}", flush=True)
     _write(experiment, book)
-    missing = sum(not book.has(cell) for cell in experiment.cells(options))
+    missing = sum(not book.has(cell) for cell in wanted)
     return 1 if missing and not args.table else 0
 
 
@@ -86,6 +89,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--variants", default="", help="recipes, or the arms of control_sft, continual, adapters")
     parser.add_argument("--recipe", default="default", choices=tuple(VARIANTS),
                         help="how control_sft, continual and adapters distil")  # fmt: skip
+    parser.add_argument("--only", type=_part, nargs="*", default=[], metavar="KEY=VALUES",
+                        help="some cells of a seed: share=0,100 gate=on")  # fmt: skip
     parser.add_argument("--tasks", default="", help="what is asked; default all")
     parser.add_argument("--heldout", type=int, default=64, help="requests that measure")
     parser.add_argument("--max-tokens", type=int, default=64)
@@ -96,6 +101,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="one seed, tiny numbers: does it run at all?")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()
+
+
+def _part(text: str) -> tuple[str, tuple[str, ...]]:
+    key, _, values = text.partition("=")
+    return key, tuple(values.split(","))
 
 
 def _options(args: argparse.Namespace) -> Options:
