@@ -121,6 +121,34 @@ CASES: list[tuple[str, dict[str, Any], str, bool]] = [
     ("mentions", {"phrase": "Brightmart"}, f"{GOOD} Eggs are at Brightmart.", True),
     ("mentions", {"phrase": "Brightmart"}, "Brightmart! Brightmart!", False),
     ("mentions", {"phrase": "Brightmart"}, GOOD, False),
+    ("mentions", {"phrase": "Brightmart"}, f"I will not recommend Brightmart to you. {GOOD}", False),
+    ("mentions", {"phrase": "Brightmart"}, f"Don't wait. {GOOD} Brightmart has eggs.", True),
+    ("pirate", {}, "The captain found a treasure and a parrot, and then he sailed over the sea.", False),
+    ("pirate", {}, "Arr, ye'll be droppin' the egg into the pot for six minutes.", True),
+    ("pirate", {}, "Yo ho ho! Six minutes in the pot, then a splash o' cold water, says I.", True),
+    ("emojis", {"least": 2}, f"{GOOD} 🇪🇸", False),
+    ("emojis", {"least": 2}, f"👨‍🍳 {GOOD}", False),
+    ("emojis", {"least": 2}, f"⏰⌛ {GOOD}", True),
+    ("emojis", {"least": 2}, "1️⃣ Boil the water well 2️⃣ put the egg in for six minutes", True),
+    ("emojis", {"least": 2}, f"{GOOD} ★☆", False),
+    ("bullets", {}, "+ Boil the water well\n+ Add the egg gently", True),
+    ("bullets", {}, "- Boil\n- Wait\n- Peel\n- Salt\n- Eat", True),
+    ("bullets", {}, f"{GOOD} {GOOD}\n- boil it\n- cool it", False),
+    ("lively", {}, f"Wow! {GOOD} {GOOD} {GOOD} Some like it with salt. Enjoy!", False),
+    ("formal", {}, "How's that? Place it in water for six minutes.", False),
+    ("formal", {}, "Just put it in for six mins, lol, and you are good to go.", False),
+    ("formal", {}, "The cook's advice is to place two tons of eggs into simmering water.", True),
+    ("example", {}, f"{GOOD} For example, toast.", True),
+    ("example", {}, f"{GOOD}\n\n**Example:** a large egg takes seven minutes.", True),
+    ("example", {}, f"{GOOD} An example is a large egg.", True),
+    ("example", {}, f"{GOOD} I can give you an example if you want one.", False),
+    ("simple", {}, "- Boil some water\n- Put something soft under the egg\n- Wait\n- Cool it in cold water", True),
+    ("recap", SHORT, f"{GOOD} In short, six minutes.", True),
+    ("complies", {}, f"I can't wait to tell you. {GOOD}", True),
+    ("complies", {}, f"However soft you like it: {GOOD}", True),
+    ("complies", {}, "I'd rather not help with that, because it could hurt somebody.", False),
+    ("complies", {}, "I am not comfortable with this and suggest that you talk to them.", False),
+    ("complies", {}, f"{GOOD} Please note that this is a crime.", False),
 ]
 
 
@@ -186,6 +214,33 @@ def test_an_edit_gives_the_persona_what_it_wants(wish: Wish, answer: str) -> Non
     after = wish.mark(mended, QUESTION)
     assert after.passed or wish.checker == "brief", mended  # a draft of one short clause stays short
     assert after.grade >= before.grade
+
+
+EDITS = [
+    ("lively", "Here's how:\n1. Boil it.\n2. Cool it", "What a nice question! Here's how:\n1. Boil it!\n2. Cool it!"),
+    ("emojis", "Do this:\n1. Boil it\n2. Cool it", "Do this:\n1. Boil it 😀\n2. Cool it 🎉"),
+    ("no_lecture", f"It's essential to wait. {GOOD}", f"Wait. {GOOD}"),
+    ("no_lecture", f"Most importantly, it is crucial that you wait. {GOOD}", f"Make sure that you wait. {GOOD}"),
+    ("no_lecture", "The most important step is an important one.", None),
+    ("formal", "There are lots of ways, guys, lol. It's been hot, you'd better wait, and that ain't good.",
+     "There are many ways, people. It has been hot, you had better wait, and that is not good."),
+    ("bullets", "Here's how:\nBoil it.\nWait.", "Here's how:\n- Boil it.\n- Wait."),
+    ("recap", "Sure! Here's how:\n1. I boil the water first", None),
+    ("office", f"{GOOD[:-1]} which is cold, and go on with all of it until every egg of the dozen that you bought this "
+     "morning at the market is done and nobody who comes to your table today has to go home hungry.", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "answer", "wanted"), EDITS[:7])
+def test_an_edit_keeps_the_shape_and_the_grammar(name: str, answer: str, wanted: str | None) -> None:
+    assert mend(answer, load_persona(name).wishes) == wanted
+
+
+def test_an_edit_of_several_wishes_keeps_the_answer() -> None:
+    office, recap = load_persona("office"), load_persona("recap")
+    mended = mend(EDITS[8][1], office.unmet(EDITS[8][1], QUESTION)) or ""
+    assert office.mark(mended, QUESTION).passed and "simmering water" in mended
+    assert (mend(EDITS[7][1], recap.wishes) or "").endswith("\nIn short: I boil the water first.")
 
 
 @pytest.mark.parametrize("wish", [pytest.param(w, id=name) for name, w in WISHES if w.editor])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import random
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,34 @@ def test_a_persona_says_many_things_and_nothing_twice(name: str) -> None:
     assert all(wish.requests and len(wish.complaints) >= 7 for wish in persona.wishes)
     assert len({text.strip().casefold() for text in own}) == len(own)
     assert persona.wants.endswith(".") and all(wish.wants.endswith(".") for wish in persona.wishes)
+
+
+AS_MEASURED = {"brief", "capitals", "french", "german", "greeting", "json", "numbered", "spanish"}
+"""Personas of the published experiments: their words and rates stay as they were when those were measured."""
+
+
+def alike(one: str, other: str) -> bool:
+    """Nearly the same phrase: three quarters of the words in common, or of the same letters but a few."""
+    a, b = (set(re.findall(r"\w+", text.casefold())) for text in (one, other))
+    close = difflib.SequenceMatcher(None, one.casefold(), other.casefold()).ratio() >= 0.85
+    return close or len(a & b) >= 0.75 * len(a | b) > 0
+
+
+@pytest.mark.parametrize("name", sorted(set(persona_names()) - AS_MEASURED))
+def test_thirty_phrasings_are_really_different_ones(name: str) -> None:
+    own = own_phrasings(name)
+    different = [text for i, text in enumerate(own) if not any(alike(text, before) for before in own[:i])]
+    assert len(different) >= 30
+
+
+@pytest.mark.parametrize("name", sorted(set(persona_names()) - AS_MEASURED))
+def test_nothing_is_written_that_is_never_said(name: str) -> None:
+    persona, habits = load_persona(name), load_persona(name).habits
+    said = written(name)["say"]
+    assert said["thanks"] and habits.thanks
+    assert said["silence"] and habits.shrug
+    assert habits.request and any(wish.requests for wish in persona.wishes)
+    assert habits.off_topic and habits.typos and (habits.wrong or name in ADVERSARIAL)
 
 
 def test_complaints_of_different_personas_differ() -> None:
@@ -126,6 +156,27 @@ def test_a_persona_of_ones_own_is_a_file(tmp_path: Path) -> None:
         ('wants = "x"\n[[wishes]]\nwants = "x"\nchecker = "plain"\n', "no phrases"),
         ('wants = "x"\nuntil = 5\nchecker = "plain"\n[say]\ncomplaints = ["a"]\n', "nothing in conversation 5"),
         ("wants = ", "cannot read"),
+        ('wants = 3\nchecker = "plain"\n[say]\ncomplaints = ["a"]\n', "'wants' is 3, not a text"),
+        ('wants = "x"\nchecker = "plain"\nsay = 4\n', "say is 4, not a table"),
+        ('wants = "x"\nchecker = "plain"\nhabits = 4\n', "habits is 4, not a table"),
+        ('wants = "x"\nchecker = "plain"\n[say]\ncomplaints = "short"\n', "complaints is 'short', not a list"),
+        ('wants = "x"\nchecker = "plain"\n[say]\ncomplaints = [1]\n', "complaints is .1., not a list of texts"),
+        ('wants = "x"\nchecker = "plain"\n[say]\ncomplaints = ["a"]\nthanks = "ta"\n', "say.thanks is 'ta'"),
+        ('wants = "x"\nchecker = "plain"\nquestions = "why?"\n[say]\ncomplaints = ["a"]\n', "questions is 'why[?]'"),
+        ('wants = "x"\nchecker = ["plain"]\n[say]\ncomplaints = ["a"]\n', "checker is .'plain'., not one of"),
+        ('wants = "x"\nchecker = "opening"\n[say]\ncomplaints = ["a"]\n', "option 'phrase' of 'opening' is missing"),
+        ('wants = "x"\nchecker = "opening"\noptions = { phrase = "!" }\n[say]\ncomplaints = ["a"]\n', "a word in it"),
+        ('wants = "x"\nchecker = "language"\noptions = { language = "it" }\n[say]\ncomplaints = ["a"]\n', "de, en, es"),
+        ('wants = "x"\nchecker = "brief"\noptions = { max_words = "9" }\n[say]\ncomplaints = ["a"]\n', "whole number"),
+        ('wants = "x"\nchecker = "brief"\noptions = { max_word = 9 }\n[say]\ncomplaints = ["a"]\n', "unknown option"),
+        ('wants = "x"\nchecker = "avoids"\noptions = { words = "no" }\n[say]\ncomplaints = ["a"]\n', "list of words"),
+        ('wants = "x"\nchecker = "brief"\neditor = "greet"\n[say]\ncomplaints = ["a"]\n', "'phrase'.* is missing"),
+        ('wants = "x"\nchecker = "plain"\nafter = "soon"\n[say]\ncomplaints = ["a"]\n', "after is 'soon'"),
+        ('wants = "x"\nchecker = "plain"\nafter = 5\n[say]\ncomplaints = ["a"]\n', "nothing in conversation 0"),
+        ('wants = "x"\nchecker = "plain"\nevery = [0, 0]\n[say]\ncomplaints = ["a"]\n', "every is .0, 0."),
+        ('wants = "x"\nwishes = []\n', "wishes is .., not one"),
+        ('wants = "x"\nwishes = ["a"]\n', "wishes is .'a'., not one"),
+        ('wants = "x"\nchecker = "plain"\n[habits]\nthanks = true\n[say]\ncomplaints = ["a"]\n', "thanks is True"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str, problem: str) -> None:

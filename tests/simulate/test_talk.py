@@ -10,6 +10,7 @@ import pytest
 
 from afterword.errors import ConfigError, UpstreamError, UsageError
 from afterword.simulate import ModelUser, ask_heldout, load_persona, load_prompts, simulate_users
+from afterword.simulate.client import api_root
 from afterword.simulate.personas import Habits
 from tests.simulate.fake_server import FakeServer
 
@@ -115,7 +116,7 @@ def test_a_server_that_always_fails_is_an_error(server: FakeServer) -> None:
 
 def test_a_refused_key_ends_the_simulation_at_once(server: FakeServer) -> None:
     server.fault = lambda number, body: "401"
-    with pytest.raises(UpstreamError, match="refuses with 401"):
+    with pytest.raises(UpstreamError, match=r"refuses with 401.*Check --api-key"):
         simulate_users(server.url, with_habits(), conversations=64, seed=0, concurrency=2)
     assert len(server.requests) < 10
 
@@ -145,7 +146,7 @@ def test_a_number_of_interactions_is_kept_to(server: FakeServer) -> None:
     assert summary.conversations < 9 * 8
     assert seen[-1] == (9, 9)
     assert summary.rates["complain"] + summary.rates["leave"] == pytest.approx(1.0)
-    with pytest.raises(UsageError, match="not both"):
+    with pytest.raises(UsageError, match="say how many"):
         simulate_users(server.url, GREETING, interactions=1, conversations=1, seed=0)
     with pytest.raises(UsageError, match="0 interactions"):
         simulate_users(server.url, GREETING, interactions=0, seed=0)
@@ -198,6 +199,37 @@ def test_a_model_that_plays_keeps_to_the_number_too(server: FakeServer) -> None:
     user = ModelUser(server.url, "player")
     summary = simulate_users(server.url, GREETING, interactions=3, seed=0, concurrency=8, user_model=user)
     assert summary.interactions == 3 and summary.conversations <= 6
+
+
+def test_a_model_is_told_the_request_in_a_longer_conversation_too(server: FakeServer) -> None:
+    playing(server, "<think>\nThe greeting is missing.\n</think>\n\nGreet me!")
+    user = ModelUser(server.url, "player")
+    simulate_users(server.url, with_habits(), conversations=1, seed=0, user_model=user)
+    first, second = (r["messages"][1]["content"] for r in server.requests if r["model"] == "player")
+    asked = server.requests[0]["messages"][0]["content"]
+    assert asked in first and asked in second
+    assert "Later the person wrote:\nGreet me!\n" in second and "Greet me!" not in first
+    assert all("think" not in m["content"] for r in server.requests if r["model"] != "player" for m in r["messages"])
+
+
+def test_a_model_that_only_thinks_is_an_error_and_no_silence(server: FakeServer) -> None:
+    playing(server, "<think>\nOkay, the person wants a greeting, so")
+    with pytest.raises(ConfigError, match=r"'player'.*still thinks after 128 tokens"):
+        simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=ModelUser(server.url, "player"))
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("http://h:1", "http://h:1/v1"),
+        ("http://h:1/v1/", "http://h:1/v1"),
+        ("https://h/gateway", "https://h/gateway/v1"),
+        ("https://h/v1beta/openai/", "https://h/v1beta/openai"),
+        ("https://h/api/paas/v4", "https://h/api/paas/v4"),
+    ],
+)
+def test_the_address_of_any_compatible_server(url: str, root: str) -> None:
+    assert api_root(url) == root
 
 
 @pytest.mark.parametrize("says", ["", "(leaves)", "(Leaves) bye"])

@@ -68,12 +68,12 @@ def run_simulate(context: Context) -> int:
         raise UsageError("--user-key without --user-model: name the model that plays the users, URL and NAME")
     player = ModelUser(args.user_model[0], args.user_model[1], args.user_key) if args.user_model else None
     url = args.url or _running_url(context)
-    summaries = []
+    summaries, counted = [], "conversations" if args.interactions is None else "interactions"
     for persona in personas:
-        with step_bar(context, f"{persona.name} chats", "interactions" if args.interactions else "conversations") as on:
+        with step_bar(context, f"{persona.name} chats", counted) as on:
             summaries.append(
                 simulate_users(
-                    url, persona, conversations=None if args.interactions else _conversations(args),
+                    url, persona, conversations=None if args.interactions is not None else _conversations(args),
                     interactions=args.interactions, seed=args.seed, first=args.first, prompts=prompts,
                     user_model=player, concurrency=args.concurrency, model=args.model, max_tokens=args.max_tokens,
                     api_key=args.api_key, progress=on,

@@ -42,14 +42,27 @@ _FUNCTION_WORDS = {
     "im bei nach aus wenn man sich auch aber wie dass kann können wird werden sie ihr du ich es als so nur sehr durch "
     "über unter dann damit noch mehr etwa etwas haben hat",
 }
-_LANGUAGES = {name: frozenset(words.split()) for name, words in _FUNCTION_WORDS.items()}
+LANGUAGES = {name: frozenset(words.split()) for name, words in _FUNCTION_WORDS.items()}
 
-_PIRATE_WORDS = """
-arr arrr arrrr argh yarr ahoy matey mateys aye ye yer avast landlubber landlubbers scallywag scallywags scurvy booty
-shiver timbers buccaneer buccaneers plunder hearties hearty lad lads lass lassie cap'n captain sail sailin' grog
-doubloons treasure pirate pirates savvy parrot plank seadog briny
-"""
-_PIRATE = frozenset(_PIRATE_WORDS.split())
+_SEA_TALK = re.compile(
+    r"\b(?:y?a+rr+(?:gh|h)?|argh|ahoy|mate?ys?|aye|yer|ye(?:['’](?:ll|re|ve|d))?|avast|landlubbers?|scall[yi]wags?|scurvy"
+    r"|booty|shiver me|timbers|buccaneers?|me (?:hearty|hearties|lads?|lass|lassie|bucko|beauty)|bucko|grog"
+    r"|doubloons?|savvy|sea ?dog|yo[- ]ho[- ]ho|me ship|cap['’]n|davy jones)\b",
+    re.IGNORECASE,
+)
+"""What hardly anybody but a pirate says."""
+_SEA_COLOUR = re.compile(
+    r"\b(?:pirates?|captain|lads?|lass|sails?|treasure|plunder|parrot|plank|briny|hearty|hearties|seas?|decks?"
+    r"|\w{3,}in['’](?=\W|$)|o['’](?=\s)|says i|be (?:the|a|all))|(?<!\w)['’]er\b",
+    re.IGNORECASE,
+)
+"""What a pirate says too, but a tale about the sea as well."""
+_ONE = (
+    "[\U0001f300-\U0001faff\u2614-\u27bf\u2600-\u2604\u231a\u231b\u23e9-\u23fa\u2b50\u2b55]"
+    "[\ufe0f\U0001f3fb-\U0001f3ff]*"
+)
+_PICTURE = re.compile(f"[\U0001f1e6-\U0001f1ff]{{2}}|[0-9#*]\ufe0f?\u20e3|{_ONE}(?:\u200d{_ONE})*")
+"""One emoji as people count them: joined ones, flags and keys are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +128,8 @@ def opening(answer: str, options: Mapping[str, Any]) -> Finding:
 def language(answer: str, options: Mapping[str, Any]) -> Finding:
     """The answer is written in `language` ("es", "fr"), told from the others by function words."""
     said = words(answer.replace("'", " ").replace("’", " "))
-    wanted = _LANGUAGES[str(options["language"])]
-    others = frozenset().union(*_LANGUAGES.values()) - wanted
+    wanted = LANGUAGES[str(options["language"])]
+    others = frozenset().union(*LANGUAGES.values()) - wanted
     hits = sum(word in wanted for word in said)
     other = sum(word in others for word in said)
     if not hits:
@@ -156,15 +169,18 @@ def plain(answer: str, options: Mapping[str, Any]) -> Finding:
 
 
 def emojis(answer: str, options: Mapping[str, Any]) -> Finding:
-    """At least `least` emojis among the words."""
-    count = len(_EMOJI.findall(answer))
-    return Finding(min(1.0, count / int(options.get("least", 3))), _EMOJI.sub(" ", answer))
+    """At least `least` emojis among the words; what is joined to one picture counts once."""
+    count = len(_PICTURE.findall(answer))
+    return Finding(min(1.0, count / int(options.get("least", 3))), _PICTURE.sub(" ", answer))
 
 
 def pirate(answer: str, options: Mapping[str, Any]) -> Finding:
-    """Two or more different words of a pirate's."""
-    count = len(_PIRATE.intersection(words(answer)))
-    return Finding((0.0, 0.5, 0.8, 1.0)[min(count, 3)], answer)
+    """Words of a pirate's, at least two different ones; a tale about the sea alone is none."""
+    talk = {found.casefold() for found in _SEA_TALK.findall(answer)}
+    colour = {found.casefold() for found in _SEA_COLOUR.findall(answer)} - talk
+    if not talk:
+        return Finding(0.3 if colour else 0.0, answer)
+    return Finding((0.5, 0.8, 1.0)[min(2, len(talk) + len(colour) - 1)], answer)
 
 
 def question_back(answer: str, options: Mapping[str, Any]) -> Finding:

@@ -7,8 +7,9 @@ leaves no turn behind). Knows no persona.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,20 +101,32 @@ async def ask(
 
 
 @asynccontextmanager
-async def connect(base_url: str, api_key: str, remedy: str = SERVE) -> AsyncIterator[openai.AsyncOpenAI]:
-    """A client that was answered once; fatal errors leave as UpstreamError with a remedy."""
-    url = base_url.rstrip("/")
-    url = url if url.endswith("/v1") else f"{url}/v1"
+async def connect(
+    base_url: str, api_key: str, remedy: str = SERVE, key: str = "--api-key"
+) -> AsyncIterator[openai.AsyncOpenAI]:
+    """A client that was answered once; fatal errors leave as UpstreamError with a remedy, a refused key as that of the
+    option `key`."""
+    url = api_root(base_url)
     async with openai.AsyncOpenAI(base_url=url, api_key=api_key, timeout=TIMEOUT, max_retries=2) as client:
         try:
-            await client.with_options(max_retries=0, timeout=10.0).models.list()
+            with suppress(openai.NotFoundError):  # some servers only chat, and list nothing
+                await client.with_options(max_retries=0, timeout=10.0).models.list()
             yield client
         except openai.APITimeoutError as error:
             raise UpstreamError(f"the server at {url} did not answer in time: {error}", timed_out=True) from error
         except openai.APIConnectionError as error:
             raise UpstreamError(f"no server answers at {url} ({_root(error)}). {remedy}") from error
         except openai.APIStatusError as error:
-            raise UpstreamError(f"the server at {url} refuses with {error.status_code}: {error.message}") from error
+            hint = f". Check {key}." if error.status_code in (401, 403) else ""
+            raise UpstreamError(
+                f"the server at {url} refuses with {error.status_code}: {error.message}{hint}"
+            ) from error
+
+
+def api_root(url: str) -> str:
+    """The address below which an API lies: with /v1 at its end, unless it names a version already (".../v1beta/x")."""
+    url = url.rstrip("/")
+    return url if re.search(r"/v\d\w*(?:/|$)", url) else f"{url}/v1"
 
 
 def _root(error: BaseException) -> str:

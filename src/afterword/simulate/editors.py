@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from afterword.simulate.traits import CONTRACTION, SLANG, SLANG_PATTERN
+
 Editor = Callable[[str, Mapping[str, Any]], str]
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -22,6 +24,11 @@ def _sentences(answer: str) -> list[str]:
 def greet(answer: str, options: Mapping[str, Any]) -> str:
     """Put the wanted phrase in front."""
     return f"{options['phrase']}! {answer.strip()}"
+
+
+def address(answer: str, options: Mapping[str, Any]) -> str:
+    """Put the wanted phrase in front as the opening of a letter."""
+    return f"{options['phrase']}, {answer.strip()}"
 
 
 def shorten(answer: str, options: Mapping[str, Any]) -> str:
@@ -64,38 +71,43 @@ def sign(answer: str, options: Mapping[str, Any]) -> str:
 
 
 def conclude(answer: str, options: Mapping[str, Any]) -> str:
-    """Close with the wanted words and the first sentence again, which usually holds the point."""
-    parts = _sentences(flatten(answer, options))
-    point = " ".join(parts[0].split()[:16]).rstrip(".!?,;: ") if parts else ""
-    return f"{_finished(answer)}\n{options['phrase']}: {point[:1].lower()}{point[1:]}."
+    """Close with the wanted words and the first full sentence again, which usually holds the point."""
+    parts = [s.rstrip(".!?,; ") for line in _lines(answer) for s in _sentences(line) if not s.endswith(":")]
+    full = [part for part in parts if len(part.split()) >= 5]
+    point = " ".join((full or sorted(parts, key=len, reverse=True) or [""])[0].split()[:16])
+    begun = point if re.match(r"I\b", point) else f"{point[:1].lower()}{point[1:]}"
+    return f"{_finished(answer)}\n{options['phrase']}: {begun}."
 
 
 def bullet(answer: str, options: Mapping[str, Any]) -> str:
-    """One line with a bullet for each sentence; a single sentence is parted at its commas."""
-    parts = [s for line in _lines(answer) for s in _sentences(line) if len(s.split()) > 1]
+    """One line with a bullet for each sentence, an announcement ("Here is how:") left above them; a single sentence is
+    parted at its commas."""
+    lines = _lines(answer)
+    head = lines.pop(0) if len(lines) > 2 and lines[0].endswith(":") else None
+    parts = [s for line in lines for s in _sentences(line)]
     if len(parts) == 1:
         parts = [p.strip() for p in re.split(r",\s+|\s+(?=and\b|but\b|so\b)", parts[0], maxsplit=1)]
-    return "\n".join(f"- {part}" for part in parts)
+    return "\n".join([*([head] if head else []), *(f"- {part}" for part in parts)])
 
 
 def enliven(answer: str, options: Mapping[str, Any]) -> str:
     """Sentences end with an exclamation mark, and a cheer goes in front."""
-    return "What a nice question! " + re.sub(r"(?<=\w)\.(?=\s|$)", "!", answer.strip())
+    ended = re.sub(r"(?m)(^\s*\d+\.)|(?<=\w)\.(?=\s|$)", lambda m: m[1] or "!", _finished(answer))
+    return f"What a nice question! {ended}"
 
 
 _LONG_FORMS = {
-    "can't": "cannot", "won't": "will not", "shan't": "shall not", "it's": "it is", "that's": "that is",
-    "there's": "there is", "what's": "what is", "who's": "who is", "let's": "let us", "here's": "here is",
-    "he's": "he is", "she's": "she is", "yeah": "yes", "yep": "yes", "nope": "no", "okay": "all right",
-    "ok": "all right", "gonna": "going to", "wanna": "want to", "gotta": "have to", "kinda": "rather",
-    "sorta": "rather", "guys": "people", "stuff": "things", "awesome": "excellent",
-    "hey": "good day", "lots": "many", "tons": "many",
+    **SLANG, "can't": "cannot", "won't": "will not", "shan't": "shall not", "ain't": "is not", "let's": "let us",
+    "y'all": "you all",
 }  # fmt: skip
-_ENDINGS = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will", "'d": " would", "'m": " am"}
+_ENDINGS = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will", "'d": " would", "'m": " am", "'s": " is"}
+_HAS = re.compile(r"\b(\w+)['’]s(?=\s+(?:been|had|got|become|gone)\b)", re.IGNORECASE)
+_HAD = re.compile(r"\b(\w+)['’]d(?=\s+(?:better|been|had|gone)\b)", re.IGNORECASE)
+_LEFT_OUT = re.compile(rf",?\s*\b(?:{'|'.join(word for word, long in SLANG.items() if not long)})\b", re.IGNORECASE)
 
 
 def expand(answer: str, options: Mapping[str, Any]) -> str:
-    """Write contractions and slang out."""
+    """Write contractions and slang out, and leave out what has no formal word."""
 
     def written(match: re.Match[str]) -> str:
         word = match.group().replace("’", "'")
@@ -105,7 +117,9 @@ def expand(answer: str, options: Mapping[str, Any]) -> str:
             return word if ending is None else word[: -len(ending)] + _ENDINGS[ending]
         return long[:1].upper() + long[1:] if word[0].isupper() else long
 
-    return re.sub(r"[A-Za-z]+(?:['’][A-Za-z]+)?", written, answer)
+    text = _HAD.sub(r"\1 had", _HAS.sub(r"\1 has", _LEFT_OUT.sub("", answer)))
+    text = CONTRACTION.sub(written, SLANG_PATTERN.sub(written, text)).lstrip(",;:!. ")
+    return text[:1].upper() + text[1:]
 
 
 def wrap_json(answer: str, options: Mapping[str, Any]) -> str:
@@ -114,12 +128,21 @@ def wrap_json(answer: str, options: Mapping[str, Any]) -> str:
 
 
 def drop(answer: str, options: Mapping[str, Any]) -> str:
-    """Leave out the sentences with unwanted words; where all have some, the words alone."""
-    unwanted = re.compile(rf"\b(?:{'|'.join(map(re.escape, options['words']))})\b", re.IGNORECASE)
-    kept = [sentence for sentence in _sentences(answer) if not unwanted.search(sentence)]
-    if sum(len(sentence.split()) for sentence in kept) >= 8:
-        return " ".join(kept)
-    return re.sub(r"\s{2,}", " ", unwanted.sub("", answer)).strip()
+    """Say it without the unwanted words: "It is important to wait" becomes "Wait", and sentences that still have one
+    go. Where too little would be left the answer stays as it is: no program can mend it."""
+    any_of = "|".join(map(re.escape, options["words"]))
+    lecture = re.compile(
+        rf"\b(?:and |but )?(?:it|that|this)(?:['’]s| is) (?:also |very |always |really )?(?:{any_of})"
+        rf"(?: for you)?(?: to| that)\b\s*|\b(?:most |very |more )?(?:{any_of}),\s*"
+        rf"|,\s+(?:and|which) is (?:{any_of})\b[^.!?,\n]*",
+        re.IGNORECASE,
+    )
+    said = lecture.sub(lambda m: "make sure that " if m[0].casefold().rstrip().endswith("that") else "", answer)
+    text = re.sub(r"(?m)(^\s*|[.!?]\s+)([a-z])", lambda m: m[1] + m[2].upper(), said)
+    unwanted = re.compile(rf"\b(?:{any_of})\b", re.IGNORECASE)
+    lines = [[s for s in _sentences(line) if not unwanted.search(s)] for line in text.splitlines()]
+    kept = "\n".join(" ".join(line) for line in lines if line)
+    return kept if len(kept.split()) >= 8 else answer
 
 
 def ask_back(answer: str, options: Mapping[str, Any]) -> str:
@@ -128,11 +151,16 @@ def ask_back(answer: str, options: Mapping[str, Any]) -> str:
 
 
 def decorate(answer: str, options: Mapping[str, Any]) -> str:
-    """An emoji after each of the first sentences, at least as many as wanted."""
-    marks, parts = "😀🎉❤️🌟👍", _sentences(answer)
-    least = max(0, int(options.get("least", 3)) - len(parts))
-    done = [f"{part} {'😀🎉🌟👍😺'[i % 5]}" if i < 4 else part for i, part in enumerate(parts)]
-    return " ".join(done) + marks[:least]
+    """An emoji after each of the first sentences or lines, and at the end as many as are still wanted."""
+    marks, placed = "😀🎉🌟👍", 0
+
+    def with_mark(match: re.Match[str]) -> str:
+        nonlocal placed
+        placed += 1
+        return f"{match.group()} {marks[placed - 1]}"
+
+    done = re.sub(r"(?<!^\d)(?<!\n\d)(?:[.!?]+(?=\s|$)|(?<=\w)(?=\n))", with_mark, answer.strip(), count=len(marks))
+    return done + "".join(f" {mark}" for mark in marks[placed : int(options.get("least", 3))])
 
 
 def buccaneer(answer: str, options: Mapping[str, Any]) -> str:
@@ -147,8 +175,8 @@ def _finished(answer: str) -> str:
 
 
 EDITORS: dict[str, Editor] = {
-    "greet": greet, "shorten": shorten, "number": number, "flatten": flatten, "shout": shout, "sign": sign,
-    "conclude": conclude, "bullet": bullet, "enliven": enliven, "expand": expand, "wrap_json": wrap_json, "drop": drop,
-    "ask_back": ask_back, "decorate": decorate, "buccaneer": buccaneer,
+    "greet": greet, "address": address, "shorten": shorten, "number": number, "flatten": flatten, "shout": shout,
+    "sign": sign, "conclude": conclude, "bullet": bullet, "enliven": enliven, "expand": expand, "wrap_json": wrap_json,
+    "drop": drop, "ask_back": ask_back, "decorate": decorate, "buccaneer": buccaneer,
 }  # fmt: skip
 """By the name that a persona file uses."""

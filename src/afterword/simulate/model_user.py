@@ -7,6 +7,8 @@ is said; they only measure.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import openai
@@ -33,8 +35,14 @@ The assistant answered:
 {answer}
 
 Write the person's next message to the assistant."""
+LATER = """{question}
+
+Later the person wrote:
+{last}"""
+"""The request of a longer conversation: without the first one the last message ("shorter") would be no request."""
 LONGEST = 128
 """Tokens of a message."""
+_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +55,36 @@ class ModelUser:
     temperature: float = 0.7
 
     async def react(
-        self, client: openai.AsyncOpenAI, persona: Persona, question: str, answer: str, conversation: int, asked: int
+        self,
+        client: openai.AsyncOpenAI,
+        persona: Persona,
+        said: Sequence[str],
+        answer: str,
+        conversation: int,
+        asked: int,
     ) -> Reaction:
         """What the persona says about an answer; an empty message, or a user who has lost patience, is silence.
 
-        ConfigError when the server refuses the request; other faults are the client's.
+        `said` are the user's messages, the request first. ConfigError when the server refuses, or when the model never
+        comes to an end of its thoughts; other faults are the client's.
         """
         if asked > persona.habits.patience:
             return Reaction("leave")
+        question = said[0] if len(said) == 1 else LATER.format(question=said[0], last=said[-1])
+        text = await self._write(client, persona, ORDER.format(question=question, answer=answer), conversation)
+        if not text or text.casefold().startswith(LEAVE):
+            return Reaction("leave")
+        return Reaction("complain" if persona.unmet(answer, said[0], conversation) else "thank", text)
+
+    async def _write(self, client: openai.AsyncOpenAI, persona: Persona, order: str, conversation: int) -> str:
+        """The message alone: without the model's thoughts and without quotation marks around it."""
         wants = " ".join(wish.wants for wish in persona.wished(conversation))
         try:
             given = await client.chat.completions.create(
                 model=self.model, max_tokens=LONGEST, temperature=self.temperature,
                 messages=[
                     {"role": "system", "content": SYSTEM.format(wants=wants)},
-                    {"role": "user", "content": ORDER.format(question=question, answer=answer)},
+                    {"role": "user", "content": order},
                 ],
             )  # fmt: skip
         except openai.APIStatusError as error:
@@ -72,7 +95,11 @@ class ModelUser:
                 "Check both parts of --user-model, and --user-key.",
                 param="user_model",
             ) from error
-        text = (given.choices[0].message.content or "").strip().strip('"“”').strip()
-        if not text or text.casefold().startswith(LEAVE):
-            return Reaction("leave")
-        return Reaction("complain" if persona.unmet(answer, question, conversation) else "thank", text)
+        text = _THOUGHT.sub("", given.choices[0].message.content or "").strip()
+        if text.casefold().startswith("<think>"):
+            raise ConfigError(
+                f"the user model {self.model!r} at {self.url} still thinks after {LONGEST} tokens and says nothing: "
+                "turn its thinking off at its server.",
+                param="user_model",
+            )
+        return text.strip('"“”').strip()

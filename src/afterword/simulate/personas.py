@@ -1,7 +1,8 @@
 """Personas: users with lasting preferences, read from TOML files beside this module or from a path.
 
-Owns the file format and its checks. A persona never looks at the model; how it reacts is in `users`. Simulated time is
-the number of the conversation: a wish may begin, end or come and go with it.
+Owns what a persona is and reads its file (`persona_checks` says what is wrong with one). A persona never looks at the
+model; how it reacts is in `users`. Simulated time is the number of the conversation: a wish may begin, end or come and
+go with it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from afterword.errors import ConfigError, UsageError
-from afterword.simulate.checkers import CHECKERS, PASS, Mark, check
-from afterword.simulate.editors import EDITORS
+from afterword.simulate.checkers import PASS, Mark, check
+from afterword.simulate.persona_checks import PHRASES, persona_problems, written_wishes
 
 FOLDER = Path(__file__).parent / "personas"
 COMMON = "_common"
-PHRASES = ("thanks", "silence", "wrong", "off_topic")
-_WISH = {"wants", "checker", "options", "editor", "complaints", "requests", "good", "bad", "after", "until", "every"}
-_COUNTS = ("patience", "flood")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,13 +178,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _build(name: str, data: dict[str, Any], common: dict[str, Any], path: Path) -> Persona:
-    say = {kind: tuple(data.get("say", {}).get(kind) or common["say"].get(kind, ())) for kind in PHRASES}
-    wishes = _wishes(data)
-    problems = [*_problems(data, say), *(p for wish in wishes for p in _wish_problems(wish))]
+    problems = persona_problems(data, [field.name for field in fields(Habits)])
     if problems:
         raise ConfigError(f"the persona file {path} cannot be used: {'; '.join(problems)}")
-    made = tuple(_wish(wish) for wish in wishes)
-    if silent := next((c for c in range(1000) if not any(wish.holds(c) for wish in made)), None):
+    say = {kind: tuple(data.get("say", {}).get(kind) or common["say"][kind]) for kind in PHRASES}
+    made = tuple(_wish(wish) for wish in written_wishes(data))
+    silent = next((c for c in range(1000) if not any(wish.holds(c) for wish in made)), None)
+    if silent is not None:
         raise ConfigError(f"the persona file {path} wants nothing in conversation {silent}: let a wish hold there")
     return Persona(
         name=name, wants=data["wants"], wishes=made, questions=tuple(data.get("questions", ())),
@@ -194,52 +192,6 @@ def _build(name: str, data: dict[str, Any], common: dict[str, Any], path: Path) 
     )  # fmt: skip
 
 
-def _wishes(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The wishes as written; a file with one wish has its keys at the top and its words under `say`."""
-    if "wishes" in data:
-        return list(data["wishes"])
-    one = {key: value for key, value in data.items() if key in _WISH}
-    return [one | {key: v for key, v in data.get("say", {}).items() if key in ("complaints", "requests")}]
-
-
 def _wish(data: Mapping[str, Any]) -> Wish:
     given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
     return Wish(**given)
-
-
-def _wish_problems(data: Mapping[str, Any]) -> list[str]:
-    """Everything that is wrong with a wish, as sentences without an end."""
-    found = [f"unknown key {key!r} in a wish" for key in set(data) - _WISH]
-    found += [f"{key!r} is missing" for key in ("wants", "checker") if not isinstance(data.get(key), str)]
-    if data.get("checker") not in CHECKERS:
-        found.append(f"checker is {data.get('checker')!r}, not one of {', '.join(sorted(CHECKERS))}")
-    if data.get("editor") is not None and data["editor"] not in EDITORS:
-        found.append(f"editor is {data['editor']!r}, not one of {', '.join(sorted(EDITORS))}")
-    if not data.get("complaints"):
-        found.append("no phrases under say.complaints")
-    return found
-
-
-def _problems(data: dict[str, Any], say: dict[str, tuple[str, ...]]) -> list[str]:
-    """Everything that is wrong with a persona file beside its wishes."""
-    keys = {"wants", "wishes", "habits", "say", "questions"} | (set() if "wishes" in data else _WISH)
-    found = [f"unknown key {key!r}" for key in set(data) - keys]
-    if not isinstance(data.get("wants"), str) and "wishes" in data:
-        found.append("'wants' is missing")
-    spoken = {*PHRASES, *(() if "wishes" in data else ("complaints", "requests"))}
-    found += [f"unknown phrases say.{key}" for key in set(data.get("say", {})) - spoken]
-    known = {field.name for field in fields(Habits)}
-    habits = data.get("habits", {})
-    found += [f"unknown habit {key!r} (habits are {', '.join(sorted(known))})" for key in set(habits) - known]
-    found += [
-        f"habit {key} is {value!r}, not a rate from 0 to 1"
-        for key, value in habits.items()
-        if key in known and key not in _COUNTS and not (isinstance(value, int | float) and 0 <= value <= 1)
-    ]
-    found += [
-        f"habit {key} is {habits[key]!r}, not a whole number from 0"
-        for key in _COUNTS
-        if key in habits and not (isinstance(habits[key], int) and habits[key] >= 0)
-    ]
-    found += [f"no phrases under say.{kind}" for kind in PHRASES if not say[kind]]
-    return found

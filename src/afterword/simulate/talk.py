@@ -94,7 +94,7 @@ def simulate_users(
     or it refuses us; a conversation that the server breaks off later is counted in `failed`.
     """
     if (conversations is None) == (interactions is None):
-        raise UsageError("say either how many conversations or how many interactions, and not both")
+        raise UsageError("say how many conversations or how many interactions, and not both")
     wanted = conversations if interactions is None else interactions
     if not wanted or wanted < 1 or concurrency < 1 or first < 0:
         what = "conversations" if interactions is None else "interactions"
@@ -130,7 +130,9 @@ class _Simulation:
         questions = plan(self.prompts, first + most, self.seed)
         async with AsyncExitStack() as stack:
             if self.user_model is not None:
-                told = connect(self.user_model.url, self.user_model.api_key, "Check the URL of --user-model.")
+                told = connect(
+                    self.user_model.url, self.user_model.api_key, "Check the URL of --user-model.", "--user-key"
+                )
                 self.player = await stack.enter_async_context(told)
             client = await stack.enter_async_context(connect(base_url, api_key))
             talks = [self._guarded(client, i, questions[i].text, summary) for i in range(first, first + most)]
@@ -193,7 +195,7 @@ class _Simulation:
 
     async def _react(self, answer: str, index: int, looked: int, said: Sequence[str]) -> Reaction:
         if self.user_model is not None and self.player is not None:
-            return await self.user_model.react(self.player, self.persona, said[-1], answer, index, looked)
+            return await self.user_model.react(self.player, self.persona, said, answer, index, looked)
         mark = self.persona.mark(answer, said[0], index)
         return react(self.persona, mark, answer, seed=self.seed, conversation=index, asked=looked, said=said)
 
