@@ -111,6 +111,14 @@ def test_an_unknown_id_is_named(home: Path, capsys: pytest.CaptureFixture[str], 
     assert repr(command[-1]) in captured.err and "List them with" in captured.err
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for where in (tmp_path / "no" / "map.html", tmp_path):
+        assert main(["heatmap", "x", "--dir", str(home), "--html", str(where)]) == 2
+        assert f"cannot write {str(where)!r}" in capsys.readouterr().err
+
+
 def test_export_gives_what_import_takes(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "turns.jsonl"
     assert main(["export", "turns", "--dir", str(home), "--output", str(out)]) == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from afterword.evaluate.heatmap import Heatmap, heatmap_fragment, heatmap_html, heatmap_terminal, mean_size
 from afterword.evaluate.heatmap_stage import control_for, measure_heatmap
@@ -169,6 +170,7 @@ def test_colours_have_a_direction_a_size_and_an_underline() -> None:
     assert "rgb(33 102 172/0.62)" in spans[0] and "class=u" not in spans[0]
     assert "rgb(217 95 2/0.47)" in spans[1] and "class=u" in spans[1]
     text = heatmap_terminal(heat(control_hindsight="x", control=TOKENS[:1]))
+    assert isinstance(text, Text)
     console = Console(width=200, force_terminal=True, color_system="truecolor", legacy_windows=False)
     with console.capture() as capture:
         console.print(text)
@@ -208,12 +210,39 @@ def test_the_control_says_something_else_and_is_always_the_same(tmp_path: Path) 
 
 
 def test_the_strongest_tokens_come_with_both_numbers() -> None:
-    plain = heatmap_terminal(heat()).plain
+    plain = str(heatmap_terminal(heat()))
     assert "for 'Hello'  with -0.50, without -3.00" in plain
     assert "against" in plain and "with -2.00, without -0.10" in plain
     assert "Strongest against" in heatmap_fragment(heat()) and "+2.5" in heatmap_fragment(heat())
     calm = heat(tokens=[TokenAdvantage("Hello", -1.0, -1.05, -0.05)])
-    assert "Strongest" not in heatmap_fragment(calm) and "without" not in heatmap_terminal(calm).plain
+    assert "Strongest" not in heatmap_fragment(calm) and "without" not in str(heatmap_terminal(calm))
+
+
+def test_a_character_of_several_tokens_is_one_and_control_characters_are_shown() -> None:
+    tokens = [
+        TokenAdvantage("", -1.0, -2.0, -1.0),
+        TokenAdvantage("🥚", -0.5, -1.0, -0.5),
+        TokenAdvantage("\x1b[31m", -1.0, -1.0, 0.0),
+    ]
+    odd = heat(tokens=tokens, question="\x1b]0;mine\x07?", hindsight="No \x1b[2J eggs.")
+    page, shown = heatmap_fragment(odd), heatmap_terminal(odd)
+    assert "with -3.00, without -1.50, advantage -1.50 nats" in page and page.count("data-tip") == 2
+    assert isinstance(shown, Text) and "🥚␛[31m" in shown.plain and "'🥚'  with -3.00" in shown.plain
+    assert (
+        "\x1b" not in shown.plain and "No ␛[2J eggs." in shown.plain and "\x1b" not in page.split("<p class=tokens>")[1]
+    )
+    assert mean_size(tokens) == pytest.approx(0.5)
+
+
+def test_a_wide_terminal_has_the_control_beside_and_a_poor_one_keeps_the_direction() -> None:
+    both = heat(question="Why?", hindsight="Shorter.", control_hindsight="Merci !", control=TOKENS[:1])
+    console = Console(width=140, force_terminal=True, color_system="standard", legacy_windows=False)
+    with console.capture() as capture:
+        console.print(heatmap_terminal(both, beside=True, basic=True))
+    said = capture.get()
+    assert any("What the user wrote next" in line and "Control, words" in line for line in said.splitlines())
+    assert "\x1b[30;44mHello" in said and "\x1b[4;30;43m" in said  # blue for it, yellow and underlined against it
+    assert max(len(Text.from_ansi(line).plain) for line in said.splitlines()) <= 140
 
 
 def test_every_suite_has_its_words_and_what_changed_is_told_in_order() -> None:

@@ -22,6 +22,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from afterword.chat.render import encode, pieces
 from afterword.errors import ModelError, UsageError
 from afterword.learn import blocks
 from afterword.learn.contexts import CONTEXTS
@@ -131,6 +132,18 @@ def test_log_probs_are_those_of_the_model() -> None:
             logits = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
             want = [logits[len(prompt) - 1 + k, i].item() for k, i in enumerate(completion)]
             assert scores.tolist() == pytest.approx(want, abs=1e-4)
+
+
+def test_pieces_are_the_text_and_a_character_stands_at_its_last_id(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_folder(tmp_path / "model"))
+    text = "Hey 🥚, l'été 👨‍🍳\n\nmañana  ok"
+    ids = encode(tokenizer, text)
+    parts = pieces(tokenizer, ids)
+    assert "".join(parts) == text and len(parts) == len(ids)
+    assert "" in parts and not any("\ufffd" in part for part in parts)
+    at = parts.index("")
+    cut = pieces(tokenizer, ids[: at + 1])  # an answer that was cut within an emoji
+    assert len(cut) == at + 1 and cut[-1] and pieces(tokenizer, []) == []
 
 
 def test_token_advantages_and_their_control(tmp_path: Path) -> None:

@@ -51,6 +51,25 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int], *, special: bool = False) -
     return str(tokenizer.decode(list(ids), skip_special_tokens=not special))
 
 
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """What each id adds to the text, special tokens included; together they are the text.
+
+    A character that several ids spell (an emoji, say) stands at the last of them, the others are empty.
+    """
+    parts, done, begun = [], "", 0
+    for end in range(1, len(ids) + 1):
+        text = decode(tokenizer, ids[begun:end], special=True)
+        if text.endswith("\ufffd") and end < len(ids):
+            parts.append("")
+            continue
+        parts.append(text[len(done) :])
+        begun = end - 1
+        done = decode(tokenizer, ids[begun:end], special=True)
+        if "\ufffd" in done:  # the last byte of a character says nothing on its own: begin anew behind it
+            begun, done = end, ""
+    return parts
+
+
 def render_prompt(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None = None) -> Prompt:
     """The prompt after which the assistant answers `messages`.
 

@@ -18,6 +18,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from afterword.chat.printable import printable
 from afterword.chat.private import redactor
 from afterword.config import BUILT_IN, Config, PrivacyConfig, resolve
 from afterword.errors import UsageError
@@ -109,5 +110,5 @@ class Context:
         for column in columns:
             table.add_column(column, overflow="fold", no_wrap=column == "id")
         for row in rows:
-            table.add_row(*("" if cell is None else str(cell) for cell in row))
+            table.add_row(*("" if cell is None else printable(str(cell)) for cell in row))
         self.out.print(table)

@@ -16,6 +16,7 @@ from rich.panel import Panel
 
 from afterword.cli.context import Context
 from afterword.cli.demo_findings import Findings, percent
+from afterword.cli.figures import show_heatmap
 from afterword.records import Feedback, Interaction, Json, Skip, Turn
 from afterword.store import Store
 
@@ -111,9 +112,7 @@ def show(found: Findings, report: Json, heatmap: Heatmap | None, context: Contex
     for row in _telling(report["answers"]):
         _show_pair(row, context)
     if heatmap is not None:
-        from afterword.evaluate.heatmap import heatmap_terminal
-
-        out.print(heatmap_terminal(heatmap))
+        show_heatmap(context, heatmap)
         out.print()
     word = "[green]yes[/]" if found.verdict.passed else "[red]no[/]"
     out.print(f"[bold]The gate says {word}[/]")

@@ -5,10 +5,18 @@ Owns the words and columns; the page of a report is `evaluate.report_html`'s.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.markup import escape
 
 from afterword.cli.context import Context
 from afterword.records import Json, Report, Verdict
+
+if TYPE_CHECKING:
+    from afterword.evaluate.heatmap import Heatmap
+
+WIDE = range(100, 1000)
+"""Columns of a terminal in which two maps stand side by side; more is no terminal."""
 
 
 def show_figures(context: Context, report: Report) -> None:
@@ -31,6 +39,15 @@ def show_figures(context: Context, report: Report) -> None:
             ],
         )
         context.out.print()
+
+
+def show_heatmap(context: Context, heatmap: Heatmap) -> None:
+    """The heat map, with its control beside it where the terminal is wide enough, in the colours that it has."""
+    from afterword.evaluate.heatmap import heatmap_terminal
+
+    out = context.out
+    beside = out.is_terminal and out.width in WIDE
+    out.print(heatmap_terminal(heatmap, beside=beside, basic=out.color_system == "standard"), soft_wrap=not beside)
 
 
 def _between(shown: Json) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 
 from afterword.cli.context import Context
-from afterword.cli.figures import show_figures, show_verdict
+from afterword.cli.figures import show_figures, show_heatmap, show_verdict
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
 from afterword.cli.selected import learned, show_selection, waiting_line
@@ -304,21 +304,24 @@ def _watch(context: Context) -> int:
 
 def run_heatmap(context: Context) -> int:
     """Token advantages of a turn under what the user wrote next (or --text), with other words as the control."""
-    from afterword.evaluate.heatmap import heatmap_html, heatmap_terminal
+    from afterword.evaluate.heatmap import heatmap_html
     from afterword.evaluate.heatmap_stage import control_for, measure_heatmap
 
+    page: Path | None = context.args.html
+    if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
+        raise UsageError(f"cannot write {str(page)!r}: name a file in a folder that exists", param="html")
     with context.open_store() as store:
         turn = store.get(Turn, context.args.turn)
         hindsight = context.args.text or _hindsight(store, turn)
         control = context.args.control or control_for(store, turn, hindsight)
     measured = measure_heatmap(turn, hindsight, control, model=served_model(context))
+    if page is not None:
+        page.write_text(heatmap_html(measured), encoding="utf-8")
+        context.say(f"heat map written to {escape(str(page))}")
     if context.json:
         context.emit(measured.to_dict())
-    elif context.args.html:
-        context.args.html.write_text(heatmap_html(measured), encoding="utf-8")
-        context.say(f"heat map written to {context.args.html}")
-    else:
-        context.out.print(heatmap_terminal(measured))
+    elif page is None:
+        show_heatmap(context, measured)
     return 0
 
 

@@ -9,11 +9,14 @@ little.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
+from afterword.chat.printable import printable
 from afterword.evaluate.html import escape, page
 from afterword.records import Json
 
@@ -49,6 +52,22 @@ def mean_size(tokens: Sequence[TokenAdvantage]) -> float:
     return sum(abs(t.advantage) for t in tokens) / len(tokens) if tokens else 0.0
 
 
+def characters(tokens: Sequence[TokenAdvantage]) -> list[TokenAdvantage]:
+    """The tokens, those that spell one character together (an emoji) as one with the sums of their numbers."""
+    found: list[TokenAdvantage] = []
+    for token in tokens:
+        if found and not found[-1].text:
+            first = found.pop()
+            token = replace(
+                token,
+                without=first.without + token.without,
+                with_hindsight=first.with_hindsight + token.with_hindsight,
+                advantage=first.advantage + token.advantage,
+            )
+        found.append(token)
+    return found
+
+
 def heatmap_html(heatmap: Heatmap) -> str:
     """A page of its own, without any external file."""
     head = f"<p class=kicker>Turn {escape(heatmap.turn)}</p><h1>What the next message says about each token</h1>"
@@ -77,7 +96,7 @@ Each token's log-probability with the follow-up in view minus without it, full c
 
 
 def _map(title: str, hindsight: str, tokens: Sequence[TokenAdvantage]) -> str:
-    spans = "".join(_span(token) for token in tokens)
+    spans = "".join(_span(token) for token in characters(tokens))
     return (
         f"<figure><figcaption><b>{title}</b> <q>{escape(hindsight)}</q> "
         f"<small>mean size {mean_size(tokens):.2f} nats</small></figcaption><p class=tokens>{spans}</p>"
@@ -86,7 +105,7 @@ def _map(title: str, hindsight: str, tokens: Sequence[TokenAdvantage]) -> str:
 
 
 def _span(token: TokenAdvantage) -> str:
-    shown = escape(token.text).replace("\n", "<i>↵</i><br>")
+    shown = escape(printable(token.text)).replace("\n", "<i>↵</i><br>")
     tip = f"with {token.with_hindsight:.2f}, without {token.without:.2f}, advantage {token.advantage:+.2f} nats"
     red, green, blue = _AGAINST if token.advantage < 0 else _FOR
     alpha = min(1.0, abs(token.advantage) / FULL) * 0.75
@@ -99,7 +118,7 @@ def _span(token: TokenAdvantage) -> str:
 
 def strongest(tokens: Sequence[TokenAdvantage], sign: int, most: int = 4) -> list[TokenAdvantage]:
     """The tokens that are most strongly spoken against (`sign` -1) or for (1), beyond a tenth of a nat."""
-    ranked = sorted(tokens, key=lambda t: -sign * t.advantage)
+    ranked = sorted(characters(tokens), key=lambda t: -sign * t.advantage)
     return [t for t in ranked[:most] if sign * t.advantage > 0.1 and t.text.strip()]
 
 
@@ -113,37 +132,51 @@ def _strongest_html(tokens: Sequence[TokenAdvantage]) -> str:
     return f"<p class=dim>Strongest {'; '.join(said)}</p>" if said else ""
 
 
-def heatmap_terminal(heatmap: Heatmap) -> Text:
+def heatmap_terminal(heatmap: Heatmap, *, beside: bool = False, basic: bool = False) -> Text | Group:
     """The same for a terminal with colours, the strongest tokens with both log-probabilities below; underlining alone
-    tells what is strongly spoken against where there are no colours."""
-    text = Text()
+    tells what is strongly spoken against where there are no colours.
+
+    `beside`: the control in a second column (from about 100 columns on). `basic`: for terminals with 16 colours.
+    """
+    head, legend = Text(), Text("Orange: against the token, underlined beyond 1 nat; blue: for it.", "dim")
     if heatmap.question:
-        text.append("Asked: ", "bold").append(heatmap.question + "\n")
-    _append(text, "What the user wrote next: ", heatmap.hindsight, heatmap.tokens)
+        head.append("Asked: ", "bold").append(printable(heatmap.question) + "\n")
+    maps = [_told("What the user wrote next: ", heatmap.hindsight, heatmap.tokens, basic)]
     if heatmap.control_hindsight is not None:
-        _append(text, "Control, words about another answer: ", heatmap.control_hindsight, heatmap.control)
-    text.append("Orange: against the token, underlined beyond 1 nat; blue: for it.", "dim")
-    return text
+        maps.append(_told("Control, words about another answer: ", heatmap.control_hindsight, heatmap.control, basic))
+    if not beside or len(maps) == 1:
+        return Text.assemble(head, *maps, legend)
+    columns = Table.grid(padding=(0, 4, 0, 0), expand=True)
+    for _ in maps:
+        columns.add_column(ratio=1)
+    columns.add_row(*maps)
+    return Group(head, columns, legend)
 
 
-def _append(text: Text, title: str, hindsight: str, tokens: Sequence[TokenAdvantage]) -> None:
-    text.append(title, "bold").append(hindsight).append(f"  (mean size {mean_size(tokens):.2f} nats)\n", "dim")
-    for token in tokens:
-        text.append(token.text, _style(token.advantage))
+def _told(title: str, hindsight: str, tokens: Sequence[TokenAdvantage], basic: bool) -> Text:
+    text = Text.assemble(
+        (title, "bold"), printable(hindsight), (f"  (mean size {mean_size(tokens):.2f} nats)\n", "dim")
+    )
+    for token in characters(tokens):
+        text.append(printable(token.text), _style(token.advantage, basic))
     text.append("\n")
     for word, sign in (("against", -1), ("for", 1)):
         for token in strongest(tokens, sign, 3):
-            text.append(f"  {word:>7} ").append(repr(token.text.strip()), _style(token.advantage))
+            text.append(f"  {word:>7} ").append(repr(token.text.strip()), _style(token.advantage, basic))
             text.append(f"  with {token.with_hindsight:.2f}, without {token.without:.2f}\n", "dim")
-    text.append("\n")
+    return text.append("\n")
 
 
-def _style(advantage: float) -> str:
-    """Background between white and the full colour, always with black text on it."""
+def _style(advantage: float, basic: bool) -> str:
+    """Background between white and the full colour, always with black text on it; of 16 colours only the direction,
+    and as the colour of the text where it is not strong."""
     strength = min(1.0, abs(advantage) / FULL)
     if strength < 0.05:
         return ""
-    colour = (244, 165, 96) if advantage < 0 else (125, 178, 232)
-    red, green, blue = (round(255 + (c - 255) * strength) for c in colour)
     underline = "underline " if advantage <= -STRONG else ""
+    if basic:
+        colour = "yellow" if advantage < 0 else "blue"
+        return f"{underline}black on {colour}" if abs(advantage) >= STRONG else f"{underline}{colour}"
+    full = (244, 165, 96) if advantage < 0 else (125, 178, 232)
+    red, green, blue = (round(255 + (c - 255) * strength) for c in full)
     return f"{underline}black on rgb({red},{green},{blue})"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afterword.chat.render import Tokenizer, decode, encode, end_of_turn_ids, render_prompt
+from afterword.chat.render import Tokenizer, encode, end_of_turn_ids, pieces, render_prompt
 from afterword.errors import UsageError
 from afterword.learn.contexts import Context, fit_hindsight
 from afterword.learn.divergences import NegativeLogLikelihood
@@ -24,8 +24,8 @@ from afterword.records import Turn
 
 @dataclass(frozen=True, slots=True)
 class TokenAdvantage:
-    """One served token. `advantage` is `with_hindsight` - `without`, in nats: negative where the hindsight
-    speaks against the token."""
+    """One served token; its text is empty where a later token completes the character. `advantage` is
+    `with_hindsight` - `without`, in nats: negative where the hindsight speaks against the token."""
 
     text: str
     without: float
@@ -70,6 +70,6 @@ def token_advantages(
     pairs = [(plain, completion), (seen.prompt.ids, completion)]
     without, with_hindsight = log_probs(model, head_of(base), pairs)
     return [
-        TokenAdvantage(decode(tokenizer, [i], special=True), float(s), float(q), float(q - s))
-        for i, s, q in zip(completion, without, with_hindsight, strict=True)
+        TokenAdvantage(text, float(s), float(q), float(q - s))
+        for text, s, q in zip(pieces(tokenizer, completion), without, with_hindsight, strict=True)
     ]
