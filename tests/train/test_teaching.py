@@ -244,11 +244,11 @@ def test_a_reference_reads_what_the_student_reads(model: str, tmp_path: Path) ->
     assert losses(tmp_path / "beyond")[0] > losses(tmp_path / "one")[0]
 
 
-def test_a_target_beyond_the_teacher_leads_away_from_the_base_without_words(model: str, tmp_path: Path) -> None:
+def test_a_target_beyond_the_teacher_leads_away_from_the_same_weights_without_words(model: str, tmp_path: Path) -> None:
     plain, beyond = sdpo_interactions(**QUICK), sdpo_interactions(beyond=0.5, **QUICK)
     term = beyond.terms[0]
     assert term.target == Extrapolation(1.5, plausible=0.01)
-    assert (term.reference, term.reference_context) == (BASE, CONTEXTS["none"])
+    assert (term.reference, term.reference_context) == (term.teacher, CONTEXTS["none"])
     run(model, tmp_path / "plain", plain)
     run(model, tmp_path / "beyond", beyond)
     assert losses(tmp_path / "beyond")[0] > losses(tmp_path / "plain")[0]

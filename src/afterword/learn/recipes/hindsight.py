@@ -27,7 +27,7 @@ from afterword.learn.routes import ByKind, NotKind
 from afterword.learn.schedules import Cosine
 from afterword.learn.supports import TopK
 from afterword.learn.targets import Extrapolation
-from afterword.learn.teachers import BASE, LIVE, START, Teacher
+from afterword.learn.teachers import LIVE, START, Teacher
 from afterword.learn.teachers import Average as MovingAverage
 from afterword.learn.terms import Term
 from afterword.learn.updates import PPOClip
@@ -80,7 +80,7 @@ def sdpo_interactions(
     The teacher is the same model reading the follow-up; both sides score the served ids. `anchor` is the scale of
     a KL to the base. `contrast` is the share by which the teacher is led away from itself reading a complaint (or
     a praise) of no content: what only this follow-up asks for is learned, and an apology is not. `beyond` is the
-    share by which the target goes beyond the teacher, away from the base model that reads no follow-up. `hold` is
+    share by which the target goes beyond the teacher, away from the same weights that read no follow-up. `hold` is
     the scale of imitating the answers that users were content with, which then need no words. Differences from the
     paper: `docs/recipes/sdpo-interactions.md`.
     """
@@ -101,8 +101,8 @@ def sdpo_interactions(
         )
     if contrast or beyond:
         target = Extrapolation(1.0 + (contrast or beyond), plausible=PLAUSIBLE)
-        away = {"reference": teacher, "reference_context": CONTEXTS["remark"]} if contrast else {"reference": BASE}
-        hindsight = replace(hindsight, target=target, **away)
+        away = {"reference_context": CONTEXTS["remark"]} if contrast else {}
+        hindsight = replace(hindsight, target=target, reference=teacher, **away)
     held = (gold_mix(hold),) if hold else ()
     if held:
         hindsight = replace(hindsight, route=NotKind((GOLD,)))
