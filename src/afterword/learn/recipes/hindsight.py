@@ -101,8 +101,8 @@ def sdpo_interactions(
         )
     if contrast or beyond:
         target = Extrapolation(1.0 + (contrast or beyond), plausible=PLAUSIBLE)
-        away = {"reference_context": CONTEXTS["remark"]} if contrast else {}
-        hindsight = replace(hindsight, target=target, reference=teacher, **away)
+        away = CONTEXTS["remark" if contrast else "none"]
+        hindsight = replace(hindsight, target=target, reference=teacher, reference_context=away)
     held = (gold_mix(hold),) if hold else ()
     if held:
         hindsight = replace(hindsight, route=NotKind((GOLD,)))
