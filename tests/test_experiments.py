@@ -77,12 +77,12 @@ def test_some_cells_can_be_asked_for_and_none_is_an_error(tmp_path: Path) -> Non
 
 
 SMOKED = {
-    "personalise": ("--personas", "brief", "--variants", "default,beyond 0.25"),
+    "personalise": ("--personas", "brief", "--variants", "sdpo-interactions,follow-ups"),
     "change_of_mind": ("--personas", "turns_to_detail"),
     "complementary": ("--personas", "numbered>greeting"),
     "robustness": (),
-    "control_sft": ("--personas", "brief", "--recipe", "beyond 0.25"),
-    "recipes": ("--personas", "brief", "--variants", "default,paper online"),
+    "control_sft": ("--personas", "brief", "--recipe", "follow-ups"),
+    "recipes": ("--personas", "brief", "--variants", "follow-ups,paper online"),
     "continual": (),
     "adapters": (),
     "teachers": ("--personas", "brief"),

@@ -22,7 +22,7 @@ class Options:
     """Empty: the experiment's own."""
     variants: tuple[str, ...] = ()
     """Empty: all."""
-    recipe: str = "default"
+    recipe: str = "follow-ups"
     """The variant by which arms distil that are not themselves about recipes."""
     tasks: tuple[str, ...] | None = None
     heldout: int = 64

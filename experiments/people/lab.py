@@ -137,7 +137,7 @@ class Lab:
         with self.timed("train"):
             result = train_candidate(
                 examples, model=self.model, out=self.directory / "adapters" / name, seed=self.seed, device=self.device,
-                recipe=made or recipe("sdpo-interactions"), run_dir=self.directory / "runs" / name,
+                recipe=made or recipe("follow-ups"), run_dir=self.directory / "runs" / name,
                 parent=self.directory / parent.path if parent else None, cache=self.directory / "cache" / "teacher",
             )  # fmt: skip
         candidate = candidate_record(result, id=name, path=f"adapters/{name}", parent=parent.id if parent else None)

@@ -256,7 +256,7 @@ def robustness_report(rows: list[Row]) -> tuple[str, str]:
 
 def variants(options: Options) -> list[str]:
     """The recipes that were asked for; the default alone when none was."""
-    return options.chosen(tuple(VARIANTS), "variants") if options.variants else ["default"]
+    return options.chosen(tuple(VARIANTS), "variants") if options.variants else ["follow-ups"]
 
 
 PERSONALISE = Experiment(

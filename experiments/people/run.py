@@ -87,7 +87,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--personas", default="")
     parser.add_argument("--variants", default="", help="recipes, or the arms of control_sft, continual, adapters")
-    parser.add_argument("--recipe", default="default", choices=tuple(VARIANTS),
+    parser.add_argument("--recipe", default="follow-ups", choices=tuple(VARIANTS),
                         help="how control_sft, continual and adapters distil")  # fmt: skip
     parser.add_argument("--only", type=_part, nargs="*", default=[], metavar="KEY=VALUES",
                         help="some cells of a seed: share=0,100 gate=on")  # fmt: skip

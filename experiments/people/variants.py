@@ -1,4 +1,5 @@
-"""The recipes that experiments compare: one factor at a time around the default, and the paper's two own forms."""
+"""The recipes that experiments compare: the default `follow-ups`, one factor at a time around `sdpo-interactions`, and
+the paper's two own forms."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from afterword.learn.teachers import BASE, LIVE, START, Average
 from afterword.learn.weights import PER_TOKEN
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "follow-ups": {},
+    "sdpo-interactions": {},
     "served only twice": {"passes": 2, "fresh": 0},
     "fresh 2": {"passes": 0, "fresh": 2},
     "teacher start": {"teacher": START},
@@ -40,8 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "where": CONTEXTS["together"],
     },
     "beyond 0.5": {"beyond": 0.5, "hold": 0.3, "teacher": BASE, "schedule": Linear(warmup=1)},
-    "beyond 0.25": {"beyond": 0.25, "hold": 0.3, "teacher": BASE, "schedule": Linear(warmup=1)},
-    "beyond 0.25 start": {"beyond": 0.25, "hold": 0.3, "schedule": Linear(warmup=1)},
+    "last round teaches": {"beyond": 0.25, "hold": 0.3, "schedule": Linear(warmup=1)},
     "context together": {"where": CONTEXTS["together"]},
     "lr 3e-4": {"lr": 3e-4},
     "lr 2e-3": {"lr": 2e-3},
@@ -51,11 +52,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper offline": {},
     "paper online": {},
 }
-"""One factor at a time around the default, and the paper's two own forms."""
+"""Arguments of `sdpo_interactions`, one factor at a time; those named below are recipes of their own."""
 
 
 def made(variant: str) -> Recipe:
     """The recipe of a variant."""
+    if variant == "follow-ups":
+        return recipe("follow-ups")
     if variant == "paper offline":
         return recipe("sdpo-interactions-offline")
     if variant == "paper online":

@@ -69,7 +69,7 @@ class ServeConfig:
 class TrainConfig:
     """`[train]`: which interactions, which recipe."""
 
-    recipe: str = "sdpo-interactions"
+    recipe: str = "follow-ups"
     """Name of a recipe; see docs/recipes."""
     learning_rate: float | None = None
     """Overrides the recipe's learning rate."""

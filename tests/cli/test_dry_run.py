@@ -34,12 +34,12 @@ def test_the_choice_is_shown_and_nothing_is_trained(tmp_path: Path, capsys: pyte
     assert one["task"] == "sums" and max(one["influence"].values()) == one["influence"]["loud"] <= 0.2501
     assert found["left"]["own_wish"] == 1 and found["off_policy"] == found["interactions"] == one["interactions"]
     assert found["contradictions"] == [{"task": "sums", "axis": "length", "less": 1, "more": 1, "followed": 0}]
-    assert found["recipe"]["name"] == "sdpo-interactions"
-    assert main([*command, "--set", "train.options.beyond=0.25", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["recipe"]["terms"][0]["target"]["scale"] == 1.25
-    assert main([*command, "--set", "train.options.beyond=0.25"]) == 0
+    assert found["recipe"]["name"] == "follow-ups"
+    assert main([*command, "--set", "train.options.beyond=0.5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["terms"][0]["target"]["scale"] == 1.5
+    assert main([*command, "--set", "train.options.beyond=0.5"]) == 0
     shown = capsys.readouterr()
-    assert "recipe sdpo-interactions, beyond = 0.25" in shown.out
+    assert "recipe follow-ups, beyond = 0.5" in shown.out
     assert "loud 25%" in shown.out and "own_wish" in shown.out and "neither" in shown.out
     assert "--off-policy" in shown.err and not (tmp_path / "runs").exists()
 

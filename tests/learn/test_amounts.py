@@ -87,6 +87,7 @@ NUMBERS = {
     ("sdpo-interactions", "anchor"): {0, 1, 2.5}, ("sdpo-interactions", "contrast"): {0, 1, 2.5},
     ("sdpo-interactions", "beyond"): {0, 1, 2.5},
     ("sdpo-interactions", "hold"): {0, 1, 2.5},
+    **{("follow-ups", key): {0, 1, 2.5} for key in ("beyond", "hold", "anchor")},
     ("sdpo", "k"): {1, 10**400}, ("sdpo", "rate"): {1}, ("sdft", "rate"): {1}, ("sdft", "skip_first"): {0, 1},
     ("opsd-clipped", "clip"): {1, 2.5, 1e300}, ("opcd", "k"): {1, 10**400}, ("gkd", "beta"): {0, 1},
     ("eopd", "threshold"): {0, 1, 2.5}, ("veto", "beta"): {0, 1}, ("stable-opd", "gold"): {1, 2.5},

@@ -10,7 +10,7 @@ import pytest
 from afterword.config import BUILT_IN, TrainConfig, resolve
 from afterword.errors import ConfigError
 from afterword.learn.configured import SETTINGS, checked, recipe_of
-from afterword.learn.recipes import RECIPES, recipe, sdpo_interactions
+from afterword.learn.recipes import RECIPES, follow_ups, recipe, sdpo_interactions
 from afterword.learn.recipes.spelling import kinds
 from afterword.learn.schedules import Linear
 from afterword.learn.teachers import BASE, Average
@@ -19,7 +19,7 @@ from afterword.learn.teachers import BASE, Average
 def test_options_are_the_arguments_of_the_function(tmp_path: Path) -> None:
     file = tmp_path / "afterword.toml"
     file.write_text(
-        "[train]\nlearning_rate = 5e-4\n"
+        '[train]\nrecipe = "sdpo-interactions"\nlearning_rate = 5e-4\n'
         '[train.options]\nbeyond = 0.25\nteacher = "base"\nmax_hindsight = 64\nbatch = 2\n'
     )
     flags: dict[str, tuple[Any, str]] = {
@@ -35,13 +35,13 @@ def test_options_are_the_arguments_of_the_function(tmp_path: Path) -> None:
 
 
 def test_no_options_and_no_settings_are_the_recipe() -> None:
-    assert recipe_of(TrainConfig()) == recipe("sdpo-interactions")
+    assert recipe_of(TrainConfig()) == recipe("follow-ups") == follow_ups()
     assert recipe_of(TrainConfig(off_policy=True)).include_off_policy
     assert recipe_of(TrainConfig(recipe="sft", revise="target")).include_off_policy
 
 
 def test_settings_of_train_are_options_too_but_not_both() -> None:
-    assert recipe_of(TrainConfig(options={"passes": 3, "lr": 1e-4})) == recipe("sdpo-interactions", passes=3, lr=1e-4)
+    assert recipe_of(TrainConfig(options={"passes": 3, "lr": 1e-4})) == recipe("follow-ups", passes=3, lr=1e-4)
     assert recipe_of(TrainConfig(teacher="average:0.1")).terms[0].teacher == Average(rate=0.1)
     with pytest.raises(
         ConfigError, match=r"train.learning_rate=0.1 and train.options.lr=0.2 are one setting: leave one"
@@ -54,10 +54,10 @@ def test_settings_of_train_are_options_too_but_not_both() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"beyon": 0.25}, "recipe 'sdpo-interactions' takes no 'beyon': did you mean 'beyond'.* anchor, answers"),
+        ({"beyon": 0.25}, "recipe 'follow-ups' takes no 'beyon': did you mean 'beyond'.* anchor, answers"),
         ({"k": 3}, "takes no 'k'"),
-        ({"beyond": "far"}, "beyond='far' must be a number from 0 to 9; leave it out for 0.0"),
-        ({"beyond": 0.2, "contrast": 0.2}, "set one of them to 0"),
+        ({"beyond": "far"}, "beyond='far' must be a number from 0 to 9; leave it out for 0.25"),
+        ({"beyond": 0.2, "contrast": 0.2}, "takes no 'contrast'"),
         ({"batch": [4]}, r"batch=\[4\] must be a whole number"),
         ({"teacher": {"average": 0.1}}, "must be a teacher"),
         ({"max_hindsight": 0}, "max_hindsight=0 must be a whole number of at least 1"),

@@ -134,7 +134,16 @@ def veto(k: Tokens, beta: float) -> Tensor:
     return kl((k.t + beta * k.s.detach()).log_softmax(-1), k.s).mean()
 
 
+def follow_ups(k: Tokens) -> Tensor:
+    """KL to what lies a quarter beyond T, away from T0; tokens below a hundredth under T are not raised."""
+    raised = torch.where(k.t.exp() < 0.01, (0.25 * (k.t - k.r)).clamp(max=0), 0.25 * (k.t - k.r))
+    distilled, held = kl((k.t + raised).log_softmax(-1), k.s), -k.at(k.s)
+    each = [piece.mean() for piece in torch.split(torch.where(k.gold, held, distilled), LENGTHS)]
+    return (each[0] + each[1]) / 2 + 0.3 * each[2]  # the last answer is gold
+
+
 PAGES: dict[tuple[str, int], Callable[[Tokens], Tensor]] = {
+    ("follow-ups", 0): follow_ups,
     ("sdpo-interactions", 0): lambda k: per_answer(kl(k.t, k.s)),
     ("sdpo-interactions-offline", 0): lambda k: per_answer(-k.gain * k.at(k.s), skip=2),
     ("sdpo-interactions-online", 0): online,
@@ -168,7 +177,9 @@ def case(name: str) -> tuple[Tokens, Rows]:
     ids = torch.randint(V, (n,), generator=generator)
     old = z.log_softmax(-1).gather(1, ids[:, None])[:, 0] + torch.linspace(-1, 1, n).double()
     group = Group(size=4, mean=0.25, deviation=0.5)
-    kinds = [KINDS.get(name, "follow_up")] * 2 + [GOLD if name == "stable-opd" else KINDS.get(name, "follow_up")]
+    kinds = [KINDS.get(name, "follow_up")] * 2 + [
+        GOLD if name in ("follow-ups", "stable-opd") else KINDS.get(name, "follow_up")
+    ]
     answers = [Answer(kind=kind, reward=value, group=group) for kind, value in zip(kinds, (1.0, 0.0, 1.0), strict=True)]
     rows = layout(LENGTHS, [1.0] * 3, [True] * 3, answers=answers, served=old.tolist())
     reward = torch.tensor([(a.reward or 0.0) - 0.25 for a in answers]).double() / (0.5 + 1e-4)

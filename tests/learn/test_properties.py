@@ -143,6 +143,8 @@ RESIDUAL = {
     "veto": "the bridge T S^beta is sharper than both sides until beta has fallen to 0",
 }
 """Recipes whose published form does not vanish at agreement from the first step on, and why."""
+ROUNDED = ("follow-ups",)
+"""Recipes whose target is computed from two sides, so that agreement leaves the rounding."""
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -153,8 +155,9 @@ def test_1_same_context_and_weights_give_exactly_nothing(lab: Lab, name: str) ->
         return
     rows = lab.rows(one)
     loss, gradient = evaluate(lab, one, rows, [range(len(rows))])
-    assert (loss.item() == 0.0) is (name not in RESIDUAL)
-    assert bool((gradient == 0).all()) is (name not in RESIDUAL)
+    most = 1e-12 if name in ROUNDED else 0.0
+    assert (abs(loss.item()) <= most) is (name not in RESIDUAL)
+    assert bool((gradient.abs() <= most).all()) is (name not in RESIDUAL)
 
 
 def test_1_beyond_the_teacher_there_is_nothing_where_words_change_nothing(lab: Lab) -> None:

@@ -68,7 +68,7 @@ def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model
     def kill(metrics: StepMetrics) -> None:
         raise Killed
 
-    own = TrainConfig(min_interactions=1, fresh=0, options={"beyond": 0.25, "max_hindsight": 4, "teacher": "base"})
+    own = TrainConfig(min_interactions=1, fresh=0, options={"beyond": 0.3, "max_hindsight": 4, "teacher": "start"})
     other = dataclasses.replace(own, options={**own.options, "beyond": 0.5})
     with filled(tmp_path, model, [5, 6, 7]) as store:
         with pytest.raises(Killed):
@@ -76,9 +76,7 @@ def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model
         said: list[str] = []
         candidate = train_stage(store, tmp_path, other, model=model, device="cpu", note=said.append)
         assert said[0].startswith(f"finishing {candidate.id}, which was interrupted")
-        assert candidate.recipe == describe(
-            recipe("sdpo-interactions", fresh=0, beyond=0.25, max_hindsight=4, teacher="base")
-        )
+        assert candidate.recipe == describe(recipe("follow-ups", fresh=0, beyond=0.3, max_hindsight=4, teacher="start"))
         assert candidate.metrics["hindsight_cut"] > 0
         second = train_stage(store, tmp_path, other, model=model, device="cpu")
     assert second.id != candidate.id

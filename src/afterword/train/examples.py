@@ -80,7 +80,7 @@ class _Encoder:
         if isinstance(row, Left):
             return row
         room, least = self.limit - row.longest_prompt, min(_LEAST, self.recipe.max_fresh)
-        if self.recipe.fresh and interaction.kind != GOLD and room < least:
+        if self.recipe.fresh and self._answer(interaction).kind != GOLD and room < least:
             return Left(interaction.id, "no_room", f"its prompts leave {room} tokens for a fresh answer")
         text = text_of(turn.answer.get("content"))
         return replace(
@@ -104,7 +104,6 @@ class _Encoder:
         return None
 
     def _unfit(self, interaction: Interaction, turn: Turn) -> tuple[str, str] | None:
-        privileged = any(t.context.privileged and t.context.text is None for t in self.recipe.terms)
         if wanted := self._other_kind(interaction):
             return "other_kind", f"it is of the kind {interaction.kind!r}; {self.recipe.name} learns from {wanted}"
         if interaction.turn != turn.id:
@@ -115,7 +114,7 @@ class _Encoder:
             return "no_consent", "its turn may not be trained on"
         if not interaction.weight > 0:
             return "no_weight", f"its weight is {interaction.weight}"
-        if privileged and not interaction.hindsight.strip() and self._answer(interaction).kind != GOLD:
+        if _taught(self.recipe) and not interaction.hindsight.strip() and self._answer(interaction).kind != GOLD:
             return "no_hindsight", "it carries no words for the teacher to read"
         if not turn.on_policy and not self.recipe.include_off_policy and interaction.kind != GOLD:
             why = turn.missing_ids or "the served token ids are unknown"
@@ -259,7 +258,17 @@ def prepare(
     prepared = Prepared(tuple(rows), left, tuple(e for e, _ in kept), limit)
     if not kept:
         raise NothingToDo(_nothing(len(unique), prepared))
+    if _taught(recipe) and all(row.answer.kind == GOLD for row in rows):
+        raise NothingToDo(
+            f"users were content with all {len(rows)} answers that can be trained: {recipe.name} holds such answers "
+            "beside others that users say something about, and alone they teach nothing"
+        )
     return prepared
+
+
+def _taught(recipe: Recipe) -> bool:
+    """Does a teacher read what users said?"""
+    return any(t.context.privileged and t.context.text is None for t in recipe.terms)
 
 
 def _nothing(given: int, prepared: Prepared) -> str:

@@ -84,7 +84,7 @@ def check(mode: str, recipe: Recipe) -> None:
     if mode == "context" and not taught:
         raise ConfigError(
             f"train.revise = 'context' shows revisions to a teacher, but {recipe.name!r} has none that reads: "
-            "use sdpo-interactions, or train.revise = 'target' with sft",
+            "use follow-ups, or train.revise = 'target' with sft",
             param="train.revise",
         )
 

@@ -6,7 +6,7 @@ Owns no state; the order of things is in `loop`. Legend as there: R interactions
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from afterword.errors import NothingToDo
 from afterword.learn.anchors import GOLD
 from afterword.learn.divergences import ReverseKL
 from afterword.learn.forward import packed
-from afterword.learn.loss_stage import token_losses
+from afterword.learn.loss_stage import Scores, token_losses
 from afterword.learn.recipes import Recipe
 from afterword.learn.teachers import BASE, LIVE
 from afterword.learn.terms import Term
@@ -29,6 +29,7 @@ from afterword.train.fresh import fresh_rows, judge_of
 from afterword.train.marks import without_private
 from afterword.train.metrics import Tally
 from afterword.train.policy import Policy
+from afterword.train.teaching import Side
 from afterword.train.world import World
 
 
@@ -54,26 +55,52 @@ def backward(
     found |= {who: teachers.get(*who, micro, read) for who in (*named, *beside) if who[0] == LIVE}
     read.kept.clear()  # what of it the backward pass needs is kept there
     student_NH, ids = read.states, packed(read.pairs, policy.device).targets
-    sides, references = ([found[who] for who in asked] for asked in (named, beside))
+    kept = [term.keep(layout) for term in terms]
+    everything = torch.ones_like(kept[0])  # the first term's scores are those of the metrics
     scores = [
-        token_losses(
-            student_NH,
-            None if side is None else side.states,
-            policy.head,
-            ids,
-            term.estimator,
-            target=term.target,
-            support=term.support,
-            reference=None if reference is None else reference.states,
-            teacher_head=None if side is None else side.head,
-            reference_head=None if reference is None else reference.head,
-        )
-        for term, side, reference in zip(terms, sides, references, strict=True)
+        _scores(policy, term, student_NH, ids, found[asked], found[away], everything if i == 0 else kept[i])
+        for i, (term, asked, away) in enumerate(zip(terms, named, beside, strict=True))
     ]
     parts = [term.value(score, layout, count) for term, score, count in zip(terms, scores, counts, strict=True)]
     torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
-    tally.add(scores[0], layout, terms[0].keep(layout), parts, ids)
+    tally.add(scores[0], layout, kept[0], parts, ids)
     return student_NH.detach()
+
+
+def _scores(
+    policy: Policy,
+    term: Term,
+    student_NH: Tensor,
+    ids: Tensor,
+    side: Side | None,
+    reference: Side | None,
+    kept: Tensor,
+) -> Scores:
+    """A term's scores [N], of the tokens that it keeps alone: a head product over the vocabulary costs as much as half
+    of the layers. The others are 0."""
+    whole, at, names = bool(kept.all()), kept.nonzero()[:, 0], [f.name for f in fields(Scores)]
+    if not len(at):
+        return Scores(**{name: ids.new_zeros(len(ids), dtype=policy.head.dtype) for name in names})
+
+    def of(states: Tensor | None) -> Tensor | None:
+        return states if whole or states is None else states[at]
+
+    found = token_losses(
+        student_NH if whole else student_NH[at],
+        None if side is None else of(side.states),
+        policy.head,
+        ids if whole else ids[at],
+        term.estimator,
+        target=term.target,
+        support=term.support,
+        reference=None if reference is None else of(reference.states),
+        teacher_head=None if side is None else side.head,
+        reference_head=None if reference is None else reference.head,
+    )
+    if whole:
+        return found
+    parts = {name: getattr(found, name) for name in names}
+    return Scores(**{name: part.new_zeros(len(kept)).index_copy(0, at, part) for name, part in parts.items()})
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from afterword.learn.recipes.distil import (
     veto,
 )
 from afterword.learn.recipes.hindsight import (
+    follow_ups,
     opcd,
     opsd,
     opsd_clipped,
@@ -39,9 +40,10 @@ from afterword.learn.recipes.outcome import grpo, sft
 from afterword.learn.recipes.recipe import Lora, Recipe, describe
 from afterword.learn.recipes.spelling import kinds, read
 
-__all__ = ["RECIPES", "Lora", "Recipe", "describe", "recipe", "sdpo_interactions", "sft"]
+__all__ = ["RECIPES", "Lora", "Recipe", "describe", "follow_ups", "recipe", "sdpo_interactions", "sft"]
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
+    "follow-ups": follow_ups,
     "sdpo-interactions": sdpo_interactions,
     "sdpo-interactions-offline": sdpo_interactions_offline,
     "sdpo-interactions-online": sdpo_interactions_online,

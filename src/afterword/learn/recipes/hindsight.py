@@ -1,7 +1,7 @@
 """Self-distillation: the student reads the conversation, the teacher the conversation and something more.
 
-Each recipe is a short function that picks parts; nothing branches on a recipe's name. The defaults of `Recipe` and
-of `sdpo_interactions` are the vetted setting; the experiment that chose them is `experiments/default_recipe`.
+Each recipe is a short function that picks parts; nothing branches on a recipe's name. `follow_ups` is the vetted
+setting; the experiments that chose it are `experiments/default_recipe` and `experiments/people`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from afterword.learn.divergences import (
 )
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 from afterword.learn.routes import ByKind, NotKind
-from afterword.learn.schedules import Cosine
+from afterword.learn.schedules import Cosine, Linear
 from afterword.learn.supports import TopK
 from afterword.learn.targets import Extrapolation
-from afterword.learn.teachers import LIVE, START, Teacher
+from afterword.learn.teachers import BASE, LIVE, START, Teacher
 from afterword.learn.teachers import Average as MovingAverage
 from afterword.learn.terms import Term
 from afterword.learn.updates import PPOClip
@@ -42,6 +42,8 @@ from afterword.learn.weights import (
     Weight,
 )
 
+FALLING = Linear(warmup=1)
+"""Ends each round without the noise of its last steps."""
 PLAUSIBLE = 0.01
 """Least probability of a token under the teacher at which a contrast may raise it."""
 _EDITED: tuple[Weight, ...] = (InteractionWeight(), ChangedTokens())
@@ -108,6 +110,26 @@ def sdpo_interactions(
         hindsight = replace(hindsight, route=NotKind((GOLD,)))
     terms = (hindsight, *((kl_to_base(anchor),) if anchor else ()), *held)
     return Recipe(name="sdpo-interactions", terms=terms, **settings)
+
+
+@takes(
+    teacher=a_part(Teacher, 'a teacher, such as "start"'),
+    beyond=up_to(9, least=0),
+    hold=up_to(1000, least=0),
+    anchor=up_to(1000, least=0),
+)
+def follow_ups(
+    *, teacher: Teacher = BASE, beyond: float = 0.25, hold: float = 0.3, anchor: float = 0.0, **settings: Any
+) -> Recipe:
+    """What `afterword train` does by itself: `sdpo_interactions` in the form that went best over many rounds.
+
+    The base is the teacher of every round, so that no round learns the faults of the last one; the target goes a
+    quarter `beyond` it; answers that users were content with are held; the rate falls. Figures: `docs/results`.
+    """
+    made = sdpo_interactions(
+        teacher=teacher, beyond=beyond, hold=hold, anchor=anchor, **{"schedule": FALLING, **settings}
+    )
+    return replace(made, name="follow-ups")
 
 
 def sdpo_interactions_offline(**settings: Any) -> Recipe:
