@@ -61,6 +61,27 @@ def test_when_nothing_fits_the_remedy_is_named(model: str, tmp_path: Path) -> No
         train_stage(store, tmp_path, settings, model=model, device="cpu")
 
 
+def liked(store: Store, model: str, number: int) -> None:
+    """An answer that the user only accepted."""
+    one = example(model, number, hindsight="", text="aaaaa")
+    store.write(one.turn)
+    store.write(Feedback(id=one.interaction.feedback[0], turn=one.turn.id, kind="accepted"))
+    store.write(dataclasses.replace(one.interaction, kind="accepted", polarity=1))
+
+
+def test_answers_that_users_accepted_are_held_beside_words_and_are_no_run_alone(model: str, tmp_path: Path) -> None:
+    settings = TrainConfig(min_interactions=2, fresh=0)
+    with filled(tmp_path, model, []) as store:
+        for number in (50, 51):
+            liked(store, model, number)
+        with pytest.raises(NothingToDo, match="2 interactions wait to be learned and none carries words"):
+            train_stage(store, tmp_path, settings, model=model, device="cpu")
+        assert not (tmp_path / "runs").exists()
+    with filled(tmp_path, model, [5]) as store:
+        candidate = train_stage(store, tmp_path, settings, model=model, device="cpu")
+    assert set(candidate.interactions) == {"int-0", "int-50", "int-51"} and not candidate.metrics["left"]
+
+
 def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model: str, tmp_path: Path) -> None:
     class Killed(BaseException):
         """As a kill: nobody marks the run as given up."""

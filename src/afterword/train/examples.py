@@ -114,7 +114,7 @@ class _Encoder:
             return "no_consent", "its turn may not be trained on"
         if not interaction.weight > 0:
             return "no_weight", f"its weight is {interaction.weight}"
-        if _taught(self.recipe) and not interaction.hindsight.strip() and self._answer(interaction).kind != GOLD:
+        if taught(self.recipe) and not interaction.hindsight.strip() and self._answer(interaction).kind != GOLD:
             return "no_hindsight", "it carries no words for the teacher to read"
         if not turn.on_policy and not self.recipe.include_off_policy and interaction.kind != GOLD:
             why = turn.missing_ids or "the served token ids are unknown"
@@ -258,15 +258,10 @@ def prepare(
     prepared = Prepared(tuple(rows), left, tuple(e for e, _ in kept), limit)
     if not kept:
         raise NothingToDo(_nothing(len(unique), prepared))
-    if _taught(recipe) and all(row.answer.kind == GOLD for row in rows):
-        raise NothingToDo(
-            f"users were content with all {len(rows)} answers that can be trained: {recipe.name} holds such answers "
-            "beside others that users say something about, and alone they teach nothing"
-        )
     return prepared
 
 
-def _taught(recipe: Recipe) -> bool:
+def taught(recipe: Recipe) -> bool:
     """Does a teacher read what users said?"""
     return any(t.context.privileged and t.context.text is None for t in recipe.terms)
 

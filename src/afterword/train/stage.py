@@ -21,7 +21,7 @@ from afterword.learn.models import load_tokenizer, resolve_model
 from afterword.learn.validate import advice
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
-from afterword.train.examples import Example, choose
+from afterword.train.examples import Example, choose, taught
 from afterword.train.fresh import verifier_of
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import StepMetrics
@@ -199,6 +199,12 @@ def _planned(
         fresh = [row for row in fresh if weights.get(row.id, 0.0) > 0.0]
     if len(fresh) < settings.min_interactions:
         raise NothingToDo(_too_few(store, fresh, settings))
+    if taught(made) and not any(row.hindsight.strip() for row in fresh):
+        raise NothingToDo(
+            f"{len(fresh)} interactions wait to be learned and none carries words: users were content with these "
+            f"answers. {made.name} holds such answers beside others that users say something about; alone they teach "
+            "nothing."
+        )
     chosen = _chosen(store, fresh, settings, model)
     release = store.release(channel)
     parent = release.candidate if release else None
