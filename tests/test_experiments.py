@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -15,13 +17,35 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "experiments" / "people"
 
 
-@pytest.fixture(scope="module")
-def book() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("people_book", FOLDER / "book.py")
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("people_book", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def book() -> ModuleType:
+    return load(FOLDER / "book.py")
+
+
+def test_rows_say_which_code_ran_and_edited_code_shares_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "repository" / "experiments" / "people"
+    (folder / "results").mkdir(parents=True)
+    shutil.copy(FOLDER / "book.py", folder)
+    (folder / "results" / "recipes.md").write_text("none yet\n", "utf-8")
+    copied = load(folder / "book.py")
+    assert copied.commit() == "unknown" and copied.kept_by() is None
+    whoever = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    for words in (("init", "--quiet"), ("add", "."), (*whoever, "commit", "--quiet", "--message", "first")):
+        subprocess.run(["git", *words], cwd=tmp_path / "repository", check=True)
+    head = copied.commit()
+    assert re.fullmatch("[0-9a-f]{7,}", head) and copied.kept_by() == head
+    (folder / "results" / "recipes.md").write_text("a table\n", "utf-8")  # every cell writes one
+    assert copied.commit() == head
+    (folder / "new.py").write_text("", "utf-8")
+    assert copied.commit() == f"{head}-changed" and copied.kept_by() is None
 
 
 def test_a_finished_cell_is_not_run_again(book: ModuleType, tmp_path: Path) -> None:

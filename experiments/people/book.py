@@ -50,10 +50,26 @@ class Book:
         return path
 
 
+CHANGED = "-changed"
+
+
 def commit() -> str:
-    """The code that runs, for the rows."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """The code that runs, for the rows; with `CHANGED` at its end where the product or these experiments were edited
+    since, "unknown" outside a repository."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    head = git("rev-parse", "--short", "HEAD")
+    edited = head and git("status", "--porcelain", "--", ":(top)src", ":(top)experiments/people/*.py")
+    return f"{head}{CHANGED if edited else ''}" or "unknown"
+
+
+def kept_by() -> str | None:
+    """The commit under which cells may share what they measured; None while nobody can tell what runs."""
+    code = commit()
+    return None if code == "unknown" or code.endswith(CHANGED) else code
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:

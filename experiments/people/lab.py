@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from book import commit
+from book import kept_by
 from variants import holds
 
 from afterword import cycle
@@ -186,9 +186,12 @@ class Lab:
             )
 
     def of_base(self, prompts: Sequence[Prompt], *, seed: int = 0, temperature: float = 0.0) -> list[Answer]:
-        """What the base answers: asked by the first cell of a commit that needs it and kept beside the results.
-        Before the first release only."""
-        about = (commit(), base_hash(resolve_model(self.model)), self.max_tokens, temperature, seed)
+        """What the base answers: asked by the first cell of a commit that needs it and kept beside the results, unless
+        the code was edited since. Before the first release only."""
+        code = kept_by()
+        if code is None:
+            return self.ask(prompts, seed=seed, temperature=temperature)
+        about = (code, base_hash(resolve_model(self.model)), self.max_tokens, temperature, seed)
         file = KEPT / f"base-{content_hash(*map(str, about), *(p.text for p in prompts))}.json"
         if not file.is_file():
             answers = self.ask(prompts, seed=seed, temperature=temperature)

@@ -199,7 +199,8 @@ def test_advice_is_given_where_something_was_seen_to_go_wrong() -> None:
     assert advice(sdpo_interactions()) == []
     assert "learns nothing" in advice(sdpo_interactions(lr=0.0))[0]
     assert len(advice(recipe("sdpo-interactions-offline"))) == 2
-    assert advice(sdpo_interactions(teacher=LIVE)) != []
+    assert advice(sdpo_interactions(teacher=LIVE)) == advice(recipe("follow-ups", teacher=LIVE)) != []
+    assert advice(sdpo_interactions(teacher=LIVE, anchor=0.1)) == []  # the base holds it
     (said,) = advice(recipe("minillm", teacher="x"))
     assert "variance" in said
     stale = single(estimator=NegativeLogLikelihood(), advantage=LogRatio())

@@ -74,12 +74,25 @@ def test_answers_that_users_accepted_are_held_beside_words_and_are_no_run_alone(
     with filled(tmp_path, model, []) as store:
         for number in (50, 51):
             liked(store, model, number)
-        with pytest.raises(NothingToDo, match="2 interactions wait to be learned and none carries words"):
+        with pytest.raises(NothingToDo, match="2 interactions wait to be learned and none of them carries words"):
             train_stage(store, tmp_path, settings, model=model, device="cpu")
         assert not (tmp_path / "runs").exists()
     with filled(tmp_path, model, [5]) as store:
         candidate = train_stage(store, tmp_path, settings, model=model, device="cpu")
     assert set(candidate.interactions) == {"int-0", "int-50", "int-51"} and not candidate.metrics["left"]
+
+
+def test_accepted_answers_never_crowd_out_those_with_words(model: str, tmp_path: Path) -> None:
+    settings = TrainConfig(min_interactions=1, fresh=0)
+    with filled(tmp_path, model, [5, 6]) as store:
+        for number in range(50, 60):  # newer than those with words
+            liked(store, model, number)
+        with pytest.raises(NothingToDo, match="12 interactions wait to be learned and 2 of them carry words"):
+            train_stage(store, tmp_path, dataclasses.replace(settings, min_interactions=7), model=model, device="cpu")
+        few = train_stage(store, tmp_path, dataclasses.replace(settings, max_interactions=3), model=model, device="cpu")
+        every = train_stage(store, tmp_path, settings, model=model, device="cpu")
+    assert few.interactions == ("int-1", "int-58", "int-59")
+    assert every.interactions == ("int-0", "int-1", "int-56", "int-57", "int-58", "int-59")
 
 
 def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model: str, tmp_path: Path) -> None:

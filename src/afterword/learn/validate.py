@@ -46,7 +46,8 @@ def advice(recipe: Recipe) -> list[str]:
     found = []
     if not recipe.lr:
         found.append("the rate is 0: the run measures and learns nothing")
-    if any(t.teacher is not None and t.teacher.weights == "live" for t in recipe.terms) and len(recipe.terms) == 1:
+    teachers = {t.teacher.weights for t in recipe.terms if t.teacher is not None}
+    if teachers == {"live"}:
         found.append("the live model is its own teacher and nothing holds it: an average or the start was more stable")
     if recipe.passes > 1 and any(_sampled(t) or _credits(t) for t in recipe.terms if not t.update.needs_served):
         found.append("from the second pass on the served answers are no longer the student's own samples")

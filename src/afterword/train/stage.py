@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +19,7 @@ from afterword.config import TrainConfig
 from afterword.errors import NothingToDo
 from afterword.learn.configured import checked, recipe_of
 from afterword.learn.models import load_tokenizer, resolve_model
+from afterword.learn.recipes.recipe import Recipe
 from afterword.learn.validate import advice
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
@@ -33,6 +35,8 @@ from afterword.train.world import World, join
 
 _PLAN = "run.json"
 _GIVEN_UP = "given-up"
+_HELD = 2
+"""Answers that users only accepted, for each with words. In the runs that chose the recipe there were hardly more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +203,10 @@ def _planned(
         fresh = [row for row in fresh if weights.get(row.id, 0.0) > 0.0]
     if len(fresh) < settings.min_interactions:
         raise NothingToDo(_too_few(store, fresh, settings))
-    if taught(made) and not any(row.hindsight.strip() for row in fresh):
-        raise NothingToDo(
-            f"{len(fresh)} interactions wait to be learned and none carries words: users were content with these "
-            f"answers. {made.name} holds such answers beside others that users say something about; alone they teach "
-            "nothing."
-        )
-    chosen = _chosen(store, fresh, settings, model)
+    age = {row.id: i for i, row in enumerate(fresh)}
+    if taught(made):
+        fresh = _balanced(fresh, made, settings)
+    chosen = tuple(sorted(_chosen(store, fresh, settings, model), key=age.__getitem__))
     release = store.release(channel)
     parent = release.candidate if release else None
     kept: Json = {name: getattr(settings, name) for name in TrainConfig.__dataclass_fields__}
@@ -226,8 +227,37 @@ def _planned(
     return plan
 
 
+def _balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -> list[Interaction]:
+    """In the order in which they are taken, last first: the newest, but of those without words, with which users were
+    only content, at most `_HELD` for each with words. Where people accept much and say little they would be the run.
+
+    Raises NothingToDo when too few are left.
+    """
+    found: list[Interaction] = []
+    silent: deque[Interaction] = deque()
+    room = 0
+    for row in reversed(waiting):
+        if row.hindsight.strip():
+            found.append(row)
+            room += _HELD
+        else:
+            silent.append(row)
+        while silent and room:
+            found.append(silent.popleft())
+            room -= 1
+    if len(found) >= max(1, settings.min_interactions):
+        return found[::-1]
+    words = sum(bool(row.hindsight.strip()) for row in waiting)
+    carry = f"{words} of them {'carry' if words > 1 else 'carries'}" if words else "none of them carries"
+    raise NothingToDo(
+        f"{len(waiting)} interactions wait to be learned and {carry} words: users were content with the other answers. "
+        f"{made.name} takes at most {_HELD} such answers for each one that users say something about, and "
+        f"train.min_interactions is {settings.min_interactions}."
+    )
+
+
 def _chosen(store: Store, waiting: list[Interaction], settings: TrainConfig, model: str) -> tuple[str, ...]:
-    """The newest that can be trained, with those on the way that cannot: the run counts why. Oldest first."""
+    """The last that can be trained, with those on the way that cannot: the run counts why."""
     if len(waiting) <= settings.max_interactions:
         return tuple(row.id for row in waiting)
     limit, vocabulary = model_sizes(resolve_model(model))

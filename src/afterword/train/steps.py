@@ -76,8 +76,8 @@ def _scores(
     reference: Side | None,
     kept: Tensor,
 ) -> Scores:
-    """A term's scores [N], of the tokens that it keeps alone: a head product over the vocabulary costs as much as half
-    of the layers. The others are 0."""
+    """A term's scores [N], of the tokens that it keeps alone, for each token read costs a product over the vocabulary.
+    The others are 0."""
     whole, at, names = bool(kept.all()), kept.nonzero()[:, 0], [f.name for f in fields(Scores)]
     if not len(at):
         return Scores(**{name: ids.new_zeros(len(ids), dtype=policy.head.dtype) for name in names})
