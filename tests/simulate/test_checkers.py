@@ -9,7 +9,7 @@ import pytest
 from afterword.errors import ConfigError
 from afterword.simulate.checkers import CHECKERS, PASS, check, substance
 from afterword.simulate.personas import Wish, load_persona, persona_names
-from afterword.simulate.users import mend
+from afterword.simulate.users import mend, mended_for
 
 QUESTION = "How do I boil an egg so that the yolk stays soft?"
 FRIEND = {"phrase": "Hello friend"}
@@ -241,6 +241,19 @@ def test_an_edit_of_several_wishes_keeps_the_answer() -> None:
     mended = mend(EDITS[8][1], office.unmet(EDITS[8][1], QUESTION)) or ""
     assert office.mark(mended, QUESTION).passed and "simmering water" in mended
     assert (mend(EDITS[7][1], recap.wishes) or "").endswith("\nIn short: I boil the water first.")
+
+
+@pytest.mark.parametrize("conversation", [0, 60, 120])
+@pytest.mark.parametrize("answer", [*ANSWERS, EDITS[8][1], f"{ANSWERS[2]} Shall I say how to peel it?"])
+def test_an_edit_of_several_wishes_grants_all_of_them(answer: str, conversation: int) -> None:
+    layers = load_persona("layers")
+    mended = mended_for(layers, answer, QUESTION, conversation) or answer  # None when nothing is to be mended
+    assert layers.mark(mended, QUESTION, conversation).passed, mended
+
+
+def test_an_answer_that_no_program_can_mend_is_not_edited() -> None:
+    assert mended_for(load_persona("brief"), "Wait", QUESTION, 0) is None  # one word, and no program writes more
+    assert mended_for(load_persona("spanish"), GOOD, QUESTION, 0) is None
 
 
 @pytest.mark.parametrize("wish", [pytest.param(w, id=name) for name, w in WISHES if w.editor])

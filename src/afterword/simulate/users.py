@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from afterword.simulate.checkers import Mark
@@ -88,7 +88,7 @@ def react(
             return Reaction("thank", types(persona.thanks), tuple(events), last=True)
         return Reaction("leave", None, tuple(events))
     unmet = persona.unmet(answer, said[0], conversation) or list(persona.wished(conversation))
-    if event < habits.edit and (mended := mend(answer, unmet)) is not None:
+    if event < habits.edit and (mended := mended_for(persona, answer, said[0], conversation)) is not None:
         return Reaction("edit", None, (*events, {"kind": "edited", "final_text": mended}))
     if again < habits.retry and patient:
         return Reaction("retry", None, (*events, {"kind": "retried"}))
@@ -98,6 +98,27 @@ def react(
         muttered = types(persona.silence) if shrug < habits.shrug else None
         return Reaction("leave", muttered, tuple(events), last=True)
     return Reaction("complain", types(unmet[0].complaints), tuple(events))
+
+
+_ROOM = 12
+"""Words that an editor may add around an answer which another one shortens."""
+
+
+def mended_for(persona: Persona, answer: str, question: str, conversation: int) -> str | None:
+    """The answer as this persona would have it, all of its wishes granted; None when programs cannot bring that."""
+    unmet = persona.unmet(answer, question, conversation)
+    mended = mend(answer, unmet)
+    if mended is None or persona.mark(mended, question, conversation).passed:
+        return mended
+    # One edit undid another: a sign-off made the answer too long, or what was cut held the question back.
+    broken = [*unmet, *persona.unmet(mended, question, conversation)]
+    mended = mend(answer, [_tighter(wish) for wish in persona.wished(conversation) if wish in broken])
+    return mended if mended is not None and persona.mark(mended, question, conversation).passed else None
+
+
+def _tighter(wish: Wish) -> Wish:
+    most = wish.options.get("max_words")
+    return wish if most is None else replace(wish, options={**wish.options, "max_words": max(1, most - _ROOM)})
 
 
 def mend(answer: str, unmet: Sequence[Wish]) -> str | None:
