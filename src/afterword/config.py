@@ -27,6 +27,7 @@ from afterword.errors import ConfigError
 T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=1)]
+Factor = Annotated[float, Field(ge=0.0, le=16.0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 PREFIX = "AFTERWORD_"
@@ -107,6 +108,9 @@ class TrainConfig:
     """Fewer than this is "nothing to do"."""
     max_interactions: int = 512
     """The newest that can be trained are taken."""
+    replay: Factor = 0.0
+    """For each new interaction, how many of those that the served adapter has learned are trained again, drawn at
+    random: more is kept, and a run takes longer."""
     seed: int = 0
     """Order of the interactions and the adapter's first values."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)

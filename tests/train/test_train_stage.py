@@ -10,10 +10,10 @@ import pytest
 
 from afterword.config import TrainConfig
 from afterword.errors import ConfigError, NothingToDo
-from afterword.learn.models import load_tokenizer
+from afterword.learn.models import load_tokenizer, native_dtype
 from afterword.learn.recipes import describe, recipe
 from afterword.learn.targets import Extrapolation
-from afterword.records import Feedback
+from afterword.records import Candidate, Feedback, Release, Report, Verdict
 from afterword.store import Store
 from afterword.train.examples import choose
 from afterword.train.metrics import StepMetrics
@@ -95,6 +95,36 @@ def test_accepted_answers_never_crowd_out_those_with_words(model: str, tmp_path:
     assert every.interactions == ("int-0", "int-1", "int-56", "int-57", "int-58", "int-59")
 
 
+def test_what_was_learned_is_trained_again_beside_what_is_new(model: str, tmp_path: Path) -> None:
+    settings = TrainConfig(min_interactions=1, fresh=0, replay=0.5)
+    with filled(tmp_path, model, [5, 6, 7, 8, 9]) as store:
+        first = train_stage(store, tmp_path, settings, model=model, device="cpu")
+        assert len(first.interactions) == 5 and "replayed" not in first.metrics  # nothing was learned before
+        released(store, first)
+        for number in range(20, 24):
+            one = example(model, number)
+            store.write(one.turn)
+            store.write(Feedback(id=one.interaction.feedback[0], turn=one.turn.id, kind="follow_up"))
+            store.write(one.interaction)
+        second = train_stage(store, tmp_path, settings, model=model, device="cpu")
+        again = set(second.interactions) & set(first.interactions)
+        assert len(again) == 2 == second.metrics["replayed"] and len(second.interactions) == 6
+        released(store, second)
+        with pytest.raises(NothingToDo, match="0 interactions wait"):  # what is only trained again is nothing new
+            train_stage(store, tmp_path, settings, model=model, device="cpu")
+
+
+def released(store: Store, candidate: Candidate) -> None:
+    """As what the channel serves."""
+    report = Report(id=f"rep-{candidate.id}", candidate=candidate.id, against=candidate.parent, suites={}, about={})
+    verdict = Verdict(id=f"ver-{candidate.id}", candidate=candidate.id, report=report.id, passed=True, reasons=())
+    before = store.release()
+    store.write(report, verdict, Release(
+        id=f"rel-{candidate.id}", channel="default", adapter=candidate.id, candidate=candidate.id, path=candidate.path,
+        verdict=verdict.id, previous=before.id if before else None, action="publish", why="a test",
+    ))  # fmt: skip
+
+
 def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model: str, tmp_path: Path) -> None:
     class Killed(BaseException):
         """As a kill: nobody marks the run as given up."""
@@ -110,7 +140,8 @@ def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model
         said: list[str] = []
         candidate = train_stage(store, tmp_path, other, model=model, device="cpu", note=said.append)
         assert said[0].startswith(f"finishing {candidate.id}, which was interrupted")
-        assert candidate.recipe == describe(recipe("follow-ups", fresh=0, beyond=0.3, max_hindsight=4, teacher="start"))
+        asked = recipe("follow-ups", fresh=0, beyond=0.3, max_hindsight=4, teacher="start")
+        assert candidate.recipe == {**describe(asked), "dtype": native_dtype("auto", "cpu")}  # which of them, is told
         assert candidate.metrics["hindsight_cut"] > 0
         second = train_stage(store, tmp_path, other, model=model, device="cpu")
     assert second.id != candidate.id

@@ -22,7 +22,7 @@ from afterword.learn.forward import Ids, by_budget, hidden_states, packed
 from afterword.learn.head import Head, head_of, with_adapter
 from afterword.learn.lora import lean
 from afterword.learn.loss_stage import TILE, token_losses
-from afterword.learn.models import load_model, pick_device
+from afterword.learn.models import load_model
 
 BUDGET = 4096
 """Packed tokens in one forward pass."""
@@ -40,8 +40,8 @@ class Models:
 
     @classmethod
     def load(cls, ref: str, device: str = "auto") -> Models:
-        """The base model `ref`: bfloat16 on a CPU (as it is served), whatever is native on a GPU."""
-        return cls(load_model(ref, dtype="auto" if pick_device(device).type == "cuda" else "bfloat16", device=device))
+        """The base model `ref`, in the dtype in which it is served."""
+        return cls(load_model(ref, device=device))
 
     def add(self, name: str, folder: Path) -> None:
         """Put an adapter folder beside the base. AdapterError when it does not fit."""

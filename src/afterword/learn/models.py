@@ -166,7 +166,7 @@ def load_tokenizer(ref: str) -> Any:
     return tokenizer
 
 
-def load_model(ref: str, *, dtype: DtypeName = "bfloat16", device: str = "auto") -> Any:
+def load_model(ref: str, *, dtype: DtypeName = "auto", device: str = "auto") -> Any:
     """The causal language model of `ref` in eval mode, attention "sdpa".
 
     `dtype` "auto" is bfloat16 where the device multiplies it natively, else float32; `device` "auto" is the
@@ -205,6 +205,11 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in ("bfloat16", "float32"):
         raise ModelError(f"unknown dtype {dtype!r}: use bfloat16, float32 or auto")
     return cast(torch.dtype, getattr(torch, dtype))
+
+
+def native_dtype(dtype: str, device: str) -> str:
+    """The name of what `dtype` stands for on `device`: "bfloat16" or "float32"."""
+    return str(pick_dtype(dtype, pick_device(device))).removeprefix("torch.")
 
 
 def base_hash(path: Path) -> str:

@@ -79,7 +79,7 @@ class External(Teacher):
     weights: str = "external"
     model: str = ""
     """As for `afterword train --model`: the built-in name, a folder or a hub id."""
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

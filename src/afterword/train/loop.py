@@ -18,7 +18,7 @@ import torch
 
 from afterword.chat.render import end_of_turn_ids
 from afterword.errors import AfterwordError, ConflictError
-from afterword.learn.models import load_tokenizer, resolve_model
+from afterword.learn.models import load_tokenizer, native_dtype, resolve_model
 from afterword.learn.recipes import Recipe, describe
 from afterword.learn.validate import validate
 from afterword.records import Json
@@ -83,6 +83,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     """
     started = time.monotonic()
     validate(recipe)
+    recipe = replace(recipe, dtype=native_dtype(recipe.dtype, own_device(device)))
     if recipe.verifier:
         verifier_of(recipe.verifier)
     world = join()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -52,6 +53,8 @@ class Plan:
     """Interaction -> factor on its weight: staleness and the caps on loud users."""
     selection: Json = field(default_factory=dict)
     """What was chosen and what was not, for the candidate's metrics."""
+    replayed: int = 0
+    """How many of the interactions, the first ones, the parent has learned already."""
 
     @property
     def folder(self) -> str:
@@ -109,7 +112,9 @@ def train_stage(
     for sentence in told(result):
         note(sentence)
     candidate = candidate_record(result, id=plan.candidate, path=plan.folder, parent=plan.parent)
-    chosen = {"selection": plan.selection} if plan.selection else {}
+    chosen: Json = {"selection": plan.selection} if plan.selection else {}
+    if plan.replayed:
+        chosen["replayed"] = plan.replayed
     candidate = replace(candidate, metrics={**candidate.metrics, **revisions, **chosen})
     if world.first:
         store.write(candidate)
@@ -207,12 +212,14 @@ def _planned(
     if taught(made):
         fresh = _balanced(fresh, made, settings)
     chosen = tuple(sorted(_chosen(store, fresh, settings, model), key=age.__getitem__))
+    again = _learned(store, spent, len(chosen), settings)
+    chosen = (*again, *chosen)
     release = store.release(channel)
     parent = release.candidate if release else None
     kept: Json = {name: getattr(settings, name) for name in TrainConfig.__dataclass_fields__}
     name = f"cand-{content_hash(chosen, parent, model, kept)[:16]}"
-    factors = {row: round(weights[row], 6) for row in chosen if weights[row] != 1.0} if weights is not None else {}
-    plan = Plan(name, chosen, parent, model, kept, factors, selection or {})
+    factors = {row: round(weights[row], 6) for row in chosen if weights.get(row, 1.0) != 1.0} if weights else {}
+    plan = Plan(name, chosen, parent, model, kept, factors, selection or {}, len(again))
     if store.find(Candidate, plan.candidate) is not None:
         raise NothingToDo(
             f"candidate {plan.candidate} was already trained on exactly these {len(chosen)} interactions. Evaluate it "
@@ -254,6 +261,14 @@ def _balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -
         f"{made.name} takes at most {_HELD} such answers for each one that users say something about, and "
         f"train.min_interactions is {settings.min_interactions}."
     )
+
+
+def _learned(store: Store, spent: set[str], new: int, settings: TrainConfig) -> tuple[str, ...]:
+    """For each of `new` interactions `train.replay` that the served adapter has learned already, drawn at random."""
+    rows = [row for row in store.usable("train") if row.id in spent] if settings.replay else []
+    rng = random.Random(f"replay/{settings.seed}/{len(spent)}")
+    drawn = rng.sample(rows, min(len(rows), round(settings.replay * new)))
+    return tuple(row.id for row in sorted(drawn, key=lambda row: (row.created_at, row.id)))
 
 
 def _chosen(store: Store, waiting: list[Interaction], settings: TrainConfig, model: str) -> tuple[str, ...]:

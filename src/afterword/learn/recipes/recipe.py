@@ -48,8 +48,9 @@ class Recipe:
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     lora: Lora = Lora()
-    dtype: str = "bfloat16"
-    """Of the base model ("bfloat16", "float32", "auto"); the adapter is always float32."""
+    dtype: str = "auto"
+    """Of the base model ("bfloat16", "float32"; "auto" is as it is served: bfloat16 where the machine multiplies it
+    natively, else float32); the adapter is always float32."""
     micro_tokens: int = 512
     """Most tokens in one forward pass; it changes speed and memory, not the result."""
     checkpointing: bool = False
