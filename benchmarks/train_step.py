@@ -4,7 +4,7 @@
 
 One optimiser step: 16 turns whose answers are 128 tokens, forward KL over the whole vocabulary to the model itself
 reading the user's follow-up after the question ("live" teacher: a student pass, a teacher pass and a backward pass in
-every step for both), SmolLM2-135M-Instruct in bfloat16, a float32 LoRA of rank 16 on all linear layers, AdamW. Both
+every step for both), SmolLM2-135M-Instruct in bfloat16 where the CPU multiplies it natively, else float32, a float32 LoRA of rank 16 on all linear layers, AdamW. Both
 sides get the same ids; TRL's generation is replaced by them, its importance sampling (another pass) is off. `trl-8`
 takes eight turns at a time (TRL's default) with accumulation, `trl-16` and `trl-4` so many. Every subject runs in a
 fresh process; a step's time is the median of those after the first, by the clock and in seconds of processor time
@@ -162,6 +162,8 @@ def run_ours(steps: int, folder: Path) -> Run:
 
 def trl_settings(folder: Path, steps: int, at_once: int) -> dict[str, Any]:
     """What TRL's SDFTConfig is given: the same step as ours."""
+    from afterword.learn.models import native_dtype
+
     return {
         "output_dir": str(folder),
         "per_device_train_batch_size": at_once,
@@ -178,7 +180,7 @@ def trl_settings(folder: Path, steps: int, at_once: int) -> dict[str, Any]:
         "teacher_model_kind": "live",
         "gradient_checkpointing": False,
         "shuffle_dataset": False,
-        "bf16": True,
+        "bf16": native_dtype("auto", "cpu") == "bfloat16",
         "use_cpu": True,
         "save_strategy": "no",
         "report_to": [],
@@ -229,7 +231,7 @@ def run_trl(steps: int, folder: Path, at_once: int) -> Run:
 
     rows = [{"prompt": [{"role": "user", "content": q}], "privileged_context": FOLLOW_UP} for q, _ in given]
     trainer = Given(
-        model=load_model(EMBEDDED, dtype="bfloat16", device="cpu"),
+        model=load_model(EMBEDDED, device="cpu"),
         args=SDFTConfig(**trl_settings(folder, steps, at_once)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
