@@ -4,7 +4,8 @@
 
 One optimiser step: 16 turns whose answers are 128 tokens, forward KL over the whole vocabulary to the model itself
 reading the user's follow-up after the question ("live" teacher: a student pass, a teacher pass and a backward pass in
-every step for both), SmolLM2-135M-Instruct in bfloat16 where the CPU multiplies it natively, else float32, a float32 LoRA of rank 16 on all linear layers, AdamW. Both
+every step for both), SmolLM2-135M-Instruct in bfloat16 (float32 where the CPU does not multiply that natively), a
+float32 LoRA of rank 16 on all linear layers, AdamW. Both
 sides get the same ids; TRL's generation is replaced by them, its importance sampling (another pass) is off. `trl-8`
 takes eight turns at a time (TRL's default) with accumulation, `trl-16` and `trl-4` so many. Every subject runs in a
 fresh process; a step's time is the median of those after the first, by the clock and in seconds of processor time
