@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import openai
+import pytest
 
 from afterword import cycle
 from afterword.config import EvaluateConfig, TrainConfig
 from afterword.records import RECORDS, Candidate, Feedback, Interaction, Release, Report, Skip, Turn, Verdict
-from afterword.release.gate import overridden
+from afterword.release.gate import GateThresholds, overridden
 from afterword.release.publish import publish, rollback
 from afterword.store import Store
 from tests.serving import serving, until
@@ -41,6 +42,7 @@ def _chat(client: openai.OpenAI, conversation: str, *said: str) -> str:
     return first
 
 
+@pytest.mark.timeout(900)  # minutes where a CPU has neither AVX-512 nor time
 def test_walk(tmp_path: Path) -> None:
     home = tmp_path / "data"
     with serving(home) as server, Store.open(home / "afterword.db") as store:
@@ -70,7 +72,7 @@ def test_walk(tmp_path: Path) -> None:
             directory=home,
             engine=_engine_of(home),
             train=TrainConfig(min_interactions=1, passes=4),
-            evaluate=EvaluateConfig(max_tokens=16),
+            evaluate=EvaluateConfig(max_tokens=16, suites=GateThresholds().required),  # those without which it says no
         )
         cycle.collect_stage(store, settings)
         counted = store.counts()
