@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 
 from afterword.cli import demo, main
+from afterword.cli.context import Context
 from afterword.cli.demo_commands import command, run_json, serving
 from afterword.cli.demo_findings import Findings, conclusion, report_data
 from afterword.cli.demo_meter import Meter, process_tree
-from afterword.cli.demo_report import write_reports
+from afterword.cli.demo_report import IN_A_FILE, show, write_reports
 from afterword.errors import AfterwordError, NothingToDo, UpstreamError
 from afterword.records import Candidate, Release, Report, Verdict
 from afterword.simulate import Answer, SimulationSummary, load_persona, load_prompts
@@ -86,6 +88,16 @@ def test_reports_are_written_and_answers_escaped(tmp_path: Path) -> None:
     assert "What the users get" in page
     assert "Hello friend!" in page
     assert "screens. <b>" not in page
+
+
+def test_what_is_told_can_be_read_in_a_file_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = findings(0, 16)
+    with Meter() as meter:
+        report = report_data(found, meter)
+    show(found, report, None, Context(argparse.Namespace(), tmp_path, False, False), tmp_path)
+    told = capsys.readouterr().out
+    boxes = [line for line in told.splitlines() if "│" in line or "─" in line]
+    assert "Hello friend!" in told and boxes and max(map(len, boxes)) <= IN_A_FILE
 
 
 def _demo(*words: str) -> int:

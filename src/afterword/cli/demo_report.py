@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Answers side by side on the terminal."""
+IN_A_FILE = 100
+"""Columns that two answers side by side take where nobody knows the width."""
 
 
 def measure_example(store: Store, found: Findings) -> Heatmap | None:
@@ -147,7 +149,8 @@ def _telling(rows: Sequence[Json]) -> list[Json]:
 
 
 def _show_pair(row: Json, context: Context) -> None:
-    width = max(30, context.out.width // 2 - 2)
+    across = context.out.width if context.out.is_terminal else IN_A_FILE
+    width = max(30, across // 2 - 2)
     panels = [
         Panel(escape(row[side]), title=f"{side} ({row[f'grade_{side}']:.2f})", width=width, border_style=colour)
         for side, colour in (("before", "dim"), ("after", "green"))
