@@ -92,10 +92,12 @@ def personalise_report(rows: list[Row]) -> tuple[str, str]:
     """Table by persona and number of interactions; a line for each persona."""
     charts: dict[str, list[Line]] = {}
     body = []
-    for (persona, variant), found in by(rows, "persona", "variant").items():
+    for (persona, variant, scale), found in by(rows, "persona", "variant", "scale").items():
+        if scale != 1.0:
+            variant = f"{variant}, {scale:g} of the interactions"
         steps = sorted({p["wanted"] for r in found for p in r["curve"] if "win" in p and "wanted" in p})
         at = {s: [p["win"] for r in found for p in r["curve"] if p.get("wanted") == s and "win" in p] for s in steps}
-        charts.setdefault(persona, []).append((variant, [(0.0, [0.5]), *((float(s), at[s]) for s in steps)]))
+        charts.setdefault(persona, []).append((variant, [(0.0, [0.5]), *((s * scale, at[s]) for s in steps)]))
         last = [r["curve"][-1] for r in found]
         rise = [r["judged"]["loss_rise_base"]["value"] for r in found if r["judged"] and r["judged"]["loss_rise_base"]]
         body.append([
