@@ -184,3 +184,12 @@ def test_unknown_device_and_dtype() -> None:
     with pytest.raises(ModelError, match="unknown dtype 'int3'"):
         models.pick_dtype("int3", torch.device("cpu"))
     assert models.pick_dtype("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(("native", "wanted"), [(True, "bfloat16"), (False, "float32")])
+def test_a_cpu_computes_in_what_it_multiplies_natively(
+    native: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    assert models.native_dtype("auto", "cpu") == wanted
+    assert models.native_dtype("bfloat16", "cpu") == "bfloat16"  # what was asked for stays

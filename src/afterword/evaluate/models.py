@@ -40,7 +40,7 @@ class Models:
 
     @classmethod
     def load(cls, ref: str, device: str = "auto") -> Models:
-        """The base model `ref`, in the dtype in which it is served."""
+        """The base model `ref` in the machine's native dtype, which is the engine's default."""
         return cls(load_model(ref, device=device))
 
     def add(self, name: str, folder: Path) -> None:

@@ -37,7 +37,7 @@ from afterword.train.world import World, join
 _PLAN = "run.json"
 _GIVEN_UP = "given-up"
 _HELD = 2
-"""Answers that users only accepted, for each with words. In the runs that chose the recipe there were hardly more."""
+"""Answers that users only accepted, for each with words: a bound that was chosen, not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +265,9 @@ def _balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -
 
 def _learned(store: Store, spent: set[str], new: int, settings: TrainConfig) -> tuple[str, ...]:
     """For each of `new` interactions `train.replay` that the served adapter has learned already, drawn at random."""
-    rows = [row for row in store.usable("train") if row.id in spent] if settings.replay else []
+    if not settings.replay:
+        return ()
+    rows = [row for row in store.usable("train") if row.id in spent and (row.on_policy or settings.off_policy)]
     rng = random.Random(f"replay/{settings.seed}/{len(spent)}")
     drawn = rng.sample(rows, min(len(rows), round(settings.replay * new)))
     return tuple(row.id for row in sorted(drawn, key=lambda row: (row.created_at, row.id)))

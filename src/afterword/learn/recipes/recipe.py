@@ -49,7 +49,7 @@ class Recipe:
     weight_decay: float = 0.0
     lora: Lora = Lora()
     dtype: str = "auto"
-    """Of the base model ("bfloat16", "float32"; "auto" is as it is served: bfloat16 where the machine multiplies it
+    """Of the base model ("bfloat16", "float32"; "auto" as the engine's: bfloat16 where the machine multiplies it
     natively, else float32); the adapter is always float32."""
     micro_tokens: int = 512
     """Most tokens in one forward pass; it changes speed and memory, not the result."""
