@@ -91,6 +91,24 @@ def test_an_equal_one_is_decided_at_its_horizon_and_not_before(store: Store, rea
     assert 400 <= judged < 460, "neither before its horizon nor long after it"
 
 
+@pytest.mark.parametrize(("judges", "decided"), [(19, False), (20, True)])
+def test_approval_decides_when_enough_users_judged_however_many_talk(judges: int, decided: bool) -> None:
+    new, old = Side(), Side()
+    for side, value in ((new, -1.0), (old, 1.0)):
+        for user in range(60):
+            for _ in range(4):
+                side.turns.turn(f"u{user}")
+                if user < judges:
+                    side.judged.turn(f"u{user}")
+                    side.judged.count(f"u{user}", "approval", value if user else 0.0)
+    decision = judge(new, old, CanarySettings().terms())
+    assert (decision is not None) is decided
+    if decision is not None:
+        assert decision.action == "rollback" and decision.why.startswith("surely worse: approval")
+    at_the_end = judge(new, old, CanarySettings().terms(), "7 days are over")
+    assert at_the_end is not None and at_the_end.action == "rollback"
+
+
 def test_what_is_not_shown_at_the_end_is_taken_back(store: Store, ready: Ready) -> None:
     canary = begun(store, ready)
     settle(store, Crowd(canary, SAME, SAME, "afterword@v000001").talk(60))

@@ -116,15 +116,16 @@ def findings(new: Side, old: Side, terms: Json) -> list[Finding]:
 
 def judge(new: Side, old: Side, terms: Json, over: str | None = None, more: Json | None = None) -> Decision | None:
     """The rule. `over` says why the canary must end now."""
-    users = min(len(new.turns.units), len(old.turns.units))
-    enough = users >= terms["min_users"]
-    if not enough and over is None:
-        return None
+    least: int = terms["min_users"]
+
+    def known(figure: Figure) -> bool:  # its interval is asymptotic, and many may talk of whom few judge
+        return min(len(side.arm(figure).units) for side in (new, old)) >= least
+
     found = findings(new, old, terms)
-    approval = found[0].interval
+    approval, enough = found[0].interval, known(found[0].figure)
     action: Literal["promote", "rollback"] = "rollback"
-    worse = [f for f in found if f.worse]
-    if enough and worse:
+    worse = [f for f in found if f.worse and known(f.figure)]
+    if worse:
         why = "surely worse: " + "; ".join(f.sentence() for f in worse)
     elif enough and approval.low > 0:
         action, why = "promote", f"surely better: {found[0].sentence()}"

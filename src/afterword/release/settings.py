@@ -30,7 +30,7 @@ class CanarySettings:
     days: float = 7.0
     """After this long it ends, too."""
     min_users: int = 20
-    """Users (or conversations) in each arm before the first look."""
+    """Users (or conversations) in each arm of whom a figure is known, before it may decide anything."""
     max_rise: float = 0.05
     """How much rarer acceptance may be, or more frequent edits, retries, complaints, abandonment (share of turns)."""
     max_errors: float = 0.02
