@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from afterword.evaluate.statistics import mean
+from afterword.evaluate.statistics import LEVEL, t_quantile
 
 Row = dict[str, Any]
 COLOURS = ("#1f5fa8", "#d95f02", "#1a7046", "#7b3294", "#8b6f00", "#c51b7d", "#4d4d4d", "#35978f", "#a8431a", "#5e3c99")
@@ -73,12 +73,16 @@ def kept_by() -> str | None:
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median of the seeds and the 95 % interval of their mean; (value, value, value) for one seed."""
-    middle = statistics.median(values)
-    if len(values) < 2:
+    """Median of the seeds and the 95 % interval of their mean by Student's t; (value, value, value) for one seed.
+
+    A bootstrap of three values never leaves them, and would be far too short.
+    """
+    middle, n = statistics.median(values), len(values)
+    if n < 2:
         return middle, middle, middle
-    shown = mean(list(values))
-    return middle, shown["low"], shown["high"]
+    centre = statistics.fmean(values)
+    half = t_quantile(0.5 + LEVEL / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    return middle, centre - half, centre + half
 
 
 def percent(values: Sequence[float]) -> str:
@@ -130,6 +134,37 @@ def panels(charts: Sequence[tuple[str, Sequence[Line], Sequence[float]]], x_labe
     return _page(across * wide + 10, bottom + 17 * len(names) + 10, parts + key)
 
 
+def bars(groups: Sequence[tuple[str, Sequence[tuple[str, Sequence[float]]]]], x_label: str, mark: float) -> str:
+    """For each group a title and a bar for each name: the median over seeds and its interval; x from 0 to 1."""
+    left, inner, step = 20 + 7 * max((len(name) for _, some in groups for name, _ in some), default=0), 420, 20
+    parts, y = [], 16
+
+    def at(x: float) -> float:
+        return round(left + min(1.0, max(0.0, x)) * inner, 1)
+
+    for title, some in groups:
+        parts.append(f'<text x="{left}" y="{y}" font-weight="bold">{html.escape(title)}</text>')
+        y += 10
+        for i, (name, values) in enumerate(some):
+            middle, low, high = over_seeds(values)
+            row, colour = y + step * i, COLOURS[i % len(COLOURS)]
+            low, high = max(0.0, low), min(1.0, high)
+            shown = percent(values)
+            parts += [
+                f'<text x="{left - 8}" y="{row + 12}" text-anchor="end">{html.escape(name)}</text>',
+                f'<rect x="{left}" y="{row + 2}" width="{at(middle) - left:.1f}" height="13" fill="{colour}"/>',
+                f'<line x1="{at(low)}" x2="{at(high)}" y1="{row + 8}" y2="{row + 8}" stroke="black"/>',
+                f'<text x="{at(max(middle, high)) + 6:.1f}" y="{row + 12}" fill="#555">{shown}</text>',
+            ]
+        bottom = y + step * len(some)
+        parts.append(
+            f'<line x1="{at(mark)}" x2="{at(mark)}" y1="{y}" y2="{bottom}" stroke="#777" stroke-dasharray="5 4"/>'
+        )
+        y = bottom + 26
+    parts.append(f'<text x="{left + inner / 2}" y="{y}" text-anchor="middle">{html.escape(x_label)}</text>')
+    return _page(left + inner + 100, y + 12, parts)
+
+
 def _page(wide: int, high: int, parts: Sequence[str]) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-family="sans-serif" font-size="12">'
@@ -171,7 +206,7 @@ def _plot(
     parts.append(
         f'<text x="{left + inner / 2}" y="{top + tall + 38}" text-anchor="middle">{html.escape(x_label)}</text>'
     )
-    return [*parts, f'<text x="{left - 44}" y="{top - 4}" fill="#555">{html.escape(y_label)}</text>']
+    return [*parts, f'<text x="{left - 44}" y="{top - 11}" fill="#555">{html.escape(y_label)}</text>']
 
 
 def _apart(values: Sequence[float], least: float) -> list[float]:

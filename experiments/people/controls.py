@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from book import by, chart, percent, table
+from book import bars, by, percent, table
 from common import Experiment, Options, Row
 from lab import KEPT, Lab, compared, open_lab, oracles, taught, worded
 from learning import seeds
@@ -88,8 +88,9 @@ def _with(rows: list[Row], **more: str) -> list[Row]:
 
 def control_report(rows: list[Row]) -> tuple[str, str]:
     """A line for each persona and way."""
-    body, lines = [], []
-    for (persona, way, recipe), found in by(_with(rows, recipe=""), "persona", "variant", "recipe").items():
+    charts: dict[str, list[tuple[str, list[float]]]] = {}
+    body = []
+    for (persona, way, recipe, _), found in by(_with(rows, recipe=""), "persona", "variant", "recipe", "scale").items():
         way = f"{way} ({recipe})" if way == "self-distillation" else way
         body.append([
             persona, way, len(found), f"{sum(r['interactions'] for r in found) / len(found):.0f}",
@@ -98,12 +99,10 @@ def control_report(rows: list[Row]) -> tuple[str, str]:
             percent([r["loops"] for r in found]), f"{sum(r['words'] for r in found) / len(found):.0f}", _rise(found),
             f"{sum(r['seconds'] for r in found) / len(found) / 60:.1f}",
         ])  # fmt: skip
-    for (way,), found in by(rows, "variant").items():
-        groups = list(by(found, "persona").items())
-        lines.append((way, [(float(i), [r["win"] for r in some]) for i, (_, some) in enumerate(groups)]))
+        charts.setdefault(persona, []).append((way, [r["win"] for r in found]))
     head = ["persona", "way", "seeds", "interactions", "wins against the base", "base has it", "has it", "poor answers",
             "repeating", "words", "loss on general text, %", "minutes a cell"]  # fmt: skip
-    return table(head, body), chart(lines, "persona, in the order of the table", marks=(0.5,))
+    return table(head, body), bars(list(charts.items()), "wins against the base, per cent", 0.5)
 
 
 def _rise(found: list[Row]) -> str:

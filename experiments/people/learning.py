@@ -135,14 +135,16 @@ def change_of_mind(cell: Row, options: Options) -> Row:
 
 def change_report(rows: list[Row]) -> tuple[str, str]:
     """Both wishes along both phases."""
-    lines, body = [], []
+    charts: dict[str, list[Line]] = {}
+    body = []
     for (persona, variant), found in by(rows, "persona", "variant").items():
         for wish in ("0", "1"):
             points: dict[float, list[float]] = {0.0: [r["curve"][0]["wishes"][wish]["base_passed"] for r in found]}
             for row in found:
                 for p in row["curve"]:
                     points.setdefault(p["wanted"] + 100.0 * p["phase"], []).append(p["wishes"][wish]["passed"])
-            lines.append((f"{persona}, {variant}: {'old' if wish == '0' else 'new'} wish", sorted(points.items())))
+            line = ("the old wish" if wish == "0" else "the new wish", sorted(points.items()))
+            charts.setdefault(_titled(persona, variant), []).append(line)
         ends = [[p for p in r["curve"] if p["phase"] == phase] for phase in (0, 1) for r in found]
         turn, end = [e[-1] for e in ends[: len(found)] if e], [e[-1] for e in ends[len(found) :] if e]
         body.append([
@@ -155,7 +157,12 @@ def change_report(rows: list[Row]) -> tuple[str, str]:
         ])  # fmt: skip
     head = ["persona", "recipe", "seeds", "old wish before the change", "new wish before", "old wish at the end",
             "new wish at the end", "new wish, wins against the base", "minutes a cell"]  # fmt: skip
-    return table(head, body), chart(lines, "interactions; the mind changes at 100", "has it, per cent", (0.85,))
+    shown = [(title, lines, (0.85,)) for title, lines in charts.items()]
+    return table(head, body), panels(shown, "interactions; the mind changes at 100", "has it, per cent")
+
+
+def _titled(persona: str, variant: str) -> str:
+    return persona if variant == "follow-ups" else f"{persona}, {variant}"
 
 
 def complementary(cell: Row, options: Options) -> Row:
@@ -196,22 +203,26 @@ def _told(lab: Lab, persona: Persona, prompts: Sequence[Prompt], at: int) -> lis
 
 def complementary_report(rows: list[Row]) -> tuple[str, str]:
     """Each wish after each phase; the loss of the earlier ones."""
-    lines, body = [], []
-    for (_, variant), found in by(rows, "persona", "variant").items():
+    charts: dict[str, list[Line]] = {}
+    body = []
+    for (persona, variant), found in by(rows, "persona", "variant").items():
         for i, name in enumerate(found[0]["wishes"]):
             points: dict[float, list[float]] = {0.0: [r["curve"][0]["wishes"][i]["base_passed"] for r in found]}
             for row in found:
                 for p in row["curve"]:
                     points.setdefault(80.0 * p["phase"] + p["wanted"], []).append(p["wishes"][i]["passed"])
-            lines.append((f"{name[:30]} ({variant})", sorted(points.items())))
+            charts.setdefault(_titled(persona, variant), []).append((name, sorted(points.items())))
             own, last = points.get(80.0 * i + 80, []), points[max(points)]
             lost = [b - a for a, b in zip(own, last, strict=False)]
             told = [percent([r["told"][phase][i] for r in found]) for phase in (i, -1)]
-            body.append([variant, name, len(found), percent(points[0.0]), *told, percent(own or [0.0]), percent(last),
-                         f"{100 * sum(lost) / len(lost):+.0f}" if lost else ""])  # fmt: skip
-    head = ["recipe", "wish, in the order of their coming", "seeds", "base", "base, told so far", "base, told all",
-            "after its own phase", "at the end", "change"]  # fmt: skip
-    return table(head, body), chart(lines, "interactions; a wish is added at 80 and 160")
+            body.append([
+                persona, variant, name, len(found), percent(points[0.0]), *told, percent(own or [0.0]), percent(last),
+                f"{100 * sum(lost) / len(lost):+.0f}" if lost else "",
+            ])  # fmt: skip
+    head = ["persona", "recipe", "wish, in the order of their coming", "seeds", "base", "base, told so far",
+            "base, told all", "after its own phase", "at the end", "change"]  # fmt: skip
+    shown = [(title, lines, ()) for title, lines in charts.items()]
+    return table(head, body), panels(shown, "interactions; a wish is added every 80", "has it, per cent")
 
 
 SHARES = ("0", "25", "50", "75", "100")
