@@ -15,7 +15,7 @@ from common import Experiment, Options, Row
 from lab import KEPT, Lab, compared, open_lab, oracles, taught, worded
 from learning import seeds
 from other_ways import as_answers, edited, imitate, prefer
-from variants import VARIANTS, made
+from variants import AGAIN, VARIANTS, made
 
 from afterword.learn.recipes import sft
 from afterword.records import Candidate, Interaction, Turn
@@ -137,7 +137,8 @@ CONTROL = Experiment(
 RECIPES = Experiment(
     "the engine's recipes side by side on the same interactions, one factor at a time",
     lambda o: seeds(
-        o, persona=o.chosen(("brief", "numbered"), "personas"), variant=o.chosen(tuple(VARIANTS), "variants")
+        o, persona=o.chosen(("brief", "numbered"), "personas"),
+        variant=o.chosen(tuple(name for name in VARIANTS if name != AGAIN), "variants"),
     ),
     recipes, control_report,
 )  # fmt: skip

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from book import Line, by, chart, over_seeds, panels, percent, table
 from common import Experiment, Options, Row
 from lab import Lab, compared, open_lab, oracles, passed, respaced
-from variants import VARIANTS, holds, made
+from variants import AGAIN, VARIANTS, holds, made
 
 from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate, Skip
 from afterword.simulate import Persona, Prompt, load_persona
+from afterword.train.examples import Example
 
 FOLLOWED = ("brief", "numbered", "greeting", "spanish", "french", "german")
 """Under one complaint its answers win at least 70 % against the base (`run.py ceilings`)."""
@@ -40,8 +41,11 @@ LEAST = 8
 def grow(
     lab: Lab, persona: Persona, steps: Sequence[int], options: Options, prompts: Sequence[Prompt], *, at: int = 0,
     parent: Candidate | None = None, gated: bool = True, made: Recipe | None = None,
+    earlier: list[Example] | None = None,
 ) -> tuple[list[Row], Candidate | None]:  # fmt: skip
     """Rounds of talking, training and releasing up to each of `steps` interactions; a row with the answers after each.
+
+    With `earlier` each round starts from the base and learns those and its own, which are added to them.
 
     An interaction is an answer that the user did something about, praise and silence with an event included; those
     with words that are not held out are trained on. Without `gated` every follow-up is, whatever it says.
@@ -57,12 +61,21 @@ def grow(
         examples = lab.fresh(f"sim-{persona.name}", gated=gated, held=held)
         row: Row = {"wanted": step, "interactions": done}
         if sum(bool(e.interaction.hindsight) for e in examples) >= (LEAST if options.scale >= 0.25 else 1):
-            parent = lab.learn(examples, made, parent=parent)
+            if earlier is not None:
+                earlier += examples
+            parent = lab.learn(
+                examples if earlier is None else earlier, made, parent=parent if earlier is None else None
+            )
             lab.release(parent)
             trained += len(examples)
             row["metrics"] = _short(parent)
         rows.append({**row, "trained": trained, "answers": lab.ask(prompts)})
     return rows, parent
+
+
+def again(cell: Row) -> list[Example] | None:
+    """What the rounds of this cell learn again: nothing yet; None where each goes on from the one before."""
+    return [] if cell["variant"] == AGAIN else None
 
 
 def _short(candidate: Candidate) -> Row:
@@ -78,7 +91,7 @@ def personalise(cell: Row, options: Options) -> Row:
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         base = lab.of_base(prompts)
         told = oracles(lab, persona, base, prompts)
-        rows, last = grow(lab, persona, STEPS, options, prompts, made=made(cell["variant"]))
+        rows, last = grow(lab, persona, STEPS, options, prompts, made=made(cell["variant"]), earlier=again(cell))
         curve = [{"trained": 0, **compared(persona, base, base, prompts)}]
         curve += [{**compared(persona, row.pop("answers"), base, prompts), **row} for row in rows]
         few = zip(prompts[:4], base, lab.ask(prompts[:4]), strict=False)
@@ -121,9 +134,11 @@ def change_of_mind(cell: Row, options: Options) -> Row:
     persona, prompts = respaced(load_persona(cell["persona"]), PHASE), options.measured()
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         base = lab.of_base(prompts)
-        way = made(cell["variant"])
-        first, parent = grow(lab, persona, (50, 100), options, prompts, made=way)
-        second, _ = grow(lab, persona, (50, 100, 175, 250), options, prompts, at=PHASE, parent=parent, made=way)
+        way, kept = made(cell["variant"]), again(cell)
+        first, parent = grow(lab, persona, (50, 100), options, prompts, made=way, earlier=kept)
+        second, _ = grow(
+            lab, persona, (50, 100, 175, 250), options, prompts, at=PHASE, parent=parent, made=way, earlier=kept
+        )
         curve = []
         for phase, rows in enumerate((first, second)):
             for row in rows:
@@ -171,10 +186,10 @@ def complementary(cell: Row, options: Options) -> Row:
     with open_lab(cell["seed"], model=options.model, max_tokens=options.max_tokens, device=options.device) as lab:
         base = lab.of_base(prompts)
         told = [_told(lab, persona, prompts, phase * PHASE) for phase in range(len(persona.wishes))]
-        parent, curve = None, []
+        parent, curve, way, kept = None, [], made(cell["variant"]), again(cell)
         for phase in range(len(persona.wishes)):
             rows, parent = grow(
-                lab, persona, (40, 80), options, prompts, at=phase * PHASE, parent=parent, made=made(cell["variant"])
+                lab, persona, (40, 80), options, prompts, at=phase * PHASE, parent=parent, made=way, earlier=kept
             )
             for row in rows:
                 each = [compared(wish, row["answers"], base, prompts) for wish in persona.wishes]

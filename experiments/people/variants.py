@@ -51,13 +51,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch 8": {"batch": 8},
     "paper offline": {},
     "paper online": {},
+    "all again": {},
 }
 """Arguments of `sdpo_interactions`, one factor at a time; those named below are recipes of their own."""
+AGAIN = "all again"
+"""`follow-ups`, but each round starts from the base and learns everything that was said so far."""
 
 
 def made(variant: str) -> Recipe:
     """The recipe of a variant."""
-    if variant == "follow-ups":
+    if variant in ("follow-ups", AGAIN):
         return recipe("follow-ups")
     if variant == "paper offline":
         return recipe("sdpo-interactions-offline")
