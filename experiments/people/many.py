@@ -27,7 +27,8 @@ TASKS = (
 )  # fmt: skip
 """Eight kinds of work, each with what is wanted of it: what is learned for one need not hold for another."""
 EACH, SAMPLES = 40, 2
-ARMS = ("self-distillation", "replay", "sft on edits", "merge")
+IMITATES = "sft on edits"
+ARMS = ("self-distillation", "replay", IMITATES, "merge")
 
 
 def scores(lab: Lab, tasks: Sequence[tuple[str, str]], options: Options, *, base: bool = False) -> dict[str, float]:
@@ -72,7 +73,7 @@ def _learned(
     parts: list[Candidate],
 ) -> Candidate:  # fmt: skip
     arm, way = cell["variant"], made(cell["recipe"])
-    if arm == "sft on edits":
+    if arm == IMITATES:
         return imitate(lab, as_answers(edited(worded(examples), persona)), parent)
     examples = taught(examples, way)
     if arm == "replay":
@@ -99,7 +100,7 @@ def continual_report(rows: list[Row]) -> tuple[str, str]:
     """Right after its own task, at the end, and the base; the mean over tasks as a curve."""
     body, lines = [], []
     for (arm, recipe), found in by(rows, "variant", "recipe").items():
-        arm = f"{arm} ({recipe})"
+        arm = arm if arm == IMITATES else f"{arm} ({recipe})"
         tasks = [one["task"] for one in found[0]["after"]]
         own = [mean([one["scores"][one["task"]] for one in r["after"]]) for r in found]
         end = [mean([r["end"][task] for task in tasks]) for r in found]

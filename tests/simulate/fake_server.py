@@ -19,7 +19,8 @@ class FakeServer:
     url: str = ""
     reply: Reply = lambda messages: "Water boils at a hundred degrees, so wait for the bubbles."
     fault: Callable[[int, dict[str, Any]], str | None] = lambda number, body: None
-    """By number of the request: None, "500", "401" or "cut"."""
+    """By number of the request: None, "500", "401", "cut" or "thinks" (its tokens went into a field of thoughts)."""
+    takes_feedback: bool = True
     requests: list[dict[str, Any]] = field(default_factory=list)
     feedback: list[dict[str, Any]] = field(default_factory=list)
 
@@ -27,6 +28,8 @@ class FakeServer:
         return web.json_response({"object": "list", "data": [{"id": "afterword", "object": "model"}]})
 
     async def events(self, request: web.Request) -> web.Response:
+        if not self.takes_feedback:
+            return web.json_response({"error": {"message": "no route"}}, status=404)
         self.feedback.append(await request.json())
         return web.json_response({"status": "stored"}, status=202)
 
@@ -38,8 +41,10 @@ class FakeServer:
         if fault in {"500", "401"}:
             return web.json_response({"error": {"message": f"fault {fault}"}}, status=int(fault))
         if not body.get("stream"):
-            said = {"role": "assistant", "content": self.reply(body["messages"])}
-            choice = {"index": 0, "message": said, "finish_reason": "stop"}
+            said: dict[str, Any] = {"role": "assistant", "content": self.reply(body["messages"])}
+            if fault == "thinks":
+                said |= {"content": None, "reasoning_content": "Okay, the user"}
+            choice = {"index": 0, "message": said, "finish_reason": "length" if fault == "thinks" else "stop"}
             return web.json_response(
                 {"id": f"c-{number}", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
             )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from afterword.cli import main
 from afterword.errors import ConfigError, UpstreamError, UsageError
 from afterword.simulate import ModelUser, ask_heldout, load_persona, load_prompts, simulate_users
 from afterword.simulate.client import api_root
@@ -132,7 +134,7 @@ def test_nobody_there_says_how_to_start_a_server() -> None:
 
 
 def test_no_conversations_is_a_mistake() -> None:
-    with pytest.raises(UsageError, match="0 conversations"):
+    with pytest.raises(UsageError, match="conversations is 0: at least 1"):
         simulate_users("http://127.0.0.1:1", GREETING, conversations=0, seed=0)
 
 
@@ -148,7 +150,7 @@ def test_a_number_of_interactions_is_kept_to(server: FakeServer) -> None:
     assert summary.rates["complain"] + summary.rates["leave"] == pytest.approx(1.0)
     with pytest.raises(UsageError, match="say how many"):
         simulate_users(server.url, GREETING, interactions=1, conversations=1, seed=0)
-    with pytest.raises(UsageError, match="0 interactions"):
+    with pytest.raises(UsageError, match="interactions is 0: at least 1"):
         simulate_users(server.url, GREETING, interactions=0, seed=0)
 
 
@@ -218,6 +220,60 @@ def test_a_model_that_only_thinks_is_an_error_and_no_silence(server: FakeServer)
         simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=ModelUser(server.url, "player"))
 
 
+def test_thoughts_in_a_field_of_their_own_that_do_not_end_are_an_error_too(server: FakeServer) -> None:
+    server.fault = lambda number, body: "thinks" if body["model"] == "player" else None
+    with pytest.raises(ConfigError, match=r"'player'.*still thinks after 128 tokens"):
+        simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=ModelUser(server.url, "player"))
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("Okay, the person wants brevity.\n</think>\n\nShorter, please.", "Shorter, please."),
+        ("“Shorter, please.”", "Shorter, please."),
+        ('Begin with "Hello friend!"', 'Begin with "Hello friend!"'),
+        ('"Hello friend" is what I want, not "Hello"', '"Hello friend" is what I want, not "Hello"'),
+        ("I leave it to you, but greet me.", "I leave it to you, but greet me."),
+    ],
+)
+def test_what_a_model_writes_is_said_as_it_stands_without_thoughts(server: FakeServer, written: str, said: str) -> None:
+    playing(server, written)
+    user = ModelUser(server.url, "player")
+    simulate_users(server.url, GREETING, conversations=1, seed=0, user_model=user)
+    asked = [r["messages"] for r in server.requests if r["model"] == "afterword" and len(r["messages"]) == 3]
+    assert asked[0][2]["content"] == said
+
+
+def test_a_failing_user_model_is_blamed_and_not_the_gateway(server: FakeServer) -> None:
+    server.fault = lambda number, body: "500" if body["model"] == "player" else None
+    user = ModelUser(server.url, "player")
+    with pytest.raises(UpstreamError, match=r"broke off, the first with the user model 'player' at .* fails with 500"):
+        simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=user)
+
+
+def test_a_server_of_a_model_alone_is_told_to_be_no_gateway(server: FakeServer) -> None:
+    server.takes_feedback = False
+    with pytest.raises(ConfigError, match=r"/v1/feedback answers 404 .*need the gateway of `afterword serve`"):
+        simulate_users(server.url, with_habits(edit=1.0, silence=0.0), conversations=8, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"concurrency": 0}, "^concurrency is 0: at least 1$"),
+        ({"conversations": 0, "first": -1}, "^conversations is 0: at least 1; from is -1: at least 0$"),
+    ],
+)
+def test_the_number_that_is_wrong_is_named(server: FakeServer, more: dict[str, int], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        simulate_users(server.url, GREETING, seed=0, **{"conversations": 2, **more})
+
+
+def test_an_address_without_its_beginning_is_told() -> None:
+    with pytest.raises(UsageError, match=r"'127.0.0.1:9911' is no address of a server: begin it with http://"):
+        api_root("127.0.0.1:9911")
+
+
 @pytest.mark.parametrize(
     ("url", "root"),
     [
@@ -232,12 +288,23 @@ def test_the_address_of_any_compatible_server(url: str, root: str) -> None:
     assert api_root(url) == root
 
 
-@pytest.mark.parametrize("says", ["", "(leaves)", "(Leaves) bye"])
+@pytest.mark.parametrize("says", ["", "(leaves)", "(Leaves) bye", "*leaves*", "[leaves]", "(The person leaves.)"])
 def test_a_model_that_says_nothing_leaves(server: FakeServer, says: str) -> None:
     playing(server, says)
     user = ModelUser(server.url, "player")
     summary = simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=user)
     assert summary.acts == {"leave": 2} and summary.interactions == 0
+
+
+def test_fewer_interactions_than_asked_for_are_told(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    playing(server, "(leaves)")
+    asked = ["--interactions", "2", "--user-model", server.url, "player", "--dir", str(tmp_path)]
+    assert main(["simulate", "--url", server.url, *asked]) == 1
+    assert "only 0 of 2 interactions after 16 conversations" in " ".join(capsys.readouterr().err.split())
+    playing(server, "Greet me first.")
+    assert main(["simulate", "--url", server.url, *asked]) == 0
 
 
 def test_a_user_model_that_is_not_there_or_refuses_is_named(server: FakeServer) -> None:

@@ -1,8 +1,9 @@
-"""`afterword simulate`: simulated users against any running server, played by their phrases or by a language model."""
+"""`afterword simulate`: simulated users against a running gateway, played by their phrases or by a language model."""
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,7 +37,8 @@ def register_simulate(commands: Any, common: argparse.ArgumentParser) -> None:
     simulate.add_argument("--list", action="store_true", help="the personas and what each wants")
     simulate.add_argument("--url", help="the server (default: the gateway running on this data directory)")
     simulate.add_argument(
-        "--personas", "--persona", default="greeting", metavar="A,B", help="names or TOML files; all: every one",
+        "--personas", "--persona", default="greeting", metavar="A,B",
+        help="names or TOML files; all: every one (default %(default)s)",
     )  # fmt: skip
     size = simulate.add_mutually_exclusive_group()
     size.add_argument("--conversations", type=int, metavar="N", help=f"for each persona (default {CONVERSATIONS})")
@@ -44,11 +46,12 @@ def register_simulate(commands: Any, common: argparse.ArgumentParser) -> None:
     simulate.add_argument("--tasks", metavar="A,B", help=f"what is asked (default: all of {', '.join(TASKS)})")
     simulate.add_argument("--from", dest="first", type=int, default=0, metavar="N", help="number of the first "
                           "conversation, which is a persona's time (default 0)")  # fmt: skip
-    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--seed", type=int, default=0, help="default %(default)s")
     simulate.add_argument("--model", default="afterword", help="the model that is asked for (default afterword)")
     simulate.add_argument("--max-tokens", type=int, default=64, metavar="N", help="of an answer, default %(default)s")
-    simulate.add_argument("--concurrency", type=int, default=16, metavar="N", help="conversations at once")
-    simulate.add_argument("--api-key", default="none")
+    simulate.add_argument("--concurrency", type=int, default=16, metavar="N", help="conversations at once, default "
+                          "%(default)s")  # fmt: skip
+    simulate.add_argument("--api-key", default="none", help="of the gateway, where it asks for one")
     simulate.add_argument(
         "--user-model", nargs=2, metavar=("URL", "NAME"), help="a language model plays the users, by this server"
     )
@@ -61,9 +64,12 @@ def run_simulate(context: Context) -> int:
     args = context.args
     if args.list:
         return _list(context)
-    names = persona_names() if args.personas == "all" else args.personas.split(",")
-    personas = [load_persona(name.strip()) for name in names]
-    prompts = load_prompts("train", None if args.tasks is None else [t.strip() for t in args.tasks.split(",")])
+    names = persona_names() if args.personas.strip() == "all" else _parts(args.personas, "personas")
+    personas = [load_persona(name) for name in names]
+    twice = [name for name, times in Counter(persona.name for persona in personas).items() if times > 1]
+    if twice:
+        raise UsageError(f"two personas are called {twice[0]!r} and would be one user: give the file another name")
+    prompts = load_prompts("train", None if args.tasks is None else _parts(args.tasks, "tasks"))
     if args.user_model is None and args.user_key != "none":
         raise UsageError("--user-key without --user-model: name the model that plays the users, URL and NAME")
     player = ModelUser(args.user_model[0], args.user_model[1], args.user_key) if args.user_model else None
@@ -80,7 +86,22 @@ def run_simulate(context: Context) -> int:
                 )
             )  # fmt: skip
     _show(context, summaries)
-    return 0
+    short = [one for one in summaries if args.interactions is not None and one.interactions < args.interactions]
+    for one in short:
+        context.say(
+            f"{escape(one.persona)}: only {one.interactions} of {args.interactions} interactions after "
+            f"{one.conversations} conversations: these users were silent, or content and said nothing of it"
+        )
+    return 1 if short else 0
+
+
+def _parts(text: str, option: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise UsageError(f"--{option} {text!r} has an empty name: write names with one comma between them")
+    if "all" in parts:
+        raise UsageError(f"--{option} {text!r}: `all` stands alone")
+    return parts
 
 
 def _conversations(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
-from afterword.errors import UpstreamError
+from afterword.errors import UpstreamError, UsageError
 from afterword.simulate.prompts import Prompt
 
 Progress = Callable[[int, int], None]
@@ -124,7 +124,12 @@ async def connect(
 
 
 def api_root(url: str) -> str:
-    """The address below which an API lies: with /v1 at its end, unless it names a version already (".../v1beta/x")."""
+    """The address below which an API lies: with /v1 at its end, unless it names a version already (".../v1beta/x").
+
+    UsageError for one that is no web address.
+    """
+    if not re.match(r"https?://[^/]", url):
+        raise UsageError(f"{url!r} is no address of a server: begin it with http:// or https://", param="url")
     url = url.rstrip("/")
     return url if re.search(r"/v\d\w*(?:/|$)", url) else f"{url}/v1"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import openai
 
-from afterword.errors import ConfigError
+from afterword.errors import ConfigError, UpstreamError
 from afterword.simulate.personas import Persona
 from afterword.simulate.users import Reaction
 
@@ -42,7 +42,10 @@ Later the person wrote:
 """The request of a longer conversation: without the first one the last message ("shorter") would be no request."""
 LONGEST = 128
 """Tokens of a message."""
-_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_THOUGHT = re.compile(r"^.*</think>", re.DOTALL | re.IGNORECASE)
+"""Up to the last end of a thought: some templates open it themselves, and the answer holds its end alone."""
+_LEAVES = re.compile(r"(?:the (?:person|user) |i )?leaves?", re.IGNORECASE)
+_QUOTES = (('"', '"'), ("“", "”"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,13 @@ class ModelUser:
         """What the persona says about an answer; an empty message, or a user who has lost patience, is silence.
 
         `said` are the user's messages, the request first. ConfigError when the server refuses, or when the model never
-        comes to an end of its thoughts; other faults are the client's.
+        comes to an end of its thoughts; UpstreamError, which names the model, when it fails or nobody answers.
         """
         if asked > persona.habits.patience:
             return Reaction("leave")
         question = said[0] if len(said) == 1 else LATER.format(question=said[0], last=said[-1])
         text = await self._write(client, persona, ORDER.format(question=question, answer=answer), conversation)
-        if not text or text.casefold().startswith(LEAVE):
+        if not text or text.casefold().startswith(LEAVE) or _LEAVES.fullmatch(text.strip(' ()[]*_.!"“”')):
             return Reaction("leave")
         return Reaction("complain" if persona.unmet(answer, said[0], conversation) else "thank", text)
 
@@ -89,17 +92,32 @@ class ModelUser:
             )  # fmt: skip
         except openai.APIStatusError as error:
             if error.status_code >= 500 or error.status_code == 429:
-                raise
+                raise UpstreamError(f"{self} fails with {error.status_code}: {error.message}") from error
             raise ConfigError(
-                f"the user model {self.model!r} at {self.url} refuses with {error.status_code}: {error.message}. "
+                f"{self} refuses with {error.status_code}: {error.message}. "
                 "Check both parts of --user-model, and --user-key.",
                 param="user_model",
             ) from error
-        text = _THOUGHT.sub("", given.choices[0].message.content or "").strip()
-        if text.casefold().startswith("<think>"):
+        except openai.APIConnectionError as error:
+            raise UpstreamError(f"{self} does not answer: {error}") from error
+        choice = given.choices[0]
+        text = _THOUGHT.sub("", choice.message.content or "").strip()
+        # A server that parses thoughts gives them in a field of their own, and nothing here when they do not end.
+        if text.casefold().startswith("<think>") or (not text and choice.finish_reason == "length"):
             raise ConfigError(
-                f"the user model {self.model!r} at {self.url} still thinks after {LONGEST} tokens and says nothing: "
-                "turn its thinking off at its server.",
+                f"{self} still thinks after {LONGEST} tokens and says nothing: turn its thinking off at its server.",
                 param="user_model",
             )
-        return text.strip('"“”').strip()
+        return _unquoted(text)
+
+    def __str__(self) -> str:
+        return f"the user model {self.model!r} at {self.url}"
+
+
+def _unquoted(text: str) -> str:
+    """Without one pair of quotation marks around the whole; marks inside stay."""
+    for first, last in _QUOTES:
+        inner = text.removeprefix(first).removesuffix(last)
+        if len(text) == len(inner) + 2 and not {'"', "“", "”"} & set(inner):
+            return inner.strip()
+    return text

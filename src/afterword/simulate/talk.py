@@ -17,7 +17,7 @@ from typing import Any, cast
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
-from afterword.errors import UpstreamError, UsageError
+from afterword.errors import ConfigError, UpstreamError, UsageError
 from afterword.simulate.client import Answer, Progress, ask, bounded, connect
 from afterword.simulate.model_user import ModelUser
 from afterword.simulate.personas import Persona
@@ -98,7 +98,9 @@ def simulate_users(
     wanted = conversations if interactions is None else interactions
     if not wanted or wanted < 1 or concurrency < 1 or first < 0:
         what = "conversations" if interactions is None else "interactions"
-        raise UsageError(f"{wanted} {what} from {first} on, {concurrency} at once: use at least 1, 0 and 1")
+        least = {what: (wanted, 1), "concurrency": (concurrency, 1), "from": (first, 0)}
+        wrong = [f"{name} is {value}: at least {low}" for name, (value, low) in least.items() if (value or 0) < low]
+        raise UsageError("; ".join(wrong))
     own = tuple(Prompt("own", text) for text in persona.questions)
     job = _Simulation(
         persona, seed, own or tuple(prompts or load_prompts("train")), model, max_tokens, temperature,
@@ -139,7 +141,7 @@ class _Simulation:
             await bounded(talks, concurrency, self._counted(summary, progress))
         summary.seconds = time.monotonic() - started
         if summary.failed == summary.conversations:
-            raise UpstreamError(f"every conversation with {base_url} broke off, the first with {summary.first_failure}")
+            raise UpstreamError(f"every conversation broke off, the first with {summary.first_failure}")
         return summary
 
     def _counted(self, summary: SimulationSummary, progress: Progress | None) -> Progress | None:
@@ -163,7 +165,9 @@ class _Simulation:
             if isinstance(error, openai.APIStatusError) and error.status_code < 500 and error.status_code != 429:
                 raise  # a wrong key or model: every other conversation would meet it too
             summary.failed += 1
-            summary.first_failure = summary.first_failure or f"{type(error).__name__}: {error}"
+            theirs = isinstance(error, UpstreamError)  # says itself who failed
+            said = str(error) if theirs else f"{type(error).__name__} of {client.base_url}: {error}"
+            summary.first_failure = summary.first_failure or said
 
     async def _talk(self, client: openai.AsyncOpenAI, index: int, question: str, summary: SimulationSummary) -> None:
         asks = opening(self.persona, question, seed=self.seed, conversation=index)
@@ -211,5 +215,14 @@ class _Simulation:
 
     async def _send(self, client: openai.AsyncOpenAI, event: dict[str, Any], summary: SimulationSummary) -> None:
         body = {**event, "user": self.user, "source": "end_user"}
-        await client.post("/feedback", cast_to=cast(Any, object), body=body)
+        try:
+            await client.post("/feedback", cast_to=cast(Any, object), body=body)
+        except openai.APIStatusError as error:
+            if error.status_code not in (404, 405):
+                raise
+            raise ConfigError(
+                f"{client.base_url}feedback answers {error.status_code} to an event ({error.message}). Simulated users "
+                "need the gateway of `afterword serve`, not the server of a model alone.",
+                param="url",
+            ) from error
         summary.events[event["kind"]] += 1
