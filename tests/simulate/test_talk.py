@@ -264,7 +264,7 @@ def test_a_server_of_a_model_alone_is_told_to_be_no_gateway(server: FakeServer) 
         ({"conversations": 0, "first": -1}, "^conversations is 0: at least 1; from is -1: at least 0$"),
     ],
 )
-def test_the_number_that_is_wrong_is_named(server: FakeServer, more: dict[str, int], told: str) -> None:
+def test_the_number_that_is_wrong_is_named(server: FakeServer, more: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         simulate_users(server.url, GREETING, seed=0, **{"conversations": 2, **more})
 
