@@ -7,12 +7,11 @@ import difflib
 import random
 import re
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from afterword.errors import ConfigError, UsageError
+from afterword.errors import UsageError
 from afterword.simulate.checkers import Mark
 from afterword.simulate.personas import FOLDER, Habits, Persona, load_persona, persona_names
 from afterword.simulate.prompts import TASKS, load_prompts
@@ -130,60 +129,6 @@ def test_a_typo_in_the_name_is_met_with_the_nearest() -> None:
         load_persona("greting")
     with pytest.raises(UsageError, match="TOML file"):
         load_persona("/nowhere/mine.toml")
-
-
-def test_a_persona_of_ones_own_is_a_file(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.toml"
-    mine.write_text('wants = "No lists."\nchecker = "plain"\n[say]\ncomplaints = ["No lists!"]\n', encoding="utf-8")
-    persona = load_persona(str(mine))
-    assert persona.name == "mine"
-    assert persona.complaints == ("No lists!",)
-    assert len(persona.thanks) >= 16
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ('wants = "x"\nchecker = "nope"\n[say]\ncomplaints = ["a"]\n', "'nope', not one of"),
-        ('wants = "x"\nchecker = "plain"\n', "no phrases under say.complaints"),
-        ('wants = "x"\nchecker = "plain"\ncolour = 1\n[say]\ncomplaints = ["a"]\n', "unknown key 'colour'"),
-        ('wants = "x"\nchecker = "plain"\neditor = "me"\n[say]\ncomplaints = ["a"]\n', "editor is 'me'"),
-        ('wants = "x"\nchecker = "plain"\n[habits]\nthank = 1\n[say]\ncomplaints = ["a"]\n', "unknown habit 'thank'"),
-        ('wants = "x"\nchecker = "plain"\n[habits]\nthanks = 7\n[say]\ncomplaints = ["a"]\n', "thanks is 7"),
-        ('wants = "x"\nchecker = "plain"\n[habits]\npatience = -1\n[say]\ncomplaints = ["a"]\n', "patience is -1"),
-        ('wants = "x"\nchecker = "plain"\n[say]\ncomplaints = ["a"]\nshouts = ["b"]\n', "unknown phrases say.shouts"),
-        ('[[wishes]]\nwants = "x"\nchecker = "plain"\ncomplaints = ["a"]\n', "'wants' is missing"),
-        ('wants = "x"\n[[wishes]]\nwants = "x"\nchecker = "plain"\n', "no phrases"),
-        ('wants = "x"\nuntil = 5\nchecker = "plain"\n[say]\ncomplaints = ["a"]\n', "nothing in conversation 5"),
-        ("wants = ", "cannot read"),
-        ('wants = 3\nchecker = "plain"\n[say]\ncomplaints = ["a"]\n', "'wants' is 3, not a text"),
-        ('wants = "x"\nchecker = "plain"\nsay = 4\n', "say is 4, not a table"),
-        ('wants = "x"\nchecker = "plain"\nhabits = 4\n', "habits is 4, not a table"),
-        ('wants = "x"\nchecker = "plain"\n[say]\ncomplaints = "short"\n', "complaints is 'short', not a list"),
-        ('wants = "x"\nchecker = "plain"\n[say]\ncomplaints = [1]\n', "complaints is .1., not a list of texts"),
-        ('wants = "x"\nchecker = "plain"\n[say]\ncomplaints = ["a"]\nthanks = "ta"\n', "say.thanks is 'ta'"),
-        ('wants = "x"\nchecker = "plain"\nquestions = "why?"\n[say]\ncomplaints = ["a"]\n', "questions is 'why[?]'"),
-        ('wants = "x"\nchecker = ["plain"]\n[say]\ncomplaints = ["a"]\n', "checker is .'plain'., not one of"),
-        ('wants = "x"\nchecker = "opening"\n[say]\ncomplaints = ["a"]\n', "option 'phrase' of 'opening' is missing"),
-        ('wants = "x"\nchecker = "opening"\noptions = { phrase = "!" }\n[say]\ncomplaints = ["a"]\n', "a word in it"),
-        ('wants = "x"\nchecker = "language"\noptions = { language = "it" }\n[say]\ncomplaints = ["a"]\n', "de, en, es"),
-        ('wants = "x"\nchecker = "brief"\noptions = { max_words = "9" }\n[say]\ncomplaints = ["a"]\n', "whole number"),
-        ('wants = "x"\nchecker = "brief"\noptions = { max_word = 9 }\n[say]\ncomplaints = ["a"]\n', "unknown option"),
-        ('wants = "x"\nchecker = "avoids"\noptions = { words = "no" }\n[say]\ncomplaints = ["a"]\n', "list of words"),
-        ('wants = "x"\nchecker = "brief"\neditor = "greet"\n[say]\ncomplaints = ["a"]\n', "'phrase'.* is missing"),
-        ('wants = "x"\nchecker = "plain"\nafter = "soon"\n[say]\ncomplaints = ["a"]\n', "after is 'soon'"),
-        ('wants = "x"\nchecker = "plain"\nafter = 5\n[say]\ncomplaints = ["a"]\n', "nothing in conversation 0"),
-        ('wants = "x"\nchecker = "plain"\nevery = [0, 0]\n[say]\ncomplaints = ["a"]\n', "every is .0, 0."),
-        ('wants = "x"\nwishes = []\n', "wishes is .., not one"),
-        ('wants = "x"\nwishes = ["a"]\n', "wishes is .'a'., not one"),
-        ('wants = "x"\nchecker = "plain"\n[habits]\nthanks = true\n[say]\ncomplaints = ["a"]\n', "thanks is True"),
-    ],
-)
-def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str, problem: str) -> None:
-    path = tmp_path / "bad.toml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=problem):
-        load_persona(str(path))
 
 
 def test_an_unknown_task_is_named_with_the_known_ones() -> None:

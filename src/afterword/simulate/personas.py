@@ -16,7 +16,7 @@ from typing import Any
 
 from afterword.errors import ConfigError, UsageError
 from afterword.simulate.checkers import PASS, Mark, check
-from afterword.simulate.persona_checks import PHRASES, persona_problems, written_wishes
+from afterword.simulate.persona_checks import PHRASES, held, persona_problems, written_wishes
 
 FOLDER = Path(__file__).parent / "personas"
 COMMON = "_common"
@@ -75,7 +75,7 @@ class Wish:
     good: str = ""
     """An answer that grants the wish, and ..."""
     bad: str = ""
-    """... one to the same question that does not; for tests and documentation."""
+    """... one to the same question that does not; a file is held to both when it is read."""
     after: int = 0
     """First conversation in which it is wished."""
     until: int | None = None
@@ -85,10 +85,7 @@ class Wish:
 
     def holds(self, conversation: int) -> bool:
         """Is it wished in this conversation?"""
-        k, n = self.every
-        return (
-            self.after <= conversation and (self.until is None or conversation < self.until) and conversation % n == k
-        )
+        return held(conversation, self.after, self.until, self.every)
 
     def mark(self, answer: str, question: str = "") -> Mark:
         """What the wish's checker says of an answer."""
@@ -183,9 +180,6 @@ def _build(name: str, data: dict[str, Any], common: dict[str, Any], path: Path) 
         raise ConfigError(f"the persona file {path} cannot be used: {'; '.join(problems)}")
     say = {kind: tuple(data.get("say", {}).get(kind) or common["say"][kind]) for kind in PHRASES}
     made = tuple(_wish(wish) for wish in written_wishes(data))
-    silent = next((c for c in range(1000) if not any(wish.holds(c) for wish in made)), None)
-    if silent is not None:
-        raise ConfigError(f"the persona file {path} wants nothing in conversation {silent}: let a wish hold there")
     return Persona(
         name=name, wants=data["wants"], wishes=made, questions=tuple(data.get("questions", ())),
         habits=Habits(**data.get("habits", {})), **say,
