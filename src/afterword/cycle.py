@@ -120,7 +120,16 @@ def recipe_stage(settings: Settings) -> Json:
     from afterword.learn.configured import checked
     from afterword.learn.recipes import describe
 
-    described: Json = describe(checked(settings.train))
+    made = checked(settings.train)
+    if settings.train.revise != "off":
+        from afterword.train.revise import check
+
+        check(settings.train.revise, made)
+    if made.verifier:
+        from afterword.train.fresh import verifier_of
+
+        verifier_of(made.verifier)
+    described: Json = describe(made)
     return described
 
 

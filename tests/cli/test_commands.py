@@ -264,3 +264,59 @@ def test_a_group_alone_lists(group: str, home: Path, capsys: pytest.CaptureFixtu
 def test_doctor_looks_at_the_first_folder_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--dir", str(tmp_path / "not" / "yet")]) == 0
     assert "is writable" in capsys.readouterr().out and not (tmp_path / "not").exists()
+
+
+REFUSED = [
+    ("canary.min_users=1", "canary.min_users is 1: a spread needs at least 2"),
+    ("canary.min_users=-1", "canary.min_users is -1"),
+    ("canary.share=2.0", "canary.share is 2.0"),
+    ("drift.window=-5", "drift.window is -5"),
+    ("collect.holdout=2", "it is a share of conversations"),
+    ("gate.min_ifeval=NaN", "gate.min_ifeval"),
+    ("train.recipe=nope", "unknown recipe 'nope'"),
+    ("train.options.foo=1", "takes no 'foo'"),
+    ("train.verifier=nosuch:thing", "the verifier 'nosuch:thing' cannot be imported"),
+    ("train.revise=target", "learns from a teacher"),
+    ('evaluate.suites=["holdot"]', "there is no suite 'holdot'"),
+    ('evaluate.checks={"sums": "jsn"}', "evaluate.checks has 'jsn'"),
+]
+
+
+@pytest.mark.parametrize(("setting", "says"), REFUSED)
+def test_settings_that_a_later_command_refuses_are_refused_at_once(
+    setting: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--dir", str(tmp_path), "--set", setting]
+    assert main(["doctor", "--json", *where]) == 1
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    (failed,) = [check for check in checks if not check["ok"]]
+    assert failed["name"] == "settings" and says in failed["detail"]
+    assert main(["config", "show", "--json", *where]) == 2
+    assert says in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert main(["config", "show", "--sources", *where]) == 2
+    shown = capsys.readouterr()
+    name = setting.partition("=")[0].removesuffix(".foo")
+    assert says in " ".join(shown.err.split())
+    assert any(line.split()[0] == name and line.endswith("--set") for line in map(str.rstrip, shown.out.splitlines()))
+
+
+def test_doctor_names_every_setting_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ("canary.alpha=5", "drift.window=-5", "train.recipe=nope")
+    pairs = [word for pair in wrong for word in ("--set", pair)]
+    assert main(["doctor", "--dir", str(tmp_path), *pairs]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "settings:" in line]
+    assert "FAIL" in line and all(part in line for part in ("canary.alpha is 5", "drift.window is -5", "recipe 'nope'"))
+
+
+def test_doctor_goes_on_after_a_setting_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--dir", str(tmp_path), "--set", "canary.shar=0.1", "--json"]) == 1
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert "Did you mean 'canary.share'" in checks["settings"]["detail"] and checks["gateway"]["ok"]
+
+
+def test_settings_that_can_be_used_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--dir", str(tmp_path), "--set", "train.recipe=sft", "--set", "canary.min_users=2"]
+    assert main(["doctor", *where]) == 0
+    assert "2 changed from their defaults: train.recipe, canary.min_users" in capsys.readouterr().out
+    assert main(["config", "show", "--json", *where]) == 0
+    assert json.loads(capsys.readouterr().out)["train.recipe"]["value"] == "sft"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.train.tiny_model import example, tiny_folder
 
 from afterword.cli import main
 from afterword.feedback import collect
 from afterword.feedback.settings import CollectSettings
-from afterword.records import Feedback, Turn
+from afterword.records import Feedback, Release, Report, Turn, Verdict
 from afterword.store import Store
 
 
@@ -52,3 +55,79 @@ def test_a_recipe_that_cannot_be_trained_is_told_at_once(
     for option, says in (("beyon=0.25", "did you mean 'beyond'"), ("teacher=average:2", "Average.rate=2 must be")):
         assert main([*command, "--dir", str(tmp_path), "--set", f"train.options.{option}"]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_what_would_be_refused_is_not_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Store.open(tmp_path / "afterword.db") as store:
+        for n in range(2):
+            asked = ({"role": "user", "content": f"What is {n} plus {n * 3}?"},)
+            answer = {"role": "assistant", "content": f"It is {n * 7} {'ab' * n}."}
+            store.write(
+                Turn(id=f"t{n}", messages=asked, answer=answer, user="ada", finish_reason="stop"),
+                Feedback(id=f"f{n}", turn=f"t{n}", kind="follow_up", text=f"No, I asked for {n} items.", user="ada"),
+            )
+        collect(store, CollectSettings(holdout=0.0))
+    where = ["--dir", str(tmp_path)]
+    for flags, waiting in (([], 0), (["--off-policy"], 2)):
+        says = f"{waiting} interactions wait, fewer than train.min_interactions = 8: nothing would be trained"
+        assert main(["train", "--dry-run", *flags, *where]) == 0
+        shown = capsys.readouterr()
+        assert says in shown.out and "would be learned" not in shown.out
+        assert ("2 of those that may be learned have no served token ids" in shown.err) == (not flags)
+        assert main(["train", *flags, *where]) == 4
+        assert f"{waiting} interactions wait" in capsys.readouterr().err
+    assert main(["train", "--dry-run", "--off-policy", "--set", "train.min_interactions=2", *where]) == 0
+    assert "2 interactions would be learned\n" in capsys.readouterr().out
+
+
+def _shown(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def _answers(store: Store, model: str, numbers: range, *, words: bool = True) -> None:
+    """Interactions, of users who said what they want or were only content."""
+    for number in numbers:
+        one = example(model, number) if words else example(model, number, hindsight="")
+        kind, polarity = ("follow_up", -1) if words else ("accepted", 1)
+        store.write(one.turn, Feedback(id=one.interaction.feedback[0], turn=one.turn.id, kind=kind))
+        store.write(replace(one.interaction, kind=kind, polarity=polarity))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_as_many_are_told_as_the_run_then_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, home = tiny_folder(tmp_path / "model"), tmp_path / "home"
+    settings = (f"serve.model={model}", "train.fresh=0", "train.stop_rules=false", "train.replay=0.5")
+    command = ["train", "--dir", str(home), *(word for pair in settings for word in ("--set", pair))]
+    with Store.open(home / "afterword.db") as store:
+        _answers(store, model, range(2))
+        _answers(store, model, range(50, 60), words=False)
+    assert main([*command, "--dry-run"]) == 0
+    said = "12 interactions wait, 2 with words, and 2 without for each of those make 6, fewer than"
+    assert f"{said} train.min_interactions = 8: nothing would be trained" in capsys.readouterr().out
+    assert main(command) == 4
+    assert "12 interactions wait to be learned and 2 of them carry words" in capsys.readouterr().err
+
+    with Store.open(home / "afterword.db") as store:
+        _answers(store, model, range(2, 3))
+    assert main([*command, "--dry-run", "--json"]) == 0
+    told = _shown(capsys)
+    assert main([*command, "--json"]) == 0
+    first = _shown(capsys)
+    assert (told["would_learn"], told["would_replay"]) == (len(first["interactions"]), 0) == (9, 0)
+
+    with Store.open(home / "afterword.db") as store:
+        store.write(
+            Report(id="report-1", candidate=first["id"], against=None, suites={}, about={}),
+            Verdict(id="verdict-1", candidate=first["id"], report="report-1", passed=True, reasons=()),
+            Release(id="release-1", channel="default", adapter=first["id"], candidate=first["id"], path=first["path"],
+                    verdict="verdict-1", previous=None, action="publish", why="a test"),
+        )  # fmt: skip
+        _answers(store, model, range(20, 32))
+    more = [*command, "--set", "train.max_interactions=10"]
+    assert main([*more, "--dry-run", "--json"]) == 0
+    told = _shown(capsys)
+    assert main([*more, "--json"]) == 0
+    second = _shown(capsys)
+    assert told["would_replay"] == second["metrics"]["replayed"] == 5
+    assert told["would_learn"] == len(second["interactions"]) - 5 == 10
+    assert "10 interactions would be learned of 16 that wait" in told["says"]

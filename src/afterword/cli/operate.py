@@ -9,11 +9,13 @@ import shutil
 import sys
 import tempfile
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from afterword.cli.context import Context
 from afterword.cli.data import when
+from afterword.cli.faults import faults
 from afterword.cli.server_state import running_server
 from afterword.config import ServeConfig
 from afterword.errors import AfterwordError
@@ -111,13 +113,15 @@ def _show_live(context: Context, rows: list[dict[str, Any]]) -> None:
 
 
 def run_config(context: Context) -> int:
-    """The tree, one line a setting."""
-    rows = context.config.rows()
-    if context.json:
+    """The tree, one line a setting; ConfigError for what a later command would refuse."""
+    rows, wrong = context.config.rows(), faults(context)
+    if context.json and not wrong:
         context.emit({key: {"value": _plain(value), "source": source} for key, value, source in rows})
-        return 0
-    columns = ("setting", "value", "source") if context.args.sources else ("setting", "value")
-    context.table("", columns, ([key, _plain(value), source][: len(columns)] for key, value, source in rows))
+    elif not context.json:  # also what is wrong: its source says where to mend it
+        columns = ("setting", "value", "source") if context.args.sources else ("setting", "value")
+        context.table("", columns, ([key, _plain(value), source][: len(columns)] for key, value, source in rows))
+    if wrong:
+        raise wrong[0]
     return 0
 
 
@@ -158,8 +162,11 @@ def _check_packages() -> tuple[bool, str]:
 def _check_settings(context: Context) -> tuple[bool, str]:
     try:
         changed = [key for key, _, source in context.config.rows() if source != "default"]
+        wrong = faults(context)
     except AfterwordError as error:
-        return False, error.message
+        wrong = [error]
+    if wrong:
+        return False, "; ".join(error.message.rstrip(".") for error in wrong)
     return True, f"{len(changed)} changed from their defaults" + (f": {', '.join(changed)}" if changed else "")
 
 
@@ -187,7 +194,9 @@ def _check_store(context: Context) -> tuple[bool, str]:
 def _check_server(context: Context) -> tuple[bool, str]:
     server = running_server(context.dir)
     if server is None:
-        return True, f"not running (port {context.config.get(ServeConfig).port} when started)"
+        with suppress(AfterwordError):  # of the settings another line speaks
+            return True, f"not running (port {context.config.get(ServeConfig).port} when started)"
+        return True, "not running"
     try:
         with urllib.request.urlopen(f"{server['url']}/health", timeout=5) as answer:
             return True, f"{server['url']} says {json.load(answer)['status']}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich.markup import escape
 
 from afterword.cli.context import Context
@@ -10,12 +12,58 @@ from afterword.feedback.select import Selection
 from afterword.records import Candidate, Interaction, Json
 from afterword.store import Store
 
+_HELD = 2
+"""Answers without words that a run takes for each with words, as `train.stage` does (tests compare them)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What `train` would take now."""
+
+    learned: int
+    replayed: int
+    says: str
+    """The same in a sentence; where nothing would be trained, why."""
+
+
+def forecast(store: Store, selection: Selection, settings: Settings) -> Forecast:
+    """How many of the chosen interactions a run would take, and how many it would train again."""
+    from afterword.learn.configured import checked
+    from afterword.train.examples import taught
+
+    train = settings.train
+    rows = [store.get(Interaction, name) for name, weight in selection.weights.items() if weight > 0]
+    rows = [row for row in rows if row.on_policy or train.off_policy]
+    takes, waits = len(rows), f"{len(rows)} interactions wait"
+    if taught(checked(train)) and takes >= train.min_interactions:
+        worded = sum(row.id in selection.worded for row in rows)
+        takes = min(takes, worded + _HELD * worded)
+        if takes < len(rows):
+            waits += f", {worded} with words, and {_HELD} without for each of those make {takes}"
+    if takes < max(1, train.min_interactions):
+        if takes < train.min_interactions:
+            waits += f", fewer than train.min_interactions = {train.min_interactions}"
+        return Forecast(0, 0, f"{waits}: nothing would be trained")
+    takes = min(takes, train.max_interactions)
+    says = f"{takes} interactions would be learned"
+    if takes < len(rows):
+        says += f" of {len(rows)} that wait"
+    if not train.replay:
+        return Forecast(takes, 0, says)
+    spent = store.spent(settings.channel)
+    again = sum(row.id in spent and (row.on_policy or train.off_policy) for row in store.usable("train"))
+    again = min(again, round(train.replay * takes))
+    says += f"; {again} learned before would be trained again (train.replay = {train.replay:g})"
+    return Forecast(takes, again, says)
+
 
 def show_selection(context: Context, store: Store, selection: Selection, settings: Settings, recipe: Json) -> None:
     """The choice as tables, or as JSON, and the `recipe` that would learn from it."""
     found = selection.to_dict()
     off = sum(not store.get(Interaction, name).on_policy for name in selection.weights)
     found["off_policy"] = off
+    coming = forecast(store, selection, settings)
+    found |= {"would_learn": coming.learned, "would_replay": coming.replayed, "says": coming.says}
     for one, row in zip(selection.slices, found["slices"], strict=True):
         row["ready"] = one.ready(settings.select)
     if context.json:
@@ -23,13 +71,14 @@ def show_selection(context: Context, store: Store, selection: Selection, setting
         return
     told = "".join(f", {key} = {value}" for key, value in settings.train.options.items())
     context.out.print(escape(f"recipe {recipe['name']}{told}"))
+    context.out.print(coming.says)
     rows = [
         (one.task or "(none)", one.interactions, one.users, f"{one.effective:.1f}", f"{one.relevance:.2f}",
          "yes" if one.ready(settings.select) else "no", _most(one.influence))
         for one in selection.slices
     ]  # fmt: skip
     columns = ("task", "interactions", "users", "effective", "relevance", "ready to watch", "most influence")
-    context.table(f"{len(selection.weights)} interactions would be learned", columns, rows)
+    context.table("may be learned", columns, rows)
     if selection.left:
         context.table("left out", ("reason", "interactions"), selection.left.most_common())
     if selection.contradictions:
@@ -37,7 +86,8 @@ def show_selection(context: Context, store: Store, selection: Selection, setting
         sides = [(c["task"], c["axis"], c["less"], c["more"], signs[c["followed"]]) for c in selection.contradictions]
         context.table("users disagree", ("task", "about", "want less", "want more", "followed"), sides)
     if off and not settings.train.off_policy:
-        context.say(f"{off} of them have no served token ids: only `afterword train --off-policy` learns from those.")
+        who = f"{off} of those that may be learned have no served token ids"
+        context.say(f"{who}: only `afterword train --off-policy` learns from them.")
 
 
 def _most(influence: dict[str, float]) -> str:
