@@ -299,7 +299,8 @@ def _too_few(store: Store, fresh: list[Interaction], settings: TrainConfig) -> s
     )
     if off_policy and not settings.off_policy:
         message += (
-            f" {off_policy} come from turns without served token ids: `--set train.off_policy=true` trains those."
+            f" {off_policy} come from turns without served token ids: `afterword train --off-policy` (or "
+            "train.off_policy = true) trains those."
         )
     if store.newest(Turn) is None:
         return message + " Chat through `afterword serve`, or `afterword import FILE`."
