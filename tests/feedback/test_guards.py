@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from afterword.feedback import guards
@@ -121,6 +121,7 @@ PIECES = sorted({piece for name in TABLES for entry in guards._DATA[name] for pi
 GLUE = st.sampled_from([" ", ", ", ".", "(", "'", '"', "-", "\n", "", "_", "7", "<|", "|>", "[", "]", ": "])
 
 
+@example([(" ", "rohr"), ("", "bombe")], str.title)
 @given(
     st.lists(st.tuples(GLUE, st.sampled_from(PIECES)), max_size=12), st.sampled_from([str.lower, str.title, str.upper])
 )
@@ -130,6 +131,11 @@ def test_a_table_passes_over_no_text_in_which_it_would_find_something(pieces: An
     for name in TABLES:
         table = getattr(guards, f"_{name.upper()}")
         assert table.search(text) == (table.pattern.search(read.lower() if table._low else read) is not None)
+
+
+@pytest.mark.parametrize("word", ["Rohrbombe", "Massenselbstmord", "Plastiksprengstoff", "'ssuizid"])
+def test_a_danger_inside_of_a_word_is_found(word: str) -> None:
+    assert guards.is_right_refusal(f"Tell me about {word}.", "I'm sorry, but I can't help with that.", "")
 
 
 def test_a_text_without_a_word_of_a_table_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,6 @@ from afterword.feedback.select import Selection
 from afterword.records import Candidate, Interaction, Json
 from afterword.store import Store
 
-_HELD = 2
-"""Answers without words that a run takes for each with words, as `train.stage` does (tests compare them)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -30,6 +27,7 @@ def forecast(store: Store, selection: Selection, settings: Settings) -> Forecast
     """How many of the chosen interactions a run would take, and how many it would train again."""
     from afterword.learn.configured import checked
     from afterword.train.examples import taught
+    from afterword.train.stage import HELD
 
     train = settings.train
     rows = [store.get(Interaction, name) for name, weight in selection.weights.items() if weight > 0]
@@ -37,9 +35,9 @@ def forecast(store: Store, selection: Selection, settings: Settings) -> Forecast
     takes, waits = len(rows), f"{len(rows)} interactions wait"
     if taught(checked(train)) and takes >= train.min_interactions:
         worded = sum(row.id in selection.worded for row in rows)
-        takes = min(takes, worded + _HELD * worded)
+        takes = min(takes, worded + HELD * worded)
         if takes < len(rows):
-            waits += f", {worded} with words, and {_HELD} without for each of those make {takes}"
+            waits += f", {worded} with words, and {HELD} without for each of those make {takes}"
     if takes < max(1, train.min_interactions):
         if takes < train.min_interactions:
             waits += f", fewer than train.min_interactions = {train.min_interactions}"

@@ -45,6 +45,7 @@ def _has_capitals(pattern: str) -> bool:
 
 _BEGINNING = re.compile(rf"[^\W\d_]{{{KEY}}}(?![?*{{])|[^\W\d_]{{1,{KEY - 1}}}(?=[ ',:](?![?*{{])|\\b|$)|[<\[]|\\[<\[]")
 """How an entry begins: the letters of its first word, or a sign that hardly any text has."""
+_ANCHOR = re.compile(r"^(\^\\s\*|\\b)")
 _APART = str.maketrans({chr(code): " " for code in range(128) if not re.match(r"\w", chr(code))})
 
 
@@ -59,14 +60,27 @@ def _read(text: str) -> tuple[str, str, frozenset[str] | None]:
 
 class _Table:
     """A table of patterns. An ASCII text is searched only when one of its words begins as one of the patterns does, or
-    when it has one of their signs."""
+    when it has one of their signs: a bracket, or a word that may also stand inside of another ("Rohrbombe")."""
 
     def __init__(self, name: str) -> None:
         self.pattern = _any(name)
         self._low = not self.pattern.flags & re.IGNORECASE
-        begins = {_begins(one) for part in _parts(name) for one in expanded(re.sub(r"^(\^\\s\*|\\b)", "", part))}
-        self._begins = frozenset(begin for begin in begins if begin.isascii())
-        self._signs = tuple(self._begins & {"<", "["})
+        begins: set[str] = set()
+        signs: set[str] = set()
+        for part in _parts(name):
+            bare = _ANCHOR.sub("", part)
+            for one in expanded(bare):
+                begin = _begins(one)
+                if not begin.isascii():
+                    continue
+                if begin in ("<", "["):
+                    signs.add(begin)
+                elif bare != part:
+                    begins.add(begin)
+                else:
+                    assert one.isalpha(), f"the pattern {one!r} begins anywhere and is no word: begin it with \\b"
+                    signs.add(one.lower())
+        self._begins, self._signs = frozenset(begins), tuple(signs)
 
     def search(self, text: str) -> bool:
         """Does any pattern occur in `text`, read as `plain` gives it?"""

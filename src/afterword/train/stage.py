@@ -36,7 +36,7 @@ from afterword.train.world import World, join
 
 _PLAN = "run.json"
 _GIVEN_UP = "given-up"
-_HELD = 2
+HELD = 2
 """Answers that users only accepted, for each with words: a bound that was chosen, not measured."""
 
 
@@ -236,7 +236,7 @@ def _planned(
 
 def _balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -> list[Interaction]:
     """In the order in which they are taken, last first: the newest, but of those without words, with which users were
-    only content, at most `_HELD` for each with words. Where people accept much and say little they would be the run.
+    only content, at most `HELD` for each with words. Where people accept much and say little they would be the run.
 
     Raises NothingToDo when too few are left.
     """
@@ -246,7 +246,7 @@ def _balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -
     for row in reversed(waiting):
         if row.hindsight.strip():
             found.append(row)
-            room += _HELD
+            room += HELD
         else:
             silent.append(row)
         while silent and room:
@@ -258,7 +258,7 @@ def _balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -
     carry = f"{words} of them {'carry' if words > 1 else 'carries'}" if words else "none of them carries"
     raise NothingToDo(
         f"{len(waiting)} interactions wait to be learned and {carry} words: users were content with the other answers. "
-        f"{made.name} takes at most {_HELD} such answers for each one that users say something about, and "
+        f"{made.name} takes at most {HELD} such answers for each one that users say something about, and "
         f"train.min_interactions is {settings.min_interactions}."
     )
 
