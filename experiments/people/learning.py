@@ -106,8 +106,7 @@ def personalise_report(rows: list[Row]) -> tuple[str, str]:
     charts: dict[str, list[Line]] = {}
     body = []
     for (persona, variant, scale), found in by(rows, "persona", "variant", "scale").items():
-        if scale != 1.0:
-            variant = f"{variant}, {scale:g} of the interactions"
+        variant = _sized(variant, scale)
         steps = sorted({p["wanted"] for r in found for p in r["curve"] if "win" in p and "wanted" in p})
         at = {s: [p["win"] for r in found for p in r["curve"] if p.get("wanted") == s and "win" in p] for s in steps}
         charts.setdefault(persona, []).append((variant, [(0.0, [0.5]), *((s * scale, at[s]) for s in steps)]))
@@ -152,7 +151,8 @@ def change_report(rows: list[Row]) -> tuple[str, str]:
     """Both wishes along both phases."""
     charts: dict[str, list[Line]] = {}
     body = []
-    for (persona, variant), found in by(rows, "persona", "variant").items():
+    for (persona, variant, scale), found in by(rows, "persona", "variant", "scale").items():
+        variant = _sized(variant, scale)
         for wish in ("0", "1"):
             points: dict[float, list[float]] = {0.0: [r["curve"][0]["wishes"][wish]["base_passed"] for r in found]}
             for row in found:
@@ -174,6 +174,10 @@ def change_report(rows: list[Row]) -> tuple[str, str]:
             "new wish at the end", "new wish, wins against the base", "minutes a cell"]  # fmt: skip
     shown = [(title, lines, (0.85,)) for title, lines in charts.items()]
     return table(head, body), panels(shown, "interactions; the mind changes at 100", "has it, per cent")
+
+
+def _sized(variant: str, scale: float) -> str:
+    return variant if scale == 1.0 else f"{variant}, {scale:g} of the interactions"
 
 
 def _titled(persona: str, variant: str) -> str:
@@ -220,7 +224,8 @@ def complementary_report(rows: list[Row]) -> tuple[str, str]:
     """Each wish after each phase; the loss of the earlier ones."""
     charts: dict[str, list[Line]] = {}
     body = []
-    for (persona, variant), found in by(rows, "persona", "variant").items():
+    for (persona, variant, scale), found in by(rows, "persona", "variant", "scale").items():
+        variant = _sized(variant, scale)
         for i, name in enumerate(found[0]["wishes"]):
             points: dict[float, list[float]] = {0.0: [r["curve"][0]["wishes"][i]["base_passed"] for r in found]}
             for row in found:

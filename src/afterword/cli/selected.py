@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from afterword.cli.context import Context
 from afterword.cycle import Settings
+from afterword.errors import NothingToDo
 from afterword.feedback.select import Selection
 from afterword.records import Candidate, Interaction, Json
 from afterword.store import Store
@@ -27,30 +28,26 @@ def forecast(store: Store, selection: Selection, settings: Settings) -> Forecast
     """How many of the chosen interactions a run would take, and how many it would train again."""
     from afterword.learn.configured import checked
     from afterword.train.examples import taught
-    from afterword.train.stage import HELD
+    from afterword.train.stage import balanced, learned_again
 
     train = settings.train
-    rows = [store.get(Interaction, name) for name, weight in selection.weights.items() if weight > 0]
-    rows = [row for row in rows if row.on_policy or train.off_policy]
-    takes, waits = len(rows), f"{len(rows)} interactions wait"
-    if taught(checked(train)) and takes >= train.min_interactions:
-        worded = sum(row.id in selection.worded for row in rows)
-        takes = min(takes, worded + HELD * worded)
-        if takes < len(rows):
-            waits += f", {worded} with words, and {HELD} without for each of those make {takes}"
-    if takes < max(1, train.min_interactions):
-        if takes < train.min_interactions:
-            waits += f", fewer than train.min_interactions = {train.min_interactions}"
-        return Forecast(0, 0, f"{waits}: nothing would be trained")
+    made = checked(train)
+    chosen = {name for name, weight in selection.weights.items() if weight > 0}
+    rows = [row for row in store.usable("train") if row.id in chosen and (row.on_policy or train.off_policy)]
+    if len(rows) < max(1, train.min_interactions):
+        few = f"{len(rows)} interactions wait, train.min_interactions is {train.min_interactions}"
+        return Forecast(0, 0, f"{few}: nothing would be trained")
+    try:
+        takes = len(balanced(rows, made, train) if taught(made) else rows)
+    except NothingToDo as error:
+        return Forecast(0, 0, f"nothing would be trained: {error.message}")
     takes = min(takes, train.max_interactions)
     says = f"{takes} interactions would be learned"
     if takes < len(rows):
         says += f" of {len(rows)} that wait"
     if not train.replay:
         return Forecast(takes, 0, says)
-    spent = store.spent(settings.channel)
-    again = sum(row.id in spent and (row.on_policy or train.off_policy) for row in store.usable("train"))
-    again = min(again, round(train.replay * takes))
+    again = len(learned_again(store, store.spent(settings.channel), takes, train))
     says += f"; {again} learned before would be trained again (train.replay = {train.replay:g})"
     return Forecast(takes, again, says)
 

@@ -96,7 +96,7 @@ async def ask(
         parts += [choice.delta.content or "" for choice in chunk.choices]
         ended = ended or any(choice.finish_reason for choice in chunk.choices)
     if not ended:
-        raise UpstreamError(f"the stream of answer {turn!r} ended without a finish_reason")
+        raise UpstreamError(f"the stream of answer {turn!r} of {client.base_url} ended without a finish_reason")
     return Answer(turn, "".join(parts), raw.headers.get("x-afterword-adapter"))
 
 

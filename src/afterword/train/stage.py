@@ -36,7 +36,7 @@ from afterword.train.world import World, join
 
 _PLAN = "run.json"
 _GIVEN_UP = "given-up"
-HELD = 2
+_HELD = 2
 """Answers that users only accepted, for each with words: a bound that was chosen, not measured."""
 
 
@@ -210,9 +210,9 @@ def _planned(
         raise NothingToDo(_too_few(store, fresh, settings))
     age = {row.id: i for i, row in enumerate(fresh)}
     if taught(made):
-        fresh = _balanced(fresh, made, settings)
+        fresh = balanced(fresh, made, settings)
     chosen = tuple(sorted(_chosen(store, fresh, settings, model), key=age.__getitem__))
-    again = _learned(store, spent, len(chosen), settings)
+    again = learned_again(store, spent, len(chosen), settings)
     chosen = (*again, *chosen)
     release = store.release(channel)
     parent = release.candidate if release else None
@@ -234,9 +234,9 @@ def _planned(
     return plan
 
 
-def _balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -> list[Interaction]:
+def balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -> list[Interaction]:
     """In the order in which they are taken, last first: the newest, but of those without words, with which users were
-    only content, at most `HELD` for each with words. Where people accept much and say little they would be the run.
+    only content, at most `_HELD` for each with words. Where people accept much and say little they would be the run.
 
     Raises NothingToDo when too few are left.
     """
@@ -246,7 +246,7 @@ def _balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -
     for row in reversed(waiting):
         if row.hindsight.strip():
             found.append(row)
-            room += HELD
+            room += _HELD
         else:
             silent.append(row)
         while silent and room:
@@ -258,12 +258,12 @@ def _balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -
     carry = f"{words} of them {'carry' if words > 1 else 'carries'}" if words else "none of them carries"
     raise NothingToDo(
         f"{len(waiting)} interactions wait to be learned and {carry} words: users were content with the other answers. "
-        f"{made.name} takes at most {HELD} such answers for each one that users say something about, and "
+        f"{made.name} takes at most {_HELD} such answers for each one that users say something about, and "
         f"train.min_interactions is {settings.min_interactions}."
     )
 
 
-def _learned(store: Store, spent: set[str], new: int, settings: TrainConfig) -> tuple[str, ...]:
+def learned_again(store: Store, spent: set[str], new: int, settings: TrainConfig) -> tuple[str, ...]:
     """For each of `new` interactions `train.replay` that the served adapter has learned already, drawn at random."""
     if not settings.replay:
         return ()
