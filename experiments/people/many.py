@@ -92,8 +92,7 @@ def _merges(lab: Lab, parts: Sequence[Candidate], tasks: Sequence[tuple[str, str
         lab.serve_base()
         lab.release(merged(lab, parts, share))
         found[name] = scores(lab, tasks, options)
-    best = max(found.values(), key=lambda one: mean(list(one.values())))
-    return {"merges": found, "end": best}
+    return {"merges": found}  # both are reported: the better one would be chosen by what measures it
 
 
 def continual_report(rows: list[Row]) -> tuple[str, str]:
@@ -102,13 +101,16 @@ def continual_report(rows: list[Row]) -> tuple[str, str]:
     for (arm, recipe), found in by(rows, "variant", "recipe").items():
         arm = arm if arm == IMITATES else f"{arm} ({recipe})"
         tasks = [one["task"] for one in found[0]["after"]]
-        own = [mean([one["scores"][one["task"]] for one in r["after"]]) for r in found]
-        end = [mean([r["end"][task] for task in tasks]) for r in found]
-        kept = [mean([r["end"][t] - one["scores"][t] for one in r["after"][:-1] for t in [one["task"]]]) for r in found]
+        own = percent([mean([one["scores"][one["task"]] for one in r["after"]]) for r in found])
         base = percent([mean(list(r["base"].values())) for r in found])
         minutes = f"{sum(r['seconds'] for r in found) / len(found) / 60:.1f}"
-        change = f"{100 * sum(kept) / len(kept):+.0f}"
-        body.append([arm, len(found), len(tasks), base, percent(own), percent(end), change, minutes])
+        for way in found[0].get("merges", {"": None}):
+            ends = [r["merges"][way] if way else r["end"] for r in found]
+            last = [one["task"] for one in found[0]["after"][: None if way else -1]]  # a merge changes the newest too
+            kept = [mean([end[one["task"]] - one["scores"][one["task"]] for one in r["after"] if one["task"] in last])
+                    for r, end in zip(found, ends, strict=True)]  # fmt: skip
+            end, change = percent([mean(list(end.values())) for end in ends]), f"{100 * sum(kept) / len(kept):+.0f}"
+            body.append([f"{arm}: {way}" if way else arm, len(found), len(tasks), base, own, end, change, minutes])
         points = [
             (float(k + 1), [mean(list(r["after"][k]["scores"].values())) for r in found]) for k in range(len(tasks))
         ]
