@@ -68,7 +68,7 @@ class Block:
         self._read = 0
         weights = [linear.weight.detach() for linear in linears]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _packs():
+        if weight.device.type == "cpu" and _packs(weight.dtype):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _BATCH_HINT)
         else:
             self.weight = weight
@@ -115,8 +115,14 @@ class Line(torch.nn.Module):
         return self.block.output(x, self.place)
 
 
-def _packs() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
+def _packs(dtype: torch.dtype) -> bool:
+    """Is a packed product of this type at least as fast as a plain one here? In float32 with AVX2 alone the products of
+    4 to 32 rows took 57 to 84 % of the time, of one or 512 as long."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 @contextmanager
