@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import orjson
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from afterword.errors import ConfigError
 
@@ -29,6 +30,17 @@ T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
 Factor = Annotated[float, Field(ge=0.0, le=16.0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+NoneOrMore = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("use auto, cpu, cuda or cuda:N")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
 
 PREFIX = "AFTERWORD_"
 NOT_SETTINGS = frozenset({"AFTERWORD_HOME", "AFTERWORD_CONFIG", "AFTERWORD_CACHE"})
@@ -54,13 +66,13 @@ class ServeConfig:
     """URL of an OpenAI-compatible server; without it the embedded engine is started."""
     upstream_key: str | None = None
     """API key for the upstream."""
-    upstream_timeout: float = 600.0
+    upstream_timeout: Seconds = 600.0
     """Seconds without a byte from the upstream before the answer is given up (504)."""
     model: str = "smollm2-135m-instruct"
     """Model of the embedded engine: the built-in name, a local folder or a hub id."""
-    device: str = "auto"
-    """"auto", "cpu" or "cuda"."""
-    dtype: str = "auto"
+    device: Device = "auto"
+    """"auto", "cpu", "cuda" or "cuda:N"."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """"auto", "bfloat16" or "float32"."""
     max_batch: Count = 32
     """Requests that the engine runs at once; more wait in line."""
@@ -100,13 +112,13 @@ class TrainConfig:
     revise: Literal["off", "context", "target"] = "off"
     """Let the model write the answers that users did not like again, with their words in view: what is better than the
     draft is shown to the teacher ("context"), or imitated off-policy ("target", with the recipe "sft")."""
-    max_revisions: int = 64
+    max_revisions: NoneOrMore = 64
     """Most answers of a run that are written again; the newest."""
     stop_rules: bool = True
     """End a run early when the student collapses or drifts away; see docs/training.md."""
-    min_interactions: int = 8
+    min_interactions: NoneOrMore = 8
     """Fewer than this is "nothing to do"."""
-    max_interactions: int = 512
+    max_interactions: Count = 512
     """The newest that can be trained are taken."""
     replay: Factor = 0.0
     """For each new interaction, how many of those that the served adapter has learned are trained again, drawn at
@@ -129,7 +141,7 @@ class EvaluateConfig:
     """Length bound of an answer."""
     seed: int = 0
     """Seed of both arms' answers and of the bootstrap."""
-    looks: int = 1
+    looks: Count = 1
     """Looks at the need of correction before the answers are asked for; 4 stops early where it is clear."""
     checks: dict[str, str] = dataclasses.field(default_factory=dict)
     """Task -> program that decides its answers: "json", "python", "regex:PATTERN" or "command:PROGRAM ARGS"."""
@@ -139,11 +151,11 @@ class EvaluateConfig:
     """The judge's model name."""
     judge_key: str | None = None
     """API key for the judge."""
-    judge_timeout: float = 60.0
+    judge_timeout: Seconds = 60.0
     """Seconds that the judge may take for one comparison."""
     canaries: str | None = None
     """File of planted secrets, a JSON object {"prefix", "secret"} a line, for the suite `privacy`."""
-    ifeval_prompts: int = 48
+    ifeval_prompts: Count = 48
     """IFEval prompts to ask, spread over the kinds of instruction; 541 are all."""
 
 
@@ -151,7 +163,7 @@ class EvaluateConfig:
 class CycleConfig:
     """`[cycle]`: when `cycle --watch` starts a round."""
 
-    interval: float = 30.0
+    interval: Seconds = 30.0
     """Seconds between looks at the store."""
     min_new: Count = 32
     """New training interactions since the last candidate that start a round."""
@@ -289,7 +301,7 @@ def _check(kind: type, field: str, value: Any, key: str, source: str) -> Any:
         try:
             return TypeAdapter(wanted).validate_python(candidate, strict=isinstance(candidate, bool))
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
     raise ConfigError(f"{key} = {value!r} (from {source}) cannot be used: {reason}.", param=key)
 
 
