@@ -81,9 +81,10 @@ def test_a_missing_file_and_an_unknown_variable_are_refused(tmp_path: Path) -> N
     ("key", "value"),
     [
         ("serve.max_batch", 0), ("serve.port", 99999), ("serve.port", -1), ("serve.dtype", "int4"),
-        ("serve.device", "tpu"), ("serve.upstream_timeout", 0), ("train.min_interactions", -1), ("train.max_interactions", 0),
-        ("train.max_revisions", -1), ("evaluate.looks", 0), ("evaluate.judge_timeout", -1),
-        ("evaluate.ifeval_prompts", 0), ("cycle.interval", 0), ("cycle.interval", float("inf")),
+        ("serve.device", "tpu"), ("serve.upstream_timeout", 0), ("train.min_interactions", -1),
+        ("train.max_interactions", 0), ("train.max_revisions", -1), ("evaluate.looks", 0),
+        ("evaluate.judge_timeout", -1), ("evaluate.ifeval_prompts", 0), ("cycle.interval", 0),
+        ("cycle.interval", float("inf")),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_by_name(key: str, value: int) -> None:
