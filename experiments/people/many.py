@@ -109,12 +109,16 @@ def continual_report(rows: list[Row]) -> tuple[str, str]:
             last = [one["task"] for one in found[0]["after"][: None if way else -1]]  # a merge changes the newest too
             kept = [mean([end[one["task"]] - one["scores"][one["task"]] for one in r["after"] if one["task"] in last])
                     for r, end in zip(found, ends, strict=True)]  # fmt: skip
-            end, change = percent([mean(list(end.values())) for end in ends]), f"{100 * sum(kept) / len(kept):+.0f}"
-            body.append([f"{arm}: {way}" if way else arm, len(found), len(tasks), base, own, end, change, minutes])
-        points = [
-            (float(k + 1), [mean(list(r["after"][k]["scores"].values())) for r in found]) for k in range(len(tasks))
-        ]
-        lines.append((arm, points))
+            at_end, change = [mean(list(end.values())) for end in ends], f"{100 * sum(kept) / len(kept):+.0f}"
+            named = f"{arm}: {way}" if way else arm
+            body.append([named, len(found), len(tasks), base, own, percent(at_end), change, minutes])
+            if way:  # before the merge each adapter knows one task: a curve over them would say nothing
+                lines.append((named, [(float(len(tasks)), at_end)]))
+        if "merges" not in found[0]:
+            points = [
+                (float(k + 1), [mean(list(r["after"][k]["scores"].values())) for r in found]) for k in range(len(tasks))
+            ]
+            lines.append((arm, points))
     head = ["arm", "seeds", "tasks", "base", "right after each task", "at the end", "change of earlier tasks, points",
             "minutes a cell"]  # fmt: skip
     return table(head, body), chart(lines, "tasks learned; mean over the tasks so far")
