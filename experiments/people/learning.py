@@ -106,7 +106,7 @@ def personalise_report(rows: list[Row]) -> tuple[str, str]:
     charts: dict[str, list[Line]] = {}
     body = []
     for (persona, variant, scale), found in by(rows, "persona", "variant", "scale").items():
-        variant = _sized(variant, scale)
+        variant = sized(variant, scale)
         steps = sorted({p["wanted"] for r in found for p in r["curve"] if "win" in p and "wanted" in p})
         at = {s: [p["win"] for r in found for p in r["curve"] if p.get("wanted") == s and "win" in p] for s in steps}
         charts.setdefault(persona, []).append((variant, [(0.0, [0.5]), *((s * scale, at[s]) for s in steps)]))
@@ -152,7 +152,7 @@ def change_report(rows: list[Row]) -> tuple[str, str]:
     charts: dict[str, list[Line]] = {}
     body = []
     for (persona, variant, scale), found in by(rows, "persona", "variant", "scale").items():
-        variant = _sized(variant, scale)
+        variant = sized(variant, scale)
         for wish in ("0", "1"):
             points: dict[float, list[float]] = {0.0: [r["curve"][0]["wishes"][wish]["base_passed"] for r in found]}
             for row in found:
@@ -173,10 +173,10 @@ def change_report(rows: list[Row]) -> tuple[str, str]:
     head = ["persona", "recipe", "seeds", "old wish before the change", "new wish before", "old wish at the end",
             "new wish at the end", "new wish, wins against the base", "minutes a cell"]  # fmt: skip
     shown = [(title, lines, (0.85,)) for title, lines in charts.items()]
-    return table(head, body), panels(shown, "interactions; the mind changes at 100", "has it, per cent")
+    return table(head, body), panels(shown, "interactions at full scale; the mind changes at 100", "has it, per cent")
 
 
-def _sized(variant: str, scale: float) -> str:
+def sized(variant: str, scale: float) -> str:
     return variant if scale == 1.0 else f"{variant}, {scale:g} of the interactions"
 
 
@@ -225,7 +225,7 @@ def complementary_report(rows: list[Row]) -> tuple[str, str]:
     charts: dict[str, list[Line]] = {}
     body = []
     for (persona, variant, scale), found in by(rows, "persona", "variant", "scale").items():
-        variant = _sized(variant, scale)
+        variant = sized(variant, scale)
         for i, name in enumerate(found[0]["wishes"]):
             points: dict[float, list[float]] = {0.0: [r["curve"][0]["wishes"][i]["base_passed"] for r in found]}
             for row in found:
@@ -242,7 +242,7 @@ def complementary_report(rows: list[Row]) -> tuple[str, str]:
     head = ["persona", "recipe", "wish, in the order of their coming", "seeds", "base", "base, told so far",
             "base, told all", "after its own phase", "at the end", "change"]  # fmt: skip
     shown = [(title, lines, ()) for title, lines in charts.items()]
-    return table(head, body), panels(shown, "interactions; a wish is added every 80", "has it, per cent")
+    return table(head, body), panels(shown, "interactions at full scale; a wish is added every 80", "has it, per cent")
 
 
 SHARES = ("0", "25", "50", "75", "100")

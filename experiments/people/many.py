@@ -12,7 +12,7 @@ from book import by, chart, percent, table
 from common import Experiment, Options, Row
 from controls import gathered
 from lab import Lab, mean, open_lab, taught, worded
-from learning import seeds
+from learning import seeds, sized
 from other_ways import as_answers, edited, imitate, merged
 from variants import made
 
@@ -98,16 +98,15 @@ def _merges(lab: Lab, parts: Sequence[Candidate], tasks: Sequence[tuple[str, str
 def continual_report(rows: list[Row]) -> tuple[str, str]:
     """Right after its own task, at the end, and the base; the mean over tasks as a curve."""
     body, lines = [], []
-    for (arm, recipe), found in by(rows, "variant", "recipe").items():
-        arm = arm if arm == IMITATES else f"{arm} ({recipe})"
+    for (arm, recipe, scale), found in by(rows, "variant", "recipe", "scale").items():
+        arm = sized(arm if arm == IMITATES else f"{arm} ({recipe})", scale)
         tasks = [one["task"] for one in found[0]["after"]]
         own = percent([mean([one["scores"][one["task"]] for one in r["after"]]) for r in found])
         base = percent([mean(list(r["base"].values())) for r in found])
         minutes = f"{sum(r['seconds'] for r in found) / len(found) / 60:.1f}"
         for way in found[0].get("merges", {"": None}):
             ends = [r["merges"][way] if way else r["end"] for r in found]
-            last = [one["task"] for one in found[0]["after"][: None if way else -1]]  # a merge changes the newest too
-            kept = [mean([end[one["task"]] - one["scores"][one["task"]] for one in r["after"] if one["task"] in last])
+            kept = [mean([end[one["task"]] - one["scores"][one["task"]] for one in r["after"][:-1]])
                     for r, end in zip(found, ends, strict=True)]  # fmt: skip
             at_end, change = [mean(list(end.values())) for end in ends], f"{100 * sum(kept) / len(kept):+.0f}"
             named = f"{arm}: {way}" if way else arm
@@ -190,8 +189,8 @@ def _trained(
 def adapters_report(rows: list[Row]) -> tuple[str, str | None]:
     """Share of answers that grant the wish of each level, over the users."""
     body = []
-    for (arm, recipe), found in by(rows, "variant", "recipe").items():
-        arm = f"{arm} ({recipe})"
+    for (arm, recipe, scale), found in by(rows, "variant", "recipe", "scale").items():
+        arm = sized(f"{arm} ({recipe})", scale)
         cells: list[object] = [arm, len(found), found[0]["adapters"]]
         for level in ("all", "team", "user"):
             before = [mean([one[level] for one in r["base"].values()]) for r in found]
