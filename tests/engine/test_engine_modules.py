@@ -77,3 +77,19 @@ def test_a_writing_step_gets_the_threads_that_were_faster(
     with cores.share(500):
         pass
     assert used[-1] == 2
+
+
+def test_only_steps_of_as_many_tokens_are_compared_and_sleeping_threads_get_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[int] = []
+    clock = [0.0]
+    monkeypatch.setattr("afterword.engine.cores._use", used.append)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    cores, awake = Cores(2), 0
+    for step in range(2 * _PERIOD):
+        tokens = 16 if step >= _TRIAL else 1 + step  # the batch grows while the first way is timed
+        with cores.share(tokens):
+            awake = awake + 1 if used[-1] == 2 else 0
+            clock[0] += tokens * (1.0 if used[-1] == 2 and awake > 3 else 1.5 if used[-1] == 1 else 2.0)
+    assert used.count(2) > 2 * _PERIOD - 6 * _TRIAL, "two threads are faster once they are awake"

@@ -10,13 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import median
 
 import torch
 
 _FEW = 64
 """A step of at most so many tokens is bound by memory."""
-_PERIOD, _TRIAL = 128, 4
-"""Of so many writing steps, the first `_TRIAL` are timed as they are and the next as many the other way."""
+_PERIOD, _TRIAL, _WARM = 256, 10, 5
+"""Of so many writing steps the first `_TRIAL` run as they are and the next as many the other way; the first `_WARM` of
+each are not compared, for threads that were asleep take some steps to be as fast as they will be."""
 
 
 class Cores:
@@ -26,7 +28,8 @@ class Cores:
         self._all = threads
         self._now, self._other = max(1, threads // 2), threads
         self._step = 0
-        self._times: list[float] = []
+        self._times: tuple[dict[int, list[float]], dict[int, list[float]]] = ({}, {})
+        """Of both ways: tokens of a step -> seconds. Only steps of as many tokens can be compared."""
 
     @contextmanager
     def share(self, tokens: int) -> Iterator[None]:
@@ -39,16 +42,23 @@ class Cores:
         _use(self._other if trying else self._now)
         began = time.perf_counter()
         yield
-        self._record(time.perf_counter() - began)
+        self._record(tokens, time.perf_counter() - began, trying)
 
-    def _record(self, seconds: float) -> None:
+    def _record(self, tokens: int, seconds: float, trying: bool) -> None:
+        if self._step < 2 * _TRIAL and self._step % _TRIAL >= _WARM:
+            self._times[trying].setdefault(tokens, []).append(seconds)
         self._step = (self._step + 1) % _PERIOD
-        if self._step == 1:
-            self._times.clear()
-        if len(self._times) < 2 * _TRIAL:
-            self._times.append(seconds)
-            if len(self._times) == 2 * _TRIAL and sum(self._times[_TRIAL:]) < sum(self._times[:_TRIAL]):
-                self._now, self._other = self._other, self._now
+        if self._step == 2 * _TRIAL:
+            self._decide()
+
+    def _decide(self) -> None:
+        now, other = self._times
+        both = now.keys() & other.keys()
+        if not both:  # requests came and went all the time: soon once more
+            self._step = _PERIOD - 2 * _TRIAL
+        elif sum(median(other[n]) for n in both) < sum(median(now[n]) for n in both):
+            self._now, self._other = self._other, self._now
+        self._times = ({}, {})
 
 
 def _use(threads: int) -> None:
