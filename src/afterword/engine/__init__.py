@@ -12,3 +12,7 @@ and the sampler are ours, the model's own code runs in between unchanged.
 
 The model runs in a process of its own beside the one that answers HTTP (`remote`), on the thread that loaded it.
 """
+
+from afterword.learn import threads
+
+threads.wait_as_usual()  # before torch is loaded
