@@ -87,7 +87,7 @@ def test_a_missing_file_and_an_unknown_variable_are_refused(tmp_path: Path) -> N
         ("cycle.interval", float("inf")),
     ],
 )  # fmt: skip
-def test_a_number_out_of_range_is_refused_by_name(key: str, value: int) -> None:
+def test_a_value_that_cannot_be_used_is_refused_by_name(key: str, value: float | str) -> None:
     with pytest.raises(ConfigError, match=rf"{key} = {value!r} .*cannot be used"):
         resolve(BUILT_IN, flags={key: (value, "--set")})
 

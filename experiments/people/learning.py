@@ -177,6 +177,7 @@ def change_report(rows: list[Row]) -> tuple[str, str]:
 
 
 def sized(variant: str, scale: float) -> str:
+    """The name of a line of a report, with the scale where it is not the whole experiment."""
     return variant if scale == 1.0 else f"{variant}, {scale:g} of the interactions"
 
 

@@ -35,6 +35,7 @@ Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 def _device(name: str) -> str:
+    """As `learn.models.pick_device` reads it; ValueError for any other."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ValueError("use auto, cpu, cuda or cuda:N")
     return name
@@ -67,7 +68,7 @@ class ServeConfig:
     upstream_key: str | None = None
     """API key for the upstream."""
     upstream_timeout: Seconds = 600.0
-    """Seconds without a byte from the upstream before the answer is given up (504)."""
+    """Seconds without a byte from the upstream before the answer is given up (504); more than 0."""
     model: str = "smollm2-135m-instruct"
     """Model of the embedded engine: the built-in name, a local folder or a hub id."""
     device: Device = "auto"

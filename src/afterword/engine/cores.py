@@ -15,7 +15,7 @@ from statistics import median
 import torch
 
 _FEW = 64
-"""A step of at most so many tokens is bound by memory."""
+"""A step of at most so many tokens is short enough that threads may cost more by waiting than they do."""
 _PERIOD, _TRIAL, _WARM = 256, 10, 5
 """Of so many writing steps the first `_TRIAL` run as they are and the next as many the other way; the first `_WARM` of
 each are not compared, for threads that were asleep take some steps to be as fast as they will be."""

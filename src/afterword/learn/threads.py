@@ -22,7 +22,8 @@ def wait_as_usual() -> None:
     """Forget what a parent process said by `wait_briefly`.
 
     An engine that was started by a process that trains or measures inherits it, and its steps of hundreds of short
-    operations then pay a wake-up each; it finds out by itself whether a second thread pays (`engine.cores`).
+    operations then pay a wake-up each; it finds out by itself whether a second thread pays (`engine.cores`). Nothing is
+    changed where only one of the two variables has that value. Without effect once torch is loaded.
     """
     if all(os.environ.get(name) == value for name, value in _BRIEFLY.items()):
         for name in _BRIEFLY:
