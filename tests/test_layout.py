@@ -12,8 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "src" / "afterword").rglob("*.py"))
 WRITTEN = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
-LOOP = "train/loop.py"
-FORBIDDEN_WORDS = ("rollout", "trajectory", "datum")
+LONGEST_FILE, LONGEST_FUNCTION = 1000, 100
 
 
 def _name(path: Path) -> str:
@@ -23,12 +22,11 @@ def _name(path: Path) -> str:
 @pytest.mark.parametrize("path", WRITTEN, ids=_name)
 def test_files_and_functions_stay_readable(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 500, "a file has at most 500 lines (aim for 300)"
-    limit = 150 if _name(path) == LOOP else 60
+    assert len(text.splitlines()) <= LONGEST_FILE, f"a file has at most {LONGEST_FILE} lines (most have 200 to 800)"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             size = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert size <= limit, f"{node.name} has {size} lines, at most {limit}"
+            assert size <= LONGEST_FUNCTION, f"{node.name} has {size} lines, at most {LONGEST_FUNCTION}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_name)
@@ -38,12 +36,6 @@ def test_every_module_says_what_it_owns_and_public_functions_are_documented(path
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{node.name} is public and has no docstring"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=_name)
-def test_the_nouns_of_the_spine_are_used(path: Path) -> None:
-    names = {node.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)}
-    assert not [n for n in names if any(word in n.lower() for word in FORBIDDEN_WORDS)]
 
 
 def test_the_command_line_starts_without_torch() -> None:
