@@ -63,7 +63,7 @@ ANSWERS = (
     [
         (ByKind(("tests", "rating")), [0, 1, 3]),
         (ByCorrectness(True), [0]),
-        (ByCorrectness(False), [1]),
+        (ByCorrectness(False), [1, 3]),  # 0 is what a verifier says of a wrong answer
         (ByTask(("code",)), [0, 1]),
         (ByTask((None, "support")), [2, 3]),
     ],
@@ -77,6 +77,11 @@ def test_a_route_counts_neither_above_nor_below(route: Route, passed: list[int])
     assert term.value(scored(4, loss=losses), some, term.count(some)).item() == pytest.approx(want)
 
 
+def everything(n: int) -> Tensor:
+    """[n] every token counts."""
+    return torch.ones(n, dtype=torch.bool)
+
+
 def test_group_baselines() -> None:
     rewards = (1.0, 0.0, 0.0, 0.0)
     asked = [Encoded("i", (1,), (2,), {}, True, 1.0, True, 0, Answer(reward=r)) for r in rewards]
@@ -86,7 +91,10 @@ def test_group_baselines() -> None:
     assert answers[4].group == Group(size=1, mean=1.0)
     some = rows([1] * 5, answers)
     nothing = scored(5)
-    got = {kind: GroupBaseline(kind)(nothing, some).tolist() for kind in ("grpo", "dr_grpo", "leave_one_out")}
+    got = {
+        kind: GroupBaseline(kind)(nothing, some, everything(5)).tolist()
+        for kind in ("grpo", "dr_grpo", "leave_one_out")
+    }
     assert got["grpo"] == pytest.approx([1.5, -0.5, -0.5, -0.5, 0.0], abs=1e-3)
     assert got["dr_grpo"] == pytest.approx([0.75, -0.25, -0.25, -0.25, 0.0])
     assert got["leave_one_out"] == pytest.approx([1.0, -1 / 3, -1 / 3, -1 / 3, 0.0])
@@ -106,16 +114,16 @@ def test_the_log_ratio_as_advantage_is_the_policy_gradient() -> None:
     at = ids[:, None]
     scores = scored(6, logp_student=tile.s.gather(1, at)[:, 0], logp_teacher=tile.t.gather(1, at)[:, 0])
     value, gradient = NegativeLogLikelihood()(tile)
-    advantage = LogRatio()(scores, some)
+    advantage = LogRatio()(scores, some, everything(6))
     want_value, want_gradient = PolicyGradient()(tile)
     torch.testing.assert_close(value * advantage, want_value)
     torch.testing.assert_close(gradient * advantage[:, None], want_gradient)
-    centred = LogRatio(centre=True)(scores, some)
+    centred = LogRatio(centre=True)(scores, some, everything(6))
     assert centred[:2].sum().item() == pytest.approx(0, abs=1e-6) and centred[2:].sum().item() == pytest.approx(
         0, abs=1e-6
     )
     assert (advantage - centred)[2:].std().item() == pytest.approx(0, abs=1e-6)
-    bounded = LogRatio(low=-0.1, high=0.2)(scores, some)
+    bounded = LogRatio(low=-0.1, high=0.2)(scores, some, everything(6))
     assert bounded.min() >= -0.1 and bounded.max() <= 0.2
 
 

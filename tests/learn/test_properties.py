@@ -88,7 +88,7 @@ def scores_of(lab: Lab, term: Term, rows: Sequence[Encoded], student: Tensor, id
             return hidden_states(model, packed([(p, r.completion) for p, r in zip(prompts, rows, strict=True)]))
 
     reads = lab.other if isinstance(term.teacher, External) else lab.model
-    teacher = None if term.teacher is None else side(reads, [r.teacher_prompts[term.context.name] for r in rows])
+    teacher = None if term.teacher is None else side(reads, [r.teacher_prompts[term.context] for r in rows])
     reference = side(lab.model, [r.prompt for r in rows]) if term.target.needs_reference else None
     return token_losses(
         student, teacher, lab.head, ids, term.estimator,
@@ -321,11 +321,11 @@ def test_8_only_the_privileged_text_is_cut_and_what_was_cut_is_counted(lab: Lab,
         return
     (long,) = prepare([given], lab.tokenizer, one, limit=512, vocabulary=259).rows
     assert long.cut == 200
-    tight = prepare([given], lab.tokenizer, one, limit=len(long.teacher_prompts[where.name]) - 30, vocabulary=259)
-    text = lab.tokenizer.decode(tight.rows[0].teacher_prompts[where.name])
+    tight = prepare([given], lab.tokenizer, one, limit=len(long.teacher_prompts[where]) - 30, vocabulary=259)
+    text = lab.tokenizer.decode(tight.rows[0].teacher_prompts[where])
     for row in (long, tight.rows[0]):
         shown = len(words) - row.cut
         whole = where.place(given.turn.messages, given.turn.answer, words[:shown], kind=kind, polarity=-1)
         want = lab.tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=True)
-        assert lab.tokenizer.decode(row.teacher_prompts[where.name]) == want
-    assert ends_with(tight.rows[0].teacher_prompts[where.name], generation_header(lab.tokenizer)), text
+        assert lab.tokenizer.decode(row.teacher_prompts[where]) == want
+    assert ends_with(tight.rows[0].teacher_prompts[where], generation_header(lab.tokenizer)), text

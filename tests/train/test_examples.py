@@ -45,7 +45,7 @@ def test_served_ids_are_used_as_they_are(model: str) -> None:
     tokenizer, good = load_tokenizer(model), example(model, 1)
     row = one(model, good)
     assert (row.prompt, row.completion) == (good.turn.prompt_ids, good.turn.completion_ids)
-    teacher = row.teacher_prompts["appended"]
+    teacher = row.teacher_prompts[CONTEXTS["appended"]]
     header = generation_header(tokenizer)
     assert row.prompt[-len(header) :] == teacher[-len(header) :] == header
     told = [{"role": "user", "content": "Question 1?\n\nShorter, please."}]
@@ -55,9 +55,9 @@ def test_served_ids_are_used_as_they_are(model: str) -> None:
 
 def taught(model: str, recipe: Recipe, *given: Example) -> list[str]:
     """What the teacher of the first term reads for each example."""
-    tokenizer, name = load_tokenizer(model), recipe.terms[0].context.name
+    tokenizer, where = load_tokenizer(model), recipe.terms[0].context
     rows = prepare(given, tokenizer, recipe, limit=512, vocabulary=259).rows
-    return [decode(tokenizer, row.teacher_prompts[name]) for row in rows]
+    return [decode(tokenizer, row.teacher_prompts[where]) for row in rows]
 
 
 def test_the_words_around_the_hindsight_follow_what_the_user_meant(model: str) -> None:
@@ -97,7 +97,7 @@ def test_a_fixed_text_needs_no_hindsight(model: str) -> None:
     long = sdpo_interactions(where=with_text(CONTEXTS["system"], "Be brief. " * 20), max_hindsight=8)
     (row,) = prepare([example(model, 1)], load_tokenizer(model), long, limit=512, vocabulary=259).rows
     assert row.cut == 0
-    assert "Be brief." in decode(load_tokenizer(model), row.teacher_prompts["system"])
+    assert "Be brief." in decode(load_tokenizer(model), row.reads(long.terms[0].context))
 
 
 def test_a_cut_answer_has_no_end_added(model: str) -> None:
@@ -142,7 +142,7 @@ def test_a_conversation_that_is_too_long_is_left_out(model: str) -> None:
 def test_only_the_hindsight_gives_way_to_the_models_limit(model: str) -> None:
     good = example(model, 1, hindsight="y" * 300)
     row = one(model, good, limit=150)
-    teacher = row.teacher_prompts["appended"]
+    teacher = row.teacher_prompts[CONTEXTS["appended"]]
     assert len(teacher) + len(row.completion) == 150
     assert row.cut > 100
     assert teacher[-5:] == row.prompt[-5:]
@@ -186,3 +186,13 @@ def test_nothing_to_do_says_what_is_missing(model: str) -> None:
     bad = [changed(example(model, i), split="holdout") for i in range(2)]
     with pytest.raises(NothingToDo, match=r"none of 2 .* \(2 holdout\)"):
         prepare(bad, tokenizer, sdpo_interactions(), limit=512, vocabulary=259)
+
+
+def test_an_imported_answer_that_was_cut_does_not_teach_to_stop_there(model: str) -> None:
+    tokenizer = load_tokenizer(model)
+    ids: dict[str, Any] = {"prompt_ids": None, "completion_ids": None}
+    given = [example(model, i, finish_reason=why, **ids) for i, why in ((1, "length"), (2, "stop"))]
+    rows = prepare(given, tokenizer, sdpo_interactions(include_off_policy=True), limit=512, vocabulary=259).rows
+    end = end_of_turn_ids(tokenizer)[0]
+    assert [row.completion[-1] == end for row in rows] == [False, True]
+    assert decode(tokenizer, rows[0].completion) == given[0].turn.answer["content"]

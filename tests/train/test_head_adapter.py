@@ -12,6 +12,7 @@ import torch
 
 from afterword.errors import ConfigError
 from afterword.evaluate.models import Models
+from afterword.learn.contexts import CONTEXTS
 from afterword.learn.models import load_model, load_tokenizer
 from afterword.learn.recipes import Lora, Recipe, sdpo_interactions
 from afterword.learn.teachers import BASE, LIVE, START, Average, Copy, Released, Routed, Teacher
@@ -85,7 +86,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_logits(model: str, teach
         with torch.no_grad():
             still = teacher.frozen  # without a parent, what a run starts from is the base
             with policy.model.disable_adapter() if still else torch.no_grad():
-                other = _logits(policy, row.reads("appended"), row.completion)
+                other = _logits(policy, row.reads(CONTEXTS["appended"]), row.completion)
         s, t = student.log_softmax(-1), other.log_softmax(-1)
         total = total + (t.exp() * (t - s)).sum(-1).mean() / len(prepared.rows)
     total.backward()  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from afterword.chat.render import decode
+from afterword.learn.contexts import CONTEXTS
 from afterword.learn.loss_stage import Scores
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import Recipe, sdpo_interactions
@@ -66,7 +67,7 @@ def test_private_tokens_count_neither_above_nor_below(model: str) -> None:
 def test_words_are_redacted_again_before_the_teacher_reads_them(model: str) -> None:
     old = example(model, 1, hindsight="Send it to ana.reis@example.com instead.")
     row = encoded(model, old)
-    told = decode(load_tokenizer(model), row.teacher_prompts["appended"])
+    told = decode(load_tokenizer(model), row.teacher_prompts[CONTEXTS["appended"]])
     assert "Send it to [EMAIL] instead." in told and "ana" not in told
 
 

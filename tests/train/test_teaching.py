@@ -225,10 +225,10 @@ def test_every_task_has_its_teacher(model: str, tmp_path: Path) -> None:
         )
     rows = prepare(examples, load_tokenizer(model), recipe, limit=512, vocabulary=259).rows
     states = TeacherStates(Teaching(policy, recipe, model), rows, recipe, KeptStates(None), "x")
-    got = states.get(routed, "appended", [0, 1, 2, 3])
+    got = states.get(routed, CONTEXTS["appended"], [0, 1, 2, 3])
     assert got is not None
     for i, piece in enumerate(torch.split(got.states, [len(r.completion) for r in rows])):
-        alone = packed([(rows[i].teacher_prompts["appended"], rows[i].completion)])
+        alone = packed([(rows[i].teacher_prompts[CONTEXTS["appended"]], rows[i].completion)])
         own = policy.hidden(alone, "base" if i in (1, 2) else "start")
         torch.testing.assert_close(piece, own, atol=1e-5, rtol=1e-4)
 
@@ -262,10 +262,12 @@ def test_a_contrast_reads_a_remark_of_no_content_beside_the_users_own_words(mode
     last = dataclasses.replace(examples[2].interaction, kind="edited")
     examples[2] = dataclasses.replace(examples[2], interaction=last)
     rows = prepare(examples, load_tokenizer(model), contrast, limit=512, vocabulary=259).rows
-    said = decode(load_tokenizer(model), rows[0].teacher_prompts["remark"])
+    said = decode(load_tokenizer(model), rows[0].teacher_prompts[CONTEXTS["remark"]])
     assert "That is not what I wanted." in said and examples[0].interaction.hindsight not in said
-    assert rows[0].teacher_prompts["remark"] != rows[0].teacher_prompts["appended"]
-    assert rows[2].teacher_prompts["remark"] == rows[2].teacher_prompts["appended"], "an edit is no remark"
+    assert rows[0].teacher_prompts[CONTEXTS["remark"]] != rows[0].teacher_prompts[CONTEXTS["appended"]]
+    assert rows[2].teacher_prompts[CONTEXTS["remark"]] == rows[2].teacher_prompts[CONTEXTS["appended"]], (
+        "an edit is no remark"
+    )
     run(model, tmp_path / "plain", plain)
     run(model, tmp_path / "contrast", contrast)
     assert losses(tmp_path / "contrast")[0] != pytest.approx(losses(tmp_path / "plain")[0], rel=1e-3)

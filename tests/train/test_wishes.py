@@ -34,7 +34,7 @@ def test_a_teacher_reads_what_the_same_user_asked_for_nearest_first(model: str) 
     rows = prepare(
         given, load_tokenizer(model), sdpo_interactions(where=CONTEXTS["together"]), limit=512, vocabulary=259
     ).rows
-    told = [decode(load_tokenizer(model), row.teacher_prompts["together"]) for row in rows]
+    told = [decode(load_tokenizer(model), row.teacher_prompts[CONTEXTS["together"]]) for row in rows]
     fourth = [line for line in told[3].splitlines() if line.startswith("Wish")]
     assert [line[5] for line in fourth] == ["d", "c", "e", "b", "f"]
     assert [line[5] for line in told[0].splitlines() if line.startswith("Wish")] == ["a", "b", "c", "d", "e"]

@@ -28,8 +28,9 @@ class Advantage(Protocol):
     def needs_reward(self) -> bool:
         """True when answers without a reward cannot count."""
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
-        """[N], no gradient."""
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+        """[N], no gradient; `keep` [N] is True for tokens that count. The others' scores may be anything: neither they
+        nor their number may change the value of a token that counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class FeedbackPolarity:
     needs_teacher = False
     needs_reward = True
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         return rows.each(lambda a: a.reward or 0.0)
 
 
@@ -55,7 +56,7 @@ class GroupBaseline:
     needs_teacher = False
     needs_reward = True
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         return rows.each(self._of)
 
     def _of(self, answer: Answer) -> float:
@@ -72,8 +73,8 @@ class GroupBaseline:
 class LogRatio:
     """log T(y) - log S(y) of each served token: distillation as a policy gradient (arXiv 2603.12273).
 
-    `low` and `high` bound it (REOPOLD floors the reward); `centre` then subtracts its mean over the answer, which
-    changes what a batch moves but not which token of an answer is preferred.
+    `low` and `high` bound it (REOPOLD floors the reward); `centre` then subtracts its mean over the counted tokens of
+    the answer, which changes what a batch moves but not which token of an answer is preferred.
     """
 
     centre: bool = False
@@ -82,16 +83,17 @@ class LogRatio:
     needs_teacher = True
     needs_reward = False
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         ratio = (scores.logp_teacher - scores.logp_student).detach()
         if self.low is not None or self.high is not None:
             ratio = ratio.clamp(min=self.low, max=self.high)
-        return ratio - _answer_mean(ratio, rows)[rows.row] if self.centre else ratio
+        return ratio - _answer_mean(ratio, rows, keep)[rows.row] if self.centre else ratio
 
 
 @dataclass(frozen=True, slots=True)
 class ReturnToGo:
-    """Mean of log T - log S over the tokens that follow in the same answer; 0 for the last (MiniLLM, arXiv 2306.08543).
+    """Mean of log T - log S over the counted tokens that follow in the same answer; 0 for the last (MiniLLM, arXiv
+    2306.08543).
 
     Divided by how many follow, or short answers win. A ratio counts `limit` nats at most; there is no whitening over
     a batch, which would depend on how the batch is split.
@@ -101,17 +103,22 @@ class ReturnToGo:
     needs_teacher = True
     needs_reward = False
 
-    def __call__(self, scores: Scores, rows: Rows) -> Tensor:
+    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         ratio = (scores.logp_teacher - scores.logp_student).detach().clamp(-self.limit, self.limit)
-        sums = torch.zeros(len(rows.length), dtype=ratio.dtype, device=ratio.device).index_add_(0, rows.row, ratio)
-        through = ratio.cumsum(0)
-        before = (sums.cumsum(0) - sums)[rows.row]
-        after = sums[rows.row] - (through - before)
-        left = rows.length[rows.row] - rows.position - 1
-        return torch.where(left > 0, after / left.clamp(min=1), torch.zeros_like(after))
+        # Running sums over a whole batch: in float32 a long one would blur the differences between them.
+        after, left = (_following(x, rows) for x in (torch.where(keep, ratio, 0.0).double(), keep.double()))
+        return (after / left.clamp(min=1)).to(ratio.dtype)
 
 
-def _answer_mean(values: Tensor, rows: Rows) -> Tensor:
-    """[R] mean over the tokens of each answer."""
-    sums = torch.zeros(len(rows.length), dtype=values.dtype, device=values.device).index_add_(0, rows.row, values)
-    return sums / rows.length.clamp(min=1)
+def _following(values: Tensor, rows: Rows) -> Tensor:
+    """[N] sum of the values [N] of the tokens behind each one in the same answer."""
+    through = values.cumsum(0)
+    last = rows.length.cumsum(0)[rows.row] - 1
+    return through[last] - through
+
+
+def _answer_mean(values: Tensor, rows: Rows, keep: Tensor) -> Tensor:
+    """[R] mean over the tokens of each answer that count; 0 where none does."""
+    zeros = torch.zeros(len(rows.length), dtype=values.dtype, device=values.device)
+    sums = zeros.index_add(0, rows.row, torch.where(keep, values, 0.0))
+    return sums / zeros.index_add(0, rows.row, keep.to(values.dtype)).clamp(min=1)

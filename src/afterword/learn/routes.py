@@ -53,13 +53,13 @@ class NotKind:
 
 @dataclass(frozen=True, slots=True)
 class ByCorrectness:
-    """Answers that were judged right (reward above 0), or those judged wrong (below 0). What nobody judged is
-    neither."""
+    """Answers that were judged right (reward above 0), or those judged wrong (0, as verifiers say it, or below). What
+    nobody judged is neither."""
 
     correct: bool
 
     def __call__(self, answer: Answer) -> bool:
-        return answer.reward is not None and (answer.reward > 0 if self.correct else answer.reward < 0)
+        return answer.reward is not None and (answer.reward > 0 if self.correct else answer.reward <= 0)
 
 
 @dataclass(frozen=True, slots=True)

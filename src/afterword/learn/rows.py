@@ -6,8 +6,9 @@ Owns no arithmetic: weights, routes and advantages read from here, never from ot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,10 @@ class Answer:
 UNKNOWN = Answer()
 
 
+Informed = bool | frozenset[Any]
+"""The contexts that hold privileged text for an answer; True is every context, False none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """N scored tokens of R answers, in order of the answers. Prompt and padding tokens are not among them."""
@@ -56,8 +61,8 @@ class Rows:
     """[R] scored tokens of the answer."""
     weight: Tensor
     """[R] strength of the interaction, float32."""
-    privileged: Tensor
-    """[R] True when the teacher has something to read that the student has not."""
+    privileged: tuple[Informed, ...]
+    """[R] the contexts under which the teacher reads something that the student does not."""
     answers: tuple[Answer, ...]
     """[R]"""
     served: Tensor
@@ -67,6 +72,11 @@ class Rows:
     """[N] True for tokens that write private data: no term counts them."""
     changed: Tensor
     """[N] True for tokens that the user changed in the answer."""
+
+    def informed(self, context: Hashable) -> Tensor:
+        """[N] True for the tokens of the answers of which `context` tells the teacher something."""
+        told = [p if isinstance(p, bool) else context in p for p in self.privileged]
+        return torch.tensor(told, dtype=torch.bool, device=self.row.device)[self.row]
 
     def each(self, read: Callable[[Answer], float]) -> Tensor:
         """[N] a figure of every token's answer, float32."""
@@ -82,7 +92,7 @@ class Rows:
 def layout(
     lengths: Sequence[int],
     weights: Sequence[float],
-    privileged: Sequence[bool],
+    privileged: Sequence[Informed],
     device: torch.device | str = "cpu",
     *,
     answers: Sequence[Answer] | None = None,
@@ -101,7 +111,7 @@ def layout(
         position=position,
         length=length,
         weight=torch.tensor(list(weights), dtype=torch.float32, device=device),
-        privileged=torch.tensor(list(privileged), dtype=torch.bool, device=device),
+        privileged=tuple(privileged),
         answers=tuple(answers) if answers is not None else (UNKNOWN,) * len(lengths),
         served=torch.tensor(
             [math.nan] * int(length.sum()) if served is None else list(served), dtype=torch.float32, device=device

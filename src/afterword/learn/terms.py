@@ -88,7 +88,7 @@ class Term:
         for mask in self.masks:
             keep = keep & mask(rows)
         if self.context.privileged:
-            keep = keep & rows.privileged[rows.row]
+            keep = keep & rows.informed(self.context)
         if self.route != EVERYTHING:
             keep = keep & rows.where(self.route)
         if self.advantage is not None and self.advantage.needs_reward:
@@ -104,17 +104,17 @@ class Term:
         keep = self.keep(rows)
         loss = scores.loss if self.clip is None else scores.loss.clamp(max=self.clip)
         factors = self.average.share(keep, rows).to(loss.dtype) * chain(self.weights, scores, rows, keep).detach()
-        factors = factors * self._push(scores, rows).to(loss.dtype)
+        factors = factors * self._push(scores, rows, keep).to(loss.dtype)
         # Where a token does not count its factor may be anything, also NaN for want of a log-probability.
         factors = torch.where(keep, factors, torch.zeros_like(factors))
         # A token that does not count must not count even when its loss is not finite.
         loss = torch.where(keep & (factors != 0), loss, torch.zeros_like(loss))
         return self.scale * (factors * loss).sum() / max(count, 1.0)
 
-    def _push(self, scores: Scores, rows: Rows) -> Tensor:
+    def _push(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         """[N] advantage x update, without a gradient."""
         if self.advantage is not None:
-            advantage = self.advantage(scores, rows).detach()
+            advantage = self.advantage(scores, rows, keep).detach()
         elif self.update == PLAIN:
             return torch.ones_like(scores.logp_student)
         else:  # the estimator holds the advantage: the update needs only its sign

@@ -30,13 +30,16 @@ class Weight(Protocol):
         """True when tokens without the sampler's log-probability cannot count."""
 
     def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
-        """[N] factors, no gradient; `keep` [N] is True for tokens that count, the others' factors are not read."""
+        """[N] factors, no gradient; `keep` [N] is True for tokens that count. The others' factors are not read and
+        their scores may be anything: neither they nor their number may change the factor of a token that counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class InteractionWeight:
-    """The strength of the interaction that a token belongs to. In the numerator only: half the strength, half
-    the step."""
+    """The strength of the interaction that a token belongs to, in the numerator only.
+
+    Strengths act relative to the other rows of a batch. An optimiser that normalises the gradient, as AdamW does, takes
+    the same step when all of them are halved."""
 
     needs_served = False
 
@@ -164,7 +167,7 @@ class LeastRatio:
 
 @dataclass(frozen=True, slots=True)
 class TopEntropy:
-    """1 at the share of each answer's tokens where the student's entropy is highest, else 0; at least one token.
+    """1 at the share of each answer's counted tokens with the highest student entropy, else 0; at least one token.
 
     By the answer, not by the batch as in REOPOLD, so that nothing depends on how a batch is split.
     """
@@ -174,9 +177,11 @@ class TopEntropy:
 
     def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
         gate = torch.zeros_like(scores.entropy_student)
-        for start, size in zip((rows.length.cumsum(0) - rows.length).tolist(), rows.length.tolist(), strict=True):
-            top = scores.entropy_student[start : start + size].topk(min(size, max(1, round(self.share * size)))).indices
-            gate[start + top] = 1.0
+        for answer in range(len(rows.length)):
+            counted = (keep & (rows.row == answer)).nonzero()[:, 0]
+            if len(counted):
+                most = max(1, round(self.share * len(counted)))
+                gate[counted[scores.entropy_student[counted].topk(most).indices]] = 1.0
         return gate
 
 

@@ -112,7 +112,7 @@ class _Probe:
         if term is None or term.teacher is None:
             return None
         plain = self.scores(term.teacher, [r.prompt for r in self.rows])
-        real = self.scores(term.teacher, [r.teacher_prompts[term.context.name] for r in self.rows])
+        real = self.scores(term.teacher, [r.teacher_prompts[term.context] for r in self.rows])
         prompts = self.other_prompts(term.context, seed)
         wrong = self.scores(term.teacher, prompts)
         beside = [s for s, p in zip(plain, prompts, strict=True) if p is not None]
@@ -158,12 +158,12 @@ class _Probe:
         for term in self.recipe.terms:
             if term.teacher is None:
                 continue
-            prompts: list[Ids | None] = [row.reads(term.context.name) if r is row else None for r in self.rows]
+            prompts: list[Ids | None] = [row.reads(term.context) if r is row else None for r in self.rows]
             (theirs,) = self.scores(term.teacher, prompts)
             columns += [theirs.tolist(), (theirs - plain).tolist()]
             names += [f"teacher of {term.name!r}", "minus student"]
             who = f"{names[-2]} ({_part(term.teacher, row).key}, context {term.context.name!r})"
-            lines += self._prompt(who, row.reads(term.context.name))
+            lines += self._prompt(who, row.reads(term.context))
         last = decode(self.tokenizer, row.completion[-1:], special=True)
         lines += [f"--- all score {len(row.completion)} ids; the last is {row.completion[-1]} {last!r}"]
         lines += [f"    log-probabilities (nats): {', '.join(names)}"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from afterword.learn.contexts import Context
 from afterword.learn.forward import Ids, Read, by_budget, packed
 from afterword.learn.recipes import Recipe
 from afterword.learn.rows import Rows, layout
@@ -95,23 +96,48 @@ class TeacherStates:
     ) -> None:
         """`name` stands for the base and the parent in the cache on disk."""
         self.teaching, self.rows, self.disk, self.name, self.world = teaching, rows, kept, name, world
-        self.sides: dict[tuple[str, str], list[Side]] = {}
+        self.sides: dict[tuple[str, Context], dict[int, Side]] = {}
+        self.needed = _needed(recipe, rows)
         frozen = _frozen(recipe)
         width = teaching.policy.head.weight.shape[1]
-        if sum(len(r.completion) for r in rows) * width * 4 * len(frozen) <= CACHE_BYTES:
+        tokens = sum(len(rows[i].completion) for pair in frozen for i in self.needed[pair])
+        if tokens * width * 4 <= CACHE_BYTES:
             for teacher, context in frozen:
                 self.sides[teacher.key, context] = self._score_all(teacher, context, recipe.micro_tokens)
         kept.trim()
 
     def get(
-        self, teacher: Teacher | None, context: str, picked: Sequence[int], read: Read | None = None
+        self, teacher: Teacher | None, context: Context, picked: Sequence[int], read: Read | None = None
     ) -> Side | None:
-        """[N, H] for these interactions, without a gradient; None without a teacher. A teacher that is the student
-        itself goes on from what the student has `read`."""
+        """[N, H] for these interactions, without a gradient; None without a teacher. Zeros for interactions of which no
+        term keeps a token under this teacher and context. A teacher that is the student itself goes on from what the
+        student has `read`."""
         if teacher is None:
             return None
         if teacher == LIVE and read is not None:
             return Side(self.teaching.policy.after(self._pairs(context, picked), read), self.teaching.head(teacher))
+        wanted = self.needed[teacher, context]
+        asked = [i for i in picked if i in wanted]
+        if len(asked) == len(picked):
+            return self._asked(teacher, context, asked)
+        return self._spread(self._asked(teacher, context, asked) if asked else None, picked, asked)
+
+    def _spread(self, side: Side | None, picked: Sequence[int], asked: Sequence[int]) -> Side:
+        """`side`, which is of the rows `asked`, as [N, H] of all rows `picked`; the others are 0."""
+        policy = self.teaching.policy
+        if side is None:
+            head, width, dtype = policy.head, policy.head.weight.shape[1], policy.head.weight.dtype
+            return Side(torch.zeros(sum(self._lengths(picked)), width, dtype=dtype, device=policy.device), head)
+        pieces = dict(zip(asked, torch.split(side.states, self._lengths(asked)), strict=True))
+        width = side.states.shape[1]
+        parts = [
+            pieces[i] if i in pieces else side.states.new_zeros(n, width)
+            for i, n in zip(picked, self._lengths(picked), strict=True)
+        ]
+        return Side(torch.cat(parts), side.head)
+
+    def _asked(self, teacher: Teacher, context: Context, picked: Sequence[int]) -> Side:
+        """What the teacher says of these interactions."""
         if isinstance(teacher, Routed):
             return self._routed(teacher, context, picked)
         known = self.sides.get((teacher.key, context))
@@ -125,7 +151,7 @@ class TeacherStates:
             self.teaching.measure(teacher, side.states, start.states, ids)
         return side
 
-    def _routed(self, teacher: Routed, context: str, picked: Sequence[int]) -> Side:
+    def _routed(self, teacher: Routed, context: Context, picked: Sequence[int]) -> Side:
         """Every interaction from the teacher of its task."""
         found: dict[int, Tensor] = {}
         head = self.teaching.policy.head  # not adapted: `Teaching` refuses routes otherwise
@@ -136,17 +162,18 @@ class TeacherStates:
             found.update(zip(mine, torch.split(side.states, self._lengths(mine)), strict=True))
         return Side(torch.cat([found[i] for i in picked]), head)
 
-    def _score(self, teacher: Teacher, context: str, picked: Sequence[int]) -> Side:
+    def _score(self, teacher: Teacher, context: Context, picked: Sequence[int]) -> Side:
         return self.teaching.side(teacher, packed(self._pairs(context, picked), self.teaching.policy.device))
 
-    def _pairs(self, context: str, picked: Sequence[int]) -> list[tuple[Ids, Ids]]:
+    def _pairs(self, context: Context, picked: Sequence[int]) -> list[tuple[Ids, Ids]]:
         return [(self.rows[i].reads(context), self.rows[i].completion) for i in picked]
 
-    def _score_all(self, teacher: Teacher, context: str, budget: int) -> list[Side]:
-        """One side per row; several processes take the groups in turn and give each other what they found."""
+    def _score_all(self, teacher: Teacher, context: Context, budget: int) -> dict[int, Side]:
+        """One side for each row that is needed; several processes take the groups in turn and give each other what they
+        found."""
         found: dict[int, Side] = {}
         head = self.teaching.head(teacher)
-        for n, group in enumerate(split(self.rows, range(len(self.rows)), budget)):
+        for n, group in enumerate(split(self.rows, sorted(self.needed[teacher, context]), budget)):
             source = n % self.world.size
             if source == self.world.rank:
                 states = self._kept_or_scored(teacher, context, group)
@@ -155,9 +182,9 @@ class TeacherStates:
             self.world.give(states, source)
             pieces = torch.split(states, self._lengths(group))
             found.update((i, Side(piece, head)) for i, piece in zip(group, pieces, strict=True))
-        return [found[i] for i in range(len(self.rows))]
+        return found
 
-    def _kept_or_scored(self, teacher: Teacher, context: str, group: Sequence[int]) -> Tensor:
+    def _kept_or_scored(self, teacher: Teacher, context: Context, group: Sequence[int]) -> Tensor:
         rows = [self.rows[i] for i in group]
         keys = [self.disk.key(f"{self.name}/{teacher.key}", r.reads(context), r.completion) for r in rows]
         kept = self.disk.get(keys)
@@ -171,11 +198,26 @@ class TeacherStates:
         return [len(self.rows[i].completion) for i in picked]
 
 
-def _frozen(recipe: Recipe) -> list[tuple[Teacher, str]]:
-    """(teacher, context) pairs that never change, with the start for each trust region."""
-    pairs: dict[tuple[str, str], tuple[Teacher, str]] = {}
+def _needed(recipe: Recipe, rows: Sequence[Encoded]) -> dict[tuple[Teacher, Context], frozenset[int]]:
+    """For each teacher, or part of one, and context: the rows of which some term that asks it keeps a token."""
+    whole = rows_of(rows)
+    found: dict[tuple[Teacher, Context], frozenset[int]] = {}
     for term in recipe.terms:
-        for teacher, context in ((term.teacher, term.context.name), (term.reference, term.reference_context.name)):
+        kept = frozenset(whole.row[term.keep(whole)].tolist())
+        for teacher, context in ((term.teacher, term.context), (term.reference, term.reference_context)):
+            parts = (teacher, *teacher.parts) if isinstance(teacher, Routed) else (teacher,) if teacher else ()
+            for part in parts:
+                found[part, context] = found.get((part, context), frozenset()) | kept
+                if isinstance(part, TrustRegion):
+                    found[START, context] = found.get((START, context), frozenset()) | kept
+    return found
+
+
+def _frozen(recipe: Recipe) -> list[tuple[Teacher, Context]]:
+    """(teacher, context) pairs that never change, with the start for each trust region."""
+    pairs: dict[tuple[str, Context], tuple[Teacher, Context]] = {}
+    for term in recipe.terms:
+        for teacher, context in ((term.teacher, term.context), (term.reference, term.reference_context)):
             for part in teacher.parts if isinstance(teacher, Routed) else (teacher,) if teacher else ():
                 part = START if isinstance(part, TrustRegion) else part
                 if part.frozen:

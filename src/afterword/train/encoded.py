@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from afterword.learn.contexts import Context
 from afterword.learn.rows import UNKNOWN, Answer
 from afterword.records import Interaction, Turn
 
@@ -22,13 +23,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An interaction as ids. `teacher_prompts` has the prompt of each context that the recipe's terms use."""
+    """An interaction as ids."""
 
     interaction: str
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
-    teacher_prompts: dict[str, tuple[int, ...]]
-    privileged: bool
+    teacher_prompts: dict[Context, tuple[int, ...]]
+    """The prompt of each context that the recipe's terms use. By the context itself: two may share a name."""
+    privileged: bool | frozenset[Context]
+    """The contexts that hold something for the teacher which the student does not read; True is all, False none."""
     weight: float
     on_policy: bool
     cut: int
@@ -46,9 +49,9 @@ class Encoded:
         """Ids of the longest that either side reads before the answer."""
         return max(map(len, (self.prompt, *self.teacher_prompts.values())))
 
-    def reads(self, context: str) -> tuple[int, ...]:
-        """The prompt under a context; the student's own for "none"."""
-        return self.teacher_prompts.get(context, self.prompt) if context == "none" else self.teacher_prompts[context]
+    def reads(self, context: Context) -> tuple[int, ...]:
+        """The prompt under a context; the student's own for one that shows nothing."""
+        return self.teacher_prompts[context] if context.privileged else self.prompt
 
 
 @dataclass(frozen=True, slots=True)

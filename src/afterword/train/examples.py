@@ -70,7 +70,9 @@ class _Encoder:
                 return Left(interaction.id, "no_logprobs", why)
         else:
             prompt = own
-            completion = (*encode(self.tokenizer, text_of(turn.answer.get("content"))), self.ends[0])
+            # An answer that was cut by its length limit did not end there, and its end is nothing to learn.
+            end = () if turn.finish_reason == "length" else self.ends[:1]
+            completion = (*encode(self.tokenizer, text_of(turn.answer.get("content"))), *end)
         if too_long := self._too_long(len(prompt) + len(completion)):
             return Left(interaction.id, *too_long)
         try:
@@ -163,11 +165,12 @@ class _Encoder:
     def _with_teacher(
         self, interaction: Interaction, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...]
     ) -> Encoded | Left:
-        prompts: dict[str, tuple[int, ...]] = {}
+        prompts: dict[Context, tuple[int, ...]] = {}
+        told: set[Context] = set()
         cut = 0
         for where in _contexts(self.recipe):
             if not where.privileged:
-                prompts[where.name] = prompt
+                prompts[where] = prompt
                 continue
             shown = self.other.get(interaction.id, interaction) if where.shuffled else interaction
             if shown is None:
@@ -175,7 +178,7 @@ class _Encoder:
             own = "\n".join((shown.hindsight, *self.wishes.get(shown.id, ())[: where.together - 1]))
             text = redact(own, self.recipe.redact).text if where.text is None else where.text
             if not text.strip():  # nothing is shown, and no term with hindsight counts it
-                prompts[where.name] = prompt
+                prompts[where] = prompt
                 continue
             seen = fit_hindsight(
                 self.tokenizer,
@@ -191,14 +194,15 @@ class _Encoder:
             )
             if seen is None:
                 return Left(interaction.id, "too_long", "the conversation leaves no room for the hindsight")
-            prompts[where.name] = seen.prompt.ids
+            prompts[where] = seen.prompt.ids
+            told.add(where)
             cut = max(cut, seen.cut)
         return Encoded(
             interaction=interaction.id,
             prompt=prompt,
             completion=completion,
             teacher_prompts=prompts,
-            privileged=bool(interaction.hindsight.strip()) or any(t.context.text for t in self.recipe.terms),
+            privileged=frozenset(told),
             weight=interaction.weight,
             on_policy=turn.on_policy,
             cut=cut,
@@ -207,7 +211,7 @@ class _Encoder:
 
 def _contexts(recipe: Recipe) -> list[Context]:
     read = [(t.teacher, t.context) for t in recipe.terms] + [(t.reference, t.reference_context) for t in recipe.terms]
-    return list({context.name: context for teacher, context in read if teacher is not None}.values())
+    return list(dict.fromkeys(context for teacher, context in read if teacher is not None))
 
 
 def _encoder(

@@ -129,7 +129,10 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
                 if world.first:
                     save(step=step)
                 break
-            teachers = TeacherStates(teaching, rows, recipe, kept, identity.weights, world)
+            keep = (
+                kept if steps[step].number < recipe.passes else KeptStates(None)
+            )  # fresh answers are never read again
+            teachers = TeacherStates(teaching, rows, recipe, keep, identity.weights, world)
         number = steps[step].number
         lr = recipe.lr * recipe.schedule(step, len(steps), history)
         terms = [term.at(step, len(steps), history) for term in recipe.terms]

@@ -32,7 +32,8 @@ _SUMS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """One optimiser step. Log-probabilities and entropies in nats, means over the tokens of the first term."""
+    """One optimiser step. Log-probabilities and entropies in nats, means over the counted tokens of the
+    first term whose scale is not 0."""
 
     step: int
     """1 for the first."""
@@ -106,7 +107,7 @@ class Tally:
         self.sums = torch.zeros(len(_SUMS) + len(terms) + 2 * len(_DEPTHS), dtype=torch.float64)
 
     def add(self, scores: Scores, rows: Rows, keep: Tensor, parts: Sequence[Tensor], ids: Tensor) -> None:
-        """Take in one micro-batch: the first term's scores and mask, every term's part of the loss, the ids."""
+        """Take in one micro-batch: the scores and the mask of one term, every term's part of the loss, the ids."""
         signal = scores.logp_teacher - scores.logp_student
         known = torch.isfinite(rows.served) & keep
         moved = torch.where(known, scores.logp_student - rows.served, 0.0)

@@ -48,22 +48,25 @@ def backward(
     """
     batch = [teachers.rows[i] for i in micro]
     layout = rows_of(batch, policy.device)
-    named = [(term.teacher, term.context.name) for term in terms]
-    beside = [(term.reference, term.reference_context.name) for term in terms]
+    named = [(term.teacher, term.context) for term in terms]
+    beside = [(term.reference, term.reference_context) for term in terms]
     found = {who: teachers.get(*who, micro) for who in (*named, *beside) if who[0] != LIVE}
     read = policy.read(student_pairs(batch))
     found |= {who: teachers.get(*who, micro, read) for who in (*named, *beside) if who[0] == LIVE}
     read.kept.clear()  # what of it the backward pass needs is kept there
     student_NH, ids = read.states, packed(read.pairs, policy.device).targets
     kept = [term.keep(layout) for term in terms]
-    everything = torch.ones_like(kept[0])  # the first term's scores are those of the metrics
+    scored = [keep & bool(term.scale) for term, keep in zip(terms, kept, strict=True)]
     scores = [
-        _scores(policy, term, student_NH, ids, found[asked], found[away], everything if i == 0 else kept[i])
-        for i, (term, asked, away) in enumerate(zip(terms, named, beside, strict=True))
+        _scores(policy, term, student_NH, ids, found[asked], found[away], keep)
+        for term, asked, away, keep in zip(terms, named, beside, scored, strict=True)
     ]
     parts = [term.value(score, layout, count) for term, score, count in zip(terms, scores, counts, strict=True)]
-    torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
-    tally.add(scores[0], layout, kept[0], parts, ids)
+    # Where no token counts the gradient is zero, and not missing: the sum of no states keeps the graph.
+    loss = torch.stack(parts).sum() + student_NH[:0].sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    shown = next((i for i, term in enumerate(terms) if term.scale), 0)
+    tally.add(scores[shown], layout, kept[shown], parts, ids)
     return student_NH.detach()
 
 
