@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from tokenizers import Tokenizer as Core
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from afterword.chat.render import decode
+from afterword.chat.render import Tokenizer, decode
 from afterword.learn.contexts import CONTEXTS
 from afterword.learn.loss_stage import Scores
 from afterword.learn.models import load_tokenizer
@@ -18,7 +22,7 @@ from afterword.learn.weights import PER_SEQUENCE, PER_TOKEN, Average, ChangedTok
 from afterword.train.batches import rows_of
 from afterword.train.encoded import Encoded
 from afterword.train.examples import Example, prepare
-from afterword.train.marks import places, without_private
+from afterword.train.marks import places, private_places, without_private
 from tests.train.tiny_model import example, tiny_folder
 
 
@@ -121,3 +125,47 @@ def test_an_answer_counts_as_before_wherever_its_changed_tokens_are(changed: tup
 def test_the_mark_survives_tokens_that_share_a_character(model: str, tmp_path: Path) -> None:
     row = encoded(model, example(model, 1, text="日本 ana.reis@example.com 日本"))
     assert marked(model, row, row.private).strip() == "ana.reis@example.com"
+
+
+def test_every_byte_of_a_split_character_is_marked_and_none_of_its_neighbours(model: str) -> None:
+    tokenizer = load_tokenizer(model)
+    text = "日本é语x"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(ids) == len(text.encode())  # one token a byte
+    begins = [len(text[:n].encode()) for n in range(len(text) + 1)]
+    for n in range(len(text)):
+        assert places(tokenizer, ids, [(n, n + 1)]) == tuple(range(begins[n], begins[n + 1]))
+
+
+def test_marking_decodes_no_prefix_again_and_again(model: str) -> None:
+    tokenizer = load_tokenizer(model)
+    ids = tokenizer.encode("The 😀 kettle 日本 boils. " * 200, add_special_tokens=False)
+    decoded = 0
+
+    class Counting:
+        eos_token_id = None
+
+        def decode(self, token_ids: list[int], **options: bool) -> str:
+            nonlocal decoded
+            decoded += len(token_ids)
+            return str(tokenizer.decode(token_ids, **options))
+
+    assert places(cast(Tokenizer, Counting()), ids, [(4, 5)]) == (4, 5, 6, 7)
+    assert decoded < 40 * len(ids)
+
+
+def test_characters_of_a_byte_fallback_tokenizer(tmp_path: Path) -> None:
+    """SentencePiece's decoder strips the first space and writes a replacement character for each byte of a part."""
+    core = Core(models.BPE(unk_token="<unk>", byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", *[f"<0x{n:02X}>" for n in range(256)]]
+    core.train_from_iterator(["write to ana.reis@example.com"], trainers.BpeTrainer(special_tokens=special))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False)
+    ids = tokenizer.encode("to é ana@example.com 日本 or " * 40, add_special_tokens=False)
+    found = private_places(tokenizer, ids, "rules")
+    assert tokenizer.decode([ids[n] for n in found]).replace(" ", "") == "ana@example.com" * 40
+    split = places(tokenizer, ids, [(21, 22)])
+    assert tokenizer.convert_ids_to_tokens([ids[n] for n in split[:3]]) == ["<0xE6>", "<0x97>", "<0xA5>"]
