@@ -7,9 +7,9 @@ Writes nothing.
 from __future__ import annotations
 
 from afterword.chat.canonical import text_of
+from afterword.chat.words import words
 from afterword.evaluate.heatmap import Heatmap
 from afterword.evaluate.hindsight import CONTEXT
-from afterword.evaluate.text import words
 from afterword.learn.diagnostics import token_advantages
 from afterword.learn.models import load_model, load_tokenizer
 from afterword.records import Feedback, Interaction, Skip, Turn, content_hash

@@ -9,12 +9,15 @@ import re
 import zlib
 from collections.abc import Sequence
 
-_WORD = re.compile(r"\w+", re.UNICODE)
+from afterword.chat.refusals import refuses
+from afterword.chat.words import parts, quotes, runs, words
 
 REPETITIVE = 10.0
 """zlib ratio from which a text counts as repeating itself (learning.md)."""
 COPY = 0.8
 """ROUGE-L from which an answer counts as a copy of its question."""
+LOOPED_WORDS = 4
+"""Consecutive words that come again in a text that loops."""
 QUOTED_WORDS = 6
 """Consecutive words of the hindsight, not in the prompt, from which it counts as quoted."""
 
@@ -38,14 +41,22 @@ _LEAKS = re.compile(
     | \bafter\ an\ earlier\ answer\b
     | \bas\ you\ (?:asked|requested|wrote|said)\ (?:earlier|before|afterwards|in\ your)\b
     | \bi\ apologi[sz]e\ for\ (?:the|my)\ (?:previous|earlier|last)\b
-    | \bmy\ (?:previous|earlier|last)\ (?:answer|response|reply)\b""",
+    | \bmy\ (?:previous|earlier|last)\ (?:answer|response|reply)\b
+    | (?:根据|感谢|谢谢|按照)(?:您|你)的(?:反馈|意见|纠正|指正|建议|后续)
+    | (?:您|你)(?:之前|刚才|先前|后来|上次)(?:要求|提到|说|写|指出)
+    | (?:我)?(?:之前|上一?次|刚才|先前|上一?个)的(?:回答|回复|答案)
+    | (?:ご?フィードバック|ご?指摘|ご意見)(?:を踏まえ|に基づ|ありがと|をもと|通り|どおり)
+    | (?:先ほど|前回|以前)の(?:回答|返答|答え|ご要望|ご指摘)
+    | (?:ตาม|ขอบคุณสำหรับ|จาก)(?:คำติชม|ข้อเสนอแนะ|ความคิดเห็น|คำแนะนำ)(?:ของ)?(?:คุณ|ท่าน)
+    | คำตอบ(?:ก่อนหน้า|ที่แล้ว|ครั้งก่อน)|ตามที่คุณ(?:ขอ|บอก|พูด|แจ้ง)(?:ไว้|ก่อนหน้า|เมื่อ)
+    | \b(?:meine|meiner|deine|deiner|ihre|ihrer)\ (?:vorige|vorherige|letzte|frühere)\w*\ (?:antwort|nachricht)
+    | \b(?:deine|deiner|ihre|ihrer)\ (?:rückmeldung|nachfrage|korrektur)
+    | \b(?:tus?|sus?)\ (?:comentarios?|correcci[oó]n|mensaje\ anterior)\b|\bmi\ respuesta\ anterior\b
+    | \b(?:votre|ton|tes|vos)\ (?:retours?|remarques?|commentaires?|message\ précédent)\b
+    | \bma\ (?:réponse\ précédente|précédente\ réponse)\b|\bminha\ resposta\ anterior\b
+    | \bla\ mia\ (?:risposta\ precedente|precedente\ risposta)\b|\bмо(?:й|ём|ем|его)\ (?:предыдущ|прошл)\w+""",
     re.IGNORECASE | re.VERBOSE,
 )
-
-
-def words(text: str) -> list[str]:
-    """Words in lower case."""
-    return [word.casefold() for word in _WORD.findall(text)]
 
 
 def repetition(text: str) -> float:
@@ -59,9 +70,8 @@ def loops(text: str) -> bool:
 
     The ratio alone misses short answers: a sentence said four times is at 3.
     """
-    said = words(text)
-    runs = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
-    return repetition(text) > REPETITIVE or (len(runs) >= 8 and len(set(runs)) < 0.5 * len(runs))
+    said = list(runs(words(text), LOOPED_WORDS))
+    return repetition(text) > REPETITIVE or (len(said) >= 8 and len(set(said)) < 0.5 * len(said))
 
 
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
@@ -80,7 +90,7 @@ def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
 
 def edit_distance(a: str, b: str) -> float:
     """Word edits (insert, delete, replace) from a to b, over the longer one's words: 0 same, 1 nothing kept."""
-    left, right = a.split(), b.split()
+    left, right = parts(a), parts(b)
     if not left and not right:
         return 0.0
     row = list(range(len(right) + 1))
@@ -114,15 +124,10 @@ def leaks(answer: str, hindsight: str, prompt: str) -> bool:
     """Does the answer speak of a follow-up that it cannot have seen, or quote it?"""
     if _LEAKS.search(answer) and not _LEAKS.search(prompt):
         return True
-    said, seen = f" {' '.join(words(answer))} ", f" {' '.join(words(prompt))} "
-    hint = words(hindsight)
-    for start in range(len(hint) - QUOTED_WORDS + 1):
-        quote = f" {' '.join(hint[start : start + QUOTED_WORDS])} "
-        if quote in said and quote not in seen:
-            return True
-    return False
+    return quotes(answer, hindsight, prompt, QUOTED_WORDS)
 
 
 def declines(answer: str) -> bool:
     """Does the answer decline, or only apologise, in its opening?"""
-    return bool(_DECLINES.search(answer[:OPENING].replace("\u2019", "'")))
+    opening = answer[:OPENING].replace("\u2019", "'")
+    return bool(_DECLINES.search(opening)) or refuses(opening)

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from afterword.chat.words import UNSPACED
+from afterword.chat.words import words as units
 from afterword.feedback import cues
 from afterword.feedback.patterns import Keys, Patterns, keys_of
 
@@ -25,6 +27,8 @@ WINDOW = 2400
 """Characters of request and answer in which the message's words are looked for."""
 ASKED = 800
 """Characters of the request that a repetition is compared with."""
+SAME_START = 6
+"""Characters that two messages without spaces begin with to have the same beginning (three words of others)."""
 LONG = 12
 """A message with so many topic words is a task of its own, unless it begins by finding fault."""
 SURE, LIKELY, GUESS = 0.9, 0.6, 0.2
@@ -68,7 +72,7 @@ Decided = tuple[Category, float]
 def _decide(request: str, answer: str, text: str) -> Decided:
     seen = _seen(text)
     words = _WORDS.findall(seen)
-    if not words and not _CJK.search(seen):
+    if not words and not _UNSPACED.search(seen):
         return "unsure", GUESS
     if _CONTINUE.fullmatch(seen.strip(" .!?。！？…~")):
         return "continuation", SURE
@@ -145,16 +149,18 @@ def _asks(seen: str) -> bool:
 def _again(request: str, seen: str, words: list[str]) -> Literal["same", "other"] | None:
     """Is it the request again ("same"), or one of the same pattern about something else ("other")?"""
     head = request.strip()[:ASKED].lower()
-    if not head or not words:
+    unspaced = _UNSPACED.search(seen)
+    if not head or not (words or unspaced):
         return None
-    cjk = _CJK.search(seen)
     has = _stems(words, cues.STOP)
-    if not cjk and sum([stem in head for stem in has]) < 2 and not all([word in head for word in words[:3]]):
+    if not unspaced and sum([stem in head for stem in has]) < 2 and not all([word in head for word in words[:3]]):
         return None  # neither two words in common nor the same beginning: no need to take the request apart
     asked = _WORDS.findall(head)
     same_start = len(words) >= 5 and len(asked) >= 5 and words[:3] == asked[:3]
+    if unspaced and not words:
+        same_start = seen[:SAME_START] == head[:SAME_START] and min(len(seen), len(head)) > 2 * SAME_START
     had = _stems(asked, cues.STOP)
-    if cjk:
+    if unspaced:
         had, has = had | _pairs(head), has | _pairs(seen)
     common = len(had & has)
     if not same_start and (common < 2 or common * 2 < len(had | has)):
@@ -190,10 +196,10 @@ def _after_thanks(seen: str, keys: Keys) -> str | None:
 
 
 def content_words(text: str, without: frozenset[str] = cues.STOP) -> frozenset[str]:
-    """Stems of the words that carry a topic; pairs of characters for Chinese and Japanese."""
+    """Stems of the words that carry a topic; pairs of characters of scripts without spaces."""
     lowered = text.lower()
     stems = _stems(_WORDS.findall(lowered), without)
-    return stems | _pairs(lowered) if _CJK.search(lowered) else stems
+    return stems | _pairs(lowered) if _UNSPACED.search(lowered) else stems
 
 
 def _stems(words: list[str], without: frozenset[str]) -> frozenset[str]:
@@ -202,8 +208,8 @@ def _stems(words: list[str], without: frozenset[str]) -> frozenset[str]:
 
 def _pairs(text: str) -> frozenset[str]:
     found: set[str] = set()
-    for run in _CJK.findall(text):
-        kept = [c for c in run if c not in cues.STOP_ZH]
+    for run in _UNSPACED.findall(text):
+        kept = [unit for unit in units(run) if unit not in cues.STOP_ZH]
         found.update(a + b for a, b in itertools.pairwise(kept))
     return frozenset(found)
 
@@ -213,7 +219,7 @@ def _shared(own: frozenset[str], request: str, answer: str) -> int:
     if not own:
         return 0
     exchange = f" {_window(request)} {_window(answer)} ".lower().translate(_SPACES)
-    return sum((stem if len(stem) > 4 or _CJK.match(stem) else " " + stem) in exchange for stem in own)
+    return sum((stem if len(stem) > 4 or _UNSPACED.match(stem) else " " + stem) in exchange for stem in own)
 
 
 def _seen(text: str) -> str:
@@ -233,16 +239,14 @@ def _all(table: cues.ByLanguage) -> list[str]:
 
 def _anywhere(entries: list[str]) -> re.Pattern[str]:
     """One pattern that can take the words out of a text."""
-    cjk = [e for e in entries if _CJK.search(e)]
-    rest = [e for e in entries if not _CJK.search(e)]
-    return re.compile("|".join([rf"(?<![\w'])(?:{'|'.join(rest)})(?![\w'])", *cjk]))
+    unspaced = [e for e in entries if _UNSPACED.search(e)]
+    rest = [e for e in entries if not _UNSPACED.search(e)]
+    return re.compile("|".join([rf"(?<![\w'])(?:{'|'.join(rest)})(?![\w'])", *unspaced]))
 
 
-_WORDS = re.compile(r"[^\W\d_\u3040-\u30ff\u4e00-\u9fff][\w'\u00c0-\u024f-]*")
-_CJK = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]+")
-_TOKENS = re.compile(
-    r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u4e00-\u9fff][^\W_\u3040-\u30ff\u4e00-\u9fff']*(?:'[^\W_]+)?"
-)
+_WORDS = re.compile(rf"[^\W\d_{UNSPACED}][\w'\u00c0-\u024f-]*")
+_UNSPACED = re.compile(rf"[{UNSPACED}]+")
+_TOKENS = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}][^\W_{UNSPACED}']*(?:'[^\W_]+)?")
 _QUOTE = re.compile("[\"“«'`「]")
 _QUOTED = re.compile(
     r"\"[^\"]{1,200}\"|“[^”]{1,200}”|«[^»]{1,200}»|(?<!\w)'[^']{1,200}'(?!\w)|`[^`]{1,200}`|「[^」]{1,200}」"

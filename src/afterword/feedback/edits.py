@@ -9,18 +9,18 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from afterword.chat.words import UNITS_AND_SIGNS
+
 EXACT_WORDS = 2000
 """Stretches of more words than this are first cut where `RUN` words in a row stand once in both texts, in the same
 order. Of a stretch that is longer still only neighbours are compared, so that the cost stays linear."""
 RUN = 3
 """Words in a row by which two long texts are held together."""
 
-_UNITS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+|[^\w\s]")
-
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of a draft. `share` is the share of words (characters for Chinese and Japanese) that are not common
+    """What became of a draft. `share` is the share of words (characters of scripts without spaces) that are not common
     to both texts: 0.0 the same but for white space, 1.0 nothing in common. `spans` are the characters [start, end)
     of the draft that were changed or removed, in order; an empty span is a place where something was put in."""
 
@@ -30,8 +30,8 @@ class Change:
 
 def align(draft: str, final: str) -> Change:
     """What a user kept, changed and removed of `draft` on the way to `final`, word by word."""
-    found = list(_UNITS.finditer(draft))
-    before, after = [m.group() for m in found], _UNITS.findall(final)
+    found = list(UNITS_AND_SIGNS.finditer(draft))
+    before, after = [m.group() for m in found], UNITS_AND_SIGNS.findall(final)
     if before == after:
         moved = _indented(draft, final)
         return Change(len(moved) / max(len(before), len(moved), 1), moved)

@@ -11,12 +11,15 @@ import tomllib
 import unicodedata
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
+from afterword.chat.refusals import does_not_comply, refuses
 from afterword.feedback.patterns import KEY, alternatives, expanded
 
-_DATA: dict[str, list[str]] = tomllib.loads(
-    files("afterword.feedback").joinpath("guards.toml").read_text(encoding="utf-8")
+_DATA: dict[str, Any] = tomllib.loads(
+    unicodedata.normalize("NFKC", files("afterword.feedback").joinpath("guards.toml").read_text(encoding="utf-8"))
 )
+"""The tables in the form in which `plain` gives a text."""
 HEAD = 400
 """A refusal shows in the first characters of an answer."""
 _UNSEEN = re.compile(
@@ -96,15 +99,11 @@ def _begins(entry: str) -> str:
     return found.group().removeprefix("\\").lower() if found else entry[0]
 
 
-_REFUSAL_SIGNS = tuple(_DATA["refusal_signs"])
-_REFUSAL, _DECLINED = _any("refusal"), _any("declined")
 _RISK, _PUSH, _STANDING, _CUT = _Table("risk"), _Table("push"), _Table("standing"), _Table("cut")
 _INJECTION, _AIMED = _Table("injection"), _Table("aimed")
 _AXES: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
     name: (re.compile(low, re.IGNORECASE), re.compile(high, re.IGNORECASE))
-    for name, (low, high) in tomllib.loads(
-        files("afterword.feedback").joinpath("guards.toml").read_text(encoding="utf-8")
-    )["axes"].items()
+    for name, (low, high) in _DATA["axes"].items()
 }
 
 
@@ -123,12 +122,10 @@ def is_right_refusal(request: str, answer: str, words: str) -> bool:
     # What is short is searched first: nearly every answer has a sign, and hardly any user pushes or asks for risks.
     if not pushed and len(request) <= HEAD and not _RISK.search(request):
         return False
-    head = plain(answer[:HEAD]).lower()
-    if not any(sign in head for sign in _REFUSAL_SIGNS):
+    head = plain(answer[:HEAD])
+    if not does_not_comply(head):
         return False
-    if _REFUSAL.search(head) is not None:
-        return pushed or _RISK.search(request)
-    return _DECLINED.search(head) is not None and _RISK.search(request)
+    return _RISK.search(request) or (pushed and refuses(head))
 
 
 def is_injection(words: str, *, said: bool = True) -> bool:

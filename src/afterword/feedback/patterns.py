@@ -9,10 +9,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from afterword.chat.words import UNSPACED
+
 KEY = 3
 """Letters of a word by which patterns are found."""
 
-_FREE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
+_FREE = re.compile(rf"[{UNSPACED}]")
 _DIGITS = r"\d+"
 _LITERAL = re.compile(r"[^\W\d_][\w'-]*")
 _TOP = re.compile(r"\((?:\?:)?|\)|\||\\.|\[(?:\\.|[^\]\\])*\]")
@@ -29,7 +31,7 @@ def keys_of(words: Iterable[str]) -> Keys:
 
 class Patterns:
     """Any of many patterns. Latin and Cyrillic ones are matched between word boundaries, those that begin with ^ at
-    the beginning, Chinese and Japanese ones anywhere."""
+    the beginning, those of scripts without spaces anywhere."""
 
     def __init__(self, entries: Iterable[str]) -> None:
         begin: list[str] = []

@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 
 from afterword.chat.render import Tokenizer, decode
+from afterword.chat.words import quotes
 from afterword.records import Json
 from afterword.train.encoded import Encoded
 from afterword.train.rules import ZLIB_RATIO
@@ -88,13 +89,7 @@ def self_similarity(answers: Sequence[Sequence[int]]) -> float:
 
 def leaks(answer: str, hindsight: str, prompt: str) -> bool:
     """Does the answer repeat four words in a row of the hindsight that are not in the prompt?"""
-    theirs = _phrases(hindsight) - _phrases(prompt)
-    return bool(theirs & _phrases(answer))
-
-
-def _phrases(text: str) -> set[tuple[str, ...]]:
-    words = text.lower().split()
-    return {tuple(words[i : i + _PHRASE]) for i in range(len(words) - _PHRASE + 1)}
+    return quotes(answer, hindsight, prompt, _PHRASE)
 
 
 def _rouge_l(a: Sequence[int], b: Sequence[int]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from afterword.chat.words import words
 from afterword.evaluate import text
 from afterword.evaluate.answers import Given
 from afterword.evaluate.cases import Case
@@ -84,7 +85,7 @@ def _entropy(comparison: Comparison) -> Json:
 
 def _marks(case: Case, given: Given) -> dict[str, bool]:
     return {
-        "empty": not text.words(given.text),
+        "empty": not words(given.text),
         "truncated": given.finish_reason == "length",
         "repetitive": text.loops(given.text),
         "copies": text.is_copy(given.text, case.question),
@@ -95,4 +96,4 @@ def _marks(case: Case, given: Given) -> dict[str, bool]:
 
 def _length(given: Given) -> float:
     """Tokens where the server tells them, else words; at least 1, so that a ratio exists."""
-    return float(max(1, len(text.words(given.text)) if given.ids is None else len(given.ids)))
+    return float(max(1, len(words(given.text)) if given.ids is None else len(given.ids)))

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import NormalDist, pstdev
 
 from afterword.chat.render import encode, render_prompt
-from afterword.evaluate import text
+from afterword.chat.words import runs, words
 from afterword.evaluate.answers import Arm
 from afterword.evaluate.comparison import Comparison, Findings
 from afterword.evaluate.secrets import Secret, decoys, found_secrets, planted_secrets
@@ -156,5 +156,4 @@ def _quotes(comparison: Comparison) -> Json:
 
 
 def _grams(written: str) -> set[tuple[str, ...]]:
-    said = text.words(written)
-    return {tuple(said[i : i + QUOTED]) for i in range(len(said) - QUOTED + 1)}
+    return set(runs(words(written), QUOTED))

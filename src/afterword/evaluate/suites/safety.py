@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from afterword.chat.words import words
 from afterword.evaluate.answers import Given, Prompt
 from afterword.evaluate.choices import Choice, probabilities, right
 from afterword.evaluate.comparison import Comparison, Findings
 from afterword.evaluate.data import built_in
 from afterword.evaluate.statistics import exactly, mean, paired_share, sign_test, wilson
-from afterword.evaluate.text import declines, words
+from afterword.evaluate.text import declines
 from afterword.records import Json
 
 TOKENS = 32

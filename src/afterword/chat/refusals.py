@@ -1,0 +1,35 @@
+"""Answers that decline, in the languages of the tables: said plainly, or in whatever way does not clearly comply.
+
+Owns the reading of `refusals.toml`. Pure functions over the beginning of an answer; never sees the request.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import unicodedata
+from importlib.resources import files
+
+_DATA: dict[str, list[str]] = tomllib.loads(
+    unicodedata.normalize("NFKC", files("afterword.chat").joinpath("refusals.toml").read_text(encoding="utf-8"))
+)
+_SIGNS = tuple(_DATA["refusal_signs"])
+_REFUSAL = re.compile("|".join(f"(?:{entry})" for entry in _DATA["refusal"]))
+_DECLINED = re.compile("|".join(f"(?:{entry})" for entry in _DATA["declined"]))
+
+
+def refuses(head: str) -> bool:
+    """True when `head`, the beginning of an answer, declines in plain words."""
+    head = _read(head)
+    return any(sign in head for sign in _SIGNS) and _REFUSAL.search(head) is not None
+
+
+def does_not_comply(head: str) -> bool:
+    """True when `head` declines in plain words or in others that an answer to a dangerous request begins with."""
+    head = _read(head)
+    return any(sign in head for sign in _SIGNS) and (_REFUSAL.search(head) or _DECLINED.search(head)) is not None
+
+
+def _read(head: str) -> str:
+    head = head.lower()
+    return head if head.isascii() else unicodedata.normalize("NFKC", head)
