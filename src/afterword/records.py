@@ -141,7 +141,8 @@ class Turn(Record):
     team: str | None = None
     """Group of users."""
     thread: str | None = None
-    """Parent-linked hash of the conversation up to and including the answer (`chat.thread_hash`)."""
+    """The end of the conversation, the answer included, as fingerprints by which it is found (`chat.trail`). Turns of
+    older versions have the hash of the whole conversation (`chat.canonical.thread_hashes`)."""
     tools: tuple[Json, ...] | None = None
     """Tool definitions of the request."""
     usage: Json = field(default_factory=dict)
@@ -159,6 +160,8 @@ class Turn(Record):
     canary: str | None = None
     """The canary release under which the turn was given its adapter; whether the unit is in its share says which
     arm that was. None outside of one, and for turns that named a version themselves."""
+    unlinked: str | None = None
+    """Why the request continues no turn although it has a history: "unmatched", "ambiguous", "unsure" ..."""
 
     @property
     def on_policy(self) -> bool:

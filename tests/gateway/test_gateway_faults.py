@@ -270,7 +270,7 @@ def test_a_fault_of_capturing_never_breaks_an_answer(gateway: Setup, monkeypatch
     def broken(parent: str, message: object) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("afterword.gateway.chat.extend_thread", broken)
+    monkeypatch.setattr("afterword.gateway.chat.trail_of_turn", broken)
     assert gateway.chat("Hi")["choices"][0]["message"]["content"] == "The sky is blue."
     assert "".join(chunk.choices[0].delta.content or "" for chunk in gateway.stream("Hi")) == "The sky is blue."
     assert gateway.turns() == [] and gateway.get("/health").json()["capture"]["dropped"] == 2

@@ -10,13 +10,14 @@ import pytest
 from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch, Setup
 
-from afterword.chat.canonical import thread_hashes
+from afterword.chat.trail import trail_of_turn
 from afterword.errors import StoreError
 from afterword.gateway.link import Links
 from afterword.gateway.who import ANYBODY
 from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Feedback, Turn
 from afterword.store import Store
+from afterword.store.store import TrailTurn
 
 SAID = "The sky is blue."
 
@@ -198,7 +199,7 @@ def request(*words: str, user: str | None = "ada") -> ChatRequest:
 
 def turn(links: Links, number: int, chat: ChatRequest, answer: str = "a") -> Turn:
     message = {"role": "assistant", "content": answer}
-    thread = thread_hashes(chat.scope, [*chat.messages, message])[-1]
+    thread = trail_of_turn(chat.scope, chat.messages, message)
     made = Turn(id=f"t{number}", messages=tuple(chat.messages), answer=message, user=chat.user, thread=thread)
     links.remember(made, links.find(chat).asked)
     return made
@@ -229,17 +230,17 @@ def test_the_memory_is_bounded_and_the_store_knows_the_rest(tmp_path: Path) -> N
         assert links.find(request("Hi 9")).repeats == twin.id, "forgetting the older one leaves the newer"
         links.forget(twin.id)
         assert links.find(request("Hi 9", "a", "Go on")).previous == "t9"
-        assert len(links._threads) <= 3 and len(links._asked) <= 3
+        assert len(links._answers) <= 3 and len(links._asked) <= 3
 
 
 def test_a_store_that_cannot_be_read_means_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(tmp_path / "a.db") as store:
         links = Links(store)
 
-        def broken(*_: object) -> list[str]:
+        def broken(*_: object) -> list[TrailTurn]:
             raise StoreError("disk on fire")
 
-        monkeypatch.setattr(store, "turns_of_thread", broken)
+        monkeypatch.setattr(store, "turns_on_trail", broken)
         link = links.find(request("Hi", "a", "Go on"))
         assert link.outcome == "unavailable" and link.feedback("ada", "t1") == []
 

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from afterword.errors import NotFoundError, StoreError, UsageError
 from afterword.records import NOTES, RECORDS, Candidate, Feedback, Interaction, Record, Release, Review, Skip, Turn
 from afterword.store import Store
+from afterword.store.codec import ARRAYS, SEARCHED, encode
+from afterword.store.erase import Eraser
 from afterword.store.schema import MIGRATIONS, connect, migrate, open_database
 from afterword.store.writer import Writer
 from tests.store.store_rows import BESIDE, SPINE, interaction, turn
@@ -242,12 +244,42 @@ def test_migrations_are_applied_in_order_and_once(path: Path, monkeypatch: pytes
         connection.close()
 
 
+def _write_as_before(connection: sqlite3.Connection, record: Turn) -> None:
+    """A turn as a version wrote it whose table has fewer columns."""
+    columns = [str(row[1]) for row in connection.execute("PRAGMA table_info(turns)")][1:]
+    row = encode(record)
+    named = dict(zip(("id", "created_at", "digest", *SEARCHED["turns"], *ARRAYS, "body"), row.values, strict=True))
+    marks = ", ".join("?" * len(columns))
+    connection.execute(f"INSERT INTO turns ({', '.join(columns)}) VALUES ({marks})", [named[name] for name in columns])
+
+
+def test_migration_9_keeps_old_turns_and_counts_what_was_not_linked(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afterword.store.schema.MIGRATIONS", MIGRATIONS[:8])
+    connection = open_database(path)
+    _write_as_before(connection, turn("t1", user="ada", thread="0123456789abcdef0123456789abcdef"))
+    connection.close()
+    monkeypatch.undo()
+    with Store.open(path) as store:
+        assert store.write(turn("t1", user="ada", thread="0123456789abcdef0123456789abcdef")) == ["duplicate"]
+        store.write(*(turn(f"n{n}", unlinked=("ambiguous", "unmatched")[n > 0]) for n in range(3)))
+        assert store.unlinked() == {"unmatched": 2, "ambiguous": 1}
+        with Eraser(path) as eraser:
+            eraser.redact("ada", "era-1")
+        assert store.find(Turn, "t1") is None and store.unlinked() == {"unmatched": 2, "ambiguous": 1}
+        plan = store.read("EXPLAIN QUERY PLAN SELECT unlinked FROM turns t WHERE t.unlinked IS NOT NULL")
+        assert "turns_unlinked" in str(list(plan))
+
+
 def test_migration_6_leaves_empty_values_out_of_indexes_and_every_query_finds_its_index(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("afterword.store.schema.MIGRATIONS", MIGRATIONS[:5])
-    with Store.open(path) as old:
-        old.write(turn("t1", user="ada", thread="x"), turn("t2", previous="t1"), turn("t3"))
+    connection = open_database(path)
+    for record in (turn("t1", user="ada", thread="x"), turn("t2", previous="t1"), turn("t3")):
+        _write_as_before(connection, record)
+    connection.close()
     monkeypatch.undo()
     with Store.open(path) as store:
         assert [row.id for row in store.rows(Turn, user="ada")] == ["t1"]

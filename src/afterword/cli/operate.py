@@ -66,6 +66,7 @@ def run_status(context: Context) -> int:
             "interactions_by_split": store.tally(Interaction, "split"),
             "skips_by_reason": store.tally(Skip, "reason"),
             "turns_by_adapter": store.tally(Turn, "adapter"),
+            "unlinked_by_reason": store.unlinked(),
             "serving": release.adapter if release and release.adapter else "base",
             "release": release.to_dict() if release else None,
             "verdict": list(verdict.reasons) if verdict else None,
@@ -82,7 +83,7 @@ def run_status(context: Context) -> int:
     context.out.print(f"serving  {data['serving']}{since}")
     names = ("turns", "feedback", "interactions", "skips", "candidates", "reports", "verdicts", "releases")
     context.table("", names, [[data[name] for name in names]])
-    for title in ("feedback_by_kind", "interactions_by_split", "skips_by_reason"):
+    for title in ("feedback_by_kind", "interactions_by_split", "skips_by_reason", "unlinked_by_reason"):
         if data[title]:
             parts = ", ".join(f"{name} {number}" for name, number in data[title].items())
             context.out.print(f"[dim]{title.replace('_', ' ')}:[/] {parts}")

@@ -14,7 +14,7 @@ from time import perf_counter
 import orjson
 from aiohttp import web
 
-from afterword.chat.canonical import extend_thread
+from afterword.chat.trail import trail_of_turn
 from afterword.errors import AfterwordError, UpstreamError, error_response
 from afterword.gateway.boundary import PASSED_ON
 from afterword.gateway.link import Link
@@ -240,7 +240,8 @@ class Exchange:
             previous=self.link.previous,
             task=chat.task,
             team=chat.team,
-            thread=extend_thread(self.link.asked, answer),
+            thread=trail_of_turn(chat.scope, chat.messages, answer),
+            unlinked=self.link.unlinked,
             tools=tuple(chat.body["tools"]) if chat.body.get("tools") else None,
             usage=served.usage,
             consent=self._consent,

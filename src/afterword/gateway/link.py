@@ -1,7 +1,7 @@
-"""Which turn a request continues: by its id, or by the hash of the history that the client sent again.
+"""Which turn a request continues: by its id, or by the history that the client sent again.
 
 Owns the index of recent turns (also those that are not committed yet) and the question to the store behind it. Links
-only within one API key and user, and never guesses: two candidates are none. Never writes.
+only within one API key and user, and never guesses (`chat.matching` has the rules). Never writes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 from afterword.chat.canonical import text_of, thread_hashes
+from afterword.chat.matching import Choice, Earlier, choose, quotes
+from afterword.chat.trail import DEPTH, SIZE, Trail, asked_key, trail_of
+from afterword.chat.wrapped import user_words
 from afterword.errors import StoreError
 from afterword.gateway.wire.request import ChatRequest
-from afterword.records import Feedback, Turn, content_hash
+from afterword.records import Feedback, Json, Turn, content_hash
 from afterword.store import Store
 
 REMEMBERED = 10_000
@@ -21,6 +25,10 @@ REMEMBERED = 10_000
 SAME_REQUEST = 600.0
 """Seconds within which an equal first message of a named user is the same request, asked again."""
 
+CROWD = 64
+"""Turns of one scope with the same newest answer that are compared one by one; "Yes." may have been said more often."""
+UNLINKED = ("unmatched", "ambiguous", "unsure", "unknown", "foreign", "unavailable")
+"""Outcomes of a request that has a history and is linked to nothing."""
 UNFINISHED = ("aborted", "error")
 """Asking again after one of these is a repair (clients do it by themselves), not a judgement."""
 
@@ -33,59 +41,58 @@ class Known:
     scope: tuple[str | None, str | None]
     conversation: str | None
     thread: str
+    """Its trail, "" when nobody can continue it."""
     request: tuple[str, str | None]
-    """Hash of the messages that it answered, and the turn that it continued."""
+    """Key of what it answered (`asked_key`), and the turn that it continued."""
     at: float
+    order: int
+    """Grows with every turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
     """What a request is to what came before."""
 
-    hashes: tuple[str, ...] = ()
-    """One for each prefix of the request's messages."""
+    asked: str = ""
+    """What the request asks (`asked_key`)."""
     previous: str | None = None
     conversation: str | None = None
     outcome: str = "none"
-    """linked, none (nothing to link), unmatched, ambiguous, unknown or foreign (a named turn), unavailable."""
+    """linked, none (nothing to link), or why not: unmatched, ambiguous, unsure (too little is equal), unknown or
+    foreign (a named turn), unavailable."""
     follow_up: str | None = None
     """The user's words after the previous turn."""
     repeats: str | None = None
     """The earlier turn of the same request."""
+    corrections: tuple[Feedback, ...] = ()
+    """An earlier follow-up in the user's own words, now that the history shows them, and the retraction of what was
+    taken for them."""
 
     @property
-    def asked(self) -> str:
-        """Hash of all messages of the request."""
-        return self.hashes[-1] if self.hashes else ""
+    def unlinked(self) -> str | None:
+        """Why a request with a history is linked to nothing; None for all others."""
+        return self.outcome if self.outcome in UNLINKED else None
 
     def feedback(self, user: str | None, turn: str | None) -> list[Feedback]:
         """What the request says about earlier turns; `turn` is the one that answers it, if there is one."""
+        if self.repeats is not None and turn is None:
+            return []  # asked again and not answered: it will be asked once more
+        rows = list(self.corrections)
         if self.repeats is not None:
-            if turn is None:
-                return []  # asked again and not answered: it will be asked once more
-            return [
-                Feedback(
-                    id="fb-" + content_hash("regenerated", self.repeats, turn),
-                    turn=self.repeats,
-                    kind="regenerated",
-                    next_turn=turn,
-                    user=user,
-                    source="detector",
-                )
-            ]
-        if self.previous is None or not self.follow_up:
-            return []
-        return [
-            Feedback(
-                id="fb-" + content_hash("follow_up", self.previous, self.follow_up),
-                turn=self.previous,
-                kind="follow_up",
-                text=self.follow_up,
-                next_turn=turn,
-                user=user,
-                source="detector",
-            )
-        ]
+            name = content_hash("regenerated", self.repeats, turn)
+            rows.append(_said("regenerated", name, self.repeats, next_turn=turn, user=user))
+        elif self.previous is not None and self.follow_up:
+            rows.append(_follow_up(self.previous, self.follow_up, turn, user))
+        return rows
+
+
+def _said(kind: str, name: str, turn: str, **more: str | None) -> Feedback:
+    return Feedback(id=f"fb-{name}", turn=turn, kind=kind, source="detector", **more)  # type: ignore[arg-type]
+
+
+def _follow_up(on: str, words: str, turn: str | None, user: str | None) -> Feedback:
+    name = content_hash("follow_up", on, words)
+    return _said("follow_up", name, on, text=words, next_turn=turn, user=user)
 
 
 class Links:
@@ -95,8 +102,10 @@ class Links:
         self._store = store
         self._size = remembered
         self._turns: OrderedDict[str, Known] = OrderedDict()
-        self._threads: dict[str, list[str]] = {}
+        self._answers: dict[str, list[str]] = {}
+        """Turns by the fingerprint of their answer."""
         self._asked: dict[tuple[str, str | None], str] = {}
+        self._order = 0
 
     # ---- the index
 
@@ -104,9 +113,10 @@ class Links:
         """Make a turn linkable before it is committed."""
         request = (asked, turn.previous)
         thread = turn.thread or ""
-        known = Known(turn.id, (turn.key, turn.user), turn.conversation, thread, request, time.monotonic())
+        self._order += 1
+        known = Known(turn.id, (turn.key, turn.user), turn.conversation, thread, request, time.monotonic(), self._order)
         self._turns[turn.id] = known
-        self._threads.setdefault(thread, []).append(turn.id)
+        self._answers.setdefault(thread[:SIZE], []).append(turn.id)
         if turn.finish_reason not in UNFINISHED:
             self._asked[request] = turn.id
         if len(self._turns) > self._size:
@@ -117,11 +127,10 @@ class Links:
         known = self._turns.pop(turn, None)
         if known is None:
             return
-        rest = [t for t in self._threads[known.thread] if t != turn]
-        if rest:
-            self._threads[known.thread] = rest
-        else:
-            del self._threads[known.thread]
+        same = self._answers[known.thread[:SIZE]]
+        same.remove(turn)  # most often the first
+        if not same:
+            del self._answers[known.thread[:SIZE]]
         if self._asked.get(known.request) == turn:
             del self._asked[known.request]
 
@@ -133,37 +142,69 @@ class Links:
 
     def find(self, chat: ChatRequest) -> Link:
         """The link of a request. A store that cannot be read means no link, never an error."""
-        hashes = tuple(thread_hashes(chat.scope, chat.messages))
+        sent = trail_of(chat.scope, chat.messages, DEPTH + 1)
+        asked = asked_key(sent, chat.messages)
         try:
-            previous, conversation, outcome = self._previous(chat, hashes)
+            choice, previous, conversation = self._previous(chat, sent.answered())
             conversation = chat.conversation or conversation
-            link = Link(
-                hashes=hashes,
+            return Link(
+                asked=asked,
                 previous=previous,
                 conversation=conversation,
-                outcome=outcome,
+                outcome=choice.outcome,
                 follow_up=_words(chat) if previous else None,
-                repeats=self._repeated(chat, hashes[-1], previous, conversation),
+                repeats=self._repeated(chat, asked, previous, conversation),
+                corrections=self._corrections(chat, previous) if choice.unwrapped and previous else (),
             )
         except StoreError:
-            link = Link(hashes=hashes, conversation=chat.conversation, outcome="unavailable")
-        return link
+            return Link(asked=asked, conversation=chat.conversation, outcome="unavailable")
 
-    def _previous(self, chat: ChatRequest, hashes: tuple[str, ...]) -> tuple[str | None, str | None, str]:
+    def _previous(self, chat: ChatRequest, trail: Trail) -> tuple[Choice, str | None, str | None]:
+        """What was decided, the turn before and its conversation."""
         if chat.previous is not None:
             scope, conversation = self._scope(chat.previous)
-            if scope is None:
-                return None, None, "unknown"
-            return (chat.previous, conversation, "linked") if scope == chat.scope else (None, None, "foreign")
-        last = _last_answer(chat)
-        if last is None:
-            return None, None, "none"
-        thread = hashes[last]
-        found = {*self._threads.get(thread, ()), *self._store.turns_of_thread(thread)}
-        if len(found) != 1:
-            return None, None, "ambiguous" if found else "unmatched"
-        turn = found.pop()
-        return turn, self._scope(turn)[1], "linked"
+            if scope == chat.scope:
+                return Choice(None, "linked"), chat.previous, conversation
+            return Choice(None, "unknown" if scope is None else "foreign"), None, None
+        if not trail.prints:
+            return Choice(None, "none"), None, None
+        found, crowded = self._candidates(trail, chat.conversation)
+        choice = choose(trail, found, chat.conversation, self._contains, crowded=crowded)
+        if choice.turn is not None:
+            return choice, choice.turn.id, choice.turn.conversation
+        if choice.outcome == "unmatched" and (old := self._of_an_older_version(chat)) is not None:
+            return Choice(None, "linked"), old, self._scope(old)[1]
+        return choice, None, None
+
+    def _candidates(self, trail: Trail, conversation: str | None) -> tuple[list[Earlier], bool]:
+        """Turns with the same newest answer, and whether there are more than these."""
+        answer, all_of_it = trail.prints[0], "".join(trail.prints)
+        known = [self._turns[name] for name in self._answers.get(answer, ())]
+        rows = self._store.turns_on_trail(answer, CROWD + 1)
+        crowded = len(known) > CROWD or len(rows) > CROWD
+        if crowded:
+            known = [
+                k for k in known
+                if k.thread.startswith(all_of_it) or (conversation is not None and k.conversation == conversation)
+            ]  # fmt: skip
+            rows = self._store.turns_on_trail(all_of_it, CROWD)
+            if conversation is not None:
+                rows += self._store.turns_on_trail(answer, CROWD, conversation)
+        found = {row.id: Earlier(*row) for row in rows}
+        newer = 2**53  # than any row that is not in memory
+        found |= {k.id: Earlier(k.id, newer + k.order, k.thread, k.conversation) for k in known}
+        return list(found.values()), crowded
+
+    def _contains(self, turn: str, words: str) -> bool:
+        row = self._store.find(Turn, turn)
+        return row is not None and quotes(_newest_question(list(row.messages)), words)
+
+    def _of_an_older_version(self, chat: ChatRequest) -> str | None:
+        """Turns that were stored before there were trails are found by the hash of the whole history."""
+        last = _last_answer(chat.messages)
+        hashes = [] if last is None else thread_hashes(chat.scope, chat.messages[: last + 1])
+        found = self._store.turns_of_thread(hashes[-1]) if hashes else []
+        return found[0] if len(found) == 1 else None
 
     def _scope(self, turn: str) -> tuple[tuple[str | None, str | None] | None, str | None]:
         known = self._turns.get(turn)
@@ -194,21 +235,60 @@ class Links:
         for row in rows:
             if row.finish_reason in UNFINISHED or (row.key, row.user) != chat.scope:
                 continue
-            if thread_hashes(chat.scope, row.messages)[-1] == asked:
+            if asked_key(trail_of(chat.scope, row.messages, DEPTH + 1), row.messages) == asked:
                 return row.id
         return None
 
+    def _corrections(self, chat: ChatRequest, previous: str) -> tuple[Feedback, ...]:
+        """The question of the previous turn was a follow-up itself, in a wrapper that is not known: its words now."""
+        turn = self._store.find(Turn, previous)
+        words = _words_before(chat.messages, _last_answer(chat.messages) or 0)
+        if turn is None or turn.previous is None or not words:
+            return ()
+        rows = list(self._store.rows(Feedback, turn=turn.previous))
+        taken_back = {row.retracts for row in rows if row.retracts}
+        told = [row for row in rows if row.kind == "follow_up" and row.next_turn == previous]
+        fresh = _follow_up(turn.previous, words, previous, chat.user)
+        if any(row.id in taken_back or row.id == fresh.id for row in told):
+            return ()
+        retract = partial(_said, "retraction", turn=turn.previous, user=chat.user)
+        wrong = [retract(name=content_hash("unwrapped", row.id), retracts=row.id) for row in told]
+        return (*wrong, fresh)
 
-def _last_answer(chat: ChatRequest) -> int | None:
+
+def _last_answer(messages: list[Json]) -> int | None:
     """Index of the last assistant message, None when there is none."""
-    for index in range(len(chat.messages) - 1, -1, -1):
-        if chat.messages[index].get("role") == "assistant":
+    for index in range(len(messages) - 1, -1, -1):
+        if messages[index].get("role") == "assistant":
             return index
     return None
 
 
 def _words(chat: ChatRequest) -> str | None:
-    """What the user said after the last answer; None when nothing was said (a tool's result, an image)."""
-    last = _last_answer(chat)
-    said = [text_of(m.get("content")) for m in chat.messages[-1 if last is None else last + 1 :] if m["role"] == "user"]
+    """What the user said after the last answer, without retrieved text; None when nothing was said (a tool's result,
+    an image) or it is not known where the user's words are."""
+    last = _last_answer(chat.messages)
+    return _spoken(chat.messages[-1 if last is None else last + 1 :])
+
+
+def _words_before(messages: list[Json], answer: int) -> str | None:
+    """What the user said before the answer at this index."""
+    start = answer
+    while start > 0 and messages[start - 1].get("role") == "user":
+        start -= 1
+    return _spoken(messages[start:answer])
+
+
+def _spoken(messages: list[Json]) -> str | None:
+    said = [user_words(text_of(m.get("content")))[0] for m in messages if m.get("role") == "user"]
     return "\n\n".join(text for text in said if text.strip()) or None
+
+
+def _newest_question(messages: list[Json]) -> str:
+    end = len(messages)
+    while end > 0 and messages[end - 1].get("role") != "user":
+        end -= 1
+    start = end
+    while start > 0 and messages[start - 1].get("role") == "user":
+        start -= 1
+    return "".join(text_of(m.get("content")) for m in messages[start:end])

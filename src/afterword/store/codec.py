@@ -24,7 +24,7 @@ BY_TABLE: dict[str, type[Record]] = {kind.TABLE: kind for kind in (*RECORDS, *NO
 SEARCHED: dict[str, tuple[str, ...]] = {
     "turns": (
         "user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason", "unit", "canary",
-        "seconds",
+        "seconds", "unlinked",
     ),
     "feedback": ("turn", "kind", "user", "retracts"),
     "interactions": ("turn", "kind", "split", "user", "task"),
@@ -73,7 +73,7 @@ INSERT = {table: _insert(table) for table in SEARCHED}
 
 OPTIONAL = frozenset(
     ("user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason", "retracts", "parent",
-     "candidate", "verdict", "unit", "canary", "seconds")
+     "candidate", "verdict", "unit", "canary", "seconds", "unlinked")
 )  # fmt: skip
 """Searched columns that may be empty (in one table at least); the schema refuses the others."""
 
@@ -85,6 +85,9 @@ def encode(record: Record) -> Row:
     created = data.pop("created_at")
     identifier = data.pop("id")
     searched = [data[name] for name in SEARCHED[table]]
+    for name in YOUNGER.get(table, ()):
+        if data[name] is None:
+            del data[name]
     try:
         _check(identifier, created, zip(SEARCHED[table], searched, strict=True))
         arrays = [_pack(name, data.pop(name)) for name in ARRAYS] if isinstance(record, Turn) else []
@@ -99,6 +102,9 @@ def encode(record: Record) -> Row:
     return Row(table, identifier, digest, (identifier, created, digest, *searched, *extra, body))
 
 
+YOUNGER = {"turns": ("unlinked",)}
+"""Fields that are left out of the body while they are empty: a row that an older version wrote is still a duplicate
+of the same row now."""
 NUMBERS = frozenset(("seconds",))
 """Searched columns that hold a number."""
 

@@ -44,7 +44,18 @@ when it is sent once more, and nothing in anybody's words."""
 
 CLEARED: dict[str, dict[str, str]] = {
     "turns": dict.fromkeys(
-        ("user", "unit", "conversation", "previous", "task", "thread", "prompt_ids", "completion_ids", "logprobs"),
+        (
+            "user",
+            "unit",
+            "conversation",
+            "previous",
+            "task",
+            "thread",
+            "prompt_ids",
+            "completion_ids",
+            "logprobs",
+            "unlinked",
+        ),
         "NULL",
     ),
     "feedback": {"kind": f"'{FORGOTTEN}'", "user": "NULL", "retracts": "NULL"},
@@ -99,6 +110,7 @@ def tombstones(table: str, *later: str) -> str:
 
 
 _FOR_CANARIES = ("unit", "canary", "seconds")
+_FOR_LINKS = ("unlinked",)
 
 
 def _prunable(table: str, columns: str) -> str:
@@ -165,7 +177,7 @@ MIGRATIONS: tuple[str, ...] = (
         (
             _table("erasures", "salt TEXT NOT NULL, user_hash TEXT NOT NULL"),
             _table("exports", "path TEXT, what TEXT, format TEXT, user TEXT"),
-            *(erasable(table, *_FOR_CANARIES) for table in CLEARED),
+            *(erasable(table, *_FOR_CANARIES, *_FOR_LINKS) for table in CLEARED),
             _prunable("reports", "seq, id, created_at, digest, candidate"),
             _prunable("candidates", "seq, id, created_at, digest, parent"),
             *(_guard(table, "turns") for table in ("feedback", "interactions", "skips")),
@@ -179,7 +191,7 @@ MIGRATIONS: tuple[str, ...] = (
     "CREATE INDEX turns_canary ON turns(canary) WHERE canary IS NOT NULL;\n"
     + _table("alarms", "channel TEXT NOT NULL, release TEXT NOT NULL, adapter TEXT", "release")
     + "\n"
-    + tombstones("turns"),
+    + tombstones("turns", *_FOR_LINKS),
     # 5: interactions that later feedback contradicted are asked for by every training run.
     "CREATE INDEX skips_contradictory ON skips(turn) WHERE reason = 'contradictory';",
     # 6: rows stand only in the indexes in which somebody looks for them.
@@ -189,6 +201,9 @@ MIGRATIONS: tuple[str, ...] = (
     + f"\nCREATE INDEX turns_imported ON turns(id) WHERE {IMPORTED.format('turns').replace('turns.', '')};",
     # 8: which turn feedback on a whole trace is about; ids only.
     "CREATE TABLE traces (trace TEXT PRIMARY KEY, turn TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;",
+    # 9: why requests with a history were linked to nothing.
+    "ALTER TABLE turns ADD COLUMN unlinked TEXT;\n"
+    "CREATE INDEX turns_unlinked ON turns(unlinked) WHERE unlinked IS NOT NULL;\n" + tombstones("turns"),
 )  # fmt: skip
 
 

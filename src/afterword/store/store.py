@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from afterword.errors import NotFoundError, StoreError
 from afterword.records import (
@@ -36,6 +36,17 @@ from afterword.store.schema import CLEARED, FORGOTTEN, TOMBSTONE, connect, open_
 from afterword.store.writer import Outcome, Writer
 
 R = TypeVar("R", bound=Record)
+
+
+class TrailTurn(NamedTuple):
+    """A turn as far as linking needs it."""
+
+    id: str
+    seq: int
+    """Grows with every turn that is written."""
+    thread: str
+    conversation: str | None
+
 
 _ALIVE = f"NOT {TOMBSTONE.format('t')}"
 """Tombstones are no records: no query returns them, and nobody can tell them from rows that never were."""
@@ -255,6 +266,24 @@ class Store:
     def turns_of_thread(self, thread: str) -> list[str]:
         """Ids of turns whose conversation up to the answer has this hash; two at most (two are ambiguous)."""
         return [row[0] for row in self.read("SELECT id FROM turns WHERE thread = ? LIMIT 2", (thread,))]
+
+    def turns_on_trail(self, start: str, limit: int, conversation: str | None = None) -> list[TrailTurn]:
+        """Turns whose `thread` begins with `start` (see `chat.trail`), `limit` at most, in no order; only those of a
+        conversation if it is named."""
+        named = "" if conversation is None else "AND t.conversation = ? "
+        # A unary plus keeps an index out: the conversation has few turns where the trail has very many, or the reverse.
+        thread, index = ("t.thread", "turns_thread") if conversation is None else ("+t.thread", "turns_conversation")
+        sql = (
+            f"SELECT t.id, t.seq, t.thread, t.conversation FROM turns t INDEXED BY {index} "
+            f"WHERE {thread} >= ? AND {thread} < ? {named}LIMIT ?"
+        )
+        more = () if conversation is None else (conversation,)
+        return [TrailTurn(*row) for row in self.read(sql, (start, start + "z", *more, limit))]
+
+    def unlinked(self) -> dict[str, int]:
+        """Turns whose request had a history and was linked to nothing, by the reason, most frequent first."""
+        sql = "SELECT unlinked, count(*) FROM turns WHERE unlinked IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+        return dict(self.read(sql))
 
     def turn_of_trace(self, trace: str) -> str | None:
         """The last turn of a trace, as `note_traces` was told."""

@@ -1,0 +1,250 @@
+"""What a conversation looks like from its end: one short fingerprint for each message, the newest first.
+
+A client sends its history again, but seldom as it was: the system prompt carries a clock, retrieved text stood around
+the question, thoughts are taken out, tool arguments are written anew, old messages are cut off. A trail holds only what
+stays the same: the words of user and model without white space, without wrappers (`wrapped`) and without reasoning.
+Trails are text, so that an index of a database finds all conversations that end alike by one look-up. The scope (API
+key and user) is the key of every fingerprint: the same words of two users have nothing in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from afterword.chat.canonical import text_of
+from afterword.chat.wrapped import user_words
+from afterword.records import Json
+
+DEPTH = 8
+"""Messages of user and model that a trail goes back."""
+SIZE = 16
+"""Characters of one fingerprint: `a` (model) or `u` (user) and 15 hex digits."""
+WHOLE = "."
+"""Ends a trail that reaches the start of its conversation."""
+BEYOND = "z"
+"""Sorts behind everything that a trail can go on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """The end of a conversation, the newest message first."""
+
+    prints: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    """The compared words of each message, without white space."""
+    whole: bool = True
+    """Does it reach the start of what was sent?"""
+
+    @property
+    def text(self) -> str:
+        """As it is stored."""
+        return "".join(self.prints) + (WHOLE if self.whole else "")
+
+    def answered(self) -> Trail:
+        """The same up to the newest answer; empty when there is none."""
+        start = next((i for i, name in enumerate(self.prints) if name[0] == "a"), len(self.prints))
+        cut = slice(start, start + DEPTH)
+        return Trail(self.prints[cut], self.words[cut], self.whole and start + DEPTH >= len(self.prints))
+
+
+def trail_of(scope: Sequence[str | None], messages: Sequence[Json], depth: int = DEPTH) -> Trail:
+    """The trail of messages, `depth` of them at most."""
+    key = hashlib.blake2b(orjson.dumps(list(scope)), digest_size=16).digest()
+    found: list[tuple[str, str]] = []
+    whole = _gather(messages, depth, found)
+    words = tuple(text for _, text in found)
+    prints = tuple(_print(key, role, text) for role, text in found)
+    return Trail(prints, words, whole)
+
+
+def trail_of_turn(scope: Sequence[str | None], messages: Sequence[Json], answer: Json) -> str:
+    """What is stored of a turn. An answer that goes on where the last message breaks off is one answer with it,
+    whether the model server sends the whole of it or only the rest."""
+    if messages and messages[-1].get("role") == "assistant":
+        begun = squeezed(text_of(messages[-1].get("content")))
+        if begun and squeezed(text_of(answer.get("content"))).startswith(begun):
+            messages = messages[:-1]
+    return trail_of(scope, [*messages, answer]).text
+
+
+def asked_key(trail: Trail, messages: Sequence[Json]) -> str:
+    """A hash of what a request asks, of its trail and the results of tools at its end: equal for the same request in
+    another wrapping."""
+    results: list[str] = []
+    for message in reversed(messages):
+        if message.get("role") not in _TOOLS:
+            break
+        results.append(squeezed(text_of(message.get("content"))))
+    hashed = hashlib.blake2b(trail.text.encode(), digest_size=16)
+    for text in results:
+        hashed.update(b"\0" + text.encode("utf-8", "surrogatepass"))
+    return hashed.hexdigest()
+
+
+_TOOLS = ("tool", "function")
+_HIDDEN = ("system", "developer")
+
+
+def _gather(messages: Sequence[Json], depth: int, found: list[tuple[str, str]]) -> bool:
+    """Fill `found` with (role, words), newest first; False when there are more than `depth`.
+
+    Messages of one role that follow each other are one message. Calls of tools count only where the newest answer has
+    no words: front ends drop the steps that led to an answer.
+    """
+    role = ""
+    texts: list[str] = []
+    calls: list[Json] = []
+    """Of the newest answer, if it has no words: with those of the steps before it, each step is another one."""
+
+    def close() -> None:
+        nonlocal role
+        if role:
+            steps = "\0" + orjson.dumps([call_form(c) for c in reversed(calls)]).decode() if calls else ""
+            found.append((role, "".join(reversed(texts)) + steps))
+        role = ""
+        texts.clear()
+        calls.clear()
+
+    for message in reversed(messages):
+        kind = message.get("role")
+        if kind in _TOOLS and not calls:
+            close()  # answers before and after a tool's result are two
+        if kind in _HIDDEN or kind in _TOOLS:
+            continue
+        name, text = _read(message)
+        if name == "a" and not text:
+            newest = role != "a" and all(other != "a" for other, _ in found)
+            if newest:
+                close()
+                role = "a"
+            if newest or calls:
+                calls.extend(reversed(_calls(message)))
+            continue
+        if name == "u" and not text:
+            continue
+        if name != role or calls:
+            close()
+            if len(found) >= depth:
+                return False
+            role = name
+        texts.append(text)
+    close()
+    return True
+
+
+def _read(message: Json) -> tuple[str, str]:
+    """Who speaks, and the words that are compared."""
+    content = message.get("content")
+    text = text_of(content)
+    if message.get("role") == "user":
+        return "u", squeezed(user_words(text)[0] or text) or _parts(content)
+    return "a", squeezed(without_reasoning(text))
+
+
+def _parts(content: Any) -> str:
+    """Something that stands for content without text."""
+    kinds = [str(part.get("type")) for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    return "\0" + ",".join(kinds) if any(kind != "text" for kind in kinds) else ""
+
+
+def _print(key: bytes, role: str, words: str) -> str:
+    body = role.encode() + words.encode("utf-8", "surrogatepass")
+    return role + hashlib.blake2b(body, key=key, digest_size=8).hexdigest()[: SIZE - 1]
+
+
+def squeezed(text: str) -> str:
+    """Text without white space, in Unicode's composed form."""
+    text = "".join(text.split())
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+# ---- tool calls
+
+
+def _calls(message: Json) -> list[Json]:
+    calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
+    old = message.get("function_call")
+    return [*calls, {"function": old}] if isinstance(old, dict) else calls
+
+
+def call_form(call: Json) -> list[str]:
+    """A tool call by what it does: its name and its arguments. Ids, indexes and types are renumbered by clients."""
+    function = call.get("function")
+    function = function if isinstance(function, dict) else call
+    return [str(function.get("name") or ""), arguments_form(function.get("arguments"))]
+
+
+def arguments_form(arguments: Any) -> str:
+    """Arguments in one form: JSON, whether text or object, with its keys in order."""
+    try:
+        value = orjson.loads(arguments) if isinstance(arguments, str) else arguments
+        return orjson.dumps(_whole_numbers(value), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS).decode()
+    except (orjson.JSONDecodeError, TypeError, RecursionError):
+        return squeezed(str(arguments))
+
+
+def _whole_numbers(value: Any) -> Any:
+    """JavaScript writes 2.0 as 2."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _whole_numbers(part) for name, part in value.items()}
+    return [_whole_numbers(part) for part in value] if isinstance(value, list) else value
+
+
+# ---- reasoning
+
+_TAGS = (
+    "think", "thinking", "thought", "thoughts", "reasoning", "reflection", "seed:think", "antthinking", "scratchpad",
+    "reason", "internal_thought", "inner_monologue",
+)  # fmt: skip
+_PAIRS = (
+    *((f"<{tag}>", f"</{tag}>") for tag in _TAGS),
+    ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|channel|>analysis", "<|end|>"), (":::thinking", ":::"),
+    ('<details type="', "</details>"), ("<unused94>", "<unused95>"),
+)  # fmt: skip
+_LEFT_OVER = (
+    "<|start|>assistant", "<|channel|>final", "<|message|>", "<|return|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
+    "<|begin_of_solution|>", "<|end_of_solution|>",
+)  # fmt: skip
+"""Marks of the same formats around what is shown."""
+
+
+def without_reasoning(text: str) -> str:
+    """An answer as a front end shows it: without what the model thought, in any of the usual marks.
+
+    A thought whose start the template wrote ends at its end mark; one without an end is all there is, and stays.
+    """
+    if not any(mark in text for mark in ("<", "[THINK]", "[/THINK]", "◁", ":::")):
+        return text
+    rest = text
+    lowered = rest.lower()
+    if len(lowered) != len(rest):  # a letter whose small form is longer: positions would differ
+        lowered = rest
+    for start, end in _PAIRS:
+        if end.lower() in lowered:
+            rest, lowered = _without(rest, lowered, start.lower(), end.lower())
+    for mark in _LEFT_OVER:
+        rest = rest.replace(mark, "")
+    return rest if rest.strip() else text
+
+
+def _without(text: str, lowered: str, start: str, end: str) -> tuple[str, str]:
+    """Take out every [start .. end]; an end before any start takes all that is before it, but for plain fences."""
+    kept: list[tuple[int, int]] = []
+    at = 0
+    first_end, first_start = lowered.find(end), lowered.find(start)
+    if end.startswith("</") and end != "</details>" and (first_start < 0 or first_end < first_start):
+        at = first_end + len(end)
+    while (opened := lowered.find(start, at)) >= 0 and (closed := lowered.find(end, opened + len(start))) >= 0:
+        kept.append((at, opened))
+        at = closed + len(end)
+    kept.append((at, len(text)))
+    return "".join(text[a:b] for a, b in kept), "".join(lowered[a:b] for a, b in kept)
