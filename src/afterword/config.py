@@ -43,6 +43,25 @@ def _device(name: str) -> str:
 
 Device = Annotated[str, AfterValidator(_device)]
 
+
+def _name_source(text: str) -> str:
+    """ValueError for what is neither a header nor a field of the body."""
+    if not re.fullmatch(r"body(\.[^.\s]+)+|(?!body\.)[!#$%&'*+.^_`|~0-9A-Za-z-]+", text):
+        raise ValueError('name a header, as in "x-user-id", or a field of the body, as in "body.metadata.user_id"')
+    return text
+
+
+NameSource = Annotated[str, AfterValidator(_name_source)]
+USER_FROM = (
+    "x-openwebui-user-id", "helicone-user-id", "x-litellm-end-user-id", "body.safety_identifier",
+    "body.metadata.user_id", "body.metadata.langfuse_user_id", "body.metadata.trace_user_id",
+)  # fmt: skip
+CONVERSATION_FROM = (
+    "x-openwebui-chat-id", "helicone-session-id", "x-litellm-session-id", "body.litellm_session_id",
+    "body.metadata.conversation_id", "body.metadata.chat_id", "body.metadata.thread_id", "body.metadata.session_id",
+    "body.metadata.langfuse_session_id",
+)  # fmt: skip
+
 PREFIX = "AFTERWORD_"
 NOT_SETTINGS = frozenset({"AFTERWORD_HOME", "AFTERWORD_CONFIG", "AFTERWORD_CACHE"})
 """Variables that say where things are; they are no keys of the tree."""
@@ -61,6 +80,11 @@ class ServeConfig:
     allow_origins: tuple[str, ...] = ()
     """Origins such as "https://chat.example" whose pages may use the gateway; without keys, its names only beside
     this machine's. "*" is every page."""
+    user_from: tuple[NameSource, ...] = USER_FROM
+    """Headers and fields of the body (`body.metadata.user_id`) that name the user, the first that is there; after
+    `x-afterword-user`, and headers before the body's `user`."""
+    conversation_from: tuple[NameSource, ...] = CONVERSATION_FROM
+    """The same for the conversation, beside `x-afterword-conversation` and `metadata.conversation`."""
     train: bool = True
     """May answers be trained on when the request does not say (`metadata.train`)?"""
     upstream: str | None = None

@@ -88,7 +88,8 @@ def asked_key(trail: Trail, messages: Sequence[Json]) -> str:
 
 
 _TOOLS = ("tool", "function")
-_HIDDEN = ("system", "developer")
+HIDDEN = ("system", "developer")
+"""Roles that an application fills in anew for each request."""
 
 
 def _gather(messages: Sequence[Json], depth: int, found: list[tuple[str, str]]) -> bool:
@@ -115,7 +116,7 @@ def _gather(messages: Sequence[Json], depth: int, found: list[tuple[str, str]]) 
         kind = message.get("role")
         if kind in _TOOLS and not calls:
             close()  # answers before and after a tool's result are two
-        if kind in _HIDDEN or kind in _TOOLS:
+        if kind in HIDDEN or kind in _TOOLS:
             continue
         name, text = _read(message)
         if name == "a" and not text:

@@ -57,6 +57,8 @@ def run_serve(context: Context) -> int:
         redact=context.config.get(PrivacyConfig).redact_stored,
         allow_origins=config.allow_origins,
         train=config.train,
+        user_from=config.user_from,
+        conversation_from=config.conversation_from,
     )
     # What would stop us does so before the engine loads: the address, the port, the database, another server.
     check_address(settings)

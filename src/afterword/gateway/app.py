@@ -18,6 +18,7 @@ from afterword.gateway.routes import ROUTES
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.state import GATEWAY, Gateway
 from afterword.gateway.watcher import Adapters
+from afterword.gateway.who import NameSources
 from afterword.sampling import Timeouts, Upstream
 from afterword.store import Store
 
@@ -49,6 +50,7 @@ def _parts(settings: GatewaySettings, store: Store, door: Door) -> Callable[[web
         )
         gateway = app[GATEWAY] = Gateway(
             settings=settings,
+            names=NameSources(settings.user_from, settings.conversation_from),
             store=store,
             upstream=upstream,
             metrics=metrics,

@@ -34,7 +34,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     """The handler."""
     start = perf_counter()
     gateway = request.app[GATEWAY]
-    chat = parse_chat(await request.read(), request.headers, request.get(KEY))
+    chat = parse_chat(await request.read(), request.headers, request.get(KEY), gateway.names)
     route = await gateway.adapters.resolve(chat.model, chat.who)
     exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start)
     with gateway.adapters.using(route):

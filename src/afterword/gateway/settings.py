@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from afterword.config import CONVERSATION_FROM, USER_FROM
+
 REMEDY = "Start it, or point --upstream at another one."
 """What to do when an upstream that somebody else runs is down."""
 
@@ -31,6 +33,10 @@ class GatewaySettings:
     """Model name that users address; versions are NAME@v000001 and so on."""
     allow_origins: tuple[str, ...] = ()
     """Origins beside this machine's whose pages may use the gateway; their names are answered without keys, too."""
+    user_from: tuple[str, ...] = USER_FROM
+    """Where a request names its user, besides `x-afterword-user` and the body's `user`; see `requester`."""
+    conversation_from: tuple[str, ...] = CONVERSATION_FROM
+    """The same for the conversation."""
     train: bool = True
     """May turns be trained on whose request does not say?"""
     channel: str = "default"

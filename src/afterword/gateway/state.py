@@ -13,6 +13,7 @@ from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.watcher import Adapters
+from afterword.gateway.who import NameSources
 from afterword.sampling import Upstream
 from afterword.store import Store
 
@@ -22,6 +23,7 @@ class Gateway:
     """The parts of a running gateway."""
 
     settings: GatewaySettings
+    names: NameSources
     store: Store
     upstream: Upstream
     metrics: Metrics

@@ -1,14 +1,95 @@
-"""Whose request it is: what channels and the shares of a canary go by.
+"""Identifies the requester: the user and the conversation as a client names them, and the unit of a canary.
 
-Owns the unit: who always gets the same arm. Pure; never looks at a release.
+Owns where names are read from and the unit: who always gets the same arm. Pure; never looks at a release.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from afterword.chat.canonical import thread_hashes
+from afterword.chat.trail import HIDDEN
+from afterword.config import CONVERSATION_FROM, USER_FROM
+from afterword.errors import UsageError
 from afterword.records import Json, content_hash
+
+_BODY = "body."
+_LONGEST = 512
+"""Characters of a name that another product gives; ours may be longer."""
+_NOBODY = frozenset(("null", "none", "undefined"))
+"""What a front end without a name writes."""
+
+
+class NameSources(NamedTuple):
+    """Headers, and fields of the body as `body.metadata.user_id`, that name user and conversation."""
+
+    user: Sequence[str] = USER_FROM
+    conversation: Sequence[str] = CONVERSATION_FROM
+
+
+KNOWN_SOURCES = NameSources()
+
+
+def name_of(headers: Mapping[str, str], field: str, value: Any, where: str) -> str | None:
+    """A name from our header or else from its field of the body, `value`; None when neither has one.
+
+    Raises UsageError when the header is no UTF-8 or the field no string.
+    """
+    header = headers.get(f"x-afterword-{field}")
+    if header and not _is_blank(header):
+        if not _is_text(header):
+            where = f"x-afterword-{field}"
+            raise UsageError(f"the header `{where}` is no UTF-8: {header!r:.80}.", param=where)
+        return header
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"`{where}` must be a string, got {value!r:.80}.", param=where)
+    return value if value and not _is_blank(value) else None
+
+
+def name_from(
+    headers: Mapping[str, str], field: str, body: Json, value: Any, where: str, sources: Sequence[str]
+) -> str | None:
+    """A name from our header, the headers in `sources`, its field of the body, the other fields in `sources`.
+
+    Names that other products give are ignored where they are unusable: nobody asked for them.
+    """
+    ours = name_of(headers, field, None, where)
+    theirs = (headers.get(source) for source in sources if not source.startswith(_BODY))
+    named = ours or next((text for text in map(_usable, theirs) if text), None)
+    if named or (named := name_of({}, field, value, where)):
+        return named
+    fields = (_field(body, source) for source in sources if source.startswith(_BODY))
+    return next((text for text in map(_usable, fields) if text), None)
+
+
+def _field(body: Json, source: str) -> Any:
+    value: Any = body
+    for name in source.split(".")[1:]:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _usable(value: Any) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        return None
+    text = value.strip()
+    return text if 0 < len(text) <= _LONGEST and _is_text(text) and not _is_blank(text) else None
+
+
+def _is_blank(text: str) -> bool:
+    """Placeholders that a front end left as they are name nobody."""
+    return text.strip().lower() in _NOBODY or "{{" in text or "${" in text or not text.strip()
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Who(NamedTuple):
@@ -27,11 +108,13 @@ ANYBODY = Who()
 def unit_of(key: str | None, user: str | None, conversation: str | None, messages: list[Json]) -> str:
     """A hash of the user, else of the named conversation, else of how the conversation began, within one API key.
 
-    The last is sticky because clients send their history again: the first message of a user stays the same.
+    The last is sticky because clients send their history again: the first message of a user stays the same. A system
+    prompt does not: it may carry the time of day.
     """
     if user is not None:
         return content_hash("user", key, user)
     if conversation is not None:
         return content_hash("conversation", key, conversation)
     first = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages) - 1)
-    return thread_hashes((key, None), messages[: first + 1])[-1]
+    spoken = [message for message in messages[: first + 1] if message["role"] not in HIDDEN] or messages[:1]
+    return thread_hashes((key, None), spoken)[-1]

@@ -11,7 +11,7 @@ import orjson
 
 from afterword.chat.canonical import check_messages
 from afterword.errors import UsageError
-from afterword.gateway.who import Who, unit_of
+from afterword.gateway.who import KNOWN_SOURCES, NameSources, Who, name_from, name_of, unit_of
 from afterword.records import Json
 
 SAMPLING = (
@@ -105,7 +105,9 @@ def _shallow(value: Any) -> bool:
     return True
 
 
-def parse_chat(body: bytes, headers: Mapping[str, str], key: str | None) -> ChatRequest:
+def parse_chat(
+    body: bytes, headers: Mapping[str, str], key: str | None, sources: NameSources = KNOWN_SOURCES
+) -> ChatRequest:
     """A chat request from its body and headers (headers win). UsageError names the field that is wrong."""
     data = load_json(body)
     if not isinstance(data, dict):
@@ -118,10 +120,12 @@ def parse_chat(body: bytes, headers: Mapping[str, str], key: str | None) -> Chat
         if not isinstance(data.get(name), kind):
             raise UsageError(f"`{name}` must be {words}, got {data[name]!r:.80}.", param=name)
     metadata = data.get("metadata") or {}
-    user = _named(headers, "user", data.get("user"), "user")
-    conversation = _named(headers, "conversation", metadata.get("conversation"), "metadata.conversation")
-    task = _named(headers, "task", metadata.get("task"), "metadata.task")
-    team = _named(headers, "team", metadata.get("team"), "metadata.team")
+    user = name_from(headers, "user", data, data.get("user"), "user", sources.user)
+    conversation = name_from(
+        headers, "conversation", data, metadata.get("conversation"), "metadata.conversation", sources.conversation
+    )
+    task = name_of(headers, "task", metadata.get("task"), "metadata.task")
+    team = name_of(headers, "team", metadata.get("team"), "metadata.team")
     return ChatRequest(
         body=data,
         messages=messages,
@@ -131,7 +135,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str], key: str | None) -> Chat
         key=key,
         user=user,
         conversation=conversation,
-        previous=_named(headers, "previous-turn", None, "x-afterword-previous-turn"),
+        previous=name_of(headers, "previous-turn", None, "x-afterword-previous-turn"),
         task=task,
         team=team,
         who=Who(unit_of(key, user, conversation, messages), user, team, task),
@@ -147,21 +151,6 @@ _SHAPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("store", (bool, NoneType), "true or false"),
 )
 """Fields that are read here; whatever else a body has is the model server's to check."""
-
-
-def _named(headers: Mapping[str, str], field: str, value: Any, where: str) -> str | None:
-    """A name from its header or else from the body; None when neither has one."""
-    header = headers.get(f"x-afterword-{field}")
-    if header:
-        try:
-            header.encode()
-        except UnicodeEncodeError:
-            where = f"x-afterword-{field}"
-            raise UsageError(f"the header `{where}` is no UTF-8: {header!r:.80}.", param=where) from None
-        return header
-    if value is not None and not isinstance(value, str):
-        raise UsageError(f"`{where}` must be a string, got {value!r:.80}.", param=where)
-    return value or None
 
 
 _YES_NO = {"true": True, "false": False, True: True, False: False, None: None}
