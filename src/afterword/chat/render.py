@@ -1,17 +1,18 @@
 """Messages to prompt ids, by the model's own chat template, with the marks by which a prompt can be checked.
 
 Owns the tokenizer protocol, the rendering of prompts, the generation header (what the template writes where
-the answer begins) and the ids that end a turn. It never imports transformers and never cuts a prompt.
+the answer begins) and the ids that end a turn. Serving and training render with `write_prompt`, so that both read the
+same ids. It never imports transformers and never cuts a prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import jinja2
-
+from afterword.chat.canonical import text_of
+from afterword.chat.control_tokens import Guarded, encode_guarded, guarded, guarded_text
 from afterword.errors import ModelError
 from afterword.records import Json
 
@@ -39,11 +40,38 @@ class Prompt:
 
     text: str
     ids: tuple[int, ...]
+    marks: bool = False
+    """A message holds the text of a control token, which is encoded as plain text."""
 
 
 def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Ids of `text` as it stands: no special tokens are added (those written in the text are read as such)."""
-    return tuple(int(i) for i in tokenizer.encode(text, add_special_tokens=False))
+    """Ids of `text` as it stands: no special tokens are added, and those written in the text are read as such.
+
+    For text of templates and of ours; what users and models wrote goes through `encode_content`. ModelError when the
+    tokenizer cannot read it.
+    """
+    return _ids(tokenizer, lambda: Guarded(text))
+
+
+def encode_content(tokenizer: Tokenizer, text: str, role: str = "user") -> tuple[int, ...]:
+    """Ids of what somebody of that role wrote: marks of the chat template in it are plain text.
+
+    ModelError when the tokenizer cannot read it (half a surrogate pair, say).
+    """
+    return _ids(tokenizer, lambda: guarded_text(tokenizer, text, role))
+
+
+def _ids(tokenizer: Tokenizer, make: Callable[[], Guarded]) -> tuple[int, ...]:
+    try:
+        text = make()
+        if text.placeholder is None:
+            return tuple(int(i) for i in tokenizer.encode(text.text, add_special_tokens=False))
+        return tuple(encode_guarded(tokenizer, text))
+    except Exception as error:  # the tokenizers library raises bare Exception, TypeError for half a surrogate pair
+        raise ModelError(
+            f"the model's tokenizer cannot read a text ({type(error).__name__}: {str(error)[:200]}): take out what is "
+            "no text, such as half of a surrogate pair"
+        ) from error
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int], *, special: bool = False) -> str:
@@ -70,26 +98,53 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return parts
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A conversation as its template writes it, not yet encoded."""
+
+    tokenizer: Tokenizer
+    guarded: Guarded
+
+    @property
+    def text(self) -> str:
+        """What the model reads, as text."""
+        return self.guarded.plain
+
+    @property
+    def marks(self) -> bool:
+        """Does a message hold the text of a control token?"""
+        return self.guarded.placeholder is not None
+
+    def ids(self) -> tuple[int, ...]:
+        """Its ids: control tokens where the template wrote them, and nowhere else. ModelError as `encode`."""
+        return _ids(self.tokenizer, lambda: self.guarded)
+
+
+def write_prompt(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None = None) -> Written:
+    """The prompt after which the assistant answers `messages`. ModelError when the template refuses them."""
+    return _write(tokenizer, messages, tools, header=True)
+
+
 def render_prompt(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None = None) -> Prompt:
-    """The prompt after which the assistant answers `messages`.
+    """The prompt after which the assistant answers `messages`, checked for training.
 
     Raises ModelError when the template refuses the conversation or writes no generation header at its end.
     """
-    text = _write(tokenizer, messages, tools, header=True)
-    ids = encode(tokenizer, text)
+    written = write_prompt(tokenizer, messages, tools)
+    ids = written.ids()
     if not ends_with(ids, generation_header(tokenizer)):
         raise ModelError(
-            f"the rendered prompt ends with {text[-40:]!r}, not with the chat template's generation header: "
+            f"the rendered prompt ends with {written.text[-40:]!r}, not with the chat template's generation header: "
             "the template treats this conversation differently; check its last message"
         )
-    return Prompt(text, ids)
+    return Prompt(written.text, ids, written.marks)
 
 
 def generation_header(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids that the template writes where the answer begins. ModelError when it writes none."""
     probe = [{"role": "user", "content": _PROBE}]
-    without = _write(tokenizer, probe, None, header=False)
-    with_header = _write(tokenizer, probe, None, header=True)
+    without = _write(tokenizer, probe, None, header=False).text
+    with_header = _write(tokenizer, probe, None, header=True).text
     header = with_header.removeprefix(without)
     if not header or header == with_header:
         raise ModelError(
@@ -110,7 +165,7 @@ def end_of_turn_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     The first is the one to append to an answer that was never served. ModelError when there is none.
     """
     asked = [{"role": "user", "content": _PROBE}]
-    answered = _write(tokenizer, [*asked, {"role": "assistant", "content": _PROBE}], None, header=False)
+    answered = _write(tokenizer, [*asked, {"role": "assistant", "content": _PROBE}], None, header=False).text
     after = encode(tokenizer, answered[answered.rfind(_PROBE) + len(_PROBE) :].lstrip())
     found = [i for i in (*after[:1], tokenizer.eos_token_id) if i is not None]
     if not found:
@@ -118,17 +173,28 @@ def end_of_turn_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _write(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None, *, header: bool) -> str:
-    options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+def _write(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None, *, header: bool) -> Written:
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=header, **options
-            )
+        guarded_messages, guarded_tools, placeholder = guarded(tokenizer, [_plain(m) for m in messages], tools)
+        options: dict[str, Any] = {"tools": guarded_tools} if guarded_tools else {}
+        text = str(
+            tokenizer.apply_chat_template(guarded_messages, tokenize=False, add_generation_prompt=header, **options)
         )
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # a template is somebody else's program: it raises what it likes
         roles = ", ".join(dict.fromkeys(str(m.get("role")) for m in messages))
         raise ModelError(
-            f"the model's chat template refuses a conversation of {roles}: {str(error)[:200]}; use a model whose "
+            f"the model's chat template refuses a conversation of {roles}: "
+            f"{str(error)[:200] or type(error).__name__}; use a model whose "
             "template takes these messages, or, where hindsight was added, another context"
         ) from error
+    return Written(tokenizer, Guarded(text, placeholder))
+
+
+def _plain(message: Json) -> Json:
+    """The message as templates read it: text parts as one text, and an answer without content as an empty one."""
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return {**message, "content": text_of(content)}
+    if content is None and message.get("role") == "assistant":
+        return {**message, "content": ""}
+    return dict(message)

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jinja2
-
+from afterword.chat.control_tokens import control_tokens
+from afterword.chat.render import write_prompt
 from afterword.engine.protocol import RequestError
+from afterword.errors import ModelError
 
 _BROKEN = "\ufffd"
 
@@ -29,6 +30,7 @@ class Codec:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._core = tokenizer.backend_tokenizer
+        control_tokens(tokenizer)  # found now, not within the first request
         self._shown: dict[int, tuple[str, list[int]]] = {}
         # A token stands for at most so many characters; a normalizer may shrink the text before, so nothing is known.
         known = self._core.normalizer is None
@@ -41,17 +43,13 @@ class Codec:
         the text alone says that it is longer than `most` tokens: megabytes would take half a minute to encode.
         """
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=True
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            raise RequestError(
-                f"the model's chat template refuses these messages: {error}", param="messages"
-            ) from error
-        if most is not None and self._widest is not None and len(text) > most * self._widest:
-            raise too_long(len(text) // self._widest, most, "at least ")
-        ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
-        return ids
+            written = write_prompt(self._tokenizer, messages, tools)
+            text = written.text
+            if most is not None and self._widest is not None and len(text) > most * self._widest:
+                raise too_long(len(text) // self._widest, most, "at least ")
+            return list(written.ids())
+        except ModelError as error:
+            raise RequestError(error.message, param="messages") from error
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids without special tokens."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import encode, end_of_turn_ids, render_prompt
+from afterword.chat.render import encode_content, end_of_turn_ids, render_prompt
 from afterword.errors import UsageError
 from afterword.evaluate.answers import Arm, Given
 from afterword.evaluate.comparison import Comparison
@@ -109,7 +109,7 @@ def _pairs(comparison: Comparison, item: HeldOut, given: Given) -> tuple[tuple[I
     """(prompt, answer) without and with the hindsight; the answer's ids are the same in both."""
     tokenizer, turn = comparison.tokenizer, item.turn
     ends = end_of_turn_ids(tokenizer)
-    ids = given.ids if given.ids is not None else encode(tokenizer, given.text)
+    ids = given.ids if given.ids is not None else encode_content(tokenizer, given.text, "assistant")
     if not ids or (given.ids is None and given.finish_reason != "length"):
         ids = (*ids, ends[0])
     room = comparison.longest - len(ids)

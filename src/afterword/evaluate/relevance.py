@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import Tokenizer, encode, generation_header, render_prompt
+from afterword.chat.render import Tokenizer, encode_content, generation_header, render_prompt
 from afterword.errors import ModelError
 from afterword.evaluate.hindsight import CONTEXT
 from afterword.learn.contexts import fit_hindsight
@@ -110,7 +110,7 @@ def _readable(tokenizer: Tokenizer, item: Item, room: int) -> tuple[Item, list[P
 def _plan(tokenizer: Tokenizer, item: Item, room: int) -> tuple[Item, list[Pair]] | None:
     """(prompt, answer) without words, with the real ones, with the neutral and with the other ones."""
     turn = item.turn
-    answer = turn.completion_ids or encode(tokenizer, text_of(turn.answer.get("content")))
+    answer = turn.completion_ids or encode_content(tokenizer, text_of(turn.answer.get("content")), "assistant")
     answer = tuple(answer[:LONGEST])
     if not answer:
         return None

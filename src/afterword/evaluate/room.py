@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import encode, generation_header, render_prompt
+from afterword.chat.render import encode_content, generation_header, render_prompt
 from afterword.errors import ModelError
 from afterword.evaluate.heldout import HeldOut
 from afterword.evaluate.hindsight import CONTEXT, LONGEST_HINDSIGHT
@@ -39,7 +39,7 @@ class Room:
 
     def _fits(self, item: HeldOut) -> bool:
         turn = item.turn
-        given = turn.completion_ids or encode(self.tokenizer, text_of(turn.answer.get("content")))
+        given = turn.completion_ids or encode_content(self.tokenizer, text_of(turn.answer.get("content")), "assistant")
         room = self.longest - max(len(given), self.max_tokens) - 1  # the end of turn
         if room < 1 or len(render_prompt(self.tokenizer, turn.messages, turn.tools).ids) > room:
             return False

@@ -17,7 +17,7 @@ from random import Random
 from typing import Literal
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import Prompt, Tokenizer, decode, encode, render_prompt
+from afterword.chat.render import Prompt, Tokenizer, decode, encode_content, render_prompt
 from afterword.errors import ConfigError
 from afterword.records import Json
 
@@ -251,7 +251,7 @@ def fit_hindsight(
     The end of the hindsight is cut, never the conversation and never the rendered prompt. None when even the
     shortest hindsight (one id) does not fit.
     """
-    ids = encode(tokenizer, hindsight)
+    ids = encode_content(tokenizer, hindsight)
     kept = min(len(ids), longest)
     while True:
         text = hindsight if kept == len(ids) else decode(tokenizer, ids[:kept])

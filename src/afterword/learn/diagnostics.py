@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afterword.chat.render import Tokenizer, encode, end_of_turn_ids, pieces, render_prompt
+from afterword.chat.canonical import text_of
+from afterword.chat.render import Tokenizer, encode_content, end_of_turn_ids, pieces, render_prompt
 from afterword.errors import UsageError
 from afterword.learn.contexts import Context, fit_hindsight
 from afterword.learn.divergences import NegativeLogLikelihood
@@ -54,7 +55,7 @@ def token_advantages(
     gives the other control. A turn without served ids is tokenised here. Raises UsageError when the answer is
     empty or the prompt with hindsight does not fit the model.
     """
-    completion = turn.completion_ids or encode(tokenizer, str(turn.answer.get("content") or ""))
+    completion = turn.completion_ids or encode_content(tokenizer, text_of(turn.answer.get("content")), "assistant")
     if not completion:
         raise UsageError(f"turn {turn.id} has an empty answer: there is no token to show")
     if not turn.completion_ids:

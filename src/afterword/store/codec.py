@@ -1,7 +1,7 @@
 """Records to rows and back.
 
 Each table has a few columns that are searched, token arrays as blobs, and the whole rest of the record as JSON in
-`body`. The digest covers everything but `created_at`, so the same event sent twice is known as a duplicate.
+`body`. The digest covers everything but `created_at` and the order of keys, so the same event sent twice is known as a duplicate.
 """
 
 from __future__ import annotations
@@ -91,11 +91,13 @@ def encode(record: Record) -> Row:
     try:
         _check(identifier, created, zip(SEARCHED[table], searched, strict=True))
         arrays = [_pack(name, data.pop(name)) for name in ARRAYS] if isinstance(record, Turn) else []
-        body = orjson.dumps(data, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+        sorted_body = body = orjson.dumps(data, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+        if isinstance(record, Turn):  # templates write tools and arguments in the client's order of keys
+            body = orjson.dumps(data, option=orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"the {table} row {identifier!r:.80} cannot be stored: {error}") from error
     extra: list[Any] = [orjson.dumps(list(record.feedback)).decode()] if isinstance(record, Interaction) else arrays
-    hashed = hashlib.blake2b(body, digest_size=16)
+    hashed = hashlib.blake2b(sorted_body, digest_size=16)
     for blob in arrays:
         hashed.update(b"\0" if blob is None else blob)
     digest = hashed.digest()

@@ -13,9 +13,11 @@ from itertools import islice
 from afterword.chat.canonical import text_of
 from afterword.chat.redact import redact
 from afterword.chat.render import (
+    Prompt,
     Tokenizer,
     decode,
     encode,
+    encode_content,
     end_of_turn_ids,
     ends_with,
     generation_header,
@@ -35,6 +37,18 @@ from afterword.train.wishes import of_the_same_user
 
 __all__ = ["Encoded", "Example", "Left", "Prepared", "choose", "prepare"]
 
+REMEDIES = {
+    "template": "Use a model whose chat template takes these conversations, or another train.context",
+    "ids_unknown": "Train the model that served these answers (serve.model)",
+    "control_tokens": "Serve with the embedded engine, or with a server that reads such marks as text",
+    "prompt_header": "Train the model that served these answers (serve.model)",
+    "prompt_differs": "Train the model that served these answers (serve.model), with its own chat template",
+    "off_policy": "`afterword train --off-policy` trains their text",
+    "too_long": "Use a model with a longer context",
+    "longer_than_max_tokens": "Raise train.max_tokens",
+    "no_hindsight": "Wait for words of users, or take a recipe that learns from votes (`afterword recipes list`)",
+}
+"""What to do when nothing can be trained, by the commonest reason."""
 _LEAST = 4
 """Fewer tokens than this are no answer that a student could learn from."""
 
@@ -53,32 +67,57 @@ class _Encoder:
     """What the same user asked for elsewhere, for contexts that show it together."""
 
     def encode(self, example: Example) -> Encoded | Left:
+        """What is trained of an interaction; whatever is wrong with it costs this one alone."""
+        try:
+            found = self._encoded(example)
+        except ModelError as error:
+            return Left(example.interaction.id, "template", error.message)
+        except Exception as error:  # noqa: BLE001  the boundary of a row: the words of one user must not end a run
+            detail = f"it cannot be encoded ({type(error).__name__}: {str(error)[:200]}); the others are trained"
+            return Left(example.interaction.id, "failed", detail)
+        if isinstance(found, Encoded):
+            for ids in (found.completion, found.prompt, *found.teacher_prompts.values()):
+                if outside := self._outside(ids):
+                    return Left(example.interaction.id, *outside)
+        return found
+
+    def _outside(self, ids: Sequence[int]) -> tuple[str, str] | None:
+        """Ids that the model has no embedding for."""
+        wrong = sorted({i for i in ids if not 0 <= i < self.vocabulary})
+        if not wrong:
+            return None
+        text = decode(self.tokenizer, wrong[-1:], special=True) if wrong[-1] >= 0 else ""
+        return "ids_unknown", f"it has the token {text[:40]!r} (id {wrong[-1]}), the model embeds {self.vocabulary} ids"
+
+    def _encoded(self, example: Example) -> Encoded | Left:
         interaction, turn = example.interaction, example.turn
         if unfit := self._unfit(interaction, turn):
             return Left(interaction.id, *unfit)
-        try:
-            own = render_prompt(self.tokenizer, turn.messages, turn.tools).ids
-        except ModelError as error:
-            return Left(interaction.id, "template", error.message)
+        rendered = render_prompt(self.tokenizer, turn.messages, turn.tools)
+        own = rendered.ids
         served: tuple[float, ...] = ()
         if turn.on_policy:
             prompt, completion = tuple(turn.prompt_ids or ()), tuple(turn.completion_ids or ())
-            if unfit := self._differs(turn, prompt, completion, own):
+            if unfit := self._differs(turn, prompt, completion, rendered):
                 return Left(interaction.id, *unfit)
             served, why = served_logprobs(turn)
             if why and self.needs_served and self.recipe.passes:
                 return Left(interaction.id, "no_logprobs", why)
         else:
             prompt = own
+<<<<<<< HEAD
             # An answer that was cut by its length limit did not end there, and its end is nothing to learn.
             end = () if turn.finish_reason == "length" else self.ends[:1]
             completion = (*encode(self.tokenizer, text_of(turn.answer.get("content"))), *end)
+=======
+            completion = (
+                *encode_content(self.tokenizer, text_of(turn.answer.get("content")), "assistant"),
+                self.ends[0],
+            )
+>>>>>>> 001f884 (Render: control tokens belong to the template; a row that cannot be encoded costs itself alone)
         if too_long := self._too_long(len(prompt) + len(completion)):
             return Left(interaction.id, *too_long)
-        try:
-            row = self._with_teacher(interaction, turn, prompt, completion)
-        except ModelError as error:  # a template may take the conversation and refuse it with the hindsight
-            return Left(interaction.id, "template", error.message)
+        row = self._with_teacher(interaction, turn, prompt, completion)
         if isinstance(row, Left):
             return row
         room, least = self.limit - row.longest_prompt, min(_LEAST, self.recipe.max_fresh)
@@ -146,13 +185,18 @@ class _Encoder:
         return Answer(kind=kind, task=interaction.task, reward=reward)
 
     def _differs(
-        self, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...], own: tuple[int, ...]
+        self, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...], own: Prompt
     ) -> tuple[str, str] | None:
-        if max(*prompt, *completion) >= self.vocabulary or min(*prompt, *completion) < 0:
-            return "ids_unknown", f"it has ids outside this model's vocabulary of {self.vocabulary}"
+        if outside := self._outside((*prompt, *completion)):
+            return outside
         if not ends_with(prompt, self.header):
             return "prompt_header", "its served prompt does not end with this model's generation header"
-        if prompt != own:
+        if prompt != own.ids:
+            if own.marks and prompt == encode(self.tokenizer, own.text):
+                return "control_tokens", (
+                    "a message writes a mark of the chat template, which the model server read as a control token: "
+                    "what it answered followed a forged turn; the embedded engine reads such marks as text"
+                )
             return "prompt_differs", "its served prompt is not what this model's template writes"
         body = completion[:-1] if completion[-1] in self.ends else completion
         served, text = decode(self.tokenizer, body), text_of(turn.answer.get("content"))
@@ -275,4 +319,8 @@ def _nothing(given: int, prepared: Prepared) -> str:
         return "there are no interactions to train on: let users chat, then run `afterword collect`"
     why = ", ".join(f"{n} {reason}" for reason, n in sorted(prepared.reasons.items()))
     first = prepared.left[0]
-    return f"none of {given} interactions can be trained ({why}). The first, {first.interaction}: {first.detail}"
+    most = max(prepared.reasons, key=lambda reason: prepared.reasons[reason])
+    remedy = REMEDIES.get(most, "docs/training.md says what each reason means")
+    return (
+        f"none of {given} interactions can be trained ({why}). The first, {first.interaction}: {first.detail}. {remedy}"
+    )

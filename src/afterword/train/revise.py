@@ -19,7 +19,7 @@ from afterword.chat.canonical import text_of
 from afterword.chat.render import (
     Tokenizer,
     decode,
-    encode,
+    encode_content,
     end_of_turn_ids,
     generation_header,
     render_prompt,
@@ -186,7 +186,7 @@ def echoes(text: str, words: str) -> bool:
 def _draft(example: Example, tokenizer: Tokenizer, ends: Sequence[int]) -> list[int]:
     if example.turn.completion_ids:
         return list(example.turn.completion_ids)
-    return [*encode(tokenizer, text_of(example.turn.answer.get("content"))), ends[0]]
+    return [*encode_content(tokenizer, text_of(example.turn.answer.get("content")), "assistant"), ends[0]]
 
 
 def _prompt(tokenizer: Tokenizer, example: Example, where: Context, room: int) -> tuple[int, ...] | None:
