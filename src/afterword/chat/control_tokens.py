@@ -233,7 +233,7 @@ def control_tokens(tokenizer: Any) -> ControlTokens | None:
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
         return None
-    state = (str(getattr(tokenizer, "chat_template", None)), len(core.get_added_tokens_decoder()))
+    state = (str(getattr(tokenizer, "chat_template", None)), core.get_vocab_size(with_added_tokens=True))
     known = _KNOWN.get(tokenizer)
     if known is None or known[0] != state:
         known = _KNOWN[tokenizer] = (state, ControlTokens(tokenizer))
