@@ -105,16 +105,10 @@ class _Encoder:
                 return Left(interaction.id, "no_logprobs", why)
         else:
             prompt = own
-<<<<<<< HEAD
             # An answer that was cut by its length limit did not end there, and its end is nothing to learn.
             end = () if turn.finish_reason == "length" else self.ends[:1]
-            completion = (*encode(self.tokenizer, text_of(turn.answer.get("content"))), *end)
-=======
-            completion = (
-                *encode_content(self.tokenizer, text_of(turn.answer.get("content")), "assistant"),
-                self.ends[0],
-            )
->>>>>>> 001f884 (Render: control tokens belong to the template; a row that cannot be encoded costs itself alone)
+            body = encode_content(self.tokenizer, text_of(turn.answer.get("content")), "assistant")
+            completion = (*body, *end)
         if too_long := self._too_long(len(prompt) + len(completion)):
             return Left(interaction.id, *too_long)
         row = self._with_teacher(interaction, turn, prompt, completion)
