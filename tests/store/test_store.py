@@ -42,6 +42,15 @@ def test_every_kind_comes_back_as_it_was(store: Store) -> None:
     assert store.counts() == {kind.TABLE: 1 for kind in RECORDS}
 
 
+def test_a_turn_keeps_the_order_of_keys_that_its_client_sent(store: Store) -> None:
+    """Templates write tools as they come; the same in another order is the same turn."""
+    tool = {"type": "function", "function": {"name": "f", "description": "d"}}
+    assert store.write(turn(tools=(tool,))) == ["stored"]
+    found = store.get(Turn, "t1").tools
+    assert found is not None and list(found[0]) == ["type", "function"] and list(found[0]["function"])[0] == "name"
+    assert store.write(turn(tools=(dict(reversed(tool.items())),))) == ["duplicate"]
+
+
 def test_the_same_row_twice_is_a_duplicate_and_another_one_a_conflict(store: Store) -> None:
     first = turn()
     assert store.write(first) == ["stored"]

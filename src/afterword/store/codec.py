@@ -1,7 +1,8 @@
 """Records to rows and back.
 
 Each table has a few columns that are searched, token arrays as blobs, and the whole rest of the record as JSON in
-`body`. The digest covers everything but `created_at` and the order of keys, so the same event sent twice is known as a duplicate.
+`body`. The digest covers everything but `created_at` and the order of keys, so the same event sent twice is known as
+a duplicate.
 """
 
 from __future__ import annotations
