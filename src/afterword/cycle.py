@@ -27,6 +27,7 @@ from afterword.release.publish import publish, start_canary
 from afterword.release.settings import CanarySettings
 from afterword.sampling import start_engine
 from afterword.store import Store
+from afterword.store.locks import EVALUATE, alone
 
 Advance = Callable[[int, int | None], None]
 
@@ -183,7 +184,11 @@ def evaluate_stage(store: Store, candidate: Candidate, settings: Settings, progr
     from afterword.evaluate import stage
 
     stage.require_work(store, candidate, extra.get("suites") or settings.evaluate.suites, settings.channel)
-    with model_server(settings) as url, progress.bar("evaluating", "steps") as advance:
+    with (
+        alone(settings.directory, EVALUATE, "an evaluation"),
+        model_server(settings) as url,
+        progress.bar("evaluating", "steps") as advance,
+    ):
         return stage.evaluate_stage(
             store,
             settings.directory,

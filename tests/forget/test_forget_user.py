@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import orjson
 import pytest
 
 from afterword.cli import main
+from afterword.errors import ConflictError
 from afterword.feedback import collect
 from afterword.feedback.imports import import_file
 from afterword.forget import as_text, forget_user
@@ -25,6 +27,7 @@ from afterword.release.publish import publish, rollback
 from afterword.store import Store
 from afterword.store.export import TRAINING, export
 from afterword.store.folders import folder_hash
+from afterword.store.locks import alone
 from tests.release.conftest import write_adapter
 
 ADA, BOB = "ada.l@example.org", "bob@example.org"
@@ -334,3 +337,15 @@ def test_a_kill_at_any_step_is_mended_by_running_it_again(
         assert len(store.erasures()) == 1 and store.count(Release) == 4 and store.count(Turn) == 6
     path = str(home / "forget" / f"{report['erasure']}.json")
     assert run(home, "forget", "--check", path, "--user", ADA, capsys=capsys)[0] == 0
+
+
+@pytest.mark.parametrize("work", ["train", "evaluate"])
+def test_an_erasure_waits_for_what_reads_the_rows(home: Path, work: str) -> None:
+    """A run that goes on would write their words into files that were cleaned."""
+    with Store.open(home / "afterword.db") as store:
+        turns = store.count(Turn, user=ADA)
+        with ThreadPoolExecutor(1) as beside, alone(home, work, "a training run"):
+            with pytest.raises(ConflictError, match="a training run works on"):
+                beside.submit(forget_user, store, ADA).result()
+            assert store.count(Turn, user=ADA) == turns > 0
+        assert forget_user(store, ADA)["clean"]

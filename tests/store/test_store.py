@@ -47,8 +47,8 @@ def test_a_turn_keeps_the_order_of_keys_that_its_client_sent(store: Store) -> No
     tool = {"type": "function", "function": {"name": "f", "description": "d"}}
     assert store.write(turn(tools=(tool,))) == ["stored"]
     found = store.get(Turn, "t1").tools
-    assert found is not None and list(found[0]) == ["type", "function"] and list(found[0]["function"])[0] == "name"
-    assert store.write(turn(tools=(dict(reversed(tool.items())),))) == ["duplicate"]
+    assert found is not None and list(found[0]) == ["type", "function"] and next(iter(found[0]["function"])) == "name"
+    assert store.write(turn(tools=({key: tool[key] for key in reversed(tool)},))) == ["duplicate"]
 
 
 def test_the_same_row_twice_is_a_duplicate_and_another_one_a_conflict(store: Store) -> None:

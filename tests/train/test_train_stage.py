@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from afterword.config import TrainConfig
-from afterword.errors import ConfigError, NothingToDo
+from afterword.errors import ConfigError, ConflictError, NothingToDo
 from afterword.learn.models import load_tokenizer, native_dtype
 from afterword.learn.recipes import describe, recipe
 from afterword.learn.targets import Extrapolation
@@ -178,3 +180,26 @@ def test_what_was_cut_and_why_a_run_stopped_is_told() -> None:
     ]
     quiet = {"left_out": {}, "hindsight_cut": 0, "stopped": None, "steps": 3, "warnings": []}
     assert list(told(dataclasses.replace(made, metrics=quiet))) == []
+
+
+def test_a_second_training_is_refused_and_leaves_the_first_alone(model: str, tmp_path: Path) -> None:
+    """Also while the first is in the middle of a run, which then looks like one that was killed."""
+    settings = TrainConfig(min_interactions=1, fresh=0, passes=1)
+    refused: list[str] = []
+
+    def again(metrics: StepMetrics) -> None:
+        with Store.open(tmp_path / "afterword.db") as other, pytest.raises(ConflictError) as found:
+            train_stage(other, tmp_path, settings, model=model, device="cpu")
+        refused.append(found.value.message)
+
+    def beside(metrics: StepMetrics) -> None:
+        thread = threading.Thread(target=again, args=(metrics,))
+        thread.start()
+        thread.join()
+
+    with filled(tmp_path, model, [5, 6]) as store:
+        candidate = train_stage(store, tmp_path, settings, model=model, device="cpu", progress=beside)
+        assert refused and f"process {os.getpid()}" in refused[0] and "Nothing was changed" in refused[0]
+        assert [row.id for row in store.rows(Candidate)] == [candidate.id]
+        steps = (tmp_path / "runs" / candidate.id / "metrics.jsonl").read_text().splitlines()
+        assert len(steps) == candidate.metrics["steps"] == len(refused)

@@ -32,7 +32,7 @@ from afterword.cycle import (
     select_stage,
     train_stage,
 )
-from afterword.errors import AfterwordError, GateRefused, NothingToDo, UsageError
+from afterword.errors import AfterwordError, ConflictError, GateRefused, NothingToDo, UsageError
 from afterword.feedback.funnel import Funnel
 from afterword.feedback.lane import ReviewSettings
 from afterword.feedback.select import SelectSettings
@@ -297,6 +297,9 @@ def _watch(context: Context) -> int:
                 try:
                     result = run_cycle(store, _settings(context), _progress(context), selection)
                     show_verdict(context, result.verdict)
+                except ConflictError as error:  # another process works here: the same interactions once it is done
+                    tried -= waiting
+                    context.say(f"[yellow]this round waits:[/] {escape(error.message)}")
                 except AfterwordError as error:  # the next round may fare better
                     context.say(f"[yellow]this round ended:[/] {escape(error.message)}")
             time.sleep(settings.interval)

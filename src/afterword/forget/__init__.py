@@ -25,6 +25,7 @@ from afterword.records import Json
 from afterword.release.quarantine import fall_back, put_aside
 from afterword.store import Store
 from afterword.store.erase import Eraser
+from afterword.store.locks import EVALUATE, TRAIN, alone
 from afterword.store.words import rejects_of
 
 __all__ = ["as_text", "check", "forget_user", "held_of", "read_report"]
@@ -43,12 +44,19 @@ def forget_user(
 ) -> Json:
     """Erase `user` and everything derived; the report, which is also in `forget/ID.json` beside the database.
 
-    Raises NothingToDo when nothing is held, StoreError when the database cannot be rewritten now (rows are redacted
-    by then; running it again goes on). `report["clean"]` is False when a byte of theirs was found at the end.
+    Raises ConflictError while a training or an evaluation runs, NothingToDo when nothing is held, StoreError when the
+    database cannot be rewritten now (rows are redacted by then; running it again goes on). `report["clean"]` is False
+    when a byte of theirs was found at the end.
     """
     directory = store.path.parent
     (directory / "forget").mkdir(parents=True, exist_ok=True)
-    with _alone(directory / "forget" / "lock"), Eraser(store.path) as eraser:
+    with (
+        # A run that goes on would write their words into files that were cleaned, and learn from them.
+        alone(directory, TRAIN, "an erasure"),
+        alone(directory, EVALUATE, "an erasure"),
+        _alone(directory / "forget" / "lock"),
+        Eraser(store.path) as eraser,
+    ):
         plan = _planned(store, eraser, user, directory)
         note("rows become tombstones")
         eraser.redact(user, plan.erasure)

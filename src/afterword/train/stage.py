@@ -11,7 +11,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from afterword.learn.recipes.recipe import Recipe
 from afterword.learn.validate import advice
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
+from afterword.store.locks import TRAIN, alone
 from afterword.train.examples import Example, choose, taught
 from afterword.train.fresh import verifier_of
 from afterword.train.loop import train_candidate
@@ -79,11 +80,28 @@ def train_stage(
     only on the keys of `weights`, if given, with these factors on their weights. `selection` says why, and is kept in
     the candidate's metrics.
 
-    Raises NothingToDo, with what is missing, when there are too few of them.
+    Raises NothingToDo, with what is missing, when there are too few of them, and ConflictError while another training
+    works on the directory.
     """
     world = join()
-    make = partial(_next, store, directory, settings, model, channel, weights, selection, note)
-    plan = _agreed(world, make)
+    with ExitStack() as held:
+        # Held from the plan to the candidate's row: whoever finds an unfinished run knows that it was killed.
+        take = partial(held.enter_context, alone(directory, TRAIN, "a training run"))
+        make = partial(_next, store, directory, settings, model, channel, weights, selection, note)
+        plan = _agreed(world, make, take)
+        return _trained(store, directory, plan, world, device, progress, note)
+
+
+def _trained(
+    store: Store,
+    directory: Path,
+    plan: Plan,
+    world: World,
+    device: str,
+    progress: Callable[[StepMetrics], None],
+    note: Callable[[str], None],
+) -> Candidate:
+    """Train what is planned and write the candidate."""
     for sentence in advice(recipe_of(TrainConfig(**plan.settings))):
         note(sentence)
     run_dir = directory / "runs" / plan.candidate
@@ -158,11 +176,12 @@ def _revised(
     return found, {"revisions": settings.revise, "revisions_used": used, **cost}
 
 
-def _agreed(world: World, make: Callable[[], Plan]) -> Plan:
-    """The plan of the first process, also in the others; when it has none, none of them waits for it."""
+def _agreed(world: World, make: Callable[[], Plan], take: Callable[[], object]) -> Plan:
+    """The plan of the first process, which takes the lock, also in the others; when it has none, none waits for it."""
     plan: Plan | None = None
     try:
         if world.first:
+            take()
             plan = make()
     finally:
         plan = world.same(plan)

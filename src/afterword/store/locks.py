@@ -1,0 +1,103 @@
+"""One worker at a time on a data directory: a lock for each kind of work, with who holds it.
+
+Owns `DIR/locks/NAME.lock`. The lock is the system's (`flock`), which takes it back however its holder ends, so a
+killed run leaves none and a live run is never taken for a killed one, also from another container or, where the file
+system passes locks on (NFS does), another machine. What is written in the file is only for the message.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from afterword.errors import ConflictError, StoreError
+
+TRAIN, EVALUATE = "train", "evaluate"
+_WORK = {TRAIN: "a training run", EVALUATE: "an evaluation"}
+_PATIENCE = 0.5
+"""Seconds: somebody who only looks holds a lock for a moment."""
+
+_mine: dict[Path, int] = {}
+"""Locks that this process holds -> the thread that took them, so that work within work goes on."""
+
+
+@contextmanager
+def alone(directory: Path, name: str, doing: str) -> Iterator[None]:
+    """Hold the lock `name` of `directory` while this is open.
+
+    `doing` names the work for others ("a training run"). ConflictError when somebody else holds it, StoreError where
+    the file system has no locks.
+    """
+    path = (directory / "locks" / f"{name}.lock").absolute()
+    if _mine.get(path) == threading.get_ident():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        end = time.monotonic() + _PATIENCE
+        while not _taken(file):
+            if time.monotonic() > end:
+                raise ConflictError(_held(directory, name, file), code="locked")
+            time.sleep(0.05)
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            _note(file, doing)
+        _mine[path] = threading.get_ident()
+        try:
+            yield
+        finally:
+            del _mine[path]
+            with suppress(OSError):
+                file.truncate(0)
+
+
+def _taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        raise StoreError(
+            f"{file.name} cannot be locked ({error.strerror}): two runs at once would spoil each other. Put the data "
+            "directory (--dir) on a file system with locks."
+        ) from error
+    return True
+
+
+def _note(file: IO[str], doing: str) -> None:
+    file.truncate(0)
+    # Not the command line: it may name a user who is being erased.
+    json.dump({"doing": doing, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
+    file.flush()
+
+
+def _held(directory: Path, name: str, file: IO[str]) -> str:
+    found = _read(file)
+    what = found.get("doing") or _WORK.get(name, f"{name!r}")
+    who = ""
+    if "pid" in found:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(found.get("since", 0.0))))
+        who = f" (process {found['pid']} on {found.get('host')}, since {since})"
+    return (
+        f"{what} works on {str(directory)!r}{who}. Nothing was changed: wait until it ends, or end it, and run this "
+        "command again."
+    )
+
+
+def _read(file: IO[str]) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        file.seek(0)
+        found = json.loads(file.read())
+        if isinstance(found, dict):
+            return found
+    return {}
