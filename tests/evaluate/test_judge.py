@@ -28,17 +28,27 @@ Opinion = Callable[[str], str]
 
 
 @contextmanager
-def judging(opinion: Opinion) -> Iterator[tuple[str, list[str]]]:
-    """An OpenAI-compatible server whose model says `opinion(question)`; gives its URL and the questions."""
+def judging(opinion: Opinion, refused: str = "", cut: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """An OpenAI-compatible server whose model says `opinion(question)`; gives its URL and the questions. It may
+    refuse a field of the request, or cut its answer at the length that was asked for (in words)."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append(body["messages"][-1]["content"])
-            message = {"role": "assistant", "content": opinion(asked[-1])}
-            answer = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "model": "j"}).encode()
-            self.send_response(200)
+            said, most = opinion(asked[-1]), body.get("max_tokens") or body.get("max_completion_tokens")
+            words = said.split(" ")
+            finish = "length" if cut and most and len(words) > most else "stop"
+            message = {"role": "assistant", "content": " ".join(words[:most]) if cut else said}
+            found: Json = {"choices": [{"message": message, "finish_reason": finish}], "model": "j"}
+            bad = refused and refused in body
+            if bad:
+                found = {
+                    "error": {"message": f"Unsupported parameter: '{refused}'", "param": refused, "code": "unsupported"}
+                }
+            answer = json.dumps(found).encode()
+            self.send_response(400 if bad else 200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
@@ -115,6 +125,23 @@ def test_a_judge_that_babbles_is_given_up_and_the_verdict_is_no(
     assert any(reason.startswith("no: ") and "the judge left undecided is 100.0 %" in reason for reason in reasons)
 
 
+@pytest.mark.parametrize("refused", ["max_tokens", "temperature", "seed"])
+def test_a_judge_that_refuses_a_field_is_asked_without_it(
+    tiny: str, adapters: dict[str, Path], arms: FakeServer, refused: str
+) -> None:
+    with judging(likes_better, refused=refused) as (url, asked):
+        found = figures(measure(tiny, adapters["small"], url))
+    assert found["judge"]["value"] == 1.0 and found["judge_failed"]["value"] == 0.0
+    assert 16 < len(asked) < 32, "what was learned from a refusal is remembered"
+
+
+def test_a_judge_that_thinks_first_gets_the_room_for_it(tiny: str, adapters: dict[str, Path], arms: FakeServer) -> None:
+    thought = "<think>\n" + "Let me compare both answers once more. " * 8 + "\n</think>\n\n"
+    with judging(lambda question: thought + likes_better(question), cut=True) as (url, _):
+        found = figures(measure(tiny, adapters["small"], url))
+    assert found["judge"]["value"] == 1.0 and found["judge_failed"]["value"] == 0.0
+
+
 def test_a_judge_that_hangs_costs_its_time_and_not_more(tiny: str, adapters: dict[str, Path], arms: FakeServer) -> None:
     done = threading.Event()
     with judging(lambda question: str(done.wait(20))) as (url, _):
@@ -134,7 +161,14 @@ def test_a_judge_that_is_not_there(tiny: str, adapters: dict[str, Path], arms: F
 @pytest.mark.parametrize(
     ("text", "choice"),
     [("A", "A"), ("b.", "B"), ("TIE", "TIE"), ('{"winner": "B"}', "B"), ("**A**", "A"), ("Verdict: tie", "TIE"),
-     ("", None), ("Apple", None), ("I prefer A", None), ("Neither", None), ("AB", None)],
+     ("", None), ("Apple", None), ("I prefer A", "A"), ("Neither", None), ("AB", None),
+     ("**Answer: B**", "B"), ("Answer A is better, because it is shorter.", "A"), ("The winner is B.", "B"),
+     ("<think>\nA has 90 characters, B is better.\n</think>\n\nA", "A"), ("<think>\nA is better, but", None),
+     ("They asked for brevity.\n\nB", "B"), ("\\boxed{A}", "A"), ("[[B]]", "B"),
+     ("A better answer names its source.", None),
+     ("A is not better than B", None), ("A is better. No, B is better.", None), ("B wins", "B"),
+     ("Both are good: A and B", None),
+     ("My verdict: TIE", "TIE"), ("B - it does what was asked", "B"), ("A\n\nIt is shorter.", "A")],
 )  # fmt: skip
 def test_how_the_judges_word_is_read(text: str, choice: str | None) -> None:
     assert read_choice(text) == choice

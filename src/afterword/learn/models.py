@@ -167,7 +167,7 @@ def load_tokenizer(ref: str) -> Any:
 
 
 def load_model(ref: str, *, dtype: DtypeName = "auto", device: str = "auto") -> Any:
-    """The causal language model of `ref` in eval mode, attention "sdpa".
+    """The causal language model of `ref` in eval mode, with transformers' own choice of attention: "sdpa" where it can.
 
     `dtype` "auto" is bfloat16 where the device multiplies it natively, else float32; `device` "auto" is the
     first CUDA device, else the CPU. ModelError when `ref` is not a causal language model.
@@ -180,7 +180,7 @@ def load_model(ref: str, *, dtype: DtypeName = "auto", device: str = "auto") -> 
             if getattr(config, "is_encoder_decoder", False):
                 raise ValueError(f"{config.model_type} is an encoder-decoder model")
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=pick_dtype(dtype, place), attn_implementation="sdpa"
+                folder, config=config, dtype=pick_dtype(dtype, place)
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{str(folder)!r} cannot be loaded as a causal language model: {_first(error)}") from error

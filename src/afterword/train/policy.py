@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from afterword.errors import AdapterError, ConfigError
 from afterword.learn.attention import same_row
@@ -158,16 +160,38 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _fresh(base: Any, lora: Lora) -> Any:
     try:
-        return get_peft_model(base, _config(lora))
+        model = get_peft_model(base, _config(base, lora))
     except ValueError as error:
         raise ConfigError(
             f"the LoRA targets {lora.targets!r} do not fit this model: {str(error)[:300]}; name linear layers that it "
             "has, or leave the targets out for all of them"
         ) from error
+    if odd := _adapted_parameters(model):
+        raise ConfigError(
+            f"the LoRA targets {lora.targets!r} include {odd[0]!r}, a parameter of experts or their router: adapters "
+            "of these are neither trained nor served here; name linear layers, or leave the targets out for all of them"
+        )
+    return model
 
 
-def _config(lora: Lora) -> LoraConfig:
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+def _adapted_parameters(model: Any) -> list[str]:
+    """Names of modules whose parameters PEFT adapts directly: experts of a mixture, routers."""
+    return [name for name, module in model.named_modules() if isinstance(module, ParamWrapper)]
+
+
+def _linear_layers(base: Any) -> list[str]:
+    """Full names of the linear layers but the output head. PEFT's own "all-linear" also adapts the experts of some
+    mixtures and their routers (through `target_parameters`), and those of others not."""
+    head = base.get_output_embeddings()
+    kinds = (torch.nn.Linear, Conv1D)
+    return [name for name, module in base.named_modules() if isinstance(module, kinds) and module is not head]
+
+
+def _config(base: Any, lora: Lora) -> LoraConfig:
+    experts = any(parameter.ndim == 3 for parameter in base.parameters())
+    targets: str | list[str] = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    if targets == "all-linear" and experts:
+        targets = _linear_layers(base)
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -175,6 +199,7 @@ def _config(lora: Lora) -> LoraConfig:
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2 keeps weights turned
     )
 
 
@@ -191,6 +216,11 @@ def _continued(base: Any, parent: Path) -> Any:
             f"the parent adapter {str(parent)!r} does not fit this base model: {' '.join(str(error).split())[:300]}; "
             "train without a parent, or with the base that it was made for"
         ) from error
+    if odd := _adapted_parameters(model):
+        raise AdapterError(
+            f"the parent adapter {str(parent)!r} adapts {odd[0]!r}, a parameter of experts or their router, which is "
+            "neither trained nor served here: train without a parent"
+        )
     return model
 
 
