@@ -28,6 +28,8 @@ FEEDBACK_KINDS = (
     "retraction",
 )  # fmt: skip
 SOURCES = ("end_user", "api", "detector", "reviewer")
+BESIDE = ("declared", "task")
+"""Values of `Turn.automated` for requests beside a conversation (a title, a summary): the answer is no part of it."""
 SCOPES = ("global", "task", "team", "user")
 
 
@@ -162,6 +164,9 @@ class Turn(Record):
     arm that was. None outside of one, and for turns that named a version themselves."""
     unlinked: str | None = None
     """Why the request continues no turn although it has a history: "unmatched", "ambiguous", "unsure" ..."""
+    automated: str | None = None
+    """Why the newest message of the request is no person's (`chat.machine.Origin`); None: a person's, as far as is
+    known."""
 
     @property
     def on_policy(self) -> bool:

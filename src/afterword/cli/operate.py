@@ -65,6 +65,7 @@ def run_status(context: Context) -> int:
             "feedback_by_kind": store.tally(Feedback, "kind"),
             "interactions_by_split": store.tally(Interaction, "split"),
             "skips_by_reason": store.tally(Skip, "reason"),
+            "automated_messages": store.automated(),
             "turns_by_adapter": store.tally(Turn, "adapter"),
             "unlinked_by_reason": store.unlinked(),
             "serving": release.adapter if release and release.adapter else "base",
@@ -83,7 +84,10 @@ def run_status(context: Context) -> int:
     context.out.print(f"serving  {data['serving']}{since}")
     names = ("turns", "feedback", "interactions", "skips", "candidates", "reports", "verdicts", "releases")
     context.table("", names, [[data[name] for name in names]])
-    for title in ("feedback_by_kind", "interactions_by_split", "skips_by_reason", "unlinked_by_reason"):
+    titles = (
+        "feedback_by_kind", "interactions_by_split", "skips_by_reason", "automated_messages", "unlinked_by_reason",
+    )  # fmt: skip
+    for title in titles:
         if data[title]:
             parts = ", ".join(f"{name} {number}" for name, number in data[title].items())
             context.out.print(f"[dim]{title.replace('_', ' ')}:[/] {parts}")

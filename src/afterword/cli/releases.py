@@ -22,7 +22,7 @@ from afterword.config import ServeConfig
 from afterword.errors import GateRefused, NothingToDo, UsageError
 from afterword.feedback.detect import read_follow_up
 from afterword.feedback.edits import changed_share
-from afterword.feedback.readings import answer_text, request_of
+from afterword.feedback.readings import answer_text, request_of, words_after
 from afterword.records import Candidate, Feedback, Json, Release, Turn, Verdict
 from afterword.release.gate import overridden
 from afterword.release.publish import promote, publish, rollback, start_canary
@@ -189,7 +189,8 @@ def reading(turn: Turn, feedback: Feedback) -> int:
     """What a user's words say about the answer: +1 yes, -1 no, 0 neither."""
     if feedback.kind == "edited":
         return 1 if changed_share(answer_text(turn), (feedback.final_text or "").strip()) == 0 else -1
-    return read_follow_up(request_of(turn), answer_text(turn), feedback.text or "").polarity
+    words = words_after(answer_text(turn), feedback).words if feedback.kind == "follow_up" else feedback.text or ""
+    return read_follow_up(request_of(turn), answer_text(turn), words).polarity
 
 
 @contextmanager

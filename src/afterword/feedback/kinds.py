@@ -87,6 +87,9 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 """`retraction` is no kind of signal: it takes another feedback back."""
 
+SILENT = frozenset({"accepted", "abandoned", "stopped", "copied", "saved", "retried", "regenerated", "reverted"})
+"""Kinds that follow from what was done or not done, without a word."""
+
 SPOKEN = frozenset({"follow_up", "comment", "rating", "tool_rejected"})
 """Kinds whose `text` a user says to the assistant; the words of the others are content: a better answer, an output."""
 

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from afterword.chat.canonical import text_of
+from afterword.chat.machine import Hints, Said, calls_in_text, hints_of, origin_of, read_message
 from afterword.feedback.detect import POLARITY, categorise, read_follow_up
 from afterword.feedback.edits import align
 from afterword.feedback.guards import blames_the_cut
-from afterword.feedback.kinds import KINDS
+from afterword.feedback.kinds import KINDS, SILENT
 from afterword.feedback.outputs import structured_output
 from afterword.feedback.settings import CollectSettings
-from afterword.records import Feedback, Interaction, Turn
+from afterword.records import BESIDE, Feedback, Interaction, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,8 @@ def read(case: Case, feedback: Feedback, settings: CollectSettings) -> Read:
     kind = KINDS.get(feedback.kind)
     if kind is None:
         return Refusal("unknown_kind", f"the kind {feedback.kind!r:.60} is not one that this version reads")
+    if feedback.kind in SILENT and beside_a_conversation(case.turn):
+        return Refusal("automated", f"{feedback.kind} of an answer that a program asked for beside the conversation")
     weight = settings.weight(feedback.kind, case.turn.task)
     weight = weight and _given_weight(feedback, weight)
     if weight == 0:
@@ -98,6 +101,18 @@ def read(case: Case, feedback: Feedback, settings: CollectSettings) -> Read:
         return missing
     said = _READERS.get(feedback.kind, _plain)(case, feedback, settings, weight)
     return _sure_enough(said, settings) if isinstance(said, Signal) else said
+
+
+def beside_a_conversation(turn: Turn) -> bool:
+    """Did a program ask for this answer beside a conversation (a title, a summary)?
+
+    A request that stands alone may as well be a product's own template, so it must have been declared.
+    """
+    if turn.automated == "declared":
+        return True
+    if not any(message.get("role") == "assistant" for message in turn.messages):
+        return False
+    return (turn.automated or origin_of(turn.messages, hints_of(turn.messages, turn.sampling, turn.tools))) in BESIDE
 
 
 def _given_weight(feedback: Feedback, weight: float) -> float:
@@ -166,8 +181,16 @@ def _plain(case: Case, feedback: Feedback, settings: CollectSettings, weight: fl
     return Signal(feedback, KINDS[feedback.kind].polarity, weight)
 
 
+def words_after(answer: str, feedback: Feedback) -> Said:
+    """What a person says with a follow-up on `answer`, or why no person says it."""
+    return read_message((feedback.text or "").strip(), Hints(after_call=calls_in_text(answer)))
+
+
 def _follow_up(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
-    text = (feedback.text or "").strip()
+    said = words_after(case.answer, feedback)
+    if said.origin is not None:
+        return Refusal("automated", f"a program wrote this ({said.origin}), no person: {feedback.text!r:.120}")
+    text = said.words
     reading = read_follow_up(case.request, case.answer, text)
     if reading.category == "off_topic":
         return Refusal("off_topic", f"the user turns to something else: {text!r:.120}")

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 import orjson
 
 from afterword.chat.canonical import text_of, thread_hashes
+from afterword.chat.machine import hints_of, origin_of
 from afterword.feedback.files import Bad, Row
 from afterword.feedback.formats import UTTERANCES, is_utterance
 from afterword.feedback.names import Names
 from afterword.feedback.rows import MISSING_IDS, Conversation
-from afterword.records import Feedback, Json, Record, Turn
+from afterword.records import BESIDE, Feedback, Json, Record, Turn
 from afterword.store import Store
 
 HISTORY = 8
@@ -67,7 +68,9 @@ class Threads:
         self._known[hashes[-1]] = turn.id
         if len(self._known) > LINKED:
             self._known.popitem(last=False)
-        linked = dataclasses.replace(turn, thread=hashes[-1], previous=previous)
+        automated = origin_of(messages, hints_of(messages, turn.sampling, turn.tools))
+        after = None if automated in BESIDE else previous
+        linked = dataclasses.replace(turn, thread=hashes[-1], previous=after, automated=automated)
         if previous is None or last is None:
             return [linked]
         said = [text_of(m.get("content")) for m in messages[last + 1 :] if m.get("role") == "user"]

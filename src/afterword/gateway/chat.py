@@ -62,6 +62,8 @@ class Exchange:
         self.link = gateway.links.find(chat) if chat.keep else _UNLINKED
         if chat.keep:
             gateway.metrics.links.labels(self.link.outcome).inc()
+            if chat.said.origin is not None:
+                gateway.metrics.automated.labels(chat.said.origin).inc()
         self._start = start
         self._own = 0.0
         """Seconds spent here so far, not upstream."""
@@ -249,6 +251,7 @@ class Exchange:
             seconds=round(perf_counter() - self._start, 6),
             unit=self.chat.who.unit,
             canary=self.route.canary,
+            automated=chat.said.origin,
         )
 
     @property

@@ -58,8 +58,8 @@ class Link:
     previous: str | None = None
     conversation: str | None = None
     outcome: str = "none"
-    """linked, none (nothing to link), or why not: unmatched, ambiguous, unsure (too little is equal), unknown or
-    foreign (a named turn), unavailable."""
+    """linked, none (nothing to link), beside (a program's request that is no part of the conversation), or why not:
+    unmatched, ambiguous, unsure (too little is equal), unknown or foreign (a named turn), unavailable."""
     follow_up: str | None = None
     """The user's words after the previous turn."""
     repeats: str | None = None
@@ -147,12 +147,14 @@ class Links:
         try:
             choice, previous, conversation = self._previous(chat, sent.answered())
             conversation = chat.conversation or conversation
+            if chat.beside:  # the conversation goes on from the answer before, not from this one
+                return Link(asked=asked, conversation=conversation, outcome="beside")
             return Link(
                 asked=asked,
                 previous=previous,
                 conversation=conversation,
                 outcome=choice.outcome,
-                follow_up=_words(chat) if previous else None,
+                follow_up=(chat.said.words or None) if previous else None,
                 repeats=self._repeated(chat, asked, previous, conversation),
                 corrections=self._corrections(chat, previous) if choice.unwrapped and previous else (),
             )
@@ -262,13 +264,6 @@ def _last_answer(messages: list[Json]) -> int | None:
         if messages[index].get("role") == "assistant":
             return index
     return None
-
-
-def _words(chat: ChatRequest) -> str | None:
-    """What the user said after the last answer, without retrieved text; None when nothing was said (a tool's result,
-    an image) or it is not known where the user's words are."""
-    last = _last_answer(chat.messages)
-    return _spoken(chat.messages[-1 if last is None else last + 1 :])
 
 
 def _words_before(messages: list[Json], answer: int) -> str | None:

@@ -29,6 +29,12 @@ class Metrics:
         self.pending = Gauge("afterword_turns_pending", "Turns that wait for a commit", registry=registry)
         self.feedback = Counter("afterword_feedback_total", "Feedback events", ("kind", "status"), registry=registry)
         self.links = Counter("afterword_links_total", "How requests were linked", ("outcome",), registry=registry)
+        self.automated = Counter(
+            "afterword_automated_messages_total",
+            "Messages in the user's role that a program wrote",
+            ("origin",),
+            registry=registry,
+        )
         self.adapter = Gauge(
             "afterword_active_adapter_info", "The adapter that NAME serves", ("adapter",), registry=registry
         )

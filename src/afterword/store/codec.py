@@ -25,7 +25,7 @@ BY_TABLE: dict[str, type[Record]] = {kind.TABLE: kind for kind in (*RECORDS, *NO
 SEARCHED: dict[str, tuple[str, ...]] = {
     "turns": (
         "user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason", "unit", "canary",
-        "seconds", "unlinked",
+        "seconds", "unlinked", "automated",
     ),
     "feedback": ("turn", "kind", "user", "retracts"),
     "interactions": ("turn", "kind", "split", "user", "task"),
@@ -74,7 +74,7 @@ INSERT = {table: _insert(table) for table in SEARCHED}
 
 OPTIONAL = frozenset(
     ("user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason", "retracts", "parent",
-     "candidate", "verdict", "unit", "canary", "seconds", "unlinked")
+     "candidate", "verdict", "unit", "canary", "seconds", "unlinked", "automated")
 )  # fmt: skip
 """Searched columns that may be empty (in one table at least); the schema refuses the others."""
 
@@ -105,7 +105,7 @@ def encode(record: Record) -> Row:
     return Row(table, identifier, digest, (identifier, created, digest, *searched, *extra, body))
 
 
-YOUNGER = {"turns": ("unlinked",)}
+YOUNGER = {"turns": ("unlinked", "automated")}
 """Fields that are left out of the body while they are empty: a row that an older version wrote is still a duplicate
 of the same row now."""
 NUMBERS = frozenset(("seconds",))

@@ -28,6 +28,7 @@ WITH f AS (
     FROM feedback
     WHERE {_KEPT.format("feedback")} AND kind != 'retraction'
         AND id NOT IN (SELECT retracts FROM feedback WHERE retracts IS NOT NULL)
+        AND id NOT IN (SELECT feedback FROM skips WHERE reason = 'automated')
 ), i AS (
     SELECT turn, max(json_extract(CAST(body AS TEXT), '$.polarity') > 0) AS content,
            max(json_extract(CAST(body AS TEXT), '$.polarity') < 0) AS wanted_else

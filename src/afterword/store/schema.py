@@ -204,6 +204,9 @@ MIGRATIONS: tuple[str, ...] = (
     # 9: why requests with a history were linked to nothing.
     "ALTER TABLE turns ADD COLUMN unlinked TEXT;\n"
     "CREATE INDEX turns_unlinked ON turns(unlinked) WHERE unlinked IS NOT NULL;\n" + tombstones("turns"),
+    # 10: requests that a program made by itself.
+    "ALTER TABLE turns ADD COLUMN automated TEXT;\n"
+    "CREATE INDEX turns_automated ON turns(automated) WHERE automated IS NOT NULL;",
 )  # fmt: skip
 
 

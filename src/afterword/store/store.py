@@ -263,6 +263,12 @@ class Store:
 
     # ---- named queries
 
+    def automated(self) -> dict[str, int]:
+        """Turns whose request ends with a message that a program wrote, by how it was known; most frequent first."""
+        sql = f"""SELECT automated, count(*) FROM turns t WHERE automated IS NOT NULL AND {_ALIVE}
+            GROUP BY 1 ORDER BY 2 DESC, 1"""
+        return {name: int(number) for name, number in self.read(sql)}
+
     def turns_of_thread(self, thread: str) -> list[str]:
         """Ids of turns whose conversation up to the answer has this hash; two at most (two are ambiguous)."""
         return [row[0] for row in self.read("SELECT id FROM turns WHERE thread = ? LIMIT 2", (thread,))]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
-from afterword.records import Feedback, Interaction, Record, Turn
+from afterword.records import BESIDE, Feedback, Interaction, Record, Turn
 from afterword.store.store import Store
 from afterword.store.withheld import Withheld
 
@@ -43,7 +43,8 @@ class View:
     def turns(self) -> Iterator[Turn]:
         """Turns that may be trained on, each as it may leave."""
         for turn in self.store.rows(Turn):
-            if self._passes(self._withheld.reason(turn) or self._wrong_split(self._held_out(turn))):
+            reason = self._withheld.reason(turn) or _beside(turn)
+            if self._passes(reason or self._wrong_split(self._held_out(turn))):
                 yield self.cleaned(turn)
 
     def feedback(self) -> Iterator[tuple[Feedback, Turn | None]]:
@@ -71,6 +72,8 @@ class View:
         or with the words of such a one in its history."""
         cut: set[str] = set()
         for leaf in self.store.leaves():
+            if not self._passes(_beside(leaf)):
+                continue
             chain = self._chain(leaf)
             reasons = [self._withheld.reason(turn) for turn in chain]
             first = max((n for n, reason in enumerate(reasons) if reason is not None), default=-1)
@@ -116,3 +119,8 @@ class View:
         if self.split == "all":
             return set(), set()
         return self.store.held_out()
+
+
+def _beside(turn: Turn) -> str | None:
+    """`automated` for the answer to a program's request beside a conversation: a title, a summary."""
+    return "automated" if turn.automated in BESIDE else None

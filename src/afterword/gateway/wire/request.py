@@ -10,9 +10,10 @@ from typing import Any
 import orjson
 
 from afterword.chat.canonical import check_messages
+from afterword.chat.machine import NOBODY, Said, declared, hints_of, new_words, said_after
 from afterword.errors import UsageError
 from afterword.gateway.who import KNOWN_SOURCES, NameSources, Who, name_from, name_of, unit_of
-from afterword.records import Json
+from afterword.records import BESIDE, Json
 
 SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n",
@@ -53,6 +54,14 @@ class ChatRequest:
     """For channels and shares."""
     train: bool | None = None
     """May the answer be trained on, and what is said in this request? None: the server's setting decides."""
+
+    said: Said = NOBODY
+    """What a person said after the last answer, or why nobody did."""
+
+    @property
+    def beside(self) -> bool:
+        """Is it a program's request beside the conversation (a title, a summary), whose answer is no part of it?"""
+        return self.said.origin in BESIDE
 
     @property
     def scope(self) -> tuple[str | None, str | None]:
@@ -140,7 +149,16 @@ def parse_chat(
         team=team,
         who=Who(unit_of(key, user, conversation, messages), user, team, task),
         train=_train(headers.get("x-afterword-train"), metadata.get("train")),
+        said=_said(headers, data, messages),
     )
+
+
+def _said(headers: Mapping[str, str], body: Json, messages: list[Json]) -> Said:
+    """What a person said with this request, as the client declares it or as the message reads."""
+    told = declared(headers, body.get("metadata") or {})
+    if told == "person":
+        return Said(new_words(messages))
+    return Said("", told) if told else said_after(messages, hints_of(messages, body, body.get("tools")))
 
 
 _SHAPES: tuple[tuple[str, tuple[type, ...], str], ...] = (

@@ -1,0 +1,116 @@
+"""Messages that programs write in the user's role are told from people's: measured on forms, and by their signs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afterword.chat.machine import Hints, Said, declared, hints_of, origin_of, read_message, said_after
+
+DATA = Path(__file__).parents[1] / "feedback" / "data" / "machine_messages.tsv"
+ROWS = [line.split("\t") for line in DATA.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def rate(part: str, label: str) -> tuple[float, list[str]]:
+    """Share of a part's messages that are read wrongly, and which."""
+    texts = [row[5].replace("\\n", "\n") for row in ROWS if row[:2] == [part, label]]
+    wrong = [text for text in texts if (read_message(text).origin is None) == (label == "machine")]
+    return len(wrong) / len(texts), wrong
+
+
+@pytest.mark.parametrize("part", sorted({row[0] for row in ROWS}))
+def test_few_messages_of_programs_pass_and_few_of_people_are_lost(part: str) -> None:
+    passed, machines = rate(part, "machine")
+    lost, people = rate(part, "person")
+    assert passed <= 0.02, machines
+    assert lost <= 0.03, people
+
+
+def test_the_set_is_large_and_in_many_languages() -> None:
+    for label in ("machine", "person"):
+        languages = {row[3] for row in ROWS if row[1] == label}
+        assert sum(row[1] == label for row in ROWS) > 200 and len(languages) >= 6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<feedback>\nNot that file.\n</feedback>", "Not that file."),
+        ("The user denied this.\n<feedback>Keep the tests.</feedback>\n<environment_details>x</environment_details>",
+         "Keep the tests."),
+        ("<system-reminder>The date changed.</system-reminder>\nWrong function.", "Wrong function."),
+        ("Wrong function.\n<Environment_Details mode='act'>\na.py\n</environment_details>", "Wrong function."),
+        ("<config><port>80</port></config>", "<config><port>80</port></config>"),
+        ("if a <b> and </c>, why?", "if a <b> and </c>, why?"),
+    ],
+)  # fmt: skip
+def test_a_persons_words_are_taken_out_of_what_a_program_put_around_them(text: str, words: str) -> None:
+    assert read_message(text) == Said(words)
+
+
+def test_each_message_after_the_answer_is_read_by_itself() -> None:
+    said = {"role": "user", "content": "No, shorter."}
+    context = {"role": "user", "content": "<environment_details>\na.py\n</environment_details>"}
+    task = {"role": "user", "content": "Name this chat in five words, nothing else."}
+    answer = {"role": "assistant", "content": "A long answer."}
+    assert said_after([answer, context, said]) == Said("No, shorter.")
+    assert said_after([answer, said, context]) == Said("No, shorter.")
+    assert said_after([answer, context]) == Said("", "context")
+    assert said_after([answer, said, task]) == Said("", "task"), "the program asks for something of its own"
+    assert said_after([answer, {"role": "tool", "content": "42"}]) == Said("")
+
+
+def test_parameters_of_the_request_tip_the_scale() -> None:
+    text = "A title for this conversation?"
+    assert read_message(text).origin is None
+    assert read_message(text, Hints(sampling={"max_tokens": 24})).origin == "task"
+    system = [{"role": "system", "content": "You are a title generator. You output only a thread title."}]
+    first: dict[str, Any] = {"role": "user", "content": "the text: how do tides work, as a title"}
+    assert origin_of([*system, first], hints_of([*system, first])) == "task"
+
+
+def test_after_a_call_in_the_text_data_is_a_result_and_words_are_a_persons() -> None:
+    called = [{"role": "assistant", "content": "Thought: look\nAction: search\nAction Input: tides"}]
+    hints = hints_of(called)
+    assert read_message("/usr/bin: 12\n/usr/lib: 40\n", hints).origin == "tool_result"
+    assert read_message("No, you should search for neap tides.", hints).origin is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "metadata", "origin"),
+    [
+        ({"x-afterword-automated": "title"}, {}, "declared"),
+        ({"x-afterword-automated": "false"}, {}, "person"),
+        ({}, {"automated": True}, "declared"),
+        ({}, {"task": "title_generation"}, "declared"),
+        ({}, {"task": "summary"}, None),
+        ({"x-initiator": "agent"}, {}, "notice"),
+        ({"x-initiator": "user"}, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_a_client_can_say_it(headers: dict[str, str], metadata: dict[str, Any], origin: str | None) -> None:
+    assert declared(headers, metadata) == origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<context>" * 300_000, "".join(f"<a{i}>" for i in range(200_000)), "<a>" * 100_000 + "</a>" * 100_000,
+     "[ " * 500_000, "user:\n" * 100_000, '"' + "a" * 1_000_000, "`" * 300_000, "\n" * 500_000],
+)  # fmt: skip
+def test_a_hostile_message_costs_little(text: str) -> None:
+    started = time.perf_counter()
+    read_message(text)
+    assert time.perf_counter() - started < 1.0
+
+
+def test_a_question_between_retrieved_passages_is_a_persons() -> None:
+    text = (
+        "### Task:\nRespond to the user query using the provided context, with citations [id].\n### Guidelines:\n"
+        "- Respond in the same language as the user's query.\n- Do not use XML tags.\n### Output:\nA clear answer.\n"
+        "<context>\n<source id='1'>Tides follow the moon.</source>\n</context>\n<user_query>\nShorter, please.\n</user_query>"
+    )
+    assert read_message(text) == Said("Shorter, please.")
