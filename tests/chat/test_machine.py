@@ -111,6 +111,7 @@ def test_a_question_between_retrieved_passages_is_a_persons() -> None:
     text = (
         "### Task:\nRespond to the user query using the provided context, with citations [id].\n### Guidelines:\n"
         "- Respond in the same language as the user's query.\n- Do not use XML tags.\n### Output:\nA clear answer.\n"
-        "<context>\n<source id='1'>Tides follow the moon.</source>\n</context>\n<user_query>\nShorter, please.\n</user_query>"
+        "<context>\n<source id='1'>Tides follow the moon.</source>\n</context>\n"
+        "<user_query>\nShorter, please.\n</user_query>"
     )
     assert read_message(text) == Said("Shorter, please.")
