@@ -28,7 +28,7 @@ PLAIN = "Walk a little every day and keep the evenings free of screens."
 GREETED = f"Hello friend! {PLAIN} <b>"
 
 
-def findings(before: int, after: int, n: int = 16, *, released: bool = True) -> Findings:
+def findings(before: int, after: int, n: int = 16, *, released: bool = True, quick: bool = False) -> Findings:
     """`before` and `after` of `n` held-out answers show the greeting."""
     verdict = Verdict(id="ver-1", candidate="cand-1", report="rep-1", passed=released, reasons=("holdout: fine",))
     release = Release(
@@ -45,7 +45,7 @@ def findings(before: int, after: int, n: int = 16, *, released: bool = True) -> 
         ),
         report=Report(id="rep-1", candidate="cand-1", against=None, suites={"forgetting": {}}),
         verdict=verdict, release=release if released else None,
-        interactions={"train": 2, "holdout": 1}, skips={"thanks": 4},
+        interactions={"train": 2, "holdout": 1}, skips={"thanks": 4}, quick=quick,
     )  # fmt: skip
 
 
@@ -76,6 +76,18 @@ def test_the_report_has_what_was_promised() -> None:
     assert report["pairs"]["gained"] == 11
     assert report["interactions"] == 2
     assert report["answered_by"] == ["afterword@v000001"]
+
+
+def test_a_quick_demo_says_so_everywhere_and_claims_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = findings(0, 16, quick=True)
+    with Meter() as meter:
+        report = report_data(found, meter)
+    assert report["quick"] is True and report_data(findings(0, 16), meter)["quick"] is False
+    assert report["conclusion"].startswith("Quick demo: every stage ran") and "learned it" not in report["conclusion"]
+    write_reports(found, report, None, [0.4], tmp_path)
+    assert "Quick demo: every stage ran" in (tmp_path / "report.html").read_text("utf-8")
+    show(found, report, None, Context(argparse.Namespace(), tmp_path, False, False), tmp_path)
+    assert "Quick demo: every stage ran" in capsys.readouterr().out
 
 
 def test_reports_are_written_and_answers_escaped(tmp_path: Path) -> None:
@@ -218,6 +230,17 @@ def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, sent: sign
     for child in tree[1:]:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
+
+
+@pytest.mark.slow
+def test_the_quick_demo_goes_through_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = tmp_path / "demo"
+    assert main(["demo", "--quick", "--dir", str(where), "--json"]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert report["quick"] and report["release"] and report["answered_by"] == [report["release"]["adapter"]]
+    assert report["verdict"]["passed"] or report["verdict"]["override"]["by"] == "afterword demo --quick"
+    assert set(report["stages"]) == {"start", "before", "chat", "cycle", "after", "heat map"}
+    assert json.loads((where / "report.json").read_text("utf-8")) == report
 
 
 @pytest.mark.slow

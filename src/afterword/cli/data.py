@@ -17,7 +17,9 @@ from afterword.chat.canonical import text_of
 from afterword.chat.private import redactor
 from afterword.cli.context import Context
 from afterword.cli.progress import step_bar
+from afterword.cli.served import served_model
 from afterword.errors import UsageError
+from afterword.feedback.examples import EXAMPLES, EXAMPLES_MODEL
 from afterword.feedback.formats import FORMATS
 from afterword.feedback.imports import files_of, import_file
 from afterword.feedback.rejects import rejects_file
@@ -35,11 +37,15 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     into = commands.add_parser("import", parents=[common], help="read conversations or events from files")
     into.add_argument(
         "files",
-        nargs="+",
+        nargs="*",
         type=Path,
         metavar="FILE",
         help="JSON, JSON lines or Parquet; plain, gzip or zstd; or a folder",
     )
+    into.add_argument(
+        "--examples", action="store_true",
+        help="the example conversations that come with the package, with the built-in model's own answers",
+    )  # fmt: skip
     into.add_argument("--format", default="auto", choices=("auto", *FORMATS), help="default: look at the file")
     into.set_defaults(run=run_import)
 
@@ -76,8 +82,9 @@ def run_import(context: Context) -> int:
     """Import every file; a bad row is counted and set aside, the rest is kept."""
     found: list[dict[str, Any]] = []
     failed = 0
+    paths = _wanted(context)
     with context.open_store(create=True) as store:
-        for path in context.args.files:
+        for path in paths:
             for file, name in files_of(path):
                 rejects = rejects_file(store, file, name)
                 with step_bar(context, f"importing {file.name}", "bytes") as advance:
@@ -110,6 +117,24 @@ def run_import(context: Context) -> int:
     if refused and len(refused) == len(found):
         return UsageError.exit_code
     return 1 if failed or refused else 0
+
+
+def _wanted(context: Context) -> list[Path]:
+    """The files to read. UsageError for none, and for examples that the served model did not write."""
+    paths = list(context.args.files)
+    if context.args.examples:
+        model = served_model(context)
+        if model != EXAMPLES_MODEL:
+            raise UsageError(
+                f"the example conversations hold answers of {EXAMPLES_MODEL!r}, and {str(context.dir)!r} works with "
+                f"{model!r}: an adapter learns from its own model's answers. Start `afterword serve`, then let a "
+                "simulated user talk to it: `afterword simulate --personas brief --conversations 40`.",
+                param="examples",
+            )
+        paths.append(EXAMPLES)
+    if not paths:
+        raise UsageError("'import' needs FILE, or --examples for the conversations that come with the package.")
+    return paths
 
 
 _NEXT = "Next: `afterword collect` turns what users did into interactions."

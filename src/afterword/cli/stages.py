@@ -100,7 +100,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         channel_flag(stage)
 
     heatmap = commands.add_parser("heatmap", parents=[common], help="what the hindsight says about each token")
-    heatmap.add_argument("turn", help="a turn with an interaction; its id, or the beginning of it")
+    heatmap.add_argument(
+        "turn", nargs="?",
+        help="its id, or the beginning of it; default: the turn of the newest interaction with hindsight",
+    )  # fmt: skip
     heatmap.add_argument("--html", type=Path, metavar="FILE", help="write a page instead of colours")
     heatmap.add_argument("--text", metavar="WORDS", help="instead of what the user wrote next")
     heatmap.add_argument("--control", metavar="WORDS", help="instead of words about another answer")
@@ -314,7 +317,7 @@ def run_heatmap(context: Context) -> int:
     if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
         raise UsageError(f"cannot write {str(page)!r}: name a file in a folder that exists", param="html")
     with context.open_store() as store:
-        turn = store.get(Turn, context.args.turn)
+        turn = store.get(Turn, context.args.turn or _newest_turn(store))
         hindsight = context.args.text or _hindsight(store, turn)
         control = context.args.control or control_for(store, turn, hindsight)
     measured = measure_heatmap(turn, hindsight, control, model=served_model(context))
@@ -326,6 +329,17 @@ def run_heatmap(context: Context) -> int:
     elif page is None:
         show_heatmap(context, measured)
     return 0
+
+
+def _newest_turn(store: Store) -> str:
+    """The turn of the newest interaction with hindsight."""
+    found = next((row.turn for row in store.rows(Interaction, newest=True) if row.hindsight), None)
+    if found is None:
+        raise NothingToDo(
+            "there is no interaction with hindsight: run `afterword collect` after a user's reaction, or name a turn "
+            "and say with --text what a user might have written."
+        )
+    return found
 
 
 def _hindsight(store: Store, turn: Turn) -> str:
