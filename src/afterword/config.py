@@ -88,7 +88,10 @@ class ServeConfig:
     train: bool = True
     """May answers be trained on when the request does not say (`metadata.train`)?"""
     upstream: str | None = None
-    """URL of an OpenAI-compatible server; without it the embedded engine is started."""
+    """URL of an OpenAI-compatible server, with any base path; without it the embedded engine is started."""
+    upstream_model: str | None = None
+    """Model of the upstream that NAME stands for and that adapters belong to; without it `serve.model` where that is
+    set and listed, else the first that looks like a chat model. Needed where the upstream lists no models."""
     upstream_key: str | None = None
     """API key for the upstream."""
     upstream_timeout: Seconds = 600.0
@@ -101,6 +104,12 @@ class ServeConfig:
     """"auto", "bfloat16" or "float32"."""
     max_batch: Count = 32
     """Requests that the engine runs at once; more wait in line."""
+    max_tokens: NoneOrMore | None = None
+    """Most tokens of an answer whose request names no bound; 0 is no bound. By default 512 for the built-in model, 4096
+    for another model of the engine; an upstream gets none."""
+    on_full_context: Literal["drop_oldest", "error"] | None = None
+    """When the messages are longer than the model's context: leave out the oldest turns ("drop_oldest", the engine's
+    default; system messages and the newest message stay), or answer with an error ("error", an upstream's default)."""
 
 
 @dataclass(frozen=True, slots=True)

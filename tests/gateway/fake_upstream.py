@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,9 @@ class Fake:
     """Accept `return_token_ids` and ignore it."""
     refuses: dict[str, str] = field(default_factory=dict)
     """Field -> what a refusal of a request that has it says."""
+    refusal_status: int = 400
+    only_for: str | None = None
+    """Refuse only requests for this model."""
     only_refuses: str | None = None
     """Refuse only requests whose last message is this."""
     words: tuple[str, ...] = WORDS
@@ -40,6 +43,15 @@ class Fake:
     retry_after: str | None = None
     raw: bytes | None = None
     """Body to answer a chat with, whatever was asked."""
+    pieces: list[bytes] | None = None
+    """The same in pieces, each sent by itself; `kind` is their content type."""
+    kind: str = "text/event-stream"
+    script: Callable[[dict[str, Any]], Any] | None = None
+    """What answers a request body instead: (status, JSON) or None to answer as usual."""
+    prefix: str = "/v1"
+    models_body: Any = None
+    """What the list of models is, if not the usual one."""
+    models_status: int = 200
     tool: bool = False
     adapters: dict[str, str] = field(default_factory=dict)
     load_error: str | None = None
@@ -80,8 +92,8 @@ class _Server:
 
     def app(self) -> web.Application:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self.chat)
-        app.router.add_get("/v1/models", self.models)
+        app.router.add_post(self.fake.prefix + "/chat/completions", self.chat)
+        app.router.add_get(self.fake.prefix + "/models", self.models)
         app.router.add_get("/health", self.health)
         app.router.add_post("/v1/load_lora_adapter", self.load)
         app.router.add_post("/v1/unload_lora_adapter", self.unload)
@@ -91,6 +103,8 @@ class _Server:
         return web.Response(status=self.fake.health_status)
 
     async def models(self, request: web.Request) -> web.Response:
+        if self.fake.models_status != 200 or self.fake.models_body is not None:
+            return web.json_response(self.fake.models_body, status=self.fake.models_status)
         data: list[dict[str, Any]] = [{"id": self.fake.base, "object": "model", "root": self.fake.base, "parent": None}]
         data += [
             {"id": n, "object": "model", "root": p, "parent": self.fake.base} for n, p in self.fake.adapters.items()
@@ -125,23 +139,38 @@ class _Server:
         if fake.reject:
             headers = {"Retry-After": fake.retry_after} if fake.retry_after else None
             return web.json_response(fake.reject[1], status=fake.reject[0], headers=headers)
-        if body["model"] not in (fake.base, *fake.adapters):
+        if fake.models_body is None and body["model"] not in (fake.base, *fake.adapters):
             return _error(404, f"The model `{body['model']}` does not exist.")
         if body["model"] in fake.fails:
             return _error(500, "CUDA out of memory")
         if not fake.native and "return_token_ids" in body:
             return _error(400, "Unrecognized request argument supplied: return_token_ids")
-        if fake.only_refuses in (None, body["messages"][-1]["content"]):
-            for name, says in fake.refuses.items():
-                if name in body:
-                    return _error(400, says)
-        if fake.raw is not None:
-            return web.Response(body=fake.raw, content_type="application/json")
+        if (said := await self._unusual(request, body)) is not None:
+            return said
         try:
             return await (self.stream(request, body) if body.get("stream") else self.whole(body))
         except (asyncio.CancelledError, ConnectionError):
             fake.cancelled += 1
             raise
+
+    async def _unusual(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse | None:
+        fake = self.fake
+        if fake.only_refuses in (None, body["messages"][-1]["content"]):
+            for name, says in fake.refuses.items():
+                if name in body and fake.only_for in (None, body["model"]):
+                    return _error(fake.refusal_status, says)
+        if fake.script is not None and (scripted := fake.script(body)) is not None:
+            return web.json_response(scripted[1], status=scripted[0])
+        if fake.pieces is not None:
+            response = web.StreamResponse(headers={"Content-Type": fake.kind})
+            await response.prepare(request)
+            for piece in fake.pieces:
+                await response.write(piece)
+                await asyncio.sleep(0)
+            return response
+        if fake.raw is not None:
+            return web.Response(body=fake.raw, content_type="application/json")
+        return None
 
     def _told(self, body: dict[str, Any]) -> bool:
         return self.fake.native and not self.fake.ignores and bool(body.get("return_token_ids"))

@@ -46,15 +46,69 @@ async def test_a_field_that_the_refusal_names_is_left_out_alone(fake: Fake) -> N
     assert asked(fake) == [{IDS, "logprobs"}, {IDS}, {IDS}, {IDS}]
 
 
-async def test_what_is_refused_without_a_word_is_left_out_after_several_bodies(fake: Fake) -> None:
-    fake.refuses = {IDS: "bad request"}
+async def test_what_is_refused_without_a_word_is_found_by_leaving_out_one_after_the_other(fake: Fake) -> None:
+    fake.refuses = {"logprobs": "bad request"}
     async with Upstream(fake.url) as upstream:
-        for text in ("a", "a", "b", "c"):
+        for text in ("a", "b", "c"):
             await upstream.chat(ask(text))
-            seen = upstream.gives_ids
-        assert seen is False
-        await upstream.chat(ask("d"))
-    assert asked(fake) == [{IDS, "logprobs"}, set()] * 4 + [set()]
+    assert asked(fake) == [{IDS, "logprobs"}, {"logprobs"}, set(), {IDS}, {IDS}]
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 418, 422, 500, 501, 502, 503])
+@pytest.mark.parametrize("says", ["Unsupported: {}", "no"])
+async def test_a_refusal_with_any_status_is_asked_again_without_the_field(fake: Fake, status: int, says: str) -> None:
+    fake.refuses = {IDS: says.format(IDS), "logprobs": says.format("logprobs")}
+    fake.refusal_status = status
+    async with Upstream(fake.url) as upstream:
+        for number in range(4):
+            assert (await upstream.chat(ask(f"{number}")))["choices"]
+        assert upstream.gives_ids is False
+    assert asked(fake)[-2:] == [set(), set()], "it is remembered"
+
+
+@pytest.mark.parametrize(("status", "requests"), [(401, 1), (413, 1), (429, 1), (503, 2), (500, 3)])
+async def test_a_refusal_about_something_else_is_not_asked_for_ever(fake: Fake, status: int, requests: int) -> None:
+    fake.reject = (status, {"error": {"message": "busy"}})
+    async with Upstream(fake.url) as upstream:
+        with pytest.raises(UpstreamRejected, match="busy"):
+            await upstream.chat(ask("a"))
+    assert len(fake.requests) == requests
+
+
+async def test_each_model_is_remembered_by_itself(fake: Fake) -> None:
+    fake.adapters["other"] = "somewhere"
+    fake.refuses, fake.only_for = {IDS: f"unknown field {IDS}"}, "other"
+    async with Upstream(fake.url) as upstream:
+        for model in ("other", "base-model", "other"):
+            await upstream.chat(ask("a") | {"model": model})
+        assert upstream.gives_ids is True and upstream.dialect("other").gives_ids is False
+    assert asked(fake) == [{IDS, "logprobs"}, {"logprobs"}, {IDS, "logprobs"}, {"logprobs"}]
+
+
+async def test_only_one_refused_field_at_a_time_is_asked_for_again(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.refuses = {IDS: f"no {IDS}", "logprobs": "no logprobs"}
+    now = time.monotonic()
+    monkeypatch.setattr("afterword.sampling.dialect.time.monotonic", lambda: now)
+    async with Upstream(fake.url) as upstream:
+        await upstream.chat(ask("a"))
+        now, fake.refuses = now + 31, {"logprobs": "no logprobs"}
+        await upstream.chat(ask("b"))
+        await upstream.chat(ask("c"))
+        assert asked(fake)[-1] == {IDS} and upstream.gives_ids is True
+
+
+async def test_a_bound_gives_way_to_the_clients_and_takes_the_servers_name(fake: Fake) -> None:
+    more = {"max_tokens": 9}
+    fake.refuses = {"max_tokens": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}
+    async with Upstream(fake.url) as upstream:
+        for body in (ask("a"), ask("b")):
+            (await upstream.open_chat(body, more)).close()
+        assert [(b.get("max_tokens"), b.get("max_completion_tokens")) for b in fake.requests] == [
+            (9, None), (None, 9), (None, 9)
+        ]  # fmt: skip
+        fake.refuses = {}
+        (await upstream.open_chat(ask("c", max_completion_tokens=3), more)).close()
+        assert fake.requests[-1]["max_completion_tokens"] == 3 and "max_tokens" not in fake.requests[-1]
 
 
 async def test_it_is_asked_for_again_now_and_then(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ import orjson
 from afterword.errors import UsageError
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_SPEAKS = ("system", "developer", "user")
+"""Roles whose messages are nothing without content."""
 _KEPT = ("name", "tool_calls", "tool_call_id", "function_call")
 
 
@@ -90,7 +92,8 @@ def _check_message(index: int, message: Any) -> None:
             param=f"{where}.role",
         )
     content = message.get("content")
-    if content is None and not message.get("tool_calls") and not message.get("function_call"):
+    # An answer may have no content: a refusal, audio, a tool call, tokens that ran out while the model was thinking.
+    if content is None and message["role"] in _SPEAKS:
         raise UsageError(f"`{where}.content` is missing.", param=f"{where}.content")
     if content is not None and not isinstance(content, str | list):
         raise UsageError(

@@ -38,6 +38,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     serve.add_argument("--host", dest="serve.host", help="address (default 127.0.0.1)")
     serve.add_argument("--port", dest="serve.port", type=int, help="port (default 8400; 0 takes a free one)")
     serve.add_argument("--upstream", dest="serve.upstream", metavar="URL", help="an OpenAI-compatible server")
+    serve.add_argument(
+        "--upstream-model", dest="serve.upstream_model", metavar="NAME", help="which of the upstream's models is served"
+    )
     serve.add_argument("--model", dest="serve.model", metavar="REF", help="built-in name, folder or hub id")
     serve.add_argument("--device", dest="serve.device", metavar="auto|cpu|cuda|cuda:N")
     serve.add_argument("--name", dest="serve.name", help="model name that users address (default afterword)")
@@ -60,6 +63,11 @@ def run_serve(context: Context) -> int:
         train=config.train,
         user_from=config.user_from,
         conversation_from=config.conversation_from,
+        upstream_model=config.upstream_model,
+        preferred_model=_preferred_model(context),
+        embedded=config.upstream is None,
+        max_tokens=_max_tokens(config),
+        on_full_context=config.on_full_context or ("error" if config.upstream else "drop_oldest"),
     )
     if config.upstream is None:
         require_extra("model", "serving a model on this machine (without --upstream URL)")
@@ -75,6 +83,25 @@ def run_serve(context: Context) -> int:
             on_ready=lambda url: _ready(context, url, upstream, config),
         )
     return 0
+
+
+_BUILT_IN_TOKENS, _ENGINE_TOKENS = 512, 4096
+"""Bounds of an answer: a small model that finds no end has said all by then; a model that thinks needs more."""
+
+
+def _max_tokens(config: ServeConfig) -> int | None:
+    """The bound of an answer whose request names none."""
+    if config.max_tokens is not None:
+        return config.max_tokens or None
+    if config.upstream is not None:
+        return None
+    return _BUILT_IN_TOKENS if config.model == ServeConfig().model else _ENGINE_TOKENS
+
+
+def _preferred_model(context: Context) -> str | None:
+    """`serve.model` when somebody set it: with an upstream it means that one of its models, if it is there."""
+    sources = {name: source for name, _, source in context.config.rows()}
+    return None if sources["serve.model"] == "default" else context.config.get(ServeConfig).model
 
 
 def _check_url(upstream: str) -> None:

@@ -33,7 +33,8 @@ def served_model(context: Context) -> str:
     if server.get("embedded", True):
         return str(server["model"])
     cards = asyncio.run(_cards(str(server["upstream"]), serve.upstream_key))
-    base = next((card for card in cards if not card.get("parent")), {})
+    bases = [card for card in cards if not card.get("parent")]
+    base = next((card for card in bases if card["id"] == serve.upstream_model), bases[0] if bases else {})
     if not base.get("root"):
         raise UsageError(
             f"the upstream {server['upstream']} does not say where its model {base.get('id', '')!r} comes from, and "

@@ -19,7 +19,7 @@ from afterword.sampling import UpstreamRejected
 
 log = logging.getLogger("afterword.gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-PASSED_ON = (400, 404, 409, 413, 422, 429)
+PASSED_ON = (400, 402, 404, 409, 413, 422, 429)
 """Statuses of the upstream that are about the request and reach the client as they are."""
 _CHAT = "only conversations are learned from: use POST /v1/chat/completions."
 _BASE = "a client's base URL ends with /v1 here: http://HOST:PORT/v1."
@@ -80,16 +80,16 @@ def error_answer(error: AfterwordError) -> web.Response:
     """The HTTP answer of one of our errors."""
     status, body = error_response(error)
     headers: dict[str, str] = {}
+    if isinstance(error, UpstreamRejected):
+        headers |= error.headers
     if isinstance(error, UpstreamRejected) and error.answered in PASSED_ON:
         status = error.answered
         body = error_body(
             str(error.error.get("message")),
             kind=str(error.error.get("type") or "invalid_request_error"),
-            param=error.error.get("param"),
+            param=None if (param := error.error.get("param")) is None else str(param),
             code=error.error.get("code"),
         )
-        if error.retry_after is not None:
-            headers["Retry-After"] = error.retry_after
     if isinstance(error, KeyMissing):
         headers["WWW-Authenticate"] = "Bearer"
     return json_response(body, status, headers)

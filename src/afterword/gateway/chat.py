@@ -17,6 +17,7 @@ from aiohttp import web
 from afterword.chat.trail import trail_of_turn
 from afterword.errors import AfterwordError, UpstreamError, error_response
 from afterword.gateway.boundary import PASSED_ON
+from afterword.gateway.full_context import REMEDY, is_full, shorter
 from afterword.gateway.link import Link
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
 from afterword.gateway.watcher import Route
@@ -24,10 +25,15 @@ from afterword.gateway.wire.request import ChatRequest, parse_chat
 from afterword.gateway.wire.served import DONE, Served
 from afterword.records import Feedback, Json, Record, Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
-from afterword.sampling.dialect import IDS
+from afterword.sampling.dialect import IDS, LIMIT, NEWER_LIMIT
+from afterword.sampling.sse import MAX_EVENT
 
 log = logging.getLogger("afterword.gateway")
 _UNLINKED = Link()
+REPETITION = "repetition"
+"""Stop reason of an answer that the embedded engine ended because it said the same again and again."""
+_TAKEN_BACK = 3
+"""Requests for one answer whose errors came with status 200 and named a field that the client did not ask for."""
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -67,7 +73,12 @@ class Exchange:
         self._start = start
         self._own = 0.0
         """Seconds spent here so far, not upstream."""
+        self.messages = chat.messages
+        """What the model reads: the oldest may be dropped."""
         self._kept = False
+        self._taken_back = 0
+        self._asked: Json = {}
+        """What the upstream was asked for beside the client's request."""
         self._refused = False
         """The upstream would not take this request with the question for token ids."""
 
@@ -75,30 +86,61 @@ class Exchange:
 
     async def _ask(self) -> ChatStream:
         """The upstream's answer; an adapter that it does not know (any more) is loaded and asked for once again."""
-        body = self._body()
-        self._own = perf_counter() - self._start
-        upstream = self.gateway.upstream
+        self._own = self._own or perf_counter() - self._start
         try:
-            stream = await upstream.open_chat(body)
+            stream = await self._ask_shorter()
         except UpstreamRejected as error:
             if error.answered != 404:
                 raise
             self.route = await self.gateway.adapters.lost(self.route, self.chat.model, self.chat.who)
-            stream = await upstream.open_chat(self._body())
-        self._refused = IDS in stream.left_out
+            stream = await self._ask_shorter()
+        self._refused = IDS in stream.refused
+        self._asked = stream.asked
         return stream
+
+    async def _ask_shorter(self) -> ChatStream:
+        """The upstream's answer; when the messages are too long for it, to fewer of them, if the setting says so."""
+        attempt = 0
+        while True:
+            try:
+                return await self.gateway.upstream.open_chat(self._body(), self.gateway.settings.extras())
+            except UpstreamRejected as error:
+                if not is_full(error):
+                    raise
+                attempt += 1
+                drops = self.gateway.settings.on_full_context == "drop_oldest"
+                fewer = shorter(self.messages, error, attempt) if drops else None
+                if fewer is None:
+                    self.gateway.metrics.full_context.labels("error").inc()
+                    raise error.with_remedy(REMEDY if not drops else _NOTHING_LEFT) from error
+                if attempt == 1:
+                    self.gateway.metrics.full_context.labels("dropped").inc()
+                self.messages = fewer
 
     def _body(self) -> Json:
         route = self.route
         self.served.shown = {route.model: route.adapter} if route.adapter and route.adapter != route.model else {}
-        return self.chat.for_upstream(route.model)
+        return {**self.chat.for_upstream(route.model), "messages": self.messages}
+
+    def _again(self, stream: ChatStream) -> bool:
+        """Nothing but an error came, with status 200: may asking again without a field of ours help?"""
+        served = self.served
+        if served.error is None or served.started or self._taken_back >= _TAKEN_BACK:
+            return False
+        self._taken_back += 1
+        if not self.gateway.upstream.took_back(self.route.model, stream, served.error_object):
+            return False
+        self.served = Served(self.turn_id, self.chat)
+        return True
 
     def _headers(self) -> dict[str, str]:
+        dropped = len(self.chat.messages) - len(self.messages)
         return {
             "x-request-id": self.request_id,
             "x-afterword-turn": self.turn_id,
             "x-afterword-adapter": self.adapter or "base",
             "x-afterword-overhead-ms": f"{1000 * self._own:.2f}",
+            **({"x-afterword-dropped-messages": str(dropped)} if dropped else {}),
         }
 
     @property
@@ -110,15 +152,17 @@ class Exchange:
 
     async def whole(self) -> web.Response:
         """Not streamed: the body leaves when its turn is on disk."""
-        stream = await self._ask()
-        try:
-            parts = []
-            while data := await stream.read():
-                parts.append(data)
-        finally:
-            stream.close()
-        arrived = perf_counter()
-        body = self.served.whole(b"".join(parts))
+        while True:
+            stream = await self._ask()
+            try:
+                data = await _read_all(stream)
+            finally:
+                stream.close()
+            arrived = perf_counter()
+            body = self.served.whole(data)
+            if not self._again(stream):
+                break
+        self._check_error()
         await self.gateway.capture.settle(self.keep())
         self._own += perf_counter() - arrived
         self.count(200)
@@ -127,24 +171,23 @@ class Exchange:
     async def streamed(self, request: web.Request) -> web.StreamResponse:
         """Streamed: bytes leave as they come; those from the answer's end on when its turn is on disk."""
         response = web.StreamResponse()
-        stream = await self._ask()
-        try:
-            while not self.served.done and (data := await stream.read()):
+        while True:
+            stream = await self._ask()
+            try:
+                await self._forward(stream, request, response)
                 arrived = perf_counter()
-                if out := self.served.feed(data):
-                    if not response.prepared:
-                        await self._open(request, response, arrived)
-                    await response.write(out)
-            arrived = perf_counter()
-            self._check_end(stream)
-        except UpstreamError as error:
-            if not response.prepared:
-                raise
-            await self.gateway.capture.settle(self.failed(error))
-            await response.write_eof(b"data: " + orjson.dumps(error_response(error)[1]) + b"\n\n" + DONE)
-            return response
-        finally:
-            stream.close()
+                if not response.prepared and self._again(stream):
+                    continue
+                self._check_end(stream)
+                break
+            except UpstreamError as error:
+                if not response.prepared:
+                    raise
+                await self.gateway.capture.settle(self.failed(error))
+                await response.write_eof(b"data: " + orjson.dumps(error_response(error)[1]) + b"\n\n" + DONE)
+                return response
+            finally:
+                stream.close()
         await self.gateway.capture.settle(self.keep())
         if response.prepared:
             self._own += perf_counter() - arrived
@@ -154,21 +197,51 @@ class Exchange:
         self.count(200)
         return response
 
+    async def _forward(self, stream: ChatStream, request: web.Request, response: web.StreamResponse) -> None:
+        """Pass on what comes, up to the end of the answer."""
+        served = self.served
+        while not served.done:
+            try:
+                data = await stream.read()
+            except UpstreamError:
+                if served.ended:
+                    return  # the connection broke after the answer was complete
+                raise
+            arrived = perf_counter()
+            out = served.feed(data) if data else served.close()
+            if out:
+                if not response.prepared:
+                    await self._open(request, response, arrived)
+                await response.write(out)
+            if not data:
+                return
+
+    def _check_error(self) -> None:
+        """UpstreamError for an error that came with status 200."""
+        served = self.served
+        if served.fault is not None:
+            raise served.fault
+        if served.error is None:
+            return
+        code = served.error_object.get("code")
+        if not served.started and isinstance(code, int) and code in PASSED_ON:
+            raise UpstreamRejected(self.gateway.upstream.url, code, orjson.dumps({"error": served.error_object}))
+        raise UpstreamError(f"the model server broke off: {served.error}", code="error")
+
     def _check_end(self, stream: ChatStream) -> None:
         """UpstreamError when the stream ended before the answer was complete."""
-        served = self.served
-        if served.error is not None:
-            raise UpstreamError(f"the model server broke off: {served.error}", code="error")
+        served, url = self.served, self.gateway.upstream.url
+        self._check_error()
+        sent = f" It sent: {served.unread!r}." if served.unread else ""
         if not served.started and stream.content_type != "text/event-stream":
             raise UpstreamError(
-                f"the model server {self.gateway.upstream.url} answered {stream.content_type} in place of a stream of "
-                "events. Check that the URL is that of an OpenAI-compatible server.",
+                f"the model server {url} answered {stream.content_type} in place of a stream of events. Check that the "
+                f"URL is that of an OpenAI-compatible server.{sent}",
                 code="not_sse",
             )
-        if not (served.started and (served.done or served.finish_reason)):
+        if not (served.started and (served.complete or served.ended)):
             raise UpstreamError(
-                f"the model server {self.gateway.upstream.url} ended the stream before the answer was complete.",
-                code="cut",
+                f"the model server {url} ended the stream before the answer was complete.{sent}", code="cut"
             )
 
     async def _open(self, request: web.Request, response: web.StreamResponse, since: float) -> None:
@@ -195,6 +268,8 @@ class Exchange:
         metrics.requests.labels(self.route.model, self.adapter or "base", str(status)).inc()
         if status == 200:
             metrics.overhead.observe(self._own)
+            if self.served.finish_reason == "length":
+                metrics.cut.labels(REPETITION if self.served.stop_reason == REPETITION else "length").inc()
 
     def keep(self, finish_reason: str | None = None) -> asyncio.Future[None] | None:
         """Queue the turn, once. Without any answer there is no turn, but what the user said is still kept."""
@@ -212,7 +287,7 @@ class Exchange:
         if self.served.odd is not None:
             why = f"the model server's answer is odd: {self.served.odd}"
             return self.gateway.capture.give_up(why, self._said(None))
-        if not (self.served.started or self.served.done):
+        if not (self.served.started or self.served.complete):
             said: list[Record] = list(self._said(None))
             if finish_reason == "error" and self.route.canary is not None:
                 # An arm that fails must be seen to fail; nobody can continue this turn, so it is on no thread.
@@ -224,15 +299,15 @@ class Exchange:
     def _turn(self, finish_reason: str | None) -> Turn:
         chat, served = self.chat, self.served
         answer = served.answer()
-        self.gateway.upstream.saw_ids({"prompt_token_ids": served.prompt_ids})
+        self.gateway.upstream.saw_ids({"prompt_token_ids": served.prompt_ids}, self.route.model)
         return Turn(
             id=self.turn_id,
-            messages=tuple(chat.messages),
+            messages=tuple(self.messages),
             answer=answer,
             prompt_ids=tuple(served.prompt_ids) if served.prompt_ids else None,
             completion_ids=tuple(served.ids) if served.ids else None,
             logprobs=served.aligned_logprobs(),
-            sampling=chat.sampling(),
+            sampling=chat.sampling() | {n: v for n, v in self._asked.items() if n in (LIMIT, NEWER_LIMIT)},
             model=self.gateway.adapters.base if self.route.adapter else self.route.model,
             adapter=self.adapter,
             finish_reason=finish_reason,
@@ -266,8 +341,22 @@ class Exchange:
         served = self.served
         if served.prompt_ids and served.ids:
             return None
-        if self._refused or self.gateway.upstream.gives_ids is False:
+        if self._refused or self.gateway.upstream.dialect(self.route.model).gives_ids is False:
             return "the upstream refuses return_token_ids"
         if served.prompt_ids and not served.ids:
             return "the answer has no token ids"
         return "the upstream gives no token ids"
+
+
+_NOTHING_LEFT = "Nothing more can be dropped: the system messages and the last message are too long. Shorten them."
+
+
+async def _read_all(stream: ChatStream) -> bytes:
+    """The whole body. UpstreamError beyond MAX_EVENT."""
+    parts, size = [], 0
+    while data := await stream.read():
+        parts.append(data)
+        size += len(data)
+        if size > MAX_EVENT:
+            raise UpstreamError(f"the model server sent more than {MAX_EVENT >> 20} MiB at once.", code="too_large")
+    return b"".join(parts)

@@ -45,6 +45,19 @@ class Metrics:
             "afterword_upstream_errors_total", "What went wrong upstream", ("reason",), registry=registry
         )
 
+        self.cut = Counter(
+            "afterword_answers_cut_total",
+            "Answers that ended at their bound or because they said the same again and again",
+            ("reason",),
+            registry=registry,
+        )
+        self.full_context = Counter(
+            "afterword_full_context_total",
+            "Requests that were longer than the model's context",
+            ("action",),
+            registry=registry,
+        )
+
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from afterword.config import CONVERSATION_FROM, USER_FROM
+from afterword.records import Json
 
 REMEDY = "Start it, or point --upstream at another one."
 """What to do when an upstream that somebody else runs is down."""
+
+MIN_ROOM = 64
+"""Tokens that the engine must have left for an answer; with fewer the context counts as full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +29,17 @@ class GatewaySettings:
     upstream_remedy: str = REMEDY
     """What to do when the upstream is down."""
     upstream_model: str | None = None
-    """Base model to serve when the upstream has several; None takes its first."""
+    """Base model behind NAME, the one that adapters belong to; None takes the first that looks like a chat model.
+    Needed where the upstream does not list its models."""
+    preferred_model: str | None = None
+    """The same, but only where the upstream lists it or lists nothing."""
+    embedded: bool = False
+    """The upstream is our own engine."""
+    max_tokens: int | None = None
+    """Bound of an answer whose request names none; None sets none."""
+    on_full_context: Literal["drop_oldest", "error"] = "error"
+    """What to do when the messages are longer than the model's context: leave out the oldest turns, or answer with the
+    upstream's error and what to do."""
     host: str = "127.0.0.1"
     """Address to listen on; any other than loopback needs an API key."""
     port: int = 8400
@@ -59,6 +74,11 @@ class GatewaySettings:
     """Seconds without a request after which an adapter that is neither current nor previous is unloaded."""
     stop_patience: float = 5.0
     """Seconds that answers in flight get to finish when the server stops."""
+
+    def extras(self) -> Json:
+        """What is added to every request, unless the client says otherwise or the upstream refuses it."""
+        more: Json = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        return {**more, "stop_repetition": True, "min_room": MIN_ROOM} if self.embedded else more
 
     @property
     def database(self) -> Path:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,12 +21,14 @@ from afterword.gateway.metrics import Metrics
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.who import ANYBODY, Who
 from afterword.records import Json, Release
-from afterword.sampling import Upstream
+from afterword.sampling import NO_LIST, Upstream
 from afterword.store import Store
 from afterword.store.channels import Serving, channels_of
 from afterword.store.live import releases_after
 
 _MAX_BACKOFF = 30.0
+_ASK_AGAIN = 10.0
+"""Seconds after which a server without a list of models is asked for one again."""
 _NOBODY = Serving()
 
 
@@ -61,6 +65,8 @@ class Adapters:
         self._tainted: set[str] = set()
         """Candidates that learned from a forgotten user: nobody may ask for them again."""
         self._loaded = Loaded(upstream)
+        self._unlisted: tuple[float, UpstreamError] | None = None
+        """The upstream lists no models and nobody named one: until when that is believed, and the error."""
         self._retry_at = 0.0
         self._backoff = 0.0
         self._tried = 0
@@ -112,19 +118,36 @@ class Adapters:
     async def resolve(self, model: str, who: Who = ANYBODY) -> Route:
         """The route of a model name. NotFoundError when nobody knows it, UpstreamError when the upstream is down."""
         if not self.bases:
-            await self.sync()
+            try:
+                await self._known()
+            except UpstreamError as error:
+                if error.code != NO_LIST or model.partition("@")[0] == self._settings.name:
+                    raise
+                return Route(model, None)  # the client names a model of a server that lists none
         if model == self._settings.name:
             return await self._shared(self.serving_for(who), who)
         aliases = self.aliases(who)
         if model in aliases:
             adapter = aliases[model]
-        elif model in self.bases:
-            return Route(model, None)
+        elif (base := listed_as(model, self.bases)) is not None:
+            return Route(base, None)
         elif model in self._versions or self._is_new_version(model):
             adapter = model
         else:
             raise NotFoundError(self._unknown(model, aliases), param="model", code="model_not_found")
         return Route(await self._load(adapter), adapter)
+
+    async def _known(self) -> None:
+        """Have the upstream's models known. A server that lists none is not asked with every request."""
+        if self._unlisted is not None and time.monotonic() < self._unlisted[0]:
+            raise self._unlisted[1]
+        try:
+            await self.sync()
+        except UpstreamError as error:
+            if error.code == NO_LIST:
+                self._unlisted = (time.monotonic() + _ASK_AGAIN, error)
+            raise
+        self._unlisted = None
 
     async def _shared(self, state: Serving, who: Who) -> Route:
         """The route of NAME: a canary has its share of the units, and both arms are marked."""
@@ -204,21 +227,42 @@ class Adapters:
 
     async def discover(self) -> None:
         """Learn the upstream's base models and which adapters it has loaded."""
-        cards = await self._upstream.models()
-        bases = [card["id"] for card in cards if not card.get("parent")]
-        wanted = self._settings.upstream_model
-        if wanted is not None:
-            if wanted not in bases:
-                raise UpstreamError(f"the model server {self._upstream.url} has no model {wanted!r}; it has {bases}.")
-            bases.sort(key=lambda name: name != wanted)
-        if not bases:
-            raise UpstreamError(f"the model server {self._upstream.url} lists no model.")
+        missing: UpstreamError | None = None
+        try:
+            cards = await self._upstream.models()
+        except UpstreamError as error:
+            if error.code != NO_LIST:
+                raise
+            cards, missing = [], error
+        bases = self._bases(cards, missing)
         now = time.time()
-        self._since = {card["id"]: at if isinstance(at := card.get("created"), int) and at else now for card in cards}
+        since = {card["id"]: at if isinstance(at := card.get("created"), int) and at else now for card in cards}
+        self._since = dict.fromkeys(bases, now) | since
         self.bases = bases
         self._upstream.forget_dialect()
         self._read_versions()
         self._loaded.found(cards, {name: self._folder(release) for name, release in self._versions.items()})
+
+    def _bases(self, cards: list[Json], missing: UpstreamError | None) -> list[str]:
+        """The base models, the one behind NAME first. UpstreamError when it cannot be told, with what is missing."""
+        listed = [card["id"] for card in cards if not card.get("parent")]
+        wanted, preferred = self._settings.upstream_model, self._settings.preferred_model
+        if not listed:
+            if named := wanted or preferred:
+                return [named]
+            why = missing.message if missing else f"the model server {self._upstream.url} lists no model."
+            raise UpstreamError(
+                f"{why} Name the model that {self._settings.name!r} stands for with serve.upstream_model.",
+                code=NO_LIST,
+            )
+        if wanted is not None and listed_as(wanted, listed) is None:
+            raise UpstreamError(
+                f"the model server {self._upstream.url} has no model {wanted!r}; it has {listed}. "
+                "Set serve.upstream_model to one of them."
+            )
+        chosen = listed_as(wanted or preferred or "", listed)
+        other_kinds = {card["id"]: _other_kind(card) for card in cards}
+        return sorted(listed, key=lambda name: (name != chosen, other_kinds[name]))
 
     def _read_releases(self) -> None:
         rows = list(releases_after(self._store, self._seq))
@@ -311,3 +355,23 @@ class Adapters:
         while True:
             await asyncio.sleep(self._settings.poll_ms / 1000)
             await self.tick()
+
+
+_OTHER_KINDS = re.compile(
+    r"embed|\b(bge|e5|gte|minilm|clip|ocr|tts)\b|rerank|whisper|dall-e|moderation|diffusion|transcri|speech|-image|sora-"
+    r"|davinci|babbage",
+    re.IGNORECASE,
+)
+_CHAT_TYPES = ("chat", "llm", "language", "text-generation", "model", "vlm")
+
+
+def _other_kind(card: Json) -> bool:
+    """Does a model look like one that does not chat, by what its card says or by its name?"""
+    kind = card.get("type")
+    typed = isinstance(kind, str) and bool(kind) and kind.lower() not in _CHAT_TYPES
+    return typed or _OTHER_KINDS.search(card["id"]) is not None
+
+
+def listed_as(name: str, listed: Sequence[str]) -> str | None:
+    """The model that a name means: itself, or Ollama's tag "latest" of it; None when it is not listed."""
+    return next((one for one in (name, f"{name}:latest") if one in listed), None)

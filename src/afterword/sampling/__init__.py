@@ -7,9 +7,10 @@ engine as a child process. Never imports torch, never touches the store.
 from afterword.sampling.answer import Answer
 from afterword.sampling.launch import EngineProcess, start_engine
 from afterword.sampling.stream import ChatStream, Timeouts, UpstreamRejected
-from afterword.sampling.upstream import Upstream, complete_all
+from afterword.sampling.upstream import NO_LIST, Upstream, complete_all
 
 __all__ = [
+    "NO_LIST",
     "Answer",
     "ChatStream",
     "EngineProcess",

@@ -1,30 +1,44 @@
-"""What one model server may be asked for beyond OpenAI's API: token ids, log-probabilities, usage of a stream.
+"""What one model of a server may be asked for beyond the client's own request: token ids, log-probabilities, the usage
+of a stream, a bound of the answer.
 
-Owns the memory of what it takes and what it refuses, each field for itself. One refusal says little (it may be about
-that one body), so a field is left out for good only when the refusal names it or several bodies were refused; and it
-is asked for again now and then. Never makes a request.
+Owns the memory of what it takes and what it refuses, each field for itself. A field is left out once a request went
+through only without it; one that went through before is left out when several requests agree, because a refusal may be
+about one body alone. It is asked for again now and then. Never makes a request.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from typing import Any
 
 from afterword.records import Json, content_hash
+from afterword.sampling.stream import UpstreamRejected
 
 IDS, LOGPROBS, USAGE = "return_token_ids", "logprobs", "stream_options"
+LIMIT, NEWER_LIMIT = "max_tokens", "max_completion_tokens"
+_SPOKEN_OF = {USAGE: (USAGE, "include_usage")}
+"""Field -> how a refusal may call it; its own name where it is not here."""
+_ORDER = (IDS, LOGPROBS, USAGE)
+"""The rarest first: what is left out of a request whose refusal names nothing."""
 _BODIES = 3
-"""Different bodies that only go through without a field before the field is held responsible."""
+"""Different bodies that only go through without a field that others went through with."""
 _AGAIN, _AGAIN_MAX = 30.0, 3600.0
 """Seconds after which a refused field is asked for again; doubled each time."""
+_NOT_ABOUT_FIELDS = (401, 402, 407, 408, 413, 429)
+_BUSY = (502, 503, 504, 529)
+"""Such a server is asked once more at most."""
+_OTHER_CODES = ("context_length_exceeded", "model_not_found", "insufficient_quota", "rate_limit_exceeded")
 
 
 class Dialect:
-    """The extra fields of one server."""
+    """The extra fields of one model."""
 
     def __init__(self) -> None:
         self.seen_ids = False
         """Token ids came back."""
+        self._limit = LIMIT
+        """What the bound of an answer is called here."""
         self._taken: set[str] = set()
         """Fields with which a request went through."""
         self._doubts: dict[str, set[str]] = {}
@@ -37,33 +51,47 @@ class Dialect:
         """True once token ids came back, False while the server refuses to be asked for them, None until then."""
         return False if IDS in self._refused else self.seen_ids or None
 
-    def extras(self, body: Json) -> Json:
-        """The fields to ask `body` with."""
+    def extras(self, body: Json, more: Json) -> Json:
+        """The fields to ask `body` with; of `more` those that it does not set itself."""
         asked: Json = {IDS: True, LOGPROBS: True}
         if body.get("stream"):
             asked[USAGE] = {**(body.get(USAGE) or {}), "include_usage": True}
+        for name, value in more.items():
+            if name != LIMIT:
+                asked[name] = value
+            elif body.get(LIMIT) is None and body.get(NEWER_LIMIT) is None:
+                asked[self._limit] = value
+        # What the client sends itself in the same words is no question of ours.
+        asked = {name: value for name, value in asked.items() if body.get(name) != value}
         return self._allowed(asked) if self._refused else asked
 
     def _allowed(self, asked: Json) -> Json:
-        now = time.monotonic()
+        now, due = time.monotonic(), False
         for name, (again, wait) in self._refused.items():
-            if now < again:
+            if now < again or due:
                 asked.pop(name, None)
-            elif name in asked:  # by this one request; the others go on without it
+            elif name in asked:  # by this one request, and only this field; the others go on without it
                 self._refused[name] = (now + wait, min(_AGAIN_MAX, 2 * wait))
+                due = True
         return asked
 
-    def fewer(self, asked: Json, named: set[str]) -> Iterator[Json]:
-        """What to ask with after a refusal that `named` some of the fields: without them, then with none.
-
-        Nothing when the server takes them all and complains about something else.
-        """
-        if not named and asked.keys() <= self._taken:
-            return
-        if named and named < asked.keys():
-            yield {name: value for name, value in asked.items() if name not in named}
-        if asked:
-            yield {}
+    def fewer(self, asked: Json, refusal: UpstreamRejected, alone: bool) -> Json | None:
+        """What to ask with after a refusal: without the fields that it names, else without the next that was never
+        taken. None when it is about something else. `alone`: this was the first attempt."""
+        named = named_in(refusal.text, asked)
+        if named:
+            if LIMIT in named and NEWER_LIMIT in refusal.text:
+                self._limit = NEWER_LIMIT
+                asked = {**asked, NEWER_LIMIT: asked[LIMIT]}
+            return {name: value for name, value in asked.items() if name not in named}
+        suspects = [name for name in asked if name not in self._taken]
+        about_else = refusal.answered in _NOT_ABOUT_FIELDS or refusal.error.get("code") in _OTHER_CODES
+        if not suspects or about_else:
+            return None
+        if refusal.answered in _BUSY:
+            return {name: value for name, value in asked.items() if name in self._taken} if alone else None
+        first = min(suspects, key=lambda name: (name in _ORDER, _ORDER.index(name) if name in _ORDER else 0))
+        return {name: value for name, value in asked.items() if name != first}
 
     def took(self, asked: Iterable[str]) -> None:
         """A request went through with these fields."""
@@ -73,17 +101,29 @@ class Dialect:
                 self._doubts.pop(name, None)
                 self._refused.pop(name, None)
 
-    def refused(self, dropped: Iterable[str], named: set[str], body: Json) -> None:
-        """A request went through only without the `dropped` fields."""
+    def refused(self, dropped: Iterable[str], body: Json) -> None:
+        """A request went through as soon as the `dropped` fields were left out."""
         for name in dropped:
             bodies = self._doubts.setdefault(name, set())
             bodies.add(content_hash(body.get("messages")))
-            sure = (name in named and name not in self._taken) or len(bodies) >= _BODIES
-            if sure and name not in self._refused:
-                self._refused[name] = (time.monotonic() + _AGAIN, 2 * _AGAIN)
+            if name not in self._taken or len(bodies) >= _BODIES:
+                self._leave_out(name)
+
+    def took_back(self, names: Iterable[str]) -> None:
+        """Fields that were taken with status 200, and then refused by the answer."""
+        for name in names:
+            self._taken.discard(name)
+            self._leave_out(name)
+
+    def _leave_out(self, name: str) -> None:
+        if name not in self._refused:
+            self._refused[name] = (time.monotonic() + _AGAIN, 2 * _AGAIN)
 
 
-def named_in(error: Json, asked: Json) -> set[str]:
-    """The fields that an error object speaks of."""
-    text = str(error)
-    return {name for name in asked if name in text}
+def named_in(said: Any, asked: Iterable[str]) -> set[str]:
+    """The fields that an error speaks of."""
+    text = str(said)
+    found = {name for name in asked if any(word in text for word in _SPOKEN_OF.get(name, (name,)))}
+    if LIMIT in found and LIMIT not in text.replace(NEWER_LIMIT, ""):
+        found.discard(LIMIT)
+    return found

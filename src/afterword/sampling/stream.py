@@ -5,15 +5,18 @@ Owns the time limits, the wording of errors and the reading of bytes; never open
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Set
+import html
+import re
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import aiohttp
 import orjson
 
 from afterword.errors import UpstreamError
 from afterword.records import Json
+from afterword.sampling.sse import Event, EventReader
 
 CLOSED = (aiohttp.ClientError, ConnectionError, OSError)
 """What a connection that is no more raises."""
@@ -34,23 +37,79 @@ class Timeouts:
 class UpstreamRejected(UpstreamError):
     """The model server answered with an error status. `answered` is that status, `error` its error object."""
 
-    def __init__(self, url: str, answered: int, body: bytes, retry_after: str | None = None) -> None:
+    def __init__(self, url: str, answered: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.answered = answered
-        self.error = _error_object(body)
-        self.retry_after = retry_after
-        super().__init__(f"the model server {url} answered {answered}: {self.error.get('message')}")
+        self.error = _error_of_body(body)
+        self.text = body[:_MOST_SEARCHED].decode("utf-8", "replace")
+        """All that was said, to look for the names of fields in it."""
+        self.headers = {name: value for name in PASSED_HEADERS if (value := (headers or {}).get(name)) is not None}
+        """What tells the client when to try again."""
+        super().__init__(f"the model server {url} answered {answered}: {self.error['message']}")
+
+    def with_remedy(self, remedy: str) -> Self:
+        """The same refusal, its message followed by what to do."""
+        self.error = {**self.error, "message": f"{self.error['message']} {remedy}"}
+        self.message = f"{self.message} {remedy}"
+        return self
 
 
-def _error_object(body: bytes) -> Json:
+PASSED_HEADERS = ("Retry-After", "retry-after-ms", "x-should-retry")
+_MOST_SEARCHED = 65536
+_MOST_SHOWN = 500
+_MOST_OF_A_PAGE = 4096
+_TAG = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
+
+
+def _error_of_body(body: bytes) -> Json:
     """OpenAI's error object from an error body; whatever else it is becomes the message."""
-    with contextlib.suppress(orjson.JSONDecodeError):
-        data = orjson.loads(body)
-        found = data.get("error", data) if isinstance(data, dict) else None
-        if isinstance(found, str):
-            return {"message": found}
-        if isinstance(found, dict) and "message" in found:
-            return found
-    return {"message": body[:500].decode("utf-8", "replace") or "(no text)"}
+    try:
+        return error_object(orjson.loads(body))
+    except orjson.JSONDecodeError:
+        text = body[:_MOST_SEARCHED].decode("utf-8", "replace")
+        if text.lstrip()[:1] == "<":  # a page of a proxy: its words
+            text = " ".join(html.unescape(_TAG.sub(" ", text[:_MOST_OF_A_PAGE])).split())
+        return {"message": text.strip()[:_MOST_SHOWN] or "(no text)"}
+
+
+def error_object(data: Any) -> Json:
+    """An error as a server reported it, as OpenAI's object: `message` is text, `type`, `param` and `code` are simple.
+
+    Read are OpenAI's shape, its members without the `error` around them, FastAPI's `detail`, lists of errors, plain
+    text; of any other shape the message is the JSON itself.
+    """
+    found = data
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    if isinstance(found, dict) and found.get("error"):
+        inner = found["error"]
+        rest = {name: found[name] for name in ("message", "type", "code", "param") if name in found}
+        found = {**rest, **inner} if isinstance(inner, dict) else {**rest, "message": inner}
+    if not isinstance(found, dict):
+        return {"message": _words(found) or "(no text)"}
+    said = next((found[name] for name in _SAID if found.get(name)), None)
+    kept = {name: _simple(found.get(name)) for name in ("type", "param", "code")}
+    return {"message": _words(found if said is None else said), **{k: v for k, v in kept.items() if v is not None}}
+
+
+_SAID = ("message", "detail", "errors", "error_message", "msg", "description", "text", "title")
+"""Where servers write what is wrong; the first that is there."""
+
+
+def _words(said: Any) -> str:
+    """What is wrong as text: of a list of faults each with its place."""
+    if isinstance(said, str):
+        return said.strip()[:_MOST_SHOWN]
+    if isinstance(said, list) and said and all(isinstance(one, dict) and "msg" in one for one in said):
+        faults = (".".join(map(str, loc)) + ": " if isinstance(loc := one.get("loc"), list) else "" for one in said)
+        return "; ".join(f"{where}{one['msg']}" for where, one in zip(faults, said, strict=True))[:_MOST_SHOWN]
+    if isinstance(said, list) and said and all(isinstance(one, str) for one in said):
+        return "; ".join(said)[:_MOST_SHOWN]
+    return orjson.dumps(said).decode()[:_MOST_SHOWN]
+
+
+def _simple(value: Any) -> str | int | None:
+    """A text or a number as it is; None for anything else."""
+    return value if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 class ChatStream:
@@ -63,8 +122,10 @@ class ChatStream:
         """What the server says that it sends."""
         self._url = url
         self._timeouts = timeouts
-        self.left_out: Set[str] = frozenset()
-        """What the server was not asked for because it refused this body with it."""
+        self.asked: Json = {}
+        """What the server was asked for beside the body."""
+        self.refused: set[str] = set()
+        """What it was not asked for because it refused this body with it."""
 
     async def read(self) -> bytes:
         """The next bytes, b"" at the end. UpstreamError when the stream is cut or silent for too long."""
@@ -80,16 +141,24 @@ class ChatStream:
         self._response.close() if not self._response.content.at_eof() else self._response.release()
 
     async def events(self) -> AsyncIterator[Json]:
-        """The parsed `data:` events up to `[DONE]` or the end."""
-        rest = b""
-        while data := await self.read():
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                payload = line[5:].strip() if line.startswith(b"data:") else b""
-                if payload == b"[DONE]":
+        """The objects of the stream up to `[DONE]` or the end. UpstreamError for an error among them."""
+        reader = EventReader()
+        while True:
+            data = await self.read()
+            for event in reader.feed(data) if data else reader.close():
+                if event.done:
                     return
-                if payload:
-                    yield orjson.loads(payload)
+                if event.kind == "error" or (isinstance(event.value, dict) and event.value.get("error")):
+                    raise UpstreamError(f"the model server {self._url} broke off: {_reported(event)}", code="error")
+                if isinstance(event.value, dict):
+                    yield event.value
+            if not data:
+                return
+
+
+def _reported(event: Event) -> str:
+    found = event.value if event.value is not None else event.data.decode("utf-8", "replace")
+    return str(error_object(found)["message"])
 
 
 def too_slow(url: str, seconds: float) -> UpstreamError:

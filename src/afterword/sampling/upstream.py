@@ -19,6 +19,8 @@ from afterword.errors import UpstreamError
 from afterword.records import Json
 from afterword.sampling.answer import Answer, read_answer
 from afterword.sampling.dialect import Dialect, named_in
+from afterword.sampling.places import places, root, route
+from afterword.sampling.sse import MAX_EVENT
 from afterword.sampling.stream import CLOSED, ChatStream, Timeouts, UpstreamRejected, too_slow
 
 _OPENED: ContextVar[list[bool]] = ContextVar("opened")
@@ -31,20 +33,31 @@ class _Connector(aiohttp.TCPConnector):
         return await super()._create_connection(*given, **more)
 
 
+NO_LIST = "no_models"
+"""Code of the error that says that a server does not list its models."""
+_NOT_THERE = (404, 405)
+_NO_LIST_STATUS = (403, 404, 405, 410, 501)
+
+
 class Upstream:
-    """A model server at `url` (with or without `/v1`). Use it as an async context, within one event loop."""
+    """A model server at `url`: its host, its base path of any form, or its chat route (`places.places`).
+
+    Use it as an async context, within one event loop.
+    """
 
     def __init__(
         self, url: str, api_key: str | None = None, timeouts: Timeouts | None = None, *, remedy: str = "Is it running?"
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
+        self._places = places(url)
+        """Where its routes may be; one place once it has answered there."""
         self.timeouts = timeouts or Timeouts()
         self._remedy = remedy
-        self.dialect = Dialect()
+        self._dialects: dict[Any, Dialect] = {}
+        """Model -> what it may be asked for."""
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._chat_url = URL(f"{self.url}/v1/chat/completions")
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -77,44 +90,56 @@ class Upstream:
 
     def forget_dialect(self) -> None:
         """It may be another server by now: it is asked for everything again."""
-        self.dialect = Dialect()
+        self._dialects = {}
+
+    def dialect(self, model: Any) -> Dialect:
+        """What a model of this server may be asked for."""
+        if model not in self._dialects:
+            if len(self._dialects) >= _MOST_DIALECTS:
+                del self._dialects[next(iter(self._dialects))]
+            self._dialects[model] = Dialect()
+        return self._dialects[model]
 
     @property
     def gives_ids(self) -> bool | None:
-        """True once token ids came back, False while the server refuses to be asked for them."""
-        return self.dialect.gives_ids
+        """True once token ids came back from any model, False while the server refuses to be asked for them."""
+        found = [dialect.gives_ids for dialect in self._dialects.values()]
+        return True if True in found else False if False in found else None
 
-    async def open_chat(self, body: Json) -> ChatStream:
+    async def open_chat(self, body: Json, more: Json | None = None) -> ChatStream:
         """Start one chat completion, asking for token ids and log-probabilities as far as the server allows.
 
-        A server that refuses the question is asked again without what its refusal names, and at last without any of
-        it (`dialect` remembers). Raises UpstreamError (down, slow), UpstreamRejected (an error status).
+        `more`: further fields that the client did not ask for; a `max_tokens` among them gives way to the client's own
+        bound. A server that refuses the question, with whatever status, is asked again without what its refusal names,
+        else without one field after the other (`Dialect` remembers). Raises UpstreamError (down, slow),
+        UpstreamRejected (an error status).
         """
-        asked = self.dialect.extras(body)
-        try:
-            stream = await self._post_chat(body | asked)
-        except UpstreamRejected as error:
-            if error.answered not in (400, 422):
-                raise
-            return await self._ask_less(body, asked, error)
-        self.dialect.took(asked)
-        return stream
-
-    async def _ask_less(self, body: Json, asked: Json, refusal: UpstreamRejected) -> ChatStream:
-        named = named_in(refusal.error, asked)
-        for fewer in self.dialect.fewer(asked, named):
+        dialect = self.dialect(body.get("model"))
+        first = asked = dialect.extras(body, more or {})
+        named: set[str] = set()
+        last: set[str] = set()
+        while True:
             try:
-                stream = await self._post_chat(body | fewer)
+                stream = await self._post_chat(body | asked)
             except UpstreamRejected as error:
-                if error.answered not in (400, 422):
+                fewer = dialect.fewer(asked, error, alone=asked is first)
+                if fewer is None:
                     raise
-                refusal = error
-            else:
-                self.dialect.took(fewer)
-                self.dialect.refused(asked.keys() - fewer.keys(), named, body)
-                stream.left_out = asked.keys() - fewer.keys()
-                return stream
-        raise refusal
+                last = asked.keys() - fewer.keys()
+                named |= last & named_in(error.text, last)
+                asked = fewer
+                continue
+            dialect.took(asked)
+            dialect.refused(named | last, body)
+            stream.asked, stream.refused = asked, first.keys() - asked.keys()
+            return stream
+
+    def took_back(self, model: Any, stream: ChatStream, reported: Any) -> bool:
+        """An answer with status 200 turned out to be an error. True when that names a field that the client did not
+        ask for: it is left out from now on, and asking again may help."""
+        named = named_in(reported, stream.asked)
+        self.dialect(model).took_back(named)
+        return bool(named)
 
     async def _send(self, method: str, url: URL, **more: Any) -> aiohttp.ClientResponse:
         """The response's head. A kept connection that the server had closed meanwhile is replaced once.
@@ -133,18 +158,35 @@ class Upstream:
                 raise
             return await session.request(method, url, **more)
 
+    async def _at_places(self, method: str, path: str, **more: Any) -> aiohttp.ClientResponse:
+        """The head of a route's answer. A server that has no such route at the first place is asked at the next."""
+        first: UpstreamRejected | None = None
+        for place in self._places:
+            response = await self._send(method, route(place, path), **more)
+            if response.status < 400:
+                self._places = [place]
+                return response
+            last = place == self._places[-1]
+            if response.status not in _NOT_THERE or (last and first is None):
+                return response
+            async with response:
+                error = UpstreamRejected(self.url, response.status, await response.read(), response.headers)
+            first = first or error
+        assert first is not None
+        raise first
+
     async def _post_chat(self, body: Json) -> ChatStream:
         try:
-            response = await self._send("POST", self._chat_url, data=orjson.dumps(body))
+            response = await self._at_places("POST", "/chat/completions", data=orjson.dumps(body))
             if response.status < 400:
                 return ChatStream(response, self.url, self.timeouts)
             async with response:
-                text = await response.read()
+                text = await response.content.read(MAX_EVENT)
         except TimeoutError as error:
             raise self._slow_or_down(error) from error
         except CLOSED as error:
             raise self._down(error) from error
-        raise UpstreamRejected(self.url, response.status, text, response.headers.get("Retry-After"))
+        raise UpstreamRejected(self.url, response.status, text, response.headers)
 
     def _slow_or_down(self, error: Exception) -> UpstreamError:
         if isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -176,7 +218,7 @@ class Upstream:
             raise UpstreamError(
                 f"the model server {self.url} answered no JSON: {b''.join(parts)[:200]!r}.", code="not_json"
             ) from error
-        self.saw_ids(answer)
+        self.saw_ids(answer, body.get("model"))
         return answer if isinstance(answer, dict) else {}
 
     async def stream_chat(self, body: Json) -> AsyncIterator[Json]:
@@ -184,15 +226,15 @@ class Upstream:
         stream = await self.open_chat(body | {"stream": True})
         try:
             async for event in stream.events():
-                self.saw_ids(event)
+                self.saw_ids(event, body.get("model"))
                 yield event
         finally:
             stream.close()
 
-    def saw_ids(self, answer: Any) -> None:
-        """Remember that this server speaks vLLM's dialect, from an answer or chunk that carries token ids."""
+    def saw_ids(self, answer: Any, model: Any) -> None:
+        """Remember that a model speaks vLLM's dialect, from an answer or chunk that carries token ids."""
         if isinstance(answer, dict) and answer.get("prompt_token_ids"):
-            self.dialect.seen_ids = True
+            self.dialect(model).seen_ids = True
 
     async def complete_many(
         self, requests: Sequence[Json], concurrency: int = 16, on_answer: Callable[[int], object] | None = None
@@ -221,30 +263,52 @@ class Upstream:
     # ---- models and adapters
 
     async def _control(self, method: str, path: str, body: Json | None = None, limit: float | None = None) -> bytes:
+        """The body of a route's answer; of `/health`, which is at the server's root. UpstreamRejected for an error."""
         times = aiohttp.ClientTimeout(total=limit or self.timeouts.control, sock_connect=self.timeouts.connect)
-        data = None if body is None else orjson.dumps(body)
+        more = {"data": None if body is None else orjson.dumps(body), "timeout": times}
         try:
-            async with await self._send(method, URL(self.url + path), data=data, timeout=times) as response:
+            if path == _HEALTH:
+                asking = self._send(method, route(root(self._places[0]), path), **more)
+            else:
+                asking = self._at_places(method, path, **more)
+            async with await asking as response:
                 text = await response.read()
         except TimeoutError as error:
             raise too_slow(self.url, limit or self.timeouts.control) from error
         except CLOSED as error:
             raise self._down(error) from error
         if response.status >= 400:
-            raise UpstreamRejected(self.url, response.status, text, response.headers.get("Retry-After"))
+            raise UpstreamRejected(self.url, response.status, text, response.headers)
         return text
 
     async def models(self) -> list[Json]:
-        """The server's model cards (`id`, and for adapters `parent` and `root`)."""
-        text = await self._control("GET", "/v1/models")
+        """The server's model cards (`id`, and for adapters `parent` and `root`). UpstreamError with the code NO_LIST
+        when it has no list that can be read."""
+        places_before = self._places
         try:
-            cards = orjson.loads(text)["data"]
-            return [card for card in cards if isinstance(card["id"], str)]
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            text = await self._control("GET", "/models")
+            cards = _cards(text)
+            if cards is None and len(places_before) > 1:  # a page of a web server: the other place is the API
+                self._places = [place for place in places_before if place != self._places[0]]
+                text = await self._control("GET", "/models")
+                cards = _cards(text)
+        except UpstreamRejected as error:
+            if error.answered not in _NO_LIST_STATUS:
+                raise
+            self._places = places_before
+            raise UpstreamError(
+                f"the model server {self.url} does not list its models (GET .../models answered {error.answered}: "
+                f"{error.error['message']}).",
+                code=NO_LIST,
+            ) from error
+        if cards is None:
+            self._places = places_before
             raise UpstreamError(
                 f"the model server {self.url} has no usable /v1/models: {text[:200]!r}. "
-                "Check that the URL is that of an OpenAI-compatible server."
-            ) from error
+                "Check that the URL is that of an OpenAI-compatible server.",
+                code=NO_LIST,
+            )
+        return cards
 
     async def load_adapter(self, name: str, path: str) -> str | None:
         """Load the adapter folder `path` under `name`. One that has the name already is left as it is.
@@ -252,7 +316,7 @@ class Upstream:
         Returns the folder of what has the name now; None when the server does not say.
         """
         try:
-            await self._control("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+            await self._control("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": path})
         except UpstreamRejected as error:
             for card in await self.models():
                 if card["id"] == name:
@@ -263,19 +327,43 @@ class Upstream:
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter. One that is not there is fine."""
         try:
-            await self._control("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+            await self._control("POST", "/unload_lora_adapter", {"lora_name": name})
         except UpstreamRejected as error:
             if error.answered not in (400, 404):
                 raise
 
     async def health(self, limit: float = 3.0) -> None:
-        """Returns when the server is well; UpstreamError otherwise. Servers without /health are asked for models."""
+        """Returns when the server is well; UpstreamError otherwise. Servers without /health are asked for models; one
+        that has no list of them either is there, and more is not known of it."""
         try:
-            await self._control("GET", "/health", limit=limit)
+            await self._control("GET", _HEALTH, limit=limit)
         except UpstreamRejected as error:
             if error.answered not in (401, 403, 404, 405):
                 raise
-            await self._control("GET", "/v1/models", limit=limit)
+            try:
+                await self._control("GET", "/models", limit=limit)
+            except UpstreamRejected as none:
+                if none.answered not in _NO_LIST_STATUS:
+                    raise
+
+
+_HEALTH = "/health"
+_MOST_DIALECTS = 1000
+
+
+def _cards(text: bytes) -> list[Json] | None:
+    """The model cards of a list in OpenAI's shape, without the object around it, or in Ollama's; None for no list."""
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    if isinstance(found, dict):
+        found = found.get("data") if isinstance(found.get("data"), list) else found.get("models") or None
+    if not isinstance(found, list):
+        return None
+    cards = [{"id": card} if isinstance(card, str) else card for card in found]
+    cards = [{"id": card.get("name"), **card} for card in cards if isinstance(card, dict)]
+    return [card for card in cards if isinstance(card["id"], str)]
 
 
 def complete_all(

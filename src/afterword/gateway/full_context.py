@@ -1,0 +1,56 @@
+"""A model server that refuses a request because it is too long: recognised, and what to ask with instead.
+
+Owns the wordings of servers and how much is dropped at a time. Never sends a request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from afterword.chat.window import droppable, fit
+from afterword.records import Json
+from afterword.sampling import UpstreamRejected
+
+REMEDY = (
+    'Send fewer messages, start a new conversation, or set serve.on_full_context = "drop_oldest" to have the oldest '
+    "turns left out."
+)
+ATTEMPTS = 6
+"""Requests with less and less of the history; the last has only what must stay."""
+_CODES = ("context_length_exceeded", "exceed_context_size_error")
+_WORDS = re.compile(
+    r"(maximum|max|available|exceed\w*).{0,40}(context|model.?len|sequence.?len|prompt.?len)|context.?(length|window|size)"
+    r"|(prompt|input|messages?|request) (is|are) too (long|large)|too many (input )?tokens",
+    re.IGNORECASE | re.DOTALL,
+)
+_NUMBER = re.compile(r"(?<![\w.])\d{2,9}(?![\w.]*\d)")
+_MARGIN = 0.9
+_SHRINK = 0.7
+
+
+def is_full(error: UpstreamRejected) -> bool:
+    """Does a refusal say that the messages are longer than the model's context?"""
+    if error.answered not in (400, 413, 422, 500):
+        return False
+    if {error.error.get("code"), error.error.get("type")} & set(_CODES):
+        return True
+    return _WORDS.search(str(error.error["message"])) is not None
+
+
+def shorter(messages: Sequence[Json], error: UpstreamRejected, attempt: int) -> list[Json] | None:
+    """What to send at the next attempt (from 1); None when nothing more may be dropped."""
+    if not droppable(messages) or attempt > ATTEMPTS:
+        return None
+    return fit(messages, 0.0 if attempt == ATTEMPTS else _share(str(error.error["message"])))
+
+
+def _share(message: str) -> float:
+    """How much of the text may stay, from the numbers that a refusal names: what the model reads, what was sent."""
+    numbers = [int(found) for found in _NUMBER.findall(message)]
+    numbers = [number for number in numbers if number * 4 >= max(numbers)]
+    if len(set(numbers)) < 2:
+        return _SHRINK
+    sent = max(numbers)
+    limit = numbers[0] if numbers[0] < sent else min(numbers)
+    return _MARGIN * limit / sent
