@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tests.engine.conftest import Client, Peer, serve_tiny
+from tests.engine.conftest import Client, Peer, serve_tiny, write_tiny
 
 from afterword.engine.runner import Runner
 from afterword.errors import ModelError
@@ -163,3 +163,32 @@ def test_an_architecture_that_it_would_run_wrongly_is_refused(config: transforme
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ModelError):
         Runner(model, ends=frozenset([1]))
+
+
+async def test_a_sequence_that_grows_over_the_switch_of_longrope_equals_a_plain_pass(tmp_path: Path) -> None:
+    """Short, long and crossing answers side by side; prompts are read in chunks that end before the switch."""
+    folder = write_tiny(tmp_path / "phi")
+    factors = [1.0 + 0.1 * i for i in range(4)], [4.0 + 3.0 * i for i in range(4)]
+    config = transformers.Phi3Config(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, original_max_position_embeddings=96, initializer_range=0.3,
+        rope_scaling={"type": "longrope", "short_factor": factors[0], "long_factor": factors[1]},
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    peer = Peer(folder)
+    async with serve_tiny(folder, chunk=32) as client:
+        bodies = await asyncio.gather(
+            *(client.ask(t, max_tokens=60, temperature=1.0, seed=3, logprobs=True, ignore_eos=True) for t in TEXTS)
+        )
+    crossed = 0
+    for text, body in zip(TEXTS, bodies, strict=True):
+        prompt, choice = peer.prompt(text), body["choices"][0]
+        crossed += len(prompt) <= 96 < len(prompt) + 60
+        given = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+        # Each token as it was drawn: by a pass over what stood before it.
+        for n, token in enumerate(choice["token_ids"]):
+            with torch.no_grad():
+                logits = peer.model(input_ids=torch.tensor([[*prompt, *choice["token_ids"][:n]]])).logits[0, -1]
+            assert given[n] == pytest.approx(float(logits.log_softmax(-1)[token]), abs=1e-3)
+    assert crossed

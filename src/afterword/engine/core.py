@@ -51,6 +51,7 @@ class Request:
         self.tokens = list(prompt)
         self.prompt = len(prompt)
         self.stored = 0
+        self.long = False
         self.row = -1
         self.cancelled = False
         self.random = random.Random(ask.seed)
@@ -227,8 +228,21 @@ class Engine:
             youngest.stored = 0
             self._waiting.appendleft(youngest)
 
+    def _read_again(self) -> None:
+        """A sequence that grew over the model's switch has other rotary factors from its first token on: its keys are
+        computed again."""
+        switch = self.runner.switch
+        if switch is None:
+            return
+        for request in self._running:
+            long = len(request.tokens) > switch
+            if request.stored and long != request.long:
+                request.stored = 0
+            request.long = long
+
     def _step(self) -> list[tuple[Request, Piece]]:
         self._make_room()
+        self._read_again()
         decoding = [r for r in self._running if len(r.tokens) - r.stored == 1]
         left, reading = self.chunk, []
         for request in self._running:
@@ -244,14 +258,15 @@ class Engine:
         self._bank.select(
             [(request.adapter, 1) for request in decoding] + [(r.adapter, e - r.stored) for r, e in reading]
         )
-        ids = [r.tokens[-1] for r in decoding]
+        ids, lengths = [r.tokens[-1] for r in decoding], [len(r.tokens) for r in decoding]
         ends, ready = list(range(len(decoding))), list(decoding)
         for request, end in reading:
             ids += request.tokens[request.stored : end]
+            lengths += [len(request.tokens)] * (end - request.stored)
             if end == len(request.tokens):
                 ends.append(len(ids) - 1)
                 ready.append(request)
-        logits = self.runner.forward(ids, plan, ends)
+        logits = self.runner.forward(ids, plan, ends, lengths)
         for request in decoding:
             request.stored += 1
         for request, end in reading:

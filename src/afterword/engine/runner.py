@@ -13,6 +13,7 @@ from afterword.engine.cache import KeyValues
 from afterword.engine.cores import Cores
 from afterword.engine.modules import note_inputs, replace_parts
 from afterword.errors import ModelError
+from afterword.learn.rotary import sequence_lengths, switch_length
 
 log = logging.getLogger("afterword.engine")
 
@@ -38,6 +39,7 @@ class Runner:
         self._model = model
         self.ends = ends
         self.dtype, self.device = model.dtype, model.device
+        self.switch = switch_length(model)
         self._cores = Cores(torch.get_num_threads())
         check = torch.arange(1, 25, device=self.device)[None] % model.config.get_text_config().vocab_size
         with torch.inference_mode():
@@ -94,10 +96,13 @@ class Runner:
                 f"{gap:.3g}): this architecture is not supported; use --upstream with another server"
             )
 
-    def forward(self, ids: list[int], plan: Plan, ends: list[int]) -> torch.Tensor:
+    def forward(self, ids: list[int], plan: Plan, ends: list[int], lengths: list[int] | None = None) -> torch.Tensor:
         """One flat row of tokens through the model: logits [len(ends), vocabulary] float32 at `ends` (at the last token
-        when there are none: a prompt that is not yet read to its end)."""
-        with torch.inference_mode(), self._cores.share(len(ids)):
+        when there are none: a prompt that is not yet read to its end). `lengths`: for each token, the tokens of its
+        sequence that are known, for models whose rotary factors depend on them."""
+        totals = (lengths or [len(ids)] * len(ids)) if self.switch is not None else []
+        known = torch.tensor([totals], device=self.device)
+        with torch.inference_mode(), self._cores.share(len(ids)), sequence_lengths(self._model, known):
             kept = torch.tensor(ends or [len(ids) - 1], dtype=torch.long, device=self.device)
             self.mask.read_at(kept)
             logits: torch.Tensor = self._model(

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from afterword.learn.attention import reading
 from afterword.learn.blocks import After, Kept, Unsupported
+from afterword.learn.rotary import sequence_lengths, switch_length
 
 Ids = Sequence[int]
 
@@ -75,7 +76,8 @@ def hidden_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: Read) -> Te
     if len(read.kept) < causal.config.num_hidden_layers:
         return hidden_states(model, packed(pairs, read.states.device))
     found = list(torch.split(read.states.detach(), [len(completion) for _, completion in pairs]))
-    lengths = [_common(old, new) for old, new in zip(read.pairs, pairs, strict=True)]
+    switch = switch_length(causal)
+    lengths = [_common(old, new, switch) for old, new in zip(read.pairs, pairs, strict=True)]
     rows = [i for i, length in enumerate(lengths) if length is not None]
     if not rows:
         return torch.cat(found)
@@ -87,11 +89,14 @@ def hidden_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: Read) -> Te
     return torch.cat(found)
 
 
-def _common(old: tuple[Ids, Ids], new: tuple[Ids, Ids]) -> int | None:
-    """How many ids of the new prompt need not be read again, never its last, which predicts; None when all is alike."""
+def _common(old: tuple[Ids, Ids], new: tuple[Ids, Ids], switch: int | None) -> int | None:
+    """How many ids of the new prompt need not be read again, never its last, which predicts; None when all is alike. 0
+    where the two lengths have other rotary factors (`rotary.switch_length`)."""
     first, second = tuple(old[0]), tuple(new[0])
     if first == second and tuple(old[1]) == tuple(new[1]):
         return None
+    if switch is not None and (len(first) + len(old[1]) > switch) != (len(second) + len(new[1]) > switch):
+        return 0
     whole = first + tuple(old[1])
     same = next((i for i, (a, b) in enumerate(zip(whole, second, strict=False)) if a != b), len(second))
     return min(same, len(whole), len(second) - 1)
@@ -107,7 +112,9 @@ def packed_states(
     """[T, H] last hidden states of a row of sequences of these lengths, or of what comes `after` others."""
     starts = [0] * len(sizes) if after is None else after.lengths
     places = torch.cat([torch.arange(n, device=ids.device) + start for n, start in zip(sizes, starts, strict=True)])
-    with reading(causal, sizes, keep, after):
+    totals = [start + n for n, start in zip(sizes, starts, strict=True)]
+    lengths = torch.repeat_interleave(torch.tensor(totals), torch.tensor(sizes)).to(ids.device)
+    with reading(causal, sizes, keep, after), sequence_lengths(causal, lengths[None]):
         out = causal.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False)
     return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
@@ -116,7 +123,8 @@ def _padded_states(causal: Any, ids: Tensor, sizes: Sequence[int]) -> Tensor:
     """[T, H]. The pad id is 0 and masked, so it never matters whether it equals a real id."""
     rows = pad_sequence(list(torch.split(ids, list(sizes))), batch_first=True)
     mask = torch.arange(rows.shape[1], device=ids.device) < torch.tensor(sizes, device=ids.device)[:, None]
-    out = causal.base_model(input_ids=rows, attention_mask=mask.long(), use_cache=False)
+    with sequence_lengths(causal, torch.tensor(sizes, device=ids.device)[:, None]):
+        out = causal.base_model(input_ids=rows, attention_mask=mask.long(), use_cache=False)
     return out.last_hidden_state[mask]  # type: ignore[no-any-return]
 
 
