@@ -3,8 +3,8 @@
 transformers picks one of two sets of factors for a whole call, by its largest position. A row or a batch of several
 sequences needs the set of each. Owns that choice; what a set is stays transformers' own computation.
 
-An answer that grew over the switch was sampled under both sets, and training reads it whole under the long one, as a pass of
-transformers over the finished sequence does: its tokens before the switch have other log-probabilities there.
+An answer that grew over the switch was sampled under both sets, and training reads it whole under the long one, as a
+pass of transformers over the finished sequence does: its tokens before the switch have other log-probabilities there.
 """
 
 from __future__ import annotations
