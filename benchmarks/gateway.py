@@ -275,9 +275,7 @@ def free_port() -> int:
 def process(command: list[str], core: int, port: int, log: Path, wait: float = 60.0, **more: Any) -> Iterator[None]:
     """A server process on one core, ready when its port takes connections."""
     with log.open("ab") as out:
-        child = subprocess.Popen(
-            command, stdout=out, stderr=out, preexec_fn=lambda: os.sched_setaffinity(0, {core}), **more
-        )
+        child = subprocess.Popen(["taskset", "-c", str(core), *command], stdout=out, stderr=out, **more)
     try:
         end = time.monotonic() + wait
         while True:

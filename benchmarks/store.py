@@ -160,7 +160,7 @@ def http_part(folder: Path, events: int) -> dict[str, float]:
     port = 18400 + os.getpid() % 1000
     command = [sys.executable, "-m", "afterword", "serve", "--dir", str(folder), "--port", str(port), "--upstream",
                "http://127.0.0.1:9/v1", "--quiet"]  # fmt: skip
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, {0}))
+    server = subprocess.Popen(["taskset", "-c", "0", *command], stderr=subprocess.DEVNULL)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0) | {(os.cpu_count() or 1) - 1})})
     try:
         wait_for(port)

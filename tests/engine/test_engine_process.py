@@ -92,9 +92,8 @@ def _runs(pid: int) -> bool:
 
 @pytest.fixture
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`main` in this process, whose memory and log settings are not the engine's to change."""
-    monkeypatch.setattr("afterword.engine.__main__._keep_memory", lambda: None)
-    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    """`main` in this process, whose log settings are not the engine's to change."""
+    monkeypatch.setattr("afterword.engine.__main__.start_log", lambda: None)
 
 
 @pytest.mark.usefixtures("in_place")

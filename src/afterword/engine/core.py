@@ -14,7 +14,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -22,23 +21,13 @@ import torch
 from afterword.engine import sampler
 from afterword.engine.adapters import Adapter, AdapterBank
 from afterword.engine.attention import Plan
+from afterword.engine.interface import Piece
 from afterword.engine.protocol import Ask
 from afterword.engine.runner import Runner
 from afterword.engine.text import Codec, Detokenizer, Stopper
 
 log = logging.getLogger("afterword.engine")
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Piece:
-    """What one step adds to an answer. `finish` is "stop", "length" or "error" in the last piece."""
-
-    token: int | None = None
-    logprob: float | None = None
-    top: list[tuple[int, float]] = field(default_factory=list)
-    text: str = ""
-    finish: str | None = None
 
 
 class Request:

@@ -64,12 +64,3 @@ class Cores:
 def _use(threads: int) -> None:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-
-
-def after_fork() -> None:
-    """Let torch replace the thread pool that a forked process inherited, while it has one thread only.
-
-    It replaces the pool at its first use, without a lock: of the threads that load a model two would do it at
-    once, and one of them would find none ("pool INTERNAL ASSERT FAILED").
-    """
-    torch.set_num_threads(torch.get_num_threads())

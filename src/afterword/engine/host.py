@@ -6,45 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from afterword.engine.adapters import Adapter, read_adapter
-from afterword.engine.core import Engine, Piece, Request
+from afterword.engine.core import Engine, Request
+from afterword.engine.interface import Piece, Pieces
 from afterword.engine.protocol import Ask
 from afterword.engine.runner import Runner
 from afterword.engine.text import Codec
 from afterword.errors import AdapterError
-
-Pieces = list[tuple[int, Piece]]
-
-
-class Model(Protocol):
-    """What the HTTP side sees of the model, wherever it runs."""
-
-    @property
-    def max_model_len(self) -> int:
-        """Context in tokens."""
-
-    @property
-    def alive(self) -> bool:
-        """False once the model has ended; every request then fails."""
-
-    def submit(self, number: int, ask: Ask, prompt: list[int], limit: int) -> None:
-        """Answer a prompt under a number of the caller's with at most `limit` tokens."""
-
-    def cancel(self, number: int) -> None:
-        """Stop working for a request; harmless when it is done."""
-
-    def load(self, name: str, path: str, created: int) -> Future[None]:
-        """Make an adapter folder usable under a name; the future may hold an AdapterError."""
-
-    def unload(self, name: str) -> Future[None]:
-        """Take an adapter away once the requests that use it are done; its name is free at once."""
-
-    def counts(self) -> Future[dict[str, int]]:
-        """Requests running and waiting, tokens generated since the start."""
 
 
 class Host:

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import logging
 import multiprocessing
-import os
-import pickle
-import signal
-import sys
-import threading
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import Future
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from afterword.engine.core import Piece
-from afterword.engine.cores import after_fork
-from afterword.engine.host import Host, Pieces
+from afterword.engine.interface import Piece, Pieces
 from afterword.engine.protocol import Ask
 from afterword.errors import AfterwordError, ModelError
+from afterword.processes import python_command, python_environment
+
+if TYPE_CHECKING:
+    from afterword.engine.worker import Build
 
 log = logging.getLogger("afterword.engine")
 
@@ -35,19 +31,20 @@ _LOST = "the model's process has ended; the log says why; start the engine again
 _PATIENCE = 5.0
 """Seconds that the process is given to end by itself."""
 
-Build = Callable[[argparse.Namespace], Host]
-
 
 class Remote:
-    """A Host behind a pipe. Made before the event loop runs (it forks), used on the loop's thread."""
+    """A Host behind a pipe. Used on the event loop's thread from `start` on."""
 
     def __init__(self, build: Build, options: argparse.Namespace) -> None:
-        # A fork shares the imported libraries' memory; elsewhere forking is not safe.
-        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(build, options, theirs, self._pipe), daemon=True)
-        self._process.start()
-        theirs.close()
+        """Start the process; `build(options)` runs in it and must be importable there by its name."""
+        self._pipe, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                python_command("afterword.engine.worker", str(theirs.fileno())), env=python_environment(),
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2,
+                process_group=0,  # Ctrl-C is for us, at whose end the pipe ends
+            )  # fmt: skip
+        self._pipe.send((build, options))
         self.alive = True
         self.max_model_len = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -60,12 +57,11 @@ class Remote:
         try:
             ready = self._pipe.recv()
         except (EOFError, OSError) as error:
-            self._process.join(_PATIENCE)
             raise ModelError(
-                f"the model's process ended while loading (exit code {self._process.exitcode}): out of memory?"
+                f"the model's process ended while loading (exit code {self._wait()}): out of memory?"
             ) from error
         if isinstance(ready, AfterwordError):
-            self._process.join(_PATIENCE)
+            self._wait()
             raise ready
         self.max_model_len = ready
 
@@ -78,10 +74,15 @@ class Remote:
         """End the process after its current step."""
         self._hang_up()
         self._pipe.close()
-        self._process.join(_PATIENCE)
-        if self._process.is_alive():
+        self._wait()
+
+    def _wait(self) -> int:
+        """The process's exit code; it is killed when it does not end by itself."""
+        try:
+            return self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.join()
+            return self._process.wait()
 
     def submit(self, number: int, ask: Ask, prompt: list[int], limit: int) -> None:
         self._open.add(number)
@@ -151,69 +152,3 @@ class Remote:
             future.set_exception(ModelError(_LOST))
         numbers, self._open = self._open, set()
         self._deliver([(number, Piece(finish="error")) for number in numbers])
-
-
-def _serve(build: Build, options: argparse.Namespace, pipe: Connection, other_end: Connection) -> None:
-    """The model's process: load, say so, then do what comes through the pipe until it closes."""
-    other_end.close()
-    after_fork()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the process that we belong to decides when we end
-    loaded = threading.Event()
-    threading.Thread(target=_end_with_parent, args=(pipe, loaded), name="pipe-watch", daemon=True).start()
-    try:
-        host = build(options)
-    except AfterwordError as error:
-        error.__cause__ = None
-        pipe.send(error)
-        return
-    lock = threading.Lock()
-
-    def send(message: tuple[Any, ...]) -> None:
-        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        try:
-            with lock:
-                pipe.send_bytes(data)
-        except OSError:
-            host.stop()  # nobody is there to read it
-
-    def listen() -> None:
-        try:
-            while True:
-                _do(host, pipe.recv(), send)
-        except (EOFError, OSError):
-            host.stop()
-
-    loaded.set()
-    pipe.send(host.max_model_len)
-    threading.Thread(target=listen, name="pipe", daemon=True).start()
-    # The model stays on the thread that loaded it: a second thread would bring OpenMP threads of its own.
-    host.run(lambda pieces: send(("pieces", pieces)))
-
-
-def _end_with_parent(pipe: Connection, loaded: threading.Event) -> None:
-    """End at once when the process that we belong to is gone while the model loads, which may take minutes."""
-    with contextlib.suppress(OSError):
-        pipe.poll(None)  # it says nothing before it knows that the model is loaded: this is its end
-    if not loaded.is_set():
-        os._exit(1)
-
-
-def _do(host: Host, message: tuple[Any, ...], send: Callable[[tuple[Any, ...]], None]) -> None:
-    kind, *values = message
-    if kind == "submit":
-        host.submit(*values)
-    elif kind == "cancel":
-        host.cancel(*values)
-    else:
-        number, what, *arguments = values
-        future: Future[Any] = getattr(host, what)(*arguments)
-        future.add_done_callback(lambda done: send(("done", number, *_outcome(done))))
-
-
-def _outcome(done: Future[Any]) -> tuple[Any, BaseException | None]:
-    error = done.exception()
-    if error is not None:
-        error.__cause__ = None  # a cause may hold what cannot be pickled
-        return None, error
-    return done.result(), None

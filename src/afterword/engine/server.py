@@ -13,8 +13,7 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from afterword.engine.core import Piece
-from afterword.engine.host import Model, Pieces
+from afterword.engine.interface import Model, Piece, Pieces
 from afterword.engine.protocol import Ask, RequestError, parse_ask
 from afterword.engine.text import Codec, too_long
 from afterword.engine.wire import Answer, event

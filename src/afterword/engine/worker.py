@@ -1,0 +1,144 @@
+"""`python -m afterword.engine.worker FD`: the model's process, which loads a model and serves the pipe in FD.
+
+Owns the loading and the process's life. It is a fresh interpreter: a fork would inherit torch without the threads that
+torch waits for. The first message that it reads is `(build, options)`; it ends when the pipe does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from afterword.errors import AfterwordError
+
+if TYPE_CHECKING:
+    from afterword.engine.host import Host
+
+    Build = Callable[[argparse.Namespace], Host]
+
+log = logging.getLogger("afterword.engine")
+
+_ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
+"""glibc's numbers for mallopt."""
+
+
+def build(options: argparse.Namespace) -> Host:
+    """Load what `python -m afterword.engine` was told to serve. Raises ModelError."""
+    from afterword.engine.host import Host
+    from afterword.engine.runner import Runner
+    from afterword.engine.text import Codec
+    from afterword.learn import models
+
+    if sys.platform == "linux":
+        _keep_memory()
+    start_log()
+    tokenizer = models.load_tokenizer(options.model)
+    model = models.load_model(options.model, dtype=options.dtype, device=options.device)
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    runner = Runner(model, ends=frozenset(ends), max_model_len=options.max_model_len)
+    base = models.base_hash(models.resolve_model(options.model))
+    return Host(runner, Codec(tokenizer), options.served_model_name, base, max_batch=options.max_batch)
+
+
+def start_log() -> None:
+    """Log to stderr."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+
+
+def _keep_memory() -> None:
+    """Tell glibc to keep freed memory: a step's logits are megabytes, and giving them back to the system costs
+    more in page faults than the sampling itself (20 ms against 1.5 ms a step at 16 requests on two cores)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, 1 << 30)):
+            mallopt(option, value)
+
+
+def main() -> None:
+    """Read what to build, then serve."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the process that we belong to decides when we end
+    pipe = Connection(int(sys.argv[1]))
+    try:
+        build, options = pipe.recv()
+    except EOFError:  # it ended at once
+        return
+    serve(build, options, pipe)
+
+
+def serve(build: Build, options: argparse.Namespace, pipe: Connection) -> None:
+    """Load, say so, then do what comes through the pipe until it closes."""
+    loaded = threading.Event()
+    threading.Thread(target=_end_with_parent, args=(pipe, loaded), name="pipe-watch", daemon=True).start()
+    try:
+        host = build(options)
+    except AfterwordError as error:
+        error.__cause__ = None
+        pipe.send(error)
+        return
+    lock = threading.Lock()
+
+    def send(message: tuple[Any, ...]) -> None:
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        try:
+            with lock:
+                pipe.send_bytes(data)
+        except OSError:
+            host.stop()  # nobody is there to read it
+
+    def listen() -> None:
+        try:
+            while True:
+                _do(host, pipe.recv(), send)
+        except (EOFError, OSError):
+            host.stop()
+
+    loaded.set()
+    pipe.send(host.max_model_len)
+    threading.Thread(target=listen, name="pipe", daemon=True).start()
+    # The model stays on the thread that loaded it: a second thread would bring OpenMP threads of its own.
+    host.run(lambda pieces: send(("pieces", pieces)))
+
+
+def _end_with_parent(pipe: Connection, loaded: threading.Event) -> None:
+    """End at once when the process that we belong to is gone while the model loads, which may take minutes."""
+    with contextlib.suppress(OSError):
+        pipe.poll(None)  # it says nothing before it knows that the model is loaded: this is its end
+    if not loaded.is_set():
+        os._exit(1)
+
+
+def _do(host: Host, message: tuple[Any, ...], send: Callable[[tuple[Any, ...]], None]) -> None:
+    kind, *values = message
+    if kind == "submit":
+        host.submit(*values)
+    elif kind == "cancel":
+        host.cancel(*values)
+    else:
+        number, what, *arguments = values
+        future: Future[Any] = getattr(host, what)(*arguments)
+        future.add_done_callback(lambda done: send(("done", number, *_outcome(done))))
+
+
+def _outcome(done: Future[Any]) -> tuple[Any, BaseException | None]:
+    error = done.exception()
+    if error is not None:
+        error.__cause__ = None  # a cause may hold what cannot be pickled
+        return None, error
+    return done.result(), None
+
+
+if __name__ == "__main__":
+    main()
