@@ -13,10 +13,9 @@ from typing import Any
 
 from afterword.chat.canonical import text_of
 from afterword.feedback.langfuse import is_langfuse, langfuse
-from afterword.feedback.names import Hashed
 from afterword.feedback.own import afterword
-from afterword.feedback.rows import MISSING_IDS, Conversation, bad, checked, listed, shown, text, unix_time
 from afterword.feedback.tensorzero import is_tensorzero, tensorzero
+from afterword.formats.parsing import MISSING_IDS, Conversation, Hashed, bad, checked, listed, shown, text, unix_time
 from afterword.records import Feedback, Json, Record, Turn, content_hash
 
 

@@ -21,12 +21,12 @@ from afterword.errors import UsageError
 from afterword.feedback.files import Bad, Row, Source
 from afterword.feedback.formats import FORMATS, UTTERANCES, Parser, detect_format
 from afterword.feedback.mark import ImportSummary, Mark, state_file
-from afterword.feedback.names import Hashed, Names
+from afterword.feedback.names import Names
 from afterword.feedback.rejects import ROW_KEPT, Rejects, rejects_file
-from afterword.feedback.rows import shown
 from afterword.feedback.sink import Sink
 from afterword.feedback.traces import Traces
 from afterword.feedback.unfold import Threads, gathered, unfolded
+from afterword.formats.parsing import Hashed, shown
 from afterword.records import Json, Record, Turn
 from afterword.store import Store
 from afterword.store.codec import encode

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from afterword.feedback.rows import (
+from afterword.formats.parsing import (
     bad,
     checked,
     dumps,

@@ -6,23 +6,11 @@ imported before the user was a part of it, the hash of the words alone is the na
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 
-from afterword.records import Record, content_hash
+from afterword.records import content_hash
 from afterword.store import Store
 from afterword.store.imported import any_old_names, has_old_name
-
-
-@dataclass(frozen=True, slots=True)
-class Hashed:
-    """Records of a row that has no id of its own: they are made once their name is known."""
-
-    digest: str
-    """32 hex digits over what the row says."""
-    user: str | None
-    records: Callable[[str], list[Record]]
 
 
 class Names:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from afterword.feedback.rows import bad, checked, shown
+from afterword.formats.parsing import bad, checked, shown
 from afterword.records import RECORDS, SCHEMA_VERSION, Feedback, Json, Record, Turn
 from afterword.store.codec import TIMES
 

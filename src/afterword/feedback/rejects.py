@@ -16,7 +16,7 @@ import orjson
 
 from afterword.feedback.files import Bad
 from afterword.feedback.mark import ImportSummary, Mark, state_file
-from afterword.feedback.rows import shown
+from afterword.formats.parsing import shown
 from afterword.records import Json, Record
 from afterword.store import Store
 

@@ -18,7 +18,7 @@ from afterword.chat.machine import hints_of, origin_of
 from afterword.feedback.files import Bad, Row
 from afterword.feedback.formats import UTTERANCES, is_utterance
 from afterword.feedback.names import Names
-from afterword.feedback.rows import MISSING_IDS, Conversation
+from afterword.formats.parsing import MISSING_IDS, Conversation
 from afterword.records import BESIDE, Feedback, Json, Record, Turn
 from afterword.store import Store
 

@@ -1,4 +1,4 @@
-"""What the parsers of all formats share: a conversation, checked messages, times, and how a row is refused.
+"""What the parsers of all formats share: a conversation or a tree of messages, roles, times, and rejected rows.
 
 Pure; never reads a file, never stores.
 """
@@ -6,6 +6,8 @@ Pure; never reads a file, never stores.
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import orjson
 
 from afterword.errors import UsageError
-from afterword.records import Feedback, Json, Turn
+from afterword.records import Feedback, Json, Record, Turn
 
 MISSING_IDS = "imported: the file has no token ids"
 
@@ -39,9 +41,71 @@ class Conversation:
     """Index of a user's message -> what the row says about it; kept as metadata of the follow-up."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """Records of a row that has no id of its own: they are made once their name is known."""
+
+    digest: str
+    """32 hex digits over what the row says."""
+    user: str | None
+    records: Callable[[str], list[Record]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Node:
+    """One message of a tree."""
+
+    parent: str | None
+    """The key of the message before it; None at the beginning."""
+    message: Json | None = None
+    """In OpenAI's form. None: left out (hidden, an error, a plan), what follows belongs to the message before it."""
+    created_at: float | None = None
+    turn: Json = field(default_factory=dict)
+    """What is known of an answer: fields of `Turn`."""
+    feedback: list[Json] = field(default_factory=list)
+    """What its user did with an answer: fields of `Feedback`."""
+    attempt: str = ""
+    """Answers to one message are attempts at the same only if this is equal: the model, the place in a comparison."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tree:
+    """A chat in which a message may have several continuations: answers generated again, questions written anew."""
+
+    key: str
+    """The chat's own id."""
+    nodes: dict[str, Node]
+    """In the order of the file."""
+    current: str | None = None
+    """Where the branch ends that the user saw last; None when the file does not say."""
+    user: str | None = None
+    model: str = ""
+    tools: tuple[Json, ...] | None = None
+    created_at: float | None = None
+    notes: Counter[str] = field(default_factory=Counter)
+    """What of the chat was left out or repaired, by reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """Feedback from a file of its own, on a message of a chat."""
+
+    chat: str
+    message: str
+    fields: Json
+    """Fields of `Feedback`."""
+    user: str | None = None
+    moment: float | None = None
+    tree: Tree | None = None
+    """The chat as it was then, when the row carries it."""
+
+
 def shown(value: Any, width: int = 120) -> str:
     """A value of a row as it would stand in the file, cut to `width` characters."""
-    return json.dumps(value, ensure_ascii=False, default=str)[:width]  # orjson refuses broken Unicode
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)[:width]  # orjson refuses broken Unicode
+    except (RecursionError, ValueError, TypeError):  # nested too deeply, or keys that JSON does not have
+        return f"({type(value).__name__} that cannot be shown)"
 
 
 def bad(code: str, message: str) -> UsageError:
