@@ -20,7 +20,7 @@ from afterword.cli.progress import step_bar
 from afterword.cli.served import served_model
 from afterword.errors import UsageError
 from afterword.feedback.examples import EXAMPLES, EXAMPLES_MODEL
-from afterword.feedback.formats import FORMATS
+from afterword.feedback.formats import ALIASES, FORMATS
 from afterword.feedback.imports import files_of, import_file
 from afterword.feedback.rejects import rejects_file
 from afterword.feedback.settings import CollectSettings
@@ -40,13 +40,16 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="JSON, JSON lines or Parquet; plain, gzip or zstd; or a folder",
+        help="JSON, JSON lines or Parquet; plain, gzip, zstd or zip; or a folder",
     )
     into.add_argument(
         "--examples", action="store_true",
         help="the example conversations that come with the package, with the built-in model's own answers",
     )  # fmt: skip
-    into.add_argument("--format", default="auto", choices=("auto", *FORMATS), help="default: look at the file")
+    into.add_argument(
+        "--format", default="auto", choices=("auto", *FORMATS, *ALIASES), help="default: look at the file"
+    )
+    into.add_argument("--encoding", metavar="NAME", help="of the text; default: look at the file")
     into.set_defaults(run=run_import)
 
     out = commands.add_parser("export", parents=[common], help="write rows, or all that is held of a user")
@@ -89,7 +92,10 @@ def run_import(context: Context) -> int:
                 rejects = rejects_file(store, file, name)
                 with step_bar(context, f"importing {file.name}", "bytes") as advance:
                     try:
-                        summary = import_file(store, file, context.args.format, rejects=rejects, progress=advance)
+                        summary = import_file(
+                            store, file, context.args.format, rejects=rejects, progress=advance,
+                            encoding=context.args.encoding,
+                        )  # fmt: skip
                     except UsageError as error:
                         if file == path:
                             raise
@@ -142,8 +148,12 @@ _NEXT = "Next: `afterword collect` turns what users did into interactions."
 
 def _told(one: dict[str, Any]) -> list[tuple[str, Any]]:
     """What a person reads of an import: its rows, what was stored, and every other count that is not nothing."""
-    rejected = ", ".join(f"{count} {reason}" for reason, count in one.get("rejected", {}).items())
-    rows = {**one, "rejected": rejected, "seconds": round(one.get("seconds", 0.0), 1)}
+    counted = {
+        name: ", ".join(f"{count} {reason}" for reason, count in one.get(name, {}).items())
+        for name in ("left_out", "rejected")
+    }
+    counted["encoding"] = one.get("encoding", "").replace("utf-8", "")  # said when it is another
+    rows = {**one, **counted, "seconds": round(one.get("seconds", 0.0), 1)}
     del rows["file"]
     return [(name, value) for name, value in rows.items() if value or name in {"rows", "stored"}]
 

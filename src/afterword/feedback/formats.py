@@ -7,15 +7,35 @@ never stores.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from afterword.chat.canonical import text_of
 from afterword.feedback.langfuse import is_langfuse, langfuse
 from afterword.feedback.own import afterword
 from afterword.feedback.tensorzero import is_tensorzero, tensorzero
-from afterword.formats.parsing import MISSING_IDS, Conversation, Hashed, bad, checked, listed, shown, text, unix_time
+from afterword.formats.anthropic import is_anthropic, messages_of, with_answer
+from afterword.formats.chatgpt import chatgpt, is_chatgpt
+from afterword.formats.claude import claude
+from afterword.formats.librechat import is_librechat, librechat
+from afterword.formats.open_webui import is_open_webui, open_webui
+from afterword.formats.parsing import (
+    MISSING_IDS,
+    Conversation,
+    Hashed,
+    Remark,
+    Tree,
+    bad,
+    checked,
+    listed,
+    message_of,
+    role_of,
+    shown,
+    text,
+    unix_time,
+)
+from afterword.formats.preferences import is_lmsys, is_trl, lmsys, pair, trl
 from afterword.records import Feedback, Json, Record, Turn, content_hash
 
 
@@ -23,11 +43,17 @@ def _openai(row: Json) -> Conversation | Hashed:
     if "preferred_output" in row:
         given = row.get("input")
         given = given if isinstance(given, dict) else {}
-        context = [checked(m) for m in listed(given, "messages")]
-        return _pair("openai", context, _said(row, "preferred_output"), _said(row, "non_preferred_output"), given)
+        context = [message_of(m) for m in listed(given, "messages")]
+        return pair("openai", context, _said(row, "preferred_output"), _said(row, "non_preferred_output"), given)
+    row, left_out = with_answer(row), Counter[str]()
+    if is_anthropic(row):
+        messages = messages_of({**row, "messages": listed(row, "messages")}, left_out)
+    else:
+        messages = [message_of(m) for m in listed(row, "messages")]
     tools = row.get("tools")
     return Conversation(
-        messages=[checked(m) for m in listed(row, "messages")],
+        messages=messages,
+        left_out=left_out,
         key=text(row.get("id")) or "",
         model=text(row.get("model")) or "",
         user=text(row.get("user")),
@@ -42,43 +68,12 @@ def _said(row: Json, name: str) -> Json:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, dict) and "value" in value:
-        value = {"role": _FROM.get(str(value.get("from"))), "content": value["value"]}
+        value = {"role": role_of(value.get("from")), "content": value["value"]}
     if isinstance(value, str):
         value = {"role": "assistant", "content": value}
     if not isinstance(value, dict) or value.get("role") != "assistant":
         raise bad("no_messages", f"`{name}` is no answer: {shown(row.get(name), 120)}")
     return checked(value)
-
-
-def _pair(format: str, context: list[Json], chosen: Json, rejected: Json, about: Json) -> Hashed:
-    """A preference: the answer that was not wanted is the turn, the preferred one is shown to the teacher."""
-    if context[-1]["role"] == "assistant":
-        raise bad("no_request", "the messages before the two answers end with an answer")
-    tools, wanted = about.get("tools"), text_of(chosen.get("content"))
-    moment = unix_time(about.get("created_at"))
-    when: Json = {} if moment is None else {"created_at": moment}
-    turn = Turn(
-        id="", messages=tuple(context), answer=rejected, user=text(about.get("user")),
-        conversation=text(about.get("id")), tools=tuple(tools) if isinstance(tools, list) and tools else None,
-        source=f"import:{format}", missing_ids=MISSING_IDS, **when,
-    )  # fmt: skip
-
-    def named(name: str) -> list[Record]:
-        shown = Feedback(
-            id=f"fb-{name}", turn=name, kind="demonstration", text=wanted, user=turn.user, source="api",
-            metadata={"preferred": format}, **when,
-        )  # fmt: skip
-        return [replace(turn, id=name), shown] if wanted else [replace(turn, id=name)]
-
-    return Hashed(content_hash("pair", format, context, chosen, rejected), turn.user, named)
-
-
-_FROM = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
-    "model": "assistant", "bing": "assistant", "bard": "assistant", "claude": "assistant", "system": "system",
-    "function_call": "assistant", "tool_call": "assistant", "observation": "tool", "tool": "tool",
-    "function_response": "tool",
-}  # fmt: skip
 
 
 def _sharegpt(row: Json) -> Conversation:
@@ -97,12 +92,16 @@ def _spoken(row: Json) -> list[Json]:
     if isinstance(row.get("system"), str) and row["system"]:
         messages.append({"role": "system", "content": row["system"]})
     for part in listed(row, "conversations", "conversation"):
-        role = _FROM.get(str(part.get("from", part.get("role")))) if isinstance(part, dict) else None
-        value = part.get("value", part.get("content")) if role else None
+        role = role_of(_first(part, "from", "role", "sender", "speaker")) if isinstance(part, dict) else None
+        value = _first(part, "value", "content", "text") if role else None
         if role is None or not isinstance(value, str):
             raise bad("bad_message", f"not a {{from, value}} message with a known speaker: {shown(part, 120)}")
         messages.append({"role": role, "content": value})
     return messages
+
+
+def _first(part: Json, *names: str) -> Any:
+    return next((part[name] for name in names if name in part), None)
 
 
 def _wildfeedback(row: Json) -> Conversation | Hashed:
@@ -110,13 +109,12 @@ def _wildfeedback(row: Json) -> Conversation | Hashed:
     if UTTERANCES in row:
         return _annotated(row[UTTERANCES])
     if "chosen" in row and "rejected" in row:
-        return _pair("wildfeedback", _spoken(row), _said(row, "chosen"), _said(row, "rejected"), row)
+        return pair("wildfeedback", _spoken(row), _said(row, "chosen"), _said(row, "rejected"), row)
     return _sharegpt(row)
 
 
 UTTERANCES = "utterances"
 """Where `gathered` puts the rows of one conversation."""
-_SPEAKERS = {"user": "user", "agent": "assistant", "assistant": "assistant"}
 _VERDICTS = ("Satisfaction", "Disatisfaction")
 
 
@@ -128,8 +126,8 @@ def is_utterance(row: Any) -> bool:
 def _annotated(rows: list[Json]) -> Conversation:
     messages, notes = [], {}
     for i, row in enumerate(rows):
-        role = _SPEAKERS.get(str(row["Role"]).lower())
-        if role is None or not isinstance(row["Content"], str):
+        role = role_of(row["Role"])
+        if role not in ("user", "assistant") or not isinstance(row["Content"], str):
             raise bad("bad_message", f"not an utterance of the user or the agent: {shown(row, 120)}")
         messages.append({"role": role, "content": row["Content"]})
         said = {name.lower(): row[name] for name in _VERDICTS if isinstance(row.get(name), bool | str)}
@@ -142,9 +140,11 @@ def _wildchat(row: Json) -> Conversation:
     parts = listed(row, "conversation")
     messages = [{"role": m.get("role"), "content": m.get("content")} if isinstance(m, dict) else m for m in parts]
     first = parts[0] if isinstance(parts[0], dict) else {}
-    turns = {i: _served(m) for i, m in enumerate(parts) if isinstance(m, dict) and m.get("role") == "assistant"}
+    turns = {
+        i: _served(m) for i, m in enumerate(parts) if isinstance(m, dict) and role_of(m.get("role")) == "assistant"
+    }
     return Conversation(
-        messages=[checked(m) for m in messages],
+        messages=[message_of(m) for m in messages],
         key=text(row.get("conversation_hash")) or text(row.get("conversation_id")) or "",
         model=text(row.get("model")) or "",
         user=text(row.get("hashed_ip")) or text(first.get("hashed_ip")),
@@ -248,13 +248,20 @@ def _event_feedback(row: Json, kind: str | None, shared: Json) -> dict[str, Json
     return found
 
 
-Parser = Callable[[Json], "Conversation | Hashed | list[Record]"]
-"""A row of a file -> a conversation, records that have ids, or records that need a name."""
+Parser = Callable[[Json], "Conversation | Tree | Remark | Hashed | list[Record]"]
+"""A row of a file -> a conversation, a chat with branches, records that have ids, or records that need a name."""
 
 FORMATS: dict[str, Parser] = {
     "openai": _openai, "sharegpt": _sharegpt, "wildchat": _wildchat, "wildfeedback": _wildfeedback,
     "triples": _triples, "events": _events, "tensorzero": tensorzero, "langfuse": langfuse, "afterword": afterword,
+    "anthropic": _openai, "open-webui": open_webui, "chatgpt": chatgpt, "claude": claude, "librechat": librechat,
+    "trl": trl, "lmsys": lmsys,
 }  # fmt: skip
+
+ALIASES = {
+    "openwebui": "open-webui", "trl-preference": "trl", "trl-prompt-completion": "trl", "kto": "trl", "arena": "lmsys",
+}  # fmt: skip
+"""Other names of a format."""
 
 _SIGNS = (
     ("afterword", {"record", "id", "schema"}), ("events", {"draft", "prompt"}),
@@ -264,14 +271,28 @@ _SIGNS = (
 )  # fmt: skip
 
 
+_PRODUCTS: tuple[tuple[str, Callable[[Json], bool]], ...] = (
+    ("chatgpt", is_chatgpt), ("claude", lambda row: "chat_messages" in row), ("open-webui", is_open_webui),
+    ("librechat", is_librechat), ("lmsys", is_lmsys),
+)  # fmt: skip
+_LAST: tuple[tuple[str, Callable[[Json], bool]], ...] = (
+    ("trl", is_trl), ("tensorzero", is_tensorzero), ("langfuse", is_langfuse),
+    ("openai", lambda row: isinstance(row.get("request"), dict) and "messages" in row["request"]),
+)  # fmt: skip
+"""What is asked when no keys told the format."""
+
+
 def detect_format(row: Any) -> str | None:
     """The format of a row by its keys, None when it is like none of them."""
     if not isinstance(row, dict):
         return None
     keys = row.keys()
+    product = next((name for name, is_one in _PRODUCTS if is_one(row)), None)
+    if product is not None:
+        return product
     if "conversation" in keys and keys & {"conversation_hash", "hashed_ip", "openai_moderation"}:
         return "wildchat"
     found = next((name for name, needed in _SIGNS if needed <= keys), None)
     if found is None:
-        found = "tensorzero" if is_tensorzero(row) else "langfuse" if is_langfuse(row) else None
+        found = next((name for name, is_one in _LAST if is_one(row)), None)
     return found

@@ -12,21 +12,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from afterword.errors import UsageError
+from afterword.feedback.branches import Unfolded, remarked, unfolded_tree
 from afterword.feedback.files import Bad, Row, Source
-from afterword.feedback.formats import FORMATS, UTTERANCES, Parser, detect_format
+from afterword.feedback.formats import ALIASES, FORMATS, UTTERANCES, detect_format
 from afterword.feedback.mark import ImportSummary, Mark, state_file
 from afterword.feedback.names import Names
 from afterword.feedback.rejects import ROW_KEPT, Rejects, rejects_file
 from afterword.feedback.sink import Sink
 from afterword.feedback.traces import Traces
 from afterword.feedback.unfold import Threads, gathered, unfolded
-from afterword.formats.parsing import Hashed, shown
+from afterword.formats.parsing import Hashed, Remark, Tree, shown
 from afterword.records import Json, Record, Turn
 from afterword.store import Store
 from afterword.store.codec import encode
@@ -40,6 +42,9 @@ TABLES = (".csv", ".tsv")
 """Files that are often tried and cannot be read."""
 LINKED = ("tensorzero", "langfuse")
 """Formats in which each row is one request that carries its history."""
+
+DEEPEST = 5000
+"""Python's limit of recursion while a file is read: far less than what fits on the stack."""
 
 Known = tuple[Threads, Traces, Names]
 """What the rows of a file are linked by."""
@@ -69,22 +74,25 @@ def import_file(
     *,
     rejects: Path | None = None,
     progress: Progress | None = None,
+    encoding: str | None = None,
 ) -> ImportSummary:
     """Store the turns and follow-ups of a file in any of `formats.FORMATS`, or find out which one it is.
 
     Bad rows are counted and written to `rejects` (by default `rejects/NAME.jsonl` beside the database) with their
     place and reason. `progress(position, size)` is called after each group, in bytes of the file. An import that
     was interrupted goes on behind its last commit; one that is run again after its end stores nothing twice.
+    `encoding`: of the text, when neither a byte order mark nor the bytes say it.
 
     Raises UsageError for an unknown format, a file that cannot be read or holds no row of a known format, and
     StoreError when the database cannot be written; what was committed before stays.
     """
+    format = ALIASES.get(format, format)
     if format != "auto" and format not in FORMATS:
         raise UsageError(f"the format {format!r} is not known; choose from auto, {', '.join(FORMATS)}.")
     started = time.monotonic()
     rejects = rejects or rejects_file(store, path, path.name)
-    with _undisturbed(), closing(Source(path)) as source:
-        mark = Mark.of(state_file(store, path), path, format, store)
+    with _undisturbed(), closing(Source(path, encoding, is_row)) as source:
+        mark = Mark.of(state_file(store, path), path, f"{format} {encoding or ''}".strip(), store)
         summary = mark.summary or ImportSummary(file=str(path), format=format)
         summary.resumed_at = mark.rows
         traces = Traces(store)
@@ -94,15 +102,18 @@ def import_file(
             for item in _items(source, mark):
                 summary.rows += 1
                 try:
-                    records, size = _records(item, summary, known, refuse)
+                    records, size = _records(item, summary, known, refuse, named=format != "auto")
                     sink.add(records, item.where, size)
                 except UsageError as error:
                     refuse(Bad(error.code or "bad_row", error.message, item.where, *_whole(item)))
+                except RecursionError:
+                    refuse(Bad("too_deep", "the row is nested too deeply to be stored", item.where, *_whole(item)))
                 if sink.flushed and progress is not None:
                     progress(source.position, source.size)
             traces.flush()
         mark.finish()
         refuse.finish()
+        summary.encoding = source.encoding
     summary.seconds = time.monotonic() - started
     if not summary.rows:
         raise UsageError(f"{path} is empty: there is no row in it. Check that the export that wrote it has ended.")
@@ -119,6 +130,13 @@ def _unknown(path: Path, summary: ImportSummary) -> str:
             f"and Parquet in the formats {', '.join(FORMATS)}; write one JSON object a line, e.g. "
             '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}.'
         )
+    unreadable = {reason: n for reason, n in summary.rejected.items() if reason != "unknown_format"}
+    if len(unreadable) == len(summary.rejected):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in unreadable.items())
+        return (
+            f"no row of {path} could be read ({reasons}). Each with its reason is in {summary.rejects}; get the file "
+            "again, or name its encoding with --encoding."
+        )
     return (
         f"{path} holds no row of a known format ({summary.rows} rows seen). Known: {', '.join(FORMATS)}; "
         "name one with --format to see why its rows are rejected."
@@ -131,14 +149,17 @@ def _undisturbed() -> Iterator[None]:
 
     Tens of thousands of records wait in memory for their turn: walking them all again and again, in search of circles
     that there are not, would take a fifth of the time; young objects are looked at as ever. And the writer lets the
-    interpreter go at every row: handing it back and forth with the reader of the file would take a tenth.
+    interpreter go at every row: handing it back and forth with the reader of the file would take a tenth. A chat may
+    be nested as deep as it is long.
     """
-    usual, interval = gc.get_threshold(), sys.getswitchinterval()
+    usual, interval, depth = gc.get_threshold(), sys.getswitchinterval(), sys.getrecursionlimit()
     gc.set_threshold(10_000, 10, 100_000)
     sys.setswitchinterval(0.1)
+    sys.setrecursionlimit(max(depth, DEEPEST))
     try:
         yield
     finally:
+        sys.setrecursionlimit(depth)
         gc.set_threshold(*usual)
         sys.setswitchinterval(interval)
 
@@ -158,45 +179,85 @@ def _items(source: Source, mark: Mark) -> Iterator[Row | Bad]:
     return itertools.islice(gathered(source.rows()), mark.rows, None)
 
 
+def is_row(value: Any) -> bool:
+    """Is this a row of a known format, as a list of them holds it?"""
+    return detect_format(_inner(value)) is not None
+
+
+def _inner(value: Any) -> Any:
+    """The row itself, where a data set server put it into an object with its number."""
+    if isinstance(value, dict) and isinstance(value.get("row"), dict) and "row_idx" in value:
+        return value["row"]
+    return value
+
+
 def gathers(value: Any) -> bool:
     """Is a file that begins with this row read conversation by conversation?"""
     return isinstance(value, dict) and "UtterranceId" in value
 
 
-def _records(item: Row | Bad, summary: ImportSummary, known: Known, refuse: Rejects) -> Parsed:
+def _records(item: Row | Bad, summary: ImportSummary, known: Known, refuse: Rejects, named: bool) -> Parsed:
     if isinstance(item, Bad):
         refuse(item)
         return [], 0
+    item = replace(item, value=_inner(item.value))
     if summary.format == "auto":
         found = detect_format(item.value)
         if found is None:
             raise UsageError("the row is like none of the known formats", code="unknown_format")
         summary.format = found
-    threads, traces, names = known
-    records, size = _parsed(item, summary, FORMATS[summary.format], names)
-    if summary.format in LINKED:
-        records = [r for record in records for r in (threads.link(record) if isinstance(record, Turn) else [record])]
-        records = traces.link(item.value, records)
+    value, mended = _sound(item)
+    try:
+        records, size = _parsed(value, summary, summary.format, known)
+    except UsageError:
+        other = detect_format(value)
+        if named or other in (None, summary.format):
+            raise
+        records, size = _parsed(value, summary, other, known)  # files of several formats, put together
+    summary.mended += mended
     return records, size
 
 
-def _parsed(item: Row, summary: ImportSummary, parse: Parser, names: Names) -> Parsed:
+def _sound(item: Row) -> tuple[Json, bool]:
+    """The object of a row as text that can be stored; True when something in it was replaced."""
     if not isinstance(item.value, dict):
         raise UsageError(f"the row is no object: {shown(item.value, 80)}", code="no_object")
     value, mended = (item.value, False) if item.sound else _mended(item.value)
-    summary.mended += mended or item.mended
-    parsed = parse(value)
+    return value, mended or item.mended
+
+
+def _parsed(value: Json, summary: ImportSummary, format: str, known: Known) -> Parsed:
+    threads, traces, names = known
+    parsed = FORMATS[format](value)
+    if isinstance(parsed, Tree):
+        return _of_chat(unfolded_tree(parsed, format, names), parsed, summary)
+    if isinstance(parsed, Remark):
+        return _of_chat(remarked(parsed, format, names), parsed.tree, summary)
     if isinstance(parsed, Hashed):
         parsed = parsed.records("imp-" + names.of(parsed.digest, parsed.user))
     if isinstance(parsed, list):
         for record in parsed:
             encode(record)
+        if format in LINKED:
+            parsed = [r for one in parsed for r in (threads.link(one) if isinstance(one, Turn) else [one])]
+            parsed = traces.link(value, parsed)
         return parsed, None
+    records, unasked, size = unfolded(parsed, format, names)
     summary.conversations += 1
     summary.messages += len(parsed.messages)
-    records, unasked, size = unfolded(parsed, summary.format, names)
+    summary.left_out.update(parsed.left_out)
     summary.without_request += unasked
     return records, size
+
+
+def _of_chat(found: Unfolded, tree: Tree | None, summary: ImportSummary) -> Parsed:
+    size = sum(len(encode(record).values[-1]) for record in found.records)
+    if tree is not None:
+        summary.conversations += 1
+        summary.messages += found.messages
+        summary.without_request += found.unasked
+        summary.left_out.update({reason: number for reason, number in tree.left_out.items() if number})
+    return found.records, size
 
 
 def _mended(value: Json) -> tuple[Json, bool]:
@@ -204,6 +265,8 @@ def _mended(value: Json) -> tuple[Json, bool]:
     try:
         orjson.dumps(value)
     except TypeError as error:
+        if "ecursion" in str(error):  # nested deeper than it writes: what is stored of it is looked at once more
+            return value, False
         mended = replace_surrogates(value)
         try:
             orjson.dumps(mended)

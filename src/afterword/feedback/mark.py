@@ -25,6 +25,8 @@ class ImportSummary:
 
     file: str
     format: str = "auto"
+    encoding: str = "utf-8"
+    """Of its text, named or found."""
     rows: int = 0
     """Rows that were read, the rejected ones included."""
     conversations: int = 0
@@ -43,6 +45,8 @@ class ImportSummary:
     """Answers that nobody asked for (a conversation that begins in the middle)."""
     mended: int = 0
     """Rows with broken Unicode, stored with replacement characters."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Parts of rows that came in without them (hidden messages, pictures, thoughts), by reason."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Rows by reason."""
     rejects: str | None = None
@@ -54,7 +58,8 @@ class ImportSummary:
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON."""
         plain: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        plain["rejected"] = dict(sorted(self.rejected.items()))
+        for name in ("left_out", "rejected"):
+            plain[name] = dict(sorted(plain[name].items()))
         return plain
 
 
@@ -92,7 +97,7 @@ class Mark:
         kind = next((k for k in RECORDS if data.get("table") == k.TABLE), None)
         if data.get("source") != fresh.source or kind is None or store.find(kind, data["last"]) is None:
             return fresh
-        counts = {**data["summary"], "rejected": Counter(data["summary"]["rejected"])}
+        counts = {**data["summary"], **{n: Counter(data["summary"].get(n)) for n in ("left_out", "rejected")}}
         fresh.summary = ImportSummary(**counts)
         fresh.rows, fresh.rejects, fresh.gathered = data["rows"], data["rejects"], data["gathered"]
         fresh.conflicts = data.get("conflicts", 0)

@@ -6,11 +6,17 @@ imported before the user was a part of it, the hash of the words alone is the na
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import replace
 from functools import cached_property
 
-from afterword.records import content_hash
+from afterword.chat.canonical import canonical
+from afterword.records import Json, Turn, content_hash
 from afterword.store import Store
 from afterword.store.imported import any_old_names, has_old_name
+
+REMEMBERED = 200_000
+"""Turns of chats whose words are remembered while a file is read: more than wait for their commit at any time."""
 
 
 class Names:
@@ -18,6 +24,23 @@ class Names:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._said: OrderedDict[str, str] = OrderedDict()
+        self._fresh = store.count(Turn) == 0
+
+    def of_chat(self, turn: Turn) -> Turn:
+        """The turn under the id that its chat gives it, or, when another answer has that id (two exports whose ids are
+        the same by chance, an answer that was changed since), under one that says its words too."""
+        words = _words(turn)
+        known = self._said.get(turn.id)
+        if known is None and not self._fresh:
+            stored = self._store.find(Turn, turn.id)
+            known = None if stored is None else _words(stored)
+        if known is not None and known != words and known != _words(self._store.as_stored(turn)):
+            return replace(turn, id=f"{turn.id}-{words[:12]}")
+        self._said[turn.id] = words
+        if len(self._said) > REMEMBERED:
+            self._said.popitem(last=False)
+        return turn
 
     def of(self, digest: str, user: str | None) -> str:
         """What stands behind `imp-`: the digest, made to say whose it is."""
@@ -28,3 +51,9 @@ class Names:
     @cached_property
     def _old(self) -> bool:
         return any_old_names(self._store)
+
+
+def _words(turn: Turn) -> str:
+    """A hash of what was asked and answered."""
+    said: list[Json] = [canonical(message) for message in (*turn.messages, turn.answer)]
+    return content_hash(said)

@@ -18,7 +18,7 @@ from afterword.chat.machine import hints_of, origin_of
 from afterword.feedback.files import Bad, Row
 from afterword.feedback.formats import UTTERANCES, is_utterance
 from afterword.feedback.names import Names
-from afterword.formats.parsing import MISSING_IDS, Conversation
+from afterword.formats.parsing import MISSING_IDS, Conversation, bad
 from afterword.records import BESIDE, Feedback, Json, Record, Turn
 from afterword.store import Store
 
@@ -95,12 +95,17 @@ def unfolded(talk: Conversation, format: str, names: Names) -> tuple[list[Record
     """The turns and follow-ups of a conversation, how many answers nobody had asked for, and its size in bytes."""
     records: list[Record] = []
     unasked = 0
-    body = orjson.dumps([format, talk.key, talk.messages], option=orjson.OPT_SORT_KEYS)
+    try:
+        body = orjson.dumps([format, talk.key, talk.messages], option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:
+        raise bad("bad_value", f"the messages cannot be written as JSON: {error}") from error
     digest = names.of(hashlib.blake2b(body, digest_size=16).hexdigest(), talk.user)
     whole = digest if talk.name is None else hashlib.blake2b(talk.name.encode(), digest_size=16).hexdigest()
     asked = False
     previous: str | None = None
     answers = [i for i, m in enumerate(talk.messages) if m["role"] == "assistant"]
+    if not answers:
+        raise bad("no_answer", "the conversation has no answer")
     ids = {i: f"imp-{digest}-{n:05d}" for n, i in enumerate(answers)}
     for n, i in enumerate(answers):
         asked = asked or any(m["role"] == "user" for m in talk.messages[(answers[n - 1] if n else 0) : i])
@@ -122,7 +127,7 @@ def unfolded(talk: Conversation, format: str, names: Names) -> tuple[list[Record
 
 def _turn(talk: Conversation, format: str, i: int, name: str, conversation: str, previous: str | None) -> Turn:
     return Turn(
-        id=name, messages=_history(talk.messages, i), answer=talk.messages[i], model=talk.model, user=talk.user,
+        id=name, messages=history_of(talk.messages, i), answer=talk.messages[i], model=talk.model, user=talk.user,
         conversation=conversation, previous=previous, tools=talk.tools, source=f"import:{format}",
         missing_ids=MISSING_IDS, **{**_when(talk), **talk.turns.get(i, {})},
     )  # fmt: skip
@@ -132,7 +137,7 @@ def _when(talk: Conversation) -> Json:
     return {} if talk.created_at is None else {"created_at": talk.created_at}
 
 
-def _history(messages: list[Json], end: int) -> tuple[Json, ...]:
+def history_of(messages: list[Json], end: int) -> tuple[Json, ...]:
     """The system message and the last `HISTORY` messages before `end`, from a message of the user on."""
     start = max(end - HISTORY, 0)
     head = [m for m in messages[: min(2, start)] if m["role"] in {"system", "developer"}]

@@ -6,6 +6,7 @@ Pure; never reads a file, never stores.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class Conversation:
     created_at: float | None = None
     turns: dict[int, Json] = field(default_factory=dict)
     """Index of an answer -> what the row says about that one turn: fields of `Turn`."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Parts of the conversation that are not stored, by reason."""
     notes: dict[int, Json] = field(default_factory=dict)
     """Index of a user's message -> what the row says about it; kept as metadata of the follow-up."""
 
@@ -82,8 +85,17 @@ class Tree:
     model: str = ""
     tools: tuple[Json, ...] | None = None
     created_at: float | None = None
-    notes: Counter[str] = field(default_factory=Counter)
-    """What of the chat was left out or repaired, by reason."""
+    system: str = ""
+    """The system prompt, where it stands beside the messages."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Parts of the chat that are not stored, by reason."""
+
+    def add(self, key: str, node: Node) -> None:
+        """Take a message; of two under one key the first stays, the other is counted."""
+        if key in self.nodes:
+            self.left_out["same_id"] += 1
+        else:
+            self.nodes[key] = node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +106,10 @@ class Remark:
     message: str
     fields: Json
     """Fields of `Feedback`."""
+    owner: str | None = None
+    """Whose chat it is, as its own export says."""
     user: str | None = None
+    """Who gave the feedback."""
     moment: float | None = None
     tree: Tree | None = None
     """The chat as it was then, when the row carries it."""
@@ -141,9 +156,9 @@ def unix_time(value: Any) -> float | None:
         return None
     try:
         moment = datetime.fromisoformat(value)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
@@ -151,7 +166,7 @@ ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 
 def checked(message: Any) -> Json:
     """The message, if it is one in OpenAI's form."""
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str) or message["role"] not in ROLES:
         raise bad("bad_message", f"not a message with a known role: {shown(message, 120)}")
     content = message.get("content")
     if content is not None and not isinstance(content, str | list):
@@ -162,6 +177,83 @@ def checked(message: Any) -> Json:
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
         raise bad("bad_message", f"the tool calls are no list of objects: {shown(calls, 120)}")
     return message
+
+
+_SPEAKERS = {
+    **dict.fromkeys(("user", "human", "prompter", "person", "customer", "client", "me", "you", "usr"), "user"),
+    **dict.fromkeys(("assistant", "ai", "bot", "chatbot", "model", "llm", "agent", "machine", "function_call",
+                     "tool_call", "tool_calls", "tool_use"), "assistant"),
+    **dict.fromkeys(("system", "sys", "system_prompt", "system_message"), "system"),
+    **dict.fromkeys(("tool", "observation", "function_response", "tool_response", "tool_result", "tool_output",
+                     "ipython"), "tool"),
+    "developer": "developer", "function": "function",
+}  # fmt: skip
+_MODELS = ("gpt", "chatgpt", "openai", "bing", "bard", "claude", "gemini", "copilot", "llama", "mistral", "qwen",
+           "deepseek", "grok", "assistant")  # fmt: skip
+"""Products and models whose name stands for the assistant, also with a version behind it (`gpt-4o`)."""
+_VERSIONED = re.compile(rf"(?:{'|'.join(_MODELS)})(?:[\W_]?\d.*|[\W_].*)?", re.DOTALL)
+
+
+def role_of(speaker: Any) -> str | None:
+    """The role that a speaker's name stands for, in any capitals ("Human", "AI", "gpt-4"); None for an unknown one."""
+    if not isinstance(speaker, str):
+        return None
+    name = speaker.strip().lower().replace("-", "_").replace(" ", "_")
+    return _SPEAKERS.get(name) or ("assistant" if _VERSIONED.fullmatch(name) else None)
+
+
+def message_of(part: Any) -> Json:
+    """A message in OpenAI's form, or with another name of its role (`Human`) or of its fields (`from`, `value`)."""
+    if not isinstance(part, dict):
+        return checked(part)
+    speaker = next((part[name] for name in ("role", "from", "sender", "speaker") if part.get(name) is not None), None)
+    role = speaker if isinstance(speaker, str) and speaker in ROLES else role_of(speaker)
+    if role is None:
+        raise bad("bad_message", f"not a message with a known role: {shown(part, 120)}")
+    if "content" not in part:
+        said = next((part[name] for name in ("value", "text") if isinstance(part.get(name), str)), None)
+        part = part if said is None else {**part, "content": said}
+    return checked(part if part.get("role") == role else {**part, "role": role})
+
+
+def thumb(value: Any) -> float | None:
+    """1.0 for a thumb up, -1.0 for one down, in the forms that products give it; None when it is neither."""
+    if isinstance(value, bool):
+        return 1.0 if value else -1.0
+    if isinstance(value, int | float):
+        return float(value) if value in (1, -1) else None
+    return _THUMBS.get(re.sub(r"[\s_]", "", value.lower())) if isinstance(value, str) else None
+
+
+_THUMBS = {
+    **dict.fromkeys(("1", "up", "thumbup", "thumbsup", "like", "liked", "positive", "good", "upvote"), 1.0),
+    **dict.fromkeys(("-1", "down", "thumbdown", "thumbsdown", "dislike", "disliked", "negative", "bad", "downvote",
+                     "flag"), -1.0),
+}  # fmt: skip
+
+
+def rated(value: float, comment: Any, reasons: list[str], about: Json) -> Json:
+    """A rating with its reason: what the user wrote, else the labels of the reasons that the user chose."""
+    said = comment.strip() if isinstance(comment, str) else ""
+    kept = {name: v for name, v in about.items() if v not in (None, "", [], {})}
+    return {"kind": "rating", "value": value, "text": said or "; ".join(reasons) or None, "metadata": kept}
+
+
+def label(reason: Any, table: Json | None = None) -> list[str]:
+    """A reason's code as the words that a user chose (`too_verbose` -> "Too verbose"), in a list; empty for none."""
+    code = reason.get("key") if isinstance(reason, dict) else reason
+    if not isinstance(code, str) or code.strip().lower() in ("", "other"):
+        return []
+    words = (table or {}).get(code) or " ".join(re.split(r"[\s_-]+", code.strip()))
+    return [words[:1].upper() + words[1:]]
+
+
+def spoken(content: Any) -> str | list[Json] | None:
+    """Content as a message may hold it: a text, or a list of parts; None for anything else."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else None
+    return parts if parts and all(isinstance(part, dict) for part in parts) else None
 
 
 def parsed(value: Any) -> Any:
@@ -212,7 +304,10 @@ def feedback_of(identifier: Any, turn: Any, fields: Json, moment: float | None, 
 
 def dumps(value: Any) -> str:
     """JSON as a text."""
-    return orjson.dumps(value).decode()
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # a whole number beyond 64 bits, broken Unicode
+        return json.dumps(value, default=str)
 
 
 def mapping(value: Any) -> Json:
