@@ -13,7 +13,7 @@ from tests.gateway.gateway_setup import Setup
 
 from afterword.errors import UsageError
 from afterword.gateway.wire.feedback import parse_event
-from afterword.records import FEEDBACK_KINDS, Feedback, Turn
+from afterword.records import FEEDBACK_KINDS, Feedback, Json, Turn
 from afterword.store import Store
 from afterword.store.erase import Eraser
 
@@ -289,3 +289,41 @@ def test_one_such_event_does_not_reject_the_others(gateway: Setup, bad: str) -> 
     assert response.status_code == 202
     assert [result["status"] for result in response.json()["results"]] == ["held", "rejected", "held"]
     assert [event.id for event in gateway.feedback()] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        ({"id": "v", "kind": "rating", "value": 1}, {"id": "v", "kind": "rating", "value": -1}),
+        ({"kind": "rating", "value": 1}, {"kind": "rating", "value": -1}),
+        ({"id": "v", "name": "user", "value": 1, "dataType": "BOOLEAN"},
+         {"id": "v", "name": "user", "value": 0, "dataType": "BOOLEAN"}),
+        ({"id": "v", "metric_name": "ok", "value": True}, {"id": "v", "metric_name": "ok", "value": False}),
+        ({"metric_name": "ok", "value": True}, {"metric_name": "ok", "value": False}),
+    ],
+)  # fmt: skip
+def test_a_changed_vote_is_stored_and_up_down_up_is_up(gateway: Setup, up: Json, down: Json) -> None:
+    about = gateway.chat("Why?", user="ada")["id"]
+    field = "turn" if "kind" in up else "traceId" if "name" in up else "inference_id"
+
+    def send(event: Json) -> str:
+        answer = gateway.post("/v1/feedback", {**event, field: about, "user": "ada"})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["status"])
+
+    assert [send(up), send(up), send(down), send(down), send(up)] == [
+        "stored", "duplicate", "stored", "duplicate", "stored",
+    ]  # fmt: skip
+    out = gateway.store.superseded()
+    assert [event.value for event in gateway.feedback() if event.id not in out] == [1.0]
+    assert len(gateway.feedback()) == 3, "earlier votes stay as history"
+
+
+def test_taking_a_changed_vote_back_takes_back_all_of_it(gateway: Setup) -> None:
+    about = gateway.chat("Why?", user="ada")["id"]
+    for value in (1, -1):
+        gateway.post("/v1/feedback", {"id": "v", "turn": about, "kind": "rating", "value": value})
+    assert httpx.delete(f"{gateway.url}/v1/feedback/v").json()["status"] == "stored"
+    assert gateway.store.retracted() == {"v", "v#v2"}
+    again = gateway.post("/v1/feedback", {"id": "v", "turn": about, "kind": "rating", "value": -1})
+    assert again.json()["status"] == "stored", "a vote after that counts"

@@ -293,6 +293,35 @@ def test_what_says_neither_yes_nor_no_counts_nowhere(store: Store, feedback: Fee
     assert shown["judged"] == 0 and shown["turns"] == 1 and not any(shown[n] for n in ("acceptance", "complaints"))
 
 
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_the_newest_vote_of_a_user_counts(store: Store, one_by_one: bool) -> None:
+    store.write(Turn(id="t", messages=(), answer={"content": "Hi"}, user="u"))
+    side = Side()
+    ledger = Ledger(store, lambda turn: side, by_word)
+    ledger.turns([LiveTurn(1, "t", 0.0, "u", None, "stop", None, None, "u")])
+    steps = (
+        (said("rating", id="a", value=1.0), (1.0, 0.0)), (said("rating", id="b", value=-1.0, user="u"), (0.0, 1.0)),
+        (said("rating", id="c", value=1.0, user="other"), (1.0, 1.0)),
+        (said("rating", id="b", value=1.0, user="u"), (1.0, 0.0)),
+        (said("rating", id="b", value=-1.0, user="u"), (1.0, 1.0)),
+        (said("retraction", id="r", retracts="b#v3"), (1.0, 0.0)),
+    )  # fmt: skip
+    last = 0
+    for row, expected in steps:
+        store.submit([row], live=True).result()
+        if not one_by_one:
+            continue
+        rows = feedback_after(store, last, 100)
+        last = rows[-1].seq
+        ledger.feedback(rows)
+        shown = side.to_dict()
+        assert (shown["acceptance"], shown["complaints"]) == expected, row.id
+    if not one_by_one:
+        ledger.feedback(feedback_after(store, 0, 100))
+    shown = side.to_dict()
+    assert (shown["acceptance"], shown["complaints"], shown["approval"]) == (1.0, 0.0, 1.0)
+
+
 def test_a_turn_counts_once_and_a_correction_outweighs(store: Store) -> None:
     side = side_of(store, said("accepted"), said("copied"), said("retried"))
     assert side.to_dict()["acceptance"] == 1.0 and side.to_dict()["approval"] == -1.0

@@ -65,8 +65,8 @@ def collect(
 
 
 def _index(store: Store) -> Index:
-    """What earlier collections kept and nobody took back."""
-    index, gone = Index(), store.retracted()
+    """What earlier collections kept and nobody took back or changed."""
+    index, gone = Index(), store.retracted() | store.superseded()
     for made in store.rows(Interaction):
         if made.sketch and not gone.intersection(made.feedback):
             index.add(made.turn, made.user, unpacked(made.sketch))
@@ -100,6 +100,8 @@ def _cases(store: Store, roots: _Roots, settings: CollectSettings, first: int, n
     decided.update(f for made in earlier.values() for i in made for f in i.feedback)
     every = [f.id for group in rows.values() for _, f in group]
     retracted = frozenset(f.retracts for _, f in store.among(Feedback, "retracts", every) if f.retracts)
+    changed = store.superseded(names)
+    out = retracted | changed
     now = time.time()
     for name in names:
         open_rows = [(s, f) for s, f in rows[name] if f.id not in decided and f.kind != "retraction"]
@@ -111,7 +113,8 @@ def _cases(store: Store, roots: _Roots, settings: CollectSettings, first: int, n
             turn=turn,
             feedback=feedback,
             retracted=retracted,
-            earlier=tuple(i for i in earlier[name] if not retracted.intersection(i.feedback)),
+            changed=frozenset(changed),
+            earlier=tuple(i for i in earlier[name] if not out.intersection(i.feedback)),
             conversation=roots.of(turn),
             peer=accepted_attempt(store, turn, retry, settings) if retry else None,
             now=now,

@@ -103,6 +103,9 @@ def decide(case: Case, settings: CollectSettings) -> Decision:
         if feedback.id in case.retracted:
             decision.skip(feedback, Refusal("retracted", "the user took it back"))
             continue
+        if feedback.id in case.changed:
+            decision.skip(feedback, Refusal("changed", "the user changed this vote; the newest one counts"))
+            continue
         reading = refused or read(case, feedback, settings)
         if isinstance(reading, Refusal):
             decision.skip(feedback, reading)

@@ -70,6 +70,7 @@ def _same_request(store: Store, turn: Turn) -> list[Turn]:
 def _accepted(store: Store, attempt: Turn, user: str | None, settings: CollectSettings) -> str | None:
     rows = tuple(f for _, f in store.among(Feedback, "turn", [attempt.id]) if speaker((f,), attempt.user) == user)
     gone = {f.retracts for _, f in store.among(Feedback, "retracts", [f.id for f in rows])}
+    gone |= store.superseded([attempt.id])
     case = Case(turn=attempt, feedback=rows)
     if turn_refusal(case) is not None:
         return None

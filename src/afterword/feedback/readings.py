@@ -30,6 +30,8 @@ class Case:
     """Undecided, oldest first."""
     retracted: frozenset[str] = frozenset()
     """Ids of feedback that was taken back."""
+    changed: frozenset[str] = frozenset()
+    """Ids of votes that a newer one of the same user replaces."""
     earlier: tuple[Interaction, ...] = ()
     """Interactions that this turn already gave."""
     conversation: str = ""

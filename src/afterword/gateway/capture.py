@@ -123,7 +123,7 @@ class Capture:
     async def write(self, records: Sequence[Record]) -> list[Outcome]:
         """Append records and wait until they are on disk. StoreError when they are not."""
         try:
-            outcomes = await asyncio.wrap_future(self._store.submit(records))
+            outcomes = await asyncio.wrap_future(self._store.submit(records, live=True))
         except StoreError as error:
             self.problem = error.message
             raise

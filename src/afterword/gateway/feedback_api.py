@@ -125,9 +125,12 @@ async def delete_feedback(request: web.Request) -> web.Response:
         raise NotFoundError(f"there is no feedback {identifier!r:.200}.", param="id", code="feedback_not_found")
     if event.kind == "retraction":
         raise UsageError(f"{identifier!r:.200} is a retraction itself; send the event again instead.", param="id")
-    retraction = Feedback(
-        id="fb-" + content_hash("retraction", event.id), turn=event.turn, kind="retraction", retracts=event.id
-    )
-    (outcome,) = await gateway.capture.write([retraction])
+    versions = await asyncio.to_thread(gateway.store.versions, event)
+    retractions = [
+        Feedback(id="fb-" + content_hash("retraction", name), turn=event.turn, kind="retraction", retracts=name)
+        for name in versions
+    ]
+    outcomes = await gateway.capture.write(retractions)
+    outcome = "stored" if "stored" in outcomes else outcomes[0]
     gateway.metrics.feedback.labels("retraction", outcome).inc()
-    return json_response({"id": retraction.id, "turn": event.turn, "retracts": event.id, "status": outcome})
+    return json_response({"id": retractions[0].id, "turn": event.turn, "retracts": event.id, "status": outcome})

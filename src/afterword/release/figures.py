@@ -19,6 +19,7 @@ from afterword.records import Feedback, Json, Turn
 from afterword.release.sequential import Arm, Interval
 from afterword.store import Store
 from afterword.store.live import LiveFeedback, LiveTurn
+from afterword.store.votes import VOTE, Vote, superseded, voter_of
 
 Reader = Callable[[Turn, Feedback], int]
 """Does the user say yes (+1), no (-1) or neither (0)? For `edited`: -1 when anything changed."""
@@ -68,6 +69,8 @@ class Seen:
 
     side: Side
     unit: str
+    user: str | None = None
+    """Who asked."""
     flags: Counter[str] | None = None
     """None while nobody reacted: most turns of a busy server stay so."""
     approval: int | None = None
@@ -111,6 +114,8 @@ class Ledger:
         """Feedback -> its turn and flag, for what is taken back later."""
         self._early: dict[str, list[LiveFeedback]] = {}
         """Feedback on turns that are not known: they take no part, or their row comes later."""
+        self._votes: dict[str, list[tuple[Vote, str | None]]] = {}
+        """Turn -> its votes that were not taken back, with their flags."""
         self._left: dict[str, list[str]] = {}
         """Turn -> its `abandoned` feedback, as long as nobody came back."""
 
@@ -120,7 +125,7 @@ class Ledger:
             side = self._side_of(row)
             if side is None or row.id in self._seen:
                 continue
-            seen = self._seen[row.id] = Seen(side, row.unit)
+            seen = self._seen[row.id] = Seen(side, row.unit, row.user)
             side.turns.turn(row.unit)
             if row.finish_reason == "error":
                 self._flag(seen, "errors")
@@ -146,12 +151,35 @@ class Ledger:
         for row in mine:
             if row.kind == "retraction":
                 self._take_back(row.retracts)
+                self._count_votes(row.turn, without=row.retracts)
+                continue
+            if row.kind == VOTE:
+                self._comes_or_goes(row)
+                self._count_votes(row.turn, row)
                 continue
             flag = said.get(row.id) if row.kind in WORDS else flag_of(row.kind, row.body)
             self._comes_or_goes(row)
             if flag is not None and row.id not in self._given:
                 self._given[row.id] = (row.turn, flag)
                 self._flag(self._seen[row.turn], flag)
+
+    def _count_votes(self, turn: str, row: LiveFeedback | None = None, without: str | None = None) -> None:
+        """The newest vote of each user counts; one that replaces another takes it back."""
+        votes = [pair for pair in self._votes.get(turn, ()) if pair[0].id != without]
+        if row is not None and all(vote.id != row.id for vote, _ in votes):
+            said = orjson.loads(row.body)
+            vote = Vote(row.seq, row.id, turn, voter_of(said, self._seen[turn].user), said.get("occurred_at"))
+            votes.append((vote, flag_of(row.kind, row.body)))
+        if not votes and turn not in self._votes:
+            return
+        self._votes[turn] = votes
+        lost = superseded(vote for vote, _ in votes)
+        for vote, flag in votes:
+            if vote.id in lost:
+                self._take_back(vote.id)
+            elif flag is not None and vote.id not in self._given:
+                self._given[vote.id] = (turn, flag)
+                self._flag(self._seen[turn], flag)
 
     def _comes_or_goes(self, row: LiveFeedback) -> None:
         """Who reacts after the application thought that they had left had not."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from afterword.errors import UsageError
-from afterword.records import NOTES, RECORDS, Interaction, Record, Turn
+from afterword.records import NOTES, RECORDS, Feedback, Interaction, Record, Turn
 
 BY_TABLE: dict[str, type[Record]] = {kind.TABLE: kind for kind in (*RECORDS, *NOTES)}
 
@@ -49,6 +49,10 @@ class Row(NamedTuple):
     id: str
     digest: bytes
     values: tuple[Any, ...]
+    kind: str = ""
+    """Of feedback."""
+    live: bool = False
+    """It happens now: an undated vote that is equal to an earlier one is a change back, not a row sent again."""
 
 
 def _columns(table: str) -> tuple[str, ...]:
@@ -79,7 +83,7 @@ OPTIONAL = frozenset(
 """Searched columns that may be empty (in one table at least); the schema refuses the others."""
 
 
-def encode(record: Record) -> Row:
+def encode(record: Record, *, live: bool = False) -> Row:
     """The row of a record. UsageError when a value cannot be stored (a lone surrogate, a number as an id)."""
     table = record.TABLE
     data = dict(zip(FIELDS[table], _VALUES[table](record), strict=True))
@@ -102,7 +106,8 @@ def encode(record: Record) -> Row:
     for blob in arrays:
         hashed.update(b"\0" if blob is None else blob)
     digest = hashed.digest()
-    return Row(table, identifier, digest, (identifier, created, digest, *searched, *extra, body))
+    values = (identifier, created, digest, *searched, *extra, body)
+    return Row(table, identifier, digest, values, record.kind if isinstance(record, Feedback) else "", live)
 
 
 YOUNGER = {"turns": ("unlinked", "automated")}

@@ -1,12 +1,15 @@
 """The live figures: how often users accept, edit, correct, ask again and give up, by task, adapter version and week.
 
-Owns these named queries. A turn counts when users did something after it that was not taken back. Never writes.
+Owns these named queries. A turn counts when users did something after it that was not taken back or changed. Never
+writes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Any
+
+import orjson
 
 from afterword.errors import UsageError
 from afterword.store.schema import TOMBSTONE
@@ -29,6 +32,7 @@ WITH f AS (
     WHERE {_KEPT.format("feedback")} AND kind != 'retraction'
         AND id NOT IN (SELECT retracts FROM feedback WHERE retracts IS NOT NULL)
         AND id NOT IN (SELECT feedback FROM skips WHERE reason = 'automated')
+        AND id NOT IN (SELECT value FROM json_each(?))
 ), i AS (
     SELECT turn, max(json_extract(CAST(body AS TEXT), '$.polarity') > 0) AS content,
            max(json_extract(CAST(body AS TEXT), '$.polarity') < 0) AS wanted_else
@@ -90,9 +94,10 @@ def live_figures(store: Store, by: str = "all") -> list[Figures]:
     """The figures for each value of `by` (a key of GROUPS). UsageError for another one."""
     if by not in GROUPS:
         raise UsageError(f"figures cannot be grouped by {by!r}; use one of {', '.join(GROUPS)}.", param="by")
-    after = {row[0]: row[1:] for row in store.read(_SIGNS + _AFTER.format(group=GROUPS[by]))}
+    changed = (orjson.dumps(sorted(store.superseded())).decode(),)
+    after = {row[0]: row[1:] for row in store.read(_SIGNS + _AFTER.format(group=GROUPS[by]), changed)}
     found = []
-    for name, turns, *counts in store.read(_SIGNS + _FIGURES.format(group=GROUPS[by])):
+    for name, turns, *counts in store.read(_SIGNS + _FIGURES.format(group=GROUPS[by]), changed):
         accepted, edited, corrected, retried, abandoned = (count / turns for count in counts)
         followed, mended = after.get(name, (0, 0))
         found.append(

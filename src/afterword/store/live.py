@@ -29,6 +29,7 @@ class LiveTurn(NamedTuple):
     seconds: float | None
     tokens: int | None
     """Tokens of the answer."""
+    user: str | None = None
 
 
 class LiveFeedback(NamedTuple):
@@ -44,7 +45,7 @@ class LiveFeedback(NamedTuple):
 
 _ALIVE = f"NOT {TOMBSTONE.format('t')}"
 _TURN = """SELECT t.seq, t.id, t.created_at, coalesce(t.unit, t.user, t.conversation, t.id), t.adapter,
-    t.finish_reason, t.seconds, length(t.completion_ids) / 4 FROM turns t"""
+    t.finish_reason, t.seconds, length(t.completion_ids) / 4, t.user FROM turns t"""
 
 
 def last_seq(store: Store, kind: type[Record]) -> int:

@@ -33,6 +33,7 @@ from afterword.records import (
 from afterword.store.channels import wider
 from afterword.store.codec import SEARCHED, decoder, encode, select
 from afterword.store.schema import CLEARED, FORGOTTEN, TOMBSTONE, connect, open_database
+from afterword.store.votes import VOTE, Vote, first_id, superseded, voter_of
 from afterword.store.writer import Outcome, Writer
 
 R = TypeVar("R", bound=Record)
@@ -102,9 +103,10 @@ class Store:
 
     # ---- writing
 
-    def submit(self, records: Sequence[Record]) -> Future[list[Outcome]]:
-        """Queue records for the next commit; never blocks. Done when they are on disk."""
-        rows = [encode(self.as_stored(record)) for record in records]
+    def submit(self, records: Sequence[Record], *, live: bool = False) -> Future[list[Outcome]]:
+        """Queue records for the next commit; never blocks. Done when they are on disk. `live`: they happen now and are
+        not read from a file."""
+        rows = [encode(self.as_stored(record), live=live) for record in records]
         with self._lock:
             if self._writer is None:
                 self._writer = Writer(self.path, bulk=self._bulk)
@@ -366,14 +368,36 @@ class Store:
         """Ids of feedback that was taken back."""
         return {row[0] for row in self.read("SELECT retracts FROM feedback WHERE retracts IS NOT NULL")}
 
+    def versions(self, event: Feedback) -> list[str]:
+        """Ids under which an event is stored: its own, and those of a vote that was sent again with another content."""
+        if event.kind != VOTE:
+            return [event.id]
+        rows = self.rows(Feedback, turn=event.turn)
+        return [event.id, *(row.id for row in rows if row.id != event.id and first_id(row.id) == event.id)]
+
+    def superseded(self, turns: Sequence[str] | None = None) -> set[str]:
+        """Ids of votes (on these turns, or on all) that a newer one of the same user replaces."""
+        if turns is None:
+            sql = "SELECT turn FROM feedback WHERE kind = ? GROUP BY turn HAVING count(*) > 1"
+            turns = [row[0] for row in self.read(sql, (VOTE,))]
+        rows = [(seq, row) for seq, row in self.among(Feedback, "turn", turns) if row.kind == VOTE]
+        if len(rows) < 2:
+            return set()
+        taken_back = {row.retracts for _, row in self.among(Feedback, "retracts", [row.id for _, row in rows])}
+        asked = {turn.id: turn.user for _, turn in self.among(Turn, "id", list({row.turn for _, row in rows}))}
+        return superseded(
+            Vote(seq, row.id, row.turn, voter_of(row.to_dict(), asked.get(row.turn)), row.occurred_at)
+            for seq, row in rows if row.id not in taken_back
+        )  # fmt: skip
+
     def reviews(self) -> dict[str, Review]:
         """The newest review of each interaction that has one."""
         return {row.interaction: row for row in self.rows(Review)}
 
     def barred(self) -> Callable[[Interaction], str | None]:
         """A function that says why an interaction is not used any more, None when it is: its feedback was taken back,
-        a reviewer rejected it, or later feedback of like strength contradicted it."""
-        gone = self.retracted()
+        its user changed the vote, a reviewer rejected it, or later feedback of like strength contradicted it."""
+        gone, changed = self.retracted(), self.superseded()
         denied = {skip.turn: skip.created_at for skip in self.rows(Skip, reason="contradictory")
                   if skip.feedback not in gone}  # fmt: skip
         rejected = {name for name, review in self.reviews().items() if review.decision == "reject"}
@@ -383,6 +407,8 @@ class Store:
                 return "rejected"
             if gone.intersection(row.feedback):
                 return "retracted"
+            if changed.intersection(row.feedback):
+                return "changed"
             return "contradicted" if row.created_at < denied.get(row.turn, 0.0) else None
 
         return why

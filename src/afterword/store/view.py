@@ -49,13 +49,13 @@ class View:
 
     def feedback(self) -> Iterator[tuple[Feedback, Turn | None]]:
         """Feedback that was not taken back, with its turn, if that is known."""
-        gone = self.store.retracted()
+        gone, changed = self.store.retracted(), self.store.superseded()
         for row in self.store.rows(Feedback):
             if row.kind == "retraction":
                 continue
             turn = self.store.find(Turn, row.turn)
             withheld = None if turn is None else self._withheld.reason(turn)
-            if self._passes("retracted" if row.id in gone else withheld):
+            if self._passes("retracted" if row.id in gone else "changed" if row.id in changed else withheld):
                 yield row, turn
 
     def pairs(self) -> Iterator[tuple[Interaction, Turn]]:

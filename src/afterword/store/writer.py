@@ -14,9 +14,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal
 
+import orjson
+
 from afterword.errors import StoreError
+from afterword.records import Feedback, Json
 from afterword.store.codec import INSERT, Row
 from afterword.store.schema import connect
+from afterword.store.votes import VOTE, Vote, superseded, version_id, voter_of
 
 Outcome = Literal["stored", "duplicate", "conflict", "forgotten"]
 """What became of a row. `forgotten`: it, or the turn that it is about, was erased; nothing was stored."""
@@ -124,4 +128,33 @@ class Writer:
         found = self._connection.execute(f"SELECT digest FROM {row.table} WHERE id = ?", (row.id,)).fetchone()
         if found is None or not found[0]:  # refused by the database because of a tombstone, or a tombstone itself
             return "forgotten"
+        if row.table == Feedback.TABLE and row.kind == VOTE:
+            return self._vote(row)
         return "duplicate" if found[0] == row.digest else "conflict"
+
+    def _vote(self, row: Row) -> Outcome:
+        """A vote under an id that is known: the same again, or a changed one, which becomes a version of its own."""
+        sql = "SELECT seq, id, digest, turn, kind, body FROM feedback WHERE id = ? OR (id > ? AND id < ?) ORDER BY seq"
+        known = self._connection.execute(sql, (row.id, f"{row.id}#v", f"{row.id}#w")).fetchall()
+        body = orjson.loads(row.values[-1])
+        if known[0][3:5] != (body["turn"], VOTE):
+            return "conflict"
+        same = [name for _, name, digest, *_ in known if digest == row.digest]
+        if same and (body["occurred_at"] is not None or not row.live or self._is_newest(same[-1], body)):
+            return "duplicate"
+        times = {orjson.loads(said)["occurred_at"] for *_, digest, _, _, said in known if digest}
+        if body["occurred_at"] in times - {None}:
+            return "conflict"  # of the same moment: no later vote, but another content
+        values = (version_id(row.id, len(known) + 1), *row.values[1:])
+        return "stored" if self._connection.execute(INSERT[row.table], values).rowcount == 1 else "conflict"
+
+    def _is_newest(self, name: str, body: Json) -> bool:
+        """Does this vote of the turn still count: not taken back, and nothing newer of the same voter?"""
+        sql = """SELECT f.seq, f.id, f.turn, f.body, t.user FROM feedback f LEFT JOIN turns t ON t.id = f.turn
+            WHERE f.turn = ? AND f.kind = ? AND length(f.digest) > 0
+            AND NOT EXISTS (SELECT 1 FROM feedback r WHERE r.retracts = f.id)"""
+        rows = self._connection.execute(sql, (body["turn"], VOTE)).fetchall()
+        votes = [
+            Vote(seq, known, turn, voter_of(orjson.loads(said), asked), None) for seq, known, turn, said, asked in rows
+        ]
+        return name in {vote.id for vote in votes} - superseded(votes)

@@ -123,6 +123,7 @@ def _scored(event: Json, turn: Any, name: str, value: Any, comment: Any) -> list
     own: Json = {"turn": turn, "kind": "rating", "metadata": metadata, "user": event.get("user")}
     if event.get("id") is not None:
         own["id"] = event["id"]
+    own["occurred_at"] = _stamp(event)
     if comment is not None:
         own["text"] = comment
     if isinstance(value, bool):
@@ -134,6 +135,17 @@ def _scored(event: Json, turn: Any, name: str, value: Any, comment: Any) -> list
     else:
         own["value"] = value
     return [_own(own)]
+
+
+def _stamp(event: Json) -> float | None:
+    """When the score was given, if the event says so in a form that is understood; the event keeps its own field."""
+    for name in ("occurred_at", "timestamp", "updatedAt", "createdAt"):
+        if event.get(name) is not None:
+            try:
+                return moment(event[name], name)
+            except UsageError:
+                return None
+    return None
 
 
 def _tensorzero(event: Json) -> list[Record]:
