@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from afterword.chat.private import WHY, redactor, without_private
+from afterword.chat.private import WHY, clean_text, redactor, without_private
 from afterword.cli import main
 from afterword.errors import ConfigError
 from afterword.records import Feedback, Record, Skip, Turn
@@ -84,3 +84,75 @@ def test_nothing_private_comes_to_disk_by_an_import(tmp_path: Path) -> None:
         (row,) = store.rows(Turn)
         assert row.answer["content"] == "Hello [EMAIL]" and store.count(Feedback) == 1
     assert all(MAIL.encode() not in path.read_bytes() for path in home.rglob("*") if path.is_file())
+
+
+def call(arguments: Any) -> dict[str, Any]:
+    made = {"id": "c", "type": "function", "function": {"name": "send", "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [made]}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"to": MAIL}, json.dumps({"to": MAIL}), '{"to": "Ana \\u003cana.reis\\u0040example.com\\u003e"}',
+     json.dumps({"body": f"Hello,\n{MAIL}\nBye", "n": 3}), {"deep": [{"more": {"cc": [MAIL]}}]},
+     json.dumps({"inner": json.dumps({"to": MAIL})}), {"name": MAIL, "id": MAIL, "type": MAIL}],
+)  # fmt: skip
+def test_tool_arguments_lose_private_data_and_stay_what_they_were(arguments: Any) -> None:
+    found = without_private(Turn(id="t", messages=(call(arguments),), answer=call(arguments)), "rules")
+    assert isinstance(found, Turn)
+    for message in (*found.messages, found.answer):
+        left = message["tool_calls"][0]["function"]["arguments"]
+        assert isinstance(left, type(arguments)) and "reis" not in json.dumps(left)
+        assert "[EMAIL]" in json.dumps(json.loads(left) if isinstance(left, str) else left)
+    assert without_private(found, "rules") is found
+
+
+def test_names_of_fields_say_what_a_value_is() -> None:
+    said = {"password": "correct-horse", "api_key": "q7ZvT2bXw9LrZk4HsPd8", "phone": 4915123456789,
+            "passport_no": "C3894055", "env": [{"name": "DB_PASSWORD", "value": "kettle9"}], "card": 4111111111111111,
+            "created": 1732960921, "type": "password", "city": "Lisbon", "max_tokens": 4096}  # fmt: skip
+    left = json.loads(clean_text(json.dumps(said), "rules"))
+    assert left == said | {"password": "[SECRET]", "api_key": "[SECRET]", "phone": "[PHONE]", "passport_no": "[ID]",
+                           "env": [{"name": "DB_PASSWORD", "value": "[SECRET]"}], "card": "[CARD]"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"role": "tool", "tool_call_id": "c", "content": json.dumps({"sent": True, "to": MAIL})},
+     {"role": "assistant", "content": "", "function_call": {"name": "send", "arguments": json.dumps({"to": MAIL})}},
+     {"role": "assistant", "content": "x", "reasoning_content": f"She is {MAIL}"},
+     {"role": "assistant", "content": "x", "reasoning": f"She is {MAIL}"},
+     {"role": "assistant", "content": [{"type": "thinking", "thinking": MAIL}, {"type": "text", "text": "x"}]},
+     {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "send", "input": {"name": MAIL}}]},
+     {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "text", "text": MAIL}]}]},
+     {"role": "user", "content": [{"type": "input_text", "text": MAIL}]}],
+)  # fmt: skip
+def test_whatever_holds_words_is_read(message: dict[str, Any]) -> None:
+    found = without_private(Turn(id="t", messages=(message,), answer={"role": "assistant", "content": "y"}), "rules")
+    assert (
+        isinstance(found, Turn) and MAIL not in json.dumps(found.to_dict()) and "[EMAIL]" in json.dumps(found.to_dict())
+    )
+    (left,) = found.messages
+    assert left["role"] == message["role"] and left.get("tool_call_id") == message.get("tool_call_id")
+
+
+def test_tool_definitions_and_pictures() -> None:
+    fields = {"type": "object", "properties": {"password": {"type": "string", "description": "The password."}}}
+    made_by = {"name": "send", "description": f"Mail, as from {MAIL}", "parameters": fields}
+    tools = ({"type": "function", "function": made_by},)
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0KGgo4AAQ" * 40}}
+    made = Turn(id="t", messages=({"role": "user", "content": [picture]},), answer={"role": "assistant"}, tools=tools,
+                prompt_ids=(1,), completion_ids=(2,))  # fmt: skip
+    found = without_private(made, "rules")
+    assert isinstance(found, Turn) and found.tools is not None and not found.on_policy
+    assert found.tools[0]["function"]["description"] == "Mail, as from [EMAIL]"
+    assert found.tools[0]["function"]["parameters"] == fields
+    assert found.messages == made.messages
+
+
+def test_an_object_of_any_depth_is_read() -> None:
+    deep: Any = MAIL
+    for _ in range(900):
+        deep = {"a": deep}
+    found = without_private(Turn(id="t", messages=(call(deep),), answer={"role": "assistant"}), "rules")
+    assert isinstance(found, Turn) and MAIL not in str(found.messages)

@@ -6,15 +6,26 @@ Pure; never stores. What is found is `chat.redact`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from afterword.chat.credentials import is_secret_value
 from afterword.chat.redact import redact
 from afterword.records import Feedback, Record, Turn
 
-TEXTS = frozenset({"content", "text", "arguments", "refusal", "reasoning_content"})
-"""Fields of messages that hold what people and models said."""
+FIXED = frozenset({
+    "role", "type", "id", "tool_call_id", "call_id", "name", "index", "status", "model", "format", "media_type",
+    "mime_type", "detail", "object", "signature", "encrypted_content", "data", "file_data",
+})  # fmt: skip
+"""Fields of messages and of tool definitions that hold no words of anybody."""
+FREE = frozenset({"arguments", "input", "output", "result", "response"})
+"""Fields of messages below which every field holds what people, models and tools said, whatever its name."""
+DEEPEST = 60
+"""Levels of objects that are looked through one by one; what lies deeper becomes one text."""
+LONGEST_JSON = 1_000_000
+"""Characters of a text that is read as JSON."""
 WORDS = ("text", "final_text", "output")
 """Fields of feedback that do."""
 WHY = "redacted before storage"
@@ -39,17 +50,18 @@ def without_private(record: Record, mode: str) -> Record:
     on-policy.
     """
     if isinstance(record, Turn):
-        messages = tuple(_cleaned(message, mode) for message in record.messages)
-        answer = _cleaned(record.answer, mode)
-        if (messages, answer) == (record.messages, record.answer):
+        messages = tuple(_cleaned(message, mode, FIXED) for message in record.messages)
+        answer = _cleaned(record.answer, mode, FIXED)
+        tools = record.tools and tuple(_cleaned(tool, mode, FIXED) for tool in record.tools)
+        if (messages, answer, tools) == (record.messages, record.answer, record.tools):
             return record
         return replace(
-            record, messages=messages, answer=answer, prompt_ids=None, completion_ids=None, logprobs=None,
+            record, messages=messages, answer=answer, tools=tools, prompt_ids=None, completion_ids=None, logprobs=None,
             missing_ids=record.missing_ids or WHY,
         )  # fmt: skip
     if isinstance(record, Feedback):
-        said: dict[str, Any] = {name: redact(text, mode).text for name in WORDS if (text := getattr(record, name))}
-        said["metadata"] = _all_cleaned(record.metadata, mode)
+        said: dict[str, Any] = {name: clean_text(text, mode) for name in WORDS if (text := getattr(record, name))}
+        said["metadata"] = _cleaned(record.metadata, mode, KEPT)
         return replace(record, **said) if any(said[name] != getattr(record, name) for name in said) else record
     return record
 
@@ -58,20 +70,74 @@ KEPT = frozenset({"user", "user_id", "userId", "hashed_ip", "task", "team", "cha
 """Fields of metadata that say whose a row is and what it is for; they stay as the client chose them."""
 
 
-def _all_cleaned(value: Any, mode: str) -> Any:
-    """A JSON value with placeholders in all of its texts but those of `KEPT`."""
-    if isinstance(value, str):
-        return redact(value, mode).text
-    if isinstance(value, dict):
-        return {key: part if key in KEPT else _all_cleaned(part, mode) for key, part in value.items()}
-    return [_all_cleaned(part, mode) for part in value] if isinstance(value, list) else value
+def clean_text(text: str, mode: str) -> str:
+    """`text` with placeholders in place of private data; a JSON object or list stays valid JSON."""
+    if text[:1] in ("{", "[") or text[:64].lstrip()[:1] in ("{", "["):
+        try:
+            value = json.loads(text) if len(text) <= LONGEST_JSON else None
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict | list):
+            cleaned = _cleaned(value, mode, frozenset())
+            if cleaned != value:
+                text = json.dumps(cleaned, ensure_ascii=False)
+            return text
+    return redact(text, mode).text
 
 
-def _cleaned(value: Any, mode: str, name: str = "") -> Any:
+def _cleaned(value: Any, mode: str, fixed: frozenset[str], name: str = "", depth: int = 0) -> Any:
+    """A JSON value with placeholders in all of its texts and numbers but those of fields in `fixed`."""
     if isinstance(value, str):
-        return redact(value, mode).text if name in TEXTS else value
+        return _field(name, value, mode)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 10**6 and value < 10**20:
+        said = _field(name, str(value), mode)
+        return value if said == str(value) else said
+    if isinstance(value, dict | list | tuple) and depth > DEEPEST:
+        return redact("\n".join(_texts(value)), mode).text
     if isinstance(value, dict):
-        return {key: _cleaned(part, mode, key) for key, part in value.items()}
+        below = frozenset() if fixed is not KEPT else fixed
+        named = str(value.get("name") or value.get("key") or "") if len(value) == 2 and "value" in value else ""
+        return {
+            key: part
+            if key in fixed and not isinstance(part, dict | list)
+            else _cleaned(
+                part, mode, below if key in FREE else fixed, (key == "value" and named) or str(key), depth + 1
+            )
+            for key, part in value.items()
+        }
     if isinstance(value, list | tuple):
-        return type(value)(_cleaned(part, mode, name) for part in value)
+        return type(value)(_cleaned(part, mode, fixed, name, depth + 1) for part in value)
     return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts and numbers of a JSON value of any depth."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            left.extend(reversed(list(one.values())))
+        elif isinstance(one, list | tuple):
+            left.extend(reversed(one))
+        elif one is not None:
+            yield str(one)
+
+
+def _field(name: str, text: str, mode: str) -> str:
+    """The text of a field called `name`: the name says what a value is that says nothing by itself."""
+    if text.startswith("data:") and ";base64," in text[:100]:
+        return text
+    if not name or name in ("content", "text", "arguments", "output") or len(text) > MOST_NAMED:
+        return clean_text(text, mode)
+    if mode != "off" and is_secret_value(name, text):
+        return "[SECRET]"
+    cleaned = clean_text(text, mode)
+    if cleaned != text:
+        return cleaned
+    label = f"{name.replace('_', ' ')[-40:]}: "
+    said = redact(label + text, mode).text
+    return said[len(label) :] if said.startswith(label) else cleaned
+
+
+MOST_NAMED = 100
+"""Characters of a value whose meaning its field's name may say."""
