@@ -230,17 +230,47 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
             Store.open(place)
 
 
-def test_a_database_that_cannot_be_written_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Store.open(path).close()
+def read_only(place: Path) -> sqlite3.Connection:
+    """What `connect` meets in a folder that cannot be written; permissions do not hold for root."""
+    connection = sqlite3.connect(f"file:{place}?mode=ro", uri=True, isolation_level=None)
+    connection.execute("PRAGMA user_version=0")
+    return connection
 
-    def read_only(place: Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(f"file:{place}?mode=ro", uri=True, isolation_level=None)
-        connection.execute("PRAGMA user_version=0")
+
+def test_a_database_that_cannot_be_written_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(path) as store:
+        store.write(turn())
+    monkeypatch.setattr("afterword.store.schema.connect", read_only)
+    monkeypatch.setattr("afterword.store.store.connect", read_only)
+    monkeypatch.setattr("afterword.store.writer.connect", read_only)
+    with Store.open(path) as store:
+        assert store.get(Turn, "t1") == turn(created_at=store.get(Turn, "t1").created_at)
+        with pytest.raises(StoreError, match=r"readonly.*Nothing was stored; make the data directory writable"):
+            store.write(turn("t2"))
+        with pytest.raises(StoreError, match=r"readonly.*Nothing was exported"):
+            store.note_export(path, "turns", "openai", None)
+        assert store.counts()["turns"] == 1
+
+
+def test_rows_in_a_log_that_cannot_be_read_are_never_passed_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(path) as store:
+        store.write(turn())
+        copy = path.parent / "copy"
+        copy.mkdir()
+        for name in ("afterword.db", "afterword.db-wal"):
+            (copy / name).write_bytes((path.parent / name).read_bytes())
+    monkeypatch.setattr("afterword.store.schema.connect", read_only)
+    real = sqlite3.connect
+
+    def no_index(place: str, **options: Any) -> sqlite3.Connection:
+        if "mode=ro" in place and "immutable" not in place:  # nothing can be made in that folder
+            raise sqlite3.OperationalError("unable to open database file")
+        connection: sqlite3.Connection = real(place, **options)
         return connection
 
-    monkeypatch.setattr("afterword.store.schema.connect", read_only)  # permissions do not hold for root
-    with pytest.raises(StoreError, match="readonly"):
-        open_database(path)
+    monkeypatch.setattr("sqlite3.connect", no_index)
+    with pytest.raises(StoreError, match="unable to open"):
+        Store.open(copy / "afterword.db")
 
 
 def test_migrations_are_applied_in_order_and_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

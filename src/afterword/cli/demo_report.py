@@ -19,6 +19,7 @@ from afterword.cli.demo_findings import Findings, percent
 from afterword.cli.figures import show_heatmap
 from afterword.records import Feedback, Interaction, Json, Skip, Turn
 from afterword.store import Store
+from afterword.store.files import write_whole
 
 if TYPE_CHECKING:
     from afterword.evaluate.heatmap import Heatmap
@@ -49,8 +50,8 @@ def measure_example(store: Store, found: Findings) -> Heatmap | None:
 def write_reports(found: Findings, report: Json, heatmap: Heatmap | None, losses: Sequence[float], to: Path) -> None:
     """`report.json` and `report.html` in the folder `to`."""
     text = json.dumps(report, indent=2, ensure_ascii=False)
-    (to / "report.json").write_text(text + "\n", encoding="utf-8")
-    (to / "report.html").write_text(_page(found, report, heatmap, losses), encoding="utf-8")
+    write_whole(to / "report.json", text + "\n")
+    write_whole(to / "report.html", _page(found, report, heatmap, losses))
 
 
 def _page(found: Findings, report: Json, heatmap: Heatmap | None, losses: Sequence[float]) -> str:

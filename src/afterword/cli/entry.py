@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.markup import escape
 
@@ -21,6 +22,7 @@ from afterword.cli.context import Context
 from afterword.cli.extras import missing_package
 from afterword.cli.parsing import Parser
 from afterword.errors import AfterwordError, error_response
+from afterword.store.files import refused
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     context = Context.of(args)
     try:
         with _terminable():
-            return int(args.run(context) or 0)
+            code = int(args.run(context) or 0)
+        sys.stdout.flush()  # a full disk behind `> FILE` is told here, not by the interpreter at its end
+        return code
     except AfterwordError as error:
         return _fail(context, error)
     except ModuleNotFoundError as error:
@@ -65,8 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         context.say("interrupted")
         return 130
     except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 0
+    except Exception as error:  # the outermost boundary: what the operating system refuses is no fault of ours
+        told = refused(error, (context.dir, _cache(), Path.cwd()))
+        if told is None:
+            raise
+        return _fail(context, told)
+
+
+def _drop_stdout() -> None:
+    """What waits to be printed goes nowhere, so that the interpreter does not complain about it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("AFTERWORD_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
 @contextmanager
@@ -84,8 +102,12 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(context: Context, error: AfterwordError) -> int:
-    if context.json:
-        context.emit(error_response(error)[1])
+    try:
+        if context.json:
+            context.emit(error_response(error)[1])
+        sys.stdout.flush()
+    except OSError:  # stdout itself is what cannot be written
+        _drop_stdout()
     # Not through `context.err`: an error is shown even with --quiet.
     colour = {3: "yellow", 4: "yellow"}.get(error.exit_code, "red")
     context.err.quiet = False

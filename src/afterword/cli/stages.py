@@ -40,6 +40,7 @@ from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Interaction, Relevance, Report, Turn, Verdict
 from afterword.release.gate import GateThresholds, decide
 from afterword.store import Store
+from afterword.store.files import write_whole
 
 MONITORS = {
     "Gradient norm before clipping": "grad_norm",
@@ -259,7 +260,7 @@ def _write_page(context: Context, path: Path, candidate: Candidate, report: Repo
     steps = read_metrics(context.dir / "runs" / candidate.id)
     watched = {name: [float(getattr(step, key)) for step in steps] for name, key in MONITORS.items()}
     page = render_report(candidate, report, verdict, losses=[step.loss for step in steps], monitors=watched)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     context.say(f"report written to {path}")
 
 
@@ -322,7 +323,7 @@ def run_heatmap(context: Context) -> int:
         control = context.args.control or control_for(store, turn, hindsight)
     measured = measure_heatmap(turn, hindsight, control, model=served_model(context))
     if page is not None:
-        page.write_text(heatmap_html(measured), encoding="utf-8")
+        write_whole(page, heatmap_html(measured))
         context.say(f"heat map written to {escape(str(page))}")
     if context.json:
         context.emit(measured.to_dict())

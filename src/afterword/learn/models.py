@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,6 +28,7 @@ from afterword.learn.embedded import EMBEDDED as EMBEDDED
 from afterword.learn.embedded import cache_root as cache_root
 from afterword.learn.embedded import embedded_model
 from afterword.learn.embedded import model_name as model_name
+from afterword.store.files import write_whole
 
 DtypeName = Literal["bfloat16", "float32", "auto"]
 
@@ -147,10 +148,9 @@ def base_hash(path: Path) -> str:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    fresh = note.with_name(f"{note.name}.{os.getpid()}")
-    fresh.write_text(digest.hexdigest(), encoding="ascii")
-    fresh.replace(note)
+    with suppress(OSError):  # a cache that cannot be kept costs time, never the command
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(note, digest.hexdigest())
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ import contextlib
 import gzip
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -72,7 +72,12 @@ def container(path: Path) -> Iterator[Out]:
             os.fsync(raw.fileno())
         part.replace(path)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}.") from error
+        with suppress(OSError):  # half a file is of no use, and its space may be what is missing
+            part.unlink(missing_ok=True)
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or name another file, and run it again; "
+            "nothing half was left."
+        ) from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -9,6 +9,7 @@ forgotten may be emptied, once, into exactly the shape that `erasable` writes do
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -210,6 +211,43 @@ MIGRATIONS: tuple[str, ...] = (
 )  # fmt: skip
 
 
+def reader(path: Path) -> sqlite3.Connection:
+    """A connection that reads, also where nothing can be written: another's folder, a read-only mount, a full disk.
+
+    Raises sqlite3.Error or StoreError when it cannot be read at all.
+    """
+    try:
+        connection = connect(path)
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return connection
+    except sqlite3.OperationalError:
+        if not os.access(path, os.R_OK):
+            raise
+    return _read_only(path)
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    """The database as it lies there. SQLite reads its log beside it only with an index file that it can make or that
+    is there; without a log the file alone is whole (https://sqlite.org/wal.html#readonly)."""
+    log = path.with_name(path.name + "-wal")
+    empty = not log.exists() or log.stat().st_size == 0
+    how = "mode=ro&immutable=1" if empty else "mode=ro"
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None, check_same_thread=False, timeout=30.0
+    )
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("PRAGMA query_only=ON")
+    except sqlite3.Error as error:
+        connection.close()
+        raise StoreError(
+            f"cannot read the database {path}: its folder cannot be written, and {log.name} holds rows that are not in "
+            f"it yet ({error}). Copy {path.name} and {log.name} to a folder of yours and name that with --dir."
+        ) from error
+    return connection
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """A connection with the settings that the promises need: WAL, and a sync to disk at every commit."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
@@ -226,14 +264,23 @@ def open_database(path: Path) -> sqlite3.Connection:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = connect(path)
+        connection = reader(path) if path.exists() else connect(path)
         migrate(connection, path)
     except (sqlite3.Error, OSError) as error:
         raise StoreError(
-            f"cannot open the database {path}: {error}. Check that the path is a writable Afterword database "
-            "and that the disk is not full."
+            f"cannot open the database {path}: {error}{_denied(path)}. Check that the path is a writable Afterword "
+            "database and that the disk is not full."
         ) from error
     return connection
+
+
+def _denied(path: Path) -> str:
+    """What this user may not do, for a message: SQLite says "unable to open database file" to everything."""
+    if path.exists() and not os.access(path, os.R_OK):
+        return f" (user {os.geteuid()} may not read it)"
+    if not os.access(path.parent, os.W_OK):
+        return f" (user {os.geteuid()} may not write to its folder)"
+    return ""
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
@@ -244,6 +291,11 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreError(
             f"the database {path} has schema {found}, this Afterword knows up to {len(MIGRATIONS)}: it was written "
             "by a newer version. Upgrade Afterword, or use another --dir."
+        )
+    if found < len(MIGRATIONS) and connection.execute("PRAGMA query_only").fetchone()[0]:
+        raise StoreError(
+            f"the database {path} has schema {found} of an older version and is to be brought to {len(MIGRATIONS)}, but "
+            "it cannot be written here. Open it once where it can be (a copy will do), or with the older version."
         )
     while found < len(MIGRATIONS):
         script = MIGRATIONS[found]

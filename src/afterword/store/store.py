@@ -32,7 +32,7 @@ from afterword.records import (
 )
 from afterword.store.channels import wider
 from afterword.store.codec import SEARCHED, decoder, encode, select
-from afterword.store.schema import CLEARED, FORGOTTEN, TOMBSTONE, connect, open_database
+from afterword.store.schema import CLEARED, FORGOTTEN, TOMBSTONE, connect, open_database, reader
 from afterword.store.votes import VOTE, Vote, first_id, superseded, voter_of
 from afterword.store.writer import Outcome, Writer
 
@@ -109,7 +109,13 @@ class Store:
         rows = [encode(self.as_stored(record), live=live) for record in records]
         with self._lock:
             if self._writer is None:
-                self._writer = Writer(self.path, bulk=self._bulk)
+                try:
+                    self._writer = Writer(self.path, bulk=self._bulk)
+                except sqlite3.Error as error:
+                    raise StoreError(
+                        f"cannot write to {self.path}: {error}. Nothing was stored; make the data directory writable "
+                        "for this user, free disk space, or name another place with --dir."
+                    ) from error
             return self._writer.submit(rows)
 
     def as_stored(self, record: R) -> R:
@@ -152,17 +158,22 @@ class Store:
     def note_export(self, to: Path, what: str, format: str, user: str | None) -> None:
         """Remember that rows leave for a file, so that it is found when a user is to be forgotten."""
         row = (new_id("exp"), time.time(), b"\x01", str(to.resolve()), what, format, user, b"{}")
-        connection = connect(self.path)
+        connection = None
         try:
+            connection = connect(self.path)
             connection.execute(
                 "INSERT INTO exports (id, created_at, digest, path, what, format, user, body) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
         except sqlite3.Error as error:
-            raise StoreError(f"cannot note the export in {self.path}: {error}. Nothing was exported.") from error
+            raise StoreError(
+                f"cannot note the export in {self.path}: {error}. Nothing was exported: a file that nobody knows of "
+                "could not be cleaned when a user is forgotten. Make the data directory writable, or export to stdout."
+            ) from error
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
 
     def exports(self) -> list[tuple[str, float, Path, str, str]]:
         """(id, time, file, what, format) of every export to a file, oldest first."""
@@ -171,8 +182,9 @@ class Store:
 
     def note_traces(self, last: Mapping[str, tuple[str, float]]) -> None:
         """Remember the last turn of each trace: trace -> (turn, when it was answered)."""
-        connection = connect(self.path)
+        connection = None
         try:
+            connection = connect(self.path)
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(
                 "INSERT INTO traces VALUES (?, ?, ?) ON CONFLICT(trace) DO UPDATE "
@@ -183,7 +195,8 @@ class Store:
         except sqlite3.Error as error:
             raise StoreError(f"cannot note the traces in {self.path}: {error}. Run the import again.") from error
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
 
     # ---- reading
 
@@ -192,7 +205,7 @@ class Store:
         try:
             connection = getattr(self._local, "connection", None)
             if connection is None:
-                connection = connect(self.path)
+                connection = reader(self.path)
                 self._local.connection = connection
                 with self._lock:
                     self._readers.append(connection)

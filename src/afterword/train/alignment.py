@@ -23,6 +23,7 @@ from afterword.learn.forward import Ids, by_budget, packed
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.recipes import Recipe
 from afterword.learn.teachers import LIVE, Routed, Teacher
+from afterword.store.files import write_whole
 from afterword.train.encoded import Encoded, Prepared
 from afterword.train.teaching import Teaching
 from afterword.train.watch import START, crossed
@@ -79,8 +80,8 @@ def write_alignment(
     if signal is not None:
         lines += ["", f"signal per token (nats): {json.dumps(asdict(signal))}"]
         lines += [f"warning: {sentence}" for sentence in signal.warnings().values()]
-    (run_dir / "alignment.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    file.write_text(json.dumps(asdict(signal) if signal else None), encoding="utf-8")
+    write_whole(run_dir / "alignment.txt", "\n".join(lines) + "\n")
+    write_whole(file, json.dumps(asdict(signal) if signal else None))
     return signal
 
 

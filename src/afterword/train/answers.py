@@ -15,6 +15,7 @@ from pathlib import Path
 from afterword.chat.render import Tokenizer, decode
 from afterword.chat.words import quotes
 from afterword.records import Json
+from afterword.store.files import write_whole
 from afterword.train.encoded import Encoded
 from afterword.train.rules import ZLIB_RATIO
 from afterword.train.watch import ANSWERS, crossed
@@ -59,7 +60,7 @@ def write_answers(
     file = run_dir / _FILE
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     kept = [line for line in lines if json.loads(line)["pass"] < number]
-    file.write_text("\n".join([*kept, json.dumps(figures)]) + "\n", encoding="utf-8")
+    write_whole(file, "\n".join([*kept, json.dumps(figures)]) + "\n")
     return figures
 
 

@@ -27,6 +27,7 @@ from afterword.learn.diagnostics import log_probs
 from afterword.learn.forward import by_budget
 from afterword.learn.rows import ALONE
 from afterword.records import Json, Turn
+from afterword.store.files import write_whole
 from afterword.train.encoded import Encoded
 from afterword.train.policy import Policy
 from afterword.train.served import with_groups
@@ -99,9 +100,7 @@ def fresh_rows(
 
 
 def _keep(file: Path, what: Json) -> None:
-    work = file.with_suffix(".new")
-    work.write_text(json.dumps(what), encoding="utf-8")
-    work.replace(file)
+    write_whole(file, json.dumps(what))
 
 
 def _room(row: Encoded, rows: Sequence[Encoded], most: int, limit: int) -> int:

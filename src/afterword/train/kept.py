@@ -1,14 +1,15 @@
 """A frozen teacher's hidden states on disk, by content: another run over the same interactions reads them.
 
 Owns a bounded folder of files named by the hash of (weights, prompt ids, completion ids). It is a cache: a file that
-cannot be read is computed again, the oldest go first. What is in it derives from what users wrote, so whoever erases
-a user empties it.
+cannot be read or written is computed again, the oldest go first. What is in it derives from what users wrote, so
+whoever erases a user empties it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,10 +24,15 @@ MOST_BYTES = 1 << 30
 class KeptStates:
     """Hidden states [n, H] by content. `folder` None keeps nothing."""
 
+    folder: Path | None
+
     def __init__(self, folder: Path | None, most: int = MOST_BYTES) -> None:
         self.folder, self.most = folder, most
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError:  # a cache that cannot be kept costs time, never the run
+                self.folder = None
 
     @staticmethod
     def key(weights: str, prompt: Sequence[int], completion: Sequence[int]) -> str:
@@ -55,8 +61,14 @@ class KeptStates:
             return
         for key, one in zip(keys, states, strict=True):
             fresh = self.folder / f".{key}.{os.getpid()}"
-            save_file({"states": one.cpu().contiguous()}, fresh)
-            fresh.replace(self.folder / f"{key}.safetensors")
+            try:
+                save_file({"states": one.cpu().contiguous()}, fresh)
+                fresh.replace(self.folder / f"{key}.safetensors")
+            except (SafetensorError, OSError):  # a full disk, say: the run goes on without its cache
+                with suppress(OSError):
+                    fresh.unlink(missing_ok=True)
+                self.folder = None
+                return
 
     def trim(self) -> None:
         """Keep within the bound."""

@@ -18,6 +18,7 @@ from afterword.learn.loss_stage import Scores
 from afterword.learn.rows import Rows
 from afterword.learn.terms import Term
 from afterword.learn.updates import importance_ratio
+from afterword.store.files import write_whole
 
 _EDGES = (1, 4, 16, 64)
 _DEPTHS = ("0", "1-3", "4-15", "16-63", "64-")
@@ -197,9 +198,7 @@ def keep_steps(run_dir: Path, before: int, *, write: bool = True) -> list[StepMe
     kept = [m for m in read_metrics(run_dir) if m.step <= before]
     if not write:
         return kept
-    fresh = run_dir / f"{_FILE}.new"
-    fresh.write_text("".join(json.dumps(asdict(m)) + "\n" for m in kept), encoding="utf-8")
-    fresh.replace(run_dir / _FILE)
+    write_whole(run_dir / _FILE, "".join(json.dumps(asdict(m)) + "\n" for m in kept))
     return kept
 
 

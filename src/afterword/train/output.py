@@ -18,6 +18,7 @@ from afterword.errors import ConflictError
 from afterword.learn.models import base_hash, resolve_model, template_hash, tokenizer_hash
 from afterword.learn.recipes import Recipe, describe
 from afterword.records import Candidate, Json, content_hash
+from afterword.store.files import write_whole
 from afterword.train.encoded import Example
 from afterword.train.policy import Policy, weights_hash
 
@@ -114,7 +115,7 @@ def publish(policy: Policy, identity: Identity, result: TrainResult, run_dir: Pa
         "created_at": time.time(),
     }  # fmt: skip
     (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    (run_dir / _RESULT).write_text(json.dumps(note), encoding="utf-8")
+    write_whole(run_dir / _RESULT, json.dumps(note))
     for path in (*work.iterdir(), work, run_dir / _RESULT):
         _to_disk(path)
     work.rename(out)

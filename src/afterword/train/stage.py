@@ -7,7 +7,6 @@ training itself is `loop.train_candidate`.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from afterword.learn.recipes.recipe import Recipe
 from afterword.learn.validate import advice
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
+from afterword.store.files import write_whole
 from afterword.store.locks import TRAIN, alone
 from afterword.train.examples import Example, choose, taught
 from afterword.train.fresh import verifier_of
@@ -246,9 +246,7 @@ def _planned(
         )
     run_dir = directory / "runs" / plan.candidate
     run_dir.mkdir(parents=True, exist_ok=True)
-    fresh_file = run_dir / f".{_PLAN}.{os.getpid()}"
-    fresh_file.write_text(json.dumps({name: getattr(plan, name) for name in Plan.__dataclass_fields__}), "utf-8")
-    fresh_file.replace(run_dir / _PLAN)
+    write_whole(run_dir / _PLAN, json.dumps({name: getattr(plan, name) for name in Plan.__dataclass_fields__}))
     (run_dir / _GIVEN_UP).unlink(missing_ok=True)  # asked for again: a kill from here on is finished as any other
     return plan
 
