@@ -294,7 +294,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         )
     if found < len(MIGRATIONS) and connection.execute("PRAGMA query_only").fetchone()[0]:
         raise StoreError(
-            f"the database {path} has schema {found} of an older version and is to be brought to {len(MIGRATIONS)}, but "
+            f"the database {path} has schema {found} of an older version and needs schema {len(MIGRATIONS)}, but "
             "it cannot be written here. Open it once where it can be (a copy will do), or with the older version."
         )
     while found < len(MIGRATIONS):
