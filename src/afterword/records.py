@@ -33,6 +33,13 @@ BESIDE = ("declared", "task")
 SCOPES = ("global", "task", "team", "user")
 
 
+def not_to_imitate(message: Json) -> bool:
+    """Did a file mark this answer as one that no model must learn to give (OpenAI's `"weight": 0`)? Importing turns the
+    marks of other formats into this one."""
+    weight = message.get("weight")
+    return isinstance(weight, int | float) and not isinstance(weight, bool) and weight == 0
+
+
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 

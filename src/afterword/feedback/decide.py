@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from afterword.chat.redact import redact
@@ -17,7 +17,7 @@ from afterword.feedback.kinds import KINDS, spoken
 from afterword.feedback.readings import Case, Refusal, Signal, Waiting, read
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.sketch import Index, packed, sketch_of, unpacked
-from afterword.records import Feedback, Interaction, Skip, content_hash
+from afterword.records import Feedback, Interaction, Skip, content_hash, not_to_imitate
 from afterword.store.users import speaker
 
 SKETCHED = (250, 500, 250)
@@ -111,6 +111,8 @@ def decide(case: Case, settings: CollectSettings) -> Decision:
             decision.skip(feedback, reading)
         elif isinstance(reading, Waiting):
             decision.waiting.append((feedback, reading.reason))
+        elif reading.polarity > 0 and not_to_imitate(case.turn.answer):
+            _praise_of_excluded(case, reading, decision, signals)
         elif (unsafe := guarded(case, reading)) is not None:
             decision.skip(feedback, unsafe)
         else:
@@ -121,6 +123,15 @@ def decide(case: Case, settings: CollectSettings) -> Decision:
         decision.interaction = _interaction(case, signals, settings)
         decision.kept = [signal.feedback for signal in signals]
     return decision
+
+
+def _praise_of_excluded(case: Case, signal: Signal, decision: Decision, signals: list[Signal]) -> None:
+    """Nothing reinforces an answer that its file excludes; what the user made of it may still be shown."""
+    if signal.feedback.kind == "edited" and signal.hindsight and guarded(case, signal) is None:
+        signals.append(replace(signal, polarity=0))
+    else:
+        why = "the file marks this answer as one not to imitate (weight 0); praise of it teaches nothing"
+        decision.skip(signal.feedback, Refusal("excluded", why))
 
 
 def guarded(case: Case, signal: Signal) -> Refusal | None:

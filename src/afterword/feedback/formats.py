@@ -34,6 +34,7 @@ from afterword.formats.parsing import (
     shown,
     text,
     unix_time,
+    weighed,
 )
 from afterword.formats.preferences import is_lmsys, is_trl, lmsys, pair, trl
 from afterword.records import Feedback, Json, Record, Turn, content_hash
@@ -52,7 +53,7 @@ def _openai(row: Json) -> Conversation | Hashed:
         messages = [message_of(m) for m in listed(row, "messages")]
     tools = row.get("tools")
     return Conversation(
-        messages=messages,
+        messages=weighed(messages, row),
         left_out=left_out,
         key=text(row.get("id")) or "",
         model=text(row.get("model")) or "",
@@ -91,13 +92,15 @@ def _spoken(row: Json) -> list[Json]:
     messages: list[Json] = []
     if isinstance(row.get("system"), str) and row["system"]:
         messages.append({"role": "system", "content": row["system"]})
+    marks: list[Any] = [{}] * len(messages)
     for part in listed(row, "conversations", "conversation"):
         role = role_of(_first(part, "from", "role", "sender", "speaker")) if isinstance(part, dict) else None
         value = _first(part, "value", "content", "text") if role else None
         if role is None or not isinstance(value, str):
             raise bad("bad_message", f"not a {{from, value}} message with a known speaker: {shown(part, 120)}")
         messages.append({"role": role, "content": value})
-    return messages
+        marks.append(part)
+    return weighed(messages, row, marks)
 
 
 def _first(part: Json, *names: str) -> Any:

@@ -12,7 +12,7 @@ from afterword.chat.canonical import canonical
 from afterword.feedback.decide import turn_refusal
 from afterword.feedback.readings import Case, Signal, answer_text, read
 from afterword.feedback.settings import CollectSettings
-from afterword.records import Feedback, Turn
+from afterword.records import Feedback, Turn, not_to_imitate
 from afterword.store import Store
 from afterword.store.users import speaker
 
@@ -80,4 +80,6 @@ def _accepted(store: Store, attempt: Turn, user: str | None, settings: CollectSe
     edits = [s.feedback.final_text for s in signals if s.feedback.kind == "edited"]
     if edits:
         return (edits[-1] or "").strip()
+    if not_to_imitate(attempt.answer):
+        return None
     return answer_text(attempt) if any(s.polarity > 0 for s in signals) else None

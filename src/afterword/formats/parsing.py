@@ -202,6 +202,45 @@ def role_of(speaker: Any) -> str | None:
     return _SPEAKERS.get(name) or ("assistant" if _VERSIONED.fullmatch(name) else None)
 
 
+_OFF = ("weight", "train", "training", "trainable", "train_on", "loss", "loss_weight")
+"""Fields that exclude an answer when they are 0 or false: OpenAI, Together, Mistral; Axolotl; xtuner, ms-swift."""
+_ON = ("mask", "masked", "ignore", "ignored", "skip", "exclude", "excluded", "is_masked", "discard", "discarded")
+"""Fields that exclude an answer when they are true."""
+
+
+def is_excluded(part: Json) -> bool:
+    """Does a message or a row bear a mark that its answers must not be imitated?"""
+    if part.get("status") == "discarded":  # Argilla
+        return True
+    return any(_is_no(part[name]) for name in _OFF if name in part) or any(
+        _is_yes(part[name]) for name in _ON if name in part
+    )
+
+
+def _is_no(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() in ("0", "0.0", "false", "no", "none")
+    return isinstance(value, bool | int | float) and not value
+
+
+def _is_yes(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() in ("1", "true", "yes")
+    return isinstance(value, bool | int | float) and bool(value)
+
+
+def weighed(messages: list[Json], row: Json, parts: list[Any] | None = None) -> list[Json]:
+    """The messages with `weight` 0 on each answer that the row, or its own part of it, excludes. NeMo's `mask` names
+    the speaker whose words are not learned."""
+    whole = is_excluded({name: value for name, value in row.items() if name != "mask" or not isinstance(value, str)})
+    whole = whole or role_of(row.get("mask")) == "assistant"
+    marks = messages if parts is None else [part if isinstance(part, dict) else {} for part in parts]
+    return [
+        {**message, "weight": 0} if message["role"] == "assistant" and (whole or is_excluded(mark)) else message
+        for message, mark in zip(messages, marks, strict=True)
+    ]
+
+
 def message_of(part: Any) -> Json:
     """A message in OpenAI's form, or with another name of its role (`Human`) or of its fields (`from`, `value`)."""
     if not isinstance(part, dict):

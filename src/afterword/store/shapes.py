@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from afterword.records import Feedback, Interaction, Json, Record, Turn
+from afterword.records import Feedback, Interaction, Json, Record, Turn, content_hash, not_to_imitate
 from afterword.store.codec import calendar_time
 from afterword.store.users import speaker
 from afterword.store.view import View
@@ -63,8 +63,35 @@ def _position(turn: Turn, answer: Json) -> int | None:
 
 
 def turn_completions(view: View) -> Iterator[Json]:
-    """TRL's prompt and completion, one row for each turn."""
-    return ({"prompt": list(turn.messages), "completion": [turn.answer]} for turn in view.turns())
+    """TRL's prompt and completion, one row for each turn that may be imitated."""
+    return ({"prompt": list(turn.messages), "completion": [turn.answer]} for turn in imitable(view))
+
+
+def imitable(view: View) -> Iterator[Turn]:
+    """The turns without those whose answer a file excluded, for shapes that cannot say so."""
+    for turn in view.turns():
+        if not_to_imitate(turn.answer):
+            view.left["excluded"] += 1
+        else:
+            yield turn
+
+
+def unmarked(view: View) -> Iterator[tuple[Turn, list[Json]]]:
+    """`threads` up to the first answer that a file excluded, for shapes that cannot say so."""
+    seen: set[str] = set()
+    for turn, messages in threads(view):
+        first = next((i for i, m in enumerate(messages) if m["role"] == "assistant" and not_to_imitate(m)), None)
+        if first is None:
+            yield turn, messages
+            continue
+        view.left["excluded"] += 1
+        kept = messages[:first]
+        while kept and kept[-1]["role"] != "assistant":
+            kept.pop()
+        name = content_hash(kept)
+        if kept and name not in seen:  # branches share their beginning
+            seen.add(name)
+            yield turn, kept
 
 
 def final_text(view: View, interaction: Interaction) -> str | None:
@@ -167,6 +194,9 @@ def events(view: View) -> Iterator[Json]:
     """The record of the mission's template, one for each feedback row that it can hold."""
     for row, turn in view.feedback():
         if turn is None or not _holds(row):
+            continue
+        if not_to_imitate(turn.answer) and row.kind not in {"follow_up", "comment", "edited"}:
+            view.left["excluded"] += 1  # the record has no place for the mark, and praises the draft
             continue
         yield {
             "model_version": turn.adapter or turn.model,

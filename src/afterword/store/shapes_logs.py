@@ -15,7 +15,7 @@ import orjson
 
 from afterword.records import Feedback, Json, Turn
 from afterword.store.codec import calendar_time
-from afterword.store.shapes import preferred, text, threads
+from afterword.store.shapes import imitable, preferred, text, unmarked
 from afterword.store.view import View
 
 _SPEAKERS = {"user": "human", "assistant": "gpt", "tool": "observation", "function": "observation"}
@@ -23,7 +23,7 @@ _SPEAKERS = {"user": "human", "assistant": "gpt", "tool": "observation", "functi
 
 def sharegpt(view: View) -> Iterator[Json]:
     """One conversation a row, the system message in a field of its own."""
-    for turn, messages in threads(view):
+    for turn, messages in unmarked(view):
         system = [m for m in messages if m["role"] in ("system", "developer")]
         row: Json = {"id": turn.conversation or turn.id, "model": turn.model, "user": turn.user}
         if system:
@@ -51,7 +51,7 @@ def wildfeedback(view: View) -> Iterator[Json]:
 
 def wildchat(view: View) -> Iterator[Json]:
     """The columns of WildChat-1M, and those of 4.8M that we know."""
-    for turn, messages in threads(view):
+    for turn, messages in unmarked(view):
         owner, moment = _hashed(turn), _iso(turn.created_at)
         said = [m for m in messages if m["role"] in ("user", "assistant")]
         parts = [
@@ -89,7 +89,7 @@ def _hashed(turn: Turn) -> str | None:
 
 def tensorzero_turns(view: View) -> Iterator[Json]:
     """Rows of ChatInference."""
-    for turn in view.turns():
+    for turn in imitable(view):
         system = [text(m) for m in turn.messages if m["role"] in ("system", "developer")]
         given: Json = {"messages": [_tz_message(m) for m in turn.messages if m["role"] not in ("system", "developer")]}
         if system:
