@@ -7,26 +7,27 @@ only a turn that no other resembles is linked. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from afterword.chat.trail import DEPTH, SIZE, WHOLE, Trail, squeezed
+from afterword.chat.trail import DEPTH, Trail, squeezed, stored_prints
 
-SURE = 40
-"""Characters (without white space) that must be equal before the end of a conversation stands for all of it."""
+SURE = 16
+"""Characters (without white space) that must be equal before the end of a conversation stands for all of it, where
+nobody is named."""
+LITTLE = 24
+"""Characters that must be equal when the question before the answer reads otherwise."""
 RARE = 80
-"""Characters of an answer that identify it although the question before it reads otherwise now."""
+"""The same where nothing explains why."""
 COPIED = 200
 """Characters of a whole conversation that is the same one under another name: a chat that was copied."""
-QUOTED = 12
+TELLING = 12
 """Characters of a question that identify it within a longer text."""
-LITTLE = 24
-"""The same as SURE, within one named conversation."""
-OPENED = 8
+OPENED = 64
 """Questions of candidates that are read to see what stands in them."""
 
-Contains = Callable[[str, str], bool]
-"""Does the newest question of this turn contain these words? Reads the turn."""
+Questions = Callable[[Sequence[str]], Mapping[str, str]]
+"""Reads the newest question of each of these turns; one that is not stored yet may be missing."""
 
 
 class Earlier(NamedTuple):
@@ -61,33 +62,48 @@ class _Fit(NamedTuple):
     weight: int
     """Characters that are equal."""
 
+    @property
+    def same(self) -> bool:
+        """Equal in all that the request shows."""
+        return not self.wrong and self.shift < 2
+
 
 def choose(
-    trail: Trail, found: Sequence[Earlier], conversation: str | None, contains: Contains, *, crowded: bool = False
+    trail: Trail,
+    found: Sequence[Earlier],
+    conversation: str | None,
+    questions: Questions,
+    *,
+    crowded: bool = False,
+    least: int = SURE,
 ) -> Choice:
     """Decide for the trail of a request up to its newest answer.
 
-    `found` are turns with the same newest answer in the same scope. `crowded`: there are more than these, but those
-    that match without a difference are all here.
+    Args:
+        trail: of the request.
+        found: turns of the same scope with the same newest answer.
+        conversation: as the client names it.
+        questions: reads the questions of turns.
+        crowded: there are more than `found`, but all that are equal or that may hold the question in other text are.
+        least: characters that must be equal when the request shows only the end of a conversation.
     """
     fits = [fit for turn in found if (fit := _compare(trail, turn)) is not None]
     if conversation is not None:
         own = [fit for fit in fits if fit.turn.conversation == conversation]
         if own:
-            return _within(trail, own, contains)
+            return _within(trail, own, questions)
         copies = [f for f in fits if not f.wrong and f.shift == 0 and f.weight >= COPIED]
         fits = [fit for fit in fits if fit.turn.conversation is None]
         if not fits and copies:
             return _only(copies)
     if not fits:
         return Choice(None, "ambiguous" if crowded else "unmatched")
-    return _anywhere(trail, fits, contains, crowded=crowded)
+    return _anywhere(trail, fits, questions, crowded=crowded, least=least)
 
 
 def _compare(trail: Trail, turn: Earlier) -> _Fit | None:
     """None when an answer before the newest one is another: then it is another conversation."""
-    whole = turn.thread.endswith(WHOLE)
-    prints = [turn.thread[i : i + SIZE] for i in range(0, len(turn.thread) - whole, SIZE)]
+    prints, whole = stored_prints(turn.thread)
     common = min(len(prints), len(trail.prints))
     wrong = tuple(i for i in range(common) if prints[i] != trail.prints[i])
     if any(prints[i][0] == "a" or trail.prints[i][0] == "a" for i in wrong) or not common:
@@ -100,11 +116,11 @@ def _compare(trail: Trail, turn: Earlier) -> _Fit | None:
     return _Fit(turn, wrong, shift, weight)
 
 
-def _only(fits: list[_Fit], *, unwrapped: bool = False) -> Choice:
+def _only(fits: list[_Fit], unwrapped: bool = False) -> Choice:
     return Choice(fits[0].turn, "linked", unwrapped) if len(fits) == 1 else Choice(None, "ambiguous")
 
 
-def _within(trail: Trail, fits: list[_Fit], contains: Contains) -> Choice:
+def _within(trail: Trail, fits: list[_Fit], questions: Questions) -> Choice:
     """In one named conversation of one user."""
     best = min((len(fit.wrong), fit.shift) for fit in fits)
     top = [fit for fit in fits if (len(fit.wrong), fit.shift) == best]
@@ -113,42 +129,47 @@ def _within(trail: Trail, fits: list[_Fit], contains: Contains) -> Choice:
             return Choice(None, "ambiguous")  # a beginning, or the same words again later, cut off
         # Equal in all that the client shows: what it shows is the newest.
         return Choice(max(top, key=lambda fit: fit.turn.order).turn, "linked")
-    asked = _quoting(trail, top, contains, 1)
+    asked, unwrapped = _quoting(trail, top, questions)
     if asked:
-        return _only(asked, unwrapped=True)
-    if len(top) == 1 and top[0].weight >= LITTLE:
-        return _only(top)
-    return Choice(None, "ambiguous" if len(top) > 1 else "unsure")
-
-
-def _anywhere(trail: Trail, fits: list[_Fit], contains: Contains, *, crowded: bool) -> Choice:
-    """Among all turns of a scope, which may be those of many people."""
-    same = [fit for fit in fits if not fit.wrong and fit.shift < 2]
-    asked = [] if crowded else _quoting(trail, [fit for fit in fits if fit.wrong == (1,)], contains, QUOTED)
-    if same or asked:
-        only = _only([*same, *asked], unwrapped=bool(asked))
-        if same and only.turn is not None and (same[0].shift or crowded) and same[0].weight < SURE:
-            return Choice(None, "unsure")
-        return only
-    if crowded:
+        return _only(asked, unwrapped)
+    if len(top) > 1:
         return Choice(None, "ambiguous")
-    likely = [fit for fit in fits if fit.shift < 2 or not fit.wrong]
+    return _only(top) if top[0].weight >= LITTLE else Choice(None, "unsure")
+
+
+def _anywhere(trail: Trail, fits: list[_Fit], questions: Questions, *, crowded: bool, least: int) -> Choice:
+    """Among all turns of a scope, which may be those of many people."""
+    same = [fit for fit in fits if fit.same]
+    other = [fit for fit in fits if 1 in fit.wrong and fit.shift < 2]
+    held = [fit for fit in other if fit.turn.thread[0] == "w" or not (same or crowded)]
+    if len(same) < 2 and len(held) > OPENED:
+        return Choice(None, "ambiguous")  # too many to look into each
+    asked, unwrapped = _quoting(trail, held, questions) if len(same) < 2 else ([], False)
+    if len(same) + len(asked) > 1:
+        return Choice(None, "ambiguous")
+    if same:
+        sure = same[0].shift == 0 or same[0].weight >= least
+        return _only(same) if sure else Choice(None, "unsure")
+    if asked:
+        sure = asked[0].weight + len(trail.words[1]) >= (LITTLE if least else 0)
+        return _only(asked, unwrapped) if sure else Choice(None, "unsure")
+    likely = [f for f in fits if (f.shift < 2 or not f.wrong) and not (crowded and 1 in f.wrong)]
     if len(likely) != 1:
-        return Choice(None, "ambiguous" if likely else "unmatched")
+        return Choice(None, "ambiguous" if likely or crowded else "unmatched")
     (fit,) = likely
-    enough = COPIED if fit.shift == 2 else RARE
+    enough = COPIED if fit.shift == 2 else RARE if 1 in fit.wrong else LITTLE
     return _only(likely) if fit.weight >= enough and len(fit.wrong) < 2 else Choice(None, "unsure")
 
 
-def _quoting(trail: Trail, fits: list[_Fit], contains: Contains, least: int) -> list[_Fit]:
-    """Those whose newest question contains the one that the request shows in its place."""
+def _quoting(trail: Trail, fits: list[_Fit], questions: Questions) -> tuple[list[_Fit], bool]:
+    """Those whose newest question contains the one that the request shows in its place; and do they: the user may also
+    have added to it."""
     shown = trail.words[1] if len(trail.words) > 1 else ""
-    if len(shown) < least or len(fits) > OPENED:
-        return []
-    return [fit for fit in fits if 1 in fit.wrong and contains(fit.turn.id, shown)]
-
-
-def quotes(question: str, shown: str) -> bool:
-    """Do the words `shown` (without white space) stand within a longer question?"""
-    text = squeezed(question)
-    return len(text) > len(shown) and shown in text
+    fits = [fit for fit in fits if 1 in fit.wrong]
+    if not shown or not fits or len(fits) > OPENED:
+        return [], False
+    read = {name: squeezed(text) for name, text in questions([fit.turn.id for fit in fits]).items()}
+    asked = [fit for fit in fits if shown in read.get(fit.turn.id, "")]
+    if asked:
+        return asked, True
+    return [fit for fit in fits if len(q := read.get(fit.turn.id, "")) >= TELLING and q in shown], False

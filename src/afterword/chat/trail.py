@@ -27,8 +27,10 @@ SIZE = 16
 """Characters of one fingerprint: `a` (model) or `u` (user) and 15 hex digits."""
 WHOLE = "."
 """Ends a trail that reaches the start of its conversation."""
-BEYOND = "z"
-"""Sorts behind everything that a trail can go on with."""
+LONG = 60
+"""Characters of a question (without white space) from which on it may be the user's words within other text."""
+_ASIDE = "|"
+"""Before the question that stands at the end because it is LONG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,34 @@ class Trail:
 
     @property
     def text(self) -> str:
-        """As it is stored."""
-        return "".join(self.prints) + (WHOLE if self.whole else "")
+        """As it is stored: the fingerprints in order. A LONG question before the answer may read otherwise in the next
+        request, so it stands at the end, and the first letter is `w`: turns that agree in all the rest are neighbours
+        in an index."""
+        prints, end = self.prints, WHOLE if self.whole else ""
+        if len(prints) > 1 and prints[0][0] == "a" and prints[1][0] == "u" and len(self.words[1]) >= LONG:
+            return "".join(aside(prints)) + end + _ASIDE + prints[1]
+        return "".join(prints) + end
 
     def answered(self) -> Trail:
         """The same up to the newest answer; empty when there is none."""
         start = next((i for i, name in enumerate(self.prints) if name[0] == "a"), len(self.prints))
         cut = slice(start, start + DEPTH)
         return Trail(self.prints[cut], self.words[cut], self.whole and start + DEPTH >= len(self.prints))
+
+
+def aside(prints: Sequence[str]) -> tuple[str, ...]:
+    """Fingerprints up to an answer as they are stored when the question before it is LONG; without that question."""
+    return ("w" + prints[0][1:], *prints[2:])
+
+
+def stored_prints(text: str) -> tuple[list[str], bool]:
+    """The fingerprints of a stored trail, newest first, and whether it reaches the start of its conversation."""
+    text, _, question = text.partition(_ASIDE)
+    whole = text.endswith(WHOLE)
+    prints = [text[i : i + SIZE] for i in range(0, len(text) - whole, SIZE)]
+    if question:
+        prints[:1] = ["a" + text[1:SIZE], question]
+    return prints, whole
 
 
 def trail_of(scope: Sequence[str | None], messages: Sequence[Json], depth: int = DEPTH) -> Trail:

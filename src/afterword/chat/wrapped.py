@@ -69,6 +69,35 @@ def user_words(text: str) -> tuple[str, bool]:
     return _labelled(text)
 
 
+def words_like(then: str, shown: str, now: str) -> str | None:
+    """What the user wrote in `now`, by an example: in the same wrapper, `then`, they wrote `shown`.
+
+    None when the marks around the words cannot be told from retrieved text.
+    """
+    shown = shown.strip()
+    at = then.rfind(shown)
+    if at < 0 or not shown:
+        return None
+    before, after = then[:at], then[at + len(shown) :].strip()
+    start, end = 0, len(now)
+    if before.strip():
+        mark = before[before.rstrip().rfind("\n") + 1 :]
+        found = now.rfind(mark)
+        if found < 0 or (mark.rstrip()[-1:].isalnum() and len(mark.strip()) < _SHORT_MARK):
+            return None
+        start = found + len(mark)
+    if after:
+        mark = after.split(None, 1)[0]
+        end = now.find(mark, start)
+        if end < 0 or (mark[0].isalnum() and mark[-1] not in ":："):
+            return None
+    return now[start:end].strip() or None
+
+
+_SHORT_MARK = 8
+"""Characters of a line of plain words that are too few to be a part of a wrapper."""
+
+
 def _may_be_wrapped(text: str) -> bool:
     return "<" in text or ":" in text or "：" in text or "```" in text
 

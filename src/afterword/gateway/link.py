@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from afterword.chat.canonical import text_of, thread_hashes
-from afterword.chat.matching import Choice, Earlier, choose, quotes
-from afterword.chat.trail import DEPTH, SIZE, Trail, asked_key, trail_of
-from afterword.chat.wrapped import user_words
+from afterword.chat.matching import SURE, Choice, Earlier, choose
+from afterword.chat.trail import DEPTH, SIZE, Trail, aside, asked_key, trail_of
+from afterword.chat.wrapped import user_words, words_like
 from afterword.errors import StoreError
 from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Feedback, Json, Turn, content_hash
@@ -149,14 +150,18 @@ class Links:
             conversation = chat.conversation or conversation
             if chat.beside:  # the conversation goes on from the answer before, not from this one
                 return Link(asked=asked, conversation=conversation, outcome="beside")
+            corrections: tuple[Feedback, ...] = ()
+            words = (chat.said.words or None) if previous else None
+            if choice.unwrapped and previous and words:
+                words, corrections = self._unwrapped(chat, previous)
             return Link(
                 asked=asked,
                 previous=previous,
                 conversation=conversation,
                 outcome=choice.outcome,
-                follow_up=(chat.said.words or None) if previous else None,
+                follow_up=words,
                 repeats=self._repeated(chat, asked, previous, conversation),
-                corrections=self._corrections(chat, previous) if choice.unwrapped and previous else (),
+                corrections=corrections,
             )
         except StoreError:
             return Link(asked=asked, conversation=chat.conversation, outcome="unavailable")
@@ -171,7 +176,8 @@ class Links:
         if not trail.prints:
             return Choice(None, "none"), None, None
         found, crowded = self._candidates(trail, chat.conversation)
-        choice = choose(trail, found, chat.conversation, self._contains, crowded=crowded)
+        least = SURE if chat.user is None else 0
+        choice = choose(trail, found, chat.conversation, self._questions, crowded=crowded, least=least)
         if choice.turn is not None:
             return choice, choice.turn.id, choice.turn.conversation
         if choice.outcome == "unmatched" and (old := self._of_an_older_version(chat)) is not None:
@@ -180,16 +186,26 @@ class Links:
 
     def _candidates(self, trail: Trail, conversation: str | None) -> tuple[list[Earlier], bool]:
         """Turns with the same newest answer, and whether there are more than these."""
-        answer, all_of_it = trail.prints[0], "".join(trail.prints)
+        plain, held = self._alike(trail.prints, conversation), self._alike(aside(trail.prints), conversation)
+        return [*plain[0], *held[0]], plain[1] or held[1]
+
+    def _alike(self, prints: Sequence[str], conversation: str | None) -> tuple[list[Earlier], bool]:
+        """Turns whose stored trail begins with the first of `prints`; where they are too many, those of the named
+        conversation, and those that begin with all of `prints`, or else with the first two."""
+        answer = prints[0]
         known = [self._turns[name] for name in self._answers.get(answer, ())]
         rows = self._store.turns_on_trail(answer, CROWD + 1)
         crowded = len(known) > CROWD or len(rows) > CROWD
         if crowded:
-            known = [
-                k for k in known
-                if k.thread.startswith(all_of_it) or (conversation is not None and k.conversation == conversation)
-            ]  # fmt: skip
-            rows = self._store.turns_on_trail(all_of_it, CROWD)
+            own = [k for k in known if conversation is not None and k.conversation == conversation]
+            for start in ("".join(prints), "".join(prints[:2])):
+                same = [k for k in known if k.thread.startswith(start)]
+                rows = self._store.turns_on_trail(start, CROWD + 1)
+                if rows or same:
+                    break
+            known = [*own, *same]
+            if len(rows) > CROWD:  # too many of these, too: any two of them are
+                rows = rows[:2]
             if conversation is not None:
                 rows += self._store.turns_on_trail(answer, CROWD, conversation)
         found = {row.id: Earlier(*row) for row in rows}
@@ -197,9 +213,8 @@ class Links:
         found |= {k.id: Earlier(k.id, newer + k.order, k.thread, k.conversation) for k in known}
         return list(found.values()), crowded
 
-    def _contains(self, turn: str, words: str) -> bool:
-        row = self._store.find(Turn, turn)
-        return row is not None and quotes(_newest_question(list(row.messages)), words)
+    def _questions(self, turns: Sequence[str]) -> dict[str, str]:
+        return {row.id: _newest_question(list(row.messages)) for _, row in self._store.among(Turn, "id", turns)}
 
     def _of_an_older_version(self, chat: ChatRequest) -> str | None:
         """Turns that were stored before there were trails are found by the hash of the whole history."""
@@ -241,19 +256,29 @@ class Links:
                 return row.id
         return None
 
-    def _corrections(self, chat: ChatRequest, previous: str) -> tuple[Feedback, ...]:
-        """The question of the previous turn was a follow-up itself, in a wrapper that is not known: its words now."""
+    def _unwrapped(self, chat: ChatRequest, previous: str) -> tuple[str | None, tuple[Feedback, ...]]:
+        """The client puts text around the newest question in a way of its own, as the previous turn shows: the user's
+        words now, if they can be told from it, and what has to be corrected about that turn."""
         turn = self._store.find(Turn, previous)
-        words = _words_before(chat.messages, _last_answer(chat.messages) or 0)
-        if turn is None or turn.previous is None or not words:
+        answer = _last_answer(chat.messages) or 0
+        words = _words_before(chat.messages, answer)
+        if turn is None or not words:
+            return None, ()
+        now = words_like(_newest_question(list(turn.messages)), words, _newest_question(chat.messages))
+        return now, self._corrections(turn, words, chat.user)
+
+    def _corrections(self, turn: Turn, words: str, user: str | None) -> tuple[Feedback, ...]:
+        """The question of `turn` was a follow-up itself: it is said again in the user's words, and what was taken for
+        them is taken back."""
+        if turn.previous is None:
             return ()
         rows = list(self._store.rows(Feedback, turn=turn.previous))
         taken_back = {row.retracts for row in rows if row.retracts}
-        told = [row for row in rows if row.kind == "follow_up" and row.next_turn == previous]
-        fresh = _follow_up(turn.previous, words, previous, chat.user)
+        told = [row for row in rows if row.kind == "follow_up" and row.next_turn == turn.id]
+        fresh = _follow_up(turn.previous, words, turn.id, user)
         if any(row.id in taken_back or row.id == fresh.id for row in told):
             return ()
-        retract = partial(_said, "retraction", turn=turn.previous, user=chat.user)
+        retract = partial(_said, "retraction", turn=turn.previous, user=user)
         wrong = [retract(name=content_hash("unwrapped", row.id), retracts=row.id) for row in told]
         return (*wrong, fresh)
 
