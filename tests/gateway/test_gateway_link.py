@@ -6,18 +6,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch, Setup
 
+from afterword.chat.canonical import thread_hash
 from afterword.chat.trail import trail_of_turn
 from afterword.errors import StoreError
 from afterword.gateway.link import Links
 from afterword.gateway.who import ANYBODY
 from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Feedback, Turn
-from afterword.store import Store
-from afterword.store.store import TrailTurn
+from afterword.store import Store, TrailTurn
 
 SAID = "The sky is blue."
 
@@ -186,6 +187,159 @@ def test_a_tool_result_links_but_says_nothing(launch: Launch) -> None:
     assert gateway.turns()[1].previous == first["id"] and gateway.feedback() == []
 
 
+# ---- behind the clients people use
+
+
+def ask(gateway: Setup, messages: list[dict[str, Any]], named: bool = True, **more: Any) -> dict[str, Any]:
+    headers = {"x-afterword-user": "ada", "x-afterword-conversation": "c1"} if named else {}
+    body = {"model": "afterword", "messages": messages, **more}
+    response = gateway.post("/v1/chat/completions", body, headers=headers)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def said(content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def system(content: str) -> dict[str, Any]:
+    return {"role": "system", "content": content}
+
+
+def follow_ups(gateway: Setup) -> list[tuple[str, str | None]]:
+    """What is left of them: (turn, words)."""
+    rows = gateway.feedback()
+    gone = {row.retracts for row in rows}
+    return [(row.turn, row.text) for row in rows if row.kind == "follow_up" and row.id not in gone]
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        ([system("It is 10:00:01."), user("Why?")], [system("It is 10:00:48."), user("Why?"), said(SAID)]),
+        ([system("Be brief."), user("Why?")], [user("Why?"), said(SAID)]),
+        ([user("Hi"), user("Why?")], [user("Hi\n\nWhy?"), said(f" {SAID}\n")]),
+        ([user([{"type": "text", "text": "Why?"}])], [user("Why?"), said([{"type": "text", "text": SAID}])]),
+        ([user("Hi"), said("Hello"), user("Why?")], [user("Why?"), said(SAID)]),
+        ([user("<context>Light.</context>\n<query>Why?</query>")], [user("Why?"), said(SAID)]),
+        (
+            [user("Hi"), said("Hello"), user("Why is that?")],
+            [user("Hi there"), said("Hello"), user("Why is that?"), said(SAID)],
+        ),
+    ],
+)
+def test_what_clients_send_otherwise_is_linked(gateway: Setup, first: Any, again: Any, named: bool) -> None:
+    one = ask(gateway, first, named)
+    two = ask(gateway, [*again, user("Shorter, please.")], named)
+    assert gateway.store.get(Turn, two["id"]).previous == one["id"]
+    assert follow_ups(gateway)[-1] == (one["id"], "Shorter, please.")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_answer_without_its_thought_is_linked(launch: Launch, named: bool) -> None:
+    gateway = launch(Fake(words=("<think>", "Light?", "</think>", "\n\nThe sky is blue.")))
+    one = ask(gateway, [user("Why?")], named)
+    two = ask(gateway, [user("Why?"), said(SAID), user("Shorter!")], named)
+    assert gateway.store.get(Turn, two["id"]).previous == one["id"]
+
+
+def test_an_answer_that_was_gone_on_with_is_linked(launch: Launch) -> None:
+    gateway = launch(Fake(words=("The sky",)))
+    one = ask(gateway, [user("Why?")])
+    gateway.fake.words = (" is blue.",)
+    two = ask(gateway, [user("Why?"), said("The sky")], continue_final_message=True, add_generation_prompt=False)
+    three = ask(gateway, [user("Why?"), said(SAID), user("Shorter!")])
+    turns = {turn.id: turn for turn in gateway.turns()}
+    assert (turns[two["id"]].previous, turns[three["id"]].previous) == (one["id"], two["id"])
+    assert follow_ups(gateway) == [(two["id"], "Shorter!")]
+
+
+def test_tool_arguments_that_were_written_anew_are_linked(launch: Launch) -> None:
+    gateway = launch(Fake(tool=True))
+    one = ask(gateway, [user("Look up")], named=False)
+    (call,) = one["choices"][0]["message"]["tool_calls"]
+    call = {"id": call["id"], "type": "function", "function": dict(call["function"])}
+    call["function"]["arguments"] = call["function"]["arguments"].replace(":", ": ").replace(",", ", ")
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "blue"}
+    two = ask(gateway, [user("Look up"), said("", tool_calls=[call]), result], named=False)
+    assert gateway.store.get(Turn, two["id"]).previous == one["id"]
+
+
+def test_the_words_of_a_wrapped_follow_up_are_the_users(gateway: Setup) -> None:
+    def wrapped(question: str, text: str) -> dict[str, Any]:
+        return user(f"Use these sources.\n<context>\n{text}\n</context>\n<query>\n{question}\n</query>")
+
+    one = ask(gateway, [wrapped("Why?", "[1] Light.")])
+    two = ask(gateway, [user("Why?"), said(SAID), wrapped("Shorter, please.", "[1] Words.")])
+    ask(gateway, [user("Why?"), said(SAID), user("Shorter, please."), said(SAID), wrapped("Thanks!", "[1] Manners.")])
+    assert follow_ups(gateway) == [(one["id"], "Shorter, please."), (two["id"], "Thanks!")]
+
+
+def test_words_in_a_wrapper_of_ones_own_are_corrected_once_they_are_known(gateway: Setup) -> None:
+    """The first question is asked as it is, so nothing tells that the second stands in other text; the third does."""
+    passages = "Il y a beaucoup de choses à dire sur ce sujet, et en voici quelques-unes."
+    one = ask(gateway, [user("Why?")])
+    two = ask(gateway, [user("Why?"), said(SAID), user(f"{passages}\n\nDemande : Shorter, please.")])
+    assert follow_ups(gateway) == [(one["id"], f"{passages}\n\nDemande : Shorter, please.")]
+    third = [user("Why?"), said(SAID), user("Shorter, please."), said(SAID)]
+    ask(gateway, [*third, user(f"{passages} Encore.\n\nDemande : Thanks!")])
+    ask(gateway, [*third, user(f"{passages} Encore.\n\nDemande : Thanks!")])
+    assert follow_ups(gateway) == [(one["id"], "Shorter, please."), (two["id"], "Thanks!")]
+    (fresh,) = [row for row in gateway.feedback() if row.text == "Shorter, please."]
+    assert (fresh.next_turn, fresh.user) == (two["id"], "ada")
+
+
+def test_what_the_user_took_back_is_not_said_again(gateway: Setup) -> None:
+    passages = "Il y a beaucoup de choses à dire sur ce sujet, et en voici quelques-unes."
+    ask(gateway, [user("Why?")])
+    ask(gateway, [user("Why?"), said(SAID), user(f"{passages}\n\nDemande : Shorter, please.")])
+    httpx.delete(f"{gateway.url}/v1/feedback/{gateway.feedback()[0].id}")
+    ask(gateway, [user("Why?"), said(SAID), user("Shorter, please."), said(SAID), user("Demande : Thanks!")])
+    assert "Shorter, please." not in [words for _, words in follow_ups(gateway)]
+
+
+def test_where_the_users_words_cannot_be_told_nothing_is_said_until_they_are(gateway: Setup) -> None:
+    one = ask(gateway, [user("Why?")])
+    held = "Answer by the following context only.\n\nContext:\nLight is scattered.\n\nShorter, please."
+    two = ask(gateway, [user("Why?"), said(SAID), user(held)])
+    assert gateway.store.get(Turn, two["id"]).previous == one["id"] and follow_ups(gateway) == []
+    ask(gateway, [user("Why?"), said(SAID), user("Shorter, please."), said(SAID)])
+    assert follow_ups(gateway) == [(one["id"], "Shorter, please.")]
+
+
+def test_the_same_request_under_another_clock_is_a_regeneration(gateway: Setup) -> None:
+    one = ask(gateway, [system("It is 10:00:01."), user("Why?")])
+    two = ask(gateway, [system("It is 10:00:48."), user("Why?")])
+    (event,) = gateway.feedback()
+    assert (event.turn, event.kind, event.next_turn) == (one["id"], "regenerated", two["id"])
+
+
+def test_turns_of_an_older_version_are_linked_by_the_hash_of_their_history(gateway: Setup) -> None:
+    asked = [system("Be brief."), user("Why?")]
+    thread = thread_hash((None, "ada"), [*asked, said(SAID)])
+    old = Turn(id="old", messages=tuple(asked), answer=said(SAID), user="ada", thread=thread)
+    gateway.store.write(old)
+    two = ask(gateway, [*asked, said(SAID), user("Shorter!")])
+    assert gateway.store.get(Turn, two["id"]).previous == "old"
+
+
+def test_requests_that_are_linked_to_nothing_are_counted_by_reason(gateway: Setup) -> None:
+    for _ in range(2):
+        gateway.chat("Hi")
+    gateway.chat("Hi", SAID, "Shorter!")
+    gateway.chat("Hi", "Never said.", "Shorter!")
+    gateway.chat(*["Hi", SAID] * 2, "Shorter!", user="ada")
+    assert gateway.store.unlinked() == {"unmatched": 2, "ambiguous": 1}
+    assert [turn.unlinked for turn in gateway.turns()] == [None, None, "ambiguous", "unmatched", "unmatched"]
+    assert 'afterword_links_total{outcome="ambiguous"} 1.0' in gateway.get("/metrics").text
+
+
 # ---- the index by itself
 
 
@@ -240,7 +394,7 @@ def test_a_store_that_cannot_be_read_means_no_link(tmp_path: Path, monkeypatch: 
         def broken(*_: object) -> list[TrailTurn]:
             raise StoreError("disk on fire")
 
-        monkeypatch.setattr(store, "turns_on_trail", broken)
+        monkeypatch.setattr(store, "turns_on_trails", broken)
         link = links.find(request("Hi", "a", "Go on"))
         assert link.outcome == "unavailable" and link.feedback("ada", "t1") == []
 

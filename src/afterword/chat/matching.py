@@ -84,7 +84,7 @@ def choose(
         found: turns of the same scope with the same newest answer.
         conversation: as the client names it.
         questions: reads the questions of turns.
-        crowded: there are more than `found`, but all that are equal or that may hold the question in other text are.
+        crowded: there are more than `found`; the others differ in the question or in what was before it.
         least: characters that must be equal when the request shows only the end of a conversation.
     """
     fits = [fit for turn in found if (fit := _compare(trail, turn)) is not None]
@@ -134,14 +134,15 @@ def _within(trail: Trail, fits: list[_Fit], questions: Questions) -> Choice:
         return _only(asked, unwrapped)
     if len(top) > 1:
         return Choice(None, "ambiguous")
-    return _only(top) if top[0].weight >= LITTLE else Choice(None, "unsure")
+    return _only(top) if top[0].shift < 2 or top[0].weight >= LITTLE else Choice(None, "unsure")
 
 
 def _anywhere(trail: Trail, fits: list[_Fit], questions: Questions, *, crowded: bool, least: int) -> Choice:
     """Among all turns of a scope, which may be those of many people."""
     same = [fit for fit in fits if fit.same]
     other = [fit for fit in fits if 1 in fit.wrong and fit.shift < 2]
-    held = [fit for fit in other if fit.turn.thread[0] == "w" or not (same or crowded)]
+    unseen = crowded and len(trail.prints) < 3  # turns with another question
+    held = [fit for fit in other if fit.turn.thread[0] == "w" or not (same or unseen)]
     if len(same) < 2 and len(held) > OPENED:
         return Choice(None, "ambiguous")  # too many to look into each
     asked, unwrapped = _quoting(trail, held, questions) if len(same) < 2 else ([], False)
@@ -153,7 +154,7 @@ def _anywhere(trail: Trail, fits: list[_Fit], questions: Questions, *, crowded: 
     if asked:
         sure = asked[0].weight + len(trail.words[1]) >= (LITTLE if least else 0)
         return _only(asked, unwrapped) if sure else Choice(None, "unsure")
-    likely = [f for f in fits if (f.shift < 2 or not f.wrong) and not (crowded and 1 in f.wrong)]
+    likely = [f for f in fits if (f.shift < 2 or not f.wrong) and not (unseen and 1 in f.wrong)]
     if len(likely) != 1:
         return Choice(None, "ambiguous" if likely or crowded else "unmatched")
     (fit,) = likely

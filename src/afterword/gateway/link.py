@@ -19,7 +19,7 @@ from afterword.chat.wrapped import user_words, words_like
 from afterword.errors import StoreError
 from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Feedback, Json, Turn, content_hash
-from afterword.store import Store
+from afterword.store import Store, TrailTurn
 
 REMEMBERED = 10_000
 """Recent turns in memory; older ones are found in the store."""
@@ -28,6 +28,8 @@ SAME_REQUEST = 600.0
 
 CROWD = 64
 """Turns of one scope with the same newest answer that are compared one by one; "Yes." may have been said more often."""
+MULTITUDE = 4096
+"""The same for a look at their fingerprints alone, which takes a millisecond."""
 UNLINKED = ("unmatched", "ambiguous", "unsure", "unknown", "foreign", "unavailable")
 """Outcomes of a request that has a history and is linked to nothing."""
 UNFINISHED = ("aborted", "error")
@@ -186,32 +188,41 @@ class Links:
 
     def _candidates(self, trail: Trail, conversation: str | None) -> tuple[list[Earlier], bool]:
         """Turns with the same newest answer, and whether there are more than these."""
-        plain, held = self._alike(trail.prints, conversation), self._alike(aside(trail.prints), conversation)
-        return [*plain[0], *held[0]], plain[1] or held[1]
-
-    def _alike(self, prints: Sequence[str], conversation: str | None) -> tuple[list[Earlier], bool]:
-        """Turns whose stored trail begins with the first of `prints`; where they are too many, those of the named
-        conversation, and those that begin with all of `prints`, or else with the first two."""
-        answer = prints[0]
-        known = [self._turns[name] for name in self._answers.get(answer, ())]
-        rows = self._store.turns_on_trail(answer, CROWD + 1)
-        crowded = len(known) > CROWD or len(rows) > CROWD
-        if crowded:
-            own = [k for k in known if conversation is not None and k.conversation == conversation]
-            for start in ("".join(prints), "".join(prints[:2])):
-                same = [k for k in known if k.thread.startswith(start)]
-                rows = self._store.turns_on_trail(start, CROWD + 1)
-                if rows or same:
-                    break
-            known = [*own, *same]
-            if len(rows) > CROWD:  # too many of these, too: any two of them are
-                rows = rows[:2]
-            if conversation is not None:
-                rows += self._store.turns_on_trail(answer, CROWD, conversation)
-        found = {row.id: Earlier(*row) for row in rows}
-        newer = 2**53  # than any row that is not in memory
-        found |= {k.id: Earlier(k.id, newer + k.order, k.thread, k.conversation) for k in known}
+        plain, held = trail.prints, aside(trail.prints)
+        rows = self._store.turns_on_trails((plain[0], held[0]), CROWD + 1)
+        found: dict[str, Earlier] = {}
+        crowded = False
+        for prints in (plain, held):
+            known = [self._turns[name] for name in self._answers.get(prints[0], ())]
+            stored = [row for row in rows if row.thread[0] == prints[0][0]]
+            if len(known) > CROWD or len(stored) > CROWD:
+                crowded = True
+                known, stored = self._of_a_crowd(prints, known, conversation, skip=prints is plain)
+            found |= {row.id: Earlier(*row) for row in stored}
+            newer = 2**53  # than any row that is not in memory
+            found |= {k.id: Earlier(k.id, newer + k.order, k.thread, k.conversation) for k in known}
         return list(found.values()), crowded
+
+    def _of_a_crowd(
+        self, prints: Sequence[str], known: list[Known], conversation: str | None, *, skip: bool
+    ) -> tuple[list[Known], list[TrailTurn]]:
+        """Of very many turns with one answer: those of the named conversation, and those that agree in all that the
+        request shows, or else in the last two messages, or else (`skip`) in all but the question."""
+        answer = prints[0]
+        own = [k for k in known if conversation is not None and k.conversation == conversation]
+        stored = [] if conversation is None else self._store.turns_of_conversation_on_trail(conversation, answer, CROWD)
+        for start in dict.fromkeys(("".join(prints), "".join(prints[:2]))):
+            same = [k for k in known if k.thread.startswith(start)]
+            rows = self._store.turns_on_trails((start,), CROWD + 1)
+            if rows or same:
+                return own + same[: CROWD + 1], stored + rows
+        if skip and len(prints) > 2:
+            rest, at = "".join(prints[2:]), 2 * SIZE
+            later = self._store.turns_on_trail_later(answer, at, rest, MULTITUDE, CROWD + 1)
+            if later is not None and len(known) <= MULTITUDE:
+                same = [k for k in known if k.thread.startswith(rest, at)]
+                return own + same[: CROWD + 1], stored + later
+        return own, stored
 
     def _questions(self, turns: Sequence[str]) -> dict[str, str]:
         return {row.id: _newest_question(list(row.messages)) for _, row in self._store.among(Turn, "id", turns)}

@@ -3,7 +3,7 @@
 Owns every byte that must survive a crash; never interprets feedback, never calls a stage, never updates a row.
 """
 
-from afterword.store.store import Store
+from afterword.store.store import Store, TrailTurn
 from afterword.store.writer import Outcome
 
-__all__ = ["Outcome", "Store"]
+__all__ = ["Outcome", "Store", "TrailTurn"]

@@ -39,6 +39,10 @@ from afterword.store.writer import Outcome, Writer
 R = TypeVar("R", bound=Record)
 
 
+_BEHIND = "z"
+"""Sorts behind all that a thread goes on with: letters and digits of hexadecimal, and marks."""
+
+
 class TrailTurn(NamedTuple):
     """A turn as far as linking needs it."""
 
@@ -288,18 +292,40 @@ class Store:
         """Ids of turns whose conversation up to the answer has this hash; two at most (two are ambiguous)."""
         return [row[0] for row in self.read("SELECT id FROM turns WHERE thread = ? LIMIT 2", (thread,))]
 
-    def turns_on_trail(self, start: str, limit: int, conversation: str | None = None) -> list[TrailTurn]:
-        """Turns whose `thread` begins with `start` (see `chat.trail`), `limit` at most, in no order; only those of a
-        conversation if it is named."""
-        named = "" if conversation is None else "AND t.conversation = ? "
-        # A unary plus keeps an index out: the conversation has few turns where the trail has very many, or the reverse.
-        thread, index = ("t.thread", "turns_thread") if conversation is None else ("+t.thread", "turns_conversation")
-        sql = (
-            f"SELECT t.id, t.seq, t.thread, t.conversation FROM turns t INDEXED BY {index} "
-            f"WHERE {thread} >= ? AND {thread} < ? {named}LIMIT ?"
+    def turns_on_trails(self, starts: Sequence[str], limit: int) -> list[TrailTurn]:
+        """Turns whose `thread` begins with one of `starts` (see `chat.trail`), `limit` at most for each, in no
+        order."""
+        one = (
+            "SELECT * FROM (SELECT t.id, t.seq, t.thread, t.conversation FROM turns t INDEXED BY turns_thread "
+            "WHERE t.thread >= ? AND t.thread < ? LIMIT ?)"
         )
-        more = () if conversation is None else (conversation,)
-        return [TrailTurn(*row) for row in self.read(sql, (start, start + "z", *more, limit))]
+        values = [value for start in starts for value in (start, start + _BEHIND, limit)]
+        return [TrailTurn(*row) for row in self.read(" UNION ALL ".join([one] * len(starts)), values)]
+
+    def turns_of_conversation_on_trail(self, conversation: str, start: str, limit: int) -> list[TrailTurn]:
+        """The same for one conversation and one start, where very many turns of others begin so."""
+        # The unary plus keeps the index of threads out.
+        sql = (
+            "SELECT t.id, t.seq, t.thread, t.conversation FROM turns t INDEXED BY turns_conversation "
+            "WHERE t.conversation = ? AND +t.thread >= ? AND +t.thread < ? LIMIT ?"
+        )
+        return [TrailTurn(*row) for row in self.read(sql, (conversation, start, start + _BEHIND, limit))]
+
+    def turns_on_trail_later(self, start: str, at: int, rest: str, within: int, limit: int) -> list[TrailTurn] | None:
+        """The same for turns that also have `rest` from character `at` of their thread on. None when more than
+        `within` turns begin with `start`: too many to look at each."""
+        among = (
+            "SELECT t.seq, t.thread FROM turns t INDEXED BY turns_thread WHERE t.thread >= ? AND t.thread < ? LIMIT ?"
+        )
+        ends = (start, start + _BEHIND)
+        if next(self.read(f"SELECT count(*) FROM ({among})", (*ends, within + 1)))[0] > within:
+            return None
+        sql = (
+            "SELECT t.id, t.seq, t.thread, t.conversation FROM turns t WHERE t.seq IN "
+            f"(SELECT a.seq FROM ({among}) a WHERE substr(a.thread, ?, ?) = ? LIMIT ?)"
+        )
+        values = (*ends, within, at + 1, len(rest), rest, limit)
+        return [TrailTurn(*row) for row in self.read(sql, values)]
 
     def unlinked(self) -> dict[str, int]:
         """Turns whose request had a history and was linked to nothing, by the reason, most frequent first."""
