@@ -75,9 +75,11 @@ NO_HINTS = Hints()
 def read_message(text: str, hints: Hints = NO_HINTS) -> Said:
     """The words of a person in `text`, without retrieved text around them, or why there are none."""
     read = _read(text, hints)
-    if read.origin is None:
-        return Said(user_words(read.words)[0])
     asked, certain = user_words(text)  # "Answer the question with these passages" is a task around a person's words
+    if read.origin is None:
+        if asked == text:
+            return Said(user_words(read.words)[0])
+        return Said(_read(asked, hints).words if certain else "")
     if read.origin == "task" and certain and asked != text and asked and _ANSWERS.search(_normal(text)):
         return _read(asked, hints)
     return read

@@ -19,6 +19,9 @@ _CONTEXT = (
     "attached_files", "attachment_file", "knowledge", "passages", "chunks", "excerpts", "context.instruction",
     "environment_details", "additional_data", "memories", "knowledge_base",
 )  # fmt: skip
+_KNOWN = frozenset((*_ASKED, *_CONTEXT))
+_MOST_MARKS = 5000
+"""A message with more of them is no text that somebody retrieved."""
 _MARK = re.compile(r"</?([a-zA-Z_.]{4,24})(?:\s[^<>]{0,400})?>")
 _COMMENTS = re.compile(r"<!--[^<>]{0,200}-->")
 _ORDER = re.compile(
@@ -107,8 +110,14 @@ def _elements(text: str) -> list[tuple[str, int, int, int, int]]:
 
     One pass over the marks; a start without an end is text.
     """
-    known = {*_ASKED, *_CONTEXT}
-    marks = [(m.group(1).lower(), m) for m in _MARK.finditer(text) if m.group(1).lower() in known]
+    if "</" not in text:
+        return []
+    marks: list[tuple[str, re.Match[str]]] = []
+    for mark in _MARK.finditer(text):
+        if (name := mark.group(1).lower()) in _KNOWN:
+            marks.append((name, mark))
+            if len(marks) > _MOST_MARKS:
+                return []
     ends: dict[str, list[int]] = {}
     for number, (name, mark) in enumerate(marks):
         if mark.group().startswith("</"):

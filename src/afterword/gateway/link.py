@@ -154,8 +154,9 @@ class Links:
                 return Link(asked=asked, conversation=conversation, outcome="beside")
             corrections: tuple[Feedback, ...] = ()
             words = (chat.said.words or None) if previous else None
-            if choice.unwrapped and previous and words:
-                words, corrections = self._unwrapped(chat, previous)
+            if choice.unwrapped and previous:
+                now, corrections = self._unwrapped(chat, previous)
+                words = now if chat.said.origin is None else None
             return Link(
                 asked=asked,
                 previous=previous,
@@ -281,7 +282,7 @@ class Links:
     def _corrections(self, turn: Turn, words: str, user: str | None) -> tuple[Feedback, ...]:
         """The question of `turn` was a follow-up itself: it is said again in the user's words, and what was taken for
         them is taken back."""
-        if turn.previous is None:
+        if turn.previous is None or turn.automated:
             return ()
         rows = list(self._store.rows(Feedback, turn=turn.previous))
         taken_back = {row.retracts for row in rows if row.retracts}
