@@ -109,6 +109,17 @@ def asked_key(trail: Trail, messages: Sequence[Json]) -> str:
     return hashed.hexdigest()
 
 
+def newest_question(messages: Sequence[Json]) -> str:
+    """The text of the user's newest message, or of the messages that make it up."""
+    end = len(messages)
+    while end > 0 and messages[end - 1].get("role") != "user":
+        end -= 1
+    start = end
+    while start > 0 and messages[start - 1].get("role") == "user":
+        start -= 1
+    return "".join(text_of(message.get("content")) for message in messages[start:end])
+
+
 _TOOLS = ("tool", "function")
 HIDDEN = ("system", "developer")
 """Roles that an application fills in anew for each request."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from afterword.chat.canonical import canonical
+from afterword.chat.trail import DEPTH, asked_key, trail_of
 from afterword.feedback.decide import turn_refusal
 from afterword.feedback.readings import Case, Signal, answer_text, read
 from afterword.feedback.settings import CollectSettings
@@ -43,14 +43,14 @@ def _attempts(store: Store, turn: Turn, feedback: tuple[Feedback, ...]) -> Itera
 def _linked(store: Store, turn: Turn, feedback: tuple[Feedback, ...]) -> list[Turn]:
     """The chain of next attempts that the feedback names, as far as they are later and asked the same: a client that
     names its next turn, whatever was asked, must not teach the answer to something else."""
-    asked = [canonical(m) for m in turn.messages]
+    asked = _asked(turn)
     chain: list[Turn] = []
     rows = list(feedback)
     while rows and len(chain) < NEAR:
         names = {f.next_turn for f in rows if f.next_turn and f.kind in {"retried", "regenerated"}}
         names -= {t.id for t in chain}
         turns = [t for _, t in store.among(Turn, "id", sorted(names))] if names else []
-        turns = [t for t in turns if t.created_at >= turn.created_at and [canonical(m) for m in t.messages] == asked]
+        turns = [t for t in turns if t.created_at >= turn.created_at and _asked(t) == asked]
         chain += turns
         rows = [f for _, f in store.among(Feedback, "turn", [t.id for t in turns])] if turns else []
     return chain
@@ -61,10 +61,15 @@ def _same_request(store: Store, turn: Turn) -> list[Turn]:
     scope = next(((c, v) for c in ("conversation", "previous", "user") if (v := getattr(turn, c)) is not None), None)
     if scope is None:
         return []
-    asked = [canonical(m) for m in turn.messages]
+    asked = _asked(turn)
     later = store.rows(Turn, newest=True, limit=NEAR, **dict([scope]))
-    same = [t for t in later if t.created_at >= turn.created_at and [canonical(m) for m in t.messages] == asked]
+    same = [t for t in later if t.created_at >= turn.created_at and _asked(t) == asked]
     return same[::-1]
+
+
+def _asked(turn: Turn) -> str:
+    """What the request asks; a clock in its system prompt makes it no other one."""
+    return asked_key(trail_of((), turn.messages, DEPTH + 1), turn.messages)
 
 
 def _accepted(store: Store, attempt: Turn, user: str | None, settings: CollectSettings) -> str | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import orjson
 
 from afterword.chat.canonical import text_of, thread_hashes
 from afterword.chat.machine import hints_of, origin_of
+from afterword.chat.matching import SURE, Earlier, choose
+from afterword.chat.trail import DEPTH, SIZE, aside, newest_question, trail_of, trail_of_turn
 from afterword.feedback.files import Bad, Row
 from afterword.feedback.formats import UTTERANCES, is_utterance
 from afterword.feedback.names import Names
@@ -25,6 +27,8 @@ from afterword.store import Store
 HISTORY = 8
 """Messages before an answer that are kept with it, besides the system message. A conversation of n messages would
 otherwise take n squared of space; the whole of it can be put together again by following `previous`."""
+CROWD = 256
+"""Turns of a file with the same answer that are compared one by one."""
 LINKED = 100_000
 """Threads that are remembered while a file of traces is read; older ones are found in the store."""
 
@@ -53,22 +57,29 @@ def _number(row: Json) -> float:
 
 
 class Threads:
-    """Turns of traces by the hash of their conversation, so that the next request finds the one it continues."""
+    """Turns of traces by their conversation, so that the next request finds the one it continues.
+
+    First by the hash of the whole history, in this file or in the store; then, for clients that change what they send
+    again, by the end of the conversation among the turns of this file (`chat.matching`).
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: OrderedDict[str, str] = OrderedDict()
+        self._endings = _Endings(store)
 
     def link(self, turn: Turn) -> list[Record]:
         """The turn with its thread and what it continues, and the follow-up that it is to that one."""
         messages = list(turn.messages)
         hashes = thread_hashes((turn.source, turn.user), [*messages, turn.answer])
         last = max((i for i, m in enumerate(messages) if m.get("role") == "assistant"), default=None)
-        previous = None if last is None else self._find(hashes[last])
+        previous = None if last is None else self._find(hashes[last]) or self._endings.find(turn)
         self._known[hashes[-1]] = turn.id
         if len(self._known) > LINKED:
             self._known.popitem(last=False)
         automated = origin_of(messages, hints_of(messages, turn.sampling, turn.tools))
+        if automated not in BESIDE:
+            self._endings.add(turn)
         after = None if automated in BESIDE else previous
         linked = dataclasses.replace(turn, thread=hashes[-1], previous=after, automated=automated)
         if previous is None or last is None:
@@ -89,6 +100,52 @@ class Threads:
             return known
         found = self._store.turns_of_thread(thread)
         return found[0] if len(found) == 1 else None
+
+
+class _Endings:
+    """The newest turns of a file by the fingerprint of their answer."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._order: OrderedDict[str, str] = OrderedDict()
+        """Turn -> fingerprint."""
+        self._turns: dict[str, dict[str, Earlier]] = {}
+
+    def add(self, turn: Turn) -> None:
+        """Make a turn known; the oldest one is forgotten when there are too many."""
+        thread = trail_of_turn((turn.source, turn.user), turn.messages, turn.answer)
+        answer = _of_answer(thread)
+        self._turns.setdefault(answer, {})[turn.id] = Earlier(turn.id, turn.created_at, thread, turn.conversation)
+        self._order[turn.id] = answer
+        if len(self._order) > LINKED:
+            name, oldest = self._order.popitem(last=False)
+            self._turns[oldest].pop(name, None)
+            if not self._turns[oldest]:
+                del self._turns[oldest]
+
+    def find(self, turn: Turn) -> str | None:
+        """The turn that this one continues; None when there is none, or when it is not certain."""
+        trail = trail_of((turn.source, turn.user), turn.messages, DEPTH + 1).answered()
+        if not trail.prints:
+            return None
+        found = self._turns.get(_of_answer(trail.prints[0]), {})
+        if len(found) > CROWD:  # of an answer that everybody gets, those that agree in all that the request shows
+            starts = "".join(trail.prints), "".join(aside(trail.prints))
+            same = [one for one in found.values() if one.thread.startswith(starts)]
+        else:
+            same = [one for one in found.values() if one.id != turn.id]
+        least = SURE if turn.user is None else 0
+        crowded = len(found) > CROWD
+        choice = choose(trail, same, turn.conversation, self._questions, crowded=crowded, least=least)
+        return choice.turn.id if choice.turn else None
+
+    def _questions(self, turns: Sequence[str]) -> dict[str, str]:
+        return {row.id: newest_question(row.messages) for _, row in self._store.among(Turn, "id", turns)}
+
+
+def _of_answer(thread: str) -> str:
+    """The fingerprint of the newest answer, however its question is kept."""
+    return thread[1:SIZE]
 
 
 def unfolded(talk: Conversation, format: str, names: Names) -> tuple[list[Record], int, int]:

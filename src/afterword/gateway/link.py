@@ -14,7 +14,7 @@ from functools import partial
 
 from afterword.chat.canonical import text_of, thread_hashes
 from afterword.chat.matching import SURE, Choice, Earlier, choose
-from afterword.chat.trail import DEPTH, SIZE, Trail, aside, asked_key, trail_of
+from afterword.chat.trail import DEPTH, SIZE, Trail, aside, asked_key, newest_question, trail_of
 from afterword.chat.wrapped import user_words, words_like
 from afterword.errors import StoreError
 from afterword.gateway.wire.request import ChatRequest
@@ -226,7 +226,7 @@ class Links:
         return own, stored
 
     def _questions(self, turns: Sequence[str]) -> dict[str, str]:
-        return {row.id: _newest_question(list(row.messages)) for _, row in self._store.among(Turn, "id", turns)}
+        return {row.id: newest_question(row.messages) for _, row in self._store.among(Turn, "id", turns)}
 
     def _of_an_older_version(self, chat: ChatRequest) -> str | None:
         """Turns that were stored before there were trails are found by the hash of the whole history."""
@@ -276,7 +276,7 @@ class Links:
         words = _words_before(chat.messages, answer)
         if turn is None or not words:
             return None, ()
-        now = words_like(_newest_question(list(turn.messages)), words, _newest_question(chat.messages))
+        now = words_like(newest_question(turn.messages), words, newest_question(chat.messages))
         return now, self._corrections(turn, words, chat.user)
 
     def _corrections(self, turn: Turn, words: str, user: str | None) -> tuple[Feedback, ...]:
@@ -314,13 +314,3 @@ def _words_before(messages: list[Json], answer: int) -> str | None:
 def _spoken(messages: list[Json]) -> str | None:
     said = [user_words(text_of(m.get("content")))[0] for m in messages if m.get("role") == "user"]
     return "\n\n".join(text for text in said if text.strip()) or None
-
-
-def _newest_question(messages: list[Json]) -> str:
-    end = len(messages)
-    while end > 0 and messages[end - 1].get("role") != "user":
-        end -= 1
-    start = end
-    while start > 0 and messages[start - 1].get("role") == "user":
-        start -= 1
-    return "".join(text_of(m.get("content")) for m in messages[start:end])
