@@ -7,6 +7,7 @@ are detect-secrets' rules; `_FORMS` has those that it lacks. Reads folded text (
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -53,20 +54,23 @@ _FORMS = re.compile(
     r"|rubygems_[a-f0-9]{40,}|sntrys_[\w=+/]{20,}"
     r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}|A(?:KI|SI)A[A-Z0-9]{16}|AGE-SECRET-KEY-1[0-9A-Z]{50,}|nvapi-[\w-]{20,}"
     r"|ATATT3[\w=-]{20,}|secret_[A-Za-z0-9]{40,}"
-    r"|EAA[A-Za-z0-9]{40,}|dapi[a-f0-9]{32}|pat[A-Za-z0-9]{14}\.[a-f0-9]{40,}|ntn_\w{30,}|CFPAT-[\w-]{30,}"
+    r"|EAA[A-Za-z0-9]{40,}|[MNO][\w-]{23,27}\.[\w-]{6}\.[\w-]{27,45}|dapi[a-f0-9]{32}"
+    r"|pat[A-Za-z0-9]{14}\.[a-f0-9]{40,}|ntn_\w{30,}|CFPAT-[\w-]{30,}"
     r"|phc_\w{30,}|sbp_[a-f0-9]{40}|vercel_\w{20,}"
     r")"
 )
 """Keys of services as they write them today, of which the library knows none or an older form."""
-_PREFIX = re.compile(r"[A-Za-z][-_]|AIza|eyJ|A[KS]IA|LTAI|AKID|1//0|ya29|hv[sb]\.|SG\.|EAA|dapi|pat|xox")
+_PREFIX = re.compile(r"[A-Za-z][-_]|\.[\w-]{6}\.|AIza|eyJ|A[KS]IA|LTAI|AKID|1//0|ya29|hv[sb]\.|SG\.|EAA|dapi|pat|xox")
 _RANDOM = re.compile(r"(?<![A-Za-z0-9_-])[a-z]{2,8}(?:_[a-z]{2,8})?_(?P<v>[A-Za-z0-9]{24,})(?![A-Za-z0-9_])")
 """A short name of a service and a long random part."""
 _PEM = re.compile(
     r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:[\w+/=\s:,.()-]{0,8000}?-----END "
     r"(?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
     r"|[A-Za-z0-9+/=\s]*)"
-    r"|PuTTY-User-Key-File-\d:[\w+/=\s:,.-]{0,8000}?Private-MAC:[ \w]*|LS0tLS1CRUdJTi[A-Za-z0-9+/=\n ]{40,}"
+    r"|PuTTY-User-Key-File-\d:[\w+/=\s:,.-]{0,8000}?Private-MAC:[ \w]*"
 )
+_ENCODED = re.compile(r"LS0tLS1CRUdJTi[A-Za-z0-9+/]{50}[A-Za-z0-9+/=\n ]*")
+"""A block that begins with `-----BEGIN`, in base64."""
 _WEAK = r"(?:pass(?:word|wd|phrase|code|wort)?|passwd|pwd|pw|kennwort|contrase[ñn]a|senha|mot_?de_?passe)"
 """Names of what people choose: any word may be one."""
 _STRONG = (
@@ -74,8 +78,8 @@ _STRONG = (
     r"|signing[_.\-]?key|encryption[_.\-]?key"
     r"|account[_.\-]?key|master[_.\-]?key|subscription[_.\-]?key|license[_.\-]?key|shared[_.\-]?key"
     r"|service[_.\-]?key|deploy[_.\-]?key|client[_.\-]?key"
-    r"|db[_.\-]?key|app[_.\-]?key|tls\.key|credentials?|auth(?:orization)?|bearer|jwt|dsn|salt|"
-    r"(?<=[a-zA-Z][_\-])key|[a-z]Key|session[_.\-]?id|sid|cookie|sig(?:nature)?)"
+    r"|db[_.\-]?key|app[_.\-]?key|tls\.key|credentials?|auth(?:orization)?|bearer|jwt|dsn|"
+    r"(?<=[a-zA-Z][_\-])key|[a-z]Key|session[_.\-]?id|sid|cookie)"
 )
 """Names of what machines make: only what looks random is one."""
 _ENDING = r"(?:[_\-]?(?:value|prod|production|dev|staging|stage|live|test|old|new|backup|main|base64|b64|[0-9]{1,2}))?"
@@ -84,12 +88,15 @@ _LITERAL = r"(?P<q>[\"'`])(?P<quoted>[^\n\"'`]{1,512})(?P=q)"
 _ASSIGNED = re.compile(
     rf"(?i){_NAME}(?![A-Za-z0-9_])"
     r"(?:[\"'`\])}]{0,3})(?:\s{0,3}:\s{0,2}[A-Za-z_][\w.\[\]| ]{0,40}?(?=\s{0,3}=(?!=)))?"
-    r"(?:(?P<op>\s{0,8}(?:=>|:=|===?|!==?|<-|[=:])|[,(]|>)\s{0,8})"
+    r"(?:(?P<op>\s{0,8}(?:=>|:=|===?|!==?|<-|\|\||\?\?|[=:])|[,(]|>)\s{0,8})"
     r"(?:@|\b[bru]?f?(?=[\"'`]))?"
     rf"(?:(?:[A-Za-z_.]{{1,30}}\()?{_LITERAL}|(?P<bare>[^\s\"'`,;<>(){{}}\[\]|]{{4,512}})(?P<after>[(\[{{]?))"
 )
 """A name, an operator and a value: assignments, JSON, YAML, .env, defaults of getenv, properties, queries of URLs."""
-_SPACED_NAME = re.compile(rf"(?im)^\s*(?:ENV|ARG|setenv|setx|set -g?x)\s+{_NAME}\s+[\"']?(?P<v>[^\s\"'=]{{4,512}})")
+_SPACED_NAME = re.compile(
+    r"(?im)(?:^\s*(?:ENV|ARG|setenv|setx|set -g?x)|\b(?:config(?:ure)?|secrets?)[ :](?:set|put|add))\s+"
+    rf"{_NAME}\s+[\"']?(?P<v>[^\s\"'=]{{4,512}})"
+)
 _FLAG = re.compile(
     rf"(?i)(?<![\w-])--?(?P<name>[a-z-]{{0,24}}(?:(?P<weak>{_WEAK})|(?P<strong>token|secret|api-?key|access-?key"
     rf"|secret-?key|auth|key)))(?:\s+|=)"
@@ -102,14 +109,24 @@ _USER = re.compile(
     r"|\b(?:mysql|mysqldump|mysqladmin|mariadb)\b[^\n]{0,120}?\s-p(?P<m>[^\s\"'-][^\s\"']{3,128})"
     r"|\bsshpass\s+-p\s*[\"']?(?P<s>[^\s\"']{3,128})|\bredis-cli\b[^\n]{0,80}?\s-a\s+[\"']?(?P<r>[^\s\"']{4,256})"
     r"|\b(?:docker|podman|helm registry|az|oc)\b[^\n]{0,20}\blogin\b[^\n]{0,120}?\s-p[ =]?[\"']?(?P<d>[^\s\"']{4,512})"
+    r"|\b(?:mongosh?|mongo(?:dump|restore|export|import)|cqlsh|clickhouse-client|sqlcmd)\b[^\n]{0,160}?\s-[pP]\s*[\"']?"
+    r"(?P<n>[^\s\"'-][^\s\"']{3,128})"
+    r"|\bhtpasswd\s+-\w*b\w*\s+\S+\s+\S+\s+[\"']?(?P<t>[^\s\"']{4,128})|\bssh-keygen\b[^\n]{0,120}?\s-[NP]\s*[\"']"
+    r"(?P<y>[^\s\"']{4,128})"
+    r"|\bsnmp\w+\b[^\n]{0,120}?\s-[AX]\s+[\"']?(?P<a>[^\s\"']{6,128})|\becho\s+[\"']?"
+    r"(?P<e>[^\s\"'$|]{4,128})[\"']?\s*\|\s*(?:sudo\s+-S|docker login|passwd)"
     r"|\b(?:zip|unzip|7za?|rar|unrar|qpdf)\b[^\n]{0,120}?\s-(?:[pP]\s|p)[\"']?(?P<z>[^\s\"'-][^\s\"']{3,128})"
     r"|\s-pass(?:in|out)?\s+pass:(?P<o>[^\s\"']{4,128})"
     r"|\blogin\s+(?:--?[\w-]+\s+){0,3}(?P<l>(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{20,128})(?![\w.@-])"
     r"|\bConvertTo-SecureString\s+[\"'](?P<c>[^\"'\n]{4,128})"
 )
 _CALL = re.compile(
-    r"(?:\.login|(?<![a-z])auth\s{0,2}=\s{0,2}|BasicAuth|basic_auth|\.authenticate|PasswordAuthentication"
-    r"|\.connect)\(\s{0,4}[^\s,()]{1,80},\s{0,4}[\"'](?P<v>[^\"'\s]{4,128})[\"']"
+    r"(?:\.login|(?<![a-z])auth\s{0,2}=\s{0,2}|BasicAuth|basic_auth|\.authenticate|PasswordAuthentication|\.connect)"
+    r"\(\s{0,4}[^\s,()]{1,80},\s{0,4}[\"'](?P<v>[^\"'\s]{4,128})[\"']"
+    r"|(?:\.getConnection|PDO)\(\s{0,4}[\"'][^\"'\n]{1,200}[\"'],\s{0,4}[\"'][^\"'\n]{1,64}[\"'],\s{0,4}[\"']"
+    r"(?P<w>[^\"'\s]{4,128})[\"']"
+    r"|(?:jwt\.\w{4,6}|createHmac|hmac\.new)\([^,()\n]{1,80},\s{0,4}b?[\"'](?P<x>[^\"'\s]{8,256})[\"']"
+    r"|Fernet\(b?[\"'](?P<y>[^\"'\s]{16,64})[\"']"
 )
 _LINE = re.compile(
     r"(?im)^\s*(?:bindpw|rootpw|requirepass|masterauth|password|passwd|secret|(?:enable|username \S+) (?:secret"
@@ -152,26 +169,38 @@ _SQL = re.compile(
 _SAID = re.compile(
     r"(?i)(?:\b(?P<weak>password|passwort|kennwort|passphrase|passcode|pin|mot de passe|contraseña|clave|senha"
     r"|parola d'ordine|пароль|пин-?код)(?!\w)"
-    r"|\b(?:token|api[ -]key|secret key|access key|schlüssel|clé api)(?!\w)"
-    r"|(?P<cjk>密码|密碼|口令|密钥|令牌|パスワード|暗証番号|トークン|合言葉|รหัสผ่าน|โทเค็น|비밀번호|암호"
+    r"|\b(?:token|api[ -]key|secret key|access key|schlüssel|clé api|key|secret|ключ)(?!\w)"
+    r"|(?P<machine>密钥|金鑰|令牌|秘钥|トークン|(?:API|秘密|アクセス)キー|โทเค็น|토큰|API 키)"
+    r"|(?P<cjk>密码|密碼|口令|パスワード|暗証番号|合言葉|รหัสผ่าน|비밀번호|암호"
     r"|كلمة المرور|كلمة السر|סיסמה))"
-    r"(?(cjk)[^\nA-Za-z0-9\"'`「“]{0,6}|(?:\s[^\W\d]{1,12}(?=[\s:=])){0,4}\s{0,2}[:=]?\s{1,2})"
+    r"(?(cjk)[^\nA-Za-z0-9\"'`「“]{0,6}|(?(machine)[^\nA-Za-z0-9\"'`「“]{0,6}|(?:\s[^\W\d]{1,12}"
+    r"(?=[\s:=])){0,4}\s{0,2}[:=]?\s{1,2}))"
     r"[\"'`「“]?(?P<v>(?<![A-Za-z0-9])[!#$%&*+./0-9:=?@A-Z^_a-z|~-]{4,64}+)(?!\()"
 )
+_TOLD = re.compile(r"(?i)(?:\b(?:is|ist|lautet|est|es|è|é|будет|war|was)|[:=—])\s*[\"'`「“]?\Z")
 _SIGNS = re.compile(
-    "pass|pwd|pw|secret|token|key|auth|credential|bearer|jwt|dsn|salt|cookie|sid|session|sig|kennwort|contrase|senha|mot"
+    "pass|pwd|pw|secret|token|key|auth|credential|bearer|jwt|dsn|cookie|sid|session|sig|kennwort|contrase|senha|mot"
 )
 """What every name that `_ASSIGNED` knows holds, in small letters."""
 _NAME_BEFORE = re.compile(r"[$A-Za-z0-9_.\-]{0,48}\Z")
 _LABELS = (
     "password", "passwort", "kennwort", "passphrase", "passcode", "pin", "mot de passe", "contraseña", "clave", "senha",
-    "parola d'ordine", "пароль", "пин", "token", "api key", "api-key", "secret key", "access key", "schlüssel",
+    "parola d'ordine", "пароль", "пин", "token", "key", "secret", "ключ", "金鑰", "秘钥", "キー", "토큰", "키",
+    "schlüssel",
     "clé api", "密码", "密碼", "口令", "密钥", "令牌", "パスワード", "暗証番号", "トークン", "合言葉", "รหัสผ่าน",
     "โทเค็น",
     "비밀번호", "암호",
     "كلمة المرور", "كلمة السر", "סיסמה",
 )  # fmt: skip
 _TOOLS = (
+    "mongo",
+    "cqlsh",
+    "clickhouse",
+    "sqlcmd",
+    "htpasswd",
+    "ssh-keygen",
+    "snmp",
+    "sudo -s",
     "zip",
     "7z",
     "rar",
@@ -189,7 +218,8 @@ _TOOLS = (
     "convertto",
 )
 _PLACEHOLDER = re.compile(
-    r"(?i)^(?:.{0,24}(?:your|change.?me|change.?this|replace|placeholder|example|insert|redacted|dummy|sample"
+    r"(?i)^(?:[\^~<>=]{0,2}v?\d+\.\d+(?:\.\S{1,16})?|.*(?:\.{3}|…)|.{0,24}(?:your|change.?me|change.?this|replace"
+    r"|placeholder|example|insert|redacted|dummy|sample"
     r"|my[_-]?(?:secret|token|pass|api|key)|put[_-]|here\b|todo|fixme)"
     r".{0,40}|<.*|.*>|\$.*|%.*|.*%|\{.*|.*\}|\*+|x{3,}.*|\.{2,}.*|-+|_+|0+|1+|…+|\[[A-Z]+\].*|.*\[(?:SECRET|EMAIL"
     r"|PHONE|CARD|IBAN|SSN|IP|ID)\].*"
@@ -204,6 +234,7 @@ _PLACEHOLDER = re.compile(
 )
 _REFERENCE = re.compile(r"^[A-Za-z_$][\w$]*(?:(?:\.|->|::|\?\.)[A-Za-z_$][\w$]*)+[);,]*$")
 _IDENTIFIER = re.compile(r"^[A-Za-z_$][A-Za-z_$]*[0-9]{0,2}$")
+_VARIABLE = re.compile(r"^[A-Za-z_$](?:[A-Za-z_$]*[0-9]){1,2}[A-Za-z_$]*$")
 _PATH = re.compile(
     r"^(?:https?://|file:|\.{0,2}/(?!.*[=+])|~/|[A-Za-z]:[\\/]|[\w.-]+/[\w./-]+\.\w{1,5}$|[\w-]+\.(?:json|ya?ml"
     r"|pem|key|txt|env|toml|py|js|ts|crt|html|php|ini|cfg)$)"
@@ -218,8 +249,10 @@ def find_secrets(text: str) -> Iterator[Span]:
     """Secrets in folded `text`; pieces may overlap."""
     if _PREFIX.search(text):
         yield from _known_forms(text)
-    if "-----BEGIN" in text or "PuTTY-User" in text or "LS0tLS1CRUdJTi" in text:
+    if "-----BEGIN" in text or "PuTTY-User" in text:
         yield from (m.span() for m in _PEM.finditer(text))
+    if "LS0tLS1CRUdJTi" in text:
+        yield from (m.span() for m in _ENCODED.finditer(text) if b"PRIVATE KEY" in base64.b64decode(m.group()[:64]))
     if "://" in text:
         yield from (_value(m) for m in _URL.finditer(text) if not _is_placeholder(m["v"] or m["w"]))
         yield from (_value(m) for m in _WEBHOOK.finditer(text) if any(c.isdigit() for c in m["v"]))
@@ -288,7 +321,7 @@ def _places() -> tuple[tuple[tuple[str, ...], re.Pattern[str], Callable[[re.Matc
         (("login",), _NETRC, _placed),
         ((":*:", ":5432:", ":localhost", "localhost:"), _PGPASS, _placed),
         ((":$",), _HTPASSWD, _placed),
-        (("auth", "login", "connect"), _CALL, _chosen),
+        (("auth", "login", "connect", "pdo", "jwt", "hmac", "fernet"), _CALL, _called),
         (("pw ", "pass", "secret"), _LINE, _chosen),
         (("env ", "arg ", "set"), _SPACED_NAME, _fitting),
         (("-",), _FLAG, _fitting),
@@ -299,11 +332,17 @@ def _places() -> tuple[tuple[tuple[str, ...], re.Pattern[str], Callable[[re.Matc
 
 
 def _placed(m: re.Match[str]) -> Span | None:
+    if m.lastgroup in ("w", "x") and not _is_machine_made(m[m.lastgroup]):
+        return None
     return None if _is_placeholder(m[m.lastgroup or 0]) else _value(m)
 
 
 def _chosen(m: re.Match[str]) -> Span | None:
     return m.span("v") if _is_chosen(m["v"], quoted=False) else None
+
+
+def _called(m: re.Match[str]) -> Span | None:
+    return _value(m) if _is_chosen(m[m.lastgroup or 0], quoted=False) else None
 
 
 def _quoted(m: re.Match[str]) -> Span | None:
@@ -321,7 +360,10 @@ def _tagged(m: re.Match[str]) -> Span | None:
 
 def _spoken(m: re.Match[str]) -> Span | None:
     value = m["v"].rstrip(".,;:!?)\"'`")
-    if not _is_spoken(value, number=bool(m["weak"] or m["cjk"])):
+    if m["weak"] and len(m["weak"]) < 6 and m["weak"].lower()[0] in "pп" and not value.isdigit():
+        return None  # a PIN is a number
+    told = m["cjk"] is not None or _TOLD.search(m.string, m.start(), m.start("v")) is not None
+    if not _is_spoken(value, named=bool(m["weak"] or m["cjk"]), told=told):
         return None
     return m.start("v"), m.start("v") + len(value)
 
@@ -346,11 +388,15 @@ def _value(m: re.Match[str]) -> Span:
 def _assigned(text: str, m: re.Match[str]) -> Span | None:
     """The value of an assignment when it is a secret."""
     name, op = m["name"], m["op"].strip()
+    if not _is_whole(name, m["weak"]) or text[: m.start("name")].endswith("::"):
+        return None
     if m["quoted"] is not None:
-        if op in ("(", ">") and m["weak"] is None and m["strong"] is None:
+        if op == "," and not re.search(r"\([\"'`]?$", text[: m.start("name")][-2:]):
+            return None  # a list, not the default of a name
+        if op == "(" and not _is_chosen(m["quoted"], quoted=False):
             return None
         return m.span("quoted") if _is_literal_secret(name, m["quoted"], weak=bool(m["weak"])) else None
-    if op in (",", "(") or m["after"]:
+    if op in (",", "(", "||", "??") or m["after"]:
         return None
     bare = m["bare"].rstrip(".,:")
     if op == ">" and "<" not in text[m.end("bare") : m.end("bare") + 1]:
@@ -358,6 +404,19 @@ def _assigned(text: str, m: re.Match[str]) -> Span | None:
     shell = op == "=" and m["op"] == "=" and not text[m.end("op") : m.end("op") + 1].isspace()
     good = _is_bare_secret(name, bare, weak=bool(m["weak"]), shell=shell)
     return (m.start("bare"), m.start("bare") + len(bare)) if good else None
+
+
+def _is_whole(name: str, weak: str | None) -> bool:
+    """Is a short name a word of its own, as in `DB_PASS` or `dbPass`, and not the end of another ("compass")?"""
+    if weak is None or len(weak) > 4:
+        return True
+    before = name[: name.lower().rfind(weak.lower())]
+    if not before or not before[-1].isalpha() or (weak[0].isupper() and before[-1].islower()):
+        return True
+    return (
+        re.search(r"(?i)(?:db|user|my|root|admin|smtp|mail|ftp|ldap|redis|login|key|store|auth|sudo|bind)$", before)
+        is not None
+    )
 
 
 def _is_literal_secret(name: str, value: str, *, weak: bool) -> bool:
@@ -388,6 +447,8 @@ def _is_bare_secret(name: str, value: str, *, weak: bool, shell: bool) -> bool:
         return True
     if weak and value.isdigit():
         return len(value) >= 4
+    if not weak and not shell and (":" in value or _VARIABLE.match(value)):
+        return False
     if _IDENTIFIER.match(value) and not (weak and shell and any(c.isdigit() for c in value)):
         return weak and not shell and value[-1].isdigit() and len(value) >= 7 and name.islower()
     return _is_chosen(value, quoted=False) if weak else _is_machine_made(value)
@@ -403,7 +464,11 @@ def _is_chosen(value: str, *, quoted: bool) -> bool:
         return False
     if " " in value:
         return False
-    if any(c.isdigit() for c in value) or re.search(r"[!@#$%^&*+=~?-]", value):
+    if any(c.isdigit() for c in value):
+        return True
+    if re.search(r"(?i)pass|secret|token|key", value):  # it says what it is about, "no-password-required"
+        return False
+    if re.search(r"[!@#$%^&*+=~?-]", value):
         return True
     return quoted and len(value) >= 6 and not _REFERENCE.match(value)
 
@@ -425,17 +490,21 @@ def _is_machine_made(value: str) -> bool:
     return not _filters().is_sequential_string(value)
 
 
-def _is_spoken(value: str, *, number: bool) -> bool:
-    """Is `value` no word of the sentence? `number`: digits alone may be what was named."""
+def _is_spoken(value: str, *, named: bool, told: bool) -> bool:
+    """Is `value` no word of the sentence? `named`: a password was named, which may be a number or a phrase; `told`: the
+    sentence says what it is."""
     if len(value) < 4 or _is_placeholder(value) or _REFERENCE.match(value) or _PATH.match(value):
         return False
     if re.fullmatch(r"[A-Za-z][\w./-]*:[\w.-]+", value):  # an image, a host and its port
         return False
     if not any(c.isalpha() for c in value):
-        return number and value.isdigit()
+        return named and value.isdigit()
+    if not named:  # a key or a token
+        return len(value) >= 16 and _is_mixed(value) and _is_machine_made(value)
     if any(c.isdigit() for c in value):
-        return True
-    return number and len(value) >= 8 and re.search(r"[A-Za-z][!@#$%^&*+=-][A-Za-z]", value) is not None
+        return told or len(value) >= 6
+    signs = r"[A-Za-z][!@#$%^&*+=][A-Za-z]" + (r"|[A-Za-z]-[A-Za-z]+-[A-Za-z]" if told else "")
+    return len(value) >= 8 and re.search(signs, value) is not None
 
 
 def _is_mixed(value: str) -> bool:

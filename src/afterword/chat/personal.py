@@ -33,9 +33,11 @@ _PLUS = re.compile(
 )
 _AMERICAN = re.compile(r"(?<![A-Za-z0-9_.\-])(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![A-Za-z0-9_]|-\w)")
 _BARE = re.compile(r"(?<![A-Za-z0-9_.,:/+#$\-])(?:0\d{9,10}|1[3-9]\d{9})(?![A-Za-z0-9_%]|[.,:/\-]\d)")
+_NO_PHONE = re.compile(r"\d+\.\d+$|\d\.\d|\d{5}-\d{4}$")
+"""Decimal numbers and American postal codes."""
 _DATE = re.compile(r"^(?:\d{4}[-./ ]\d{1,2}[-./ ]\d{1,2}|\d{1,2}[-./ ]\d{1,2}[-./ ]\d{4})(?:\D|$)")
 _CALLED = re.compile(
-    r"(?i)(?:\b(?:tel|tél|phone|telephone|mobile|mob|cell|cellphone|call|fax|whats ?app|signal|sms|text me"
+    r"(?i)(?:\b(?:tel|tél|phone|telephone|mobile|mob|cell|cellphone|call|fax|whats ?app|sms|text me"
     r"|handy\w*|telefon\w*|mobil\w*"
     r"|rufnummer|téléphone|portable|appel\w*|joi\w*|teléfono|móvil|celular|llám\w*|llam\w*|telefone|telem[óo]vel"
     r"|lig(?:a|ue|ar)\w*"
@@ -45,7 +47,7 @@ _CALLED = re.compile(
     r"[^\n\d@\[\]+]{0,24}\Z"
 )
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_\-+])(?<!\d[.,:/])(?:\(\d{1,5}\)|\d{1,15})(?:[ .\-/]{1,2}(?:\(\d{1,5}\)|\d{1,8})){0,6}"
+    r"(?<![A-Za-z0-9_\-+])(?<!\d[.,:/])(?:\(\d{1,5}\)|\d{1,15})(?:(?:[ .\-/]{1,2}| / )(?:\(\d{1,5}\)|\d{1,8})){0,6}"
     r"(?![A-Za-z0-9_]|[.:]\d)"
 )
 _CARD = re.compile(r"(?<![A-Za-z0-9_.\-])\d(?:[ \-]?\d){12,18}(?![A-Za-z0-9_]|-\w|\.\d)")
@@ -54,7 +56,10 @@ _V4 = re.compile(r"(?<![A-Za-z0-9_.\-])\d{1,3}(?:\.\d{1,3}){3}(?![A-Za-z0-9_]|\.
 _V6 = re.compile(
     r"(?<![A-Za-z0-9_:.])(?:[0-9a-fA-F]{1,4}:){2,7}(?::|[0-9a-fA-F]{1,4})(?::?[0-9a-fA-F]{1,4}){0,6}(?![A-Za-z0-9_:])"
 )
-_VERSION = re.compile(r"(?i)(?:version|release|build|\bv|ver\.?|>=|<=|==|~=|\^)\s*[:=]?\s*$")
+_VERSION = re.compile(
+    r"(?i)(?:version|release|build|section|chapter|clause|step|figure|table|appendix|§|\boid\w*|\bv|ver\.?|>=|<=|==|~=|\^)\s*[:=]?\s*$"
+)
+_NETWORK = re.compile(r"/\d")
 _PRODUCT = re.compile(r"[^/:]/$")
 """A product's version: what stands behind one slash (two begin an address)."""
 _NATION = "|".join(
@@ -73,7 +78,7 @@ _NATION = "|".join(
 )
 _NATIONAL_ID = re.compile(rf"(?i)(?<![A-Za-z])(?:{_NATION})(?![A-Za-z])[^\n\d@\[\]]{{0,20}}\Z")
 _ID = re.compile(
-    r"(?P<v>(?<![A-Za-z0-9])(?:[A-Za-z]{0,4}\d[A-Za-z0-9]{5,17}|(?:[A-Za-z]{1,3} ?)?\d"
+    r"(?P<v>(?<![A-Za-z0-9])(?:[A-Za-z]{0,4}\d[A-Za-z0-9]{5,17}|[A-Za-z]{0,3}\d"
     r"(?:[ .\-/]?\d){5,15}[ \-]?[A-Za-z]?))(?![A-Za-z0-9])"
 )
 _IDS: tuple[tuple[str, str], ...] = (
@@ -136,7 +141,11 @@ def find_personal(text: str) -> Iterator[Hit]:
     if "@" in text:
         yield from _mails(text)
     if text.count(":") > 1:
-        yield from (("ip", *m.span()) for m in _V6.finditer(text) if _public_v6(m.group()))
+        yield from (
+            ("ip", *m.span())
+            for m in _V6.finditer(text)
+            if _public_v6(m.group()) and text[m.end() : m.end() + 1] != "/"
+        )
     if not any(digit in text for digit in "0123456789"):
         return
     yield from (("card", *m.span()) for m in _CARD.finditer(text) if _card(m.group()))
@@ -148,6 +157,7 @@ def find_personal(text: str) -> Iterator[Hit]:
         ("ip", *m.span())
         for m in _V4.finditer(text)
         if _public_v4(m.group())
+        and not _NETWORK.match(text, m.end())
         and not _PRODUCT.search(text, max(0, m.start() - 2), m.start())
         and not _VERSION.search(text, max(0, m.start() - 12), m.start())
     )
@@ -179,7 +189,7 @@ def _phones(text: str) -> Iterator[Hit]:
         if not 7 <= digits <= 15 or _DATE.match(number):
             continue
         if _CALLED.search(text[max(0, m.start() - 48) : m.start()]) or (
-            8 <= digits <= (15 if number.startswith("00") else 13) and not number.isdigit() and _is_national(number)
+            9 <= digits <= (15 if number.startswith("00") else 13) and not number.isdigit() and _is_national(number)
         ):
             yield "phone", *m.span()
     for m in _BARE.finditer(text):
@@ -197,7 +207,7 @@ def _is_national(number: str) -> bool:
     """Is it grouped as a region groups a valid number of its own? A plain grouping by threes is a large number."""
     if re.fullmatch(r"\d{1,3}(?:[ .]\d{3})+", number) and number[0] not in "0679":
         return False
-    if number[0] not in "0(" and _digits(number) > 11:
+    if (number[0] not in "0(" and _digits(number) > 11) or _NO_PHONE.match(number):
         return False
     numbers = _library("phonenumbers")
     if number.startswith("00") and number[2] != "0":
@@ -215,6 +225,8 @@ def _is_national(number: str) -> bool:
 @lru_cache(maxsize=4096)
 def _is_mobile(number: str) -> bool:
     """Is it a mobile number of a region whose people write them without groups?"""
+    if number in "01234567890123456789" or len(set(number)) < 3:
+        return False
     numbers = _library("phonenumbers")
     mobile = {numbers.PhoneNumberType.MOBILE, numbers.PhoneNumberType.FIXED_LINE_OR_MOBILE}
     return any(numbers.number_type(numbers.parse(number, region)) in mobile for region in _valid_in(number))
