@@ -14,6 +14,7 @@ from afterword.chat.render import (
     ends_with,
     generation_header,
     render_prompt,
+    template_faults,
 )
 from afterword.errors import ModelError
 
@@ -66,6 +67,23 @@ def test_tools_reach_the_template() -> None:
     tokenizer.template = noting
     render_prompt(tokenizer, ASKED, tools)
     assert seen[0]["tools"] == list(tools)
+
+
+def test_where_no_header_is_written_what_closes_the_users_turn_stands_for_it() -> None:
+    """As Mistral and Llama 2: the answer begins right behind [/INST]."""
+
+    def inst(messages: list[dict[str, Any]], header: bool) -> str:
+        return "".join(
+            f"[INST] {m['content']} [/INST]" if m["role"] == "user" else f" {m['content']}\x04" for m in messages
+        )
+
+    tokenizer = Letters(inst)
+    assert generation_header(tokenizer) == tuple(map(ord, " [/INST]"))
+    prompt = render_prompt(tokenizer, [*ASKED, {"role": "assistant", "content": "So."}, *ASKED])
+    assert prompt.text == "[INST] Why? [/INST] So.\x04[INST] Why? [/INST]"
+    assert end_of_turn_ids(tokenizer)[0] == 4 and not template_faults(tokenizer)
+    with pytest.raises(ModelError, match="not with the chat template's generation header"):
+        render_prompt(tokenizer, [*ASKED, {"role": "assistant", "content": "So."}])
 
 
 @pytest.mark.parametrize("template", [lambda m, header: "same", lambda m, header: "head" if header else "body"])

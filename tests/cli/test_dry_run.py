@@ -1,4 +1,4 @@
-"""`afterword train --dry-run`: what would be learned, whose it is, and what is left out, without a model."""
+"""`afterword train --dry-run`: what would be learned, whose it is, and what is left out: it encodes as the run does."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.tiny_model import example, tiny_folder
+from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 from afterword.cli import main
+from afterword.engine.text import Codec
 from afterword.feedback import collect
 from afterword.feedback.settings import CollectSettings
+from afterword.learn.models import load_tokenizer
 from afterword.records import Feedback, Release, Report, Turn, Verdict
 from afterword.store import Store
 
@@ -131,3 +133,55 @@ def test_as_many_are_told_as_the_run_then_takes(tmp_path: Path, capsys: pytest.C
     assert told["would_replay"] == second["metrics"]["replayed"] == 5
     assert told["would_learn"] == len(second["interactions"]) - 5 == 10
     assert "10 interactions would be learned of 16 that wait" in told["says"]
+
+
+def test_the_dry_run_and_doctor_exclude_what_the_run_excludes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By encoding: a comment that the tokenizer cannot read, an answer of another model."""
+    model, home = tiny_folder(tmp_path / "model"), tmp_path / "home"
+    with Store.open(home / "afterword.db") as store:
+        _answers(store, model, range(2))
+        for number, changes in ((7, {"completion_ids": (5, 99_999)}), (8, {"prompt_ids": (5, 1, 2)})):
+            one = example(model, number, **changes)
+            store.write(one.turn, Feedback(id=one.interaction.feedback[0], turn=one.turn.id, kind="follow_up"))
+            store.write(one.interaction)
+    pairs = (f"serve.model={model}", "train.fresh=0", "train.passes=1", "train.min_interactions=1")
+    flags = ["--dir", str(home), *(word for pair in pairs for word in ("--set", pair))]
+    assert main(["train", "--dry-run", "--json", *flags]) == 0
+    told = _shown(capsys)
+    assert told["would_learn"] == 2 and "2 would be excluded" in told["says"]
+    assert {one["reason"]: one["interactions"] for one in told["excluded"]} == {"ids_unknown": 1, "prompt_header": 1}
+    assert main(["train", "--dry-run", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "excluded, as the run would" in shown and "the model embeds 259 ids" in shown
+    assert main(["doctor", "--json", *flags]) == 0
+    line = next(one for one in _shown(capsys)["checks"] if one["name"] == "model")
+    assert line["ok"] and "2 interactions would be learned" in line["detail"] and "1 ids_unknown" in line["detail"]
+    assert main(["train", "--json", *flags]) == 0
+    run = _shown(capsys)
+    assert run["metrics"]["left_out"] == {"ids_unknown": 1, "prompt_header": 1} and len(run["interactions"]) == 2
+
+
+def test_a_template_that_cannot_be_trained_is_told_by_doctor_and_the_dry_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, home = tiny_folder(tmp_path / "model"), tmp_path / "home"
+    flags = ["--dir", str(home), "--set", f"serve.model={model}", "--set", "train.min_interactions=1"]
+    with Store.open(home / "afterword.db") as store:
+        _answers(store, model, range(2))
+    template = tmp_path / "model" / "chat_template.jinja"
+    without = template.read_text().replace("{% if add_generation_prompt %}", "{% if false %}")
+    template.write_text(without)
+    assert main(["doctor", "--json", *flags]) == 1
+    line = next(one for one in _shown(capsys)["checks"] if one["name"] == "model")
+    assert not line["ok"] and "no generation header" in line["detail"] and "use a template that" in line["detail"]
+    assert main(["train", "--dry-run", *flags]) == 0
+    assert "nothing would be trained: the chat template" in " ".join(capsys.readouterr().out.split())
+    assert Codec(load_tokenizer(model)).faults()  # what `serve` says at its start
+
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template.write_text(strict + TEMPLATE)
+    assert main(["doctor", "--json", *flags]) == 0
+    line = next(one for one in _shown(capsys)["checks"] if one["name"] == "model")
+    assert line["ok"] and "refuses conversations with a system message (no system role)" in line["detail"]

@@ -8,6 +8,7 @@ same ids. It never imports transformers and never cuts a prompt.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -141,17 +142,77 @@ def render_prompt(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequenc
 
 
 def generation_header(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that the template writes where the answer begins. ModelError when it writes none."""
-    probe = [{"role": "user", "content": _PROBE}]
-    without = _write(tokenizer, probe, None, header=False).text
-    with_header = _write(tokenizer, probe, None, header=True).text
+    """Ids that the template writes where the answer begins; never empty.
+
+    Some templates have no header (Mistral, Llama 2): the answer begins right behind what closes the user's turn, and
+    those ids stand for it. ModelError when a prompt does not say where the answer begins.
+    """
+    asked = [{"role": "user", "content": _PROBE}]
+    without = _write(tokenizer, asked, None, header=False).text
+    with_header = _write(tokenizer, asked, None, header=True).text
     header = with_header.removeprefix(without)
-    if not header or header == with_header:
+    if header and header != with_header:
+        return encode(tokenizer, header)
+    closing = _closing(tokenizer) if not header else ()
+    if not closing:
         raise ModelError(
             f"the chat template of {getattr(tokenizer, 'name_or_path', 'this model')!r} has no generation header "
             "(add_generation_prompt changes nothing or everything): use a template that opens the assistant's turn"
         )
-    return encode(tokenizer, header)
+    return closing
+
+
+def _closing(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids behind the user's words, if the template writes an answer right behind them; else ()."""
+    asked = [[{"role": "user", "content": text}] for text in (_PROBE, "1 other text?")]
+    texts = [_write(tokenizer, messages, None, header=True).text for messages in asked]
+    answered = _write(tokenizer, [*asked[0], {"role": "assistant", "content": _PROBE}], None, header=False).text
+    if not (answered.startswith(texts[0]) and answered[len(texts[0]) :].lstrip().startswith(_PROBE)):
+        return ()
+    one, other = (encode(tokenizer, text) for text in texts)
+    same = 0
+    while same < min(len(one), len(other)) and one[-1 - same] == other[-1 - same]:
+        same += 1
+    return one[len(one) - same :]
+
+
+def template_faults(tokenizer: Tokenizer) -> list[str]:
+    """Why nothing of what a model with this template answers could be trained, each with its remedy; usually none."""
+    return [message for check in (generation_header, end_of_turn_ids) if (message := _fault(check, tokenizer))]
+
+
+def _fault(check: Callable[[Tokenizer], object], tokenizer: Tokenizer) -> str | None:
+    try:
+        check(tokenizer)
+    except ModelError as error:
+        return f"nothing that this model answers can be trained: {error.message}, or another model"
+    return None
+
+
+def template_limits(tokenizer: Tokenizer) -> list[str]:
+    """Conversations that the template refuses or writes anew, which costs those alone."""
+    user, answer = {"role": "user", "content": _PROBE}, {"role": "assistant", "content": f"{_PROBE} answer"}
+    found = []
+    for messages, what in (
+        ([{"role": "system", "content": _PROBE}, user], "conversations with a system message"),
+        ([user, user], "two user messages in a row"),
+        ([user, answer, user], "conversations of more than one turn"),
+    ):
+        try:
+            _write(tokenizer, messages, None, header=True)
+        except ModelError as error:
+            why = str(error.__cause__)[:120]
+            found.append(
+                f"its chat template refuses {what} ({why}): such requests get a 400, such feedback is excluded"
+            )
+    with suppress(ModelError):
+        first = _write(tokenizer, [user], None, header=True).text
+        if not _write(tokenizer, [user, answer, user], None, header=True).text.startswith(first):
+            found.append(
+                "its chat template writes earlier turns anew as a conversation goes on: each turn is trained as it was "
+                "served, and a prompt that cannot be written again is excluded"
+            )
+    return found
 
 
 def ends_with(ids: Sequence[int], tail: Sequence[int]) -> bool:

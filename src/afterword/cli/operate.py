@@ -145,6 +145,7 @@ def run_doctor(context: Context) -> int:
         ("settings", *_check_settings(context)),
         ("data directory", *_check_directory(context.dir)),
         ("database", *_check_store(context)),
+        ("model", *_check_model(context)),
         ("gateway", *_check_server(context)),
     ]
     if context.json:
@@ -199,6 +200,12 @@ def _check_store(context: Context) -> tuple[bool, str]:
             return True, ", ".join(f"{number} {table}" for table, number in store.counts().items())
     except AfterwordError as error:
         return False, error.message
+
+
+def _check_model(context: Context) -> tuple[bool, str]:
+    from afterword.cli.model_check import check_model  # imports transformers, which takes seconds
+
+    return check_model(context)
 
 
 def _check_server(context: Context) -> tuple[bool, str]:

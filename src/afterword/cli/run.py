@@ -123,6 +123,8 @@ def _model_server(context: Context, config: ServeConfig) -> Iterator[tuple[str, 
     context.say(f"starting the engine with {config.model} ...")
     log = context.dir / "logs" / "engine.log"
     watched = _Engine(config, log, context.say)
+    for note in watched.process.notes:
+        context.say(f"[yellow]warning:[/] {escape(note)}")
     try:
         yield watched.process.url, f"It is the built-in engine, which starts again by itself; see its log {log}."
     finally:

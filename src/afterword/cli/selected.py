@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from afterword.cli.context import Context
 from afterword.cycle import Settings
-from afterword.errors import NothingToDo
+from afterword.errors import ModelError, NothingToDo
 from afterword.feedback.select import Selection
 from afterword.records import Candidate, Interaction, Json
 from afterword.store import Store
@@ -22,13 +22,16 @@ class Forecast:
     replayed: int
     says: str
     """The same in a sentence; where nothing would be trained, why."""
+    excluded: tuple[Json, ...] = ()
+    """{reason, interactions, detail} of those that the model cannot learn from: found by encoding as the run does."""
 
 
 def forecast(store: Store, selection: Selection, settings: Settings) -> Forecast:
-    """How many of the chosen interactions a run would take, and how many it would train again."""
+    """How many of the chosen interactions a run would take, exclude, and train again. Without a model in `settings`
+    nothing is encoded, and so nothing is known of what it would exclude."""
     from afterword.learn.configured import checked
     from afterword.train.examples import taught
-    from afterword.train.stage import balanced, learned_again
+    from afterword.train.stage import balanced, rehearse
 
     train = settings.train
     made = checked(train)
@@ -38,18 +41,31 @@ def forecast(store: Store, selection: Selection, settings: Settings) -> Forecast
         few = f"{len(rows)} interactions wait, train.min_interactions is {train.min_interactions}"
         return Forecast(0, 0, f"{few}: nothing would be trained")
     try:
-        takes = len(balanced(rows, made, train) if taught(made) else rows)
+        takes = min(len(balanced(rows, made, train) if taught(made) else rows), train.max_interactions)
     except NothingToDo as error:
         return Forecast(0, 0, f"nothing would be trained: {error.message}")
-    takes = min(takes, train.max_interactions)
-    says = f"{takes} interactions would be learned"
-    if takes < len(rows):
+    if not settings.model:
+        return Forecast(takes, 0, f"{takes} interactions would be learned, if the model can read them")
+    try:
+        prepared, again = rehearse(
+            store, train, model=settings.model, channel=settings.channel, weights=selection.weights
+        )
+    except (ModelError, NothingToDo) as error:
+        return Forecast(0, 0, f"nothing would be trained: {error.message}")
+    first = {one.reason: one.detail for one in reversed(prepared.left)}
+    excluded = tuple(
+        {"reason": reason, "interactions": number, "detail": first[reason]}
+        for reason, number in sorted(prepared.reasons.items(), key=lambda item: -item[1])
+    )
+    new = len(prepared.rows) - again
+    says = f"{new} interactions would be learned" if prepared.rows else "nothing would be trained"
+    if max(new, takes) < len(rows):
         says += f" of {len(rows)} that wait"
-    if not train.replay:
-        return Forecast(takes, 0, says)
-    again = len(learned_again(store, store.spent(settings.channel), takes, train))
-    says += f"; {again} learned before would be trained again (train.replay = {train.replay:g})"
-    return Forecast(takes, again, says)
+    if excluded:
+        says += f"; {len(prepared.left)} would be excluded"
+    if train.replay:
+        says += f"; {again} learned before would be trained again (train.replay = {train.replay:g})"
+    return Forecast(new, again, says, excluded)
 
 
 def show_selection(context: Context, store: Store, selection: Selection, settings: Settings, recipe: Json) -> None:
@@ -59,6 +75,7 @@ def show_selection(context: Context, store: Store, selection: Selection, setting
     found["off_policy"] = off
     coming = forecast(store, selection, settings)
     found |= {"would_learn": coming.learned, "would_replay": coming.replayed, "says": coming.says}
+    found["excluded"] = list(coming.excluded)
     for one, row in zip(selection.slices, found["slices"], strict=True):
         row["ready"] = one.ready(settings.select)
     if context.json:
@@ -74,6 +91,11 @@ def show_selection(context: Context, store: Store, selection: Selection, setting
     ]  # fmt: skip
     columns = ("task", "interactions", "users", "effective", "relevance", "ready to watch", "most influence")
     context.table("may be learned", columns, rows)
+    if coming.excluded:
+        context.table(
+            "excluded, as the run would", ("reason", "interactions", "the first of them"),
+            [tuple(one.values()) for one in coming.excluded],
+        )  # fmt: skip
     if selection.left:
         context.table("left out", ("reason", "interactions"), selection.left.most_common())
     if selection.contradictions:

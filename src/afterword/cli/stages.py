@@ -111,7 +111,18 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     heatmap.set_defaults(run=run_heatmap)
 
 
-def _settings(context: Context, *, model: bool = True) -> Settings:
+def _dry_settings(context: Context) -> Settings:
+    """As for a run; without a model where the upstream does not say which it serves."""
+    try:
+        return stage_settings(context)
+    except UsageError as error:
+        if error.param != "serve.model":
+            raise
+        context.say(f"[yellow]not checked against the model:[/] {escape(error.message)}")
+        return replace(stage_settings(context, model=False), model="")
+
+
+def stage_settings(context: Context, *, model: bool = True) -> Settings:
     """What the stages work with; `model` False for one that needs none, so that the running server is not asked."""
     config = context.config
     serve = config.get(ServeConfig)
@@ -152,7 +163,7 @@ def _progress(context: Context) -> Progress:
 def run_collect(context: Context) -> int:
     """Decide about new feedback and print the funnel."""
     with context.open_store() as store:
-        settings = _settings(context, model=False)
+        settings = stage_settings(context, model=False)
         funnel = collect_stage(store, settings, _progress(context))
         spent = store.spent(settings.channel)
         waiting = sum(1 for row in store.usable("train") if row.id not in spent)
@@ -172,7 +183,7 @@ def run_collect(context: Context) -> int:
 def run_measure(context: Context) -> int:
     """Score every interaction that has no score yet, and print how the ratios lie."""
     with context.open_store() as store:
-        fresh = measure_stage(store, _settings(context), _progress(context))
+        fresh = measure_stage(store, stage_settings(context), _progress(context))
         ratios = sorted(row.ratio for row in store.rows(Relevance))
     if not ratios:
         raise NothingToDo("there is no interaction with words to measure: run `afterword collect` first")
@@ -207,11 +218,11 @@ def run_train(context: Context) -> int:
     """Train a candidate on what is new."""
     with context.open_store() as store:
         if context.args.dry_run:
-            settings = _settings(context, model=False)
+            settings = _dry_settings(context)
             recipe = recipe_stage(settings)
             show_selection(context, store, select_stage(store, settings), settings, recipe)
             return 0
-        candidate = train_stage(store, _settings(context), _progress(context))
+        candidate = train_stage(store, stage_settings(context), _progress(context))
     if os.environ.get("RANK", "0") == "0":  # of several processes that train together one speaks
         _show_candidate(context, candidate)
     return 0
@@ -233,7 +244,7 @@ def _show_candidate(context: Context, candidate: Candidate) -> None:
 def run_evaluate(context: Context) -> int:
     """Measure, decide, print; exit 3 when the gate says no. With --suite the verdict is on those bounds alone, and is
     only shown: a part of the proof is none."""
-    suites, settings = context.args.suite, _settings(context)
+    suites, settings = context.args.suite, stage_settings(context)
     if suites and context.args.html:
         raise UsageError("--html shows a whole report with its verdict: leave out --suite, or take --json.")
     with context.open_store() as store:
@@ -269,7 +280,7 @@ def run_cycle_command(context: Context) -> int:
     if context.args.watch:
         return _watch(context)
     with context.open_store() as store:
-        result = run_cycle(store, _settings(context), _progress(context))
+        result = run_cycle(store, stage_settings(context), _progress(context))
     if context.json:
         context.emit(result.to_dict())
     else:
@@ -282,7 +293,7 @@ def run_cycle_command(context: Context) -> int:
 def _watch(context: Context) -> int:
     settings = context.config.get(CycleConfig)
     least = context.config.get(SelectSettings).min_effective
-    recipe_stage(_settings(context, model=False))  # what cannot be trained is told now, not when a round begins
+    recipe_stage(stage_settings(context, model=False))  # what cannot be trained is told now, not when a round begins
     context.say(
         f"watching: a round starts at {settings.min_new} new interactions, of tasks with an effective number of "
         f"{least:g} or more (Ctrl-C stops)"
@@ -292,14 +303,14 @@ def _watch(context: Context) -> int:
         said: str | None = None
         while True:
             asked = context.config.get(SelectSettings).min_signal > 0  # only then is a model needed to look
-            selection = next_round(store, _settings(context, model=asked), _progress(context))
+            selection = next_round(store, stage_settings(context, model=asked), _progress(context))
             waiting = selection.worded - tried
             if (news := waiting_line(selection, len(waiting), settings.min_new)) != said:
                 context.say(f"[dim]{(said := news)}[/]")
             if len(waiting) >= settings.min_new:
                 tried |= waiting
                 try:
-                    result = run_cycle(store, _settings(context), _progress(context), selection)
+                    result = run_cycle(store, stage_settings(context), _progress(context), selection)
                     show_verdict(context, result.verdict)
                 except ConflictError as error:  # another process works here: the same interactions once it is done
                     tried -= waiting

@@ -60,7 +60,11 @@ async def serve(remote: Remote, codec: Codec, options: argparse.Namespace) -> No
     try:
         await web.TCPSite(web_runner, options.host, options.port).start()
         port = web_runner.addresses[0][1]
+        notes = codec.faults()
+        for note in notes:
+            log.warning("%s", note)
         ready = {"ready": True, "port": port, "model": server.name, "max_model_len": remote.max_model_len}
+        ready |= {"notes": notes} if notes else {}
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         await _until_stopped(options.parent_pid)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from afterword.chat.control_tokens import control_tokens
-from afterword.chat.render import write_prompt
+from afterword.chat.render import template_faults, write_prompt
 from afterword.engine.protocol import RequestError
 from afterword.errors import ModelError
 
@@ -50,6 +50,10 @@ class Codec:
             return list(written.ids())
         except ModelError as error:
             raise RequestError(error.message, param="messages") from error
+
+    def faults(self) -> list[str]:
+        """Why nothing of this model's answers could be trained; said at the start, not after a week of answers."""
+        return template_faults(self._tokenizer)
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids without special tokens."""

@@ -35,6 +35,8 @@ class EngineProcess:
     """Where its log goes."""
     reader: threading.Thread = field(repr=False)
     """Reads its output to the end."""
+    notes: tuple[str, ...] = ()
+    """What its operator should know of the model, for example that it cannot be trained."""
 
     @property
     def pid(self) -> int:
@@ -107,6 +109,7 @@ def start_engine(
         raise ModelError(message) if status == ModelError.exit_code else UpstreamError(message, code="engine")
     engine.url = f"http://127.0.0.1:{said['port']}"
     engine.model = str(said.get("model", ""))
+    engine.notes = tuple(map(str, said.get("notes", ())))
     return engine
 
 

@@ -291,16 +291,23 @@ def prepare(
 
     Raises NothingToDo, with the reasons, when nothing is left to train.
     """
+    prepared = encode_examples(examples, tokenizer, recipe, limit=limit, vocabulary=vocabulary)
+    if not prepared.rows:
+        raise NothingToDo(_nothing(len(prepared.left), prepared))
+    return prepared
+
+
+def encode_examples(
+    examples: Sequence[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int
+) -> Prepared:
+    """What `prepare` gives, also when nothing is left to train. ModelError for a template that cannot be trained."""
     unique = list({e.interaction.id: e for e in examples}.values())
     encoder = _encoder(tokenizer, recipe, limit, vocabulary, unique)
     results = [(e, encoder.encode(e)) for e in unique]
     left = tuple(r for _, r in results if isinstance(r, Left))
     kept = [(e, r) for e, r in results if isinstance(r, Encoded)]
     rows = with_groups(_aged(kept))
-    prepared = Prepared(tuple(rows), left, tuple(e for e, _ in kept), limit)
-    if not kept:
-        raise NothingToDo(_nothing(len(unique), prepared))
-    return prepared
+    return Prepared(tuple(rows), left, tuple(e for e, _ in kept), limit)
 
 
 def taught(recipe: Recipe) -> bool:

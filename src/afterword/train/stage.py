@@ -25,7 +25,8 @@ from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
 from afterword.store.files import write_whole
 from afterword.store.locks import TRAIN, alone
-from afterword.train.examples import Example, choose, taught
+from afterword.train.encoded import Prepared
+from afterword.train.examples import Example, choose, encode_examples, taught
 from afterword.train.fresh import verifier_of
 from afterword.train.loop import train_candidate
 from afterword.train.metrics import StepMetrics
@@ -221,17 +222,7 @@ def _planned(
     check(settings.revise, made)
     if made.verifier:
         verifier_of(made.verifier)
-    spent = store.spent(channel)
-    fresh = [row for row in store.usable("train") if row.id not in spent and (row.on_policy or settings.off_policy)]
-    if weights is not None:
-        fresh = [row for row in fresh if weights.get(row.id, 0.0) > 0.0]
-    if len(fresh) < settings.min_interactions:
-        raise NothingToDo(_too_few(store, fresh, settings))
-    age = {row.id: i for i, row in enumerate(fresh)}
-    if taught(made):
-        fresh = balanced(fresh, made, settings)
-    chosen = tuple(sorted(_chosen(store, fresh, settings, model), key=age.__getitem__))
-    again = learned_again(store, spent, len(chosen), settings)
+    again, chosen = _taken(store, made, settings, model, channel, weights)
     chosen = (*again, *chosen)
     release = store.release(channel)
     parent = release.candidate if release else None
@@ -249,6 +240,46 @@ def _planned(
     write_whole(run_dir / _PLAN, json.dumps({name: getattr(plan, name) for name in Plan.__dataclass_fields__}))
     (run_dir / _GIVEN_UP).unlink(missing_ok=True)  # asked for again: a kill from here on is finished as any other
     return plan
+
+
+def _taken(
+    store: Store,
+    made: Recipe,
+    settings: TrainConfig,
+    model: str,
+    channel: str,
+    weights: Mapping[str, float] | None,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Interactions of a new run: those that are trained again, and the new ones. NothingToDo when these are too few."""
+    spent = store.spent(channel)
+    fresh = [row for row in store.usable("train") if row.id not in spent and (row.on_policy or settings.off_policy)]
+    if weights is not None:
+        fresh = [row for row in fresh if weights.get(row.id, 0.0) > 0.0]
+    if len(fresh) < settings.min_interactions:
+        raise NothingToDo(_too_few(store, fresh, settings))
+    age = {row.id: i for i, row in enumerate(fresh)}
+    if taught(made):
+        fresh = balanced(fresh, made, settings)
+    chosen = tuple(sorted(_chosen(store, fresh, settings, model), key=age.__getitem__))
+    return learned_again(store, spent, len(chosen), settings), chosen
+
+
+def rehearse(
+    store: Store, settings: TrainConfig, *, model: str, channel: str, weights: Mapping[str, float] | None
+) -> tuple[Prepared, int]:
+    """What a run would train now and what it would exclude, encoded as the run does, and how many of its rows it would
+    train again; nothing is written and no weights are loaded.
+
+    Raises NothingToDo when too few interactions wait, ModelError when the tokenizer cannot be loaded or its template
+    cannot be trained.
+    """
+    made = checked(settings)
+    again, chosen = _taken(store, made, settings, model, channel, weights)
+    rows = [store.get(Interaction, name) for name in (*again, *chosen)]
+    examples = [Example(row, store.get(Turn, row.turn)) for row in rows]
+    limit, vocabulary = model_sizes(resolve_model(model))
+    found = encode_examples(examples, load_tokenizer(model), made, limit=limit, vocabulary=vocabulary)
+    return found, sum(row.interaction in again for row in found.rows)
 
 
 def balanced(waiting: list[Interaction], made: Recipe, settings: TrainConfig) -> list[Interaction]:
