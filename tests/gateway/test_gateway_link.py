@@ -355,7 +355,7 @@ def turn(links: Links, number: int, chat: ChatRequest, answer: str = "a") -> Tur
     message = {"role": "assistant", "content": answer}
     thread = trail_of_turn(chat.scope, chat.messages, message)
     made = Turn(id=f"t{number}", messages=tuple(chat.messages), answer=message, user=chat.user, thread=thread)
-    links.remember(made, links.find(chat).asked)
+    links.remember(made, links.find(chat).asked, chat.model)
     return made
 
 

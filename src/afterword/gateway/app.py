@@ -14,6 +14,7 @@ from afterword.gateway.door import Door, is_loopback
 from afterword.gateway.keys import KeyRing
 from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
+from afterword.gateway.retries import Retries
 from afterword.gateway.routes import ROUTES
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.state import GATEWAY, Gateway
@@ -57,6 +58,7 @@ def _parts(settings: GatewaySettings, store: Store, door: Door) -> Callable[[web
             keys=KeyRing(settings.dir, needed=not is_loopback(settings.host)),
             door=door,
             links=links,
+            retries=Retries(),
             capture=Capture(store, links, metrics, settings.capture_wait_ms, settings.max_pending),
             adapters=Adapters(settings, store, upstream, metrics),
         )

@@ -35,8 +35,10 @@ class Capture:
         self.problem: str | None = None
         """Why the last write failed; None after one that did not."""
 
-    def keep(self, turn: Turn, asked: str, feedback: Sequence[Feedback]) -> asyncio.Future[None] | None:
-        """Queue a turn with the feedback that its request gave on earlier turns.
+    def keep(
+        self, turn: Turn, asked: str, feedback: Sequence[Feedback], model: str = ""
+    ) -> asyncio.Future[None] | None:
+        """Queue a turn with the feedback that its request gave on earlier turns. `model`: what the client asked for.
 
         The future is done when they are on disk, or lost; None when they were not taken.
         """
@@ -45,7 +47,7 @@ class Capture:
             return None
         done = self._submit((turn, *feedback), turn)
         if done is not None:
-            self._links.remember(turn, asked)
+            self._links.remember(turn, asked, model)
         return done
 
     def note(self, records: Sequence[Record]) -> asyncio.Future[None] | None:

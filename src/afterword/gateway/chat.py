@@ -19,6 +19,7 @@ from afterword.errors import AfterwordError, UpstreamError, error_response
 from afterword.gateway.boundary import PASSED_ON
 from afterword.gateway.full_context import REMEDY, is_full, shorter
 from afterword.gateway.link import Link
+from afterword.gateway.retries import Saved
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
 from afterword.gateway.watcher import Route
 from afterword.gateway.wire.request import ChatRequest, parse_chat
@@ -41,11 +42,31 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     start = perf_counter()
     gateway = request.app[GATEWAY]
     chat = parse_chat(await request.read(), request.headers, request.get(KEY), gateway.names)
+    attempt, saved = await gateway.retries.begin(chat, request.headers, request.remote or "")
+    if chat.retry:
+        gateway.metrics.retries.labels("anew" if saved is None else "replayed").inc()
+    if saved is not None:
+        headers = {**saved.headers, "x-request-id": request[REQUEST_ID], "x-afterword-replayed": "true"}
+        return web.Response(body=saved.body, headers={**headers, "Content-Type": saved.content_type})
+    done: Saved | None = None
+    try:
+        response, done = await _answered(request, gateway, chat, start, keep=attempt is not None)
+    finally:
+        gateway.retries.end(attempt, done)
+    return response
+
+
+async def _answered(
+    request: web.Request, gateway: Gateway, chat: ChatRequest, start: float, *, keep: bool
+) -> tuple[web.StreamResponse, Saved | None]:
+    """The response, and what a retry of the request gets if it is to be kept."""
     route = await gateway.adapters.resolve(chat.model, chat.who)
     exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start)
+    exchange.sent = [] if keep else None
     with gateway.adapters.using(route):
         try:
-            return await (exchange.streamed(request) if chat.stream else exchange.whole())
+            response = await (exchange.streamed(request) if chat.stream else exchange.whole())
+            return response, exchange.saved(response)
         except UpstreamError as error:
             await gateway.capture.settle(exchange.failed(error))
             raise
@@ -65,7 +86,7 @@ class Exchange:
         self.request_id = request_id
         self.turn_id = new_id("chatcmpl")
         self.served = Served(self.turn_id, chat)
-        self.link = gateway.links.find(chat) if chat.keep else _UNLINKED
+        self.link = gateway.links.find(chat, route.adapter) if chat.keep else _UNLINKED
         if chat.keep:
             gateway.metrics.links.labels(self.link.outcome).inc()
             if chat.said.origin is not None:
@@ -75,6 +96,9 @@ class Exchange:
         """Seconds spent here so far, not upstream."""
         self.messages = chat.messages
         """What the model reads: the oldest may be dropped."""
+        self.sent: list[bytes] | None = None
+        """What left so far, when a retry may ask for it again."""
+        self._failed = False
         self._kept = False
         self._taken_back = 0
         self._asked: Json = {}
@@ -166,7 +190,15 @@ class Exchange:
         await self.gateway.capture.settle(self.keep())
         self._own += perf_counter() - arrived
         self.count(200)
+        if self.sent is not None:
+            self.sent.append(body)
         return web.Response(body=body, headers=self._headers(), content_type="application/json")
+
+    def saved(self, response: web.StreamResponse) -> Saved | None:
+        """The answer for a retry; None when none is kept, or it broke off."""
+        if self.sent is None or self._failed:
+            return None
+        return Saved(b"".join(self.sent), self._headers(), response.headers["Content-Type"])
 
     async def streamed(self, request: web.Request) -> web.StreamResponse:
         """Streamed: bytes leave as they come; those from the answer's end on when its turn is on disk."""
@@ -193,7 +225,10 @@ class Exchange:
             self._own += perf_counter() - arrived
         else:
             await self._open(request, response, arrived)
-        await response.write_eof(self.served.finish())
+        end = self.served.finish()
+        if self.sent is not None:
+            self.sent.append(end)
+        await response.write_eof(end)
         self.count(200)
         return response
 
@@ -212,6 +247,8 @@ class Exchange:
             if out:
                 if not response.prepared:
                     await self._open(request, response, arrived)
+                if self.sent is not None:
+                    self.sent.append(out)
                 await response.write(out)
             if not data:
                 return
@@ -256,6 +293,7 @@ class Exchange:
 
     def failed(self, error: AfterwordError) -> asyncio.Future[None] | None:
         """The upstream broke off or never answered: keep what there is of the answer, count what went wrong."""
+        self._failed = True
         status = error.answered if isinstance(error, UpstreamRejected) else error_response(error)[0]
         self.gateway.metrics.upstream_errors.labels(error.code or str(status)).inc()
         self.count(status)
@@ -294,7 +332,7 @@ class Exchange:
                 said.append(replace(self._turn("error"), thread=None))
             return self.gateway.capture.note(said)
         turn = self._turn(finish_reason or self.served.finish_reason)
-        return self.gateway.capture.keep(turn, self.link.asked, self._said(turn.id))
+        return self.gateway.capture.keep(turn, self.link.asked, self._said(turn.id), self.chat.model)
 
     def _turn(self, finish_reason: str | None) -> Turn:
         chat, served = self.chat, self.served

@@ -36,6 +36,10 @@ UNFINISHED = ("aborted", "error")
 """Asking again after one of these is a repair (clients do it by themselves), not a judgement."""
 
 
+Request = tuple[str, str | None, str | None, str]
+"""Hash of the messages that were answered, the turn that they continued, the conversation, the model that was asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """What linking needs of a turn."""
@@ -45,8 +49,7 @@ class Known:
     conversation: str | None
     thread: str
     """Its trail, "" when nobody can continue it."""
-    request: tuple[str, str | None]
-    """Key of what it answered (`asked_key`), and the turn that it continued."""
+    request: Request
     at: float
     order: int
     """Grows with every turn."""
@@ -107,14 +110,14 @@ class Links:
         self._turns: OrderedDict[str, Known] = OrderedDict()
         self._answers: dict[str, list[str]] = {}
         """Turns by the fingerprint of their answer."""
-        self._asked: dict[tuple[str, str | None], str] = {}
+        self._asked: dict[Request, str] = {}
         self._order = 0
 
     # ---- the index
 
-    def remember(self, turn: Turn, asked: str) -> None:
-        """Make a turn linkable before it is committed."""
-        request = (asked, turn.previous)
+    def remember(self, turn: Turn, asked: str, model: str = "") -> None:
+        """Make a turn linkable before it is committed. `model`: what the client asked for."""
+        request = (asked, turn.previous, turn.conversation, model)
         thread = turn.thread or ""
         self._order += 1
         known = Known(turn.id, (turn.key, turn.user), turn.conversation, thread, request, time.monotonic(), self._order)
@@ -143,8 +146,8 @@ class Links:
 
     # ---- the question
 
-    def find(self, chat: ChatRequest) -> Link:
-        """The link of a request. A store that cannot be read means no link, never an error."""
+    def find(self, chat: ChatRequest, adapter: str | None = None) -> Link:
+        """The link of a request that `adapter` answers. A store that cannot be read means no link, never an error."""
         sent = trail_of(chat.scope, chat.messages, DEPTH + 1)
         asked = asked_key(sent, chat.messages)
         try:
@@ -163,7 +166,7 @@ class Links:
                 conversation=conversation,
                 outcome=choice.outcome,
                 follow_up=words,
-                repeats=self._repeated(chat, asked, previous, conversation),
+                repeats=None if chat.retry else self._repeated(chat, asked, previous, conversation, adapter),
                 corrections=corrections,
             )
         except StoreError:
@@ -242,17 +245,17 @@ class Links:
         row = self._store.find(Turn, turn)
         return (None, None) if row is None else ((row.key, row.user), row.conversation)
 
-    def _repeated(self, chat: ChatRequest, asked: str, previous: str | None, conversation: str | None) -> str | None:
-        """The turn that answered the same messages in the same state.
+    def _repeated(
+        self, chat: ChatRequest, asked: str, previous: str | None, conversation: str | None, adapter: str | None
+    ) -> str | None:
+        """The turn that answered the same messages in the same state, asked of the same model.
 
         A first message is the same request only within a named conversation, or from a named user within minutes:
-        many people say "Hi".
+        many people say "Hi". Another model is asked for a comparison, which is no judgement.
         """
-        earlier = self._asked.get((asked, previous))
+        earlier = self._asked.get((asked, previous, conversation, chat.model))
         if earlier is not None:
             known = self._turns[earlier]
-            if known.conversation != conversation:
-                return None
             recent = chat.user is not None and time.monotonic() - known.at < SAME_REQUEST
             return earlier if previous or conversation or recent else None
         if previous is not None:
@@ -262,8 +265,10 @@ class Links:
         else:
             return None
         for row in rows:
-            if row.finish_reason in UNFINISHED or (row.key, row.user) != chat.scope:
+            if row.finish_reason in UNFINISHED or (row.key, row.user) != chat.scope or row.id in self._turns:
                 continue
+            if "@" in chat.model and row.adapter != adapter:
+                continue  # a version that was named, where another one had answered
             if asked_key(trail_of(chat.scope, row.messages, DEPTH + 1), row.messages) == asked:
                 return row.id
         return None

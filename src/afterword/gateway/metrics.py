@@ -29,6 +29,9 @@ class Metrics:
         self.pending = Gauge("afterword_turns_pending", "Turns that wait for a commit", registry=registry)
         self.feedback = Counter("afterword_feedback_total", "Feedback events", ("kind", "status"), registry=registry)
         self.links = Counter("afterword_links_total", "How requests were linked", ("outcome",), registry=registry)
+        self.retries = Counter(
+            "afterword_retries_total", "Requests that a client sent again by itself", ("outcome",), registry=registry
+        )
         self.automated = Counter(
             "afterword_automated_messages_total",
             "Messages in the user's role that a program wrote",

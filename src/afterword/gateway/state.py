@@ -11,6 +11,7 @@ from afterword.gateway.door import Door
 from afterword.gateway.keys import KeyRing
 from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
+from afterword.gateway.retries import Retries
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.watcher import Adapters
 from afterword.gateway.who import NameSources
@@ -30,6 +31,7 @@ class Gateway:
     keys: KeyRing
     door: Door
     links: Links
+    retries: Retries
     capture: Capture
     adapters: Adapters
 

@@ -55,6 +55,8 @@ class ChatRequest:
     train: bool | None = None
     """May the answer be trained on, and what is said in this request? None: the server's setting decides."""
 
+    retry: bool = False
+    """The client sends it again because the answer got lost: no judgement of the user."""
     said: Said = NOBODY
     """What a person said after the last answer, or why nobody did."""
 

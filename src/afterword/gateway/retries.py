@@ -1,0 +1,139 @@
+"""Requests that a client sends again because the answer got lost on the way: they get the same answer, from one turn.
+
+Owns which requests are the same one (`Idempotency-Key`, or `x-stainless-retry-count` above 0 with an equal body), and
+the answers that are kept for them in memory. A retry whose answer is not known any more is asked anew, but is no
+judgement. Never touches the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import orjson
+
+from afterword.errors import UsageError
+from afterword.gateway.wire.request import ChatRequest
+
+KEPT_SECONDS = 900.0
+"""How long an answer can be had again."""
+MAX_BYTES = 64 << 20
+"""Of all answers that are kept."""
+MAX_ANSWER = 4 << 20
+"""Of one answer; a larger one is asked for anew."""
+MAX_KEY = 255
+"""Characters of an idempotency key."""
+_KEYS = ("idempotency-key", "x-idempotency-key")
+
+
+class KeyReused(UsageError):
+    """An idempotency key with another body than before."""
+
+    status = 422
+
+
+@dataclass(slots=True)
+class Saved:
+    """An answer as it left."""
+
+    body: bytes
+    headers: dict[str, str]
+    content_type: str
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A request that may be sent again."""
+
+    name: tuple[str, ...]
+    digest: str
+    started: float = field(default_factory=time.monotonic)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    saved: Saved | None = None
+
+
+class Retries:
+    """Recent requests of clients that send theirs again, oldest first."""
+
+    def __init__(self, seconds: float = KEPT_SECONDS, max_bytes: int = MAX_BYTES) -> None:
+        self._seconds = seconds
+        self._max_bytes = max_bytes
+        self._attempts: OrderedDict[tuple[str, ...], Attempt] = OrderedDict()
+        self._bytes = 0
+
+    async def begin(
+        self, chat: ChatRequest, headers: Mapping[str, str], peer: str
+    ) -> tuple[Attempt | None, Saved | None]:
+        """The attempt to report the end of (None: the client never sends again), or the answer that is known.
+
+        While an equal request runs, this one waits for its answer. Sets `chat.retry`. Raises KeyReused.
+        """
+        count = _count(headers)
+        key = next((headers[name] for name in _KEYS if headers.get(name)), None)
+        chat.retry = bool(count)
+        if not chat.keep or (key is None and count is None):
+            return None, None
+        if key is not None and len(key) > MAX_KEY:
+            raise UsageError(f"the header `Idempotency-Key` has {len(key)} characters; at most {MAX_KEY} are taken.",
+                             param="Idempotency-Key")  # fmt: skip
+        body = orjson.dumps([chat.body, chat.conversation, chat.previous], option=orjson.OPT_SORT_KEYS)
+        digest = hashlib.blake2b(body, digest_size=16).hexdigest()
+        scope = tuple(part or "" for part in chat.scope)
+        name = ("key", *scope, key) if key is not None else ("body", *scope, peer, digest)
+        while (known := self._known(name)) is not None:
+            if known.digest != digest:
+                raise KeyReused(
+                    f"the Idempotency-Key {key!r:.80} was used for another request before; use a new key for each.",
+                    param="Idempotency-Key", code="idempotency_key_reused",
+                )  # fmt: skip
+            if key is None and not count:
+                self._forget(known)  # the same words again, by a user
+                break
+            chat.retry = True
+            await known.done.wait()
+            if known.saved is not None:
+                return None, known.saved
+            if self._attempts.get(name) is known:
+                self._forget(known)
+        attempt = self._attempts[name] = Attempt(name, digest)
+        return attempt, None
+
+    def end(self, attempt: Attempt | None, saved: Saved | None) -> None:
+        """The request was answered; None when it failed or the client left."""
+        if attempt is None or attempt.done.is_set():
+            return
+        if saved is not None and len(saved.body) <= MAX_ANSWER and self._attempts.get(attempt.name) is attempt:
+            attempt.saved = saved
+            self._bytes += len(saved.body)
+        attempt.done.set()
+        if attempt.saved is None and self._attempts.get(attempt.name) is attempt:
+            del self._attempts[attempt.name]
+        while self._bytes > self._max_bytes and (oldest := self._oldest_finished()) is not None:
+            self._forget(oldest)
+
+    def _known(self, name: tuple[str, ...]) -> Attempt | None:
+        """The newest equal attempt; those that are too old are dropped."""
+        now = time.monotonic()
+        while (oldest := self._oldest_finished()) is not None and now - oldest.started > self._seconds:
+            self._forget(oldest)
+        return self._attempts.get(name)
+
+    def _oldest_finished(self) -> Attempt | None:
+        return next((attempt for attempt in self._attempts.values() if attempt.done.is_set()), None)
+
+    def _forget(self, attempt: Attempt) -> None:
+        if self._attempts.get(attempt.name) is attempt:
+            del self._attempts[attempt.name]
+        if attempt.saved is not None:
+            self._bytes -= len(attempt.saved.body)
+            attempt.saved = None
+
+
+def _count(headers: Mapping[str, str]) -> int | None:
+    """How often the client has sent this request before; None when it does not say."""
+    value = headers.get("x-stainless-retry-count", "").strip()
+    return int(value) if value.isascii() and value.isdecimal() and len(value) < 4 else None
