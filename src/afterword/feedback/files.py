@@ -195,10 +195,8 @@ class Source:
         is_row: Tells a row of a known format; a list of such rows within one object is read row by row.
     """
 
-    def __init__(
-        self, path: Path, encoding: str | None = None, is_row: Callable[[Any], bool] = lambda value: False
-    ) -> None:  # fmt: skip
-        self._known, self._is_row = _codec(encoding), is_row
+    def __init__(self, path: Path, encoding: str | None = None, is_row: IsRow | None = None) -> None:
+        self._known, self._is_row = _codec(encoding), is_row or _perhaps
         try:
             self._file = path.open("rb")
         except OSError as error:
@@ -287,13 +285,23 @@ class Source:
         buffer = _Buffer(again)
         if buffer.skip() and buffer.enter(self._is_row):
             again.forget()
-            yield from itertools.islice(_values(buffer, self._is_row), skip, None)
+            yield from itertools.islice(_values(buffer, self._is_row, lists=True), skip, None)
         else:
             again.rewind()
-            items = _lines(again, skip) if _is_lines(head) else itertools.islice(_values(_Buffer(again)), skip, None)
-            yield from items
+            if _is_lines(head):
+                yield from _lines(again, skip)
+            else:
+                yield from itertools.islice(_values(_Buffer(again), self._is_row), skip, None)
         if plain.broken is not None:
             yield Bad("broken_archive", f"the compressed file ends early: {plain.broken}", "the end")
+
+
+IsRow = Callable[[Any], bool]
+
+
+def _perhaps(value: Any) -> bool:
+    """Could this be a row? An object with a list in it (every format's rows have one) or with many keys."""
+    return isinstance(value, dict) and (len(value) >= 5 or any(isinstance(v, list) for v in value.values()))
 
 
 _EXPORTED = re.compile(r"(conversations|message_feedback)([-_]?\d+)?\.json")
@@ -481,17 +489,17 @@ class _Buffer:
         self.text = f"{self.text[:before]} {self.text[before + 1 :]}"
         return True
 
-    def enter(self, is_row: Callable[[Any], bool]) -> bool:
+    def enter(self, is_row: IsRow) -> bool:
         """Step into the first member of the object here that lists rows; without one the place stays as it is."""
         return self.text[self.at] == "{" and self._member(self.at + 1, is_row) is None
 
-    def leave(self, is_row: Callable[[Any], bool]) -> None:
+    def leave(self, is_row: IsRow) -> None:
         """Behind a list that was entered: into the next one of the object, or behind the object."""
         self.inside = False
         end = self._member(self.at + 1, is_row)
         self.at = self.at if end is None else end
 
-    def _member(self, look: int, is_row: Callable[[Any], bool]) -> int | None:
+    def _member(self, look: int, is_row: IsRow) -> int | None:
         """None when one of the members from `look` on was entered, else where looking ended."""
         while True:
             look = self._next(look)
@@ -528,11 +536,11 @@ class _Buffer:
                 return look + self.at
 
 
-def _values(buffer: _Buffer, is_row: Callable[[Any], bool] | None = None) -> Iterator[Row | Bad]:
-    """The values of a stream. With `is_row`, objects that list rows are entered."""
+def _values(buffer: _Buffer, is_row: IsRow, lists: bool = False) -> Iterator[Row | Bad]:
+    """The values of a stream. With `lists`, objects that list rows are entered."""
     while buffer.skip():
         here = buffer.text[buffer.at]
-        if is_row is not None and ((buffer.inside and here == "]") or (not buffer.inside and buffer.enter(is_row))):
+        if lists and ((buffer.inside and here == "]") or (not buffer.inside and buffer.enter(is_row))):
             if here == "]":
                 buffer.leave(is_row)
             continue
@@ -546,16 +554,16 @@ def _values(buffer: _Buffer, is_row: Callable[[Any], bool] | None = None) -> Ite
                 yield Row(value, where, mended="\ufffd" in said)
             continue
         beginning = buffer.text[buffer.at : buffer.at + 500]
-        found = _recover(buffer)
+        found = _recover(buffer, is_row)
         cut = why == _ENDS and found is None
         yield Bad("cut_off" if cut else "too_long" if why == _LONG else "bad_json", why, where, beginning)
         if found is not None:
             yield found
 
 
-def _recover(buffer: _Buffer) -> Row | None:
-    """The next row after garbage: an object with a list in it (every format's rows have one) or with many keys,
-    so that a fragment of a broken row is not taken for a row."""
+def _recover(buffer: _Buffer, is_row: IsRow) -> Row | None:
+    """The next row after garbage: an object that is one, and no member of another, so that a fragment of a broken row
+    is not taken for a row."""
     for _ in range(_TRIES):
         buffer.at += 1
         found = _START.search(buffer.text, buffer.at)
@@ -565,11 +573,14 @@ def _recover(buffer: _Buffer) -> Row | None:
                 break
             buffer.at = max(buffer.at - 1, -1)
             continue
+        before = buffer.text[buffer.at - 1 : found.start()].rstrip()
         buffer.at = found.start()
+        if before.endswith(":"):
+            continue
         where = buffer.where
         value, why = buffer.value()
         if not why:
-            if isinstance(value, dict) and (len(value) >= 5 or any(isinstance(v, list) for v in value.values())):
+            if is_row(value):
                 return Row(value, where)
             buffer.at -= 1
     buffer.at = len(buffer.text)

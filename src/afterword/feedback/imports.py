@@ -181,7 +181,7 @@ def _items(source: Source, mark: Mark) -> Iterator[Row | Bad]:
 
 def is_row(value: Any) -> bool:
     """Is this a row of a known format, as a list of them holds it?"""
-    return detect_format(_inner(value)) is not None
+    return gathers(value) or detect_format(_inner(value)) is not None
 
 
 def _inner(value: Any) -> Any:
