@@ -27,12 +27,14 @@ _EMAIL = re.compile(
 )
 _EMAIL_CJK = re.compile(r"[\u3400-\u9fff]{1,12}@[\u3400-\u9fff]{1,12}\.[\u3400-\u9fff]{2,4}")
 _HOSTS = re.compile(r"(?i)^git@|\.(?:internal|local|localhost|localdomain|lan|intranet|svc|test|invalid)$|@\d")
-_SHELL = re.compile(r"(?:^|[\s;&|$`])(?:ssh|scp|sftp|rsync|ssh-copy-id|mosh|autossh)\s[^\"\n]*$|(?:ssh|git|sftp)://$")
+_SHELL = re.compile(r"(?:^|[\s;&|$`])(?:ssh|scp|sftp|rsync|ssh-copy-id|mosh|autossh)\s[^\"\n]*$|\w://$")
 _PLUS = re.compile(
     r"(?<![A-Za-z0-9_+])\+\d{1,3}[ .\-/]?(?:\(\d{1,4}\)[ .\-/]?)?\d{1,4}(?:[ .\-/]{0,2}\d{2,4}){2,4}(?!\d)"
 )
 _AMERICAN = re.compile(r"(?<![A-Za-z0-9_.\-])(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![A-Za-z0-9_]|-\w)")
 _BARE = re.compile(r"(?<![A-Za-z0-9_.,:/+#$\-])(?:0\d{9,10}|1[3-9]\d{9})(?![A-Za-z0-9_%]|[.,:/\-]\d)")
+_LIST, _MORE = re.compile(r"\d[ .\-/]{1,2}\Z"), re.compile(r"[ .\-/]{1,2}\d")
+"""More numbers before and behind one: a row of a table."""
 _NO_PHONE = re.compile(r"\d+\.\d+$|\d\.\d|\d{5}-\d{4}$")
 """Decimal numbers and American postal codes."""
 _DATE = re.compile(r"^(?:\d{4}[-./ ]\d{1,2}[-./ ]\d{1,2}|\d{1,2}[-./ ]\d{1,2}[-./ ]\d{4})(?:\D|$)")
@@ -41,8 +43,9 @@ _CALLED = re.compile(
     r"|handy\w*|telefon\w*|mobil\w*"
     r"|rufnummer|téléphone|portable|appel\w*|joi\w*|teléfono|móvil|celular|llám\w*|llam\w*|telefone|telem[óo]vel"
     r"|lig(?:a|ue|ar)\w*"
-    r"|telefono|cellulare|chiam\w*|тел|телефон\w*|номер\w*|звон\w*|позвон\w*|\w*phone(?:[ _]?number)?)\b"
-    r"|phone|电话|电話|電話|手机|手機|联系方式|拨打|致电|号码|携帯|番号|โทร|เบอร์|มือถือ|전화|핸드폰|휴대폰|연락처"
+    r"|telefono|cellulare|chiam\w*|тел|телефон\w*|(?:мой|мобильный) номер|номер\w* (?:телефона|мобильного)|звон\w*"
+    r"|позвон\w*|\w*phone(?:[ _]?number)?)\b"
+    r"|phone|电话|电話|電話|手机|手機|联系方式|拨打|致电|携帯|โทร|เบอร์|มือถือ|전화|핸드폰|휴대폰|연락처"
     r"|هاتف|جوال|موبايل|טלפון|נייד)"
     r"[^\n\d@\[\]+]{0,24}\Z"
 )
@@ -57,7 +60,8 @@ _V6 = re.compile(
     r"(?<![A-Za-z0-9_:.])(?:[0-9a-fA-F]{1,4}:){2,7}(?::|[0-9a-fA-F]{1,4})(?::?[0-9a-fA-F]{1,4}){0,6}(?![A-Za-z0-9_:])"
 )
 _VERSION = re.compile(
-    r"(?i)(?:version|release|build|section|chapter|clause|step|figure|table|appendix|§|\boid\w*|\bv|ver\.?|>=|<=|==|~=|\^)\s*[:=]?\s*$"
+    r"(?i)(?:version|release|build|section|chapter|clause|step|figure|table|appendix|§|\boid\w*|\bv|ver\.?|>=|<="
+    r"|==|~=|\^)\s*[:=]?\s*$"
 )
 _NETWORK = re.compile(r"/\d")
 _PRODUCT = re.compile(r"[^/:]/$")
@@ -183,19 +187,28 @@ def _is_mail(text: str, m: re.Match[str]) -> bool:
 
 
 def _phones(text: str) -> Iterator[Hit]:
-    yield from (("phone", *m.span()) for pattern in (_PLUS, _AMERICAN) for m in pattern.finditer(text))
+    yield from (("phone", *m.span()) for m in _PLUS.finditer(text))
+    yield from (("phone", *m.span()) for m in _AMERICAN.finditer(text) if _is_alone(text, m))
     for m in _NUMBER.finditer(text):
         number, digits = m.group(), _digits(m.group())
         if not 7 <= digits <= 15 or _DATE.match(number):
             continue
         if _CALLED.search(text[max(0, m.start() - 48) : m.start()]) or (
-            9 <= digits <= (15 if number.startswith("00") else 13) and not number.isdigit() and _is_national(number)
+            _is_alone(text, m)
+            and 9 <= digits <= (15 if number.startswith("00") else 13)
+            and not number.isdigit()
+            and _is_national(number)
         ):
             yield "phone", *m.span()
     for m in _BARE.finditer(text):
         spoken = m.group()[0] == "0" or not text[max(0, m.start() - 20) : m.end() + 20].isascii()
         if spoken and _is_mobile(m.group()):
             yield "phone", *m.span()
+
+
+def _is_alone(text: str, m: re.Match[str]) -> bool:
+    """Is it no part of a row of numbers?"""
+    return not _LIST.search(text, max(0, m.start() - 3), m.start()) and not _MORE.match(text, m.end())
 
 
 def _digits(text: str) -> int:
