@@ -49,6 +49,7 @@ bench: $(READY)  ## every benchmark, one after the other (see benchmarks/README.
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 dist: $(READY)  ## a wheel and an sdist in dist/
+	@rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 
 clean:  ## remove what the set-up made

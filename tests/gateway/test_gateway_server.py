@@ -134,7 +134,18 @@ def test_a_newer_database(tmp_path: Path) -> None:
         run_gateway(settings)
 
 
-@pytest.mark.parametrize("host", ["localhost", "::1"])
+def _has_ipv6() -> bool:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", pytest.param("::1", marks=pytest.mark.skipif(not _has_ipv6(), reason="needs IPv6"))]
+)
 def test_other_names_of_loopback(tmp_path: Path, host: str) -> None:
     with fake_upstream(Fake()) as fake:
         settings = GatewaySettings(dir=tmp_path, upstream=fake.url, port=0, host=host)
