@@ -108,6 +108,27 @@ def test_an_answer_that_is_gone_on_with_is_one(rest: str) -> None:
     assert trail_of_turn(SCOPE, begun, said(rest)) == ends(user("Eggs?"), said("Boil them and cool them."))
 
 
+@pytest.mark.parametrize(
+    "answer", [said("Yes."), said("<think>Hm</think>Yes."), said(None, tool_calls=[call("{}")]), said("")]
+)
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user("Hi")],
+        [user("Hi"), said("Hello"), user("Why? " * 30)],
+        [user("Hi"), said(None, tool_calls=[call("{}")]), result("3")],
+        [user("Hi"), said(None, tool_calls=[call("{}")]), user("And in Rome?")],
+        [user("Hi"), said("Hel")],
+        [said(f"a{n}") if n % 2 else user(f"q{n}") for n in range(7)],
+        [said(f"a{n}") if n % 2 else user(f"q{n}") for n in range(9)],
+        [user(f"q{n}") if n % 2 else said(f"a{n}") for n in range(8)],
+    ],
+)
+def test_what_is_known_of_the_request_saves_reading_it_again(messages: list[Json], answer: Json) -> None:
+    sent = trail_of(SCOPE, messages, DEPTH + 1)
+    assert trail_of_turn(SCOPE, messages, answer, sent) == trail_of_turn(SCOPE, messages, answer)
+
+
 def test_an_empty_answer_has_a_place() -> None:
     assert ends(user("Hi"), said("")).startswith("a")
     assert ends(user("Hi"), said(""), user("Ho"), said("Hello")) == ends(user("Hi"), user("Ho"), said("Hello"))

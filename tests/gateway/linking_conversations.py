@@ -400,7 +400,7 @@ class World:
         turn = Turn(
             id=ask.turn, messages=tuple(chat.messages), answer=ask.answer, user=chat.user, key=chat.key,
             conversation=link.conversation, previous=link.previous, finish_reason="stop",
-            thread=trail_of_turn(chat.scope, chat.messages, ask.answer), unlinked=link.unlinked,
+            thread=trail_of_turn(chat.scope, chat.messages, ask.answer, link.sent), unlinked=link.unlinked,
         )  # fmt: skip
         self.links.remember(turn, link.asked)
         self.submit(turn, *link.feedback(chat.user, turn.id))

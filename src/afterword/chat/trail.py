@@ -77,7 +77,7 @@ def stored_prints(text: str) -> tuple[list[str], bool]:
 
 def trail_of(scope: Sequence[str | None], messages: Sequence[Json], depth: int = DEPTH) -> Trail:
     """The trail of messages, `depth` of them at most."""
-    key = hashlib.blake2b(orjson.dumps(list(scope)), digest_size=16).digest()
+    key = _key(scope)
     found: list[tuple[str, str]] = []
     whole = _gather(messages, depth, found)
     words = tuple(text for _, text in found)
@@ -85,14 +85,34 @@ def trail_of(scope: Sequence[str | None], messages: Sequence[Json], depth: int =
     return Trail(prints, words, whole)
 
 
-def trail_of_turn(scope: Sequence[str | None], messages: Sequence[Json], answer: Json) -> str:
+def trail_of_turn(
+    scope: Sequence[str | None], messages: Sequence[Json], answer: Json, sent: Trail | None = None
+) -> str:
     """What is stored of a turn. An answer that goes on where the last message breaks off is one answer with it,
-    whether the model server sends the whole of it or only the rest."""
-    if messages and messages[-1].get("role") == "assistant":
+    whether the model server sends the whole of it or only the rest.
+
+    Args:
+        scope: API key and user.
+        messages: of the request.
+        answer: that was served.
+        sent: the trail of the request, where it is known already; it saves reading the messages again.
+    """
+    last = messages[-1].get("role") if messages else None
+    if sent is not None and last == "user" and not any(text.startswith(_STEPS) for text in sent.words):
+        name, text = _read(answer)
+        if text:
+            whole = sent.whole and len(sent.prints) < DEPTH
+            prints, words = (_print(_key(scope), name, text), *sent.prints), (text, *sent.words)
+            return Trail(prints[:DEPTH], words[:DEPTH], whole).text
+    if last == "assistant":
         begun = squeezed(text_of(messages[-1].get("content")))
         if begun and squeezed(text_of(answer.get("content"))).startswith(begun):
             messages = messages[:-1]
     return trail_of(scope, [*messages, answer]).text
+
+
+_STEPS = "\0["
+"""Begins the words of an answer that only calls tools."""
 
 
 def asked_key(trail: Trail, messages: Sequence[Json]) -> str:
@@ -187,6 +207,10 @@ def _parts(content: Any) -> str:
     return "\0" + ",".join(kinds) if any(kind != "text" for kind in kinds) else ""
 
 
+def _key(scope: Sequence[str | None]) -> bytes:
+    return hashlib.blake2b(orjson.dumps(list(scope)), digest_size=16).digest()
+
+
 def _print(key: bytes, role: str, words: str) -> str:
     body = role.encode() + words.encode("utf-8", "surrogatepass")
     return role + hashlib.blake2b(body, key=key, digest_size=8).hexdigest()[: SIZE - 1]
@@ -256,7 +280,7 @@ def without_reasoning(text: str) -> str:
 
     A thought whose start the template wrote ends at its end mark; one without an end is all there is, and stays.
     """
-    if not any(mark in text for mark in ("<", "[THINK]", "[/THINK]", "◁", ":::")):
+    if not ("<" in text or "THINK]" in text or "◁" in text or ":::" in text):
         return text
     rest = text
     lowered = rest.lower()

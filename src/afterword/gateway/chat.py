@@ -355,7 +355,7 @@ class Exchange:
             previous=self.link.previous,
             task=chat.task,
             team=chat.team,
-            thread=None if chat.beside else trail_of_turn(chat.scope, chat.messages, answer),
+            thread=None if chat.beside else trail_of_turn(chat.scope, chat.messages, answer, self.link.sent),
             unlinked=self.link.unlinked,
             tools=tuple(chat.body["tools"]) if chat.body.get("tools") else None,
             usage=served.usage,

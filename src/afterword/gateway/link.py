@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from afterword.chat.canonical import text_of, thread_hashes
@@ -59,6 +59,8 @@ class Known:
 class Link:
     """What a request is to what came before."""
 
+    sent: Trail = field(default_factory=Trail)
+    """The trail of the request."""
     asked: str = ""
     """What the request asks (`asked_key`)."""
     previous: str | None = None
@@ -154,13 +156,14 @@ class Links:
             choice, previous, conversation = self._previous(chat, sent.answered())
             conversation = chat.conversation or conversation
             if chat.beside:  # the conversation goes on from the answer before, not from this one
-                return Link(asked=asked, conversation=conversation, outcome="beside")
+                return Link(sent=sent, asked=asked, conversation=conversation, outcome="beside")
             corrections: tuple[Feedback, ...] = ()
             words = (chat.said.words or None) if previous else None
             if choice.unwrapped and previous:
                 now, corrections = self._unwrapped(chat, previous)
                 words = now if chat.said.origin is None else None
             return Link(
+                sent=sent,
                 asked=asked,
                 previous=previous,
                 conversation=conversation,
@@ -170,7 +173,7 @@ class Links:
                 corrections=corrections,
             )
         except StoreError:
-            return Link(asked=asked, conversation=chat.conversation, outcome="unavailable")
+            return Link(sent=sent, asked=asked, conversation=chat.conversation, outcome="unavailable")
 
     def _previous(self, chat: ChatRequest, trail: Trail) -> tuple[Choice, str | None, str | None]:
         """What was decided, the turn before and its conversation."""
