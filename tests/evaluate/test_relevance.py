@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from afterword.chat.render import encode
+from afterword.errors import UsageError
 from afterword.evaluate.relevance import NEUTRAL, Item, measure, measure_stage
+from afterword.learn.contexts import CONTEXTS
+from afterword.learn.diagnostics import token_advantages
 from afterword.learn.models import load_model, load_tokenizer
 from afterword.records import Feedback, Interaction, Record, Relevance, Turn
 from afterword.store import Store
@@ -48,6 +53,22 @@ def test_what_does_not_fit_or_has_no_answer_is_left_out(tiny: str) -> None:
     refused = Turn(id="t", messages=({"role": "user", "content": None},), answer={"content": "y"})
     rows = [Item(good.interaction, turn, ()) for turn in (long, empty, refused)]
     assert measure(model, tokenizer, [*rows, good], name="m")[0].interaction == good.interaction.id
+
+
+def test_what_the_model_cannot_read_is_left_out(tiny: str) -> None:
+    """A token without an embedding, or with one that was never trained, in the words or in those compared with."""
+    model, tokenizer = load_model(tiny, device="cpu"), load_tokenizer(tiny)
+    tokenizer.add_tokens(["<image>"])
+    good, bad = items(tiny, "Shorter.", "What is <image>?")
+    beside = Item(good.interaction, good.turn, ("Take ~ out.",))
+    assert measure(model, tokenizer, [bad], name="m") == []
+    assert [row.interaction for row in measure(model, tokenizer, [bad, good], name="m")] == ["int-0"]
+    with torch.no_grad():
+        model.get_input_embeddings().weight = torch.nn.Parameter(model.get_input_embeddings().weight.clone())
+        model.get_input_embeddings().weight[encode(tokenizer, "~")[0]] = torch.nan
+    assert [row.shuffled for row in measure(model, tokenizer, [beside, good], name="m")] == [None]
+    with pytest.raises(UsageError, match=r"the token '~' \(id \d+\), for which this model has no embedding"):
+        token_advantages(model, tokenizer, good.turn, "Take ~ out.", CONTEXTS["appended"])
 
 
 def test_the_stage_writes_each_once_and_compares_within_the_task(tiny: str, tmp_path: Path) -> None:

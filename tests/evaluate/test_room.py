@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from afterword.errors import ModelError
-from afterword.evaluate.comparison import context_length
+from afterword.evaluate.comparison import context_length, vocabulary_size
 from afterword.evaluate.heldout import held_out
 from afterword.evaluate.room import Room
 from afterword.learn.models import load_tokenizer
@@ -41,6 +41,15 @@ def test_the_newest_that_fit_are_measured_and_the_rest_is_counted(tiny: str, tmp
         kept = [item.interaction.id for item in held_out(store, 3, fits=room.fits)]
         assert len(everything) == 5 and kept == [everything[0], *everything[2:4]] and room.left_out == 2
         assert [item.interaction.id for item in held_out(store, 1, fits=room.fits)] == [everything[3]]
+
+
+def test_what_has_a_token_without_an_embedding_is_left_out(tiny: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    tokenizer.add_tokens(["<image>"])
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(*rows(tiny, 0), *rows(tiny, 1, hindsight="No <image>."), *rows(tiny, 2, asked="An <image>?"))
+        room = Room(tokenizer, context_length(tiny), 16, vocabulary_size(tiny))
+        assert [item.interaction.id for item in held_out(store, 5, fits=room.fits)] == ["int-0"] and room.left_out == 2
 
 
 def test_an_answer_of_full_length_has_room(tiny: str, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
-import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,13 +20,13 @@ from afterword.errors import (
     GateRefused,
     NotFoundError,
     NothingToDo,
-    StoreError,
     UsageError,
 )
 from afterword.records import Candidate, Release, Report, Verdict
 from afterword.release.gate import overridden
 from afterword.release.publish import publish, rollback, served_stack
 from afterword.store import Store
+from afterword.store.locks import alone
 
 from .conftest import Ready
 
@@ -177,12 +177,12 @@ def test_a_held_lock_is_a_clear_error(
 ) -> None:
     monkeypatch.setattr(module, "LOCK_SECONDS", 0.05)
     one = ready("c1")
-    with sqlite3.connect(tmp_path / "release.lock", isolation_level=None) as holder:
-        holder.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(StoreError, match="another release holds"):
-            publish(store, *one)
-        holder.execute("ROLLBACK")
-    holder.close()
+    with (
+        pytest.raises(ConflictError, match="another release works on"),
+        ThreadPoolExecutor(1) as beside,
+        alone(tmp_path, "release", "another release"),
+    ):
+        beside.submit(publish, store, *one).result()
     assert publish(store, *one).candidate == "c1"
 
 

@@ -10,10 +10,11 @@ import peft
 import pytest
 import torch
 
+from afterword.chat.render import encode
 from afterword.errors import AdapterError, ConfigError, ConflictError, NothingToDo
 from afterword.learn import loss_stage
 from afterword.learn.contexts import CONTEXTS
-from afterword.learn.models import base_hash, load_model
+from afterword.learn.models import base_hash, load_model, load_tokenizer
 from afterword.learn.recipes import Recipe, sdpo_interactions, sft
 from afterword.learn.teachers import BASE, LIVE
 from afterword.learn.terms import Term
@@ -222,3 +223,22 @@ def test_the_alignment_report_shows_both_prompts_and_the_boundary(model: str, tm
     signal = json.loads((tmp_path / "run" / "signal.json").read_text())
     assert signal["n"] == 4
     assert signal["real"] > 0
+
+
+def test_a_token_with_a_broken_embedding_costs_its_interactions_alone(tmp_path: Path) -> None:
+    """Some models ship embeddings that were never trained, as NaN: one such token would make a whole step NaN."""
+    model = tiny_folder(tmp_path / "model", tie_word_embeddings=False)
+    tokenizer = load_tokenizer(model)
+    base = load_model(model, dtype="float32", device="cpu")
+    with torch.no_grad():
+        base.get_input_embeddings().weight[encode(tokenizer, "~")[0], 3] = torch.nan
+    base.save_pretrained(model)
+    good, recipe = some(model, 5), sdpo_interactions(**QUICK)
+    bad = [example(model, 7, hindsight="Take ~ out."), example(model, 8, text="About ~10.")]
+    result = run(model, tmp_path, [*good, *bad], recipe)
+    assert result.interactions == tuple(e.interaction.id for e in good)
+    assert result.metrics["left_out"] == {"not_finite": 2}
+    assert {one["interaction"] for one in result.left} == {"int-7", "int-8"}
+    assert all(torch.isfinite(torch.tensor(losses(tmp_path))))
+    with pytest.raises(NothingToDo, match=r"none of 2 interactions can be trained.*'~'.*not finite"):
+        run(model, tmp_path / "none", bad, recipe)

@@ -53,6 +53,12 @@ def context_length(model: str) -> int:
     return int(config.get("text_config", config).get("max_position_embeddings") or 1 << 30)
 
 
+def vocabulary_size(model: str) -> int:
+    """Ids that a base model has embeddings for, from its folder."""
+    config = orjson.loads((resolve_model(model) / "config.json").read_bytes())
+    return int(config.get("text_config", config).get("vocab_size") or 1 << 62)
+
+
 @dataclass
 class Comparison:
     """The candidate against what is served, on the same prompts with the same seeds."""

@@ -7,6 +7,7 @@ say nothing. Owns the measuring; who may teach is decided by `feedback.select`. 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from afterword.chat.render import Tokenizer, encode_content, generation_header, 
 from afterword.errors import ModelError
 from afterword.evaluate.hindsight import CONTEXT
 from afterword.learn.contexts import fit_hindsight
-from afterword.learn.diagnostics import log_probs
+from afterword.learn.diagnostics import log_probs, readable_ids, unreadable
 from afterword.learn.head import head_of
 from afterword.learn.models import load_model, load_tokenizer
 from afterword.records import Interaction, Relevance, Turn, content_hash
@@ -34,6 +35,9 @@ LONGEST = 96
 """Tokens of an answer, and of a follow-up, that are scored: what a follow-up is about shows early."""
 AT_ONCE = 64
 """Interactions whose scores are committed together."""
+
+
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +89,22 @@ def _others(rows: Sequence[Interaction], waiting: Sequence[Interaction]) -> dict
 
 
 def measure(model: Any, tokenizer: Tokenizer, items: Sequence[Item], *, name: str) -> list[Relevance]:
-    """One Relevance for each item whose answer has tokens and whose conversation the model takes. `name` is the
-    model's, for the record. Raises ModelError for a template without a generation header."""
+    """One Relevance for each item whose answer has tokens and whose conversation the model takes and can read. `name`
+    is the model's, for the record. Raises ModelError for a template without a generation header."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     room = int(getattr(model.config, "max_position_embeddings", 1 << 30))
     generation_header(tokenizer)  # a template without one is an error, not so many conversations left out
+    known = readable_ids(base)
     plans = [plan for item in items if (plan := _readable(tokenizer, item, room)) is not None]
+    plans = [(item, group) for item, group in plans if unreadable(known, _ids(group)) is None]
     pairs = [pair for _, group in plans for pair in group]
-    scores = iter(log_probs(model, head_of(base), pairs))
-    return [_row(item, [next(scores) for _ in group], name) for item, group in plans]
+    scores = iter(log_probs(model, head_of(base), pairs) if pairs else ())
+    rows = [_row(item, [next(scores) for _ in group], name) for item, group in plans]
+    return [row for row in rows if math.isfinite(row.real + row.neutral + (row.shuffled or 0.0))]
 
 
-Pair = tuple[tuple[int, ...], tuple[int, ...]]
+def _ids(group: Sequence[Pair]) -> set[int]:
+    return {i for prompt, answer in group for i in (*prompt, *answer)}
 
 
 def _readable(tokenizer: Tokenizer, item: Item, room: int) -> tuple[Item, list[Pair]] | None:

@@ -23,6 +23,8 @@ class Room:
     tokenizer: Any
     longest: int
     max_tokens: int
+    vocabulary: int = 1 << 62
+    """Ids that the base has embeddings for."""
     left_out: int = 0
 
     def __post_init__(self) -> None:
@@ -41,9 +43,13 @@ class Room:
         turn = item.turn
         given = turn.completion_ids or encode_content(self.tokenizer, text_of(turn.answer.get("content")), "assistant")
         room = self.longest - max(len(given), self.max_tokens) - 1  # the end of turn
-        if room < 1 or len(render_prompt(self.tokenizer, turn.messages, turn.tools).ids) > room:
+        prompt = render_prompt(self.tokenizer, turn.messages, turn.tools).ids
+        if room < 1 or len(prompt) > room or max(*given, *prompt, 0) >= self.vocabulary:
             return False
-        return not item.interaction.hindsight.strip() or None is not fit_hindsight(
+        if not item.interaction.hindsight.strip():
+            return True
+        seen = fit_hindsight(
             self.tokenizer, CONTEXT, turn.messages, turn.answer, item.interaction.hindsight,
             room=room, longest=LONGEST_HINDSIGHT, tools=turn.tools,
         )  # fmt: skip
+        return seen is not None and max(seen.prompt.ids) < self.vocabulary

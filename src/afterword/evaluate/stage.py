@@ -12,7 +12,7 @@ from pathlib import Path
 
 from afterword.config import EvaluateConfig
 from afterword.errors import NothingToDo
-from afterword.evaluate.comparison import Check, context_length
+from afterword.evaluate.comparison import Check, context_length, vocabulary_size
 from afterword.evaluate.heldout import earlier_wins, held_out, require, trained_on
 from afterword.evaluate.room import Room
 from afterword.evaluate.run import chosen, evaluate_candidate
@@ -61,7 +61,8 @@ def evaluate_stage(
     interactions or when the candidate is what is served, AdapterError, ModelError.
     """
     served = _served(store, candidate, channel)
-    room = Room(load_tokenizer(candidate.base), context_length(candidate.base), settings.max_tokens)
+    base = candidate.base
+    room = Room(load_tokenizer(base), context_length(base), settings.max_tokens, vocabulary_size(base))
     items = held_out(store, settings.max_interactions, channel, room.fits)
     too_long = room.left_out
     if too_long and not items:

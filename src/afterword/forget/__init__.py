@@ -9,15 +9,13 @@ report is written: a run that was killed is finished by running the same command
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 
 from afterword.chat.redact import redact
-from afterword.errors import NothingToDo, StoreError
+from afterword.errors import NothingToDo
 from afterword.forget.files import clean, exported, searched
 from afterword.forget.plan import Plan, unfinished, written
 from afterword.forget.report import as_text, check, read_report, report_of
@@ -25,7 +23,7 @@ from afterword.records import Json
 from afterword.release.quarantine import fall_back, put_aside
 from afterword.store import Store
 from afterword.store.erase import Eraser
-from afterword.store.locks import EVALUATE, TRAIN, alone
+from afterword.store.locks import ERASE, EVALUATE, TRAIN, alone
 from afterword.store.words import rejects_of
 
 __all__ = ["as_text", "check", "forget_user", "held_of", "read_report"]
@@ -54,7 +52,7 @@ def forget_user(
         # A run that goes on would write their words into files that were cleaned, and learn from them.
         alone(directory, TRAIN, "an erasure"),
         alone(directory, EVALUATE, "an erasure"),
-        _alone(directory / "forget" / "lock"),
+        alone(directory, ERASE, "an erasure"),
         Eraser(store.path) as eraser,
     ):
         plan = _planned(store, eraser, user, directory)
@@ -76,17 +74,6 @@ def forget_user(
     if report["clean"]:
         plan.file.unlink(missing_ok=True)
     return report
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One erasure at a time; the lock ends with the process that holds it."""
-    with closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as lock:
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error as error:
-            raise StoreError(f"another erasure is running ({path}: {error}): wait for it, then try again") from error
-        yield
 
 
 def _planned(store: Store, eraser: Eraser, user: str, directory: Path) -> Plan:

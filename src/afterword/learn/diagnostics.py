@@ -5,7 +5,7 @@ For heat maps, alignment reports and controls. Reads a model, never changes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import Tokenizer, encode_content, end_of_turn_ids, pieces, render_prompt
+from afterword.chat.render import Tokenizer, decode, encode_content, end_of_turn_ids, pieces, render_prompt
 from afterword.errors import UsageError
 from afterword.learn.contexts import Context, fit_hindsight
 from afterword.learn.divergences import NegativeLogLikelihood
@@ -21,6 +21,9 @@ from afterword.learn.forward import Ids, by_budget, hidden_states, packed
 from afterword.learn.head import Head, head_of
 from afterword.learn.loss_stage import token_losses
 from afterword.records import Turn
+
+_ROWS = 1 << 14
+"""Embeddings that are looked at together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,19 @@ class TokenAdvantage:
     without: float
     with_hindsight: float
     advantage: float
+
+
+@torch.no_grad()
+def readable_ids(model: Any) -> Tensor:
+    """[V] which ids the model has a finite embedding for. Some models ship rows that were never trained, as NaN."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    weight = base.get_input_embeddings().weight
+    return torch.cat([part.isfinite().all(-1) for part in weight.split(_ROWS)]).cpu()
+
+
+def unreadable(readable: Tensor, ids: Iterable[int]) -> int | None:
+    """The first of `ids` that the model cannot read: it has no embedding for it, or one that is not finite."""
+    return next((i for i in ids if not 0 <= i < len(readable) or not readable[i]), None)
 
 
 @torch.no_grad()
@@ -68,6 +84,12 @@ def token_advantages(
     if seen is None:
         raise UsageError(f"turn {turn.id} and its hindsight are longer than the model's context")
     base = model.get_base_model() if hasattr(model, "peft_config") else model
+    wrong = unreadable(readable_ids(base), (*plain, *completion, *seen.prompt.ids))
+    if wrong is not None:
+        raise UsageError(
+            f"turn {turn.id} or its hindsight has the token {decode(tokenizer, [wrong], special=True)!r} (id {wrong}), "
+            "for which this model has no embedding: use the model that served it, or other words with --text"
+        )
     pairs = [(plain, completion), (seen.prompt.ids, completion)]
     without, with_hindsight = log_probs(model, head_of(base), pairs)
     return [

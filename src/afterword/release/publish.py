@@ -7,13 +7,12 @@ watches the rows) and never imports torch.
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 
-from afterword.errors import NotFoundError, NothingToDo, StoreError
+from afterword.errors import NotFoundError, NothingToDo
 from afterword.records import Candidate, Feedback, Json, Release, Turn, Verdict, new_id
 from afterword.release.chain import manifest_of
 from afterword.release.checks import BASE, allowed, check_bytes, check_current, check_target, name_proof
@@ -21,6 +20,7 @@ from afterword.release.settings import CanarySettings
 from afterword.store import Store
 from afterword.store.channels import check_channel
 from afterword.store.live import last_seq
+from afterword.store.locks import RELEASE, alone
 
 LOCK_SECONDS = 30.0
 
@@ -230,10 +230,5 @@ def _written(store: Store, release: Release) -> Release:
 @contextmanager
 def _one_publisher(store: Store) -> Iterator[None]:
     """Only one process decides at a time; the lock ends with the process that holds it, however it ends."""
-    path = store.path.parent / "release.lock"
-    with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as lock:
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error as error:
-            raise StoreError(f"another release holds {path} for {LOCK_SECONDS:.0f} s ({error}): try again") from error
+    with alone(store.path.parent, RELEASE, "another release", patience=LOCK_SECONDS):
         yield

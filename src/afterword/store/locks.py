@@ -21,8 +21,8 @@ from typing import IO, Any
 
 from afterword.errors import ConflictError, StoreError
 
-TRAIN, EVALUATE = "train", "evaluate"
-_WORK = {TRAIN: "a training run", EVALUATE: "an evaluation"}
+TRAIN, EVALUATE, RELEASE, ERASE = "train", "evaluate", "release", "erase"
+_WORK = {TRAIN: "a training run", EVALUATE: "an evaluation", RELEASE: "a release", ERASE: "an erasure"}
 _PATIENCE = 0.5
 """Seconds: somebody who only looks holds a lock for a moment."""
 
@@ -31,8 +31,8 @@ _mine: dict[Path, int] = {}
 
 
 @contextmanager
-def alone(directory: Path, name: str, doing: str) -> Iterator[None]:
-    """Hold the lock `name` of `directory` while this is open.
+def alone(directory: Path, name: str, doing: str, patience: float = _PATIENCE) -> Iterator[None]:
+    """Hold the lock `name` of `directory` while this is open; wait `patience` seconds for whoever holds it.
 
     `doing` names the work for others ("a training run"). ConflictError when somebody else holds it, StoreError where
     the file system has no locks.
@@ -43,7 +43,7 @@ def alone(directory: Path, name: str, doing: str) -> Iterator[None]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + patience
         while not _taken(file):
             if time.monotonic() > end:
                 raise ConflictError(_held(directory, name, file), code="locked")

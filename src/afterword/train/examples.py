@@ -6,6 +6,7 @@ only when the recipe asks for them. Every interaction that is left out is a coun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -147,7 +148,7 @@ class _Encoder:
             return "holdout", "it is held out for evaluation"
         if not turn.consent:
             return "no_consent", "its turn may not be trained on"
-        if not interaction.weight > 0:
+        if not 0 < interaction.weight < math.inf:
             return "no_weight", f"its weight is {interaction.weight}"
         if taught(self.recipe) and not interaction.hindsight.strip() and self._answer(interaction).kind != GOLD:
             return "no_hindsight", "it carries no words for the teacher to read"

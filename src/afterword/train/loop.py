@@ -37,7 +37,7 @@ from afterword.train.policy import Policy, load_policy
 from afterword.train.rules import STRICT, Rules
 from afterword.train.sizes import model_sizes
 from afterword.train.state import clear_state, load_state, save_state
-from afterword.train.steps import Passes, backward, drift
+from afterword.train.steps import Passes, backward, drift, readable
 from afterword.train.teaching import Teaching, check_teachers, teacher_hashes
 from afterword.train.watch import warned
 from afterword.train.world import World, join, own_device
@@ -101,6 +101,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     run_dir.mkdir(parents=True, exist_ok=True)
 
     policy = load_policy(model, recipe, parent=parent, seed=seed, device=own_device(device))
+    prepared = readable(prepared, policy, tokenizer)
     teaching = Teaching(policy, recipe, model)
     signal = write_alignment(teaching, tokenizer, prepared, recipe, run_dir, seed) if world.first else None
     parameters = policy.parameters()

@@ -6,15 +6,16 @@ Owns no state; the order of things is in `loop`. Legend as there: R interactions
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from afterword.chat.render import Tokenizer, end_of_turn_ids
+from afterword.chat.render import Tokenizer, decode, end_of_turn_ids
 from afterword.errors import NothingToDo
 from afterword.learn.anchors import GOLD
+from afterword.learn.diagnostics import readable_ids, unreadable
 from afterword.learn.divergences import ReverseKL
 from afterword.learn.forward import packed
 from afterword.learn.loss_stage import Scores, token_losses
@@ -24,13 +25,37 @@ from afterword.learn.terms import Term
 from afterword.records import Json
 from afterword.train.answers import read_answers, write_answers
 from afterword.train.batches import TeacherStates, rows_of, student_pairs
-from afterword.train.encoded import Encoded, Prepared
+from afterword.train.encoded import Encoded, Left, Prepared
 from afterword.train.fresh import fresh_rows, judge_of
 from afterword.train.marks import without_private
 from afterword.train.metrics import Tally
 from afterword.train.policy import Policy
+from afterword.train.served import with_groups
 from afterword.train.teaching import Side
 from afterword.train.world import World
+
+
+def readable(prepared: Prepared, policy: Policy, tokenizer: Tokenizer) -> Prepared:
+    """`prepared` without rows that hold a token whose embedding is not finite: one such row would make the loss of its
+    whole step NaN. Raises NothingToDo when none is left."""
+    known = readable_ids(policy.model)
+    left, kept = [], []
+    for example, row in zip(prepared.used, prepared.rows, strict=True):
+        ids = {*row.prompt, *row.completion, *(i for prompt in row.teacher_prompts.values() for i in prompt)}
+        wrong = unreadable(known, ids)
+        if wrong is None:
+            kept.append((example, row))
+        else:
+            text = decode(tokenizer, [wrong], special=True)
+            detail = f"the model's embedding of its token {text!r} (id {wrong}) is not finite: it was never trained"
+            left.append(Left(row.interaction, "not_finite", detail))
+    if not kept:
+        raise NothingToDo(f"none of {len(left)} interactions can be trained. The first: {left[0].detail}. Use a model "
+                          "whose weights are whole")  # fmt: skip
+    if not left:
+        return prepared
+    rows = with_groups([row for _, row in kept])
+    return replace(prepared, rows=tuple(rows), used=tuple(example for example, _ in kept), left=(*prepared.left, *left))
 
 
 def backward(
