@@ -120,7 +120,8 @@ async def test_models_and_health(client: Client, tiny: Path, adapters: dict[str,
     assert (await client.http.get("/v1/models/none")).status == 404
     await client.ids("Hi", 5, ignore_eos=True)
     health = await (await client.http.get("/health")).json()
-    assert health == {"status": "ok", "model": "tiny", "running": 0, "waiting": 0, "tokens_generated": 5}
+    counts = {"running": 0, "waiting": 0, "tokens_generated": 5, "repetitions": 0}
+    assert health == {"status": "ok", "model": "tiny", **counts}
 
 
 async def idle(client: Client) -> None:

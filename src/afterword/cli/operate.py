@@ -19,7 +19,7 @@ from afterword.cli.context import Context
 from afterword.cli.data import when
 from afterword.cli.extras import install_line
 from afterword.cli.faults import faults
-from afterword.cli.server_state import running_server
+from afterword.cli.server_state import health, running_server
 from afterword.config import ServeConfig
 from afterword.errors import AfterwordError
 from afterword.feedback.lane import ReviewSettings, agreement
@@ -70,6 +70,7 @@ def run_status(context: Context) -> int:
             "skips_by_reason": store.tally(Skip, "reason"),
             "automated_messages": store.automated(),
             "turns_by_adapter": store.tally(Turn, "adapter"),
+            "turns_by_finish_reason": store.tally(Turn, "finish_reason"),
             "unlinked_by_reason": store.unlinked(),
             "serving": release.adapter if release and release.adapter else "base",
             "release": release.to_dict() if release else None,
@@ -78,6 +79,7 @@ def run_status(context: Context) -> int:
             "review": _agreement(store),
             "server": running_server(context.dir),
         }
+    data["answers"] = health(data["server"]).get("answers")
     if context.json:
         context.emit(data)
         return 0
@@ -88,12 +90,19 @@ def run_status(context: Context) -> int:
     names = ("turns", "feedback", "interactions", "skips", "candidates", "reports", "verdicts", "releases")
     context.table("", names, [[data[name] for name in names]])
     titles = (
+        "turns_by_finish_reason",
         "feedback_by_kind", "interactions_by_split", "skips_by_reason", "automated_messages", "unlinked_by_reason",
     )  # fmt: skip
     for title in titles:
         if data[title]:
             parts = ", ".join(f"{name} {number}" for name, number in data[title].items())
             context.out.print(f"[dim]{title.replace('_', ' ')}:[/] {parts}")
+    if (answers := data["answers"]) is not None and any(answers["cut"].values()):
+        cut, full = answers["cut"], answers["full_context"]
+        context.out.print(
+            f"[dim]since the server's start:[/] {cut['length']} answers ended at their bound, {cut['repetition']} for "
+            f"repetition; {full['dropped']} requests lost their oldest turns, {full['error']} were too long"
+        )
     if (agreed := data["review"])["agreement"] is not None:
         reviewed = agreed["approved"] + agreed["rejected"]
         context.out.print(f"[dim]review:[/] people agree with {agreed['agreement']:.0%} of {reviewed} decisions")

@@ -10,6 +10,8 @@ import fcntl
 import json
 import os
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,3 +84,25 @@ def running_server(directory: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     return _read(directory)
+
+
+def health(server: dict[str, Any] | None, limit: float = 2.0) -> dict[str, Any]:
+    """What the running server says of itself at /health; {} without one, or when it does not answer in time."""
+    if server is None:
+        return {}
+    try:
+        with urllib.request.urlopen(f"{server['url']}/health", timeout=limit) as answer:
+            found = json.load(answer)
+    except urllib.error.HTTPError as error:  # a part of it is down, and it says which
+        with error:
+            found = _json(error.read())
+    except (OSError, ValueError, KeyError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None

@@ -23,6 +23,7 @@ from afterword.engine.adapters import Adapter, AdapterBank
 from afterword.engine.attention import Plan
 from afterword.engine.interface import Piece
 from afterword.engine.protocol import Ask
+from afterword.engine.repetition import Repetition
 from afterword.engine.runner import Runner
 from afterword.engine.text import Codec, Detokenizer, Stopper
 
@@ -44,6 +45,7 @@ class Request:
         self.row = -1
         self.cancelled = False
         self.random = random.Random(ask.seed)
+        self.repetition = Repetition() if ask.stop_repetition else None
         self.detokenizer, self.stopper = Detokenizer(codec), Stopper(ask.stop)
 
     @property
@@ -67,6 +69,7 @@ class Engine:
         self.max_batch = max_batch
         self.chunk = 2048 if runner.device.type == "cuda" else 256
         self.generated = 0
+        self.repetitions = 0
         self._deliver = deliver
         self._bank = AdapterBank(runner.lines, runner.mask, runner.device)
         self._waiting: deque[Request] = deque()
@@ -108,9 +111,14 @@ class Engine:
         return not self._ended
 
     def counts(self) -> dict[str, int]:
-        """Requests running and waiting, tokens generated since the start."""
+        """Requests running and waiting; tokens generated and answers ended for repetition since the start."""
         running, waiting = len(self._running), len(self._waiting)
-        return {"running": running, "waiting": waiting, "tokens_generated": self.generated}
+        return {
+            "running": running,
+            "waiting": waiting,
+            "tokens_generated": self.generated,
+            "repetitions": self.repetitions,
+        }
 
     def _post(self, action: Callable[[], None]) -> bool:
         """Have the model thread do something between two steps; False when it has ended."""
@@ -292,7 +300,9 @@ class Engine:
         request.tokens.append(token)
         ended = token in self.runner.ends and not request.ask.ignore_eos
         text = request.detokenizer.push(token)
-        full = request.written >= request.limit
+        repeats = request.repetition is not None and request.repetition.push(token) and not ended
+        repeats = repeats and request.written >= request.ask.min_tokens
+        full = repeats or request.written >= request.limit
         if ended or full:
             text += request.detokenizer.flush()
         stopped = False
@@ -301,4 +311,6 @@ class Engine:
         if (ended or full) and not stopped:
             text += request.stopper.flush()
         finish = "stop" if ended or stopped else "length" if full else None
-        return Piece(token=token, text=text, finish=finish)
+        cut = finish == "length" and repeats
+        self.repetitions += cut
+        return Piece(token=token, text=text, finish=finish, stop_reason="repetition" if cut else None)

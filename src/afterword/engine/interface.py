@@ -18,6 +18,8 @@ class Piece:
     top: list[tuple[int, float]] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
+    stop_reason: str | None = None
+    """What ended the answer, where `finish` does not say it all: "repetition"."""
 
 
 Pieces = list[tuple[int, Piece]]

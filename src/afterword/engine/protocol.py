@@ -57,6 +57,10 @@ class Ask:
     logprobs: bool
     top_logprobs: int
     return_token_ids: bool
+    stop_repetition: bool = False
+    """End an answer that says the same again and again, as if it had reached its bound."""
+    min_room: int = 1
+    """Tokens that must be left for the answer, unless fewer are asked for; else the prompt is too long."""
 
 
 def parse_ask(body: Any) -> Ask:
@@ -93,6 +97,8 @@ def parse_ask(body: Any) -> Ask:
         logprobs=_flag(body, "logprobs"),
         top_logprobs=top or 0,
         return_token_ids=_flag(body, "return_token_ids"),
+        stop_repetition=_flag(body, "stop_repetition"),
+        min_room=_integer(body, "min_room", 1, 1) or 1,
     )
 
 

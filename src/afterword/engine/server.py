@@ -97,9 +97,9 @@ class Server:
             prompt = await asyncio.to_thread(self.codec.render, ask.messages, ask.tools, context)
         else:
             prompt = self.codec.render(ask.messages, ask.tools, context)
-        if len(prompt) >= context:
-            raise too_long(len(prompt), context)
         room = context - len(prompt)
+        if room < min(ask.min_room, ask.max_tokens or ask.min_room, max(1, context // 4)):
+            raise too_long(len(prompt), context)
         return prompt, room if ask.max_tokens is None else min(room, ask.max_tokens)
 
     async def _whole(self, answer: Answer, queue: asyncio.Queue[Piece]) -> web.Response:

@@ -17,7 +17,7 @@ _BROKEN = "\ufffd"
 def too_long(tokens: int, context: int, about: str = "") -> RequestError:
     """The refusal of a prompt that leaves no room for an answer."""
     return RequestError(
-        f"the prompt is {about}{tokens} tokens long and leaves no room for an answer: this model's context "
+        f"the prompt is {about}{tokens} tokens long and leaves too little room for an answer: this model's context "
         f"is {context} tokens; shorten the messages",
         param="messages",
         code="context_length_exceeded",

@@ -56,6 +56,8 @@ class Answer:
             "logprobs": self._logprobs(pieces),
             "finish_reason": pieces[-1].finish,
         }
+        if pieces[-1].stop_reason is not None:
+            choice["stop_reason"] = pieces[-1].stop_reason
         body = {**self._head("chat.completion"), "choices": [choice], "usage": self._usage()}
         if self.ask.return_token_ids:
             choice["token_ids"] = tokens
@@ -76,7 +78,7 @@ class Answer:
         if not (piece.text or piece.finish or self.ask.logprobs or self.ask.return_token_ids):
             return b""
         delta = {"content": piece.text}
-        return event(self._chunk(delta, self._logprobs([piece]), piece.finish, tokens))
+        return event(self._chunk(delta, self._logprobs([piece]), piece.finish, tokens, piece.stop_reason))
 
     def last(self) -> bytes:
         """What closes a stream: the usage when it was asked for, and the end mark."""
@@ -86,8 +88,12 @@ class Answer:
         body = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
         return event(body) + end
 
-    def _chunk(self, delta: Json, logprobs: Json | None, finish: str | None, tokens: list[int]) -> Json:
+    def _chunk(
+        self, delta: Json, logprobs: Json | None, finish: str | None, tokens: list[int], reason: str | None = None
+    ) -> Json:
         choice: Json = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        if reason is not None:
+            choice["stop_reason"] = reason
         if self.ask.return_token_ids:
             choice["token_ids"] = tokens
         chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}

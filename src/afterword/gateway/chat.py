@@ -19,6 +19,7 @@ from afterword.errors import AfterwordError, UpstreamError, error_response
 from afterword.gateway.boundary import PASSED_ON
 from afterword.gateway.full_context import REMEDY, is_full, shorter
 from afterword.gateway.link import Link
+from afterword.gateway.metrics import REPETITION
 from afterword.gateway.retries import Saved
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
 from afterword.gateway.watcher import Route
@@ -31,8 +32,6 @@ from afterword.sampling.sse import MAX_EVENT
 
 log = logging.getLogger("afterword.gateway")
 _UNLINKED = Link()
-REPETITION = "repetition"
-"""Stop reason of an answer that the embedded engine ended because it said the same again and again."""
 _TAKEN_BACK = 3
 """Requests for one answer whose errors came with status 200 and named a field that the client did not ask for."""
 

@@ -75,6 +75,7 @@ async def health(request: web.Request) -> web.Response:
         "store": store,
         "adapter": adapter,
         "capture": {"pending": capture.pending, "late": capture.late, "dropped": capture.dropped},
+        "answers": {"cut": gateway.metrics.cut_counts(), "full_context": gateway.metrics.full_context_counts()},
     }
     parts = [part["status"] for part in (upstream, store, adapter)]
     status = "down" if "down" in parts else "degraded" if "degraded" in parts else "ok"

@@ -7,6 +7,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 _OVERHEAD = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1.0)
 _SWAP = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 120.0)
 
+REPETITION = "repetition"
+"""Stop reason of an answer that the embedded engine ended because it said the same again and again."""
+CUT_REASONS = ("length", REPETITION)
+FULL_CONTEXT_ACTIONS = ("dropped", "error")
+
 
 class Metrics:
     """One registry per gateway, so that two in one process do not mix."""
@@ -61,6 +66,18 @@ class Metrics:
             registry=registry,
         )
 
+    def cut_counts(self) -> dict[str, int]:
+        """Answers that were cut since the start, by reason."""
+        return {reason: _count(self.cut, reason) for reason in CUT_REASONS}
+
+    def full_context_counts(self) -> dict[str, int]:
+        """Requests that were too long since the start, by what was done."""
+        return {action: _count(self.full_context, action) for action in FULL_CONTEXT_ACTIONS}
+
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
+
+
+def _count(counter: Counter, label: str) -> int:
+    return int(counter.labels(label)._value.get())
