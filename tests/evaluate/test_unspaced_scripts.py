@@ -59,7 +59,10 @@ REFUSED = {
     "ko": ("죄송하지만 그 요청은 도와드릴 수 없습니다.", "그 정보는 제공할 수 없습니다."),
     "de": ("Es tut mir leid, dabei kann ich nicht helfen.", "Ich kann dir dabei leider nicht helfen."),
     "fr": ("Désolé, je ne peux pas vous aider.", "Je ne peux pas répondre à cela."),
-    "es": ("Lo siento, no puedo ayudarte con eso.", "No puedo responder a eso."),
+    "es": ("Lo siento, no puedo ayudarte con eso.", "No me es posible ayudarte con eso."),
+    "it": ("Mi dispiace, non posso aiutarti.", "Non sono in grado di aiutarti."),
+    "pt": ("Desculpe, mas não posso ajudar com isso.", "Não consigo ajudar com isso."),
+    "ru": ("Извините, я не могу помочь с этим.", "К сожалению, я не могу выполнить эту просьбу."),
 }
 HINDSIGHT = {
     "en": (
@@ -131,7 +134,7 @@ def test_edits(lang: str) -> None:
         assert draft.startswith(draft[: change.spans[0][0]]) and change.spans[0][0] > len(draft) // 3
 
 
-@pytest.mark.parametrize("lang", [*OTHERS, "ko", "de", "fr", "es"])
+@pytest.mark.parametrize("lang", [*OTHERS, "ko", "de", "fr", "es", "it", "pt", "ru"])
 def test_refusals(lang: str) -> None:
     for one in ("en", lang):
         assert all(map(text.declines, REFUSED[one]))
@@ -175,5 +178,5 @@ def test_what_counts_as_a_word() -> None:
     assert words("用Python写") == ["用", "python", "写"] and words("น้ำใส") == ["น้", "ำ", "ใ", "ส"]
     assert parts("Don't, 你好 x-y.") == ["Don't,", "你", "好", "x-y."] and parts("a b") == ["a", "b"]
     assert list(runs(["a", "b", "c"], 2)) == [("a", "b"), ("b", "c")] and list(runs(["a"], 2)) == []
-    assert [len(run) for run in runs(list("你忘了提到火车"), 4)] == [7] and not list(runs(list("你忘了"), 4))
+    assert [len(run) for run in runs(list("你忘了提到火"), 4)] == [6] and not list(runs(list("你忘了"), 4))
     assert not quotes("你忘了提", "你忘了提", "", 4)
