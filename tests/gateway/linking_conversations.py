@@ -402,7 +402,7 @@ class World:
             conversation=link.conversation, previous=link.previous, finish_reason="stop",
             thread=trail_of_turn(chat.scope, chat.messages, ask.answer, link.sent), unlinked=link.unlinked,
         )  # fmt: skip
-        self.links.remember(turn, link.asked)
+        self.links.remember(turn, link.asked, chat.model)
         self.submit(turn, *link.feedback(chat.user, turn.id))
         if link.previous is not None and link.previous == ask.truth and ask.words and link.repeats is None:
             self.said[(link.previous, turn.id)] = ask.words
