@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,41 @@ def test_a_question_between_retrieved_passages_is_a_persons() -> None:
         "<user_query>\nShorter, please.\n</user_query>"
     )
     assert read_message(text) == Said("Shorter, please.")
+
+
+VARIANTS = {
+    "en": (
+        ("Write", "Generate", "Provide", "Create"), ("a short title", "a name", "three tags", "a headline"),
+        ("for this conversation", "for the chat above", "for our dialogue so far"),
+        ("Use at most five words.", "No quotes.", "Reply with nothing else.", "Output JSON only."),
+    ),
+    "de": (
+        ("Erstelle", "Formuliere", "Schreibe"), ("einen kurzen Titel", "eine Überschrift", "drei Schlagwörter"),
+        ("für dieses Gespräch", "für den obigen Chat", "für die Unterhaltung"),
+        ("Höchstens fünf Wörter.", "Ohne Anführungszeichen.", "Gib sonst nichts aus."),
+    ),
+    "fr": (
+        ("Donne", "Propose", "Génère"), ("un titre court", "un intitulé"),
+        ("à cette conversation", "pour cette discussion"),
+        ("Cinq mots au plus.", "Sans guillemets.", "Réponds uniquement avec le titre."),
+    ),
+    "es": (
+        ("Escribe", "Genera", "Propón"), ("un título breve", "tres etiquetas"),
+        ("para esta conversación", "para el chat anterior"),
+        ("Máximo cinco palabras.", "Sin comillas.", "Devuelve solo eso."),
+    ),
+    "zh": (
+        ("请", "请帮忙"), ("为这段对话", "根据以上聊天"), ("生成一个标题", "取一个名字"),
+        (",不超过十个字。", ",不要标点。", ",只返回结果。"),
+    ),
+    "ru": (
+        ("Придумай", "Создай", "Напиши"), ("короткое название", "заголовок"), ("для этого чата", "для диалога выше"),
+        ("Не более пяти слов.", "Без кавычек.", "Выведи только его."),
+    ),
+}  # fmt: skip
+
+
+def test_variants_of_the_usual_forms_are_recognised_in_six_languages() -> None:
+    texts = [" ".join(parts) for table in VARIANTS.values() for parts in itertools.product(*table)]
+    passed = [text for text in texts if read_message(text).origin is None]
+    assert len(texts) > 350 and len(passed) <= 0.02 * len(texts), passed
