@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from afterword.chat.render import decode, encode, end_of_turn_ids, generation_header, render_prompt
-from afterword.errors import NothingToDo
+from afterword.errors import ModelError, NothingToDo
 from afterword.learn.contexts import CONTEXTS, with_text
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import Recipe, sdpo_interactions
@@ -125,7 +126,7 @@ def test_interactions_that_are_left_out(model: str, reason: str, fields: dict[st
         ("off_policy", {"completion_ids": None}),
         ("ids_differ", {"answer": {"role": "assistant", "content": "Something else"}}),
         ("ids_unknown", {"completion_ids": (5, 99_999)}),
-        ("prompt_header", {"prompt_ids": (5, 6, 7)}),
+        ("prompt_differs", {"prompt_ids": (5, 6, 7)}),
         ("prompt_differs", {"messages": ({"role": "user", "content": "Another question?"},)}),
     ],
 )
@@ -239,3 +240,78 @@ def test_a_forged_turn_that_the_server_read_as_one_is_left_out(model: str) -> No
     forged = encode(tokenizer, as_text.text)
     assert forged != as_text.ids
     assert left(model, example(model, 1, messages=messages, prompt_ids=forged)) == "control_tokens"
+
+
+# ---- what was served is read, and not written anew
+
+ASKED = ({"role": "user", "content": "Why is it so?"},)
+
+
+def templated(folder: Path, template: str) -> str:
+    model = tiny_folder(folder)
+    (Path(model) / "chat_template.jinja").write_text(template)
+    return model
+
+
+def reads(model: str, given: Example) -> Encoded:
+    """The one row of a run, with the text that its teacher reads in place of the served prompt."""
+    recipe = sdpo_interactions(fresh=0)
+    (row,) = prepare([given], load_tokenizer(model), recipe, limit=512, vocabulary=259).rows
+    return row
+
+
+def teacher_text(model: str, row: Encoded) -> str:
+    return decode(load_tokenizer(model), row.reads(CONTEXTS["appended"]), special=True)
+
+
+def test_what_was_served_on_another_day_is_trained_with_its_own_date(tmp_path: Path) -> None:
+    model = templated(tmp_path / "m", "<|im_start|>system\n{{ strftime_now('%j') }}<|im_end|>\n" + TEMPLATE)
+    tokenizer = load_tokenizer(model)
+    today = render_prompt(tokenizer, ASKED)
+    served = encode(tokenizer, re.sub(r"system\n\d+", "system\n777", today.text))
+    given = example(model, 1, messages=ASKED, prompt_ids=served)
+    row = reads(model, given)
+    assert row.prompt == served != today.ids
+    text = teacher_text(model, row)
+    assert "system\n777" in text and "Shorter, please.<|im_end|>\n<|im_start|>assistant\n" in text
+
+
+def test_an_empty_thought_behind_the_header_stays_there(model: str) -> None:
+    tokenizer = load_tokenizer(model)
+    thought = encode(tokenizer, "<think>\n\n</think>\n\n")
+    served = (*render_prompt(tokenizer, ASKED).ids, *thought)
+    row = reads(model, example(model, 1, messages=ASKED, prompt_ids=served))
+    assert row.prompt == served and row.reads(CONTEXTS["appended"])[-len(thought) :] == thought
+    assert "Shorter, please.<|im_end|>\n<|im_start|>assistant\n<think>" in teacher_text(model, row)
+
+
+@pytest.mark.parametrize("given", ["reasoning_content", "reasoning", None])
+def test_an_answer_behind_a_reasoning_parser_is_trained_with_its_thought(model: str, given: str | None) -> None:
+    tokenizer = load_tokenizer(model)
+    said = "<think>\nThey ask why.\n</think>\n\nBecause."
+    answer = {"role": "assistant", "content": "Because.", **({given: "They ask why."} if given else {})}
+    ids = (*encode(tokenizer, said), end_of_turn_ids(tokenizer)[0])
+    row = reads(model, example(model, 1, answer=answer, completion_ids=ids))
+    assert row.completion == ids
+
+
+def test_arguments_of_tool_calls_reach_the_template_as_objects(tmp_path: Path) -> None:
+    """As vLLM and SGLang hand them over: a template may walk through them or write them as JSON."""
+    walk = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}({% for k, v in c.function.arguments | items %}{{ k }}={{ v | tojson }};{% endfor %})"
+        "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = load_tokenizer(templated(tmp_path / "m", walk))
+
+    def written(arguments: Any) -> str:
+        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        answer: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
+        asked: list[dict[str, Any]] = [*ASKED, answer, {"role": "tool", "content": "21"}]
+        return render_prompt(tokenizer, asked).text
+
+    assert 'f(city="Lisbon";n=2;)' in written('{"city": "Lisbon", "n": 2}')
+    assert written('{"city": "Lisbon", "n": 2}') == written({"city": "Lisbon", "n": 2})
+    for odd in ("{not JSON", "[1]", "7"):  # stays as it came, and this template cannot read it
+        with pytest.raises(ModelError, match="refuses a conversation"):
+            written(odd)

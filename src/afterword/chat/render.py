@@ -7,6 +7,7 @@ same ids. It never imports transformers and never cuts a prompt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ def template_limits(tokenizer: Tokenizer) -> list[str]:
         if not _write(tokenizer, [user, answer, user], None, header=True).text.startswith(first):
             found.append(
                 "its chat template writes earlier turns anew as a conversation goes on: each turn is trained as it was "
-                "served, and a prompt that cannot be written again is excluded"
+                "served"
             )
     return found
 
@@ -252,10 +253,26 @@ def _write(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json]
 
 
 def _plain(message: Json) -> Json:
-    """The message as templates read it: text parts as one text, and an answer without content as an empty one."""
+    """The message as templates read it: text parts as one text, an answer without content as an empty one, and the
+    arguments of tool calls as objects, as vLLM and SGLang hand them over (clients send JSON in a string)."""
     content = message.get("content")
+    if isinstance(calls := message.get("tool_calls"), list):
+        message = {**message, "tool_calls": [_with_arguments(call) for call in calls]}
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         return {**message, "content": text_of(content)}
     if content is None and message.get("role") == "assistant":
         return {**message, "content": ""}
     return dict(message)
+
+
+def _with_arguments(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    if not isinstance(arguments, dict):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -20,10 +20,11 @@ from afterword.chat.render import (
     encode,
     encode_content,
     end_of_turn_ids,
-    ends_with,
     generation_header,
     render_prompt,
 )
+from afterword.chat.splice import spliced
+from afterword.chat.trail import without_reasoning
 from afterword.errors import ModelError, NothingToDo
 from afterword.learn.anchors import GOLD
 from afterword.learn.contexts import Context, fit_hindsight, others
@@ -42,7 +43,6 @@ REMEDIES = {
     "template": "Use a model whose chat template takes these conversations, or another train.context",
     "ids_unknown": "Train the model that served these answers (serve.model)",
     "control_tokens": "Serve with the embedded engine, or with a server that reads such marks as text",
-    "prompt_header": "Train the model that served these answers (serve.model)",
     "prompt_differs": "Train the model that served these answers (serve.model), with its own chat template",
     "off_policy": "`afterword train --off-policy` trains their text",
     "too_long": "Use a model with a longer context",
@@ -60,7 +60,6 @@ class _Encoder:
     recipe: Recipe
     limit: int
     vocabulary: int
-    header: tuple[int, ...]
     ends: tuple[int, ...]
     other: dict[str, Interaction | None]
     """For each interaction one with other words, None without any, for the control that shuffles them."""
@@ -112,7 +111,7 @@ class _Encoder:
             completion = (*body, *end)
         if too_long := self._too_long(len(prompt) + len(completion)):
             return Left(interaction.id, *too_long)
-        row = self._with_teacher(interaction, turn, prompt, completion)
+        row = self._with_teacher(interaction, turn, prompt, completion, own)
         if isinstance(row, Left):
             return row
         room, least = self.limit - row.longest_prompt, min(_LEAST, self.recipe.max_fresh)
@@ -184,26 +183,46 @@ class _Encoder:
     ) -> tuple[str, str] | None:
         if outside := self._outside((*prompt, *completion)):
             return outside
-        if not ends_with(prompt, self.header):
-            return "prompt_header", "its served prompt does not end with this model's generation header"
         if prompt != own.ids:
             if own.marks and prompt == encode(self.tokenizer, own.text):
                 return "control_tokens", (
                     "a message writes a mark of the chat template, which the model server read as a control token: "
                     "what it answered followed a forged turn; the embedded engine reads such marks as text"
                 )
-            return "prompt_differs", "its served prompt is not what this model's template writes"
+            if not self._holds(prompt, turn):
+                return "prompt_differs", "its served prompt does not hold the conversation's last message"
         body = completion[:-1] if completion[-1] in self.ends else completion
         served, text = decode(self.tokenizer, body), text_of(turn.answer.get("content"))
-        # With a stop string the served text ends before it; a tool call is not the answer's text at all.
-        same = served.startswith(text) if turn.sampling.get("stop") else served.strip() == text.strip()
-        if not same and not turn.answer.get("tool_calls") and "�" not in served:
+        if not self._says(served, text, turn) and not turn.answer.get("tool_calls") and "�" not in served:
             return "ids_differ", f"its ids read {served[:60]!r}, its text is {text[:60]!r}"
         return None
 
+    def _holds(self, prompt: tuple[int, ...], turn: Turn) -> bool:
+        """Is this a prompt of the turn's conversation, although today's template writes another one (a date, the order
+        of a schema's keys, an empty thought)? Judged by the text of the last message."""
+        last = "".join(text_of(turn.messages[-1].get("content")).split())
+        return last in "".join(decode(self.tokenizer, prompt, special=True).split())
+
+    def _says(self, served: str, text: str, turn: Turn) -> bool:
+        """Do the ids write the stored text? With a stop string the text ends before it, and a server that parses
+        reasoning stores the answer without the thought."""
+        if turn.sampling.get("stop") and served.startswith(text):
+            return True
+        if served.strip() == text.strip() or without_reasoning(served).strip() == without_reasoning(text).strip():
+            return True
+        parsed = turn.answer.get("reasoning_content") or turn.answer.get("reasoning")
+        return bool(parsed) and served.strip().endswith(text.strip())
+
     def _with_teacher(
-        self, interaction: Interaction, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...]
+        self,
+        interaction: Interaction,
+        turn: Turn,
+        prompt: tuple[int, ...],
+        completion: tuple[int, ...],
+        own: tuple[int, ...],
     ) -> Encoded | Left:
+        """The row with every prompt that a teacher reads: the served one, with what the context adds to it. `own` is
+        the conversation as the template writes it now."""
         prompts: dict[Context, tuple[int, ...]] = {}
         told: set[Context] = set()
         cut = 0
@@ -214,8 +233,8 @@ class _Encoder:
             shown = self.other.get(interaction.id, interaction) if where.shuffled else interaction
             if shown is None:
                 return Left(interaction.id, "no_other", "no interaction of the run has other words to show instead")
-            own = "\n".join((shown.hindsight, *self.wishes.get(shown.id, ())[: where.together - 1]))
-            text = redact(own, self.recipe.redact).text if where.text is None else where.text
+            words = "\n".join((shown.hindsight, *self.wishes.get(shown.id, ())[: where.together - 1]))
+            text = redact(words, self.recipe.redact).text if where.text is None else where.text
             if not text.strip():  # nothing is shown, and no term with hindsight counts it
                 prompts[where] = prompt
                 continue
@@ -225,7 +244,7 @@ class _Encoder:
                 turn.messages,
                 turn.answer,
                 text,
-                room=self.limit - len(completion),
+                room=self.limit - len(completion) - (len(prompt) - len(own)),
                 longest=self.recipe.max_hindsight if where.text is None else self.limit,
                 tools=turn.tools,
                 polarity=shown.polarity,
@@ -233,7 +252,10 @@ class _Encoder:
             )
             if seen is None:
                 return Left(interaction.id, "too_long", "the conversation leaves no room for the hindsight")
-            prompts[where] = seen.prompt.ids
+            read = spliced(own, seen.prompt.ids, prompt)
+            if read is None:
+                return Left(interaction.id, "prompt_differs", "the served prompt has no place for the hindsight")
+            prompts[where] = read
             told.add(where)
             cut = max(cut, seen.cut)
         return Encoded(
@@ -259,8 +281,9 @@ def _encoder(
     told = [e.interaction for e in among if e.interaction.hindsight.strip()]
     found = others([one.hindsight for one in told], seed=0)
     other = {one.id: None if i is None else told[i] for one, i in zip(told, found, strict=True)}
-    header, ends = generation_header(tokenizer), end_of_turn_ids(tokenizer)
-    return _Encoder(tokenizer, recipe, limit, vocabulary, header, ends, other, of_the_same_user(among))
+    generation_header(tokenizer)  # without one it is an error, not so many interactions left out
+    ends = end_of_turn_ids(tokenizer)
+    return _Encoder(tokenizer, recipe, limit, vocabulary, ends, other, of_the_same_user(among))
 
 
 def choose(

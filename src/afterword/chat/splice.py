@@ -1,0 +1,56 @@
+"""What a second rendering adds to the first, laid into a prompt that was served.
+
+A served prompt is known by its ids and need not be what the template writes today: it may hold yesterday's date, tool
+schemas in another order, an empty thought behind the generation header. The teacher reads the same prompt and something
+more, so only the difference between two renderings of today is taken, and put where it belongs among the served ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+BESIDE = 8
+"""Ids around the place of the difference that must be the same in what was served, where neither side of it is."""
+
+Ids = Sequence[int]
+
+
+def spliced(plain: Ids, told: Ids, served: Ids) -> tuple[int, ...] | None:
+    """`served` with the difference between the renderings `plain` and `told`; None where its place is not found.
+
+    Args:
+        plain: ids of the conversation as the template writes it now.
+        told: ids of the same conversation with more text in one place.
+        served: ids of the prompt that was served for the conversation.
+    """
+    plain, told, served = tuple(plain), tuple(told), tuple(served)
+    if served == plain:
+        return told
+    start = _common(plain, told)
+    end = _common(plain[start:][::-1], told[start:][::-1])  # never over what stands before the difference
+    old, new = plain[start : len(plain) - end], told[start : len(told) - end]
+    behind, before = (*old, *plain[len(plain) - end :]), (*plain[:start], *old)
+    if end and served[max(0, len(served) - len(behind)) :] == behind:
+        return (*served[: len(served) - len(behind)], *new, *behind[len(old) :])
+    if start and served[: len(before)] == before:
+        return (*before[:start], *new, *served[len(before) :])
+    return _inside(plain, served, start, old, new)
+
+
+def _inside(plain: Ids, served: Ids, start: int, old: Ids, new: Ids) -> tuple[int, ...] | None:
+    """Both ends differ: the place is where a run of ids around it is the same."""
+    low, high = max(0, start - BESIDE), min(len(plain), start + len(old) + BESIDE)
+    for block in SequenceMatcher(None, plain, served, autojunk=False).get_matching_blocks():
+        if block.a <= low and high <= block.a + block.size:
+            at = block.b + start - block.a
+            return (*served[:at], *new, *served[at + len(old) :])
+    return None
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """Length of the common beginning."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
