@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import httpx
 import pytest
 from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch, Setup
+from tests.serving import afterword
 
 from afterword.chat.canonical import thread_hash
 from afterword.chat.trail import trail_of_turn
 from afterword.errors import StoreError
-from afterword.gateway.link import Links
+from afterword.gateway.link import CROWD, Links
 from afterword.gateway.who import ANYBODY
 from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Feedback, Turn
@@ -338,6 +340,8 @@ def test_requests_that_are_linked_to_nothing_are_counted_by_reason(gateway: Setu
     assert gateway.store.unlinked() == {"unmatched": 2, "ambiguous": 1}
     assert [turn.unlinked for turn in gateway.turns()] == [None, None, "ambiguous", "unmatched", "unmatched"]
     assert 'afterword_links_total{outcome="ambiguous"} 1.0' in gateway.get("/metrics").text
+    status = afterword(gateway.settings.dir, "status", "--json")
+    assert json.loads(status.stdout)["unlinked_by_reason"] == {"unmatched": 2, "ambiguous": 1}
 
 
 # ---- the index by itself
@@ -385,6 +389,25 @@ def test_the_memory_is_bounded_and_the_store_knows_the_rest(tmp_path: Path) -> N
         links.forget(twin.id)
         assert links.find(request("Hi 9", "a", "Go on")).previous == "t9"
         assert len(links._answers) <= 3 and len(links._asked) <= 3
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_of_very_many_equal_answers_the_right_one_is_found(tmp_path: Path, restarted: bool) -> None:
+    with Store.open(tmp_path / "a.db") as store:
+        links = Links(store)
+        many = [turn(links, n, request(f"Question {n}", f"Answer {n}", "Sure?"), "Yes.") for n in range(CROWD + 40)]
+        own = dataclasses.replace(many[5], id="own", conversation="c1")
+        store.write(*many, own)
+        links.remember(own, "asked")
+        links = Links(store) if restarted else links
+        assert links.find(request("Question 7", "Answer 7", "Sure?", "Yes.", "Go on")).previous == "t7"
+        assert links.find(request("Question 5", "Answer 5", "Sure?", "Yes.", "Go on")).outcome == "ambiguous"
+        named = dataclasses.replace(request("Question 5", "Answer 5", "Sure?", "Yes.", "Go on"), conversation="c1")
+        assert links.find(named).previous == "own"
+        assert links.find(request("Sure?", "Yes.", "Go on")).outcome == "ambiguous"
+        again = request("Question 9", "Answer 9", "Are you quite sure of that?", "Yes.", "Go on")
+        assert links.find(again).outcome == "unsure", "found by what was before the question, and too short"
+        assert links.find(request("Question 9", "Answer 8", "Sure?", "Yes.", "Go on")).previous is None
 
 
 def test_a_store_that_cannot_be_read_means_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
