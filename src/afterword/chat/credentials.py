@@ -94,7 +94,7 @@ _ASSIGNED = re.compile(
 )
 """A name, an operator and a value: assignments, JSON, YAML, .env, defaults of getenv, properties, queries of URLs."""
 _SPACED_NAME = re.compile(
-    r"(?im)(?:^\s*(?:ENV|ARG|setenv|setx|set -g?x)|\b(?:config(?:ure)?|secrets?)[ :](?:set|put|add))\s+"
+    r"(?im)(?:^[ \t]*(?:ENV|ARG|setenv|setx|set -g?x)|\b(?:config(?:ure)?|secrets?)[ :](?:set|put|add))\s+"
     rf"{_NAME}\s+[\"']?(?P<v>[^\s\"'=]{{4,512}})"
 )
 _FLAG = re.compile(
@@ -129,8 +129,8 @@ _CALL = re.compile(
     r"|Fernet\(b?[\"'](?P<y>[^\"'\s]{16,64})[\"']"
 )
 _LINE = re.compile(
-    r"(?im)^\s*(?:bindpw|rootpw|requirepass|masterauth|password|passwd|secret|(?:enable|username \S+) (?:secret"
-    r"|password))\s+(?:\d\s)?(?P<v>[^\s\"'=:<>(){}]{4,128})\s*$"
+    r"(?im)^[ \t]*(?:bindpw|rootpw|requirepass|masterauth|password|passwd|secret|(?:enable|username \S+) (?:secret"
+    r"|password))\s+(?:\d\s)?(?P<v>[^\s\"'=:<>(){}]{4,128})[ \t]*$"
 )
 _NETRC = re.compile(
     r"(?i)\b(?:machine\s+\S+|default)\s+login\s+\S+\s+password\s+(?P<v>[^\s\"'<>{}]{3,256})|\blogin\s+\S+\s+password\s+"

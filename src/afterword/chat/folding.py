@@ -16,7 +16,7 @@ Span = tuple[int, int]
 
 _HIDDEN = "\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
 _SPECIAL = re.compile(
-    rf"\\+(?:u(?P<code>[0-9a-fA-F]{{4}})|(?P<letter>[nrtbf])|(?P<sign>[\"'/]))"
+    rf"(?<!\\)\\++(?:u(?P<code>[0-9a-fA-F]{{4}})|(?P<letter>[nrtbf])|(?P<sign>[\"'/]))"
     rf"|%(?P<percent>40|2[BbFf]|3[AaDd])|&(?:#(?P<entity>64|43)|(?P<name>commat|amp|quot));|(?P<hidden>[{_HIDDEN}])"
 )
 _NAMES = {"commat": "@", "amp": "&", "quot": '"'}
