@@ -19,8 +19,10 @@ from afterword.store import Outcome, Store
 
 GROUP = 1000
 """Records per commit, about."""
+GROUP_BYTES = 1 << 23
+"""Bytes of the rows in a commit, about: long rows make smaller groups."""
 IN_FLIGHT = 3
-"""Groups that wait for their commit while the file is read on; bounds the memory."""
+"""Groups that wait for their commit while the file is read on, fewer when they are large; bounds the memory."""
 IN_ORDER = 20_000
 """Records that are stored in the order of the file; so few touch no index that does not fit into memory."""
 WINDOW = 100_000
@@ -31,8 +33,8 @@ WINDOW_BYTES = 1 << 27
 
 Counts = tuple[Json, int]
 """What a mark needs besides its record: the summary, and the size of the file of rejected rows."""
-Rows = list[tuple[list[Record], str]]
-"""The records of each row, with its place in the file."""
+Rows = list[tuple[list[Record], str, int]]
+"""The records of each row, with its place in the file and its bytes."""
 
 
 @dataclass(slots=True)
@@ -42,6 +44,7 @@ class _Write:
     done: Future[list[Outcome]]
     rows: Rows
     counts: Counts | None
+    size: int
 
 
 class Sink:
@@ -58,7 +61,7 @@ class Sink:
         self._window: Rows = []
         self._ready: deque[tuple[Rows, Counts | None]] = deque()
         self._writes: deque[_Write] = deque()
-        self._taken = self._unseen = self._held = self._bytes = self._grouped = 0
+        self._taken = self._unseen = self._held = self._bytes = self._grouped = self._grouped_bytes = 0
         self._sorting = False
         self.flushed = False
         """True when GROUP records came since the last time that it was."""
@@ -89,9 +92,10 @@ class Sink:
         if not self._sorting and (size is None or self._taken < IN_ORDER):
             beginning = self._taken < IN_ORDER
             self._taken += len(records)
-            self._group.append((records, where))
+            self._group += _pieces(records, where, size or 0)
             self._grouped += len(records)
-            if self._grouped >= GROUP or (beginning and self._taken >= IN_ORDER):
+            self._grouped_bytes += size or 0
+            if self._grouped >= GROUP or self._grouped_bytes >= GROUP_BYTES or (beginning and self._taken >= IN_ORDER):
                 self._flush()
         else:
             self._gather(records, where, size or 0)
@@ -100,9 +104,9 @@ class Sink:
         """Into the window, for good. What waits in a group comes along: were it sent now, with this row counted but
         not in it, a kill would pass the row over."""
         self._sorting = True
-        self._window += [*self._group, (records, where)]
+        self._window += [*self._group, *_pieces(records, where, size)]
         self._held += self._grouped
-        self._group, self._grouped = [], 0
+        self._group, self._grouped, self._grouped_bytes = [], 0, 0
         self._held += len(records)
         self._bytes += size
         if self.flushed and self._ready:
@@ -114,15 +118,8 @@ class Sink:
         """The window that was gathered becomes groups, once those of the one before are on their way."""
         self._send_ready()
         self._window.sort(key=lambda row: row[0][0].id)  # stable: of two rows with one id the first one stays
-        group: Rows = []
-        number = 0
-        for row in self._window:
-            group.append(row)
-            number += len(row[0])
-            if number >= GROUP:
-                self._ready.append((group, None))
-                group, number = [], 0
-        last = group or self._ready.pop()[0]
+        *others, last = _groups(self._window)
+        self._ready.extend((group, None) for group in others)
         self._ready.append((last, self._counts()))
         self._window, self._held, self._bytes = [], 0, 0
 
@@ -138,15 +135,19 @@ class Sink:
 
     def _flush(self) -> None:
         if self._group:
-            self._send(self._group, self._counts())
-        self._group, self._grouped = [], 0
+            *others, last = _groups(self._group)
+            for group in others:
+                self._send(group, None)
+            self._send(last, self._counts())
+        self._group, self._grouped, self._grouped_bytes = [], 0, 0
 
     def _counts(self) -> Counts:
         return copy.deepcopy(self._summary.to_dict()), self._refuse.sizes()[0]
 
     def _send(self, group: Rows, counts: Counts | None) -> None:
-        self._writes.append(_Write(self._store.submit([record for row, _ in group for record in row]), group, counts))
-        while len(self._writes) > IN_FLIGHT:
+        done = self._store.submit([record for records, _, _ in group for record in records])
+        self._writes.append(_Write(done, group, counts, sum(size for _, _, size in group)))
+        while len(self._writes) > IN_FLIGHT or sum(write.size for write in self._writes) > IN_FLIGHT * GROUP_BYTES:
             self._settle(self._writes.popleft())
 
     def _settle(self, write: _Write) -> None:
@@ -156,7 +157,7 @@ class Sink:
         done.duplicates += outcomes.count("duplicate")
         done.forgotten += outcomes.count("forgotten")
         if "conflict" in outcomes:
-            places = ((record, where) for records, where in write.rows for record in records)
+            places = ((record, where) for records, where, _ in write.rows for record in records)
             for (record, where), outcome in zip(places, outcomes, strict=True):
                 if outcome == "conflict":
                     done.conflicts += 1
@@ -168,3 +169,25 @@ class Sink:
             }
             last = write.rows[-1][0][-1]
             self._mark.note({**summary, **settled}, rejects, self._refuse.sizes()[1], last)
+
+
+def _pieces(records: list[Record], where: str, size: int) -> Rows:
+    """The records of a row, in pieces of about GROUP_BYTES: a long chat is larger than a commit may be."""
+    step = max(1, len(records) // (1 + size // GROUP_BYTES))
+    return [
+        (records[start : start + step], where, size * step // len(records)) for start in range(0, len(records), step)
+    ]
+
+
+def _groups(rows: Rows) -> list[Rows]:
+    """Rows as groups for one commit each; at least one."""
+    groups: list[Rows] = [[]]
+    number = size = 0
+    for row in rows:
+        if number >= GROUP or size >= GROUP_BYTES:
+            groups.append([])
+            number = size = 0
+        groups[-1].append(row)
+        number += len(row[0])
+        size += row[2]
+    return groups
