@@ -179,6 +179,27 @@ def test_the_feedback_history_finds_its_turn_in_any_order(store: Store, tmp_path
     assert with_chat.stored == 0 and with_chat.conflicts == 0
 
 
+def test_a_vote_that_was_changed_and_changed_back(store: Store, tmp_path: Path) -> None:
+    def standing() -> list[float | None]:
+        gone = store.superseded()
+        return [f.value for f in store.rows(Feedback) if f.kind == "rating" and f.id not in gone]
+
+    load(store, tmp_path, [open_webui()], name="chats")
+    files = {f"{n}.jsonl": [vote(rating=r, comment="", at=1760000100 + n)] for n, r in enumerate((1, -1, 1))}
+    for (name, rows), now in zip(files.items(), (1.0, -1.0, 1.0), strict=True):
+        load(store, tmp_path, rows, name=name)
+        assert standing() == [now]
+    for name, rows in files.items():
+        again = load(store, tmp_path, rows, name=f"again-{name}")
+        assert (again.stored, again.conflicts) == (0, 0)
+    late = load(store, tmp_path, [vote(rating=-1, comment="", at=1760000050)], name="older.jsonl")
+    assert late.stored == 1 and standing() == [1.0]  # an older export is history
+    chat = open_webui()
+    chat["updated_at"] = 1760000900
+    chat["chat"]["history"]["messages"]["m2"]["annotation"] = vote(rating=1, comment="")["data"]
+    assert load(store, tmp_path, [chat], name="newer").stored == 0 and standing() == [1.0]
+
+
 def test_the_feedback_history_brings_its_chat(store: Store, tmp_path: Path) -> None:
     summary = load(store, tmp_path, [vote(chat=open_webui())], name="feedback.json")
     assert (summary.turns, summary.conversations) == (3, 1)

@@ -146,7 +146,7 @@ def unfolded_tree(tree: Tree, format: str, names: Names) -> Unfolded:
         turn = names.of_chat(turn)
         found.turns[key] = turn.id
         found.records.append(turn)
-        found.records += _said(shape, key, turn)
+        found.records += _said(shape, key, turn, names)
     for one, later in shape.attempts():
         if one in found.turns and later in found.turns:
             found.records.append(Feedback(
@@ -195,11 +195,12 @@ def _when(moment: float | None) -> Json:
     return {} if moment is None else {"created_at": moment}
 
 
-def _said(shape: _Shape, key: str, turn: Turn) -> Iterator[Record]:
+def _said(shape: _Shape, key: str, turn: Turn, names: Names) -> Iterator[Record]:
     """What the user did with an answer: the votes and edits on it, and the next message."""
     tree, node = shape.tree, shape.tree.nodes[key]
     for fields in node.feedback:
-        yield vote(turn.id, {**_when(node.created_at), **{k: v for k, v in fields.items() if v is not None}}, tree.user)
+        given = {**_when(node.created_at), **{k: v for k, v in fields.items() if v is not None}}
+        yield _vote(turn.id, given, tree.user, names)
     words: list[str] = []
     following = shape.next_of(key, {"user"})
     asked = following
@@ -214,15 +215,17 @@ def _said(shape: _Shape, key: str, turn: Turn) -> Iterator[Record]:
         )  # fmt: skip
 
 
-def vote(turn: str, fields: Json, user: str | None) -> Feedback:
+def _vote(turn: str, fields: Json, user: str | None, names: Names) -> Feedback:
     """A vote or an edit. Its id says what it is, so that the same one out of another file is the same row."""
     said = [fields.get(name) for name in ("kind", "value", "text", "final_text", "metadata")]
-    return Feedback(id=f"fb-{turn}-{content_hash(user or '', said)[:16]}", turn=turn, user=user, **fields)
+    vote = Feedback(id=f"fb-{turn}-{content_hash(user or '', said)[:16]}", turn=turn, user=user, **fields)
+    return names.of_vote(vote) if vote.kind == "rating" else vote
 
 
 def remarked(remark: Remark, format: str, names: Names) -> Unfolded:
     """Feedback on a message of a chat, with the turns of the chat when the row carries it."""
     found = Unfolded([]) if remark.tree is None else unfolded_tree(remark.tree, format, names)
     turn = found.turns.get(remark.message) or turn_id(format, remark.chat, remark.owner, remark.message)
-    found.records.append(vote(turn, {**remark.fields, **_when(remark.moment)}, remark.user))
+    given = {**remark.fields, **_when(remark.moment), "occurred_at": remark.moment}
+    found.records.append(_vote(turn, given, remark.user, names))
     return found

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from afterword.chat.canonical import canonical
-from afterword.records import Json, Turn, content_hash
+from afterword.records import Feedback, Json, Turn, content_hash
 from afterword.store import Store
 from afterword.store.imported import any_old_names, has_old_name
 
@@ -25,6 +25,7 @@ class Names:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._said: OrderedDict[str, str] = OrderedDict()
+        self._votes: OrderedDict[str, list[Feedback]] = OrderedDict()
         self._fresh = store.count(Turn) == 0
 
     def of_chat(self, turn: Turn) -> Turn:
@@ -42,6 +43,26 @@ class Names:
             self._said.popitem(last=False)
         return turn
 
+    def of_vote(self, vote: Feedback) -> Feedback:
+        """The vote as it is known already: given at the same time, or the newest of its user, which still stands. One
+        that was changed and changed back is a row of its own."""
+        vote = self._store.as_stored(vote)
+        known = [row for _, row in self._store.among(Feedback, "turn", [vote.turn]) if row.id.startswith(_VOTES)]
+        ids = {row.id for row in known}
+        known += [row for row in self._votes.get(vote.turn, ()) if row.id not in ids]
+        known = [row for row in known if row.kind == vote.kind and row.user == vote.user]
+        if known:
+            newest = max(known, key=lambda row: row.occurred_at or 0.0)
+            same = [row for row in known if _says(row) == _says(vote)]
+            if found := next((row for row in same if row is newest or row.occurred_at == vote.occurred_at), None):
+                return found
+        if any(row.id == vote.id for row in known):
+            vote = replace(vote, id=f"{vote.id}-{content_hash(vote.occurred_at)[:8]}")
+        self._votes.setdefault(vote.turn, []).append(vote)
+        if len(self._votes) > REMEMBERED:
+            self._votes.popitem(last=False)
+        return vote
+
     def of(self, digest: str, user: str | None) -> str:
         """What stands behind `imp-`: the digest, made to say whose it is."""
         if user is None or (self._old and has_old_name(self._store, f"imp-{digest}", user)):
@@ -51,6 +72,14 @@ class Names:
     @cached_property
     def _old(self) -> bool:
         return any_old_names(self._store)
+
+
+_VOTES = "fb-imp-"
+"""How the ids of votes begin that chats brought."""
+
+
+def _says(vote: Feedback) -> tuple[float | None, str | None, Json]:
+    return vote.value, vote.text, vote.metadata
 
 
 def _words(turn: Turn) -> str:

@@ -139,7 +139,7 @@ def _answer(node: Node, message: Json, content: str | list[Json], tree: Tree, vo
         node.feedback.append({"kind": "edited", "final_text": final})
     if message.get("annotation") is not None:
         try:
-            node.feedback.append({**_rating(message["annotation"]), "created_at": voted})
+            node.feedback.append({**_rating(message["annotation"]), "created_at": voted, "occurred_at": voted})
         except ValueError:
             tree.left_out["bad_rating"] += 1
 
