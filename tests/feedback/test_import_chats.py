@@ -326,6 +326,16 @@ def test_other_versions_of_the_exports(store: Store, tmp_path: Path) -> None:
         assert sum(summary.rejected.values()) == 1 and summary.rejects, row
 
 
+def test_parents_that_only_the_lists_of_children_name(store: Store, tmp_path: Path) -> None:
+    one, two = open_webui(chat="c1"), chatgpt(chat="c2")
+    for message in one["chat"]["history"]["messages"].values():
+        del message["parentId"]
+    for entry in two["mapping"].values():
+        del entry["parent"]
+    assert [load(store, tmp_path, [row], name=row["id"]).turns for row in (one, two)] == [3, 3]
+    assert len(said(store)) == 2 and store.count(Feedback) == 4
+
+
 def test_a_chat_that_is_nested_as_deep_as_it_is_long(store: Store, tmp_path: Path) -> None:
     lines = [(f"m{n}", f"m{n - 1}" if n else None, "assistant" if n % 2 else "user", f"Words {n}") for n in range(1500)]
     row = ""

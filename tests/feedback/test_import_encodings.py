@@ -107,6 +107,17 @@ def test_rows_of_a_data_set_server_and_several_lists(store: Store, tmp_path: Pat
     assert load(store, tmp_path, json.dumps(chats), name="chats.json").conversations == 3
 
 
+def test_rows_that_hold_their_row_under_a_key(store: Store, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": 1, "data": {"messages": said("How 1?", "So.")}}, {"row": {"messages": said("How 2?", "So.")}},
+        {"id": "0", "data": ["How 3?", "So.", "Shorter.", "So!"]}, {"messages": json.dumps(said("How 4?", "So."))},
+    ]  # fmt: skip
+    for n, row in enumerate(rows):
+        summary = load(store, tmp_path, [row], name=f"{n}.jsonl")
+        assert not summary.rejected and summary.turns == (2 if n == 2 else 1), n
+    assert load(store, tmp_path, [rows[0]], "openai", name="named.jsonl").stored == 0
+
+
 def test_what_lists_messages_is_a_row(store: Store, tmp_path: Path) -> None:
     assert load(store, tmp_path, json.dumps(talk(1), indent=1)).conversations == 1
     empty = load(store, tmp_path, json.dumps({"data": [], "messages": said("How?", "So.")}), name="b")

@@ -93,6 +93,9 @@ def _spoken(row: Json) -> list[Json]:
     if isinstance(row.get("system"), str) and row["system"]:
         messages.append({"role": "system", "content": row["system"]})
     marks: list[Any] = [{}] * len(messages)
+    texts = row.get("data")
+    if is_ultrachat(row) and isinstance(texts, list):  # by turns: the user, the model
+        return messages + [{"role": ("user", "assistant")[n % 2], "content": said} for n, said in enumerate(texts)]
     for part in listed(row, "conversations", "conversation"):
         role = role_of(_first(part, "from", "role", "sender", "speaker")) if isinstance(part, dict) else None
         value = _first(part, "value", "content", "text") if role else None
@@ -101,6 +104,12 @@ def _spoken(row: Json) -> list[Json]:
         messages.append({"role": role, "content": value})
         marks.append(part)
     return weighed(messages, row, marks)
+
+
+def is_ultrachat(row: Json) -> bool:
+    """A conversation as a list of texts, as UltraChat has it."""
+    texts = row.get("data")
+    return isinstance(texts, list) and len(texts) > 1 and all(isinstance(said, str) and said for said in texts)
 
 
 def _first(part: Json, *names: str) -> Any:
@@ -279,7 +288,7 @@ _PRODUCTS: tuple[tuple[str, Callable[[Json], bool]], ...] = (
     ("librechat", is_librechat), ("lmsys", is_lmsys),
 )  # fmt: skip
 _LAST: tuple[tuple[str, Callable[[Json], bool]], ...] = (
-    ("trl", is_trl), ("tensorzero", is_tensorzero), ("langfuse", is_langfuse),
+    ("trl", is_trl), ("sharegpt", is_ultrachat), ("tensorzero", is_tensorzero), ("langfuse", is_langfuse),
     ("openai", lambda row: isinstance(row.get("request"), dict) and "messages" in row["request"]),
 )  # fmt: skip
 """What is asked when no keys told the format."""

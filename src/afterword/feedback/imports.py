@@ -185,10 +185,11 @@ def is_row(value: Any) -> bool:
 
 
 def _inner(value: Any) -> Any:
-    """The row itself, where a data set server put it into an object with its number."""
-    if isinstance(value, dict) and isinstance(value.get("row"), dict) and "row_idx" in value:
-        return value["row"]
-    return value
+    """The row itself, where it stands in an object with its number or its kind (as data set servers give it)."""
+    if not isinstance(value, dict):
+        return value
+    inner = next((value[name] for name in ("row", "data", "json") if isinstance(value.get(name), dict)), None)
+    return inner if detect_format(inner) is not None and detect_format(value) is None else value
 
 
 def gathers(value: Any) -> bool:

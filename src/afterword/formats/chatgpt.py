@@ -9,7 +9,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from afterword.formats.parsing import Node, Remark, Tree, bad, label, mapping, rated, shown, text, thumb, unix_time
+from afterword.formats.parsing import (
+    Node,
+    Remark,
+    Tree,
+    bad,
+    label,
+    mapping,
+    parents,
+    rated,
+    shown,
+    text,
+    thumb,
+    unix_time,
+)
 from afterword.records import Json
 
 _SHOWN = ("text", "multimodal_text", "code", "execution_output")
@@ -39,9 +52,10 @@ def chatgpt(row: Json) -> Tree | Remark:
         model=text(row.get("default_model_slug")) or "",
         created_at=unix_time(row.get("create_time")),
     )
+    above = parents(given.items(), "children")
     for key, entry in given.items():
         if isinstance(entry, dict):
-            tree.add(key, _node(key, entry, tree))
+            tree.add(key, _node(key, {"parent": above.get(key), **entry}, tree))
         else:
             tree.left_out["bad_message"] += 1
     return tree
@@ -58,7 +72,7 @@ def _node(key: str, entry: Json, tree: Tree) -> Node:
         return node
     node.created_at = unix_time(message.get("create_time"))
     about = message["metadata"] if isinstance(message.get("metadata"), dict) else {}
-    if about.get("is_visually_hidden_from_conversation"):
+    if about.get("is_visually_hidden_from_conversation") or message.get("weight") == 0:
         tree.left_out["hidden"] += 1
         return node
     content = _content(message.get("content"), tree)

@@ -15,6 +15,7 @@ from afterword.formats.parsing import (
     bad,
     label,
     mapping,
+    parents,
     rated,
     role_of,
     shown,
@@ -76,8 +77,11 @@ def _chat(row: Json) -> Tree:
     if not isinstance(tree.system, str):
         raise bad("bad_message", f"the system prompt is no text: {shown(tree.system, 80)}")
     voted = unix_time(row.get("updated_at")) or tree.created_at
+    above = parents(items, "childrenIds")
     for key, message in items:
-        tree.add(key, _node(message, tree, voted))
+        tree.add(
+            key, _node({"parentId": above.get(key), **message} if isinstance(message, dict) else message, tree, voted)
+        )
     return tree
 
 

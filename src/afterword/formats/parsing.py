@@ -136,10 +136,11 @@ def text(value: Any) -> str | None:
 def listed(row: Json, *names: str) -> list[Any]:
     """The first of these fields that is a list; an empty one is refused."""
     for name in names:
-        if isinstance(row.get(name), list):
-            if not row[name]:
+        value = parsed(row.get(name))  # a table may keep the list as a text
+        if isinstance(value, list):
+            if not value:
                 raise bad("empty", f"`{name}` is empty")
-            return list(row[name])
+            return value
     raise bad(
         "no_messages",
         f"no list {' or '.join(f'`{n}`' for n in names)} in the row (it has {', '.join(row) or 'nothing'})",
@@ -285,6 +286,17 @@ def label(reason: Any, table: Json | None = None) -> list[str]:
         return []
     words = (table or {}).get(code) or " ".join(re.split(r"[\s_-]+", code.strip()))
     return [words[:1].upper() + words[1:]]
+
+
+def parents(items: Any, below: str) -> dict[str, str]:
+    """Message -> the message before it, as the lists of what follows each one say, where nothing else does."""
+    found: dict[str, str] = {}
+    for key, entry in items:
+        following = entry.get(below) if isinstance(entry, dict) else None
+        for child in following if isinstance(following, list) else ():
+            if isinstance(child, str) and child != key:
+                found.setdefault(child, key)
+    return found
 
 
 def spoken(content: Any) -> str | list[Json] | None:
