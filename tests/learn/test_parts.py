@@ -201,10 +201,12 @@ def test_a_prefix_counts_neither_above_nor_below() -> None:
     ("schedule", "want"),
     [
         (Constant(warmup=1), [0.5, 1.0, 1.0, 1.0, 1.0]),
-        (Linear(), [1.0, 0.75, 0.5, 0.25, 0.0]),
-        (Linear(warmup=1, floor=0.1), [0.5, 1.0, 0.7, 0.4, 0.1]),
-        (Cosine(), [1.0, 0.5 + math.sqrt(0.5) / 2, 0.5, 0.5 - math.sqrt(0.5) / 2, 0.0]),
-        (Cosine(warmup=2, floor=0.2), [1 / 3, 2 / 3, 1.0, 0.6, 0.2]),
+        (Linear(reach=True), [1.0, 0.75, 0.5, 0.25, 0.0]),
+        (Linear(warmup=1, floor=0.1, reach=True), [0.5, 1.0, 0.7, 0.4, 0.1]),
+        (Linear(warmup=1, floor=0.2), [0.5, 1.0, 0.8, 0.6, 0.4]),
+        (Cosine(reach=True), [1.0, 0.5 + math.sqrt(0.5) / 2, 0.5, 0.5 - math.sqrt(0.5) / 2, 0.0]),
+        (Cosine(warmup=2, floor=0.2, reach=True), [1 / 3, 2 / 3, 1.0, 0.6, 0.2]),
+        (Cosine(warmup=3), [0.25, 0.5, 0.75, 1.0, 0.5]),
         (Switch(at=0.4, before=2.0, after=0.5), [2.0, 2.0, 0.5, 0.5, 0.5]),
     ],
 )

@@ -141,7 +141,7 @@ def compared(**changes: Any) -> Recipe:
         (compared(teacher=External()), r"train\.teacher"),
         (recipe("opd", teacher="http://localhost:8000/v1"), "reads whole distributions: name the folder"),
         (compared(teacher=Routed(routes=(("code", External(model="x")),))), "a term with a route"),
-        (compared(target=GeometricBridge(0.5)), r"sharper than the teacher.*target_schedule=Linear\(\)"),
+        (compared(target=GeometricBridge(0.5)), r"sharper than the teacher.*target_schedule=Linear\(reach=True\)"),
         (compared(target=GeometricBridge(1.5)), "beta lies from 0"),
         (compared(target=Extrapolation()), "name its weights"),
         (compared(reference=START), "reads no reference"),
@@ -213,7 +213,7 @@ def test_useful_combinations_are_not_refused() -> None:
     validate(sdpo_interactions(teacher=LIVE))
     validate(sdpo_interactions(teacher=BASE, anchor=0.1, lr=0.0))
     validate(sft())
-    validate(compared(target=GeometricBridge(0.5), target_schedule=Linear()))
+    validate(compared(target=GeometricBridge(0.5), target_schedule=Linear(reach=True)))
     validate(compared(estimator=K2()))
     validate(compared(estimator=ReverseKL(), target=Temperature(2.0)))
     validate(compared(support=TopK(16, "teacher", "teacher")))

@@ -116,6 +116,8 @@ def test_the_split_of_a_batch_does_not_matter(
 def test_schedules() -> None:
     assert [Constant()(k, 4) for k in range(4)] == [1.0, 1.0, 1.0, 1.0]
     assert [Constant(warmup=1)(k, 3) for k in range(3)] == [0.5, 1.0, 1.0]
-    assert [Linear()(k, 5) for k in range(5)] == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
-    assert [Linear(warmup=1, floor=0.5)(k, 3) for k in range(3)] == pytest.approx([0.5, 1.0, 0.5])
+    assert [Linear()(k, 5) for k in range(5)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    assert [Linear(reach=True)(k, 5) for k in range(5)] == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+    assert [Linear(warmup=1)(k, 4) for k in range(4)] == pytest.approx([0.5, 1.0, 2 / 3, 1 / 3])  # 8 interactions
+    assert [Linear(warmup=1, floor=0.5)(k, 3) for k in range(3)] == pytest.approx([0.5, 1.0, 0.75])
     assert Linear()(0, 1) == 1.0

@@ -34,28 +34,34 @@ CONSTANT = Constant()
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """Falls linearly to `floor` at the last step, after `warmup` steps of a linear rise."""
+    """Falls linearly to `floor`, after `warmup` steps of a linear rise.
+
+    `floor` is the factor of the step after the last one, so that no step of a short run is spent at a rate of 0. With
+    `reach` the last step has it already, for a factor that must end exactly there.
+    """
 
     warmup: int = 0
     floor: float = 0.0
+    reach: bool = False
 
     def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
-        return 1.0 - (1.0 - self.floor) * _progress(step, steps, self.warmup)
+        return 1.0 - (1.0 - self.floor) * _progress(step, steps, self.warmup, self.reach)
 
 
 @dataclass(frozen=True, slots=True)
 class Cosine:
-    """Falls as half a cosine to `floor` at the last step, after `warmup` steps of a linear rise."""
+    """Falls as half a cosine to `floor`, after `warmup` steps of a linear rise; where it ends is as for `Linear`."""
 
     warmup: int = 0
     floor: float = 0.0
+    reach: bool = False
 
     def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
-        half = 0.5 * (1.0 + math.cos(math.pi * _progress(step, steps, self.warmup)))
+        half = 0.5 * (1.0 + math.cos(math.pi * _progress(step, steps, self.warmup, self.reach)))
         return self.floor + (1.0 - self.floor) * half
 
 
@@ -100,6 +106,6 @@ class OnMetric:
         return self.before
 
 
-def _progress(step: int, steps: int, warmup: int) -> float:
-    """0 at the end of the warm-up, 1 at the last step."""
-    return min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+def _progress(step: int, steps: int, warmup: int, reach: bool) -> float:
+    """0 at the end of the warm-up, 1 behind the last step, or at it (`reach`)."""
+    return min(1.0, (step - warmup) / max(1, steps - reach - warmup))

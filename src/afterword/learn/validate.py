@@ -173,7 +173,7 @@ def _target(recipe: Recipe, term: Term) -> str | None:
     if term.target_schedule(_LONG - 1, _LONG) > 1e-9:
         return (
             f"a bridge of beta {term.target.beta} that does not fall to 0 ends at T^(1/(1-beta)), sharper than the "
-            "teacher, or nowhere: give target_schedule=Linear()"
+            "teacher, or nowhere: give target_schedule=Linear(reach=True)"
         )
     return None
 

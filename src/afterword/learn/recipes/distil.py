@@ -84,7 +84,7 @@ def eopd(*, teacher: str | None = None, threshold: float = 0.8, **settings: Any)
 @takes(teacher=NAME, beta=up_to(1, least=0))
 def veto(*, teacher: str | None = None, beta: float = 0.8, **settings: Any) -> Recipe:
     """Forward KL to a bridge between student and teacher that ends at the teacher (arXiv 2601.07155)."""
-    term = _term(teacher, "bridge", FORWARD_KL, target=GeometricBridge(beta), target_schedule=Linear())
+    term = _term(teacher, "bridge", FORWARD_KL, target=GeometricBridge(beta), target_schedule=Linear(reach=True))
     return Recipe(name="veto", terms=(term,), **{**ON_POLICY, **settings})
 
 
