@@ -135,11 +135,11 @@ def test_a_newer_database(tmp_path: Path) -> None:
 
 
 def _has_ipv6() -> bool:
-    with socket.socket(socket.AF_INET6) as probe:
-        try:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 
