@@ -11,7 +11,9 @@ from tests.engine.conftest import write_adapter, write_tiny
 from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Setup
 
+from afterword.engine.text import Codec
 from afterword.gateway import GatewaySettings, serve_in_thread
+from afterword.learn import models
 from afterword.records import Release, Turn
 from afterword.sampling import EngineProcess, start_engine
 from afterword.store import Store
@@ -73,3 +75,31 @@ def test_the_whole_way_with_the_real_engine(tiny: Path, engine: EngineProcess, t
             time.sleep(0.02)
         assert gateway.chat("abc", max_tokens=2)["model"] == "afterword@v000001"
         assert "afterword@v000002" in gateway.get("/health").json()["adapter"]["problem"]
+
+
+def test_a_long_conversation_loses_its_oldest_turns_and_can_still_be_trained(
+    tiny: Path, engine: EngineProcess, tmp_path: Path
+) -> None:
+    settings = GatewaySettings(
+        dir=tmp_path,
+        upstream=engine.url,
+        port=0,
+        poll_ms=20.0,
+        embedded=True,
+        max_tokens=30,
+        on_full_context="drop_oldest",
+    )
+    codec = Codec(models.load_tokenizer(str(tiny)))
+    with serve_in_thread(settings) as url, Store.open(settings.database) as store:
+        gateway = Setup(url, Fake(), store, settings)
+        words: list[str] = []
+        for number in range(5):
+            answer = gateway.chat(*words, f"question {number} " + "x" * 110, temperature=0)
+            words += [f"question {number} " + "x" * 110, answer["choices"][0]["message"]["content"]]
+        turns = gateway.turns()
+        assert [len(turn.messages) for turn in turns][:2] == [1, 3] and len(turns[4].messages) < 9
+        assert [turn.previous for turn in turns[1:]] == [turn.id for turn in turns[:-1]]
+        for turn in turns:
+            assert turn.prompt_ids == tuple(codec.render(list(turn.messages), None)), "what training checks"
+            assert turn.completion_ids is not None and len(turn.completion_ids) <= 30
+            assert 512 - len(turn.prompt_ids) >= 30 and turn.sampling["max_tokens"] == 30

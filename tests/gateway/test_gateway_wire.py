@@ -346,5 +346,6 @@ def test_a_server_that_lists_no_models(launch: Launch, models: dict[str, Any]) -
         assert gateway.get("/health").json()["status"] == "ok"
     gateway = launch(Fake(**models))
     assert asked_of(gateway, "base-model") == "base-model", "a client may name the model itself"
+    assert 'model="other"' in gateway.get("/metrics").text and 'model="base-model"' not in gateway.get("/metrics").text
     response = gateway.post(CHAT, HI)
     assert response.status_code == 502 and "serve.upstream_model" in response.json()["error"]["message"]

@@ -302,7 +302,9 @@ class Exchange:
     def count(self, status: int) -> None:
         """Count the request."""
         metrics = self.gateway.metrics
-        metrics.requests.labels(self.route.model, self.adapter or "base", str(status)).inc()
+        known = self.route.adapter is not None or self.route.model in self.gateway.adapters.bases
+        # A client's word for a model of a server without a list is no label: there may be any number of them.
+        metrics.requests.labels(self.route.model if known else "other", self.adapter or "base", str(status)).inc()
         if status == 200:
             metrics.overhead.observe(self._own)
             if self.served.finish_reason == "length":
