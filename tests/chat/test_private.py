@@ -160,3 +160,27 @@ def test_an_object_of_any_depth_is_read() -> None:
         deep = {"a": deep}
     found = without_private(Turn(id="t", messages=(call(deep),), answer={"role": "assistant"}), "rules")
     assert isinstance(found, Turn) and MAIL not in str(found.messages)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "private"),
+    [
+        ({"to": ["ana@firma.local"], "cc": "Bo <bo@example.com>"}, ("ana@firma", "bo@ex")),
+        ({"headers": {"Authorization": "Bearer abcDEF123456ghi"}, "url": "https://u:pw4x@h/"}, ("abcDEF123", "pw4x")),
+        ({"command": "curl -u bob:pw4curl https://x && export DB_PASS=hunter22"}, ("pw4curl", "hunter22")),
+        ({"cmd": ["psql", "-h", "x", "--password=pw4psql"]}, ("pw4psql",)),
+        ({"path": ".env", "content": "A=1\nSECRET_KEY=abcDEF123456ghi\n"}, ("abcDEF123",)),
+        ({"query": "SELECT 1 FROM u WHERE mail='ana@example.com' AND tel='+49 170 1234567'"}, ("ana@", "1234567")),
+        ({"contact": {"name": "Ana", "mobile": "0170 1234567", "born": "1990-01-01"}}, ("1234567",)),
+        ({"text": "我的手机号是13912345678，邮箱li@example.cn"}, ("13912345678", "li@")),
+        ({"body": '{"password": "pw4inner", "mail": "x@example.com"}'}, ("pw4inner", "x@ex")),
+    ],
+)
+def test_what_agents_pass_to_tools(arguments: dict[str, Any], private: tuple[str, ...]) -> None:
+    for form in (arguments, json.dumps(arguments), json.dumps(arguments).replace("@", "\\u0040")):
+        found = without_private(Turn(id="t", messages=(call(form),), answer={"role": "assistant"}), "rules")
+        assert isinstance(found, Turn)
+        left = found.messages[0]["tool_calls"][0]["function"]["arguments"]
+        value = json.loads(left) if isinstance(left, str) else left
+        assert value.keys() == arguments.keys()
+        assert not [one for one in private if one in json.dumps(value, ensure_ascii=False)]

@@ -26,7 +26,7 @@ _EMAIL = re.compile(
     r"(?![A-Za-z0-9_@]|[.-][A-Za-z0-9])"
 )
 _EMAIL_CJK = re.compile(r"[\u3400-\u9fff]{1,12}@[\u3400-\u9fff]{1,12}\.[\u3400-\u9fff]{2,4}")
-_HOSTS = re.compile(r"(?i)^git@|\.(?:internal|local|localhost|localdomain|lan|intranet|svc|test|invalid)$|@\d")
+_HOSTS = re.compile(r"(?i)^git@|\.(?:localhost|localdomain|svc)$|@\d")
 _SHELL = re.compile(r"(?:^|[\s;&|$`])(?:ssh|scp|sftp|rsync|ssh-copy-id|mosh|autossh)\s[^\"\n]*$|\w://$")
 _PLUS = re.compile(
     r"(?<![A-Za-z0-9_+])\+\d{1,3}[ .\-/]?(?:\(\d{1,4}\)[ .\-/]?)?\d{1,4}(?:[ .\-/]{0,2}\d{2,4}){2,4}(?!\d)"
