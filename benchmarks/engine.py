@@ -95,7 +95,9 @@ class Served:
         command = [sys.executable, "-m", "afterword.engine", "--port", "0", "--parent-pid", str(os.getpid())]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        ready = json.loads(self.process.stdout.readline())
+        ready: dict[str, Any] = {}
+        while not ready.get("ready"):
+            ready = json.loads(self.process.stdout.readline())
         self.url, self.model = f"http://127.0.0.1:{ready['port']}", ready["model"]
 
     def close(self) -> None:

@@ -1,15 +1,34 @@
-"""Fresh interpreters for work of our own: how they are started.
+"""Child processes of our own, and whether they get anywhere.
 
-Owns the command line and the environment of a child process. Never forks without executing a new program: a library
-that has started threads (torch's OpenMP pool, tokenizers' rayon pool) leaves a forked child waiting for threads that
-do not exist there.
+Owns how a fresh interpreter is started, the stages that a start goes through, the measure of progress, and the dump of
+all thread stacks when there is none. Never forks without executing a new program: a library that has started threads
+(torch's OpenMP pool, tokenizers' rayon pool) leaves a forked child waiting for threads that do not exist there.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
+
+SILENCE = 45.0
+"""Seconds without progress after which a stage is given up: with the stacks written and everything ended, whoever waits
+knows the cause within a minute."""
+STAGE_LINES = 10.0
+"""Seconds between two lines about a stage that goes on."""
+_CPU, _BYTES = 0.2, 1 << 16
+"""Progress is so much CPU time (seconds) or so many bytes read or written. A process that only polls uses 0.01 s in
+`SILENCE`; one that gets a hundredth of a core still passes."""
+STACKS_FOLLOW = "the stacks of its threads follow:"
+"""What a log says before them."""
+_STACKS = getattr(signal, "SIGUSR1", None)
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -22,3 +41,195 @@ def python_environment() -> dict[str, str]:
     package = str(Path(__file__).parents[1])
     known = filter(None, (package, os.environ.get("PYTHONPATH")))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(known)}
+
+
+# -- stages -----------------------------------------------------------------------------------------------------------
+
+Listener = Callable[[str, bool], object]
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Inside, `listener` gets the name of each stage that begins, "" when one ends, and whether the work is this
+    process's (and so is to be watched by it)."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def announce(name: str, ours: bool = False) -> None:
+    """Tell whoever listens that a stage begins; "" that one ends. `ours`: the work is this process's."""
+    for listener in list(_listeners):
+        listener(name, ours)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """A part of a start that may take long, for whoever listens."""
+    announce(name, ours=True)
+    try:
+        yield
+    finally:
+        announce("", ours=True)
+
+
+class Stages:
+    """Says what goes on with seconds: when a stage has begun, now and then while it lasts, and when it ends. What ends
+    within a second is not worth a line."""
+
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self._tell = tell
+        self.name = ""
+        self.seconds: dict[str, float] = {}
+        """Stage -> seconds, of those that ended."""
+        self._began = self._told = 0.0
+
+    def begin(self, name: str) -> None:
+        """A stage begins, and what was before it ends; "" begins none."""
+        if name == self.name:
+            return
+        now = time.monotonic()
+        if self.name:
+            seconds = now - self._began
+            self.seconds[self.name] = round(self.seconds.get(self.name, 0.0) + seconds, 2)
+            if seconds >= 1.0:
+                self._tell(f"{self.name}: {seconds:.1f} s")
+        self.name, self._began, self._told = name, now, 0.0
+
+    def tick(self) -> None:
+        """Time passes."""
+        now = time.monotonic()
+        seconds = now - self._began
+        if self.name and seconds >= 1.0 and now - self._told >= STAGE_LINES:
+            self._tell(f"{self.name} ... {seconds:.0f} s" if self._told else f"{self.name} ...")
+            self._told = now
+
+
+# -- progress ---------------------------------------------------------------------------------------------------------
+
+
+class Pulse:
+    """Whether a process and those below it get anywhere, seen from outside: CPU time, bytes read and written, children
+    that come and go. Slow work on a loaded machine counts; threads that wait for each other do not.
+
+    Args:
+        pid: The process. When it is our own, what the watching thread itself uses is not counted.
+        children: Whether processes below it count, too.
+    """
+
+    def __init__(self, pid: int, *, children: bool = True) -> None:
+        self._pid, self._children = pid, children
+        self._seen: dict[int, tuple[float, int]] = {}
+        self._cpu, self._bytes, self.silent = 0.0, 0, 0.0
+        self._last = time.monotonic()
+        self._own = time.thread_time()
+        self._measure()
+        self.beat()
+
+    def beat(self) -> None:
+        """It said something: that is progress."""
+        self._cpu, self._bytes, self.silent = 0.0, 0, 0.0
+
+    def check(self) -> float:
+        """Look once; returns the seconds without progress so far. Time in which we ourselves were stopped counts as two
+        seconds at most: then the others were stopped as well."""
+        now = time.monotonic()
+        self.silent += min(now - self._last, 2.0)
+        self._last = now
+        if self._measure() or self._cpu >= _CPU or self._bytes >= _BYTES:
+            self.beat()
+        return self.silent
+
+    def _measure(self) -> bool:
+        """Add what was used since the last look; True when a process came or went."""
+        seen = {process.pid: _used(process) for process in tree(self._pid, children=self._children)}
+        for pid, (cpu, size) in seen.items():
+            before = self._seen.get(pid, (0.0, 0))
+            self._cpu += max(0.0, cpu - before[0])
+            self._bytes += max(0, size - before[1])
+        if self._pid == os.getpid():
+            own = time.thread_time()
+            self._cpu, self._own = self._cpu - (own - self._own), own
+        changed, self._seen = seen.keys() != self._seen.keys(), seen
+        return changed
+
+
+def _used(process: psutil.Process) -> tuple[float, int]:
+    try:
+        times = process.cpu_times()
+        cpu = times.user + times.system
+    except psutil.Error:
+        return 0.0, 0
+    try:
+        io = process.io_counters()
+        return cpu, io.read_bytes + io.write_bytes + getattr(io, "read_chars", 0) + getattr(io, "write_chars", 0)
+    except (psutil.Error, AttributeError, NotImplementedError):  # not on this system, or of another user
+        return cpu, 0
+
+
+def tree(pid: int, *, children: bool = True) -> list[psutil.Process]:
+    """A process and those below it, as far as they exist."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *(process.children(recursive=True) if children else ())]
+    except psutil.Error:
+        return []
+
+
+def explain(pid: int, name: str, silent: float) -> str:
+    """Why a stage is given up, as a sentence with its cause as far as it shows."""
+    stopped = [str(process.pid) for process in tree(pid) if _status(process) == psutil.STATUS_STOPPED]
+    cause = "its processes used no CPU time and read nothing, so they wait for each other"
+    if stopped:
+        cause = (
+            f"the process {', '.join(stopped)} is stopped by a signal; `kill -CONT {' '.join(stopped)}` continues it"
+        )
+    return f"no progress for {silent:.0f} s while {name or 'starting'}: {cause}"
+
+
+def _status(process: psutil.Process) -> str:
+    try:
+        return str(process.status())
+    except psutil.Error:
+        return ""
+
+
+# -- stacks -----------------------------------------------------------------------------------------------------------
+
+
+def dump_stacks_when_asked() -> None:
+    """Let this process write the stacks of all its threads to stderr when `ask_for_stacks` names it, and when it
+    crashes. It does so even while a thread holds the interpreter's lock."""
+    faulthandler.enable(all_threads=True)
+    if _STACKS is not None:
+        faulthandler.register(_STACKS, all_threads=True)
+
+
+def ask_for_stacks(pid: int) -> None:
+    """Have a process and those below it write their stacks, those that said `dump_stacks_when_asked`."""
+    asked = [process.pid for process in tree(pid) if process.pid != os.getpid() and _answers(process.pid)]
+    for each in asked:
+        with suppress(OSError):
+            os.kill(each, _STACKS)  # type: ignore[arg-type]
+    if asked:
+        time.sleep(1.0)  # until they are written
+
+
+def _answers(pid: int) -> bool:
+    """Whether a process handles the signal, which otherwise ends it; known from /proc only."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
+    except OSError:
+        return False
+    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return _STACKS is not None and bool(caught >> (_STACKS - 1) & 1)
+
+
+def kill_tree(pid: int, *, itself: bool = True) -> None:
+    """End a process and those below it at once, also stopped ones; `itself` False: only those below."""
+    for process in tree(pid)[0 if itself else 1 :]:
+        with suppress(psutil.Error):
+            process.kill()

@@ -97,7 +97,7 @@ def test_sigterm_while_the_engine_loads_ends_both(tmp_path: Path) -> None:
         family = [engine, *_children(engine)]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 130
-    until(lambda: not any(_lives(pid) for pid in family), 5)
+    until(lambda: not any(_lives(pid) for pid in family), 20)
     assert "Broken pipe" not in (tmp_path / "data/logs/engine.log").read_text("utf-8")
 
 
@@ -138,23 +138,28 @@ def test_an_engine_that_dies_is_told_of_and_started_until_it_runs(
         def stop(self) -> int:
             return -9
 
+        def last_words(self, status: int) -> str:
+            return f"the engine's process ended with status {status}"
+
     monkeypatch.setattr(run, "start_engine", start)
     monkeypatch.setattr(run, "_PATIENCE", 0.01)
     said: list[str] = []
-    engine = run._Engine(ServeConfig(), tmp_path / "log", said.append)
+    engine = run._Engine(ServeConfig(), tmp_path / "log", SimpleNamespace(say=said.append, dir=tmp_path))  # type: ignore[arg-type]
     running[0] = False
     until(lambda: bool(said) and "runs again" in said[-1], 10)
     engine.stop()
     text = "\n".join(said)
     assert "status -9" in text and "No space left" in text and "the engine ended" in text
     assert outcomes == []
+    state = engine.state()
+    assert (state["status"], state["restarts"]) == ("ok", 1) and "status -9" in state["last_reason"]
 
 
 def test_whose_turn_it_is_to_mend_an_upstream_that_is_down(tmp_path: Path) -> None:
     config = ServeConfig(upstream=DEAD)
     context = SimpleNamespace(dir=tmp_path, say=lambda text: None)
-    with run._model_server(context, config) as (url, remedy):  # type: ignore[arg-type]
-        assert url == DEAD and "--upstream" in remedy
+    with run._model_server(context, config) as server:  # type: ignore[arg-type]
+        assert server.url == DEAD and "--upstream" in server.remedy and server.state is None
 
 
 def test_piped_lists_have_one_line_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

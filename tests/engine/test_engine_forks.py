@@ -1,14 +1,23 @@
-"""The processes of a running `afterword serve`: none shares a torch that was forked."""
+"""The processes of a running `afterword serve`: none shares a torch that was forked, a killed one is replaced."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 from tests.serving import serving, until
+
+from afterword.cli import main as cli
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -49,3 +58,55 @@ def test_a_forked_torch_would_be_seen() -> None:
     seen = has_torch(child) and is_fork(child), is_fork(parent.pid)
     parent.communicate(b"\n")
     assert seen == (True, False)
+
+
+def test_a_killed_model_is_started_again_and_that_is_told(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "data"
+    with serving(home, "--model", str(tiny)) as server:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            chat: dict[str, Any] = {
+                "model": "afterword",
+                "messages": [{"role": "user", "content": "Hi"}],
+                "max_tokens": 480,
+                "extra_body": {"ignore_eos": True},
+            }
+            stream = client.chat.completions.create(**chat, stream=True)
+            next(stream)
+            os.kill(worker(server.process.pid), signal.SIGKILL)
+            with pytest.raises(openai.APIError):
+                for _ in stream:
+                    pass
+            until(lambda: health(server.url).get("restarts") == 1 and health(server.url)["status"] == "ok", 90)
+            chat["max_tokens"] = 4
+            until(lambda: answers(client, chat), 30)
+        assert "SIGKILL" in health(server.url)["last_reason"]
+        assert cli(["status", "--dir", str(home), "--json"]) == 0
+        engine = json.loads(capsys.readouterr().out)["server"]["engine"]
+        assert (engine["status"], engine["restarts"]) == ("ok", 1) and "SIGKILL" in engine["last_reason"]
+        assert cli(["status", "--dir", str(home)]) == 0
+        assert "started again 1 times" in capsys.readouterr().out
+
+
+def worker(pid: int) -> int:
+    """The model's process below a server."""
+    return next(each for each in tree(pid) if b"afterword.engine.worker" in Path(f"/proc/{each}/cmdline").read_bytes())
+
+
+def health(url: str) -> dict[str, Any]:
+    """What `/health` says of the engine."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
+            body = json.load(answer)
+    except urllib.error.HTTPError as error:
+        body = json.load(error)
+    engine: dict[str, Any] = body["upstream"]["engine"]
+    return engine
+
+
+def answers(client: openai.OpenAI, chat: dict[str, Any]) -> bool:
+    try:
+        return bool(client.chat.completions.create(**chat).id)
+    except openai.APIError:
+        return False

@@ -204,6 +204,7 @@ async def test_a_step_that_fails_ends_its_requests_and_not_the_server(
 
     with monkeypatch.context() as patch:
         patch.setattr(client.runner, "forward", broken)
+        patch.setattr(client.runner, "check", lambda: None)  # the model itself is well
         status, body = await client.raw()
         assert status == 500 and body["error"]["type"] == "server_error"
         assert (await client.raw(stream=True))[0] == 500
@@ -215,7 +216,7 @@ async def test_a_dead_model_thread_leaves_nobody_waiting(client: Client, monkeyp
     def broken(*args: object) -> None:
         raise IndexError("a fault of ours")
 
-    monkeypatch.setattr(client.engine, "_make_room", broken)
+    monkeypatch.setattr(client.engine, "_admit", broken)
     assert [(await client.raw())[0] for _ in range(2)] == [500, 500]
     assert (await client.http.get("/health")).status == 503
 

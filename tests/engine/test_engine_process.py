@@ -28,9 +28,12 @@ def engine(*flags: str) -> Iterator[tuple[subprocess.Popen[str], Any]]:
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None
     try:
-        line = process.stdout.readline()
-        assert line, process.stderr.read()
-        yield process, json.loads(line)
+        said: dict[str, Any] = {}
+        while not said.get("ready"):
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            said = json.loads(line)
+        yield process, said
     finally:
         if process.poll() is None:
             process.kill()

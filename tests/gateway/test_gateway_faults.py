@@ -354,3 +354,23 @@ def test_our_own_bug_is_a_500_with_its_request(gateway: Setup, monkeypatch: pyte
     assert response.status_code == 500
     assert response.headers["x-request-id"] in shape(response)["message"]
     assert response.headers["x-request-id"] != "r" * 300
+
+
+def test_health_is_not_well_while_a_well_upstream_fails_every_request(gateway: Setup) -> None:
+    gateway.chat("Hi")
+    before = gateway.get("/health").json()["upstream"]
+    assert (before["status"], before["failed_in_a_row"], before["last_failure"]) == ("ok", 0, None)
+    assert "engine" not in before, "somebody else's server"
+    gateway.fake.reject = (500, {"error": {"message": "the model thread is dead"}})
+    body = {"model": "afterword", "messages": [{"role": "user", "content": "Hi"}]}
+    for _ in range(3):
+        assert gateway.post("/v1/chat/completions", body).status_code == 502
+    failing = gateway.get("/health").json()
+    assert failing["status"] == "degraded" and failing["upstream"]["status"] == "degraded"
+    assert "the last 3 requests failed" in failing["upstream"]["problem"]
+    assert "the model thread is dead" in failing["upstream"]["problem"]
+    gateway.fake.reject = None
+    gateway.chat("Hi")
+    after = gateway.get("/health").json()["upstream"]
+    assert (after["status"], after["failed_in_a_row"]) == ("ok", 0)
+    assert "the model thread is dead" in after["last_failure"], "it stays to be seen"

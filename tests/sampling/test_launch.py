@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.serving import until
@@ -92,8 +93,8 @@ def test_a_signal_while_it_loads_ends_it(engine: str, tmp_path: Path) -> None:
     started: list[subprocess.Popen[str]] = []
     spawn = launch._spawn
 
-    def remembering(command: list[str], log_path: Path) -> subprocess.Popen[str]:
-        started.append(spawn(command, log_path))
+    def remembering(command: list[str], log_path: Path, environment: Any) -> subprocess.Popen[str]:
+        started.append(spawn(command, log_path, environment))
         return started[0]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -195,8 +195,9 @@ def _loop(settings: DemoSettings, context: Context, meter: Meter) -> Findings:
     """The demo from top to bottom."""
     directory, persona = settings.directory, settings.persona
     prompts = load_prompts("heldout", QUESTIONS)[: settings.heldout]
+    tell = lambda line: context.say(f"  [dim]{escape(line)}[/]")  # noqa: E731
     context.say(f"[bold]1[/] serving {escape(settings.model)} from {directory}")
-    with meter.entering("start", serving(directory, settings.overrides)) as url:
+    with meter.entering("start", serving(directory, settings.overrides, tell)) as url:
         context.say(f"[bold]2[/] asking {len(prompts)} held-out questions before anything is learned")
         with meter.stage("before"):
             before = _ask(settings, context, url, prompts)

@@ -20,6 +20,7 @@ from afterword import __version__
 from afterword.cli import data, operate, privacy, recipes, releases, review, run, stages
 from afterword.cli.context import Context
 from afterword.cli.extras import missing_package
+from afterword.cli.follow import following
 from afterword.cli.parsing import Parser
 from afterword.errors import AfterwordError, error_response
 from afterword.store.files import refused
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     context = Context.of(args)
     try:
-        with _terminable():
+        with _terminable(), following(context):
             code = int(args.run(context) or 0)
         sys.stdout.flush()  # a full disk behind `> FILE` is told here, not by the interpreter at its end
         return code

@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from afterword.errors import AfterwordError
 from afterword.feedback.lane import ReviewSettings, agreement
 from afterword.gateway import keys
 from afterword.records import Feedback, Interaction, Skip, Turn, Verdict
+from afterword.sampling import EngineProcess, start_engine
 from afterword.store import Store
 from afterword.store.figures import GROUPS, live_figures
 
@@ -35,6 +37,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     status.add_argument("--by", choices=tuple(GROUPS), default="all", help="group what users do by this")
     status.set_defaults(run=run_status)
     doctor = commands.add_parser("doctor", parents=[common], help="check the installation and the data directory")
+    doctor.add_argument(
+        "--deep", action="store_true", help="also try a cold start: convert, load and answer from an empty cache"
+    )
     doctor.set_defaults(run=run_doctor)
     config = commands.add_parser("config", parents=[common], help="the resolved settings")
     verbs = config.add_subparsers(dest="verb", metavar="show")
@@ -85,6 +90,7 @@ def run_status(context: Context) -> int:
         return 0
     server = data["server"]
     context.out.print(f"server   {server['url'] if server else 'not running (start it with `afterword serve`)'}")
+    _show_engine(context, server)
     since = f" since {when(release.created_at)}: {release.why}" if release else " (nothing was released yet)"
     context.out.print(f"serving  {data['serving']}{since}")
     names = ("turns", "feedback", "interactions", "skips", "candidates", "reports", "verdicts", "releases")
@@ -110,6 +116,17 @@ def run_status(context: Context) -> int:
     if data["undecided"]:
         context.say(f"{data['undecided']} feedback events wait for `afterword collect`")
     return 0
+
+
+def _show_engine(context: Context, server: dict[str, Any] | None) -> None:
+    """What happened to the built-in engine since the server started."""
+    engine = (server or {}).get("engine") or {}
+    if engine.get("restarts"):
+        runs = "" if engine.get("status") == "ok" else ", not running now"
+        context.out.print(
+            f"engine   started again {engine['restarts']} times{runs}; last {when(engine['last_at'])}: "
+            f"{escape(engine['last_reason'])}"
+        )
 
 
 def _agreement(store: Store) -> dict[str, Any]:
@@ -157,6 +174,8 @@ def run_doctor(context: Context) -> int:
         ("model", *_check_model(context)),
         ("gateway", *_check_server(context)),
     ]
+    if context.args.deep:
+        checks.append(("cold start", *check_cold_start(context)))
     if context.json:
         context.emit({"checks": [{"name": n, "ok": ok, "detail": d} for n, ok, d in checks]})
     else:
@@ -228,6 +247,30 @@ def _check_server(context: Context) -> tuple[bool, str]:
             return True, f"{server['url']} says {json.load(answer)['status']}"
     except OSError as error:
         return False, f"{server['url']} (pid {server['pid']}) does not answer: {error}"
+
+
+def check_cold_start(context: Context) -> tuple[bool, str]:
+    """Convert the built-in model into an empty cache, load it and get one answer; the seconds of each."""
+    with tempfile.TemporaryDirectory(prefix="afterword-doctor-") as place:
+        variables = {"AFTERWORD_CACHE": f"{place}/cache", "XDG_CACHE_HOME": f"{place}/xdg", "HF_HOME": f"{place}/hf"}
+        try:
+            with start_engine(log_path=Path(place) / "engine.log", environment=variables) as engine:
+                began = time.monotonic()
+                answer = _one_answer(engine)
+                parts = {**engine.stages, "answering": round(time.monotonic() - began, 2)}
+        except (AfterwordError, OSError) as error:
+            return False, str(error)
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in parts.items())
+    return bool(answer), f"{seconds}; it says {answer!r}"
+
+
+def _one_answer(engine: EngineProcess) -> str:
+    body = {"model": engine.model, "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 16, "temperature": 0}  # fmt: skip
+    url, head = f"{engine.url}/v1/chat/completions", {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), head)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return str(json.load(answer)["choices"][0]["message"]["content"])
 
 
 def run_key_create(context: Context) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from rich.markup import escape
@@ -18,12 +19,13 @@ from afterword.cli.context import Context
 from afterword.cli.demo import register_demo
 from afterword.cli.extras import require_extra
 from afterword.cli.releases import watching
-from afterword.cli.server_state import announce, owned
+from afterword.cli.server_state import announce, owned, update
 from afterword.cli.simulate import register_simulate
 from afterword.config import PrivacyConfig, ServeConfig
 from afterword.errors import AfterwordError, ConfigError, UpstreamError
 from afterword.gateway.server import bind, check_address, run_gateway
 from afterword.gateway.settings import REMEDY, GatewaySettings
+from afterword.records import Json
 from afterword.sampling import EngineProcess, Timeouts, Upstream, start_engine
 
 _PATIENCE = 5.0
@@ -77,10 +79,10 @@ def run_serve(context: Context) -> int:
         _check_url(config.upstream)
     bind(settings).close()
     context.open_store(create=True).close()
-    with owned(context.dir), _model_server(context, config) as (upstream, remedy), watching(context):
+    with owned(context.dir), _model_server(context, config) as server, watching(context):
         run_gateway(
-            replace(settings, upstream=upstream, upstream_remedy=remedy),
-            on_ready=lambda url: _ready(context, url, upstream, config),
+            replace(settings, upstream=server.url, upstream_remedy=server.remedy, engine=server.state),
+            on_ready=lambda url: _ready(context, url, server, config),
         )
     return 0
 
@@ -112,21 +114,35 @@ def _check_url(upstream: str) -> None:
         )
 
 
+class ModelServer(NamedTuple):
+    """What stands behind the gateway."""
+
+    url: str
+    remedy: str
+    """What to do when nobody answers there."""
+    state: Callable[[], Json] | None
+    """How often an engine of our own was started again and why; None for somebody else's server."""
+
+
 @contextmanager
-def _model_server(context: Context, config: ServeConfig) -> Iterator[tuple[str, str]]:
+def _model_server(context: Context, config: ServeConfig) -> Iterator[ModelServer]:
     """The URL behind the gateway and what to do when nobody answers there: the given upstream, or an engine of our
     own that is restarted when it dies."""
     if config.upstream is not None:
         _warn_if_down(context, config)
-        yield config.upstream, REMEDY
+        yield ModelServer(config.upstream, REMEDY, None)
         return
     context.say(f"starting the engine with {config.model} ...")
     log = context.dir / "logs" / "engine.log"
-    watched = _Engine(config, log, context.say)
+    watched = _Engine(config, log, context)
     for note in watched.process.notes:
         context.say(f"[yellow]warning:[/] {escape(note)}")
     try:
-        yield watched.process.url, f"It is the built-in engine, which starts again by itself; see its log {log}."
+        yield ModelServer(
+            watched.process.url,
+            f"It is the built-in engine, which starts again by itself; see its log {log}.",
+            watched.state,
+        )
     finally:
         watched.stop()
 
@@ -149,12 +165,19 @@ def _warn_if_down(context: Context, config: ServeConfig) -> None:
 class _Engine:
     """The engine process and the thread that starts it again, on the same port, when it dies."""
 
-    def __init__(self, config: ServeConfig, log: Path, say: Callable[[str], None]) -> None:
-        self._config, self._log, self._say = config, log, say
+    def __init__(self, config: ServeConfig, log: Path, context: Context) -> None:
+        self._config, self._log, self._say, self._dir = config, log, context.say, context.dir
         self._stopping = threading.Event()
+        self._restarts = 0
+        self._last: Json = {}
+        self._ended: EngineProcess | None = None
         self.process = self._start(0)
         self._thread = threading.Thread(target=self._watch, name="engine-watch", daemon=True)
         self._thread.start()
+
+    def state(self) -> Json:
+        """Whether it runs, how often it was started again, when last and why."""
+        return {"status": "ok" if self.process.alive else "down", "restarts": self._restarts, **self._last}
 
     def _start(self, port: int) -> EngineProcess:
         config = self._config
@@ -165,6 +188,7 @@ class _Engine:
             dtype=config.dtype,
             log_path=self._log,
             extra=("--max-batch", str(config.max_batch)),
+            abandon=self._stopping,
         )
 
     def _watch(self) -> None:
@@ -174,14 +198,20 @@ class _Engine:
                 self._restart(port)
 
     def _restart(self, port: int) -> None:
-        status = self.process.stop()
-        self._say(f"[yellow]the engine ended with status {status}; starting it again[/] (its log: {self._log})")
+        if self._ended is not self.process:  # a start that failed leaves the one that ended before
+            self._ended = self.process
+            reason = self.process.last_words(self.process.stop())
+            self._restarts += 1
+            self._last = {"last_reason": reason, "last_at": time.time()}
+            self._say(f"[yellow]{escape(reason)}; the engine is started again[/] (its log: {self._log})")
+        update(self._dir, {"engine": self.state()})
         try:
             self.process = self._start(port)
         except (AfterwordError, OSError) as error:
             self._say(f"[red]the engine did not start:[/] {escape(str(error))}\nTrying again in {_PATIENCE:g} s.")
             self._stopping.wait(_PATIENCE)
         else:
+            update(self._dir, {"engine": self.state()})
             self._say("the engine runs again")
 
     def stop(self) -> None:
@@ -191,11 +221,12 @@ class _Engine:
         self.process.stop()
 
 
-def _ready(context: Context, url: str, upstream: str, config: ServeConfig) -> None:
+def _ready(context: Context, url: str, server: ModelServer, config: ServeConfig) -> None:
+    state = {} if server.state is None else {"engine": server.state()}
     data = announce(
         context.dir,
-        {"url": url, "upstream": upstream, "embedded": config.upstream is None, "model": config.model,
-         "name": config.name},
+        {"url": url, "upstream": server.url, "embedded": config.upstream is None, "model": config.model,
+         "name": config.name, **state},
     )  # fmt: skip
     if context.json:
         context.emit(data)

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,22 @@ def _busy(directory: Path) -> str:
 def announce(directory: Path, data: dict[str, Any]) -> dict[str, Any]:
     """Write what is to be known of the server; only for its owner. Gives it back with the process and the time."""
     data = {"pid": os.getpid(), **data, "started": time.time()}
+    _write(directory, data)
+    return data
+
+
+def update(directory: Path, data: dict[str, Any]) -> None:
+    """Change what is known of a server that has announced itself; only for its owner. A full disk does not end it."""
+    known = _read(directory)
+    if known is not None:
+        with suppress(OSError):
+            _write(directory, {**known, **data})
+
+
+def _write(directory: Path, data: dict[str, Any]) -> None:
     fresh = directory / "server.json.new"
     fresh.write_text(json.dumps(data), encoding="utf-8")
     fresh.replace(_path(directory))
-    return data
 
 
 def _read(directory: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -25,6 +25,7 @@ from afterword.engine.text import Codec
 from afterword.engine.worker import build, start_log
 from afterword.errors import AfterwordError
 from afterword.learn.embedded import EMBEDDED, embedded_model, model_name
+from afterword.processes import dump_stacks_when_asked, listening
 
 log = logging.getLogger("afterword.engine")
 
@@ -52,11 +53,12 @@ def _positive(text: str) -> int:
 
 
 async def serve(remote: Remote, codec: Codec, options: argparse.Namespace) -> None:
-    """Serve until a signal or the parent's end."""
+    """Serve until a signal, the parent's end or the model's."""
     server = Server(remote, codec, options.served_model_name, options.model)
     web_runner = web.AppRunner(server.app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await web_runner.setup()
-    remote.start(server.distribute)
+    stop = asyncio.Event()
+    remote.start(server.distribute, stop.set)
     try:
         await web.TCPSite(web_runner, options.host, options.port).start()
         port = web_runner.addresses[0][1]
@@ -65,22 +67,33 @@ async def serve(remote: Remote, codec: Codec, options: argparse.Namespace) -> No
             log.warning("%s", note)
         ready = {"ready": True, "port": port, "model": server.name, "max_model_len": remote.max_model_len}
         ready |= {"notes": notes} if notes else {}
-        sys.stdout.write(json.dumps(ready) + "\n")
-        sys.stdout.flush()
-        await _until_stopped(options.parent_pid)
+        _say(ready)
+        await _until_stopped(options.parent_pid, remote, stop)
     finally:
         await web_runner.cleanup()
         remote.close()
 
 
-async def _until_stopped(parent: int | None) -> None:
-    """Return on SIGTERM, SIGINT, or when `parent` is gone."""
-    stop = asyncio.Event()
+def _say(data: dict[str, Any]) -> None:
+    """One line on stdout, for whoever started us."""
+    sys.stdout.write(json.dumps(data) + "\n")
+    sys.stdout.flush()
+
+
+async def _until_stopped(parent: int | None, remote: Remote, stop: asyncio.Event) -> None:
+    """Return on `stop`, SIGTERM, SIGINT, or when `parent` is gone."""
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    watch = asyncio.create_task(_watch(parent, stop))
+    watches = [asyncio.create_task(_watch(parent, stop)), asyncio.create_task(_watch_model(remote))]
     await stop.wait()
-    watch.cancel()
+    for watch in watches:
+        watch.cancel()
+
+
+async def _watch_model(remote: Remote) -> None:
+    while True:
+        await asyncio.sleep(2.0)
+        remote.watch()
 
 
 async def _watch(parent: int | None, stop: asyncio.Event) -> None:
@@ -101,25 +114,35 @@ async def _watch(parent: int | None, stop: asyncio.Event) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the server; 0 after a clean end, 2 for a usage error, 1 for a port that cannot be taken."""
+    """Run the server; 0 after a clean end, 2 for a usage error, 1 for a port that cannot be taken or a lost model."""
     options = parser().parse_args(arguments)
     options.served_model_name = options.served_model_name or model_name(options.model)
     start_log()
+    dump_stacks_when_asked()
     try:
-        if options.model == EMBEDDED:
-            embedded_model()  # converted once, before two processes read it
-        with contextlib.closing(Remote(build, options)) as remote:
-            from afterword.learn.models import load_tokenizer  # torch; while the model loads
-
-            codec = Codec(load_tokenizer(options.model))
-            remote.wait_ready()
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(serve(remote, codec, options))
+        with listening(lambda name, _: _say({"stage": name})):
+            return _run(options)
     except AfterwordError as error:
+        _say({"ended": error.message})
         sys.stderr.write(f"afterword.engine: {error.message}\n")
         return error.exit_code
     except OSError as error:
         sys.stderr.write(f"afterword.engine: cannot serve on {options.host}:{options.port}: {error}\n")
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.model == EMBEDDED:
+        embedded_model()  # converted once, before two processes read it
+    with contextlib.closing(Remote(build, options)) as remote:
+        from afterword.learn.models import load_tokenizer  # torch; while the model loads
+
+        codec = Codec(load_tokenizer(options.model))
+        remote.wait_ready()
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(remote, codec, options))
+    if remote.reason is not None:
+        _say({"ended": remote.reason})
         return 1
     return 0
 

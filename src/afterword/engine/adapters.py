@@ -133,7 +133,12 @@ class AdapterBank:
     def add(self, adapter: Adapter) -> None:
         """Lay an adapter's columns behind the others."""
         self._adapters.append(adapter)
-        self._lay()
+        try:
+            self._lay()
+        except RuntimeError:  # out of memory: the others stay as they were
+            self._adapters.remove(adapter)
+            self._lay()
+            raise
 
     def remove(self, adapter: Adapter) -> None:
         """Take an adapter's columns out; nothing may be running on it."""

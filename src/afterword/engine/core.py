@@ -46,12 +46,24 @@ class Request:
         self.cancelled = False
         self.random = random.Random(ask.seed)
         self.repetition = Repetition() if ask.stop_repetition else None
+        self.uniform: float | None = None
+        """What the next token is drawn with, until it is chosen: a step that is repeated draws the same."""
         self.detokenizer, self.stopper = Detokenizer(codec), Stopper(ask.stop)
 
     @property
     def written(self) -> int:
         """Number of tokens answered so far."""
         return len(self.tokens) - self.prompt
+
+    def draw(self) -> float:
+        """The uniform number in [0, 1) of the next token."""
+        if self.uniform is None:
+            self.uniform = self.random.random()
+        return self.uniform
+
+
+class ModelBroken(RuntimeError):
+    """The model no longer computes; its process has to be started again."""
 
 
 Deliver = Callable[[list[tuple[Request, Piece]]], None]
@@ -134,7 +146,7 @@ class Engine:
         def run() -> None:
             try:
                 future.set_result(action())
-            except RuntimeError as error:  # out of memory
+            except Exception as error:  # noqa: BLE001  (handed to the caller; the model thread goes on)
                 future.set_exception(error)
 
         if not self._post(run):
@@ -173,16 +185,42 @@ class Engine:
                 self._guarded_step()
 
     def _guarded_step(self) -> None:
-        """A step that fails (out of memory, a broken model) fails its requests; the engine serves on."""
+        """One step. One that fails is repeated for each request alone: only those that fail by themselves are ended.
+
+        Raises ModelBroken when no request passes and the model fails on a known token, too.
+        """
         try:
-            pieces = self._step()
-        except RuntimeError:
-            log.exception("a step failed; its %d requests are ended", len(self._running))
-            pieces = [(request, Piece(finish="error")) for request in self._running]
+            pieces = self._step(self._running)
+        except Exception:
+            log.exception("a step of %d requests failed; each of them is tried alone", len(self._running))
+            pieces = self._one_by_one()
         for request, piece in pieces:
             if piece.finish is not None:
                 self._leave(request)
         self._deliver(pieces)
+        if pieces and all(piece.finish == "error" for _, piece in pieces):
+            self._check_model()
+
+    def _one_by_one(self) -> list[tuple[Request, Piece]]:
+        """The step of each running request by itself: nothing of a failed step counts, for a request changes only once
+        its token is chosen."""
+        pieces: list[tuple[Request, Piece]] = []
+        for request in list(self._running):
+            try:
+                self.runner.free_memory()
+                pieces += self._step([request])
+            except Exception:
+                log.exception("request %d failed alone and is ended", request.number)
+                pieces.append((request, Piece(finish="error")))
+        return pieces
+
+    def _check_model(self) -> None:
+        """Nothing in this process mends a GPU whose context is broken; whoever started it starts it again."""
+        try:
+            self._bank.select([(None, 1)])
+            self.runner.check()
+        except Exception as error:
+            raise ModelBroken(f"the model fails on a known token after a request failed: {error!r:.300}") from error
 
     def _drop_cancelled(self) -> None:
         self._waiting = deque(request for request in self._waiting if not request.cancelled)
@@ -217,9 +255,15 @@ class Engine:
         cache = self.runner.cache
         while True:
             longest = max(len(request.tokens) for request in self._running)
-            if len(self._running) == 1 or cache.fits(len(self._running), longest):
-                cache.reserve(len(self._running), longest)
-                return
+            alone = len(self._running) == 1
+            if alone or cache.fits(len(self._running), longest):
+                try:
+                    return cache.reserve(len(self._running), longest)
+                except RuntimeError:  # out of memory
+                    if alone:
+                        raise
+                    log.exception("no memory for %d requests of %d tokens: one waits", len(self._running), longest)
+                    self.runner.free_memory()
             youngest = min(self._running, key=lambda request: request.written)
             self._leave(youngest)
             youngest.stored = 0
@@ -237,12 +281,16 @@ class Engine:
                 request.stored = 0
             request.long = long
 
-    def _step(self) -> list[tuple[Request, Piece]]:
+    def _step(self, requests: list[Request]) -> list[tuple[Request, Piece]]:
+        """Feed these running requests, all or one, and choose their next tokens."""
         self._make_room()
         self._read_again()
-        decoding = [r for r in self._running if len(r.tokens) - r.stored == 1]
+        requests = [request for request in requests if request.row >= 0]  # one may have gone back to the queue
+        if not requests:
+            return []
+        decoding = [r for r in requests if len(r.tokens) - r.stored == 1]
         left, reading = self.chunk, []
-        for request in self._running:
+        for request in requests:
             pending = len(request.tokens) - request.stored
             if pending > 1 and left > 0:
                 reading.append((request, request.stored + min(pending, left)))
@@ -264,40 +312,51 @@ class Engine:
                 ends.append(len(ids) - 1)
                 ready.append(request)
         logits = self.runner.forward(ids, plan, ends, lengths)
+        chosen = self._choose(ready, logits) if ready else []
         for request in decoding:
             request.stored += 1
         for request, end in reading:
             request.stored = end
-        return self._choose(ready, logits)
+        self.generated += len(ready)
+        return [(request, self._written(request, piece)) for request, piece in zip(ready, chosen, strict=True)]
 
-    def _choose(self, ready: list[Request], logits: torch.Tensor) -> list[tuple[Request, Piece]]:
-        if not ready:
-            return []
+    def _choose(self, ready: list[Request], logits: torch.Tensor) -> list[Piece]:
+        """The next token of each request, which it does not yet have: what fails here can be done again."""
         raw = logits
         held = [i for i, r in enumerate(ready) if r.written < r.ask.min_tokens]
         if held:
             logits = logits.clone()
             for i in held:
                 logits[i, list(self.runner.ends)] = float("-inf")
-        draws = [sampler.Draw(r.ask.temperature, r.ask.top_p, r.random.random()) for r in ready]
+        draws = [sampler.Draw(r.ask.temperature, r.ask.top_p, r.draw()) for r in ready]
         chosen = sampler.sample(logits, draws)
         tokens: list[int] = chosen.tolist()
         wanted = any(r.ask.logprobs for r in ready)
         values: list[Any] = sampler.logprobs(raw, chosen) if wanted else [None] * len(ready)
         pieces = []
         for i, request in enumerate(ready):
-            piece = self._advance(request, tokens[i])
+            piece = Piece(token=tokens[i])
             if request.ask.logprobs:
                 piece.logprob = values[i]
                 if request.ask.top_logprobs:
                     piece.top = sampler.top_logprobs(raw[i], request.ask.top_logprobs)
-            pieces.append((request, piece))
-        self.generated += len(ready)
+            pieces.append(piece)
         return pieces
 
-    def _advance(self, request: Request, token: int) -> Piece:
+    def _written(self, request: Request, piece: Piece) -> Piece:
+        """The piece with its text; text that cannot be made ends this request alone."""
+        try:
+            return self._advance(request, piece)
+        except Exception:
+            log.exception("the text of request %d failed; it is ended", request.number)
+            return Piece(finish="error")
+
+    def _advance(self, request: Request, piece: Piece) -> Piece:
         """Append a token and see whether it ends the answer."""
+        token = piece.token
+        assert token is not None
         request.tokens.append(token)
+        request.uniform = None
         ended = token in self.runner.ends and not request.ask.ignore_eos
         text = request.detokenizer.push(token)
         repeats = request.repetition is not None and request.repetition.push(token) and not ended
@@ -310,7 +369,9 @@ class Engine:
             text, stopped = request.stopper.push(text)
         if (ended or full) and not stopped:
             text += request.stopper.flush()
-        finish = "stop" if ended or stopped else "length" if full else None
-        cut = finish == "length" and repeats
-        self.repetitions += cut
-        return Piece(token=token, text=text, finish=finish, stop_reason="repetition" if cut else None)
+        piece.text = text
+        piece.finish = "stop" if ended or stopped else "length" if full else None
+        if piece.finish == "length" and repeats:
+            self.repetitions += 1
+            piece.stop_reason = "repetition"
+        return piece

@@ -23,7 +23,8 @@ class Host:
 
     def __init__(self, runner: Runner, codec: Codec, name: str, base: str, *, max_batch: int = 32) -> None:
         """`name`: under which requests mean the base model; `base`: hash of its weights."""
-        self.runner, self.max_model_len = runner, runner.max_model_len
+        self.runner = runner
+        self.max_model_len, self.vocabulary = runner.max_model_len, runner.vocabulary
         self.engine = Engine(runner, self._hand_over, max_batch=max_batch)
         self._codec, self._name, self._base = codec, name, base
         self._adapters: dict[str, Adapter] = {}
@@ -51,7 +52,10 @@ class Host:
         self.engine.stop()
 
     def submit(self, number: int, ask: Ask, prompt: list[int], limit: int) -> None:
-        adapter = None if ask.model == self._name else self._adapters[ask.model]
+        adapter = None if ask.model == self._name else self._adapters.get(ask.model)
+        if adapter is None and ask.model != self._name:  # unloaded while the prompt was written
+            self._deliver([(number, Piece(finish="error"))])
+            return
         request = self._requests[number] = Request(number, ask, prompt, limit, adapter, self._codec)
         self.engine.submit(request)
 

@@ -34,6 +34,10 @@ class Model(Protocol):
         """Context in tokens."""
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model can read: those from 0 up to it."""
+
+    @property
     def alive(self) -> bool:
         """False once the model has ended; every request then fails."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from afterword.errors import UsageError
 
 MAX_TOP_LOGPROBS = 20
+MAX_STOPS, MAX_STOP_LENGTH = 64, 1000
 _GREEDY, _COLDEST = 1e-5, 0.01
 """Below the first a temperature is 0, below the second it is the second: what it divides must stay finite (vLLM's
 bounds)."""
@@ -161,6 +162,12 @@ def _stop(stop: Any) -> tuple[str, ...]:
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
         raise RequestError(f"stop must be a text or a list of texts, none empty, not {_show(stop)}", param="stop")
+    if len(stops) > MAX_STOPS or any(len(s) > MAX_STOP_LENGTH for s in stops):  # all are searched for at each token
+        raise RequestError(
+            f"stop must be at most {MAX_STOPS} texts of at most {MAX_STOP_LENGTH} characters, not "
+            f"{len(stops)} of up to {max(map(len, stops))}",
+            param="stop",
+        )
     return tuple(stops)
 
 

@@ -12,6 +12,8 @@ import asyncio
 import itertools
 import logging
 import multiprocessing
+import os
+import signal
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,16 +22,29 @@ from typing import TYPE_CHECKING, Any
 from afterword.engine.interface import Piece, Pieces
 from afterword.engine.protocol import Ask
 from afterword.errors import AfterwordError, ModelError
-from afterword.processes import python_command, python_environment
+from afterword.processes import (
+    SILENCE,
+    STACKS_FOLLOW,
+    Pulse,
+    announce,
+    ask_for_stacks,
+    explain,
+    python_command,
+    python_environment,
+)
 
 if TYPE_CHECKING:
     from afterword.engine.worker import Build
 
 log = logging.getLogger("afterword.engine")
 
-_LOST = "the model's process has ended; the log says why; start the engine again"
+_LOST = "the model's process has ended"
 _PATIENCE = 5.0
 """Seconds that the process is given to end by itself."""
+
+
+class EngineStuck(AfterwordError):
+    """The model's process gets nowhere."""
 
 
 class Remote:
@@ -40,22 +55,39 @@ class Remote:
         self._pipe, theirs = multiprocessing.Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                python_command("afterword.engine.worker", str(theirs.fileno())), env=python_environment(),
+                python_command("afterword.engine.worker", str(theirs.fileno()), str(os.getpid())),
+                env=python_environment(),
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2,
                 process_group=0,  # Ctrl-C is for us, at whose end the pipe ends
             )  # fmt: skip
         self._pipe.send((build, options))
         self.alive = True
-        self.max_model_len = 0
+        self.reason: str | None = None
+        """Why the process ended, once it has."""
+        self.max_model_len = self.vocabulary = 0
+        self._pulse = Pulse(self._process.pid, children=False)
+        self._ended: Callable[[], object] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: set[int] = set()
         self._calls: dict[int, Future[Any]] = {}
         self._numbers = itertools.count()
 
     def wait_ready(self) -> None:
-        """Return when the model is loaded. Raises what the loading raised, ModelError when the process died."""
+        """Return when the model is loaded. Raises what the loading raised, ModelError when the process died or got
+        nowhere for `SILENCE` seconds."""
+        name = "starting the model's process"
         try:
-            ready = self._pipe.recv()
+            while True:
+                if not self._pipe.poll(1.0):
+                    if (silent := self._pulse.check()) >= SILENCE:
+                        raise EngineStuck(self._give_up(name, silent))
+                    continue
+                ready = self._pipe.recv()
+                self._pulse.beat()
+                if isinstance(ready, AfterwordError) or ready[0] != "stage":
+                    break
+                name = ready[1] or name
+                announce(ready[1])
         except (EOFError, OSError) as error:
             raise ModelError(
                 f"the model's process ended while loading (exit code {self._wait()}): out of memory?"
@@ -63,10 +95,26 @@ class Remote:
         if isinstance(ready, AfterwordError):
             self._wait()
             raise ready
-        self.max_model_len = ready
+        _, self.max_model_len, self.vocabulary = ready
 
-    def start(self, deliver: Callable[[Pieces], object]) -> None:
-        self._deliver = deliver
+    def _give_up(self, name: str, silent: float) -> str:
+        """Write the stacks of a process that gets nowhere and end it; returns the sentence about it."""
+        why = explain(self._process.pid, name, silent)
+        log.error("%s; %s", why, STACKS_FOLLOW)
+        ask_for_stacks(self._process.pid)
+        self._process.kill()
+        return why
+
+    def watch(self) -> None:
+        """To be called every second or two: a model that answers nobody while somebody waits is ended."""
+        if not (self.alive and self._open):
+            self._pulse.beat()
+        elif (silent := self._pulse.check()) >= SILENCE:
+            self.reason = self._give_up(f"answering {len(self._open)} requests", silent)
+
+    def start(self, deliver: Callable[[Pieces], object], ended: Callable[[], object] = lambda: None) -> None:
+        """Serve on the running event loop. `ended` is called once when the process has ended by itself."""
+        self._deliver, self._ended = deliver, ended
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pipe.fileno(), self._receive)
 
@@ -123,14 +171,19 @@ class Remote:
             self._lose()
             self._fail_open()
             return
-        if kind == "pieces":
+        if kind == "broken":
+            self.reason = values[0]
+        elif kind == "pieces":
+            self._pulse.beat()
             pieces: Pieces = values[0]
             self._open.difference_update(number for number, piece in pieces if piece.finish is not None)
             self._deliver(pieces)
         else:
             number, result, error = values
             future = self._calls.pop(number)
-            if error is None:
+            if not future.set_running_or_notify_cancel():
+                pass  # who asked is gone
+            elif error is None:
                 future.set_result(result)
             else:
                 future.set_exception(error)
@@ -142,13 +195,22 @@ class Remote:
             self._loop = None
 
     def _lose(self) -> None:
+        if not self.alive:
+            return
         self._hang_up()
-        log.error(_LOST)
+        code = self._wait()
+        if self.reason is None:
+            name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            hint = ", as the system does when memory is short" if code == -signal.SIGKILL else ""
+            self.reason = f"{_LOST} ({name}{hint})"
+        log.error("%s", self.reason)
+        self._ended()
 
     def _fail_open(self) -> None:
         """Nobody waits for a process that is gone."""
         calls, self._calls = self._calls, {}
         for future in calls.values():
-            future.set_exception(ModelError(_LOST))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(ModelError(self.reason or _LOST))
         numbers, self._open = self._open, set()
         self._deliver([(number, Piece(finish="error")) for number in numbers])

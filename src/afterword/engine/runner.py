@@ -37,7 +37,9 @@ class Runner:
         cache_bytes: int | None = None,
     ) -> None:
         self._model = model
-        self.ends = ends
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        """Rows of the embedding: a token id beyond them cannot be read."""
+        self.ends = frozenset(end for end in ends if end < self.vocabulary)
         self.dtype, self.device = model.dtype, model.device
         self.switch = switch_length(model)
         self._cores = Cores(torch.get_num_threads())
@@ -112,4 +114,17 @@ class Runner:
                 logits_to_keep=kept,
                 plan=plan,
             ).logits[0]
-        return logits.float()
+        return logits[:, : self.vocabulary].float()
+
+    def check(self) -> None:
+        """Compute one known token in the first row, which nobody uses. Raises what the device raises, RuntimeError when
+        the logits are not finite."""
+        self.cache.reserve(1, 1)
+        logits = self.forward([1 % self.vocabulary], Plan(self.cache, [(0, 0)], []), [0])
+        if not bool(logits.isfinite().all()):
+            raise RuntimeError("its logits are not finite")
+
+    def free_memory(self) -> None:
+        """Give cached blocks of a GPU back to it, after a step that may have failed for lack of memory."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

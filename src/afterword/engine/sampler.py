@@ -48,7 +48,7 @@ def logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> list[float]:
 
 def top_logprobs(logits: torch.Tensor, count: int) -> list[tuple[int, float]]:
     """The `count` likeliest tokens of one row [vocabulary] with their log-probabilities, likeliest first."""
-    best = (logits - logits.logsumexp(-1)).topk(count)
+    best = (logits - logits.logsumexp(-1)).topk(min(count, logits.shape[-1]))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from afterword.engine.text import Codec, too_long
 from afterword.engine.wire import Answer, event
 from afterword.errors import AdapterError, AfterwordError, NotFoundError, error_body, error_response
 from afterword.records import Json
+
+log = logging.getLogger("afterword.engine")
 
 _MAX_BODY = 64 << 20
 _LONG = 8192
@@ -97,6 +100,7 @@ class Server:
             prompt = await asyncio.to_thread(self.codec.render, ask.messages, ask.tools, context)
         else:
             prompt = self.codec.render(ask.messages, ask.tools, context)
+        self.codec.check(prompt, self.model.vocabulary)
         room = context - len(prompt)
         if room < min(ask.min_room, ask.max_tokens or ask.min_room, max(1, context // 4)):
             raise too_long(len(prompt), context)
@@ -187,7 +191,7 @@ class Server:
 
     async def _health(self, http: web.Request) -> web.Response:
         if not self.model.alive:
-            return _json({"status": "the model has ended; the log says why; start the engine again"}, 503)
+            return _json({"status": "the model has ended; the log says why"}, 503)
         counts = await asyncio.wrap_future(self.model.counts())
         return _json({"status": "ok", "model": self.name, **counts})
 
@@ -216,7 +220,7 @@ def _broken() -> Json:
 
 @web.middleware
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Our errors and aiohttp's own refusals in OpenAI's shape."""
+    """Every error in OpenAI's shape: ours, aiohttp's, and a fault in a handler, which ends its request alone."""
     try:
         return await handler(request)
     except AfterwordError as error:
@@ -224,3 +228,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _json(body, status)
     except web.HTTPException as error:
         return _json(error_body(f"{request.method} {request.path}: {error.reason}"), error.status)
+    except (ConnectionError, asyncio.CancelledError):  # the client is gone
+        raise
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return _json(_broken(), 500)

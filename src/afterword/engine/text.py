@@ -55,6 +55,19 @@ class Codec:
         """Why nothing of this model's answers could be trained; said at the start, not after a week of answers."""
         return template_faults(self._tokenizer)
 
+    def check(self, ids: list[int], vocabulary: int) -> None:
+        """RequestError that names the first token which the model has no embedding for (ids from `vocabulary` on): some
+        tokenizers have added tokens that their model was never given."""
+        beyond = next((token for token in ids if token >= vocabulary), None)
+        if beyond is not None:
+            raise RequestError(
+                f"the messages contain {self.show(beyond)[0]!r}, token {beyond} of the tokenizer, which this model "
+                f"cannot read: it has embeddings for {vocabulary} tokens. Write it differently, for example with a "
+                "space inside.",
+                param="messages",
+                code="invalid_token",
+            )
+
     def decode(self, ids: list[int]) -> str:
         """Text of ids without special tokens."""
         return str(self._core.decode(ids, skip_special_tokens=True))

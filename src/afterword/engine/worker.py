@@ -1,4 +1,4 @@
-"""`python -m afterword.engine.worker FD`: the model's process, which loads a model and serves the pipe in FD.
+"""`python -m afterword.engine.worker FD PARENT`: the model's process, which loads a model and serves the pipe in FD.
 
 Owns the loading and the process's life. It is a fresh interpreter: a fork would inherit torch without the threads that
 torch waits for. The first message that it reads is `(build, options)`; it ends when the pipe does.
@@ -20,7 +20,9 @@ from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from afterword.engine.interface import Piece
 from afterword.errors import AfterwordError
+from afterword.processes import dump_stacks_when_asked, listening, stage
 
 if TYPE_CHECKING:
     from afterword.engine.host import Host
@@ -31,6 +33,8 @@ log = logging.getLogger("afterword.engine")
 
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
 """glibc's numbers for mallopt."""
+_SET_PARENT_DEATH_SIGNAL = 1
+"""Linux's number for prctl."""
 
 
 def build(options: argparse.Namespace) -> Host:
@@ -47,7 +51,8 @@ def build(options: argparse.Namespace) -> Host:
     model = models.load_model(options.model, dtype=options.dtype, device=options.device)
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    runner = Runner(model, ends=frozenset(ends), max_model_len=options.max_model_len)
+    with stage("checking the model"):
+        runner = Runner(model, ends=frozenset(ends), max_model_len=options.max_model_len)
     base = models.base_hash(models.resolve_model(options.model))
     return Host(runner, Codec(tokenizer), options.served_model_name, base, max_batch=options.max_batch)
 
@@ -70,6 +75,8 @@ def main() -> None:
     """Read what to build, then serve."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the process that we belong to decides when we end
+    _end_with_starter(int(sys.argv[2]))
+    dump_stacks_when_asked()
     pipe = Connection(int(sys.argv[1]))
     try:
         build, options = pipe.recv()
@@ -80,10 +87,13 @@ def main() -> None:
 
 def serve(build: Build, options: argparse.Namespace, pipe: Connection) -> None:
     """Load, say so, then do what comes through the pipe until it closes."""
+    from afterword.engine.core import ModelBroken
+
     loaded = threading.Event()
     threading.Thread(target=_end_with_parent, args=(pipe, loaded), name="pipe-watch", daemon=True).start()
     try:
-        host = build(options)
+        with listening(lambda name, _: pipe.send(("stage", name))):
+            host = build(options)
     except AfterwordError as error:
         error.__cause__ = None
         pipe.send(error)
@@ -101,15 +111,29 @@ def serve(build: Build, options: argparse.Namespace, pipe: Connection) -> None:
     def listen() -> None:
         try:
             while True:
-                _do(host, pipe.recv(), send)
+                _try(host, pipe.recv(), send)
         except (EOFError, OSError):
             host.stop()
 
     loaded.set()
-    pipe.send(host.max_model_len)
+    pipe.send(("ready", host.max_model_len, host.vocabulary))
     threading.Thread(target=listen, name="pipe", daemon=True).start()
     # The model stays on the thread that loaded it: a second thread would bring OpenMP threads of its own.
-    host.run(lambda pieces: send(("pieces", pieces)))
+    try:
+        host.run(lambda pieces: send(("pieces", pieces)))
+    except ModelBroken as error:
+        send(("broken", str(error)))
+        raise
+
+
+def _end_with_starter(starter: int) -> None:
+    """Linux ends us when the thread that started us ends, whatever we do then: loading a library takes seconds in which
+    no Python runs."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+    if prctl is not None:
+        prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+    if os.getppid() != starter:  # it has ended already
+        os._exit(1)
 
 
 def _end_with_parent(pipe: Connection, loaded: threading.Event) -> None:
@@ -118,6 +142,18 @@ def _end_with_parent(pipe: Connection, loaded: threading.Event) -> None:
         pipe.poll(None)  # it says nothing before it knows that the model is loaded: this is its end
     if not loaded.is_set():
         os._exit(1)
+
+
+def _try(host: Host, message: tuple[Any, ...], send: Callable[[tuple[Any, ...]], None]) -> None:
+    """Do what a message says; a fault in it ends this request or call alone."""
+    try:
+        _do(host, message, send)
+    except Exception as error:
+        log.exception("a message of kind %r failed", message[0])
+        if message[0] == "submit":
+            send(("pieces", [(message[1], Piece(finish="error"))]))
+        elif message[0] == "call":
+            send(("done", message[1], None, RuntimeError(repr(error))))
 
 
 def _do(host: Host, message: tuple[Any, ...], send: Callable[[tuple[Any, ...]], None]) -> None:

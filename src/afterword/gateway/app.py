@@ -17,7 +17,7 @@ from afterword.gateway.metrics import Metrics
 from afterword.gateway.retries import Retries
 from afterword.gateway.routes import ROUTES
 from afterword.gateway.settings import GatewaySettings
-from afterword.gateway.state import GATEWAY, Gateway
+from afterword.gateway.state import GATEWAY, Gateway, Outcomes
 from afterword.gateway.watcher import Adapters
 from afterword.gateway.who import NameSources
 from afterword.sampling import Timeouts, Upstream
@@ -61,6 +61,7 @@ def _parts(settings: GatewaySettings, store: Store, door: Door) -> Callable[[web
             retries=Retries(),
             capture=Capture(store, links, metrics, settings.capture_wait_ms, settings.max_pending),
             adapters=Adapters(settings, store, upstream, metrics),
+            outcomes=Outcomes(),
         )
         await gateway.adapters.tick()
         follower = asyncio.create_task(gateway.adapters.follow())

@@ -297,6 +297,8 @@ class Exchange:
         self.gateway.metrics.upstream_errors.labels(error.code or str(status)).inc()
         self.count(status)
         theirs = isinstance(error, UpstreamRejected) and error.answered in PASSED_ON
+        if not theirs:
+            self.gateway.outcomes.failed(error.message)
         return self.keep(None if theirs else "error")
 
     def count(self, status: int) -> None:
@@ -306,6 +308,7 @@ class Exchange:
         # A client's word for a model of a server without a list is no label: there may be any number of them.
         metrics.requests.labels(self.route.model if known else "other", self.adapter or "base", str(status)).inc()
         if status == 200:
+            self.gateway.outcomes.answered()
             metrics.overhead.observe(self._own)
             if self.served.finish_reason == "length":
                 metrics.cut.labels(REPETITION if self.served.stop_reason == REPETITION else "length").inc()

