@@ -70,9 +70,11 @@ def test_front_ends_are_known_at_the_gateway(launch: Launch, gateway: Setup) -> 
     assert [(t.user, t.conversation) for t in gateway.turns()] == [("7f3c", "chat-9"), ("ada", None)]
 
 
-def test_a_clock_in_the_system_prompt_does_not_change_the_arm(gateway: Setup) -> None:
-    for clock in ("10:00", "10:01"):
-        messages = [{"role": "system", "content": f"It is {clock}."}, *MESSAGES]
+def test_neither_a_clock_nor_retrieved_text_changes_the_arm(gateway: Setup) -> None:
+    held = {"role": "user", "content": "<context>Ways to greet.</context>\n<query>Hi</query>"}
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}
+    clocks = ({"role": "system", "content": f"It is 10:0{n}."} for n in range(2))
+    for messages in (*([clock, *MESSAGES] for clock in clocks), MESSAGES, [held], [image]):
         gateway.post("/v1/chat/completions", {"model": "afterword", "messages": messages})
-    one, two = gateway.turns()
-    assert one.unit == two.unit is not None
+    units = [turn.unit for turn in gateway.turns()]
+    assert len(set(units[:4])) == 1 and units[4] not in units[:4] and all(units)

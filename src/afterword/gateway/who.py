@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from afterword.chat.canonical import thread_hashes
-from afterword.chat.trail import HIDDEN
+from afterword.chat.canonical import text_of, thread_hashes
+from afterword.chat.wrapped import user_words
 from afterword.config import CONVERSATION_FROM, USER_FROM
 from afterword.errors import UsageError
 from afterword.records import Json, content_hash
@@ -109,12 +109,13 @@ def unit_of(key: str | None, user: str | None, conversation: str | None, message
     """A hash of the user, else of the named conversation, else of how the conversation began, within one API key.
 
     The last is sticky because clients send their history again: the first message of a user stays the same. A system
-    prompt does not: it may carry the time of day.
+    prompt does not, for it may carry the time of day, nor does retrieved text around a question.
     """
     if user is not None:
         return content_hash("user", key, user)
     if conversation is not None:
         return content_hash("conversation", key, conversation)
-    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages) - 1)
-    spoken = [message for message in messages[: first + 1] if message["role"] not in HIDDEN] or messages[:1]
-    return thread_hashes((key, None), spoken)[-1]
+    first = next((message for message in messages if message["role"] == "user"), messages[-1])
+    text = text_of(first.get("content"))
+    words = {**first, "content": user_words(text)[0]} if text else first
+    return thread_hashes((key, None), [words])[-1]
