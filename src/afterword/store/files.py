@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -53,6 +54,12 @@ def refused(error: BaseException, places: Iterable[Path] = ()) -> SystemRefused 
     """
     number, name, why = _read(error)
     if number is None:
+        if isinstance(error, sqlite3.Error):
+            return SystemRefused(
+                f"the database refused this command: {error}. What was whole before is whole still; make the data "
+                "directory writable for this user or free some space, and run the same command again.",
+                code="database",
+            )
         return None
     what = f"{str(name)!r}: {why}" if name else why
     if number in _FULL:
