@@ -154,3 +154,9 @@ def test_variants_of_the_usual_forms_are_recognised_in_six_languages() -> None:
     texts = [" ".join(parts) for table in VARIANTS.values() for parts in itertools.product(*table)]
     passed = [text for text in texts if read_message(text).origin is None]
     assert len(texts) > 350 and len(passed) <= 0.02 * len(texts), passed
+
+
+@pytest.mark.parametrize("text", ["Shorter.", "Only the list.", "A shorter title.", "Use one word.", "Summarise it."])
+def test_parameters_alone_make_no_program_of_a_person(text: str) -> None:
+    hints = Hints(sampling={"max_tokens": 16, "response_format": {"type": "json_object"}}, dropped_tools=True)
+    assert read_message(text, hints) == Said(text)

@@ -319,15 +319,16 @@ def _is_task(low: str, hints: Hints) -> bool:
     label, summary, about, part, third, purpose = (
         pattern.search(asked) is not None for pattern in (_ACTION, _SUMMARY, _OBJECT, _PART, _THIRD, _PURPOSE)
     )
-    given = 2.0 * (_SYSTEM.search(_normal(hints.system) or asked) is not None) + _parameter_points(hints)
+    given = 2.0 * (_SYSTEM.search(_normal(hints.system) or asked) is not None)
     beside = _BESIDE.search(low) is not None
     action = label or summary or beside
     if not (action or about or third or given):
         return False
+    asked_for = _parameter_points(hints) if action or about or third else 0.0
     form = min(2.5, len({m.group() for m in _ONLY.finditer(asked)})) + (_LIMIT.search(asked) is not None)
     form += (_FORMAT.search(low) is not None) + (_LANGUAGE.search(asked) is not None)
     built = _structure_points(low) if action or third else 0.0
-    points = given + action + 0.5 * (label and about) + form + built + 1.5 * purpose + 2.0 * third
+    points = given + asked_for + action + 0.5 * (label and about) + form + built + 1.5 * purpose + 2.0 * third
     points += (1.5 if about else 1.0 if part else 0.0) + 0.5 * (_START.match(asked.lstrip(" \n#*[")) is not None)
     meta = beside or about or purpose or built or given or (action and (part or third)) or (third and form > 1)
     if not (action or form or given) or (third and not action and not about and form < 2):
@@ -340,7 +341,11 @@ def _parameter_points(hints: Hints) -> float:
     sampling = hints.sampling or {}
     most = sampling.get("max_tokens") or sampling.get("max_completion_tokens")
     small = isinstance(most, int | float) and not isinstance(most, bool) and most <= SMALL_ANSWER
-    return 1.0 * small + 1.0 * (sampling.get("response_format") is not None) + 1.0 * hints.dropped_tools
+    return 1.0 * (small or hints.dropped_tools or _is_structured(sampling.get("response_format")))
+
+
+def _is_structured(format: Any) -> bool:
+    return isinstance(format, Mapping) and format.get("type") not in (None, "text")
 
 
 def _structure_points(low: str) -> float:
@@ -396,7 +401,7 @@ _CALLED = re.compile(
 )
 _OF_A_CALL = re.compile(rf"(?:{'|'.join(_DATA['results']['outcome'])}) (?:from|of|for) ")
 _MARKED = re.compile(r"[\W_]{3,}")
-_SYSTEM_NOTE = re.compile(r"[(\[]system[)\]:]|system\s*: (?:command|tool|session|the )")
+_SYSTEM_NOTE = re.compile(r"[(\[]system[)\]]|\[system:|system\s*: (?:command|tool|session|the )")
 _AUTOMATIC = _any(_DATA["results"]["bracket"])
 _BRACKET = re.compile(r"[*#>\s-]*[\[【]+\s*([^\]】\n]{1,2000})[\]】]+\**\s*(result:|output:|response:)?")
 _OBSERVATION = re.compile(rf"[*#>\s-]*(?:{'|'.join(_DATA['results']['observation'])})\**\s*\d*\s*[:：]")
