@@ -182,7 +182,8 @@ def checked(message: Any) -> Json:
 
 _SPEAKERS = {
     **dict.fromkeys(("user", "human", "prompter", "person", "customer", "client", "me", "you", "usr"), "user"),
-    **dict.fromkeys(("assistant", "ai", "bot", "chatbot", "model", "llm", "agent", "machine", "function_call",
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "ai", "bot", "chatbot", "model", "llm", "agent", "machine",
+                     "function_call",
                      "tool_call", "tool_calls", "tool_use"), "assistant"),
     **dict.fromkeys(("system", "sys", "system_prompt", "system_message"), "system"),
     **dict.fromkeys(("tool", "observation", "function_response", "tool_response", "tool_result", "tool_output",
@@ -199,6 +200,8 @@ def role_of(speaker: Any) -> str | None:
     """The role that a speaker's name stands for, in any capitals ("Human", "AI", "gpt-4"); None for an unknown one."""
     if not isinstance(speaker, str):
         return None
+    if known := _SPEAKERS.get(speaker):  # by far the most
+        return known
     name = speaker.strip().lower().replace("-", "_").replace(" ", "_")
     return _SPEAKERS.get(name) or ("assistant" if _VERSIONED.fullmatch(name) else None)
 
