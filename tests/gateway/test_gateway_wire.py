@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import time
 from typing import Any
 
@@ -349,3 +350,42 @@ def test_a_server_that_lists_no_models(launch: Launch, models: dict[str, Any]) -
     assert 'model="other"' in gateway.get("/metrics").text and 'model="base-model"' not in gateway.get("/metrics").text
     response = gateway.post(CHAT, HI)
     assert response.status_code == 502 and "serve.upstream_model" in response.json()["error"]["message"]
+
+
+ANY: list[Any] = [None, "", 0, 1, -1, True, [], {}, "x", [None], [{}], {"a": 1}, "stop", [1, "a"], 1.5, {"index": 0}]
+
+
+def odd_chunk(pick: random.Random) -> dict[str, Any]:
+    """A chunk in which any field may be anything, or missing."""
+
+    def some() -> Any:
+        return pick.choice(ANY)
+
+    function = pick.choice([some(), {"name": some(), "arguments": some()}])
+    deltas = [{"content": some()}, {"tool_calls": some()}, {"function_call": some()}, {"role": some()}, some(),
+              {"tool_calls": [{"index": some(), "id": some(), "function": function}]}]  # fmt: skip
+    choice = {"index": pick.choice([0, 0, 0, 1, None, "0", []]), "delta": pick.choice(deltas), "token_ids": some(),
+              "finish_reason": pick.choice([None, None, "", some()]), "logprobs": some()}  # fmt: skip
+    if pick.random() < 0.3:
+        choice["message"] = pick.choice([some(), {"tool_calls": some(), "content": some()}])
+        del choice["delta"]
+    chunk = {"id": some(), "model": some(), "choices": [choice], "usage": some(), "prompt_token_ids": some()}
+    chunk = {name: value for name, value in chunk.items() if pick.random() > 0.1}
+    return {**chunk, pick.choice([*chunk, "x"]): some()} if pick.random() < 0.1 else chunk
+
+
+def test_whatever_a_server_sends_the_gateway_answers_in_the_contracts_shape(gateway: Setup) -> None:
+    pick = random.Random(17)
+    for _ in range(150):
+        chunks = [odd_chunk(pick) for _ in range(pick.randint(1, 4))]
+        data = b"".join(sse(*chunks, done=pick.random() < 0.6))
+        if pick.random() < 0.3:
+            data = json.dumps(chunks[0]).encode()
+        gateway.fake.pieces = [data[: pick.randint(0, len(data))] if pick.random() < 0.2 else data]
+        gateway.fake.kind = pick.choice(["text/event-stream", "application/json", "text/plain"])
+        response = gateway.post(CHAT, {**HI, "stream": pick.random() < 0.6, "n": pick.choice([1, 2])})
+        assert response.status_code in (200, 400, 404, 502), (response.text, data)
+        if response.status_code != 200:
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    gateway.fake.pieces = None
+    assert gateway.chat("Hi")["choices"]

@@ -353,6 +353,10 @@ def _shown(payload: bytes) -> str:
     return payload[:200].decode("utf-8", "replace")
 
 
+def _object(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
 def _bodies(data: bytes) -> list[Any]:
     """The JSON of a body, or of each of its lines; nothing when it is neither."""
     data = data.lstrip(BLANK)
@@ -373,14 +377,16 @@ def _as_chunks(body: Any) -> list[Any]:
         return []
     if not isinstance(choices, list) or not all(isinstance(c, dict) and "message" in c for c in choices):
         return [body]
+    if not all(isinstance(choice["message"], dict) for choice in choices):
+        return []
     head = {k: v for k, v in body.items() if k not in ("choices", "usage", "prompt_token_ids")}
     head["object"] = "chat.completion.chunk"
     said: list[Json] = []
     ends: list[Json] = []
     for choice in choices:
-        index, message = choice.get("index") or 0, choice["message"] or {}
+        index, message = choice.get("index") or 0, choice["message"]
         if isinstance(calls := message.get("tool_calls"), list):
-            message = {**message, "tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]}
+            message = {**message, "tool_calls": [{"index": i, **_object(call)} for i, call in enumerate(calls)]}
         rest = {k: v for k, v in choice.items() if k not in ("message", "finish_reason")}
         said.append({**rest, "delta": message, "finish_reason": None})
         ends.append({"index": index, "delta": {}, "finish_reason": choice.get("finish_reason") or "stop"})
