@@ -336,6 +336,16 @@ def test_parents_that_only_the_lists_of_children_name(store: Store, tmp_path: Pa
     assert len(said(store)) == 2 and store.count(Feedback) == 4
 
 
+def test_rows_with_keys_of_another_product_stay_what_they_are(store: Store, tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]
+    rows: list[Json] = [
+        {"conversationId": "c", "messages": talk}, {"conversation_id": "c", "id": "x", "rating": 5, "messages": talk},
+    ]  # fmt: skip
+    for n, row in enumerate(rows):
+        summary = load(store, tmp_path, [row], name=f"{n}")
+        assert (summary.format, summary.turns) == ("openai", 1)
+
+
 def test_a_chat_that_is_nested_as_deep_as_it_is_long(store: Store, tmp_path: Path) -> None:
     lines = [(f"m{n}", f"m{n - 1}" if n else None, "assistant" if n % 2 else "user", f"Words {n}") for n in range(1500)]
     row = ""

@@ -27,14 +27,17 @@ from afterword.records import Json
 
 _SHOWN = ("text", "multimodal_text", "code", "execution_output")
 """Kinds of content that are words; the others are thoughts, quotations of pages, and settings."""
+_OTHERS = {"messages", "conversation", "conversations", "prompt", "input", "chosen", "chat", "trace_id", "traceId"}
+"""What a row holds that is a chat, and no feedback on one."""
 _ENDS = {"max_tokens": "length", "interrupted": "aborted"}
 
 
 def is_chatgpt(row: Json) -> bool:
     """A conversation, or a row of the feedback."""
-    return "mapping" in row or (
-        "rating" in row and "conversation_id" in row and bool(row.keys() & {"message_id", "id"})
-    )
+    if "mapping" in row:
+        return True
+    feedback = {"rating", "conversation_id"} <= row.keys() and bool(row.keys() & {"message_id", "id"})
+    return feedback and not row.keys() & _OTHERS
 
 
 def chatgpt(row: Json) -> Tree | Remark:

@@ -25,7 +25,9 @@ def is_librechat(row: Json) -> bool:
     if not isinstance(given, list):
         return "messagesTree" in row
     first = next((m for m in given if isinstance(m, dict)), {})
-    return "conversationId" in row or bool(first.keys() & {"messageId", "isCreatedByUser", "parentMessageId"})
+    if first.keys() & {"messageId", "isCreatedByUser", "parentMessageId"}:
+        return True
+    return "conversationId" in row and "role" not in first
 
 
 def librechat(row: Json) -> Tree:
