@@ -23,7 +23,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/a.db")
     ("error", "told"),
     [
         (FULL, r"cannot write '/data/a.db': No space left.*free some space.*same command again"),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), r"cannot write No space left on device"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), r"cannot write: No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), r"no permission for '/x'.*as user \d+\).*--dir"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), r"cannot write '/x': Read-only.*Mount it writable"),
         (OSError(errno.EMFILE, "Too many open files"), r"refused Too many open files"),

@@ -66,7 +66,7 @@ def refused(error: BaseException, places: Iterable[Path] = ()) -> SystemRefused 
         full = ", ".join(repr(str(place)) for place in _full(places)) if not name else ""
         where = f" ({full} has no space left)" if full else ""
         return SystemRefused(
-            f"cannot write {what}{where}. What was whole before is whole still; free some space (or raise the quota or "
+            f"cannot write{f' {what}' if name else f': {why}'}{where}. What was whole before is whole still; free some space (or raise the quota or "
             "limit) and run the same command again.",
             code="disk_full",
         )
