@@ -65,9 +65,10 @@ def refused(error: BaseException, places: Iterable[Path] = ()) -> SystemRefused 
     if number in _FULL:
         full = ", ".join(repr(str(place)) for place in _full(places)) if not name else ""
         where = f" ({full} has no space left)" if full else ""
+        begun = f"cannot write {what}" if name else f"cannot write: {why}"
         return SystemRefused(
-            f"cannot write{f' {what}' if name else f': {why}'}{where}. What was whole before is whole still; free some space (or raise the quota or "
-            "limit) and run the same command again.",
+            f"{begun}{where}. What was whole before is whole still; free some space (or raise the quota or limit) and "
+            "run the same command again.",
             code="disk_full",
         )
     if number in _DENIED:
