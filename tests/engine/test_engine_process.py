@@ -97,6 +97,7 @@ def _runs(pid: int) -> bool:
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """`main` in this process, whose log settings are not the engine's to change."""
     monkeypatch.setattr("afterword.engine.__main__.start_log", lambda: None)
+    monkeypatch.setattr("afterword.engine.__main__.dump_stacks_when_asked", lambda: None)
 
 
 @pytest.mark.usefixtures("in_place")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,29 @@ def test_of_three_at_once_one_converts(tmp_path: Path) -> None:
     assert (tmp_path / "written").read_text("utf-8") == "x"
     assert embedded.is_whole(folder) and (folder / "config.json").read_text("utf-8") == "whole"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".model.lock", "model", "written"]
+
+
+def test_waiting_for_another_conversion_is_heard_while_that_one_works(tmp_path: Path) -> None:
+    folder, hold = tmp_path / "model", tmp_path / "hold"
+    hold.touch()
+    busy = STAND_IN.replace("time.sleep(0.01)", "pass")  # it computes
+    first = subprocess.Popen([sys.executable, "-c", busy, str(folder)], env=python_environment())
+    until((tmp_path / "written").exists)
+    second = subprocess.Popen(
+        [sys.executable, "-c", STAND_IN, str(folder)], env=python_environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert second.stdout is not None
+    assert second.stdout.readline() == f"waiting for process {first.pid}, which converts the built-in model\n"
+    os.kill(first.pid, signal.SIGSTOP)  # a holder that does nothing is no progress: the waiting one falls silent
+    time.sleep(1.5)
+    os.set_blocking(second.stdout.fileno(), False)
+    os.read(second.stdout.fileno(), 1 << 16) if select.select([second.stdout], [], [], 0)[0] else None
+    time.sleep(2.0)
+    assert not select.select([second.stdout], [], [], 0)[0]
+    hold.unlink()
+    os.kill(first.pid, signal.SIGCONT)
+    assert (first.wait(60), second.wait(60)) == (0, 0)
+    second.stdout.close()
 
 
 def test_a_killed_conversion_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:

