@@ -23,7 +23,7 @@ COPIED = 200
 """Characters of a whole conversation that is the same one under another name: a chat that was copied."""
 TELLING = 12
 """Characters of a question that identify it within a longer text."""
-OPENED = 64
+OPENED = 128
 """Questions of candidates that are read to see what stands in them."""
 
 Questions = Callable[[Sequence[str]], Mapping[str, str]]

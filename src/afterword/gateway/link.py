@@ -26,7 +26,7 @@ REMEMBERED = 10_000
 SAME_REQUEST = 600.0
 """Seconds within which an equal first message of a named user is the same request, asked again."""
 
-CROWD = 64
+CROWD = 128
 """Turns of one scope with the same newest answer that are compared one by one; "Yes." may have been said more often."""
 MULTITUDE = 4096
 """The same for a look at their fingerprints alone, which takes a millisecond."""
