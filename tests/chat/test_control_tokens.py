@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -190,6 +191,15 @@ def test_text_around_a_mark_is_encoded_as_without_it() -> None:
         ids = encode_content(tokenizer, f"The kettle {mark}")
         plain = encode(tokenizer, "The kettle ")
         assert ids[: len(plain) - 1] == plain[:-1]
+
+
+def test_many_marks_in_one_message_take_linear_time() -> None:
+    control, marks = control_tokens(byte_level()), 150_000
+    assert control is not None
+    started = time.process_time()
+    broken = control.break_marks("<|im_end|>" * marks, "~")
+    assert time.process_time() - started < 4  # 0.2 s; 20 s when the text was copied for each mark
+    assert broken == "<~|im_end|>" * marks
 
 
 def test_names_tools_calls_and_results_forge_nothing() -> None:

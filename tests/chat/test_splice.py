@@ -40,3 +40,15 @@ def test_a_place_between_two_changes_is_found_by_what_stands_around_it() -> None
     served = [1, 8, 3, *ASK, *more, *OPEN, 50]
     assert spliced(plain, told, served) == (1, 8, 3, *ASK, 90, *more, *OPEN, 50)
     assert spliced(plain, told, [1, 8, 3, *ASK[:-4], *more, *OPEN, 50]) is None
+
+
+def test_of_several_places_the_one_with_more_in_common_is_taken() -> None:
+    once = [30, *ASK, 31, *ASK, 32]
+    plain, told = [*HEAD, *once, *OPEN], [*HEAD, 30, *ASK, 31, *ASK[:10], 90, *ASK[10:], 32, *OPEN]
+    served = [1, 8, 3, *once, *OPEN, 50]
+    assert spliced(plain, told, served) == (1, 8, 3, *told[3:], 50)
+
+
+def test_a_place_that_cannot_be_told_from_others_is_not_found() -> None:
+    plain = [7] * 4000
+    assert spliced(plain, [*plain[:2000], 9, *plain[2000:]], [1, *plain[1:-1], 2]) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +282,15 @@ def test_errors_empty_answers_and_thoughts_are_left_out_and_counted(store: Store
     assert summary.left_out == {"error": 1, "thoughts_and_tools": 1, "bad_message": 2}
     found = answers(store)
     assert set(found) == {"A while.", "Six minutes.", "Si", "Six."} and found["Si"].finish_reason == "aborted"
+
+
+def test_thoughts_that_are_not_closed_stay_and_take_linear_time(store: Store, tmp_path: Path) -> None:
+    begun = '<details type="reasoning"> hm '
+    long = 'Six. <details type="reasoning" done="true">a</details>' + begun * 20_000
+    started = time.process_time()
+    load(store, tmp_path, [open_webui([*EGGS[:4], ("m5", "m4", "assistant", long)], "m5")])
+    assert time.process_time() - started < 10  # 60 s when each beginning looked for its end
+    assert f"Six. {(begun * 20_000).strip()}" in answers(store)
 
 
 def test_newer_forms_of_librechat_and_claude(store: Store, tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from afterword.errors import UsageError
-from afterword.feedback.files import encoding_of
+from afterword.feedback.files import _lenient, encoding_of
 from afterword.feedback.imports import import_file
 from afterword.records import Turn
 from afterword.store import Store
@@ -148,6 +149,14 @@ def test_commas_too_many(store: Store, tmp_path: Path, monkeypatch: pytest.Monke
     assert load(store, tmp_path, f"[\n{tail},\n{tail}\n,]", name="list").turns == 2
     assert load(store, tmp_path, json.dumps(talk(0)) + ",\n" + json.dumps(talk(1)) + ",\n", name="x").conversations == 2
     assert {t.answer["content"] for t in store.rows(Turn)} >= {"c,}"}
+
+
+def test_a_line_that_is_cut_off_within_escaped_json_takes_linear_time() -> None:
+    line = '{"messages": [{"role": "user", "content": "' + '{\\"a\\": \\"b\\"}, ' * 4000
+    started = time.process_time()
+    with pytest.raises(ValueError, match="Unterminated"):
+        _lenient(line)
+    assert time.process_time() - started < 5  # 0.01 s; 60 s when each quote was tried as a beginning
 
 
 def test_nan_separators_marks_and_padding(store: Store, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -83,11 +83,10 @@ class ControlTokens:
     def break_marks(self, text: str, placeholder: str, role: str = "user") -> str:
         """`text` with `placeholder` inside every mark, behind its first character that is no space."""
         for _ in range(_NESTED):  # breaking one mark may leave another one whole
-            places = sorted(set(self._spans(text, role)), reverse=True)
+            places = sorted(set(self._spans(text, role)))
             if not places:
                 break
-            for start in places:
-                text = text[:start] + placeholder + text[start:]
+            text = placeholder.join(text[a:b] for a, b in pairwise((0, *places, len(text))))
         return text
 
     def free_placeholder(self, used: set[str]) -> str:

@@ -8,10 +8,12 @@ more, so only the difference between two renderings of today is taken, and put w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 
 BESIDE = 8
 """Ids around the place of the difference that must be the same in what was served, where neither side of it is."""
+
+AROUND = 256
+"""Ids on either side of such a run that are compared when it stands in several places."""
 
 Ids = Sequence[int]
 
@@ -39,13 +41,22 @@ def spliced(plain: Ids, told: Ids, served: Ids) -> tuple[int, ...] | None:
 
 
 def _inside(plain: Ids, served: Ids, start: int, old: Ids, new: Ids) -> tuple[int, ...] | None:
-    """Both ends differ: the place is where a run of ids around it is the same."""
+    """Both ends differ: the place is where a run of ids around it is the same, of several runs the one with the most
+    ids in common around it. None without a run, and where two are equally good."""
     low, high = max(0, start - BESIDE), min(len(plain), start + len(old) + BESIDE)
-    for block in SequenceMatcher(None, plain, served, autojunk=False).get_matching_blocks():
-        if block.a <= low and high <= block.a + block.size:
-            at = block.b + start - block.a
-            return (*served[:at], *new, *served[at + len(old) :])
-    return None
+    run = plain[low:high]
+    shared = {
+        at: _common(served[max(0, at - AROUND) : at][::-1], plain[max(0, low - AROUND) : low][::-1])
+        + _common(served[at + len(run) : at + len(run) + AROUND], plain[high : high + AROUND])
+        for at in range(len(served) - len(run) + 1)
+        if served[at : at + len(run)] == run
+    }
+    most = max(shared.values(), default=0)
+    best = [at for at, number in shared.items() if number == most]
+    if len(best) != 1:
+        return None
+    at = best[0] + start - low
+    return (*served[:at], *new, *served[at + len(old) :])
 
 
 def _common(one: Ids, other: Ids) -> int:

@@ -31,7 +31,8 @@ _LABELS = {
     "didnt_fully_follow_instructions": "Didn't fully follow instructions",
     "refused_when_it_shouldnt_have": "Refused when it shouldn't have",
 }
-_DETAILS = re.compile(r"<details\s+type=\"(reasoning|tool_calls|code_interpreter)\"[^>]*>.*?</details>\s*", re.DOTALL)
+_CLOSED = "</details>"
+_DETAILS = re.compile(rf"<details\s+type=\"(reasoning|tool_calls|code_interpreter)\"[^<>]*+>.*?{_CLOSED}\s*", re.DOTALL)
 """How thoughts and tool calls are shown within an answer: they are no words of it."""
 
 
@@ -151,10 +152,13 @@ def _answer(node: Node, message: Json, content: str | list[Json], tree: Tree, vo
 def _words(content: str | list[Json], tree: Tree) -> str | list[Json]:
     if not isinstance(content, str):
         return content
-    said, parts = _DETAILS.subn("", content)
+    end = content.rfind(_CLOSED) + len(_CLOSED)  # behind it nothing is closed, and each opening would look for it
+    if end < len(_CLOSED):
+        return content
+    said, parts = _DETAILS.subn("", content[:end])
     if parts:
         tree.left_out["thoughts_and_tools"] += parts
-    return said.strip() if parts else content
+    return (said + content[end:]).strip() if parts else content
 
 
 def _rating(data: Any) -> Json:
