@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from afterword.feedback import collect
-from afterword.records import Interaction, Turn, not_to_imitate
+from afterword.records import Feedback, Interaction, Turn, not_to_imitate
 from afterword.store import Store
 from tests.feedback.import_rows import load, out
 
@@ -36,6 +36,11 @@ def talk(mark: dict[str, Any], **row: Any) -> dict[str, Any]:
         talk({"weight": 0}), talk({"train": False}), talk({"masked": True}), talk({}, weight=0), talk({}, train=False),
         talk({}, mask="gpt"), talk({}, status="discarded"),
         {"messages": [ASK, {"role": "assistant", "content": WRONG}], "ignore": True},
+        {"prompt": ASK["content"], "completion": WRONG, "label": True, "weight": 0},
+        {"prompt": ASK["content"], "chosen": RIGHT, "rejected": WRONG, "train": False},
+        {"prompt": [ASK], "completion": WRONG, "user_response": "Thanks!", "train": False},
+        {"prompt": ASK["content"], "draft": WRONG, "user_action": "accepted", "skip": True},
+        {"conversation": [ASK, {"role": "assistant", "content": WRONG, "weight": 0}], "conversation_hash": "c1"},
     ],
 )  # fmt: skip
 def test_a_mark_is_honoured_from_import_to_export(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -70,6 +75,16 @@ def test_praise_of_an_excluded_answer_teaches_nothing_and_blame_does(tmp_path: P
         assert funnel.skipped == {"excluded": 1}
         (made,) = store.rows(Interaction)
         assert made.polarity < 0 and made.hindsight
+
+
+def test_a_preferred_answer_that_is_excluded_is_not_shown_to_a_teacher(tmp_path: Path) -> None:
+    rows = [{"prompt": ASK["content"], "rejected": WRONG, "chosen": RIGHT, "train": False},
+            {"prompt": "And now?", "rejected": WRONG, "chosen": [{"role": "assistant", "content": RIGHT, "weight": 0}]},
+            {"prompt": "Is it tall?", "completion": WRONG, "label": True, "weight": 0}]  # fmt: skip
+    with Store.open(tmp_path / "afterword.db") as store:
+        assert load(store, tmp_path, rows).turns == 3
+        assert [f.kind for f in store.rows(Feedback)] == ["rating"]
+        assert collect(store).skipped == {"excluded": 1} and not store.count(Interaction)
 
 
 def test_a_conversation_leaves_up_to_the_first_excluded_answer(tmp_path: Path) -> None:

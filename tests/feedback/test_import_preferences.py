@@ -57,6 +57,7 @@ def test_a_preference_in_every_form_of_trl(store: Store, tmp_path: Path, row: Js
         ({"prompt": "x", "chosen": [GOOD, *ASKED, GOOD], "rejected": [BAD]}, "no_messages"),
         ({"prompt": [*ASKED, GOOD], "chosen": "a", "rejected": "b"}, "no_request"),
         ({"prompt": "x", "completion": "a", "label": "maybe"}, "value_range"),
+        ({"prompt": "x", "chosen": "a", "rejected": [{"role": "assistant", "content": "a"}]}, "no_preference"),
         ({"prompt": "x", "completion": 3}, "no_messages"),
         ({"prompt": "x", "chosen": [{"role": "narrator", "content": "a"}], "rejected": "b"}, "bad_message"),
         ({"prompt": "x", "chosen": [[]], "rejected": {}}, "bad_message"),
@@ -115,6 +116,17 @@ def test_ties_longer_battles_and_those_of_a_table(store: Store, tmp_path: Path) 
         ("Hey", "demonstration", "Hello"), ("More!", "rating", "1.0"), ("No.", "rating", "-1.0"),
         ("Six minutes.", "rating", "-1.0"), ("So.", "demonstration", "Hence."),
     ]  # fmt: skip
+
+
+def test_answers_that_a_battle_lacks_move_no_other_one_to_their_question(store: Store, tmp_path: Path) -> None:
+    row = {"model_a": "x", "model_b": "y", "winner_model_a": "1", "winner_model_b": "0", "winner_tie": "0",
+           "prompt": '["One?", "Two?", "[3]?"]', "response_b": '["b1", "b2", "b3"]'}  # fmt: skip
+    rows = [{**row, "id": 1, "response_a": '["a1", null, "[3]"]'}, {**row, "id": 2, "response_a": '["a1", "a3"]'}]
+    summary = load(store, tmp_path, rows, "lmsys")
+    assert reasons(summary) == {"no_answer": 1} and summary.turns == 2
+    first = next(turn for turn in store.rows(Turn) if turn.model == "x")
+    assert [m["content"] for m in first.messages] == ["One?", "a1", "Two?", "", "[3]?"]
+    assert first.answer["content"] == "[3]"
 
 
 def test_lmsys_chat_1m(store: Store, tmp_path: Path) -> None:

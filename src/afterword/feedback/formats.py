@@ -45,7 +45,7 @@ def _openai(row: Json) -> Conversation | Hashed:
         given = row.get("input")
         given = given if isinstance(given, dict) else {}
         context = [message_of(m) for m in listed(given, "messages")]
-        return pair("openai", context, _said(row, "preferred_output"), _said(row, "non_preferred_output"), given)
+        return pair("openai", context, _said(row, "preferred_output"), _said(row, "non_preferred_output"), given, row)
     row, left_out = with_answer(row), Counter[str]()
     if is_anthropic(row):
         messages = messages_of({**row, "messages": listed(row, "messages")}, left_out)
@@ -121,7 +121,7 @@ def _wildfeedback(row: Json) -> Conversation | Hashed:
     if UTTERANCES in row:
         return _annotated(row[UTTERANCES])
     if "chosen" in row and "rejected" in row:
-        return pair("wildfeedback", _spoken(row), _said(row, "chosen"), _said(row, "rejected"), row)
+        return pair("wildfeedback", _spoken(row), _said(row, "chosen"), _said(row, "rejected"), row, row)
     return _sharegpt(row)
 
 
@@ -156,7 +156,7 @@ def _wildchat(row: Json) -> Conversation:
         i: _served(m) for i, m in enumerate(parts) if isinstance(m, dict) and role_of(m.get("role")) == "assistant"
     }
     return Conversation(
-        messages=[message_of(m) for m in messages],
+        messages=weighed([message_of(m) for m in messages], row, parts),
         key=text(row.get("conversation_hash")) or text(row.get("conversation_id")) or "",
         model=text(row.get("model")) or "",
         user=text(row.get("hashed_ip")) or text(first.get("hashed_ip")),
@@ -195,7 +195,7 @@ def _triples(row: Json) -> Conversation:
         raise bad("no_messages", f"`user_response` is no text: {shown(response, 120)}")
     follow_up = [{"role": "user", "content": response}] if response else []
     return Conversation(
-        messages=[checked(m) for m in (*messages, answer, *follow_up)],
+        messages=weighed([checked(m) for m in (*messages, answer, *follow_up)], row),
         key=text(row.get("id")) or "",
         name=text(row.get("original_conv_id")),
         only_last=True,
@@ -224,8 +224,9 @@ def _events(row: Json) -> Hashed:
     moment = unix_time(row.get("created_at"))
     when: Json = {} if moment is None else {"created_at": moment}
     version, task = text(row.get("model_version")), text(row.get("task"))
+    (answer,) = weighed([{"role": "assistant", "content": draft}], row)
     turn = Turn(
-        id="", messages=tuple(checked(m) for m in messages), answer={"role": "assistant", "content": draft},
+        id="", messages=tuple(checked(m) for m in messages), answer=answer,
         model=version or "", task=task, user=text(row.get("user")), conversation=text(row.get("conversation")),
         source="import:events", missing_ids=MISSING_IDS, **when,
     )  # fmt: skip

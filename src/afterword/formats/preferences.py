@@ -12,20 +12,34 @@ from dataclasses import replace
 from typing import Any
 
 from afterword.chat.canonical import text_of
-from afterword.formats.parsing import MISSING_IDS, Hashed, bad, message_of, parsed, shown, text, unix_time
-from afterword.records import Feedback, Json, Record, Turn, content_hash
+from afterword.formats.parsing import (
+    MISSING_IDS,
+    Hashed,
+    bad,
+    message_of,
+    parsed,
+    shown,
+    text,
+    unix_time,
+    weighed,
+)
+from afterword.records import Feedback, Json, Record, Turn, content_hash, not_to_imitate
 
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant|System):[ \t]?")
 """How a conversation is written as one text (Anthropic's preference data)."""
 
 
-def pair(format: str, context: list[Json], chosen: Json, rejected: Json, about: Json) -> Hashed:
-    """A preference: the answer that was not wanted is the turn, the preferred one is shown to the teacher."""
+def pair(format: str, context: list[Json], chosen: Json, rejected: Json, about: Json, row: Json) -> Hashed:
+    """A preference: the answer that was not wanted is the turn, the preferred one is shown to the teacher, unless the
+    `row` or its own mark excludes it from imitation."""
+    if all(chosen.get(name) == rejected.get(name) for name in ("content", "tool_calls")):
+        raise bad("no_preference", "the two answers are the same")
+    context, (chosen, rejected) = weighed(context, {}), weighed([chosen, rejected], row)
     if not context:
         raise bad("no_request", "the row does not say what the two answers are answers to: give it a `prompt`")
     if context[-1]["role"] == "assistant":
         raise bad("no_request", "the messages before the two answers end with an answer")
-    tools, wanted = about.get("tools"), text_of(chosen.get("content"))
+    tools, wanted = about.get("tools"), "" if not_to_imitate(chosen) else text_of(chosen.get("content"))
     moment = unix_time(about.get("created_at"))
     when: Json = {} if moment is None else {"created_at": moment}
     turn = Turn(
@@ -61,7 +75,7 @@ def trl(row: Json) -> Hashed:
         shared += 1
     if shared:  # both carry the prompt, also when it stands apart
         context = chosen[:shared] if len(chosen[:shared]) >= len(context) else [*context, *chosen[:shared]]
-    return pair("trl", context, _one(chosen[shared:], "chosen"), _one(rejected[shared:], "rejected"), _about(row))
+    return pair("trl", context, _one(chosen[shared:], "chosen"), _one(rejected[shared:], "rejected"), _about(row), row)
 
 
 def _about(row: Json) -> Json:
@@ -123,11 +137,12 @@ def _labelled(row: Json) -> Hashed:
     if label is not None and label not in (0, 1):
         raise bad("value_range", f"`label` is {shown(label, 60)}; it is true for a good answer and false for a bad one")
     vote = None if label is None else 1.0 if label else -1.0
-    return _voted("trl", context, answer, vote, _about(row))
+    return _voted("trl", context, answer, vote, _about(row), row)
 
 
-def _voted(format: str, context: list[Json], answer: Json, vote: float | None, about: Json) -> Hashed:
+def _voted(format: str, context: list[Json], answer: Json, vote: float | None, about: Json, row: Json) -> Hashed:
     """A turn with a rating, if there is one."""
+    context, (answer,) = weighed(context, {}), weighed([answer], row)
     if not context or context[-1]["role"] == "assistant":
         raise bad("no_request", "the row does not say what the answer is an answer to")
     moment = unix_time(about.get("created_at"))
@@ -169,10 +184,10 @@ def lmsys(row: Json) -> Hashed:
         lost = winner not in (side, "tie")
         other = sides["b" if side == "a" else "a"][0]
         if lost and winner != "neither" and messages[:-1] == other[:-1]:
-            found.append(pair("lmsys", messages[:-1], other[-1], messages[-1], described))
+            found.append(pair("lmsys", messages[:-1], other[-1], messages[-1], described, row))
         else:
             vote = None if winner == "tie" else -1.0 if lost else 1.0
-            found.append(_voted("lmsys", messages[:-1], messages[-1], vote, described))
+            found.append(_voted("lmsys", messages[:-1], messages[-1], vote, described, row))
     digest = content_hash(
         "battle", about["id"], winner, *(f.digest for f in found), row.get("model_a"), row.get("model_b")
     )
@@ -192,7 +207,9 @@ def _side(row: Json, side: str) -> list[Json]:
     given = parsed(row.get(f"conversation_{side}"))
     if given is None:
         asked, answered = _texts(row.get("prompt")), _texts(row.get(f"response_{side}"))
-        given = [m for q, a in zip(asked, answered, strict=False) for m in _exchange(q, a)]
+        if len(asked) != len(answered):
+            raise bad("no_answer", f"{len(asked)} questions, but {len(answered)} answers in `response_{side}`")
+        given = [m for q, a in zip(asked, answered, strict=True) for m in _exchange(q, a)]
     if not isinstance(given, list) or not given:
         raise bad("no_messages", f"`conversation_{side}` lists no message: {shown(given, 80)}")
     messages = [message_of(message) for message in given]
@@ -204,10 +221,12 @@ def _side(row: Json, side: str) -> list[Json]:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts of a list, which may itself stand in a text."""
+    """The texts of a list, which may itself stand in a text. A missing one is empty: those behind it keep their place,
+    and an answer its question."""
     found = parsed(value)
-    texts = found if isinstance(found, list) else [found]
-    return [said for said in texts if isinstance(said, str)]
+    if isinstance(found, list) and all(said is None or isinstance(said, str) for said in found):
+        return [said or "" for said in found]
+    return [value] if isinstance(value, str) else []
 
 
 def _exchange(question: str, answer: str) -> list[Json]:
@@ -219,7 +238,7 @@ def _winner(row: Json) -> str:
     said = row.get("winner")
     if said is None:
         flags = {"winner_model_a": "a", "winner_model_b": "b", "winner_tie": "tie"}
-        said = next((name for flag, name in flags.items() if row.get(flag) in (1, True)), None)
+        said = next((name for flag, name in flags.items() if row.get(flag) in (1, True, "1")), None)
     name = re.sub(r"\W+", "_", said.lower()).strip("_") if isinstance(said, str) else ""
     known = _WINNERS.get(name)
     if known is None:
