@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from afterword.errors import ModelError
-from afterword.evaluate.comparison import context_length, vocabulary_size
 from afterword.evaluate.heldout import held_out
 from afterword.evaluate.room import Room
 from afterword.learn.models import load_tokenizer
+from afterword.learn.sizes import model_sizes
 from afterword.records import Feedback, Interaction, Record, Turn
 from afterword.store import Store
 from tests.train.tiny_model import TEMPLATE, example, tiny_folder
@@ -32,7 +32,7 @@ def rows(model: str, number: int, *, asked: str | None = None, hindsight: str = 
 
 
 def test_the_newest_that_fit_are_measured_and_the_rest_is_counted(tiny: str, tmp_path: Path) -> None:
-    room = Room(load_tokenizer(tiny), context_length(tiny), max_tokens=16)
+    room = Room(load_tokenizer(tiny), model_sizes(Path(tiny))[0], max_tokens=16)
     words = "word " * room.longest
     with Store.open(tmp_path / "a.db") as store:
         store.write(*rows(tiny, 0), *rows(tiny, 1, asked=words), *rows(tiny, 2), *rows(tiny, 3))
@@ -48,12 +48,12 @@ def test_what_has_a_token_without_an_embedding_is_left_out(tiny: str, tmp_path: 
     tokenizer.add_tokens(["<image>"])
     with Store.open(tmp_path / "a.db") as store:
         store.write(*rows(tiny, 0), *rows(tiny, 1, hindsight="No <image>."), *rows(tiny, 2, asked="An <image>?"))
-        room = Room(tokenizer, context_length(tiny), 16, vocabulary_size(tiny))
+        room = Room(tokenizer, model_sizes(Path(tiny))[0], 16, model_sizes(Path(tiny))[1])
         assert [item.interaction.id for item in held_out(store, 5, fits=room.fits)] == ["int-0"] and room.left_out == 2
 
 
 def test_an_answer_of_full_length_has_room(tiny: str, tmp_path: Path) -> None:
-    longest = context_length(tiny)
+    longest = model_sizes(Path(tiny))[0]
     with Store.open(tmp_path / "a.db") as store:
         store.write(*rows(tiny, 0))
         (item,) = held_out(store, 1)

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import orjson
-
 from afterword.config import EvaluateConfig
 from afterword.evaluate.answers import Arm, Given, Prompt, ask
 from afterword.evaluate.cache import Cache
@@ -21,6 +19,7 @@ from afterword.evaluate.heldout import HeldOut, Trained, clusters_of
 from afterword.evaluate.models import Models
 from afterword.evaluate.statistics import LEVEL
 from afterword.learn.models import load_tokenizer, resolve_model
+from afterword.learn.sizes import model_sizes
 from afterword.records import Json
 
 Check = Callable[[HeldOut, str], float]
@@ -45,18 +44,6 @@ class Suite(Protocol):
 
     def __call__(self, comparison: Comparison) -> Findings:
         """Measure both arms."""
-
-
-def context_length(model: str) -> int:
-    """Tokens that a base model reads, from its folder: known without loading the weights."""
-    config = orjson.loads((resolve_model(model) / "config.json").read_bytes())
-    return int(config.get("text_config", config).get("max_position_embeddings") or 1 << 30)
-
-
-def vocabulary_size(model: str) -> int:
-    """Ids that a base model has embeddings for, from its folder."""
-    config = orjson.loads((resolve_model(model) / "config.json").read_bytes())
-    return int(config.get("text_config", config).get("vocab_size") or 1 << 62)
 
 
 @dataclass
@@ -106,7 +93,7 @@ class Comparison:
     @cached_property
     def longest(self) -> int:
         """Tokens that the base model reads."""
-        return context_length(self.model)
+        return model_sizes(resolve_model(self.model))[0]
 
     @cached_property
     def models(self) -> Models:

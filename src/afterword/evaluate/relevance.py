@@ -24,6 +24,7 @@ from afterword.learn.contexts import fit_hindsight
 from afterword.learn.diagnostics import log_probs, readable_ids, unreadable
 from afterword.learn.head import head_of
 from afterword.learn.models import load_model, load_tokenizer
+from afterword.learn.sizes import longest_context
 from afterword.records import Interaction, Relevance, Turn, content_hash
 from afterword.store import Store
 
@@ -92,7 +93,7 @@ def measure(model: Any, tokenizer: Tokenizer, items: Sequence[Item], *, name: st
     """One Relevance for each item whose answer has tokens and whose conversation the model takes and can read. `name`
     is the model's, for the record. Raises ModelError for a template without a generation header."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
-    room = int(getattr(model.config, "max_position_embeddings", 1 << 30))
+    room = longest_context(model)
     generation_header(tokenizer)  # a template without one is an error, not so many conversations left out
     known = readable_ids(base)
     plans = [plan for item in items if (plan := _readable(tokenizer, item, room)) is not None]

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from afterword.config import EvaluateConfig
 from afterword.errors import NothingToDo
-from afterword.evaluate.comparison import Check, context_length, vocabulary_size
+from afterword.evaluate.comparison import Check
 from afterword.evaluate.heldout import earlier_wins, held_out, require, trained_on
 from afterword.evaluate.room import Room
 from afterword.evaluate.run import chosen, evaluate_candidate
-from afterword.learn.models import load_tokenizer
+from afterword.learn.models import load_tokenizer, resolve_model
+from afterword.learn.sizes import model_sizes
 from afterword.records import Candidate, Report
 from afterword.store import Store
 
@@ -61,8 +62,8 @@ def evaluate_stage(
     interactions or when the candidate is what is served, AdapterError, ModelError.
     """
     served = _served(store, candidate, channel)
-    base = candidate.base
-    room = Room(load_tokenizer(base), context_length(base), settings.max_tokens, vocabulary_size(base))
+    longest, vocabulary = model_sizes(resolve_model(candidate.base))
+    room = Room(load_tokenizer(candidate.base), longest, settings.max_tokens, vocabulary)
     items = held_out(store, settings.max_interactions, channel, room.fits)
     too_long = room.left_out
     if too_long and not items:

@@ -20,6 +20,7 @@ from afterword.learn.divergences import NegativeLogLikelihood
 from afterword.learn.forward import Ids, by_budget, hidden_states, packed
 from afterword.learn.head import Head, head_of
 from afterword.learn.loss_stage import token_losses
+from afterword.learn.sizes import longest_context
 from afterword.records import Turn
 
 _ROWS = 1 << 14
@@ -77,7 +78,7 @@ def token_advantages(
     if not turn.completion_ids:
         completion = (*completion, end_of_turn_ids(tokenizer)[0])
     plain = turn.prompt_ids or render_prompt(tokenizer, turn.messages, turn.tools).ids
-    room = int(getattr(model.config, "max_position_embeddings", 1 << 30)) - len(completion)
+    room = longest_context(model) - len(completion)
     seen = fit_hindsight(
         tokenizer, context, turn.messages, turn.answer, hindsight, room=room, longest=room, tools=turn.tools
     )

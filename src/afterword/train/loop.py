@@ -20,6 +20,7 @@ from afterword.chat.render import end_of_turn_ids
 from afterword.errors import AfterwordError, ConflictError
 from afterword.learn.models import load_tokenizer, native_dtype, resolve_model
 from afterword.learn.recipes import Recipe, describe
+from afterword.learn.sizes import model_sizes
 from afterword.learn.validate import validate
 from afterword.records import Json
 from afterword.train.alignment import Signal, write_alignment
@@ -35,7 +36,6 @@ from afterword.train.metrics import StepMetrics, Tally, append_step, keep_steps
 from afterword.train.output import TrainResult, finished, identify, publish
 from afterword.train.policy import Policy, load_policy
 from afterword.train.rules import STRICT, Rules
-from afterword.train.sizes import model_sizes
 from afterword.train.state import clear_state, load_state, save_state
 from afterword.train.steps import Passes, backward, drift, readable
 from afterword.train.teaching import Teaching, check_teachers, teacher_hashes

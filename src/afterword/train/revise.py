@@ -30,6 +30,7 @@ from afterword.learn.diagnostics import log_probs
 from afterword.learn.implied import score
 from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import Recipe
+from afterword.learn.sizes import longest_context
 from afterword.records import Revision, content_hash
 from afterword.store import Store
 from afterword.train.encoded import Example
@@ -143,7 +144,7 @@ def revised(
     """A Revision for each example, and how many tokens were written. Its text is empty where the user's words do not
     speak against the draft, or where they do not fit the model: then nothing was written."""
     ends = end_of_turn_ids(tokenizer)
-    room = int(getattr(policy.model.config, "max_position_embeddings", 1 << 30)) - longest
+    room = longest_context(policy.model) - longest
     drafts = [_draft(example, tokenizer, ends) for example in examples]
     before = _scores(policy, tokenizer, examples, drafts, room)
     prompts = [_prompt(tokenizer, example, WRITTEN, room) for example in examples]

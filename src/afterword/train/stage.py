@@ -20,6 +20,7 @@ from afterword.errors import NothingToDo
 from afterword.learn.configured import checked, recipe_of
 from afterword.learn.models import load_tokenizer, resolve_model
 from afterword.learn.recipes.recipe import Recipe
+from afterword.learn.sizes import model_sizes
 from afterword.learn.validate import advice
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
@@ -33,7 +34,6 @@ from afterword.train.metrics import StepMetrics
 from afterword.train.output import candidate_record, told
 from afterword.train.revise import check, revise_stage, with_revisions, writer
 from afterword.train.rules import OFF, STRICT
-from afterword.train.sizes import model_sizes
 from afterword.train.world import World, join
 
 _PLAN = "run.json"

@@ -26,9 +26,9 @@ from afterword.learn.leaner import leaner
 from afterword.learn.loss_stage import token_losses
 from afterword.learn.models import base_hash, load_model, load_tokenizer, resolve_model, tokenizer_hash
 from afterword.learn.recipes import Recipe
+from afterword.learn.sizes import model_sizes
 from afterword.learn.teachers import START, Average, Copy, External, Released, Routed, Teacher, TrustRegion
 from afterword.train.policy import Policy, check_base, weights_hash
-from afterword.train.sizes import model_sizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
-"""What a model's folder says about its sizes, read without loading the weights."""
+"""Context length and vocabulary size of a model, by the names that its architecture has for them (GPT-2 says
+`n_positions`, models with pictures keep them in a part of their configuration)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import transformers
 
@@ -10,8 +12,8 @@ from afterword.errors import ModelError
 
 
 def model_sizes(folder: Path) -> tuple[int, int]:
-    """(longest context in tokens, vocabulary size), by the names that the architecture has for them (GPT-2 says
-    `n_positions`). ModelError when config.json does not name them."""
+    """(longest context in tokens, vocabulary size) of a model's folder, without loading the weights. ModelError when
+    config.json does not name them."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
     except (OSError, ValueError, KeyError) as error:
@@ -20,6 +22,11 @@ def model_sizes(folder: Path) -> tuple[int, int]:
     if not isinstance(limit, int) or not isinstance(vocabulary, int):
         raise ModelError(
             f"{str(folder / 'config.json')!r} names max_position_embeddings={limit!r} and "
-            f"vocab_size={vocabulary!r}: both are needed to train this model"
+            f"vocab_size={vocabulary!r}: both are needed to train and to evaluate this model"
         )
     return limit, vocabulary
+
+
+def longest_context(model: Any) -> int:
+    """Tokens that a loaded model reads; practically unbounded where its configuration names no limit."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
