@@ -64,6 +64,14 @@ def test_each_message_after_the_answer_is_read_by_itself() -> None:
     assert said_after([answer, {"role": "tool", "content": "42"}]) == Said("")
 
 
+def test_of_very_many_messages_the_newest_are_read() -> None:
+    many = [{"role": "user", "content": f"Line {i}: a short one, but too many of them."} for i in range(50_000)]
+    started = time.perf_counter()
+    words = said_after([*many, {"role": "user", "content": "No, shorter."}]).words
+    assert time.perf_counter() - started < 2.0
+    assert words.endswith("No, shorter.") and "Line 49999:" in words
+
+
 def test_parameters_of_the_request_tip_the_scale() -> None:
     text = "A title for this conversation?"
     assert read_message(text).origin is None

@@ -86,3 +86,11 @@ def test_long_messages_take_little_time(piece: str) -> None:
     started = time.perf_counter()
     user_words(text)
     assert time.perf_counter() - started < 2.0
+
+
+@pytest.mark.parametrize("start", ["```", "Use the following context.\n<context>a</context>\nanswer:", "---\nanswer:"])
+@pytest.mark.parametrize("space", [" ", "\n", "* "])
+def test_long_white_space_takes_little_time(start: str, space: str) -> None:
+    started = time.perf_counter()
+    user_words(f"Given the context\n{start}{space * (200_000 // len(space))}end")
+    assert time.perf_counter() - started < 2.0

@@ -455,3 +455,11 @@ def test_redaction_before_storage_leaves_answers_and_links_alone(launch: Launch)
     assert [row.text for row in gateway.feedback()] == ["No, [EMAIL] it is.", "To [EMAIL]!"]
     assert not one.on_policy and one.missing_ids == "redacted before storage"
     assert mail.encode() not in gateway.settings.database.read_bytes()
+
+
+@pytest.mark.parametrize("calls", [5, 1.5, True, "text", {"id": "a"}, [None, 3], [{"function": 5}]])
+def test_an_odd_history_of_tool_calls_is_the_model_servers_to_judge(gateway: Setup, calls: Any) -> None:
+    history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    body = {"model": "afterword", "messages": [*history, {"role": "user", "content": "And now?"}]}
+    response = gateway.post("/v1/chat/completions", body)
+    assert response.status_code == 200, response.text

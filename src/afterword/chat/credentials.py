@@ -52,7 +52,7 @@ _FORMS = re.compile(
     r"|PMAK-[\w-]{20,}|NRAK-\w{20,}|tskey-[\w-]{16,}"
     r"|hv[sb]\.[\w-]{20,}|LTAI[A-Za-z0-9]{12,}|AKID[A-Za-z0-9]{20,}|key-[a-f0-9]{32}|pypi-[\w-]{40,}"
     r"|rubygems_[a-f0-9]{40,}|sntrys_[\w=+/]{20,}"
-    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}|A(?:KI|SI)A[A-Z0-9]{16}|AGE-SECRET-KEY-1[0-9A-Z]{50,}|nvapi-[\w-]{20,}"
+    r"|eyJ[\w-]{10,1000}\.[\w-]{10,}\.[\w-]{5,}|A(?:KI|SI)A[A-Z0-9]{16}|AGE-SECRET-KEY-1[0-9A-Z]{50,}|nvapi-[\w-]{20,}"
     r"|ATATT3[\w=-]{20,}|secret_[A-Za-z0-9]{40,}"
     r"|EAA[A-Za-z0-9]{40,}|[MNO][\w-]{23,27}\.[\w-]{6}\.[\w-]{27,45}|dapi[a-f0-9]{32}"
     r"|pat[A-Za-z0-9]{14}\.[a-f0-9]{40,}|ntn_\w{30,}|CFPAT-[\w-]{30,}"

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from itertools import islice
 from typing import Any, Literal
 
 import orjson
@@ -31,6 +32,8 @@ HEAD, TAIL = 1600, 600
 THRESHOLD, FOR_SUMMARY, WITHOUT_META = 2.0, 3.0, 3.5
 """Points from which a message is a program's task: one that speaks of the conversation; when it wants a summary, for
 which people ask too; and when it speaks of no conversation."""
+MOST_NEW = 64
+"""Messages after the last answer that are read, the newest ones: nobody says more at once."""
 LONGEST = 200_000
 """Characters in which envelopes are looked for."""
 AROUND = 400
@@ -124,8 +127,8 @@ def new_words(messages: Sequence[Mapping[str, Any]]) -> str:
 
 def _new_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     last = next((i for i in range(len(messages) - 1, -1, -1) if messages[i].get("role") == "assistant"), -1)
-    texts = [text_of(m.get("content")) for m in messages[last + 1 :] if m.get("role") == "user"]
-    return [text for text in texts if text.strip()]
+    texts = (text_of(m.get("content")) for m in reversed(messages[last + 1 :]) if m.get("role") == "user")
+    return list(islice((text for text in texts if text.strip()), MOST_NEW))[::-1]
 
 
 def hints_of(

@@ -226,7 +226,8 @@ def squeezed(text: str) -> str:
 
 
 def _calls(message: Json) -> list[Json]:
-    calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
+    said = message.get("tool_calls")
+    calls = [call for call in said if isinstance(call, dict)] if isinstance(said, list) else []
     old = message.get("function_call")
     return [*calls, {"function": old}] if isinstance(old, dict) else calls
 

@@ -43,10 +43,10 @@ _ASKED_LABEL = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER_LABEL = re.compile(
-    r"\n[#*\s]{0,8}(?:helpful |your |final )?(?:answer|response)[* ]*[:：][* ]*\s*$", re.IGNORECASE
+    r"\n[#*\s]{0,8}(?:helpful |your |final )?(?:answer|response)[* ]*[:：][*\s]*$", re.IGNORECASE
 )
 _CODE_ABOVE = re.compile(
-    r"```\s*\n\s*use the above [^\n]{0,60}(?:answer|question)[^\n]{0,60}?[:.][ \n]+", re.IGNORECASE
+    r"```[^\S\n]*\n\s*use the above [^\n]{0,60}(?:answer|question)[^\n]{0,60}?[:.][ \n]+", re.IGNORECASE
 )
 _NEAR_START = 600
 """Characters in which a wrapper says what it is."""

@@ -140,7 +140,7 @@ class Adapters:
     async def _known(self) -> None:
         """Have the upstream's models known. A server that lists none is not asked with every request."""
         if self._unlisted is not None and time.monotonic() < self._unlisted[0]:
-            raise self._unlisted[1]
+            raise self._unlisted[1].with_traceback(None)  # else it would hold the frames of every request
         try:
             await self.sync()
         except UpstreamError as error:
