@@ -126,6 +126,29 @@ def test_a_question_between_retrieved_passages_is_a_persons() -> None:
     assert read_message(text) == Said("Shorter, please.")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Zorbla kwentu pilmaro deshi vantu:\n\n**Okelo**: brinda\n**Samuti**: perlo\n**Desha**: kilo\n\nVorta:",
+        "## Zorbla\nkwentu pilmaro deshi vantu\n## Okelo\nbrinda samuti\n## Perlo\n{{kwentu}}\n## Vorta\nmelo",
+    ],
+)
+def test_the_form_of_a_template_is_known_without_any_vocabulary(text: str) -> None:
+    assert read_message(text).origin == "unsure"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here is my draft:\n\n## Intro\nTides are fun.\n\n## Moon\nIt pulls.\n\nI think your first part was better.",
+        "1. The heading is misspelled.\n2. The price is 40.\n3. Drop the last section.\n4. Say who wrote it.",
+        "No, ONLY the table, I said. NOT the text around it, and you MUST keep my column names.",
+    ],
+)
+def test_a_person_may_write_with_headings_lists_and_capitals(text: str) -> None:
+    assert read_message(text) == Said(text)
+
+
 VARIANTS = {
     "en": (
         ("Write", "Generate", "Provide", "Create"), ("a short title", "a name", "three tags", "a headline"),

@@ -50,6 +50,17 @@ def test_a_tools_result_in_the_users_role_is_no_feedback_but_a_part_of_the_conve
     assert [(event.turn, event.text) for event in gateway.feedback()] == [(second["id"], "Not that file.")]
 
 
+def test_what_may_be_a_template_is_no_feedback_but_a_part_of_the_conversation(gateway: Setup) -> None:
+    text = "Content to keep:\nhow the sky works\n\nExisting scopes: nature\n\nReturn the analysis as structured output."
+    first = gateway.chat("Why?", user="ada")
+    second = gateway.chat("Why?", SAID, text, user="ada")
+    third = gateway.chat("Why?", SAID, text, SAID, "Shorter, please.", user="ada")
+    turns = {turn.id: turn for turn in gateway.turns()}
+    assert [turns[t["id"]].previous for t in (second, third)] == [first["id"], second["id"]]
+    assert turns[second["id"]].automated == "unsure"
+    assert [(event.turn, event.text) for event in gateway.feedback()] == [(second["id"], "Shorter, please.")]
+
+
 @pytest.mark.parametrize(("said", "kinds"), [("title", []), ("false", ["follow_up"])])
 def test_what_the_client_declares_counts(gateway: Setup, said: str, kinds: list[str]) -> None:
     first = gateway.chat("Why?", user="ada")

@@ -20,10 +20,11 @@ from typing import Any, Literal
 import orjson
 
 from afterword.chat.canonical import text_of
+from afterword.chat.template_signs import template_points, voice_points
 from afterword.chat.wrapped import user_words
 from afterword.records import BESIDE
 
-Origin = Literal["declared", "task", "tool_result", "context", "notice"]
+Origin = Literal["declared", "task", "tool_result", "context", "notice", "unsure"]
 """How a program gives itself away: the client says so, it asks for something beside the conversation, it passes on
 what a tool returned, it only adds context, it tells the model how to go on."""
 
@@ -34,6 +35,10 @@ THRESHOLD, FOR_SUMMARY, WITHOUT_META = 2.0, 3.0, 3.5
 which people ask too; and when it speaks of no conversation."""
 MOST_NEW = 64
 """Messages after the last answer that are read, the newest ones: nobody says more at once."""
+UNSURE = 2.5
+"""Points from which a message may be a template: nothing is learned from it, and nothing else follows."""
+SHORTEST_TEMPLATE = 40
+"""Characters that a template has at least."""
 LONGEST = 200_000
 """Characters in which envelopes are looked for."""
 AROUND = 400
@@ -243,9 +248,20 @@ def _origin(low: str, text: str, hints: Hints) -> Origin | None:
         return "tool_result"
     if _is_notice(low):
         return "notice"
-    if _is_task(low, hints):
+    points, needed = _task_points(low, hints)
+    if points >= needed:
         return "task"
-    return None
+    beside = max(points, 0.0) * (0.5 if needed == WITHOUT_META else 1.0)  # wishes about form are people's, too
+    return "unsure" if _may_be_a_template(low, text, beside, hints) else None
+
+
+def _may_be_a_template(low: str, text: str, task: float, hints: Hints) -> bool:
+    if len(low) < SHORTEST_TEMPLATE:
+        return False
+    signs = template_points(text if len(text) <= HEAD + TAIL else text[:HEAD] + "\n" + text[-TAIL:], low)
+    if not signs + task:
+        return False
+    return signs + task + _parameter_points(hints) - voice_points(_instruction(low).lstrip()) >= UNSURE
 
 
 def _is_result(low: str, text: str, hints: Hints) -> bool:
@@ -312,7 +328,7 @@ def _is_notice(low: str) -> bool:
     return found is not None and not _QUOTING.search(low[max(0, found.start() - 60) : found.start()])
 
 
-def _is_task(low: str, hints: Hints) -> bool:
+def _task_points(low: str, hints: Hints) -> tuple[float, float]:
     """Is it a request for something beside the conversation?
 
     What speaks of the conversation, of "the user", or of what the answer is for needs few other signs; without that, a
@@ -326,7 +342,7 @@ def _is_task(low: str, hints: Hints) -> bool:
     beside = _BESIDE.search(low) is not None
     action = label or summary or beside
     if not (action or about or third or given):
-        return False
+        return 0.0, WITHOUT_META
     asked_for = _parameter_points(hints) if action or about or third else 0.0
     form = min(2.5, len({m.group() for m in _ONLY.finditer(asked)})) + (_LIMIT.search(asked) is not None)
     form += (_FORMAT.search(low) is not None) + (_LANGUAGE.search(asked) is not None)
@@ -334,10 +350,10 @@ def _is_task(low: str, hints: Hints) -> bool:
     points = given + asked_for + action + 0.5 * (label and about) + form + built + 1.5 * purpose + 2.0 * third
     points += (1.5 if about else 1.0 if part else 0.0) + 0.5 * (_START.match(asked.lstrip(" \n#*[")) is not None)
     meta = beside or about or purpose or built or given or (action and (part or third)) or (third and form > 1)
-    if not (action or form or given) or (third and not action and not about and form < 2):
-        return False
     needed = WITHOUT_META if not meta else FOR_SUMMARY if summary and not label else THRESHOLD
-    return points - _person_points(asked) >= needed
+    if not (action or form or given) or (third and not action and not about and form < 2):
+        return 0.0, needed
+    return points - _person_points(asked), needed
 
 
 def _parameter_points(hints: Hints) -> float:
@@ -404,7 +420,7 @@ _CALLED = re.compile(
 )
 _OF_A_CALL = re.compile(rf"(?:{'|'.join(_DATA['results']['outcome'])}) (?:from|of|for) ")
 _MARKED = re.compile(r"[\W_]{3,}")
-_SYSTEM_NOTE = re.compile(r"[(\[]system[)\]]|\[system:|system\s*: (?:command|tool|session|the )")
+_SYSTEM_NOTE = re.compile(r"[(\[]system[)\]]|\[system:|system(?: error)?\s*: (?:command|tool|session|the )")
 _AUTOMATIC = _any(_DATA["results"]["bracket"])
 _BRACKET = re.compile(r"[*#>\s-]*[\[【]+\s*([^\]】\n]{1,2000})[\]】]+\**\s*(result:|output:|response:)?")
 _OBSERVATION = re.compile(rf"[*#>\s-]*(?:{'|'.join(_DATA['results']['observation'])})\**\s*\d*\s*[:：]")

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from afterword.feedback.children import decided
 from afterword.feedback.decide import without_repetition
 from afterword.feedback.funnel import Funnel
+from afterword.feedback.left_behind import LeftBehind
 from afterword.feedback.peers import accepted_attempt
 from afterword.feedback.readings import Case
 from afterword.feedback.settings import CollectSettings
@@ -81,13 +82,15 @@ def _settle(funnel: Funnel, write: Future[list[Outcome]]) -> None:
 
 
 def _pages(store: Store, roots: _Roots, settings: CollectSettings) -> Iterator[list[Case]]:
-    last = 0
+    last, left = 0, LeftBehind(store)
     while page := store.undecided_after(last, PAGE):
         first, last = page[0][0], page[-1][0]
-        yield list(_cases(store, roots, settings, first, list(dict.fromkeys(turn for _, turn in page))))
+        yield list(_cases(store, roots, left, settings, first, list(dict.fromkeys(turn for _, turn in page))))
 
 
-def _cases(store: Store, roots: _Roots, settings: CollectSettings, first: int, names: list[str]) -> Iterator[Case]:
+def _cases(
+    store: Store, roots: _Roots, left: LeftBehind, settings: CollectSettings, first: int, names: list[str]
+) -> Iterator[Case]:
     """The cases of a page. A turn whose oldest undecided row lies before the page had its turn on that page."""
     turns = {turn.id: turn for _, turn in store.among(Turn, "id", names)}
     rows: dict[str, list[tuple[int, Feedback]]] = defaultdict(list)
@@ -102,6 +105,7 @@ def _cases(store: Store, roots: _Roots, settings: CollectSettings, first: int, n
     retracted = frozenset(f.retracts for _, f in store.among(Feedback, "retracts", every) if f.retracts)
     changed = store.superseded(names)
     out = retracted | changed
+    behind = left.among({n: [f for _, f in group if f.id not in out] for n, group in rows.items()}, turns)
     now = time.time()
     for name in names:
         open_rows = [(s, f) for s, f in rows[name] if f.id not in decided and f.kind != "retraction"]
@@ -114,6 +118,7 @@ def _cases(store: Store, roots: _Roots, settings: CollectSettings, first: int, n
             feedback=feedback,
             retracted=retracted,
             changed=frozenset(changed),
+            left_behind=behind.intersection(f.id for f in feedback),
             earlier=tuple(i for i in earlier[name] if not out.intersection(i.feedback)),
             conversation=roots.of(turn),
             peer=accepted_attempt(store, turn, retry, settings) if retry else None,

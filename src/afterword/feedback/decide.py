@@ -106,6 +106,10 @@ def decide(case: Case, settings: CollectSettings) -> Decision:
         if feedback.id in case.changed:
             decision.skip(feedback, Refusal("changed", "the user changed this vote; the newest one counts"))
             continue
+        if feedback.id in case.left_behind:
+            why = "the conversation went on from another message: a program asked beside it, or the user put it anew"
+            decision.skip(feedback, Refusal("left_behind", why))
+            continue
         reading = refused or read(case, feedback, settings)
         if isinstance(reading, Refusal):
             decision.skip(feedback, reading)

@@ -32,6 +32,8 @@ class Case:
     """Ids of feedback that was taken back."""
     changed: frozenset[str] = frozenset()
     """Ids of votes that a newer one of the same user replaces."""
+    left_behind: frozenset[str] = frozenset()
+    """Ids of follow-ups that the conversation did not go on from, but from another one (`left_behind`)."""
     earlier: tuple[Interaction, ...] = ()
     """Interactions that this turn already gave."""
     conversation: str = ""

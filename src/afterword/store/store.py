@@ -362,6 +362,15 @@ class Store:
             found += [(row[0], cast(R, decode(row[1:]))) for row in rows]
         return found
 
+    def continued(self, turns: Sequence[str]) -> set[str]:
+        """Those of `turns` that a later turn goes on from."""
+        found: set[str] = set()
+        for start in range(0, len(turns), 500):
+            part = turns[start : start + 500]
+            where = f"t.previous IN ({', '.join('?' * len(part))}) AND {_ALIVE}"
+            found.update(row[0] for row in self.read(f"SELECT DISTINCT t.previous FROM turns t WHERE {where}", part))
+        return found
+
     def ancestors(self, turn: str) -> Iterator[tuple[str, str | None]]:
         """(turn id, conversation) of a turn and of those before it, newest first; a circle ends it."""
         sql = """WITH RECURSIVE chain(id, previous, conversation) AS (

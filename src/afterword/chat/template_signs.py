@@ -1,0 +1,102 @@
+"""Signs that a text is a template that a program fills in, whatever it asks for.
+
+Owns the signs of form: headings, delimiters, emphasis in capitals, a label at the end that waits for an answer, a
+value for the case that there is nothing to say, reports without anybody who speaks. Vocabulary: `[template]` in
+`machine.toml`. Pure; never decides alone (`machine` adds these points to its own).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.resources import files
+from itertools import islice
+
+_DATA: dict[str, list[str]] = tomllib.loads(
+    files("afterword.chat").joinpath("machine.toml").read_text(encoding="utf-8")
+)["template"]
+
+
+def _pattern(name: str, before: str = r"(?<!\w)", flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
+    return re.compile(f"{before}(?:{'|'.join(_DATA[name])})", flags)
+
+
+_LABEL = re.compile(
+    r"(?:^|\n)[ \t>*-]{0,8}"
+    r"(?:#{1,4} {1,4}[^\n]{2,60}|\*\*[^*\n]{2,50}\*\*|[A-Z][\w /'-]{1,40}:[ \t]*(?=\n|$)|<\w{3,30}>)"
+)
+_CUE = re.compile(r"\n[\W_]{0,4}[^\W\d][^\n:：.!?]{1,40}[:：][*\s]{0,4}$")
+_DELIMITER = re.compile(r"(?:^|\n)[ \t]*(?:[-=_~]{4,}|\"\"\"|'''|\[[A-Z_]{4,}\])[ \t]*(?=\n|$)")
+_CAPITALS = re.compile(
+    r"\b(?:MUST|ONLY|NOT|NEVER|ALWAYS|IMPORTANT|CRITICAL|EXACT|EXACTLY|STRICTLY|SAME|ONE|NOTE|ALL|ANY|MAXIMUM|SHORT|NOW|"
+    r"BEFORE|ERROR|WARNING|REMINDER|EXISTING)\b"
+)
+_STEP = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,2}[.)]|[-*•]) ")
+_PLACE = re.compile(r"\{\{?\w[\w .-]{0,30}\}?\}|<[a-z]+(?: [a-z]+){1,4}>|\[[a-z]+(?: [a-z]+){1,5}\]")
+_OPENER = re.compile(r"(?:^|[,;.、，]) ?(?:and |et |e |y |und |или |и )?(\w{2,8}) \w")
+_ROLE = _pattern("role", r"^[\W_]{0,6}")
+_START = _pattern("start", r"^[\W_]{0,6}")
+_VERBS = _pattern("verbs", r"^[\W_]{0,6}")
+_REPORT = _pattern("report")
+_BRACKETED = re.compile(r"[\[(][^\n\[\]()]{40,}[\])]\W{0,3}$")
+_HARNESS = _pattern("harness")
+_FOLLOWING = _pattern("following")
+_NOTHING = _pattern("nothing", "")
+_LITERAL = re.compile(r"[\"'“«「『‘][^\n\"'“”«»]{1,40}[\"'”»」』’]")
+_VOICE = _pattern("voice")
+_REACTION = _pattern("reaction", r"^[\W_]{0,3}")
+
+NEAR, QUOTED = 90, 16
+"""Characters before a quotation in which its condition stands, and quotations that are looked at."""
+MOST = 2.5
+"""Points that one kind of sign gives at most."""
+LENGTHS = ((1500, 2.0), (700, 1.5), (300, 1.0))
+"""Characters and the points of a text that is so long: few people write so much about an answer."""
+
+
+def template_points(text: str, low: str) -> float:
+    """Points for each sign that a program's template has and a person's message seldom.
+
+    Args:
+        text: The message, without envelopes; its beginning and its end are enough.
+        low: The same in lower case.
+    """
+    points = next((given for length, given in LENGTHS if len(text) >= length), 0.0)
+    labels = len({m.group().strip() for m in _LABEL.finditer(text)})
+    points += min(MOST, 0.75 * labels) if labels > 1 else 0.0
+    points += 2.0 * (_CUE.search(text.rstrip()) is not None)
+    points += 1.0 * (_DELIMITER.search(text) is not None)
+    points += min(2.0, 1.0 * len({m.group() for m in _CAPITALS.finditer(text)})) if not _shouted(text) else 0.0
+    points += 0.5 * (len(_STEP.findall(text)) > 2) + 1.0 * (_PLACE.search(text) is not None)
+    points += 1.0 * (_VERBS.search(low) is not None) + 2.5 * (_BRACKETED.match(low) is not None)
+    points += 1.5 * _repeats_an_opener(low) + 1.5 * _names_a_fallback(low)
+    points += 2.5 * (_ROLE.search(low) is not None) + 1.5 * (_START.search(low) is not None)
+    points += 2.5 * (_REPORT.search(low) is not None) + 1.5 * (_FOLLOWING.search(low) is not None)
+    return points + min(MOST, 1.5 * len({m.group() for m in _HARNESS.finditer(low)}))
+
+
+def voice_points(low: str) -> float:
+    """Points against a template: somebody speaks for themselves, or reacts to what was answered."""
+    return 1.5 * (_VOICE.search(low) is not None) + 2.0 * (_REACTION.search(low) is not None)
+
+
+def _names_a_fallback(low: str) -> bool:
+    """A quotation behind a condition: "if there is none, return 'nothing'"."""
+    for found in islice(_LITERAL.finditer(low), QUOTED):
+        line = low.rfind("\n", 0, found.start()) + 1
+        if _NOTHING.search(low, max(line, found.start() - NEAR), found.start()):
+            return True
+    return False
+
+
+def _shouted(text: str) -> bool:
+    letters = [c for c in text[:600] if c.isalpha()]
+    return sum(c.isupper() for c in letters) * 2 > len(letters)
+
+
+def _repeats_an_opener(low: str) -> bool:
+    """Three clauses that begin alike ("no introduction, no quotes, no markdown"), in any language with spaces."""
+    seen: dict[str, int] = {}
+    for found in _OPENER.finditer(low):
+        seen[found.group(1)] = seen.get(found.group(1), 0) + 1
+    return max(seen.values(), default=0) > 2
