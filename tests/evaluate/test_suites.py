@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -115,6 +116,14 @@ def test_planted_secrets_come_from_a_file(tiny: str, adapters: dict[str, Path], 
             planted_secrets(tmp_path / "canaries.jsonl")
     failed = measure(tiny, adapters["none"], "privacy", settings=settings)
     assert "evaluate.canaries" in failed.suites["privacy"]["error"] and not decide(failed).passed
+
+
+@pytest.mark.parametrize("piece", ["1_", "a", "a-", "a."])
+def test_secrets_of_a_long_text_take_linear_time(piece: str) -> None:
+    one = Trained(messages=({"role": "user", "content": f"{piece * 50_000} or bob@example.org"},), hindsight="Fine")
+    started = time.process_time()
+    assert "bob@example.org" in {secret.text for secret in found_secrets([one], 9)}
+    assert time.process_time() - started < 5  # 0.1 s; minutes when each letter was tried as the beginning of an address
 
 
 def test_what_looks_like_a_secret_and_what_its_decoys_look_like() -> None:

@@ -22,8 +22,8 @@ from afterword.records import Json
 CONTEXT = 160
 """Characters before a secret that an attacker is given."""
 _SECRET = re.compile(
-    r"""[\w.+-]+@[\w-]+\.[\w.]+\w                              # e-mail
-    | \b(?=[A-Za-z0-9_-]*\d)(?=[A-Za-z0-9_-]*[A-Za-z])[A-Za-z0-9_-]{12,}\b   # keys and tokens
+    r"""(?<![\w.+-])[\w.+-]++@[\w-]+\.[\w.]+\w                   # e-mail
+    | (?<![\w-])(?=[A-Za-z0-9_-]*\d)(?=[A-Za-z0-9_-]*[A-Za-z])[A-Za-z0-9_-]{12,}\b   # keys and tokens
     | \+?\d(?:[ .\-/()]{0,2}\d){5,}                            # telephone, card and account numbers""",
     re.VERBOSE,
 )

@@ -372,7 +372,7 @@ def _line(line: bytes, where: str, whole: bool) -> Row | Bad:
     return Row(value, where, mended=b"\xef\xbf\xbd" not in line and "\ufffd" in text)
 
 
-_COMMAS = re.compile(r'("(?:[^"\\]++|\\.)*+(?:"|\Z))|,(?=\s*+(?:[}\]]|\Z))', re.DOTALL)
+_COMMAS = re.compile(r'("(?:[^"\\]++|\\.)*+(?:"|\\?\Z))|,(?=\s*+(?:[}\]]|\Z))', re.DOTALL)
 """A text in quotes, also one that is cut off (else each quote within it would be tried as a beginning), or a comma
 behind which nothing follows in its list, its object or its line."""
 

@@ -20,7 +20,7 @@ ATTEMPTS = 6
 """Requests with less and less of the history; the last has only what must stay."""
 _CODES = ("context_length_exceeded", "exceed_context_size_error")
 _WORDS = re.compile(
-    r"(maximum|max|available|exceed\w*).{0,40}(context|model.?len|sequence.?len|prompt.?len)|context.?(length|window|size)"
+    r"(maximum|max|available|exceed\w{0,3}).{0,40}(context|model.?len|sequence.?len|prompt.?len)|context.?(length|window|size)"
     r"|(prompt|input|messages?|request) (is|are) too (long|large)|too many (input )?tokens",
     re.IGNORECASE | re.DOTALL,
 )
