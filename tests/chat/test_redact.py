@@ -93,7 +93,7 @@ def test_presidio_adds_names_and_places_without_the_network() -> None:
     "text",
     ["a@" * 20_000, "password " * 5_000, "1.2.3.4 " * 5_000, "0 1" * 20_000, "我" * 40_000, "token=" * 6_000,
      "-----BEGIN RSA PRIVATE KEY-----" * 500, "\\" * 40_000 + "pass: ", "x:y:" * 10_000, "A1b2C3d4" * 5_000,
-     "https://" * 5_000, "\\n" * 20_000, "eyJ_" * 30_000,
+     "https://" * 5_000, "\\n" * 20_000, "eyJ_" * 40_000,
      "(((((" * 8_000, " " * 40_000, "a.b-c_" * 8_000, "curl -u " * 5_000, "<password>" * 4_000, "\n" * 40_000],
 )  # fmt: skip
 def test_long_texts_take_time_in_proportion(text: str) -> None:
@@ -102,4 +102,4 @@ def test_long_texts_take_time_in_proportion(text: str) -> None:
     redact(text[: len(text) // 4])
     quarter = time.process_time() - begin
     redact(text)
-    assert time.process_time() - begin < 8 * quarter + 1.0
+    assert time.process_time() - begin < 6 * quarter + 1.0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from tests.serving import afterword, serving, until
 
 from afterword.cli import run
 from afterword.cli.entry import main
-from afterword.cli.server_state import owned, running_server
+from afterword.cli.server_state import health, owned, running_server
 from afterword.config import ServeConfig
 from afterword.errors import ConfigError, UpstreamError
 from afterword.records import Turn
@@ -78,13 +79,20 @@ def test_who_is_refused_deletes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         assert running_server(tmp_path) == {"url": "http://x", "pid": 7}
 
 
-def test_a_dead_upstream_is_warned_of(tmp_path: Path) -> None:
+def test_a_dead_upstream_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_upstream(Fake()) as gone:
         pass
     with serving(tmp_path / "data", "--upstream", gone.url) as server:
         log = (tmp_path / "data-serve.log").read_text("utf-8")
         assert "warning" in log and "cannot be reached" in log and "--upstream" in log
         assert httpx.get(f"{server.url}/health").status_code == 503
+        monkeypatch.setenv("http_proxy", DEAD)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.setattr(urllib.request, "_opener", None)  # it reads the environment once
+        assert health(running_server(tmp_path / "data"))["status"] == "down", "a proxy is not for this machine"
+        doctor = afterword(tmp_path / "data", "doctor")
+        says = " ".join(doctor.stdout.split())
+        assert f"{server.url} says down" in says and "does not answer" not in says, doctor.stdout + doctor.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are read from /proc")

@@ -20,7 +20,7 @@ from afterword.cli.context import Context
 from afterword.cli.data import when
 from afterword.cli.extras import install_line
 from afterword.cli.faults import faults
-from afterword.cli.server_state import health, running_server
+from afterword.cli.server_state import ask, health, running_server
 from afterword.config import ServeConfig
 from afterword.errors import AfterwordError
 from afterword.feedback.lane import ReviewSettings, agreement
@@ -242,11 +242,11 @@ def _check_server(context: Context) -> tuple[bool, str]:
         with suppress(AfterwordError):  # of the settings another line speaks
             return True, f"not running (port {context.config.get(ServeConfig).port} when started)"
         return True, "not running"
-    try:
-        with urllib.request.urlopen(f"{server['url']}/health", timeout=5) as answer:
-            return True, f"{server['url']} says {json.load(answer)['status']}"
-    except OSError as error:
-        return False, f"{server['url']} (pid {server['pid']}) does not answer: {error}"
+    found = health(server, 5.0)
+    if "status" not in found:
+        return False, f"{server['url']} (pid {server['pid']}) does not answer; stop that process and start it again"
+    problems = [part["problem"] for part in found.values() if isinstance(part, dict) and part.get("problem")]
+    return found["status"] != "down", f"{server['url']} says {': '.join([found['status'], *problems[:1]])}"
 
 
 def check_cold_start(context: Context) -> tuple[bool, str]:
@@ -269,8 +269,7 @@ def _one_answer(engine: EngineProcess) -> str:
             "max_tokens": 16, "temperature": 0}  # fmt: skip
     url, head = f"{engine.url}/v1/chat/completions", {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), head)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return str(json.load(answer)["choices"][0]["message"]["content"])
+    return str(ask(request, 60.0)["choices"][0]["message"]["content"])
 
 
 def run_key_create(context: Context) -> int:

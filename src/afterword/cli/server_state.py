@@ -98,13 +98,24 @@ def running_server(directory: Path) -> dict[str, Any] | None:
     return _read(directory)
 
 
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def ask(url: str | urllib.request.Request, limit: float) -> Any:
+    """JSON from a server of ours on this machine; the proxies in the environment (`http_proxy`) are not for it.
+
+    Raises OSError (nobody answers, or an error status) and ValueError (no JSON).
+    """
+    with _direct.open(url, timeout=limit) as answer:
+        return json.load(answer)
+
+
 def health(server: dict[str, Any] | None, limit: float = 2.0) -> dict[str, Any]:
     """What the running server says of itself at /health; {} without one, or when it does not answer in time."""
     if server is None:
         return {}
     try:
-        with urllib.request.urlopen(f"{server['url']}/health", timeout=limit) as answer:
-            found = json.load(answer)
+        found = ask(f"{server['url']}/health", limit)
     except urllib.error.HTTPError as error:  # a part of it is down, and it says which
         with error:
             found = _json(error.read())
