@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from afterword.errors import UsageError
 from afterword.feedback.formats import FORMATS, detect_format
+from afterword.feedback.unfold import LOOP, history_of
 from afterword.formats.parsing import unix_time
 from afterword.records import Feedback, Turn
 from afterword.store import Store
@@ -128,6 +129,14 @@ def test_a_long_conversation_takes_linear_space(store: Store, tmp_path: Path) ->
     assert len(turns) == 500 and max(len(t.messages) for t in turns) == 10
     assert turns[-1].messages[0]["role"] == "system" and turns[-1].messages[1]["role"] == "user"
     assert turns[-1].previous == turns[-2].id
+
+
+def test_of_a_tool_loop_of_hundreds_of_steps_each_answer_keeps_the_question_and_the_last_steps() -> None:
+    steps = [{"role": role, "content": f"{role} {n}"} for n in range(300) for role in ("assistant", "tool")]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Go."}, *steps]
+    kept = history_of(messages, len(messages) - 1)
+    assert [m["content"] for m in kept[:2]] == ["Be brief.", "Go."] and kept[2]["role"] == "assistant"
+    assert LOOP <= len(kept) <= LOOP + 2 and list(kept[2:]) == messages[-1 - len(kept[2:]) : -1]
 
 
 def test_a_long_tool_loop_keeps_its_question(store: Store, tmp_path: Path) -> None:

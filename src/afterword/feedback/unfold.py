@@ -27,6 +27,8 @@ from afterword.store import Store
 HISTORY = 8
 """Messages before an answer that are kept with it, besides the system message. A conversation of n messages would
 otherwise take n squared of space; the whole of it can be put together again by following `previous`."""
+LOOP = 64
+"""Messages of one tool loop that are kept: a loop of n steps takes n squared of space up to here."""
 CROWD = 256
 """Turns of a file with the same answer that are compared one by one."""
 LINKED = 100_000
@@ -195,12 +197,17 @@ def _when(talk: Conversation) -> Json:
 
 
 def history_of(messages: list[Json], end: int) -> tuple[Json, ...]:
-    """The system message and the last `HISTORY` messages before `end`, from a message of the user on."""
+    """The system message and the last `HISTORY` messages before `end`, from a message of the user on. Of a tool loop of
+    more than `LOOP` messages its question and its last steps."""
     start = max(end - HISTORY, 0)
     head = [m for m in messages[: min(2, start)] if m["role"] in {"system", "developer"}]
     while 0 < start < end and messages[start]["role"] != "user":
         start -= 1  # a tool loop longer than the window keeps its question
-    return (*head, *messages[start:end])
+    if end - start <= LOOP:
+        return (*head, *messages[start:end])
+    question = messages[start : start + 1] if messages[start]["role"] == "user" else []
+    start = next((i for i in range(end - LOOP, end) if messages[i]["role"] == "assistant"), end - LOOP)
+    return (*head, *question, *messages[start:end])
 
 
 def _reaction(messages: list[Json], i: int) -> tuple[str, int]:
