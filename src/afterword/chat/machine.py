@@ -259,9 +259,10 @@ def _may_be_a_template(low: str, text: str, task: float, hints: Hints) -> bool:
     if len(low) < SHORTEST_TEMPLATE:
         return False
     signs = template_points(text if len(text) <= HEAD + TAIL else text[:HEAD] + "\n" + text[-TAIL:], low)
-    if not signs + task:
+    points = signs + task + _parameter_points(hints)
+    if not signs + task or points < UNSURE:
         return False
-    return signs + task + _parameter_points(hints) - voice_points(_instruction(low).lstrip()) >= UNSURE
+    return points - voice_points(_instruction(low).lstrip()) >= UNSURE
 
 
 def _is_result(low: str, text: str, hints: Hints) -> bool:
@@ -282,7 +283,7 @@ def _is_result(low: str, text: str, hints: Hints) -> bool:
 
 def _is_header(low: str) -> bool:
     """Does the first line announce what a tool returned ("Tool `x` returned:", "Result of the function x:")?"""
-    if _STREAM.match(low):
+    if _STREAM.match(low) or _TOOL_ERROR.match(low):
         return True
     line = low.split("\n", 1)[0]
     head, colon, _ = line[:HEADER].replace("_", " ").partition(":")
@@ -420,7 +421,14 @@ _CALLED = re.compile(
 )
 _OF_A_CALL = re.compile(rf"(?:{'|'.join(_DATA['results']['outcome'])}) (?:from|of|for) ")
 _MARKED = re.compile(r"[\W_]{3,}")
-_SYSTEM_NOTE = re.compile(r"[(\[]system[)\]]|\[system:|system(?: error)?\s*: (?:command|tool|session|the )")
+_SYSTEM_NOTE = re.compile(
+    r"[(\[](?:system|internal|harness|orchestrator|scheduler)(?:[ -][^)\]\n]{0,80})?[)\]]|\[system:|"
+    r"system(?: error)?\s*: (?:command|tool|session|the )"
+)
+_TOOL_ERROR = re.compile(
+    r"\W*(?:system )?error\W+(?:unknown (?:tool|function|action|command)|(?:tool|function) |parsing |executing |"
+    r"calling |during (?:evaluation|execution)|provider |your (?:last |previous )?(?:response|output|message|reply))"
+)
 _AUTOMATIC = _any(_DATA["results"]["bracket"])
 _BRACKET = re.compile(r"[*#>\s-]*[\[【]+\s*([^\]】\n]{1,2000})[\]】]+\**\s*(result:|output:|response:)?")
 _OBSERVATION = re.compile(rf"[*#>\s-]*(?:{'|'.join(_DATA['results']['observation'])})\**\s*\d*\s*[:：]")

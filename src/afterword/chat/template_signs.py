@@ -25,6 +25,7 @@ _LABEL = re.compile(
     r"(?:^|\n)[ \t>*-]{0,8}"
     r"(?:#{1,4} {1,4}[^\n]{2,60}|\*\*[^*\n]{2,50}\*\*|[A-Z][\w /'-]{1,40}:[ \t]*(?=\n|$)|<\w{3,30}>)"
 )
+_FIELD = re.compile(r"(?:^|\n)[A-Z][\w /-]{2,30}: ?\S")
 _CUE = re.compile(r"\n[\W_]{0,4}[^\W\d][^\n:：.!?]{1,40}[:：][*\s]{0,4}$")
 _DELIMITER = re.compile(r"(?:^|\n)[ \t]*(?:[-=_~]{4,}|\"\"\"|'''|\[[A-Z_]{4,}\])[ \t]*(?=\n|$)")
 _CAPITALS = re.compile(
@@ -34,9 +35,11 @@ _CAPITALS = re.compile(
 _STEP = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,2}[.)]|[-*•]) ")
 _PLACE = re.compile(r"\{\{?\w[\w .-]{0,30}\}?\}|<[a-z]+(?: [a-z]+){1,4}>|\[[a-z]+(?: [a-z]+){1,5}\]")
 _OPENER = re.compile(r"(?:^|[,;.、，]) ?(?:and |et |e |y |und |или |и )?(\w{2,8}) \w")
+_BANNER = re.compile(r"\[[A-Z]{3,}[ :_-][A-Z][^\]\n]{3,80}\]")
 _ROLE = _pattern("role", r"^[\W_]{0,6}")
 _START = _pattern("start", r"^[\W_]{0,6}")
 _VERBS = _pattern("verbs", r"^[\W_]{0,6}")
+_PASSIVE = _pattern("passive")
 _REPORT = _pattern("report")
 _BRACKETED = re.compile(r"[\[(][^\n\[\]()]{40,}[\])]\W{0,3}$")
 _HARNESS = _pattern("harness")
@@ -64,20 +67,29 @@ def template_points(text: str, low: str) -> float:
     points = next((given for length, given in LENGTHS if len(text) >= length), 0.0)
     labels = len({m.group().strip() for m in _LABEL.finditer(text)})
     points += min(MOST, 0.75 * labels) if labels > 1 else 0.0
+    points += 1.5 * (len(_FIELD.findall(text)) > 2)
     points += 2.0 * (_CUE.search(text.rstrip()) is not None)
     points += 1.0 * (_DELIMITER.search(text) is not None)
     points += min(2.0, 1.0 * len({m.group() for m in _CAPITALS.finditer(text)})) if not _shouted(text) else 0.0
     points += 0.5 * (len(_STEP.findall(text)) > 2) + 1.0 * (_PLACE.search(text) is not None)
-    points += 1.0 * (_VERBS.search(low) is not None) + 2.5 * (_BRACKETED.match(low) is not None)
+    points += 1.0 * (_VERBS.search(low) is not None) + 2.5 * (_bracketed(text, low))
     points += 1.5 * _repeats_an_opener(low) + 1.5 * _names_a_fallback(low)
     points += 2.5 * (_ROLE.search(low) is not None) + 1.5 * (_START.search(low) is not None)
-    points += 2.5 * (_REPORT.search(low) is not None) + 1.5 * (_FOLLOWING.search(low) is not None)
+    report = _REPORT.search(low) is not None
+    points += 2.5 if report else 2.0 * (_PASSIVE.search(low) is not None)
+    points += 1.5 * (_FOLLOWING.search(low) is not None)
     return points + min(MOST, 1.5 * len({m.group() for m in _HARNESS.finditer(low)}))
 
 
 def voice_points(low: str) -> float:
     """Points against a template: somebody speaks for themselves, or reacts to what was answered."""
-    return 1.5 * (_VOICE.search(low) is not None) + 2.0 * (_REACTION.search(low) is not None)
+    asked = low.rstrip().endswith(("?", "？"))
+    return 1.5 * (_VOICE.search(low) is not None or asked) + 2.0 * (_REACTION.search(low) is not None)
+
+
+def _bracketed(text: str, low: str) -> bool:
+    """All of it in brackets, or a heading in brackets and capitals."""
+    return _BRACKETED.match(low) is not None or _BANNER.match(text) is not None
 
 
 def _names_a_fallback(low: str) -> bool:
