@@ -151,7 +151,7 @@ def test_the_dry_run_and_doctor_exclude_what_the_run_excludes(
     assert main(["train", "--dry-run", "--json", *flags]) == 0
     told = _shown(capsys)
     assert told["would_learn"] == 2 and "2 would be excluded" in told["says"]
-    assert {one["reason"]: one["interactions"] for one in told["excluded"]} == {"ids_unknown": 1, "prompt_header": 1}
+    assert {one["reason"]: one["interactions"] for one in told["excluded"]} == {"ids_unknown": 1, "prompt_differs": 1}
     assert main(["train", "--dry-run", *flags]) == 0
     shown = capsys.readouterr().out
     assert "excluded, as the run would" in shown and "the model embeds 259 ids" in shown
@@ -160,7 +160,7 @@ def test_the_dry_run_and_doctor_exclude_what_the_run_excludes(
     assert line["ok"] and "2 interactions would be learned" in line["detail"] and "1 ids_unknown" in line["detail"]
     assert main(["train", "--json", *flags]) == 0
     run = _shown(capsys)
-    assert run["metrics"]["left_out"] == {"ids_unknown": 1, "prompt_header": 1} and len(run["interactions"]) == 2
+    assert run["metrics"]["left_out"] == {"ids_unknown": 1, "prompt_differs": 1} and len(run["interactions"]) == 2
 
 
 def test_a_template_that_cannot_be_trained_is_told_by_doctor_and_the_dry_run(
