@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from afterword.chat.machine import Hints, Said, declared, hints_of, origin_of, read_message, said_after
+from afterword.chat.machine import NO_HINTS, Hints, Said, declared, hints_of, origin_of, read_message, said_after
 
 DATA = Path(__file__).parents[1] / "feedback" / "data" / "machine_messages.tsv"
 ROWS = [line.split("\t") for line in DATA.read_text(encoding="utf-8").splitlines()[1:]]
 
 
-def rate(part: str, label: str) -> tuple[float, list[str]]:
+def rate(part: str, label: str, hints: Hints = NO_HINTS) -> tuple[float, list[str]]:
     """Share of a part's messages that are read wrongly, and which."""
     texts = [row[5].replace("\\n", "\n") for row in ROWS if row[:2] == [part, label]]
-    wrong = [text for text in texts if (read_message(text).origin is None) == (label == "machine")]
+    wrong = [text for text in texts if (read_message(text, hints).origin is None) == (label == "machine")]
     return len(wrong) / len(texts), wrong
 
 
@@ -28,6 +28,12 @@ def test_few_messages_of_programs_pass_and_few_of_people_are_lost(part: str) -> 
     lost, people = rate(part, "person")
     assert passed <= 0.02, machines
     assert lost <= 0.03, people
+
+
+def test_few_messages_of_people_are_lost_where_every_request_has_a_small_max_tokens() -> None:
+    hints = Hints(sampling={"max_tokens": 64, "temperature": 0.0})
+    lost = [text for part in {row[0] for row in ROWS} for text in rate(part, "person", hints)[1]]
+    assert len(lost) <= 0.03 * sum(row[1] == "person" for row in ROWS), lost
 
 
 def test_the_set_is_large_and_in_many_languages() -> None:

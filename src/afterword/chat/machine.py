@@ -251,16 +251,17 @@ def _origin(low: str, text: str, hints: Hints) -> Origin | None:
     points, needed = _task_points(low, hints)
     if points >= needed:
         return "task"
+    points -= _parameter_points(hints)  # many clients set the same for every request
     beside = max(points, 0.0) * (0.5 if needed == WITHOUT_META else 1.0)  # wishes about form are people's, too
-    return "unsure" if _may_be_a_template(low, text, beside, hints) else None
+    return "unsure" if _may_be_a_template(low, text, beside) else None
 
 
-def _may_be_a_template(low: str, text: str, task: float, hints: Hints) -> bool:
+def _may_be_a_template(low: str, text: str, task: float) -> bool:
     if len(low) < SHORTEST_TEMPLATE:
         return False
     signs = template_points(text if len(text) <= HEAD + TAIL else text[:HEAD] + "\n" + text[-TAIL:], low)
-    points = signs + task + _parameter_points(hints)
-    if not signs + task or points < UNSURE:
+    points = signs + task
+    if points < UNSURE:
         return False
     return points - voice_points(_instruction(low).lstrip()) >= UNSURE
 
