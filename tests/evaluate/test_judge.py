@@ -168,7 +168,10 @@ def test_a_judge_that_is_not_there(tiny: str, adapters: dict[str, Path], arms: F
      ("A better answer names its source.", None),
      ("A is not better than B", None), ("A is better. No, B is better.", None), ("B wins", "B"),
      ("Both are good: A and B", None),
-     ("My verdict: TIE", "TIE"), ("B - it does what was asked", "B"), ("A\n\nIt is shorter.", "A")],
+     ("My verdict: TIE", "TIE"), ("B - it does what was asked", "B"), ("A\n\nIt is shorter.", "A"),
+     ("Both are fine.\nWinner: B because it is shorter.", "B"), ("It is a tie.", "TIE"), ("It is not a tie.", None),
+     ("Answer A is better than answer B because it is short.", "A"), ("The user would rather have A.", "A"),
+     ("I would choose B.", "B"), ("I would not choose B.", None), ("I don't prefer A.", None)],
 )  # fmt: skip
 def test_how_the_judges_word_is_read(text: str, choice: str | None) -> None:
     assert read_choice(text) == choice

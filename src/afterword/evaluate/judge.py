@@ -43,8 +43,12 @@ _FIRST = re.compile(
 _BETTER = (
     r"(?:(?:the|clearly|much|slightly|a bit|overall)\W+)*(?:better|best|preferable|preferred|stronger|superior|winner)"
 )
+_CHOSEN = r"(?i:rather (?:have|read|get)|choose|chose|pick|select|favou?r|go with)"
 _SAID = re.compile(
-    rf"\b{_LEAD}\W{{1,6}}(?:is\W{{1,4}})?(A|B|TIE)(?=\W*$|\W*[.,;:!]|\W+because\b)|\b(A|B)\W{{1,3}}(?:wins\b|(?:is|was)\W+{_BETTER}\b)",
+    rf"(?<!than )(?<!not )(?<!n't )(?<!never )\b(?i:{_LEAD}|{_CHOSEN})\W{{1,6}}"
+    rf"(?:(?:is|answer|response|option)\W{{1,4}})?(A|B|TIE)"
+    rf"(?=\W*$|\W*[.,;:!]|\W+because\b)"
+    rf"|\b(A|B)\W{{1,3}}(?:wins\b|(?:is|was)\W+(?i:{_BETTER})\b)|(?<!not )\b(?i:an? (?P<tie>tie))\b",
     re.MULTILINE,
 )
 _SYSTEM = (
@@ -115,7 +119,7 @@ def read_choice(text: str) -> Choice | None:
     found = _ALONE.match(text) or _FIRST.match(text) or _ALONE.match(lines[-1])
     if found is not None:
         return _as_choice(found.group(1))
-    said = {(a or b).upper() for a, b in _SAID.findall(text)}
+    said = {next(filter(None, names)).upper() for names in _SAID.findall(text)}
     return _as_choice(said.pop()) if len(said) == 1 else None
 
 
