@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,23 @@ async def test_megabytes_of_prompt_are_refused_unread(client: Client, monkeypatc
     status, body = await client.raw("word " * 150_000)
     assert status == 400 and body["error"]["code"] == "context_length_exceeded"
     assert "at least" in body["error"]["message"]
+
+
+async def test_long_tools_are_written_beside_the_others_answers(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[bool] = []
+    render = client.server.codec.render
+
+    def told(*given: Any) -> list[int]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return render(*given)
+
+    monkeypatch.setattr(client.server.codec, "render", told)
+    tools = [{"type": "function", "function": {"name": "f", "description": "x" * 10_000, "parameters": {}}}]
+    await client.raw("Hi", max_tokens=1)
+    await client.raw("Hi", max_tokens=1, tools=tools)
+    assert threads == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from afterword.engine.__main__ import _until_stopped
 from afterword.engine.host import Host
+from afterword.engine.protocol import parse_ask
 from afterword.engine.remote import Remote
 from afterword.engine.runner import Runner
 from afterword.engine.server import Server
@@ -109,6 +112,33 @@ async def test_a_process_that_is_killed_leaves_nobody_waiting(tiny: Path) -> Non
             assert (await http.get("/health")).status == 503
             refused = await http.post("/v1/load_lora_adapter", json={"lora_name": "a", "lora_path": "x"})
             assert "the model's process has ended" in await refused.text()
+    it.close()
+
+
+async def test_a_process_that_reads_nothing_is_ended_while_somebody_writes_to_it(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = remote(tiny)
+    it.wait_ready()
+    monkeypatch.setattr("afterword.engine.remote.SILENCE", 2.0)
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    last_resort = threading.Timer(60.0, it._process.kill)
+    last_resort.start()
+    async with served(it, tiny):
+        watching = asyncio.create_task(_until_stopped(None, it, stop))
+        await asyncio.sleep(0.1)
+        try:
+            os.kill(it._process.pid, signal.SIGSTOP)
+            for number in range(1000):  # far more than a pipe holds
+                it.submit(number, parse_ask(body()), [70_000] * 500, 1)
+            assert not it.alive and it.reason is not None
+            assert "no progress" in it.reason and "stopped by a signal" in it.reason
+        finally:
+            last_resort.cancel()
+            stop.set()
+            await watching
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
     it.close()
 
 

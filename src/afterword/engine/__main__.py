@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -85,15 +86,19 @@ async def _until_stopped(parent: int | None, remote: Remote, stop: asyncio.Event
     """Return on `stop`, SIGTERM, SIGINT, or when `parent` is gone."""
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    watches = [asyncio.create_task(_watch(parent, stop)), asyncio.create_task(_watch_model(remote))]
-    await stop.wait()
-    for watch in watches:
+    ended = threading.Event()
+    # A thread, because this one may wait for a model's process that reads nothing any more.
+    threading.Thread(target=_watch_model, args=(remote, ended), name="watch", daemon=True).start()
+    watch = asyncio.create_task(_watch(parent, stop))
+    try:
+        await stop.wait()
+    finally:
+        ended.set()
         watch.cancel()
 
 
-async def _watch_model(remote: Remote) -> None:
-    while True:
-        await asyncio.sleep(2.0)
+def _watch_model(remote: Remote, ended: threading.Event) -> None:
+    while not ended.wait(2.0):
         remote.watch()
 
 

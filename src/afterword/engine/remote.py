@@ -102,15 +102,16 @@ class Remote:
         why = explain(self._process.pid, name, silent)
         log.error("%s; %s", why, STACKS_FOLLOW)
         ask_for_stacks(self._process.pid)
+        self.reason = why  # before its end is seen
         self._process.kill()
         return why
 
     def watch(self) -> None:
-        """To be called every second or two: a model that answers nobody while somebody waits is ended."""
+        """To be called every second or two, on any thread: ends a model that answers nobody while somebody waits."""
         if not (self.alive and self._open):
             self._pulse.beat()
         elif (silent := self._pulse.check()) >= SILENCE:
-            self.reason = self._give_up(f"answering {len(self._open)} requests", silent)
+            self._give_up(f"answering {len(self._open)} requests", silent)
 
     def start(self, deliver: Callable[[Pieces], object], ended: Callable[[], object] = lambda: None) -> None:
         """Serve on the running event loop. `ended` is called once when the process has ended by itself."""

@@ -25,7 +25,7 @@ log = logging.getLogger("afterword.engine")
 
 _MAX_BODY = 64 << 20
 _LONG = 8192
-"""Characters of messages that take milliseconds to encode."""
+"""Bytes of a body that takes milliseconds to encode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Server:
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         ask = parse_ask(await _body(http))
-        prompt, limit = await self._prompt(ask)
+        prompt, limit = await self._prompt(ask, len(await http.read()))
         number = next(self._numbers)
         queue = self._queues[number] = asyncio.Queue()
         answer = Answer(ask, prompt, self.codec)
@@ -90,12 +90,13 @@ class Server:
             if not finished:
                 self.model.cancel(number)
 
-    async def _prompt(self, ask: Ask) -> tuple[list[int], int]:
-        """The prompt's ids and the most tokens of an answer, once name and length are seen to be right."""
+    async def _prompt(self, ask: Ask, size: int) -> tuple[list[int], int]:
+        """The prompt's ids and the most tokens of an answer, once name and length are seen to be right. `size`: bytes
+        of the body, tools and their calls among them."""
         if ask.model not in self._adapters and ask.model != self.name:
             raise self._unknown(ask.model)
         context = self.model.max_model_len
-        if sum(len(message["content"]) for message in ask.messages) > _LONG:
+        if size > _LONG:
             # Off this thread: everybody else's answers pass through it.
             prompt = await asyncio.to_thread(self.codec.render, ask.messages, ask.tools, context)
         else:
