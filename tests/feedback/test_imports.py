@@ -131,6 +131,15 @@ def test_a_long_conversation_takes_linear_space(store: Store, tmp_path: Path) ->
     assert turns[-1].previous == turns[-2].id
 
 
+def test_votes_beside_plain_messages_are_counted_and_not_guessed_at(store: Store, tmp_path: Path) -> None:
+    talks = [{**ROWS["openai"], "rating": -1, "label": None}, {"messages": said("How?", "So."), "label": False}]
+    talks[1]["messages"][1]["feedback"] = {"thumb": "down"}
+    assert load(store, tmp_path, talks).left_out == {"rating": 1, "label": 1, "feedback": 1}
+    part = {"from": "gpt", "value": "So.", "rating": 5}
+    row = {"conversations": [{"from": "human", "value": "How?"}, part], "vote": "up"}
+    assert load(store, tmp_path, [row], name="b").left_out == {"rating": 1, "vote": 1}
+
+
 def test_of_a_tool_loop_of_hundreds_of_steps_each_answer_keeps_the_question_and_the_last_steps() -> None:
     steps = [{"role": role, "content": f"{role} {n}"} for n in range(300) for role in ("assistant", "tool")]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Go."}, *steps]

@@ -34,6 +34,7 @@ from afterword.formats.parsing import (
     shown,
     text,
     unix_time,
+    unread_votes,
     weighed,
 )
 from afterword.formats.preferences import is_lmsys, is_trl, lmsys, pair, trl
@@ -54,7 +55,7 @@ def _openai(row: Json) -> Conversation | Hashed:
     tools = row.get("tools")
     return Conversation(
         messages=weighed(messages, row),
-        left_out=left_out,
+        left_out=left_out + unread_votes(row, messages),
         key=text(row.get("id")) or "",
         model=text(row.get("model")) or "",
         user=text(row.get("user")),
@@ -81,6 +82,9 @@ def _sharegpt(row: Json) -> Conversation:
     messages = _spoken(row)
     return Conversation(
         messages=messages,
+        left_out=unread_votes(
+            row, next((row[n] for n in ("conversations", "conversation") if isinstance(row.get(n), list)), [])
+        ),
         key=text(row.get("id")) or text(row.get("conversation_id")) or "",
         model=text(row.get("model")) or "",
         user=text(row.get("user")),

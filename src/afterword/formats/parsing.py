@@ -245,6 +245,16 @@ def weighed(messages: list[Json], row: Json, parts: list[Any] | None = None) -> 
     ]
 
 
+_VOTES = ("rating", "label", "feedback", "vote", "thumb", "thumbs", "reaction", "annotation")
+"""Fields by which logs keep what users thought of an answer. Rows of plain messages have no agreed form of them."""
+
+
+def unread_votes(row: Json, parts: list[Any]) -> Counter[str]:
+    """Votes beside plain messages, which are not read, by their field."""
+    holders = (row, *(part for part in parts if isinstance(part, dict)))
+    return Counter(name for one in holders for name in _VOTES if one.get(name) not in (None, "", [], {}))
+
+
 def message_of(part: Any) -> Json:
     """A message in OpenAI's form, or with another name of its role (`Human`) or of its fields (`from`, `value`)."""
     if not isinstance(part, dict):
