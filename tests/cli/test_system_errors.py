@@ -90,3 +90,14 @@ def test_the_full_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(files, "_LEAST", 1 << 62)
     found = refused(OSError(errno.ENOSPC, "No space left on device"), (tmp_path / "not" / "made",))
     assert found is not None and str(tmp_path / "not" / "made") in found.message
+
+
+def test_a_private_file_is_readable_by_its_user_alone_and_others_as_usual(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        for private, mode in ((True, 0o600), (False, 0o644)):
+            write_whole(tmp_path / "file", "new", private=private)
+            assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+            assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    finally:
+        os.umask(before)

@@ -17,12 +17,13 @@ import orjson
 from afterword.chat.redact import redact
 from afterword.errors import NothingToDo
 from afterword.forget.files import clean, exported, searched
-from afterword.forget.plan import Plan, unfinished, written
+from afterword.forget.plan import Plan, unfinished
 from afterword.forget.report import as_text, check, read_report, report_of
 from afterword.records import Json
 from afterword.release.quarantine import fall_back, put_aside
 from afterword.store import Store
 from afterword.store.erase import Eraser
+from afterword.store.files import write_whole
 from afterword.store.locks import ERASE, EVALUATE, TRAIN, alone
 from afterword.store.words import rejects_of
 
@@ -70,7 +71,7 @@ def forget_user(
         note("every byte is searched")
         report = report_of(store, plan, adapters, searched(eraser, directory, plan, outside))
     for name, data in (("json", orjson.dumps(report, option=orjson.OPT_INDENT_2)), ("txt", as_text(report).encode())):
-        written(directory / "forget" / f"{plan.erasure}.{name}", data)
+        write_whole(directory / "forget" / f"{plan.erasure}.{name}", data, private=True)
     if report["clean"]:
         plan.file.unlink(missing_ok=True)
     return report

@@ -6,7 +6,6 @@ with the last step.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import orjson
 
 from afterword.records import new_id
+from afterword.store.files import write_whole
 from afterword.store.words import Words
 
 
@@ -47,7 +47,7 @@ class Plan:
     def keep(self) -> None:
         """Put it on disk, whole."""
         data = {name: getattr(self, name) for name in self.__slots__ if name != "file"}
-        written(self.file, orjson.dumps(data))
+        write_whole(self.file, orjson.dumps(data), private=True)
 
     def did(self, file: Path, what: str) -> None:
         """Remember what happens to a file, before it happens."""
@@ -62,13 +62,3 @@ def unfinished(directory: Path, user: str) -> Plan | None:
         if data["user"] == user:
             return Plan(file=file, **data)
     return None
-
-
-def written(path: Path, data: bytes) -> None:
-    """Write a private file, whole or not at all, durably."""
-    fresh = path.with_name(f".{path.name}.new")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(path)

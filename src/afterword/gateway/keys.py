@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 import orjson
 
 from afterword.errors import AfterwordError, ConfigError, NotFoundError, UsageError
+from afterword.store.files import write_whole
 
 SCOPES = ("infer", "feedback", "review", "admin")
 _PREFIX = "sk-aw-"
@@ -110,12 +110,8 @@ def _hash(text: str) -> str:
 def _write(directory: Path, keys: Sequence[Key]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     path = key_file(directory)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(orjson.dumps([dataclasses.asdict(key) for key in keys], option=orjson.OPT_INDENT_2))
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    stored = orjson.dumps([dataclasses.asdict(key) for key in keys], option=orjson.OPT_INDENT_2)
+    write_whole(path, stored, private=True)
 
 
 class KeyRing:

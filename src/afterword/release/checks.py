@@ -7,13 +7,13 @@ adapter's `afterword.json`, before its first release.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from afterword.errors import AdapterError, ConflictError, GateRefused, NotFoundError, NothingToDo, UsageError
 from afterword.records import Candidate, Json, Release, Report, Verdict
 from afterword.release.manifest import MANIFEST, check_adapter
 from afterword.store import Store
+from afterword.store.files import write_whole
 
 BASE = "base"
 """What `rollback(to=...)` calls the base model without an adapter."""
@@ -104,12 +104,7 @@ def name_proof(store: Store, candidate: Candidate, verdict: Verdict) -> None:
     path = folder_of(store, candidate) / MANIFEST
     data: Json = json.loads(path.read_bytes())
     data |= {"report": verdict.report, "verdict": verdict.id}
-    fresh = path.with_name(f".{MANIFEST}.new")
     try:
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(data, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        write_whole(path, json.dumps(data, indent=2) + "\n")
     except OSError as error:
         raise AdapterError(f"cannot write {path} ({error.strerror}): the folder must be writable once") from error

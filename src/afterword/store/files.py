@@ -28,22 +28,34 @@ class SystemRefused(AfterwordError):
     kind = "system_error"
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
+def write_whole(path: Path, data: str | bytes, *, private: bool = False) -> None:
     """Replace `path` by `data`, durably; on any error the old file stays and nothing half lies beside it.
 
-    Raises OSError that names `path`.
+    With `private` only the user of this process may read it. Raises OSError that names `path`.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with fresh.open("wb") as stream:
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666)
+        with os.fdopen(handle, "wb") as stream:
             stream.write(data.encode("utf-8") if isinstance(data, str) else data)
             stream.flush()
             os.fsync(stream.fileno())
         fresh.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name on disk too: without it a power loss brings the old file back."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems do not sync folders
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def refused(error: BaseException, places: Iterable[Path] = ()) -> SystemRefused | None:
