@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from afterword.feedback.imports import import_file
+from afterword.feedback.mark import ImportSummary, Mark, state_file
 from afterword.feedback.unfold import CROWD, Threads
 from afterword.records import Feedback, Json, Turn
 from afterword.store import Store
@@ -59,6 +62,32 @@ def linked(store: Store, *turns: Turn) -> tuple[list[str | None], list[tuple[str
 def test_a_request_is_linked_whatever_the_client_changed(store: Store, second: tuple[Json, ...]) -> None:
     first = trace("t1", clock("10:00:01"), user("Why?"))
     assert linked(store, first, trace("t2", *second)) == ([None, "t1"], [("t1", "Shorter!")])
+
+
+def test_an_import_that_goes_on_after_a_kill_links_as_if_nothing_had_happened(store: Store, tmp_path: Path) -> None:
+    def row(n: int, *messages: Json) -> Json:
+        return {"id": f"t{n}", "type": "GENERATION", "traceId": f"trace{n}", "startTime": f"2026-05-01T10:00:{n:02}Z",
+                "input": list(messages), "output": model(f"{SAID} {n // 2}")}  # fmt: skip
+
+    rows = [r for n in range(0, 20, 2) for r in (
+        row(n, clock(f"10:00:{n}"), user(f"Why {n}?")),
+        row(n + 1, clock(f"10:01:{n}"), user(f"Why {n}?"), model(f"{SAID} {n // 2}"), user("Shorter!")))]  # fmt: skip
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    whole = import_file(store, path)
+    want = {turn.id: turn.previous for turn in store.rows(Turn)}
+    assert whole.feedback == 10 and want["t1"] == "t0"
+    with Store.open(tmp_path / "b.db") as other:
+        # What a kill leaves: the rows up to the mark, stored, and the mark.
+        first = tmp_path / "first.jsonl"
+        first.write_text("".join(json.dumps(r) + "\n" for r in rows[:9]), "utf-8")
+        import_file(other, first)
+        mark = Mark.of(state_file(other, path), path, "auto", other)
+        last = other.newest(Turn)
+        assert last is not None
+        mark.note({**ImportSummary(str(path), "langfuse", rows=9).to_dict()}, 0, 0, last)
+        assert import_file(other, path).resumed_at == 9
+        assert {turn.id: turn.previous for turn in other.rows(Turn)} == want
 
 
 def test_of_two_that_read_the_same_neither_is_linked(store: Store) -> None:

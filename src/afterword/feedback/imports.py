@@ -97,6 +97,8 @@ def import_file(
         summary.resumed_at = mark.rows
         traces = Traces(store)
         known = Threads(store), traces, Names(store)
+        if mark.rows and summary.format in LINKED:
+            known[0].recall(f"import:{summary.format}")
         refuse = Rejects(rejects, summary, mark, store)
         with store.bulk(), refuse, Sink(store, summary, mark, refuse) as sink:
             for item in _items(source, mark):

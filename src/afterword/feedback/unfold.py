@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import orjson
 
@@ -70,6 +70,11 @@ class Threads:
         self._known: OrderedDict[str, str] = OrderedDict()
         self._endings = _Endings(store)
 
+    def recall(self, source: str) -> None:
+        """Make the newest stored turns of `source` known, as far as they would be remembered: for an import that goes
+        on after a kill."""
+        self._endings.add_all(self._store.rows(Turn, newest=True, limit=LINKED, source=source))
+
     def link(self, turn: Turn) -> list[Record]:
         """The turn with its thread and what it continues, and the follow-up that it is to that one."""
         messages = list(turn.messages)
@@ -115,9 +120,16 @@ class _Endings:
 
     def add(self, turn: Turn) -> None:
         """Make a turn known; the oldest one is forgotten when there are too many."""
-        thread = trail_of_turn((turn.source, turn.user), turn.messages, turn.answer)
-        answer = _of_answer(thread)
-        self._turns.setdefault(answer, {})[turn.id] = Earlier(turn.id, turn.created_at, thread, turn.conversation)
+        self._keep(_earlier(turn))
+
+    def add_all(self, newest_first: Iterable[Turn]) -> None:
+        """Make stored turns known."""
+        for one in reversed([_earlier(turn) for turn in newest_first if turn.automated not in BESIDE]):
+            self._keep(one)
+
+    def _keep(self, turn: Earlier) -> None:
+        answer = _of_answer(turn.thread)
+        self._turns.setdefault(answer, {})[turn.id] = turn
         self._order[turn.id] = answer
         if len(self._order) > LINKED:
             name, oldest = self._order.popitem(last=False)
@@ -143,6 +155,11 @@ class _Endings:
 
     def _questions(self, turns: Sequence[str]) -> dict[str, str]:
         return {row.id: newest_question(row.messages) for _, row in self._store.among(Turn, "id", turns)}
+
+
+def _earlier(turn: Turn) -> Earlier:
+    thread = trail_of_turn((turn.source, turn.user), turn.messages, turn.answer)
+    return Earlier(turn.id, turn.created_at, thread, turn.conversation)
 
 
 def _of_answer(thread: str) -> str:
