@@ -196,11 +196,11 @@ def test_what_waits_when_the_server_stops_is_written(tmp_path: Path, monkeypatch
 
 def test_one_request_that_is_refused_with_ids_leaves_the_others_on_policy(launch: Launch) -> None:
     gateway = launch(Fake(refuses={"return_token_ids": "not with this one"}, only_refuses="odd"))
-    for text in ("odd", "even"):
+    for text in ("even", "odd", "even again"):
         gateway.chat(text)
-    odd, even = gateway.turns()
+    before, odd, after = gateway.turns()
     assert odd.missing_ids == "the upstream refuses return_token_ids" and not odd.on_policy
-    assert even.on_policy and even.logprobs is not None
+    assert before.on_policy and after.on_policy and after.logprobs is not None
 
 
 @pytest.mark.parametrize(

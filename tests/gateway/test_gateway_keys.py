@@ -8,7 +8,9 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch
+from tests.serving import until
 
 from afterword.errors import ConfigError, NotFoundError, UsageError
 from afterword.gateway import GatewaySettings, create_key, list_keys, revoke_key, run_gateway
@@ -136,3 +138,22 @@ def test_an_open_address_needs_a_key(tmp_path: Path, host: str) -> None:
     with pytest.raises(ConfigError, match="keys create"):
         run_gateway(settings)
     assert not settings.database.exists()
+
+
+def test_health_quotes_a_failure_to_an_administrator_only(launch: Launch) -> None:
+    setup = launch(Fake(reject=(500, {"message": "cannot read 'my PIN is 4711'"})))
+    admin, _ = create_key(setup.settings.dir, ("admin",))
+    infer, _ = create_key(setup.settings.dir, ("infer",))
+    body = {"model": "afterword", "messages": [{"role": "user", "content": "my PIN is 4711"}], "store": False}
+
+    def health(key: str | None) -> str:
+        return httpx.get(f"{setup.url}/health", headers={"Authorization": f"Bearer {key}"} if key else {}).text
+
+    def closed() -> bool:
+        return httpx.get(f"{setup.url}/v1/models").status_code == 401
+
+    until(closed)
+    for _ in range(3):
+        assert setup.post("/v1/chat/completions", body, headers={"Authorization": f"Bearer {infer}"}).status_code == 502
+    assert "4711" not in health(None) + health(infer) and '"last_failure":"500"' in health(infer)
+    assert "my PIN is 4711" in health(admin)

@@ -114,6 +114,12 @@ def test_old_and_large_answers_leave_the_memory(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(retries, "MAX_ANSWER", 100)
         kept.end(attempt, retries.Saved(b"x" * 8, {}, "text/plain"))
     assert kept._bytes == 8 and len(kept._attempts) == 1
+    many = retries.Retries()
+    monkeypatch.setattr(retries, "MOST_KEPT", 5)
+    for n in range(9):
+        attempt = many._attempts[("key", str(n))] = retries.Attempt(("key", str(n)), "")
+        many.end(attempt, retries.Saved(b"", {}, "text/plain"))
+    assert [name for _, name in many._attempts] == ["4", "5", "6", "7", "8"]
     assert kept._known(("key", "2")) is None and kept._bytes == 0
 
 

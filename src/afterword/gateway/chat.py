@@ -294,11 +294,12 @@ class Exchange:
         """The upstream broke off or never answered: keep what there is of the answer, count what went wrong."""
         self._failed = True
         status = error.answered if isinstance(error, UpstreamRejected) else error_response(error)[0]
-        self.gateway.metrics.upstream_errors.labels(error.code or str(status)).inc()
+        reason = error.code or str(status)
+        self.gateway.metrics.upstream_errors.labels(reason).inc()
         self.count(status)
         theirs = isinstance(error, UpstreamRejected) and error.answered in PASSED_ON
         if not theirs:
-            self.gateway.outcomes.failed(error.message)
+            self.gateway.outcomes.failed(error.message, reason)
         return self.keep(None if theirs else "error")
 
     def count(self, status: int) -> None:
@@ -323,11 +324,12 @@ class Exchange:
         except Exception as error:
             # The boundary between serving and capturing: whatever an upstream puts into an answer, it leaves.
             log.exception("the turn %s cannot be kept", self.turn_id)
-            return self.gateway.capture.give_up(repr(error), ())
+            return self.gateway.capture.give_up(f"a turn could not be made ({type(error).__name__})", ())
 
     def _keep(self, finish_reason: str | None) -> asyncio.Future[None] | None:
         if self.served.odd is not None:
-            why = f"the model server's answer is odd: {self.served.odd}"
+            log.warning("the turn %s cannot be kept: %s", self.turn_id, self.served.odd)
+            why = "the model server's answer has a shape that cannot be stored; the server's log names it"
             return self.gateway.capture.give_up(why, self._said(None))
         if not (self.served.started or self.served.complete):
             said: list[Record] = list(self._said(None))

@@ -25,6 +25,8 @@ MAX_BYTES = 64 << 20
 """Of all answers that are kept."""
 MAX_ANSWER = 4 << 20
 """Of one answer; a larger one is asked for anew."""
+MOST_KEPT = 20_000
+"""Answers, however short: what is noted of each takes about 2 kB."""
 MAX_KEY = 255
 """Characters of an idempotency key."""
 _KEYS = ("idempotency-key", "x-idempotency-key")
@@ -112,7 +114,7 @@ class Retries:
         attempt.done.set()
         if attempt.saved is None and self._attempts.get(attempt.name) is attempt:
             del self._attempts[attempt.name]
-        while self._bytes > self._max_bytes and (oldest := self._oldest_finished()) is not None:
+        while (self._bytes > self._max_bytes or len(self._attempts) > MOST_KEPT) and (oldest := self._oldest_finished()) is not None:
             self._forget(oldest)
 
     def _known(self, name: tuple[str, ...]) -> Attempt | None:

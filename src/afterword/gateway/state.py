@@ -29,27 +29,31 @@ class Outcomes:
 
     failed_in_a_row: int = 0
     last_failure: str | None = None
-    """What the newest failure said, also when answers came since."""
+    """What the newest failure said, also when answers came since. It may quote a request or an answer."""
+    last_reason: str | None = None
+    """Its kind, without anybody's words: the upstream's status or a code of ours."""
 
-    def failed(self, message: str) -> None:
+    def failed(self, message: str, reason: str) -> None:
         """A request got no answer, or not a whole one, through the upstream's fault."""
         self.failed_in_a_row += 1
-        self.last_failure = message[:500]
+        self.last_failure, self.last_reason = message[:500], reason
 
     def answered(self) -> None:
         """A request got its answer."""
         self.failed_in_a_row = 0
 
-    @property
-    def problem(self) -> str | None:
+    def problem(self, *, quoted: bool) -> str | None:
         """A sentence when the newest requests all failed; one or two may be the requests' own fault."""
         if self.failed_in_a_row < MANY_FAILURES:
             return None
-        return f"the last {self.failed_in_a_row} requests failed: {self.last_failure}"
+        return f"the last {self.failed_in_a_row} requests failed: {self._last(quoted)}"
 
-    def to_dict(self) -> Json:
-        """For `/health`."""
-        return {"failed_in_a_row": self.failed_in_a_row, "last_failure": self.last_failure}
+    def to_dict(self, *, quoted: bool) -> Json:
+        """For `/health`. `quoted`: with what the failure said, for those who may read what others wrote."""
+        return {"failed_in_a_row": self.failed_in_a_row, "last_failure": self._last(quoted)}
+
+    def _last(self, quoted: bool) -> str | None:
+        return self.last_failure if quoted else self.last_reason
 
 
 @dataclass(slots=True)
