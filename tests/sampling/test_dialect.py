@@ -152,7 +152,11 @@ async def test_a_server_that_takes_all_may_still_refuse_one_body(fake: Fake) -> 
         before = len(fake.requests)
         with pytest.raises(UpstreamRejected, match="too long"):
             await upstream.chat(ask("c"))
-        assert len(fake.requests) == before + 1
+        assert asked(fake)[before:] == [{IDS, "logprobs"}, set()], "once more, as the client wrote it"
+        fake.reject = (500, {"error": {"message": "broken"}})
+        with pytest.raises(UpstreamRejected, match="broken"):
+            await upstream.chat(ask("d"))
+        assert len(fake.requests) == before + 3
 
 
 async def test_what_the_client_asked_for_itself_is_never_taken_out(fake: Fake) -> None:

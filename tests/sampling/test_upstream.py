@@ -50,7 +50,8 @@ async def test_the_dialect_is_learned(fake: Fake) -> None:
         fake.reject = (400, {"error": {"message": "too long"}})
         with pytest.raises(UpstreamRejected, match="too long"):
             await upstream.chat(BODY)
-        assert len(fake.requests) == 2, "a server that gives ids is not asked again without them"
+        assert len(fake.requests) == 3 and not {"return_token_ids", "logprobs"} & fake.requests[-1].keys()
+        assert upstream.gives_ids is True, "the refusal was about the body"
 
 
 async def test_a_plain_server_is_asked_once(fake: Fake) -> None:

@@ -114,8 +114,11 @@ class Retries:
         attempt.done.set()
         if attempt.saved is None and self._attempts.get(attempt.name) is attempt:
             del self._attempts[attempt.name]
-        while (self._bytes > self._max_bytes or len(self._attempts) > MOST_KEPT) and (oldest := self._oldest_finished()) is not None:
+        while self._too_much() and (oldest := self._oldest_finished()) is not None:
             self._forget(oldest)
+
+    def _too_much(self) -> bool:
+        return self._bytes > self._max_bytes or len(self._attempts) > MOST_KEPT
 
     def _known(self, name: tuple[str, ...]) -> Attempt | None:
         """The newest equal attempt; those that are too old are dropped."""

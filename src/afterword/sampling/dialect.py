@@ -26,6 +26,7 @@ _BODIES = 3
 _AGAIN, _AGAIN_MAX = 30.0, 3600.0
 """Seconds after which a refused field is asked for again; doubled each time."""
 _NOT_ABOUT_FIELDS = (401, 402, 407, 408, 413, 429)
+_ABOUT_A_BODY = (400, 422)
 _BUSY = (502, 503, 504, 529)
 """Such a server is asked once more at most."""
 _OTHER_CODES = ("context_length_exceeded", "model_not_found", "insufficient_quota", "rate_limit_exceeded")
@@ -77,7 +78,7 @@ class Dialect:
 
     def fewer(self, asked: Json, refusal: UpstreamRejected, alone: bool) -> Json | None:
         """What to ask with after a refusal: without the fields that it names, else without the next that was never
-        taken. None when it is about something else. `alone`: this was the first attempt."""
+        taken, else without any of ours. None when it is about something else. `alone`: this was the first attempt."""
         named = named_in(refusal.text, asked)
         if named:
             if LIMIT in named and NEWER_LIMIT in refusal.text:
@@ -86,8 +87,10 @@ class Dialect:
             return {name: value for name, value in asked.items() if name not in named}
         suspects = [name for name in asked if name not in self._taken]
         about_else = refusal.answered in _NOT_ABOUT_FIELDS or refusal.error.get("code") in _OTHER_CODES
-        if not suspects or about_else:
+        if about_else or not (suspects or asked):
             return None
+        if not suspects:  # all were taken before, but perhaps not with this body: once more as the client wrote it
+            return {} if refusal.answered in _ABOUT_A_BODY else None
         if refusal.answered in _BUSY:
             return {name: value for name, value in asked.items() if name in self._taken} if alone else None
         first = min(suspects, key=lambda name: (name in _ORDER, _ORDER.index(name) if name in _ORDER else 0))
