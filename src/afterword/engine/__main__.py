@@ -153,7 +153,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _codec(model: str) -> Codec:
-    from afterword.learn.models import load_tokenizer  # torch; it takes seconds, in which the model loads, too
+    # Nothing computes in this process, and torch takes two thirds of the seconds that a tokenizer takes to load. What
+    # is None among the modules cannot be imported, so transformers does without it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    sys.modules.setdefault("torch", cast(Any, None))
+    from afterword.learn.models import load_tokenizer
 
     return Codec(load_tokenizer(model))
 

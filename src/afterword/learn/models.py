@@ -14,10 +14,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import huggingface_hub
-import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
@@ -29,6 +28,9 @@ from afterword.learn.embedded import embedded_model
 from afterword.learn.embedded import model_name as model_name
 from afterword.processes import stage
 from afterword.store.files import write_whole
+
+if TYPE_CHECKING:  # loaded by what computes: a process that needs a tokenizer alone loads it in a third of the time
+    import torch
 
 DtypeName = Literal["bfloat16", "float32", "auto"]
 
@@ -107,6 +109,8 @@ def load_model(ref: str, *, dtype: DtypeName = "auto", device: str = "auto") -> 
 
 def pick_device(device: str) -> torch.device:
     """ "auto" -> cuda when there is one, else cpu; other names as torch reads them."""
+    import torch
+
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -117,6 +121,8 @@ def pick_device(device: str) -> torch.device:
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """ "auto" -> bfloat16 where it is fast (CUDA; CPUs with AVX-512 BF16 or AMX), else float32."""
+    import torch
+
     if dtype == "auto":
         fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
