@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.chat.canonical import canonical, check_messages, extend_thread, text_of, thread_hash, thread_hashes
+from afterword.chat.canonical import canonical, check_messages, text_of, thread_hashes
 from afterword.errors import UsageError
 
 PARTS = [{"type": "text", "text": "Hello "}, {"type": "text", "text": "you"}]
@@ -52,15 +52,9 @@ def test_a_prefix_keeps_its_hash(pairs: list[tuple[str, str]]) -> None:
     hashes = thread_hashes(["key", "ada"], messages)
     assert len(hashes) == len(messages) and len(set(hashes)) == len(hashes)
     for i in range(1, len(messages) + 1):
-        assert thread_hash(["key", "ada"], messages[:i]) == hashes[i - 1]
+        assert thread_hashes(["key", "ada"], messages[:i]) == hashes[:i]
     assert set(hashes).isdisjoint(thread_hashes(["key", "bob"], messages))
     assert set(hashes).isdisjoint(thread_hashes(["key", None], messages))
-
-
-def test_a_conversation_is_extended_by_one_message() -> None:
-    messages = [{"role": "user", "content": str(i)} for i in range(3)]
-    hashes = thread_hashes(["key", None], messages)
-    assert extend_thread(hashes[1], messages[2]) == hashes[2]
 
 
 def test_a_changed_message_changes_every_later_hash() -> None:

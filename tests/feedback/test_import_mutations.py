@@ -38,7 +38,7 @@ ROWS: dict[str, Callable[[str], Json]] = {
 }  # fmt: skip
 LEAVES: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, 0, -1, 3.5, 1e300, 2**70, float("nan"), "", "x", "\ud800", "m1", "m5", "9" * 400, [], [[]], [3], {},
-     {"a": 1}, {"role": "user"}, [{"text": 3}]]
+     {"a": 1}, {"role": "user"}, [{"text": 3}], [{"type": "text", "text": None}]]
 )  # fmt: skip
 
 
@@ -124,6 +124,24 @@ def test_half_a_file_gives_what_is_whole(store: Store, tmp_path: Path, name: str
                 assert number == 0 and "could be read" in error.message
                 continue
             assert (summary.rows, summary.rejected) == (number + 1, {"cut_off": 1})
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("part", [{"type": "text"}, {"type": "text", "text": None}, {"type": "text", "text": {"a": 1}}])
+def test_a_part_without_its_text_costs_at_most_its_row(store: Store, tmp_path: Path, name: str, part: Json) -> None:
+    def broken(value: Any) -> Any:
+        if isinstance(value, dict):
+            found = {key: broken(one) for key, one in value.items()}
+            return {**found, "content": [part]} if isinstance(value.get("content"), str | list) else found
+        return [broken(one) for one in value] if isinstance(value, list) else value
+
+    first = broken(ROWS[name]("c1"))
+    (tmp_path / "x.json").write_text(json.dumps([first, ROWS[name]("c2")]), "utf-8")
+    summary = import_file(store, tmp_path / "x.json")
+    assert summary.rows == 2 and summary.stored >= 1
+    if first != ROWS[name]("c1") and name != "chatgpt feedback":
+        assert summary.rejected or summary.left_out
+    collect(store)
 
 
 def test_everything_that_came_in_can_be_collected(shared: tuple[Store, Path]) -> None:

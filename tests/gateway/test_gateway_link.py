@@ -13,7 +13,7 @@ from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch, Setup
 from tests.serving import afterword
 
-from afterword.chat.canonical import thread_hash
+from afterword.chat.canonical import thread_hashes
 from afterword.chat.trail import trail_of_turn
 from afterword.errors import StoreError
 from afterword.gateway.link import CROWD, Links
@@ -324,7 +324,7 @@ def test_the_same_request_under_another_clock_is_a_regeneration(gateway: Setup) 
 
 def test_turns_of_an_older_version_are_linked_by_the_hash_of_their_history(gateway: Setup) -> None:
     asked = [system("Be brief."), user("Why?")]
-    thread = thread_hash((None, "ada"), [*asked, said(SAID)])
+    thread = thread_hashes((None, "ada"), [*asked, said(SAID)])[-1]
     old = Turn(id="old", messages=tuple(asked), answer=said(SAID), user="ada", thread=thread)
     gateway.store.write(old)
     two = ask(gateway, [*asked, said(SAID), user("Shorter!")])

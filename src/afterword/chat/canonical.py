@@ -30,7 +30,8 @@ def text_of(content: Any) -> str:
         return ""
     if isinstance(content, str):
         return content
-    return "".join(part.get("text", "") for part in content if isinstance(part, dict) and part.get("type") == "text")
+    texts = (part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text")
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def canonical(message: dict[str, Any]) -> dict[str, Any]:
@@ -54,19 +55,9 @@ def thread_hashes(scope: Sequence[str | None], messages: Iterable[dict[str, Any]
     return hashes
 
 
-def extend_thread(parent: str, message: dict[str, Any]) -> str:
-    """Hash of the conversation whose hash is `parent` with one more message: what `thread_hashes` would give."""
-    return _link(bytes.fromhex(parent), message).hex()
-
-
 def _link(parent: bytes, message: dict[str, Any]) -> bytes:
     body = orjson.dumps(canonical(message), option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(parent + body, digest_size=16).digest()
-
-
-def thread_hash(scope: Sequence[str | None], messages: Sequence[dict[str, Any]]) -> str:
-    """Hash of the whole conversation within its scope."""
-    return thread_hashes(scope, messages)[-1]
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:

@@ -174,10 +174,17 @@ def checked(message: Any) -> Json:
         raise bad("bad_message", f"the content is neither text nor parts: {shown(content, 120)}")
     if isinstance(content, list) and not all(isinstance(part, dict) for part in content):
         raise bad("bad_message", f"a part of the content is no object: {shown(content, 120)}")
+    if isinstance(content, list) and not all(map(_has_its_text, content)):
+        raise bad("bad_message", f"a part of type `text` has no text: {shown(content, 120)}")
     calls = message.get("tool_calls")
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
         raise bad("bad_message", f"the tool calls are no list of objects: {shown(calls, 120)}")
     return message
+
+
+def _has_its_text(part: Json) -> bool:
+    """Is this part of a content a text, or no part of that type?"""
+    return part.get("type") != "text" or isinstance(part.get("text"), str)
 
 
 _SPEAKERS = {
@@ -317,7 +324,7 @@ def spoken(content: Any) -> str | list[Json] | None:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else None
-    return parts if parts and all(isinstance(part, dict) for part in parts) else None
+    return parts if parts and all(isinstance(part, dict) and _has_its_text(part) for part in parts) else None
 
 
 def parsed(value: Any) -> Any:
