@@ -131,6 +131,13 @@ def test_a_long_conversation_takes_linear_space(store: Store, tmp_path: Path) ->
     assert turns[-1].previous == turns[-2].id
 
 
+@pytest.mark.parametrize("action", [[], ["accepted"], {"kind": "edited"}, 3])
+def test_an_action_of_another_type_rejects_its_row_alone(store: Store, tmp_path: Path, action: Any) -> None:
+    rows = [{"prompt": "p", "draft": "d", "user_action": action}, {"prompt": "p", "draft": "d", "user_action": "saved"}]
+    summary = load(store, tmp_path, rows)
+    assert (summary.rejected, summary.turns, summary.feedback) == ({"unknown_action": 1}, 1, 1)
+
+
 def test_votes_beside_plain_messages_are_counted_and_not_guessed_at(store: Store, tmp_path: Path) -> None:
     talks = [{**ROWS["openai"], "rating": -1, "label": None}, {"messages": said("How?", "So."), "label": False}]
     talks[1]["messages"][1]["feedback"] = {"thumb": "down"}

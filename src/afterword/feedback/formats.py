@@ -223,7 +223,7 @@ def _events(row: Json) -> Hashed:
         raise bad("no_messages", "`prompt` (a text or messages) and `draft` (a text) are needed")
     action = row.get("user_action")
     kind = ACTIONS.get(action.replace("_", " ").strip().lower()) if isinstance(action, str) else None
-    if kind is None and action not in {None, ""}:
+    if kind is None and action not in (None, ""):
         raise bad("unknown_action", f"`user_action` is {shown(action, 60)}; known: {', '.join(sorted(ACTIONS))}")
     moment = unix_time(row.get("created_at"))
     when: Json = {} if moment is None else {"created_at": moment}
