@@ -86,7 +86,7 @@ def test_a_killed_model_is_started_again_and_that_is_told(
         engine = json.loads(capsys.readouterr().out)["server"]["engine"]
         assert (engine["status"], engine["restarts"]) == ("ok", 1) and "SIGKILL" in engine["last_reason"]
         assert cli(["status", "--dir", str(home)]) == 0
-        assert "started again 1 times" in capsys.readouterr().out
+        assert "restarts: 1" in capsys.readouterr().out
 
 
 def worker(pid: int) -> int:

@@ -124,7 +124,7 @@ def _show_engine(context: Context, server: dict[str, Any] | None) -> None:
     if engine.get("restarts"):
         runs = "" if engine.get("status") == "ok" else ", not running now"
         context.out.print(
-            f"engine   started again {engine['restarts']} times{runs}; last {when(engine['last_at'])}: "
+            f"engine   restarts: {engine['restarts']}{runs}; last {when(engine['last_at'])}: "
             f"{escape(engine['last_reason'])}"
         )
 
