@@ -349,3 +349,23 @@ def test_an_erasure_waits_for_what_reads_the_rows(home: Path, work: str) -> None
                 beside.submit(forget_user, store, ADA).result()
             assert store.count(Turn, user=ADA) == turns > 0
         assert forget_user(store, ADA)["clean"]
+
+
+def test_rejects_of_a_json_file_stay_lines_for_the_next_erasure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows of `chats.json` that were rejected lie in `chats.json.jsonl`, which is JSON lines."""
+    good = [{"role": "user", "content": "Hi there"}, {"role": "assistant", "content": "Hello"}]
+    rows = [{"messages": m, "user": u} for m, u in ((good, "bob-bobson"), ("x", "bob-bobson"), ("y", "carl-carlson"))]
+    (tmp_path / "chats.json").write_bytes(orjson.dumps(rows))
+    home = ["--dir", str(tmp_path / "data")]
+    assert main(["import", str(tmp_path / "chats.json"), *home]) == 0
+    rejects = tmp_path / "data" / "rejects" / "chats.json.jsonl"
+    assert main(["forget", "--user", "bob-bobson", *home]) == 0
+    (left,) = [orjson.loads(line) for line in rejects.read_bytes().splitlines()]
+    assert "carl-carlson" in str(left) and "bob-bobson" not in str(left)
+    with rejects.open("ab") as damaged:
+        damaged.write(b"{half a line\n")
+    assert main(["forget", "--user", "carl-carlson", *home]) == 0
+    assert not rejects.exists() or b"carl-carlson" not in rejects.read_bytes()
+    assert "Traceback" not in capsys.readouterr().err

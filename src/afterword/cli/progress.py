@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,12 @@ LINE_EVERY = 15.0
 @contextmanager
 def step_bar(context: Context, title: str, unit: str = "steps") -> Iterator[Callable[[int, int | None], None]]:
     """For work of known length; call the yielded function with (done, total)."""
-    if context.quiet or not context.err.is_terminal:
-        yield _lines(context, title, unit)
+    if context.quiet:
+        yield lambda done, total: None
+        return
+    if not context.err.is_terminal:
+        with _lines(context, title, unit) as advance:
+            yield advance
         return
     columns = (
         SpinnerColumn(),
@@ -32,12 +37,25 @@ def step_bar(context: Context, title: str, unit: str = "steps") -> Iterator[Call
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def _lines(context: Context, title: str, unit: str) -> Callable[[int, int | None], None]:
-    last = [time.monotonic()]
+@contextmanager
+def _lines(context: Context, title: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A line every `LINE_EVERY` seconds, also while nothing is done: work that is long must not look dead in a log."""
+    started, ended = time.monotonic(), threading.Event()
+    known: list[int | None] = [0, None]
+
+    def beat() -> None:
+        while not ended.wait(LINE_EVERY):
+            done, total = known
+            of = f" of {total}" if total else ""
+            context.say(f"{title}: {done}{of} {unit}, {time.monotonic() - started:.0f} s")
 
     def advance(done: int, total: int | None) -> None:
-        if time.monotonic() - last[0] >= LINE_EVERY:
-            last[0] = time.monotonic()
-            context.say(f"{title}: {done}{f' of {total}' if total else ''} {unit}")
+        known[:] = done, total
 
-    return advance
+    thread = threading.Thread(target=beat, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        thread.join()

@@ -160,13 +160,19 @@ def _progress(context: Context) -> Progress:
     )
 
 
+_LOOKED_AT = 256
+"""Interactions of which one with served token ids is looked for, to advise the next command."""
+
+
 def run_collect(context: Context) -> int:
     """Decide about new feedback and print the funnel."""
     with context.open_store() as store:
         settings = stage_settings(context, model=False)
         funnel = collect_stage(store, settings, _progress(context))
         spent = store.spent(settings.channel)
-        waiting = sum(1 for row in store.usable("train") if row.id not in spent)
+        rows = [row for row in store.usable("train") if row.id not in spent]
+        waiting = len(rows)
+        served = any(t is not None and t.on_policy for t in (store.find(Turn, row.turn) for row in rows[:_LOOKED_AT]))
     if context.json:
         context.emit(funnel.to_dict())
         return 0
@@ -174,7 +180,10 @@ def run_collect(context: Context) -> int:
         context.out.print(f"{'  ' * depth}{number:>7}  {escape(name)}")
     least = settings.train.min_interactions
     if waiting >= least:
-        context.say("Next: `afterword train`.")
+        context.say(
+            "Next: `afterword train`." if served else
+            "Next: `afterword train --off-policy`: no answer of these interactions has served token ids."
+        )  # fmt: skip
     elif funnel.train:
         context.say(f"{waiting} interactions wait to be learned; `afterword train` starts with {least}.")
     return 0

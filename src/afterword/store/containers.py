@@ -46,6 +46,9 @@ class _List:
         self._out.write(b"[]\n" if self._first else b"\n]\n")
 
 
+_PACKED = ([".gz"], [".gzip"], [".zst"], [".zstd"])
+
+
 @contextmanager
 def container(path: Path) -> Iterator[Out]:
     """Where the rows of an export to `path` are written; its suffixes say how.
@@ -62,7 +65,8 @@ def container(path: Path) -> Iterator[Out]:
                     yield spool
             else:
                 with _packed(raw, names[-1:]) as packed:
-                    if ".json" in names[-2:]:
+                    form = names[-2:-1] if names[-1:] in _PACKED else names[-1:]
+                    if form == [".json"]:  # `chats.json.jsonl` is JSON lines
                         rows = _List(packed)
                         yield rows
                         rows.end()

@@ -153,9 +153,11 @@ def rejects_of(directory: Path, user: str) -> Iterator[Json]:
             continue
         with file.open("rb") as lines:
             for line in lines:
-                if pattern is not None and pattern.search(line):
-                    yield orjson.loads(line)
-                elif named(found := orjson.loads(line), user):
+                try:
+                    found = orjson.loads(line)
+                except orjson.JSONDecodeError:  # damaged: its text still counts, and the others are read
+                    found = {"line": line.decode("utf-8", "replace")}
+                if (pattern is not None and pattern.search(line)) or named(found, user):
                     yield found
 
 
