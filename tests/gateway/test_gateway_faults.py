@@ -145,6 +145,7 @@ def test_the_upstream_is_down_and_comes_back(launch: Launch) -> None:
     for path, body in ((CHAT, {"model": "afterword", "messages": HI}), ("/v1/models", None)):
         response = gateway.post(path, body) if body else gateway.get(path)
         assert response.status_code == 502 and "cannot be reached" in shape(response)["message"]
+        assert response.headers["Retry-After"] == "10", "clients of OpenAI wait and ask again by themselves"
     with fake_upstream(fake, port=int(url.rpartition(":")[2])):
         answer = gateway.chat("Hi")
         assert answer["choices"][0]["message"]["content"] == "The sky is blue."

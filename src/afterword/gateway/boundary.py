@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import orjson
 from aiohttp import web
 
-from afterword.errors import AfterwordError, error_body, error_response
+from afterword.errors import AfterwordError, UpstreamError, error_body, error_response
 from afterword.gateway.keys import KeyMissing
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID
 from afterword.records import Json, new_id
@@ -19,6 +19,9 @@ from afterword.sampling import UpstreamRejected
 
 log = logging.getLogger("afterword.gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+DOWN_SECONDS = 10
+"""When to ask again a model server that cannot be reached: the built-in engine starts again in about as long, and
+OpenAI's clients wait so long by themselves."""
 PASSED_ON = (400, 402, 404, 409, 413, 422, 429)
 """Statuses of the upstream that are about the request and reach the client as they are."""
 _CHAT = "only conversations are learned from: use POST /v1/chat/completions."
@@ -82,6 +85,8 @@ def error_answer(error: AfterwordError) -> web.Response:
     headers: dict[str, str] = {}
     if isinstance(error, UpstreamRejected):
         headers |= error.headers
+    elif isinstance(error, UpstreamError) and error.code == "down":
+        headers["Retry-After"] = str(DOWN_SECONDS)
     if isinstance(error, UpstreamRejected) and error.answered in PASSED_ON:
         status = error.answered
         body = error_body(
