@@ -101,7 +101,7 @@ def register_demo(commands: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     demo.add_argument(
         "--quick", action="store_true",
-        help="a smoke test of about two minutes: every stage runs once, too little is asked to say what was learned",
+        help="a smoke test of a few minutes: every stage runs once, too little is asked to say what was learned",
     )  # fmt: skip
     demo.add_argument("--persona", default=DEFAULT_PERSONA, metavar="NAME", help=", ".join(persona_names()))
     demo.add_argument(

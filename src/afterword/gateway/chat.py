@@ -392,7 +392,7 @@ class Exchange:
         return "the upstream gives no token ids"
 
 
-_NOTHING_LEFT = "Nothing more can be dropped: the system messages and the last message are too long. Shorten them."
+_NOTHING_LEFT = "Nothing more can be dropped: the last message, with the system messages if there are any, is too long."
 
 
 async def _read_all(stream: ChatStream) -> bytes:

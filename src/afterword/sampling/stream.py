@@ -48,8 +48,10 @@ class UpstreamRejected(UpstreamError):
 
     def with_remedy(self, remedy: str) -> Self:
         """The same refusal, its message followed by what to do."""
-        self.error = {**self.error, "message": f"{self.error['message']} {remedy}"}
-        self.message = f"{self.message} {remedy}"
+        said, whole = (
+            f"{text.rstrip().removesuffix('.')}. {remedy}" for text in (str(self.error["message"]), self.message)
+        )
+        self.error, self.message = {**self.error, "message": said}, whole
         return self
 
 
