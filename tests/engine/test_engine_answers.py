@@ -31,6 +31,21 @@ async def test_requests_that_join_midway_change_nothing(client: Client, peer: Pe
     assert got == [peer.greedy(text, 60) for text in TEXTS]
 
 
+async def test_a_long_prompt_does_not_hold_up_a_short_question(tiny: Path, peer: Peer) -> None:
+    """Steps that read 16 tokens of prompts: of a long and a short one that come together the short one ends first."""
+    ended: list[str] = []
+
+    async def ask(client: Client, name: str, text: str) -> list[int]:
+        ids = await client.ids(text, 8, ignore_eos=True)
+        ended.append(name)
+        return ids
+
+    async with serve_tiny(tiny, chunk=16) as client:
+        long, short = await asyncio.gather(ask(client, "long", "x" * 400), ask(client, "short", "Hi"))
+    assert ended == ["short", "long"]
+    assert long[:1] == peer.greedy("x" * 400, 1) and short[:1] == peer.greedy("Hi", 1)
+
+
 @pytest.mark.parametrize(
     "limits",
     [

@@ -269,6 +269,24 @@ class Engine:
             youngest.stored = 0
             self._waiting.appendleft(youngest)
 
+    def _shares(self, requests: list[Request]) -> list[tuple[Request, int]]:
+        """(request, end): how far the prompt of each is read in this step, `chunk` tokens in all.
+
+        The shortest first, so that a long prompt holds up nobody who asks a short question; half of a step is kept for
+        the longest, so that it goes on however many short ones come.
+        """
+        unread = sorted(
+            (r for r in requests if len(r.tokens) - r.stored > 1), key=lambda r: (len(r.tokens) - r.stored, r.row)
+        )
+        left, reading = self.chunk, []
+        for request in unread:
+            room = left if request is unread[-1] else left - self.chunk // 2
+            taken = min(len(request.tokens) - request.stored, room)
+            if taken > 0:
+                reading.append((request, request.stored + taken))
+                left -= taken
+        return reading
+
     def _read_again(self) -> None:
         """A sequence that grew over the model's switch has other rotary factors from its first token on: its keys are
         computed again."""
@@ -289,12 +307,7 @@ class Engine:
         if not requests:
             return []
         decoding = [r for r in requests if len(r.tokens) - r.stored == 1]
-        left, reading = self.chunk, []
-        for request in requests:
-            pending = len(request.tokens) - request.stored
-            if pending > 1 and left > 0:
-                reading.append((request, request.stored + min(pending, left)))
-                left -= min(pending, left)
+        reading = self._shares(requests)
         plan = Plan(
             self.runner.cache,
             [(request.row, request.stored) for request in decoding],
