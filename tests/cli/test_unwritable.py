@@ -98,8 +98,13 @@ def outcomes(place: str, home: Path, file: Path, commands: list[list[str]]) -> d
 
 @pytest.fixture
 def open_path() -> Iterator[Path]:
-    """A folder that every user can reach; pytest's own are private."""
-    with tempfile.TemporaryDirectory() as folder:
+    """A folder that every user can reach: pytest's own are private, and so may be the whole of TMPDIR."""
+
+    def open_to_all(folder: Path) -> bool:
+        return folder.is_dir() and all(part.stat().st_mode & 0o001 for part in (folder, *folder.parents))
+
+    places = [Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp")]
+    with tempfile.TemporaryDirectory(dir=next(place for place in places if open_to_all(place))) as folder:
         yield Path(folder)
 
 
