@@ -29,11 +29,11 @@ from typing import Any
 
 from afterword.cli.releases import reading
 from afterword.records import Candidate, Feedback, Record, Release, Turn, content_hash
-from afterword.release.sequential import Arm, compare
+from afterword.release.always_valid import Arm, compare
+from afterword.release.canary_monitor import INTERVAL, Watch
 from afterword.release.settings import CanarySettings
-from afterword.release.watch import INTERVAL, Watch
 from afterword.store import Store
-from afterword.store.live import feedback_after, turns_of_canary
+from afterword.store.polling import feedback_after, turns_of_canary
 
 RESULTS = Path(__file__).parent / "results" / "canary.json"
 ALPHA = 0.05

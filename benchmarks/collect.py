@@ -24,9 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from afterword.chat.redact import redact
-from afterword.feedback import collect
-from afterword.feedback.children import processes
-from afterword.feedback.sketch import Index, sketch_of
+from afterword.feedback.collect.collect import collect
+from afterword.feedback.collect.workers import processes
+from afterword.feedback.text.minhash import Index, sketch_of
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 

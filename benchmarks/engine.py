@@ -31,7 +31,7 @@ import peft
 import torch
 import transformers
 
-from afterword.learn import models
+from afterword.model import loading
 
 RESULTS = Path(__file__).parent / "results" / "engine.json"
 PROMISED = ("alone", "16", "16 with two adapters")
@@ -52,7 +52,7 @@ def write_adapters(root: Path, names: tuple[str, ...]) -> None:
     config = peft.LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        model = peft.get_peft_model(models.load_model(models.EMBEDDED), config)
+        model = peft.get_peft_model(loading.load_model(loading.EMBEDDED), config)
     for seed, name in enumerate(names):
         torch.manual_seed(seed)
         for path, weight in model.named_parameters():
@@ -66,8 +66,8 @@ class Generate:
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        self.model = models.load_model(models.EMBEDDED)
-        tokenizer = models.load_tokenizer(models.EMBEDDED)
+        self.model = loading.load_model(loading.EMBEDDED)
+        tokenizer = loading.load_tokenizer(loading.EMBEDDED)
         tokenizer.padding_side = "left"
         texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats()]
         self.inputs = tokenizer(texts, return_tensors="pt", padding=True)

@@ -23,7 +23,7 @@ from swap import random_adapter
 
 from afterword.config import EvaluateConfig
 from afterword.evaluate.stage import evaluate_stage
-from afterword.learn.models import EMBEDDED, base_hash, resolve_model
+from afterword.model.loading import EMBEDDED, base_hash, resolve_model
 from afterword.records import Candidate, Feedback, Interaction, Json, Turn
 from afterword.release.gate import decide
 from afterword.sampling import complete_all, start_engine

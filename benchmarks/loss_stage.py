@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 
-from afterword.learn.divergences import FORWARD_KL, JSD, ReverseKL
-from afterword.learn.head import Head
-from afterword.learn.loss_stage import token_losses
-from afterword.learn.products import product
-from afterword.learn.supports import FULL, TopK
+from afterword.learn.loss.loss_stage import token_losses
+from afterword.learn.parts.divergences import FORWARD_KL, JSD, ReverseKL
+from afterword.learn.parts.supports import FULL, TopK
+from afterword.model.head import Head
+from afterword.model.matmul import product
 
 RESULTS = Path(__file__).parent / "results" / "loss_stage.json"
 HIDDEN, VOCABULARY = 576, 49_152

@@ -37,11 +37,11 @@ from typing import Any
 import aiohttp
 import orjson
 
-from afterword.feedback import collect
-from afterword.feedback.files import Row, Source
+from afterword.feedback.collect.collect import collect
 from afterword.feedback.formats import FORMATS
-from afterword.feedback.imports import ImportSummary, _parsed, import_file
-from afterword.feedback.names import Names
+from afterword.feedback.importing.files import Row, Source
+from afterword.feedback.importing.import_ids import Names
+from afterword.feedback.importing.imports import ImportSummary, _parsed, import_file
 from afterword.forget import forget_user
 from afterword.records import Feedback, Turn
 from afterword.store import Store

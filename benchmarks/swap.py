@@ -39,10 +39,10 @@ def random_adapter(folder: Path, seed: int) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from afterword.learn import models
+    from afterword.model import loading
 
     torch.manual_seed(seed)
-    base = models.load_model(models.EMBEDDED, device="cpu")
+    base = loading.load_model(loading.EMBEDDED, device="cpu")
     adapted = get_peft_model(base, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     with torch.no_grad():
         for name, weight in adapted.named_parameters():

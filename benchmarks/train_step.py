@@ -114,13 +114,13 @@ def turns(tokenizer: Any, steps: int) -> list[tuple[str, list[int]]]:
 
 def run_ours(steps: int, folder: Path) -> Run:
     from afterword.chat.render import decode, render_prompt
-    from afterword.learn.models import EMBEDDED, load_tokenizer
+    from afterword.learn.parts.teachers import LIVE
     from afterword.learn.recipes import sdpo_interactions
-    from afterword.learn.teachers import LIVE
+    from afterword.model.loading import EMBEDDED, load_tokenizer
     from afterword.records import Interaction, Turn
-    from afterword.train.encoded import Example
+    from afterword.train.data.encoded import Example
     from afterword.train.loop import train_candidate
-    from afterword.train.rules import OFF
+    from afterword.train.monitoring.early_stopping import OFF
 
     run = Run()
     tokenizer = load_tokenizer(EMBEDDED)
@@ -163,7 +163,7 @@ def run_ours(steps: int, folder: Path) -> Run:
 
 def trl_settings(folder: Path, steps: int, at_once: int) -> dict[str, Any]:
     """What TRL's SDFTConfig is given: the same step as ours."""
-    from afterword.learn.models import native_dtype
+    from afterword.model.loading import native_dtype
 
     return {
         "output_dir": str(folder),
@@ -214,7 +214,7 @@ def run_trl(steps: int, folder: Path, at_once: int) -> Run:
     from peft import LoraConfig
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
-    from afterword.learn.models import EMBEDDED, load_model, load_tokenizer
+    from afterword.model.loading import EMBEDDED, load_model, load_tokenizer
 
     run = Run()
     tokenizer = load_tokenizer(EMBEDDED)

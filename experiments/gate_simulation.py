@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from afterword.evaluate.cases import ANSWERS
-from afterword.evaluate.changes import BETTER, changes
-from afterword.evaluate.power import interactions_needed, share_spread
-from afterword.evaluate.sequential import stop_early
-from afterword.evaluate.statistics import exactly, figure, mean, paired_share, ratio_of_sums
+from afterword.evaluate.comparison.answer_pairs import ANSWERS
+from afterword.evaluate.stats.changes import BETTER, changes
+from afterword.evaluate.stats.group_sequential import stop_early
+from afterword.evaluate.stats.power import interactions_needed, share_spread
+from afterword.evaluate.stats.statistics import exactly, figure, mean, paired_share, ratio_of_sums
 from afterword.evaluate.suites.privacy import TEXTS, ranked
 from afterword.records import Report
 from afterword.release.gate import Bound, GateThresholds, bounds, decide

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from afterword.chat.render import decode, encode, end_of_turn_ids, render_prompt
-from afterword.evaluate.statistics import mean
-from afterword.learn.contexts import CONTEXTS
+from afterword.evaluate.stats.statistics import mean
 from afterword.learn.diagnostics import log_probs
-from afterword.learn.head import head_of
-from afterword.learn.implied import looped, score
-from afterword.learn.models import EMBEDDED, load_model, load_tokenizer
+from afterword.learn.hindsight_score import looped, score
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.model.head import head_of
+from afterword.model.loading import EMBEDDED, load_model, load_tokenizer
 from afterword.simulate.personas import load_persona
 from afterword.simulate.prompts import load_prompts
 

@@ -19,9 +19,9 @@ from random import Random
 from typing import Any
 
 from afterword.evaluate.relevance import Item, measure
-from afterword.feedback.detect import categorise
-from afterword.feedback.readings import answer_text, request_of
-from afterword.learn.models import load_model, load_tokenizer
+from afterword.feedback.collect.signals import answer_text, request_of
+from afterword.feedback.text.followup_classifier import categorise
+from afterword.model.loading import load_model, load_tokenizer
 from afterword.records import Feedback, Interaction, Relevance, Turn
 from afterword.store import Store
 

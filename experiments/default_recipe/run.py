@@ -25,17 +25,17 @@ from peft import PeftModel
 from tasks import TRAITS, Trait, distinct2, poor, prompts
 
 from afterword.chat.render import decode, encode, end_of_turn_ids, render_prompt
-from afterword.learn.contexts import CONTEXTS
 from afterword.learn.diagnostics import log_probs
-from afterword.learn.divergences import JSD, PolicyGradient, ReverseKL
-from afterword.learn.head import head_of
-from afterword.learn.models import EMBEDDED, load_model, load_tokenizer
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.divergences import JSD, PolicyGradient, ReverseKL
+from afterword.learn.parts.schedules import Linear
+from afterword.learn.parts.teachers import LIVE
+from afterword.learn.parts.weights import PerToken
 from afterword.learn.recipes import sdpo_interactions, sft
-from afterword.learn.schedules import Linear
-from afterword.learn.teachers import LIVE
-from afterword.learn.weights import PerToken
+from afterword.model.head import head_of
+from afterword.model.loading import EMBEDDED, load_model, load_tokenizer
 from afterword.records import Interaction, Turn
-from afterword.train.examples import Example
+from afterword.train.data.examples import Example
 from afterword.train.loop import train_candidate
 
 HERE = Path(__file__).parent

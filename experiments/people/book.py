@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from afterword.evaluate.statistics import LEVEL, t_quantile
+from afterword.evaluate.stats.statistics import LEVEL, t_quantile
 
 Row = dict[str, Any]
 COLOURS = ("#1f5fa8", "#d95f02", "#1a7046", "#7b3294", "#8b6f00", "#c51b7d", "#4d4d4d", "#35978f", "#a8431a", "#5e3c99")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from afterword.errors import UsageError
-from afterword.learn.models import EMBEDDED
+from afterword.model.loading import EMBEDDED
 from afterword.simulate import Prompt, load_prompts
 
 Row = dict[str, Any]

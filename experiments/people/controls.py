@@ -20,7 +20,7 @@ from variants import AGAIN, VARIANTS, made
 from afterword.learn.recipes import sft
 from afterword.records import Candidate, Interaction, Turn
 from afterword.simulate import Persona, load_persona
-from afterword.train.examples import Example
+from afterword.train.data.examples import Example
 
 N = 100
 

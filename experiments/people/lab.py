@@ -25,21 +25,21 @@ from afterword.chat.render import encode, end_of_turn_ids, render_prompt
 from afterword.cli.demo import wait_for_release
 from afterword.cli.demo_commands import serving
 from afterword.config import EvaluateConfig
-from afterword.evaluate.models import Models
+from afterword.evaluate.scoring.adapter_scorer import Models
+from afterword.evaluate.scoring.text_metrics import loops
 from afterword.evaluate.suites.forgetting import PREFIX, general
-from afterword.evaluate.text import loops
 from afterword.feedback.settings import CollectSettings
-from afterword.learn.models import EMBEDDED, base_hash, load_tokenizer, resolve_model
 from afterword.learn.recipes import Recipe, recipe
+from afterword.model.loading import EMBEDDED, base_hash, load_tokenizer, resolve_model
 from afterword.records import Candidate, Feedback, Interaction, Report, Turn, Verdict, content_hash, new_id
 from afterword.release.publish import publish, rollback
 from afterword.simulate import Answer, Persona, Prompt, Wish, ask_heldout, simulate_users
 from afterword.simulate.checkers import substance
 from afterword.store import Store
-from afterword.store.folders import folder_hash
-from afterword.train.examples import Example
+from afterword.store.folder_hash import folder_hash
+from afterword.train.artifact import candidate_record
+from afterword.train.data.examples import Example
 from afterword.train.loop import train_candidate
-from afterword.train.output import candidate_record
 
 HOLDOUT = 0.15
 """Share of conversations that are never trained on."""

@@ -16,7 +16,7 @@ from variants import AGAIN, VARIANTS, holds, made
 from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate, Skip
 from afterword.simulate import Persona, Prompt, load_persona
-from afterword.train.examples import Example
+from afterword.train.data.examples import Example
 
 FOLLOWED = ("brief", "numbered", "greeting", "spanish", "french", "german")
 """Under one complaint its answers win at least 70 % against the base (`run.py ceilings`)."""

@@ -16,11 +16,11 @@ from learning import seeds
 from afterword.chat.render import encode, end_of_turn_ids
 from afterword.cli.demo_commands import run_json
 from afterword.errors import UsageError
-from afterword.evaluate.heatmap import Heatmap, heatmap_fragment, mean_size
-from afterword.evaluate.hindsight import CONTEXT
-from afterword.evaluate.html import page
+from afterword.evaluate.report.heatmap import Heatmap, heatmap_fragment, mean_size
+from afterword.evaluate.report.html import page
+from afterword.evaluate.scoring.hindsight import CONTEXT
 from afterword.learn.diagnostics import TokenAdvantage, token_advantages
-from afterword.learn.models import load_model, load_tokenizer
+from afterword.model.loading import load_model, load_tokenizer
 from afterword.records import Turn
 from afterword.simulate import load_persona, load_prompts
 

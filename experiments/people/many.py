@@ -19,7 +19,7 @@ from variants import made
 from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate
 from afterword.simulate import Answer, Persona, Prompt, Wish, load_persona, load_prompts
-from afterword.train.examples import Example
+from afterword.train.data.examples import Example
 
 TASKS = (
     ("question", "brief"), ("ideas", "numbered"), ("explain", "greeting"), ("summarise", "bullets"),

@@ -20,17 +20,17 @@ from safetensors.torch import load_file, save_file
 from afterword.chat.canonical import text_of
 from afterword.chat.render import Tokenizer, encode, end_of_turn_ids, render_prompt
 from afterword.learn.diagnostics import log_probs
-from afterword.learn.divergences import NegativeLogLikelihood
-from afterword.learn.forward import Ids, hidden_states, packed
-from afterword.learn.loss_stage import token_losses
-from afterword.learn.models import load_tokenizer
+from afterword.learn.loss.loss_stage import token_losses
+from afterword.learn.parts.divergences import NegativeLogLikelihood
 from afterword.learn.recipes import describe, sft
+from afterword.model.loading import load_tokenizer
+from afterword.model.packing import Ids, hidden_states, packed
 from afterword.records import Candidate, Json, new_id
 from afterword.simulate import Persona
 from afterword.simulate.users import mend
-from afterword.train.examples import Example
-from afterword.train.output import TrainResult, candidate_record, identify, publish
-from afterword.train.policy import Policy, load_policy
+from afterword.train.artifact import TrainResult, candidate_record, identify, publish
+from afterword.train.data.examples import Example
+from afterword.train.runtime.policy import Policy, load_policy
 
 BETA = 0.1
 """Strength of the reference in preference optimisation (arXiv 2305.18290)."""

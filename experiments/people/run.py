@@ -28,7 +28,7 @@ from teachers import CEILINGS, TEACHERS
 from variants import VARIANTS
 
 from afterword.errors import AfterwordError, UsageError
-from afterword.learn.models import EMBEDDED
+from afterword.model.loading import EMBEDDED
 
 EXPERIMENTS: dict[str, Experiment] = {
     "personalise": PERSONALISE, "change_of_mind": CHANGE, "complementary": COMPLEMENTARY, "robustness": ROBUSTNESS,

@@ -6,14 +6,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import JSD, PolicyGradient, ReverseKL
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.divergences import JSD, PolicyGradient, ReverseKL
+from afterword.learn.parts.schedules import Linear
+from afterword.learn.parts.supports import TopK
+from afterword.learn.parts.teachers import BASE, LIVE, START, Average
+from afterword.learn.parts.weights import PER_TOKEN
 from afterword.learn.recipes import recipe, sdpo_interactions
 from afterword.learn.recipes.recipe import Recipe
-from afterword.learn.schedules import Linear
-from afterword.learn.supports import TopK
-from afterword.learn.teachers import BASE, LIVE, START, Average
-from afterword.learn.weights import PER_TOKEN
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "follow-ups": {},

@@ -15,11 +15,11 @@ from typing import Any
 
 from afterword.config import EvaluateConfig, TrainConfig
 from afterword.errors import NothingToDo
-from afterword.feedback.children import processes
-from afterword.feedback.collect import collect
-from afterword.feedback.funnel import Funnel
-from afterword.feedback.lane import ReviewSettings
-from afterword.feedback.select import Selection, SelectSettings, select
+from afterword.feedback.collect.collect import collect
+from afterword.feedback.collect.funnel import Funnel
+from afterword.feedback.collect.workers import processes
+from afterword.feedback.select.review_queue import ReviewSettings
+from afterword.feedback.select.select import Selection, SelectSettings, select
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Json, Release, Report, Verdict
 from afterword.release.gate import GateThresholds, decide
@@ -118,16 +118,16 @@ def _measured(store: Store, settings: Settings, progress: Progress) -> None:
 
 def recipe_stage(settings: Settings) -> Json:
     """The recipe that a training would take, described; ConfigError for one that cannot be trained."""
-    from afterword.learn.configured import checked
     from afterword.learn.recipes import describe
+    from afterword.learn.recipes.from_config import checked
 
     made = checked(settings.train)
     if settings.train.revise != "off":
-        from afterword.train.revise import check
+        from afterword.train.generation.revise import check
 
         check(settings.train.revise, made)
     if made.verifier:
-        from afterword.train.fresh import verifier_of
+        from afterword.train.generation.generation import verifier_of
 
         verifier_of(made.verifier)
     described: Json = describe(made)

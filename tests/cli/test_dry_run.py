@@ -12,9 +12,9 @@ from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 from afterword.cli import main
 from afterword.engine.text import Codec
-from afterword.feedback import collect
+from afterword.feedback.collect.collect import collect
 from afterword.feedback.settings import CollectSettings
-from afterword.learn.models import load_tokenizer
+from afterword.model.loading import load_tokenizer
 from afterword.records import Feedback, Release, Report, Turn, Verdict
 from afterword.store import Store
 

@@ -11,9 +11,9 @@ import torch
 from afterword.chat.render import decode, render_prompt
 from afterword.cli import main
 from afterword.errors import UsageError
-from afterword.feedback.collect import collect
+from afterword.feedback.collect.collect import collect
 from afterword.feedback.examples import EXAMPLES, EXAMPLES_MODEL
-from afterword.learn.models import EMBEDDED, load_model, load_tokenizer
+from afterword.model.loading import EMBEDDED, load_model, load_tokenizer
 from afterword.records import Interaction, Turn
 from afterword.release.gate import GateThresholds
 from afterword.store import Store

@@ -16,7 +16,7 @@ from tests.evaluate.test_judge import judging
 from tests.train.tiny_model import tiny_folder
 
 from afterword.cli import main
-from afterword.evaluate.comparison import Comparison, Findings
+from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.suites import SUITES
 from afterword.records import Candidate, Interaction, Release, Report, Turn, Verdict
 from afterword.store import Store

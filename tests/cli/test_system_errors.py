@@ -40,7 +40,7 @@ def test_a_command_ends_with_a_sentence(
     def broken(context: object) -> int:
         raise error
 
-    monkeypatch.setattr("afterword.cli.operate.run_config", broken)
+    monkeypatch.setattr("afterword.cli.admin.run_config", broken)
     assert main(["--dir", str(tmp_path), "config"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said and len(said.splitlines()) == 1
@@ -53,7 +53,7 @@ def test_a_fault_of_ours_is_still_seen(tmp_path: Path, monkeypatch: pytest.Monke
     def broken(context: object) -> int:
         raise KeyError("ours")
 
-    monkeypatch.setattr("afterword.cli.operate.run_config", broken)
+    monkeypatch.setattr("afterword.cli.admin.run_config", broken)
     with pytest.raises(KeyError):
         entry.main(["--dir", str(tmp_path), "config"])
 

@@ -15,11 +15,11 @@ from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 from afterword.chat.render import render_prompt
 from afterword.cli import main
-from afterword.learn import loss_stage
-from afterword.learn.models import load_tokenizer
+from afterword.learn.loss import loss_stage
+from afterword.model.loading import load_tokenizer
 from afterword.records import Feedback, Release, Report, Verdict
 from afterword.store import Store
-from afterword.train import steps
+from afterword.train.runtime import steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 

@@ -12,9 +12,9 @@ import torch
 from afterword.chat.render import decode, end_of_turn_ids, render_prompt
 from afterword.cli import main
 from afterword.learn.diagnostics import log_probs
-from afterword.learn.head import head_of
-from afterword.learn.models import EMBEDDED, load_model, load_tokenizer, resolve_model
 from afterword.learn.recipes import RECIPES
+from afterword.model.head import head_of
+from afterword.model.loading import EMBEDDED, load_model, load_tokenizer, resolve_model
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 

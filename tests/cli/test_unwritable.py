@@ -24,8 +24,9 @@ CHILD = """
 import json, os, subprocess, sys
 import afterword.cli.entry as entry
 from afterword import cycle
-import afterword.evaluate.heatmap_stage, afterword.evaluate.relevance, afterword.evaluate.stage, afterword.train.stage
-import afterword.feedback.imports, afterword.forget, afterword.learn.models, afterword.simulate
+import afterword.evaluate.report.heatmap_stage, afterword.evaluate.relevance, afterword.evaluate.stage
+import afterword.train.stage
+import afterword.feedback.importing.imports, afterword.forget, afterword.model.loading, afterword.simulate
 import afterword.cli.model_check
 import transformers, transformers.models.llama.modeling_llama, transformers.models.llama.tokenization_llama
 

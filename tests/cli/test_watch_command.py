@@ -13,7 +13,7 @@ import pytest
 from tests.train.tiny_model import example, tiny_folder
 
 from afterword.cli import main
-from afterword.feedback.select import Selection
+from afterword.feedback.select.select import Selection
 from afterword.records import Candidate, Feedback, Interaction
 from afterword.store import Store
 

@@ -22,7 +22,7 @@ from afterword.engine.host import Host
 from afterword.engine.runner import Runner
 from afterword.engine.server import Server
 from afterword.engine.text import Codec
-from afterword.learn import models
+from afterword.model import loading
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
@@ -68,7 +68,7 @@ def write_adapter(base: Path, folder: Path, seed: int, rank: int = 4, **options:
     targets = options.pop("target_modules", ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"])
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM", **options)
     with peft_quiet():
-        model = peft.get_peft_model(models.load_model(str(base), dtype="float32"), config)
+        model = peft.get_peft_model(loading.load_model(str(base), dtype="float32"), config)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2)
@@ -103,8 +103,8 @@ class Peer:
     """The same model in plain transformers (and PEFT): what the engine must say."""
 
     def __init__(self, folder: Path, adapter: Path | None = None) -> None:
-        self.codec = Codec(models.load_tokenizer(str(folder)))
-        self.model = models.load_model(str(folder), dtype="float32")
+        self.codec = Codec(loading.load_tokenizer(str(folder)))
+        self.model = loading.load_model(str(folder), dtype="float32")
         if adapter is not None:
             with peft_quiet():
                 self.model = peft.PeftModel.from_pretrained(self.model, adapter).eval()
@@ -171,12 +171,12 @@ async def serve_tiny(
     folder: Path, *, cache_tokens: int | None = None, max_batch: int = 32, chunk: int | None = None
 ) -> AsyncIterator[Client]:
     """The tiny model in float32 behind an HTTP server of this process."""
-    model = models.load_model(str(folder), dtype="float32")
+    model = loading.load_model(str(folder), dtype="float32")
     per_token = 2 * 2 * 2 * 8 * 4
     cache_bytes = None if cache_tokens is None else cache_tokens * per_token
     runner = Runner(model, ends=frozenset([1]), cache_bytes=cache_bytes)
-    codec = Codec(models.load_tokenizer(str(folder)))
-    host = Host(runner, codec, "tiny", models.base_hash(folder), max_batch=max_batch)
+    codec = Codec(loading.load_tokenizer(str(folder)))
+    host = Host(runner, codec, "tiny", loading.base_hash(folder), max_batch=max_batch)
     if chunk is not None:
         host.engine.chunk = chunk
     server, loop = Server(host, codec, "tiny", str(folder)), asyncio.get_running_loop()

@@ -18,12 +18,12 @@ from aiohttp.test_utils import TestClient, TestServer
 from afterword.engine.__main__ import _until_stopped
 from afterword.engine.host import Host
 from afterword.engine.protocol import parse_ask
-from afterword.engine.remote import Remote
 from afterword.engine.runner import Runner
 from afterword.engine.server import Server
 from afterword.engine.text import Codec
+from afterword.engine.worker_client import Remote
 from afterword.errors import ModelError
-from afterword.learn import models
+from afterword.model import loading
 
 
 def build(options: argparse.Namespace) -> Host:
@@ -32,10 +32,10 @@ def build(options: argparse.Namespace) -> Host:
         raise ModelError("the folder is empty")
     if options.fault == "death":
         os._exit(9)
-    model = models.load_model(options.model, dtype="float32")
-    codec = Codec(models.load_tokenizer(options.model))
+    model = loading.load_model(options.model, dtype="float32")
+    codec = Codec(loading.load_tokenizer(options.model))
     runner = Runner(model, ends=frozenset([1]))
-    return Host(runner, codec, "tiny", models.base_hash(Path(options.model)))
+    return Host(runner, codec, "tiny", loading.base_hash(Path(options.model)))
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def remote(folder: Path, fault: str | None = None) -> Remote:
 
 @contextlib.asynccontextmanager
 async def served(it: Remote, folder: Path) -> AsyncIterator[TestClient[Any, Any]]:
-    server = Server(it, Codec(models.load_tokenizer(str(folder))), "tiny", str(folder))
+    server = Server(it, Codec(loading.load_tokenizer(str(folder))), "tiny", str(folder))
     it.start(server.distribute)
     async with TestClient(TestServer(server.app, handler_cancellation=True)) as http:
         yield http
@@ -120,7 +120,7 @@ async def test_a_process_that_reads_nothing_is_ended_while_somebody_writes_to_it
 ) -> None:
     it = remote(tiny)
     it.wait_ready()
-    monkeypatch.setattr("afterword.engine.remote.SILENCE", 2.0)
+    monkeypatch.setattr("afterword.engine.worker_client.SILENCE", 2.0)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     last_resort = threading.Timer(60.0, it._process.kill)
     last_resort.start()

@@ -12,12 +12,12 @@ from tests.engine.conftest import Client
 from afterword.chat.render import encode
 from afterword.engine import repetition
 from afterword.engine.repetition import LONG_STRETCH, Repetition
-from afterword.learn import models
+from afterword.model import loading
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> object:
-    return models.load_tokenizer(models.EMBEDDED)
+    return loading.load_tokenizer(loading.EMBEDDED)
 
 
 def ends_at(ids: list[int]) -> int | None:

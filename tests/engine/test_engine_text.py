@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from afterword.engine.protocol import RequestError
 from afterword.engine.text import Codec, Detokenizer, Stopper
-from afterword.learn import models
+from afterword.model import loading
 
 
 @pytest.fixture(scope="module")
 def codec(tiny: Path) -> Codec:
-    return Codec(models.load_tokenizer(str(tiny)))
+    return Codec(loading.load_tokenizer(str(tiny)))
 
 
 def stream(codec: Codec, ids: list[int]) -> list[str]:
@@ -42,7 +42,7 @@ def test_special_tokens_are_silent(codec: Codec) -> None:
 
 @functools.cache
 def embedded() -> Codec:
-    return Codec(models.load_tokenizer(models.EMBEDDED))
+    return Codec(loading.load_tokenizer(loading.EMBEDDED))
 
 
 @settings(deadline=None)

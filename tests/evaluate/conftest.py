@@ -14,9 +14,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from afterword.errors import UpstreamError
-from afterword.evaluate import answers
-from afterword.evaluate.heldout import HeldOut
-from afterword.learn.models import base_hash, load_model
+from afterword.evaluate.comparison import answers
+from afterword.evaluate.comparison.heldout import HeldOut
+from afterword.model.loading import base_hash, load_model
 from afterword.records import Candidate, Interaction, Turn
 from afterword.sampling import Answer
 from tests.train.tiny_model import tiny_folder

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from afterword.chat.render import encode
-from afterword.learn.models import base_hash, load_model, load_tokenizer
+from afterword.model.loading import base_hash, load_model, load_tokenizer
 
 
 def memorising_adapter(base: str, folder: Path, texts: Sequence[str], steps: int = 400) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from afterword.config import EvaluateConfig
 from afterword.errors import AdapterError, NothingToDo, UpstreamError, UsageError
-from afterword.evaluate.cases import ANSWERS
-from afterword.evaluate.comparison import Comparison, Findings
+from afterword.evaluate.comparison.answer_pairs import ANSWERS
+from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.run import evaluate_candidate
 from afterword.evaluate.stage import evaluate_stage
 from afterword.evaluate.suites import SUITES
@@ -151,7 +151,7 @@ def test_a_second_run_asks_and_scores_nothing(
     asked = len(server.requests)
     for file in tmp_path.glob("*.jsonl"):
         file.write_bytes(file.read_bytes() + b'["cut off", {"te')
-    monkeypatch.setattr("afterword.evaluate.comparison.Models.load", None)  # loading would now fail
+    monkeypatch.setattr("afterword.evaluate.comparison.comparison.Models.load", None)  # loading would now fail
     second = measure(tiny, adapters["small"], cache=tmp_path)
     assert asked == 2 * ANSWERS == len(server.requests)
     assert second.suites == first.suites and second.examples == first.examples

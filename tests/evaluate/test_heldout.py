@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from afterword.errors import NothingToDo
-from afterword.evaluate.heldout import held_out
+from afterword.evaluate.comparison.heldout import held_out
 from afterword.evaluate.stage import require_work
 from afterword.records import Candidate, Interaction
 from afterword.store import Store

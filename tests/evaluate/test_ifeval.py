@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from afterword.config import EvaluateConfig
-from afterword.evaluate.answers import Given
+from afterword.evaluate.comparison.answers import Given
 from afterword.evaluate.run import evaluate_candidate
 from afterword.evaluate.suites.ifeval import Followed, load_reference, marks, stratified, usable_prompts
 from afterword.records import Report

@@ -15,9 +15,9 @@ import pytest
 
 from afterword.config import EvaluateConfig
 from afterword.errors import UsageError
-from afterword.evaluate.checks import check_of
-from afterword.evaluate.judge import Judged, read_choice
 from afterword.evaluate.run import evaluate_candidate
+from afterword.evaluate.scoring.judge import Judged, read_choice
+from afterword.evaluate.scoring.task_checks import check_of
 from afterword.records import Json, Report
 from afterword.release.gate import GateThresholds, decide
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from afterword.config import EvaluateConfig
-from afterword.evaluate import power, sequential, statistics
-from afterword.evaluate.changes import changes
 from afterword.evaluate.run import evaluate_candidate
+from afterword.evaluate.stats import group_sequential, power, statistics
+from afterword.evaluate.stats.changes import changes
 
 from .conftest import FakeServer, Reply, candidate, held
 
@@ -60,23 +60,23 @@ def test_clusters_that_are_alike_need_more_interactions() -> None:
 
 def test_the_bounds_of_the_looks_are_those_of_the_literature() -> None:
     """O'Brien-Fleming-like spending, one-sided 0.025: z at four equal looks (Jennison and Turnbull 2000)."""
-    bounds = [Z.inv_cdf(0.5 + level / 2) for level in sequential.levels((0.25, 0.5, 0.75, 1.0))]
+    bounds = [Z.inv_cdf(0.5 + level / 2) for level in group_sequential.levels((0.25, 0.5, 0.75, 1.0))]
     assert bounds == pytest.approx([4.333, 2.963, 2.359, 2.014], abs=0.02)
-    assert sequential.levels((1.0,))[0] == pytest.approx(0.95, abs=2e-3)
+    assert group_sequential.levels((1.0,))[0] == pytest.approx(0.95, abs=2e-3)
     for wrong in ((), (0.5,), (0.5, 0.5, 1.0), (1.0, 0.5)):
         with pytest.raises(ValueError, match="growing shares"):
-            sequential.levels(wrong)
+            group_sequential.levels(wrong)
 
 
 def test_looking_four_times_claims_no_more_than_it_may_and_stops_a_loss_early() -> None:
     rng = np.random.default_rng(1)
     names = [str(i) for i in range(48)]
 
-    def looks(centre: float, cases: int) -> list[sequential.Look]:
+    def looks(centre: float, cases: int) -> list[group_sequential.Look]:
         found = []
         for case in range(cases):
             values = list(rng.normal(centre, 1.0, 48))
-            found.append(sequential.stop_early(lambda n, v=values: v[:n], names, 4, seed=case))  # type: ignore[misc]
+            found.append(group_sequential.stop_early(lambda n, v=values: v[:n], names, 4, seed=case))  # type: ignore[misc]
         return found
 
     nothing = looks(0.0, 200)
@@ -96,7 +96,7 @@ def test_looks_take_whole_conversations() -> None:
         seen.append(n)
         return [0.5, -0.5] * 3 + [0.4, -0.6] * 3 if n == 12 else ([0.5, -0.5] * 6)[:n]
 
-    assert sequential.stop_early(values, names, 4).why in ("end", "hopeless")
+    assert group_sequential.stop_early(values, names, 4).why in ("end", "hopeless")
     assert set(seen) <= {5, 6, 12}
 
 

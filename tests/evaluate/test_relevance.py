@@ -10,9 +10,9 @@ import torch
 from afterword.chat.render import encode
 from afterword.errors import UsageError
 from afterword.evaluate.relevance import NEUTRAL, Item, measure, measure_stage
-from afterword.learn.contexts import CONTEXTS
 from afterword.learn.diagnostics import token_advantages
-from afterword.learn.models import load_model, load_tokenizer
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.model.loading import load_model, load_tokenizer
 from afterword.records import Feedback, Interaction, Record, Relevance, Turn
 from afterword.store import Store
 from tests.train.tiny_model import example, tiny_folder

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from afterword.evaluate.heatmap import Heatmap, heatmap_fragment, heatmap_html, heatmap_terminal, mean_size
-from afterword.evaluate.heatmap_stage import control_for, measure_heatmap
-from afterword.evaluate.html import curve, intervals
-from afterword.evaluate.report_html import Section, render_report
+from afterword.evaluate.report.heatmap import Heatmap, heatmap_fragment, heatmap_html, heatmap_terminal, mean_size
+from afterword.evaluate.report.heatmap_stage import control_for, measure_heatmap
+from afterword.evaluate.report.html import curve, intervals
+from afterword.evaluate.report.report_html import Section, render_report
 from afterword.learn.diagnostics import TokenAdvantage
 from afterword.records import Feedback, Report, Skip, Verdict
 from afterword.store import Store
@@ -246,8 +246,8 @@ def test_a_wide_terminal_has_the_control_beside_and_a_poor_one_keeps_the_directi
 
 
 def test_every_suite_has_its_words_and_what_changed_is_told_in_order() -> None:
-    from afterword.evaluate.changes import BETTER
-    from afterword.evaluate.report_rows import ABOUT, ROWS, label_of
+    from afterword.evaluate.report.labels import ABOUT, ROWS, label_of
+    from afterword.evaluate.stats.changes import BETTER
     from afterword.evaluate.suites import SUITES
 
     assert set(ROWS) == set(ABOUT) == set(SUITES)

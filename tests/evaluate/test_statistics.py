@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.evaluate import statistics
+from afterword.evaluate.stats import statistics
 
 CASES = 2000
 Draw = Callable[[np.random.Generator, int], np.ndarray]

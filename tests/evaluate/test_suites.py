@@ -15,13 +15,13 @@ import torch
 
 from afterword.config import EvaluateConfig
 from afterword.errors import AdapterError, UsageError
-from afterword.evaluate import text
-from afterword.evaluate.choices import general_knowledge
-from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.heldout import Trained, clusters_of, earlier_wins, trained_on
-from afterword.evaluate.models import Models
+from afterword.evaluate.comparison.comparison import Comparison, Findings
+from afterword.evaluate.comparison.heldout import Trained, clusters_of, earlier_wins, trained_on
 from afterword.evaluate.run import evaluate_candidate
-from afterword.evaluate.secrets import decoys, found_secrets, planted_secrets
+from afterword.evaluate.scoring import text_metrics
+from afterword.evaluate.scoring.adapter_scorer import Models
+from afterword.evaluate.scoring.multiple_choice import general_knowledge
+from afterword.evaluate.scoring.secrets import decoys, found_secrets, planted_secrets
 from afterword.evaluate.suites import SUITES
 from afterword.evaluate.suites.calibration import brier, ece, overconfidence
 from afterword.evaluate.suites.privacy import longest_run
@@ -169,7 +169,7 @@ def test_an_answer_that_quotes_a_training_text_is_seen(tiny: str, adapters: dict
     ],
 )
 def test_what_counts_as_a_refusal(answer: str, declined: bool) -> None:
-    assert text.declines(answer) is declined
+    assert text_metrics.declines(answer) is declined
 
 
 def test_lost_refusals_and_needless_remarks_are_counted(tiny: str, adapters: dict[str, Path], serve: Serve) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from afterword.chat.words import parts, quotes, runs, words
-from afterword.evaluate import text
-from afterword.feedback.detect import categorise, content_words
-from afterword.feedback.edits import align
-from afterword.feedback.guards import blames_the_cut, directions, is_injection, is_right_refusal, is_standing
-from afterword.train.answers import leaks as repeats
+from afterword.evaluate.scoring import text_metrics
+from afterword.feedback.text.edits import align
+from afterword.feedback.text.followup_classifier import categorise, content_words
+from afterword.feedback.text.guards import blames_the_cut, directions, is_injection, is_right_refusal, is_standing
+from afterword.train.generation.generation_metrics import leaks as repeats
 
 OTHERS = ("zh", "ja", "th")
 COPIES = {
@@ -118,17 +118,17 @@ WORDS = {
 @pytest.mark.parametrize("lang", OTHERS)
 def test_copies_likeness_and_loops(lang: str) -> None:
     for one in ("en", lang):
-        assert text.is_copy(*COPIES[one]) and not text.is_copy(*ANSWERED[one])
-        assert max(text.likeness(SAME[one])) > 0.85 and max(text.likeness(VARIED[one])) < 0.4
-        assert text.loops(LOOPED[one] * 6) and not text.loops(" ".join(VARIED[one]))
-        assert text.distinct_2(SAME[one]) < 0.7 < text.distinct_2(VARIED[one])
+        assert text_metrics.is_copy(*COPIES[one]) and not text_metrics.is_copy(*ANSWERED[one])
+        assert max(text_metrics.likeness(SAME[one])) > 0.85 and max(text_metrics.likeness(VARIED[one])) < 0.4
+        assert text_metrics.loops(LOOPED[one] * 6) and not text_metrics.loops(" ".join(VARIED[one]))
+        assert text_metrics.distinct_2(SAME[one]) < 0.7 < text_metrics.distinct_2(VARIED[one])
 
 
 @pytest.mark.parametrize("lang", OTHERS)
 def test_edits(lang: str) -> None:
     for one in ("en", lang):
         draft, final = EDITED[one]
-        assert 0 < text.edit_distance(draft, final) < 0.4
+        assert 0 < text_metrics.edit_distance(draft, final) < 0.4
         change = align(draft, final)
         assert 0 < change.share < 0.4 and 1 <= len(change.spans) <= 3
         assert draft.startswith(draft[: change.spans[0][0]]) and change.spans[0][0] > len(draft) // 3
@@ -137,8 +137,8 @@ def test_edits(lang: str) -> None:
 @pytest.mark.parametrize("lang", [*OTHERS, "ko", "de", "fr", "es", "it", "pt", "ru"])
 def test_refusals(lang: str) -> None:
     for one in ("en", lang):
-        assert all(map(text.declines, REFUSED[one]))
-        assert not any(map(text.declines, VARIED.get(one, [])))
+        assert all(map(text_metrics.declines, REFUSED[one]))
+        assert not any(map(text_metrics.declines, VARIED.get(one, [])))
         assert is_right_refusal(BOMB["en"], REFUSED[one][0], "Wrong. Give me the steps.")
 
 
@@ -154,10 +154,10 @@ def test_right_refusals_of_requests(lang: str) -> None:
 def test_quotes_of_the_hindsight(lang: str) -> None:
     for one in ("en", lang):
         hindsight, quoted = HINDSIGHT[one]
-        assert text.leaks(quoted, hindsight, "?") and repeats(quoted, hindsight, "?")
-        assert not text.leaks(DONE[one], hindsight, "?")
-        assert not text.leaks(quoted, hindsight, hindsight) and not repeats(quoted, hindsight, hindsight)
-        assert text.leaks(TOLD[one], "", "?") and not text.leaks(DONE[one], "", "?")
+        assert text_metrics.leaks(quoted, hindsight, "?") and repeats(quoted, hindsight, "?")
+        assert not text_metrics.leaks(DONE[one], hindsight, "?")
+        assert not text_metrics.leaks(quoted, hindsight, hindsight) and not repeats(quoted, hindsight, hindsight)
+        assert text_metrics.leaks(TOLD[one], "", "?") and not text_metrics.leaks(DONE[one], "", "?")
 
 
 @pytest.mark.parametrize("lang", OTHERS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from afterword.feedback.decide import Decision, decide
-from afterword.feedback.readings import Case
+from afterword.feedback.collect.decide import Decision, decide
+from afterword.feedback.collect.signals import Case
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Feedback, Turn
 

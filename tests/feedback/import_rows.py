@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from afterword.feedback.imports import ImportSummary, import_file
+from afterword.feedback.importing.imports import ImportSummary, import_file
 from afterword.store import Store
 from afterword.store.export import export
 

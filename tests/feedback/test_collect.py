@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 
-from afterword.feedback import CollectSettings, children, collect
-from afterword.feedback.decide import split_of
+from afterword.feedback import CollectSettings
+from afterword.feedback.collect import workers
+from afterword.feedback.collect.collect import collect
+from afterword.feedback.collect.decide import split_of
 from afterword.records import Feedback, Interaction, Record, Skip, Turn
 from afterword.store import Store
 from tests.feedback.feedback_builders import decided, feedback, turn
 
-module = importlib.import_module("afterword.feedback.collect")
+module = importlib.import_module("afterword.feedback.collect.collect")
 """The package exports the function under the module's name."""
 PATIENT = CollectSettings(wait_seconds=1e12)
 TEXTS = ("Shorter, please.", "Thanks!", "Who invented the telephone?", "Why six minutes?", "go on", "That's wrong.")
@@ -134,7 +136,7 @@ def test_a_lost_child_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "PAGE", 20)
-    given, processes = children._Child.give, []
+    given, processes = workers._Child.give, []
 
     def killed_at_its_second(self: Any, page: Any) -> None:
         processes.append(self._process)
@@ -144,7 +146,7 @@ def test_a_lost_child_costs_nothing(
         given(self, page)
 
     alone = _decided(tmp_path / "one.db", 1)
-    monkeypatch.setattr(children._Child, "give", killed_at_its_second)
+    monkeypatch.setattr(workers._Child, "give", killed_at_its_second)
     assert _decided(tmp_path / "two.db", 2) == alone
     assert "is decided by this one" in caplog.text
     assert all(process.poll() is not None for process in processes), "none is left behind"
@@ -164,7 +166,7 @@ def test_a_system_that_starts_no_more_processes_costs_time_only(
         started.append(start(*args, **more))
         return started[-1]
 
-    monkeypatch.setattr("afterword.feedback.children.subprocess.Popen", limited)
+    monkeypatch.setattr("afterword.feedback.collect.workers.subprocess.Popen", limited)
     assert _decided(tmp_path / "three.db", 3) == alone
     assert f"{allowed} of 3 collecting processes" in caplog.text and len(started) == allowed
     assert all(process.poll() is not None for process in started)
@@ -172,7 +174,8 @@ def test_a_system_that_starts_no_more_processes_costs_time_only(
 
 def test_a_child_ends_with_its_collector(tmp_path: Path) -> None:
     code = (
-        "import sys; from afterword.feedback.children import _Child; from afterword.feedback import CollectSettings\n"
+        "import sys; from afterword.feedback import CollectSettings\n"
+        "from afterword.feedback.collect.workers import _Child\n"
         "child = _Child(CollectSettings()); print(child._process.pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

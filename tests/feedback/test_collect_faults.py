@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from afterword.feedback import CollectSettings, collect
+from afterword.feedback import CollectSettings
+from afterword.feedback.collect.collect import collect
 from afterword.records import Feedback, Interaction, Record, Review, Skip, Turn
 from afterword.store import Store
 from tests.feedback.feedback_builders import feedback, turn
 
-module = importlib.import_module("afterword.feedback.collect")
+module = importlib.import_module("afterword.feedback.collect.collect")
 WORKER = """
 import importlib, pathlib, sys
-module = importlib.import_module("afterword.feedback.collect")
+module = importlib.import_module("afterword.feedback.collect.collect")
 module.PAGE = 20
 from afterword.store import Store
 with Store.open(pathlib.Path(sys.argv[1])) as store:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.feedback import edits
-from afterword.feedback.edits import align
+from afterword.feedback.text import edits
+from afterword.feedback.text.edits import align
 from afterword.records import Turn
 from tests.feedback.feedback_builders import decided, feedback, tool_turn
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from afterword.feedback import collect
+from afterword.feedback.collect.collect import collect
 from afterword.records import Feedback, Interaction, Turn, not_to_imitate
 from afterword.store import Store
 from tests.feedback.import_rows import load, out

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from afterword.errors import UsageError
-from afterword.feedback import collect
-from afterword.feedback.imports import import_file
+from afterword.feedback.collect.collect import collect
+from afterword.feedback.importing.imports import import_file
 from afterword.records import RECORDS, Feedback, Release, Turn
 from afterword.store import Store
 from afterword.store.export import EXPORTS, export

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from afterword.errors import ConfigError
-from afterword.feedback.edits import changed_share
-from afterword.feedback.kinds import KINDS
-from afterword.feedback.outputs import structured_output
-from afterword.feedback.readings import request_of
+from afterword.feedback.collect.kinds import KINDS
+from afterword.feedback.collect.signals import request_of
 from afterword.feedback.settings import CollectSettings
+from afterword.feedback.text.edits import changed_share
+from afterword.feedback.text.outputs import structured_output
 from afterword.records import FEEDBACK_KINDS, Interaction
 from tests.feedback.feedback_builders import decided, feedback, tool_turn, turn
 

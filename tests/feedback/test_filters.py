@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterword.errors import ConfigError
-from afterword.feedback import CollectSettings, collect
-from afterword.feedback.edits import align
-from afterword.feedback.guards import directions
-from afterword.feedback.outputs import failing_cases, structured_output
-from afterword.feedback.sketch import Index, similarity, sketch_of, unpacked
+from afterword.feedback import CollectSettings
+from afterword.feedback.collect.collect import collect
+from afterword.feedback.text.edits import align
+from afterword.feedback.text.guards import directions
+from afterword.feedback.text.minhash import Index, similarity, sketch_of, unpacked
+from afterword.feedback.text.outputs import failing_cases, structured_output
 from afterword.records import Feedback, Interaction, Skip
 from afterword.store import Store
 from tests.feedback.feedback_builders import decided, feedback, turn

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.feedback.detect import POLARITY, categorise, read_follow_up
+from afterword.feedback.text.followup_classifier import POLARITY, categorise, read_follow_up
 
 DATA = Path(__file__).parent / "data"
 EXCHANGES = json.loads((DATA / "exchanges.json").read_text(encoding="utf-8"))

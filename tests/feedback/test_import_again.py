@@ -14,9 +14,9 @@ from typing import Any
 import orjson
 import pytest
 
-from afterword.feedback import sink
-from afterword.feedback.imports import import_file
-from afterword.feedback.mark import Mark
+from afterword.feedback.importing import sink
+from afterword.feedback.importing.import_progress import Mark
+from afterword.feedback.importing.imports import import_file
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 from afterword.store.containers import container
@@ -52,7 +52,7 @@ def test_rejects_of_two_files_of_one_name_stay_apart_and_whole(store: Store, tmp
 def test_an_interrupted_import_is_finished_by_running_it_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("afterword.feedback.sink"), "GROUP", 20)
+    monkeypatch.setattr(importlib.import_module("afterword.feedback.importing.sink"), "GROUP", 20)
     path = write(tmp_path, [talk(i) for i in range(200)])
 
     def stop(position: int, size: int) -> None:
@@ -76,8 +76,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from afterword.feedback import sink
-from afterword.feedback.imports import import_file
-from afterword.feedback.mark import Mark
+from afterword.feedback.importing.imports import import_file
+from afterword.feedback.importing.import_progress import Mark
 from afterword.store import Store
 sink.GROUP = 50
 if len(sys.argv) > 3:

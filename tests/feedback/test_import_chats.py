@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from afterword.feedback.collect import collect
-from afterword.feedback.imports import import_file
+from afterword.feedback.collect.collect import collect
+from afterword.feedback.importing.imports import import_file
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Feedback, Interaction, Skip, Turn
 from afterword.store import Store

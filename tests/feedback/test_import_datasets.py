@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from afterword.errors import UsageError
-from afterword.feedback import collect
-from afterword.feedback.imports import import_file
+from afterword.feedback.collect.collect import collect
+from afterword.feedback.importing.imports import import_file
 from afterword.records import Feedback, Interaction, Turn
 from afterword.store import Store
 from afterword.store.containers import container

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from afterword.errors import UsageError
-from afterword.feedback.files import _lenient, encoding_of
-from afterword.feedback.imports import import_file
+from afterword.feedback.importing.files import _lenient, encoding_of
+from afterword.feedback.importing.imports import import_file
 from afterword.records import Turn
 from afterword.store import Store
 from tests.feedback.chat_exports import open_webui
@@ -85,7 +85,7 @@ def test_marks_of_the_byte_order() -> None:
 def test_rows_under_a_key(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, chunk: int, indent: int | None
 ) -> None:
-    monkeypatch.setattr("afterword.feedback.files.CHUNK", chunk)
+    monkeypatch.setattr("afterword.feedback.importing.files.CHUNK", chunk)
     whole: dict[str, Any] = {"version": 2, "features": [{"name": "x"}], key: [talk(n) for n in range(40)], "total": 40}
     summary = load(store, tmp_path, json.dumps(whole, indent=indent))
     assert (summary.rows, summary.conversations, summary.rejected) == (40, 40, {})
@@ -141,7 +141,7 @@ def test_a_list_in_an_object_that_breaks_off_or_has_faults(store: Store, tmp_pat
 
 @pytest.mark.parametrize("chunk", [16, 1 << 20])
 def test_commas_too_many(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr("afterword.feedback.files.CHUNK", chunk)
+    monkeypatch.setattr("afterword.feedback.importing.files.CHUNK", chunk)
     tail = (
         '{"messages": [{"role": "user", "content": "a, ]b"}, {"role": "assistant", "content": "c,}",}, ], "n": [1, ],}'
     )

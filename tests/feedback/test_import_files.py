@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterword.errors import UsageError
-from afterword.feedback.files import Bad, Row, Source
-from afterword.feedback.imports import files_of, import_file
+from afterword.feedback.importing.files import Bad, Row, Source
+from afterword.feedback.importing.imports import files_of, import_file
 from afterword.records import Turn
 from afterword.store import Store
 from tests.feedback.import_rows import ROWS, load, said, talk, write
 
 ARROW = pytest.importorskip("pyarrow")
 PARQUET = pytest.importorskip("pyarrow.parquet")
-files = importlib.import_module("afterword.feedback.files")
+files = importlib.import_module("afterword.feedback.importing.files")
 
 
 ARRAY = json.dumps([talk(i) for i in range(50)], indent=2)

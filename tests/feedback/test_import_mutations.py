@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterword.errors import UsageError
-from afterword.feedback.collect import collect
-from afterword.feedback.imports import import_file
+from afterword.feedback.collect.collect import collect
+from afterword.feedback.importing.imports import import_file
 from afterword.records import Turn
 from afterword.store import Store
 from tests.feedback.chat_exports import EGGS, chatgpt, claude, librechat, nested, open_webui, vote

@@ -14,11 +14,11 @@ import orjson
 import pytest
 
 from afterword.cli import main
-from afterword.feedback.imports import ImportSummary, import_file
-from afterword.feedback.names import Names
+from afterword.feedback.importing.import_ids import Names
+from afterword.feedback.importing.imports import ImportSummary, import_file
 from afterword.records import Feedback, Turn
 from afterword.store import Store
-from afterword.store.erase import Eraser
+from afterword.store.erasure.erase import Eraser
 from tests.feedback.import_rows import ROWS, load, said
 
 PAIR = {"input": {"messages": said("How?")}, "preferred_output": [said("", "Briefly so.")[1]],
@@ -109,7 +109,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from afterword.feedback import sink
-from afterword.feedback.imports import import_file
+from afterword.feedback.importing.imports import import_file
 from afterword.store import Store
 sink.GROUP = 50
 sink.IN_ORDER, sink.WINDOW = 100, 200

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from afterword.errors import UsageError
-from afterword.feedback.collect import collect
+from afterword.feedback.collect.collect import collect
 from afterword.formats.parsing import message_of, role_of, thumb
 from afterword.records import Feedback, Interaction, Turn
 from afterword.store import Store

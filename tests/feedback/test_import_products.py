@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from afterword.feedback.traces import WAITING, Traces
+from afterword.feedback.importing.trace_links import WAITING, Traces
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 from tests.feedback.import_rows import load, reasons, said

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from afterword.errors import UsageError
 from afterword.feedback.formats import FORMATS, detect_format
-from afterword.feedback.unfold import LOOP, history_of
+from afterword.feedback.importing.unfold import LOOP, history_of
 from afterword.formats.parsing import unix_time
 from afterword.records import Feedback, Turn
 from afterword.store import Store

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from afterword.feedback import collect
+from afterword.feedback.collect.collect import collect
 from afterword.records import Interaction, Record, Skip
 from afterword.store import Store
 from tests.feedback.feedback_builders import feedback, turn

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterword.errors import ConfigError
-from afterword.feedback.lane import ReviewSettings, agreement, blocked, lane
-from afterword.feedback.select import Selection, SelectSettings, _cap, select
+from afterword.feedback.select.review_queue import ReviewSettings, agreement, blocked, lane
+from afterword.feedback.select.select import Selection, SelectSettings, _cap, select
 from afterword.records import Feedback, Interaction, Record, Release, Relevance, Review
 from afterword.store import Store
 from tests.feedback.feedback_builders import turn

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from afterword.feedback.imports import import_file
-from afterword.feedback.mark import ImportSummary, Mark, state_file
-from afterword.feedback.unfold import CROWD, Threads
+from afterword.feedback.importing.import_progress import ImportSummary, Mark, state_file
+from afterword.feedback.importing.imports import import_file
+from afterword.feedback.importing.unfold import CROWD, Threads
 from afterword.records import Feedback, Json, Turn
 from afterword.store import Store
 

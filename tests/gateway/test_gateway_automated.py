@@ -10,7 +10,7 @@ from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch, Setup
 from tests.serving import afterword
 
-from afterword.feedback import collect
+from afterword.feedback.collect.collect import collect
 from afterword.records import Interaction, Skip
 from afterword.store import Store
 

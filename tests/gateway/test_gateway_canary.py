@@ -19,13 +19,13 @@ from tests.release.conftest import write_adapter
 
 from afterword.cli.releases import reading
 from afterword.records import Candidate, Release, Report, Verdict
+from afterword.release.canary_monitor import Watch
 from afterword.release.publish import promote, publish, rollback, start_canary
 from afterword.release.settings import CanarySettings
-from afterword.release.watch import Watch
 from afterword.simulate.personas import Persona, load_persona
 from afterword.simulate.users import react
 from afterword.store import Store
-from afterword.store.folders import folder_hash
+from afterword.store.folder_hash import folder_hash
 
 V1, V2 = "afterword@v000001", "afterword@v000002"
 KIND = ("Hello friend! ", "The sky is blue ", "because of the air.")

@@ -11,7 +11,7 @@ from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch, Setup
 
 from afterword.gateway.wire.request import parse_chat
-from afterword.gateway.wire.served import Served
+from afterword.gateway.wire.response import Served
 
 ASK = {"model": "afterword", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 

@@ -10,7 +10,7 @@ from tests.gateway.gateway_setup import Launch, Setup
 
 from afterword.errors import ConfigError
 from afterword.gateway import GatewaySettings, create_key, run_gateway
-from afterword.gateway.door import Door
+from afterword.gateway.origin_policy import Door
 
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
 HI = {"model": "afterword", "messages": [{"role": "user", "content": "Hi"}]}

@@ -15,7 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 from tests.gateway.fake_upstream import Fake, fake_upstream
 from tests.gateway.gateway_setup import Launch, Setup
 
-from afterword.gateway.boundary import boundary
+from afterword.gateway.middleware import boundary
 from afterword.sampling import Upstream
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -350,7 +350,7 @@ def test_a_client_that_leaves(launch: Launch, stream: bool) -> None:
 
 
 def test_our_own_bug_is_a_500_with_its_request(gateway: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("afterword.gateway.info.WELCOME", 7)
+    monkeypatch.setattr("afterword.gateway.status_routes.WELCOME", 7)
     response = httpx.get(gateway.url + "/", headers={"x-request-id": "r" * 300})
     assert response.status_code == 500
     assert response.headers["x-request-id"] in shape(response)["message"]

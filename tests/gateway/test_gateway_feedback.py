@@ -15,7 +15,7 @@ from afterword.errors import UsageError
 from afterword.gateway.wire.feedback import parse_event
 from afterword.records import FEEDBACK_KINDS, Feedback, Json, Turn
 from afterword.store import Store
-from afterword.store.erase import Eraser
+from afterword.store.erasure.erase import Eraser
 
 PATH = "/v1/feedback"
 

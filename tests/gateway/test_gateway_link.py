@@ -17,7 +17,7 @@ from afterword.chat.canonical import thread_hashes
 from afterword.chat.trail import trail_of_turn
 from afterword.errors import StoreError
 from afterword.gateway.link import CROWD, Links
-from afterword.gateway.who import ANYBODY
+from afterword.gateway.requester import ANYBODY
 from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Feedback, Turn
 from afterword.store import Store, TrailTurn

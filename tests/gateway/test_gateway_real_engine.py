@@ -13,7 +13,7 @@ from tests.gateway.gateway_setup import Setup
 
 from afterword.engine.text import Codec
 from afterword.gateway import GatewaySettings, serve_in_thread
-from afterword.learn import models
+from afterword.model import loading
 from afterword.records import Release, Turn
 from afterword.sampling import EngineProcess, start_engine
 from afterword.store import Store
@@ -89,7 +89,7 @@ def test_a_long_conversation_loses_its_oldest_turns_and_can_still_be_trained(
         max_tokens=30,
         on_full_context="drop_oldest",
     )
-    codec = Codec(models.load_tokenizer(str(tiny)))
+    codec = Codec(loading.load_tokenizer(str(tiny)))
     with serve_in_thread(settings) as url, Store.open(settings.database) as store:
         gateway = Setup(url, Fake(), store, settings)
         words: list[str] = []

@@ -11,7 +11,7 @@ from tests.gateway.gateway_setup import Launch, Setup
 
 from afterword.config import BUILT_IN, resolve
 from afterword.errors import ConfigError
-from afterword.gateway.who import NameSources
+from afterword.gateway.requester import NameSources
 from afterword.gateway.wire.request import parse_chat
 
 MESSAGES = [{"role": "user", "content": "Hi"}]

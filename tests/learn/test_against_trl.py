@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from afterword.learn.divergences import FORWARD_KL, JSD, Estimator, PolicyGradient, ReverseKL
-from afterword.learn.head import Head
-from afterword.learn.loss_stage import Scores, token_losses
-from afterword.learn.rows import layout
-from afterword.learn.supports import FULL, Support, TopK
-from afterword.learn.targets import IDENTITY, Target, Temperature
-from afterword.learn.weights import ImportanceRatio
+from afterword.learn.loss.loss_stage import Scores, token_losses
+from afterword.learn.loss.token_batch import layout
+from afterword.learn.parts.divergences import FORWARD_KL, JSD, Estimator, PolicyGradient, ReverseKL
+from afterword.learn.parts.supports import FULL, Support, TopK
+from afterword.learn.parts.targets import IDENTITY, Target, Temperature
+from afterword.learn.parts.weights import ImportanceRatio
+from afterword.model.head import Head
 
 pytestmark = [
     pytest.mark.compare,

@@ -12,18 +12,18 @@ import pytest
 from tests.learn.recipe_inputs import INPUTS
 
 from afterword.errors import ConfigError
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import FORWARD_KL, PolicyGradient
+from afterword.learn.loss.terms import Term
+from afterword.learn.parts.clipping import PPOClip, Truncated
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.divergences import FORWARD_KL, PolicyGradient
+from afterword.learn.parts.schedules import METRICS, Linear, OnMetric, Switch
+from afterword.learn.parts.supports import TopK
+from afterword.learn.parts.targets import Extrapolation
+from afterword.learn.parts.teachers import START, Average, External, Released
+from afterword.learn.parts.weights import ChangedTokens, ImportanceRatio, LeastRatio, Position, Prefix, Staleness
 from afterword.learn.recipes import RECIPES, Lora, Recipe, recipe
-from afterword.learn.schedules import METRICS, Linear, OnMetric, Switch
-from afterword.learn.supports import TopK
-from afterword.learn.targets import Extrapolation
-from afterword.learn.teachers import START, Average, External, Released
-from afterword.learn.terms import Term
-from afterword.learn.updates import PPOClip, Truncated
-from afterword.learn.validate import advice, validate
-from afterword.learn.weights import ChangedTokens, ImportanceRatio, LeastRatio, Position, Prefix, Staleness
-from afterword.train.metrics import StepMetrics
+from afterword.learn.recipes.validate import advice, validate
+from afterword.train.monitoring.metrics import StepMetrics
 
 AWAY: dict[str, Any] = {"target": Extrapolation(1.2)}
 SAMPLED: dict[str, Any] = {"estimator": PolicyGradient()}

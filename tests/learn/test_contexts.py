@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterword.errors import ConfigError
-from afterword.learn.contexts import CONTEXTS, context, fit_hindsight, shuffled, with_template, with_text
+from afterword.learn.parts.contexts import CONTEXTS, context, fit_hindsight, shuffled, with_template, with_text
 
 CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": "Be kind."},

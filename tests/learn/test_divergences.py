@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from afterword.learn.divergences import (
+from afterword.learn.loss.tiles import Tile, tile_of
+from afterword.learn.parts.divergences import (
     FORWARD_KL,
     JSD,
     K1,
@@ -25,7 +26,6 @@ from afterword.learn.divergences import (
     SkewReverseKL,
     _Sampled,
 )
-from afterword.learn.tiles import Tile, tile_of
 
 DISTANCES: list[Estimator] = [
     FORWARD_KL,

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from afterword.errors import ConfigError
-from afterword.learn import monitors
-from afterword.learn.divergences import FORWARD_KL, JSD, K1, K2, K3, Estimator, PolicyGradient, ReverseKL
-from afterword.learn.head import Head
-from afterword.learn.loss_stage import Scores, token_losses
+from afterword.learn.loss import monitors
+from afterword.learn.loss.loss_stage import Scores, token_losses
+from afterword.learn.loss.tiles import tile_of
+from afterword.learn.loss.token_batch import layout
+from afterword.learn.parts.divergences import FORWARD_KL, JSD, K1, K2, K3, Estimator, PolicyGradient, ReverseKL
+from afterword.learn.parts.supports import FULL, Support, TopK
+from afterword.learn.parts.weights import Cap
 from afterword.learn.recipes import Recipe, recipe, sdpo_interactions
-from afterword.learn.rows import layout
-from afterword.learn.supports import FULL, Support, TopK
-from afterword.learn.tiles import tile_of
-from afterword.learn.validate import validate
-from afterword.learn.weights import Cap
+from afterword.learn.recipes.validate import validate
+from afterword.model.head import Head
 
 MENU = ([0.5, 0.3, 0.2], [0.7, 0.2, 0.1])
 """Student and teacher."""

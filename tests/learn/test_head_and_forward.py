@@ -24,12 +24,12 @@ from transformers import (
 
 from afterword.chat.render import encode, pieces
 from afterword.errors import ModelError, UsageError
-from afterword.learn import blocks
-from afterword.learn.contexts import CONTEXTS
 from afterword.learn.diagnostics import log_probs, token_advantages
-from afterword.learn.forward import by_budget, can_pack, hidden_states, packed
-from afterword.learn.head import head_of
-from afterword.learn.models import load_model, load_tokenizer
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.model import attention_kernel
+from afterword.model.head import head_of
+from afterword.model.loading import load_model, load_tokenizer
+from afterword.model.packing import by_budget, can_pack, hidden_states, packed
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -100,7 +100,7 @@ def test_attention_and_its_gradients_are_those_of_torch(kv_heads: int, dtype: to
     torch.manual_seed(0)
     config = LlamaConfig(**{**SIZES, "num_key_value_heads": kv_heads, "num_hidden_layers": 2}, initializer_range=0.3)
     model = LlamaForCausalLM(config).eval().to(dtype)
-    pairs = [(tuple(torch.randint(1, 50, (n,)).tolist()), (3, 4)) for n in (5, 2 * blocks._BLOCK + 9, 1)]
+    pairs = [(tuple(torch.randint(1, 50, (n,)).tolist()), (3, 4)) for n in (5, 2 * attention_kernel._BLOCK + 9, 1)]
     weights = torch.randn(6, 16).to(dtype)
     found = []
     served = [torch.tensor([[*p, *c]]) for p, c in pairs]

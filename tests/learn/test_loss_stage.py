@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from afterword.errors import ConfigError
-from afterword.learn.distances import Distance
-from afterword.learn.divergences import (
+from afterword.learn.loss.loss_stage import token_losses
+from afterword.learn.loss.monitors import COLUMNS
+from afterword.learn.loss.tiles import Tile, tile_of
+from afterword.learn.loss.token_loss import Distance
+from afterword.learn.parts.divergences import (
     FORWARD_KL,
     JSD,
     K1,
@@ -22,12 +25,9 @@ from afterword.learn.divergences import (
     PolicyGradient,
     ReverseKL,
 )
-from afterword.learn.head import Head, HeadAdapter
-from afterword.learn.loss_stage import token_losses
-from afterword.learn.monitors import COLUMNS
-from afterword.learn.supports import FULL, Support, TopK
-from afterword.learn.targets import Extrapolation, GeometricBridge, Target, Temperature
-from afterword.learn.tiles import Tile, tile_of
+from afterword.learn.parts.supports import FULL, Support, TopK
+from afterword.learn.parts.targets import Extrapolation, GeometricBridge, Target, Temperature
+from afterword.model.head import Head, HeadAdapter
 
 ESTIMATORS: list[Estimator] = [FORWARD_KL, ReverseKL(), JSD(0.5), PolicyGradient(), NegativeLogLikelihood()]
 
@@ -301,7 +301,7 @@ def test_the_fast_product_and_the_plain_one_agree(n: int, monkeypatch: pytest.Mo
     student = student.detach().T.contiguous().T.requires_grad_()
     fast = token_losses(student, teacher, Head(weight), ids, ReverseKL()).loss
     (d_fast,) = torch.autograd.grad(fast.sum(), student)
-    monkeypatch.setattr("afterword.learn.products._ONEDNN", None)
+    monkeypatch.setattr("afterword.model.matmul._ONEDNN", None)
     plain = token_losses(student, teacher, Head(weight), ids, ReverseKL()).loss
     (d_plain,) = torch.autograd.grad(plain.sum(), student)
     torch.testing.assert_close(fast, plain, atol=2e-6, rtol=1e-5)

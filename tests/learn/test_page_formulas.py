@@ -11,11 +11,11 @@ import torch
 from tests.learn.recipe_inputs import INPUTS
 from torch import Tensor
 
-from afterword.learn.anchors import GOLD
-from afterword.learn.head import Head
-from afterword.learn.loss_stage import token_losses
+from afterword.learn.loss.loss_stage import token_losses
+from afterword.learn.loss.token_batch import Answer, Group, Rows, layout
+from afterword.learn.parts.anchors import GOLD
 from afterword.learn.recipes import RECIPES, recipe
-from afterword.learn.rows import Answer, Group, Rows, layout
+from afterword.model.head import Head
 
 V = 40
 LENGTHS = [5, 3, 4]

@@ -13,23 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from afterword.learn.advantages import Advantage, FeedbackPolarity, GroupBaseline, LogRatio
-from afterword.learn.anchors import GOLD, NegativeEntropy, entropy_bonus, gold_mix
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import NegativeLogLikelihood, PolicyGradient
-from afterword.learn.head import Head
-from afterword.learn.loss_stage import Scores, token_losses
-from afterword.learn.monitors import COLUMNS
-from afterword.learn.routes import ByCorrectness, ByKind, ByTask, Route
-from afterword.learn.rows import Answer, Group, Rows, layout
-from afterword.learn.schedules import Constant, Cosine, Linear, OnMetric, Schedule, Switch
-from afterword.learn.teachers import BASE, START, Average, Copy, Routed
-from afterword.learn.terms import Term
-from afterword.learn.tiles import tile_of
-from afterword.learn.updates import PPOClip, Truncated, Update
-from afterword.learn.weights import EntropyGate, ImportanceRatio, Position, Prefix, Sampled, Staleness, Weight
-from afterword.train.encoded import Encoded
-from afterword.train.served import with_groups
+from afterword.learn.loss.loss_stage import Scores, token_losses
+from afterword.learn.loss.monitors import COLUMNS
+from afterword.learn.loss.terms import Term
+from afterword.learn.loss.tiles import tile_of
+from afterword.learn.loss.token_batch import Answer, Group, Rows, layout
+from afterword.learn.parts.advantages import Advantage, FeedbackPolarity, GroupBaseline, LogRatio
+from afterword.learn.parts.anchors import GOLD, NegativeEntropy, entropy_bonus, gold_mix
+from afterword.learn.parts.clipping import PPOClip, Truncated, Update
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.divergences import NegativeLogLikelihood, PolicyGradient
+from afterword.learn.parts.routes import ByCorrectness, ByKind, ByTask, Route
+from afterword.learn.parts.schedules import Constant, Cosine, Linear, OnMetric, Schedule, Switch
+from afterword.learn.parts.teachers import BASE, START, Average, Copy, Routed
+from afterword.learn.parts.weights import EntropyGate, ImportanceRatio, Position, Prefix, Sampled, Staleness, Weight
+from afterword.model.head import Head
+from afterword.train.data.encoded import Encoded
+from afterword.train.data.sampler_logprobs import with_groups
 
 NAN = float("nan")
 

@@ -19,21 +19,21 @@ from torch import Tensor
 
 from afterword.chat.render import ends_with, generation_header
 from afterword.errors import NothingToDo
-from afterword.learn.contexts import CONTEXTS, Context
 from afterword.learn.diagnostics import log_probs
-from afterword.learn.divergences import Estimator, Follows, ForwardKL, ReverseKL
-from afterword.learn.forward import hidden_states, packed
-from afterword.learn.head import Head, head_of
-from afterword.learn.loss_stage import Scores, token_losses
-from afterword.learn.models import load_model, load_tokenizer
+from afterword.learn.loss.loss_stage import Scores, token_losses
+from afterword.learn.loss.terms import Term
+from afterword.learn.loss.tiles import tile_of
+from afterword.learn.loss.token_batch import Answer, Group, Rows, layout
+from afterword.learn.parts.contexts import CONTEXTS, Context
+from afterword.learn.parts.divergences import Estimator, Follows, ForwardKL, ReverseKL
+from afterword.learn.parts.routes import ByKind
+from afterword.learn.parts.teachers import START, External
+from afterword.learn.parts.weights import Cap
 from afterword.learn.recipes import RECIPES, Recipe, recipe
-from afterword.learn.routes import ByKind
-from afterword.learn.rows import Answer, Group, Rows, layout
-from afterword.learn.teachers import START, External
-from afterword.learn.terms import Term
-from afterword.learn.tiles import tile_of
-from afterword.learn.weights import Cap
-from afterword.train.examples import Encoded, Example, prepare
+from afterword.model.head import Head, head_of
+from afterword.model.loading import load_model, load_tokenizer
+from afterword.model.packing import hidden_states, packed
+from afterword.train.data.examples import Encoded, Example, prepare
 
 KINDS = ("follow_up", "edited", "retried", "tests")
 ALL = sorted(RECIPES)

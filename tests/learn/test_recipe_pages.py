@@ -11,8 +11,8 @@ import pytest
 from afterword.cli.context import SECTIONS, Context
 from afterword.cli.entry import parser
 from afterword.config import Config, TrainConfig, resolve
-from afterword.learn.configured import recipe_of
 from afterword.learn.recipes import RECIPES
+from afterword.learn.recipes.from_config import recipe_of
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes"
 PAGES = sorted(path for path in DOCS.glob("*.md") if path.name != "README.md")

@@ -10,10 +10,12 @@ import pytest
 from tests.learn.recipe_inputs import INPUTS
 
 from afterword.errors import ConfigError
-from afterword.learn.advantages import LogRatio
-from afterword.learn.anchors import entropy_bonus, gold_mix, imitation, kl_to_base
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import (
+from afterword.learn.loss.terms import Term
+from afterword.learn.parts.advantages import LogRatio
+from afterword.learn.parts.anchors import entropy_bonus, gold_mix, imitation, kl_to_base
+from afterword.learn.parts.clipping import PPOClip, Truncated
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.divergences import (
     FORWARD_KL,
     JSD,
     K1,
@@ -24,15 +26,13 @@ from afterword.learn.divergences import (
     ReverseKL,
     SkewForwardKL,
 )
+from afterword.learn.parts.schedules import Linear
+from afterword.learn.parts.supports import TopK
+from afterword.learn.parts.targets import Extrapolation, GeometricBridge, Temperature
+from afterword.learn.parts.teachers import BASE, LIVE, START, Average, Copy, External, Released, Routed, TrustRegion
+from afterword.learn.parts.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio
 from afterword.learn.recipes import RECIPES, Lora, Recipe, describe, recipe, sdpo_interactions, sft
-from afterword.learn.schedules import Linear
-from afterword.learn.supports import TopK
-from afterword.learn.targets import Extrapolation, GeometricBridge, Temperature
-from afterword.learn.teachers import BASE, LIVE, START, Average, Copy, External, Released, Routed, TrustRegion
-from afterword.learn.terms import Term
-from afterword.learn.updates import PPOClip, Truncated
-from afterword.learn.validate import advice, validate
-from afterword.learn.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio
+from afterword.learn.recipes.validate import advice, validate
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

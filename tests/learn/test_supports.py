@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from afterword.learn.divergences import FORWARD_KL, JSD, Estimator, ReverseKL, SkewForwardKL, SkewReverseKL
-from afterword.learn.supports import FULL, Support, TopK
-from afterword.learn.tiles import tile_of, top_k
+from afterword.learn.loss.tiles import tile_of, top_k
+from afterword.learn.parts.divergences import FORWARD_KL, JSD, Estimator, ReverseKL, SkewForwardKL, SkewReverseKL
+from afterword.learn.parts.supports import FULL, Support, TopK
 
 KINDS: list[Estimator] = [FORWARD_KL, ReverseKL(), JSD(0.3), SkewForwardKL(0.2), SkewReverseKL(0.2)]
 

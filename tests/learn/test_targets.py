@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from afterword.learn.distances import Distance
-from afterword.learn.divergences import (
+from afterword.learn.loss.tiles import tile_of
+from afterword.learn.loss.token_loss import Distance
+from afterword.learn.parts.divergences import (
     FORWARD_KL,
     JSD,
     K1,
@@ -21,9 +22,8 @@ from afterword.learn.divergences import (
     ReverseKL,
     SkewForwardKL,
 )
-from afterword.learn.supports import TopK
-from afterword.learn.targets import IDENTITY, Extrapolation, GeometricBridge, Target, Temperature, targeted
-from afterword.learn.tiles import tile_of
+from afterword.learn.parts.supports import TopK
+from afterword.learn.parts.targets import IDENTITY, Extrapolation, GeometricBridge, Target, Temperature, targeted
 
 S = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
 T = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64).log()

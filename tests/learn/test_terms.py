@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import FORWARD_KL
-from afterword.learn.loss_stage import Scores
-from afterword.learn.monitors import COLUMNS
-from afterword.learn.rows import Rows, layout
-from afterword.learn.schedules import Constant, Linear
-from afterword.learn.teachers import BASE, START
-from afterword.learn.terms import Term, objective
-from afterword.learn.weights import PerSequence, PerToken
+from afterword.learn.loss.loss_stage import Scores
+from afterword.learn.loss.monitors import COLUMNS
+from afterword.learn.loss.terms import Term, objective
+from afterword.learn.loss.token_batch import Rows, layout
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.divergences import FORWARD_KL
+from afterword.learn.parts.schedules import Constant, Linear
+from afterword.learn.parts.teachers import BASE, START
+from afterword.learn.parts.weights import PerSequence, PerToken
 
 
 def term(**changes: object) -> Term:

@@ -13,13 +13,13 @@ import pytest
 from afterword.errors import ConflictError, NothingToDo, StoreError
 from afterword.records import Feedback, Release, Turn
 from afterword.release.canary import Trial, judge
+from afterword.release.canary_metrics import Ledger, Side
+from afterword.release.canary_monitor import Watch
 from afterword.release.checks import BASE
-from afterword.release.figures import Ledger, Side
 from afterword.release.publish import promote, publish, rollback, served_stack, start_canary
 from afterword.release.settings import CanarySettings, parse_share
-from afterword.release.watch import Watch
 from afterword.store import Store
-from afterword.store.live import LiveTurn, feedback_after, turns_of_canary
+from afterword.store.polling import LiveTurn, feedback_after, turns_of_canary
 
 from .canary_users import Crowd, Habits, settle
 from .conftest import Ready

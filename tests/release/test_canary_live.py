@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from afterword.learn.models import base_hash
+from afterword.model.loading import base_hash
 from afterword.records import Candidate, Report, Verdict
 from afterword.store import Store
-from afterword.store.folders import folder_hash
+from afterword.store.folder_hash import folder_hash
 from tests.engine.conftest import write_adapter as write_lora
 from tests.engine.conftest import write_tiny
 from tests.serving import Server, afterword, serving, until

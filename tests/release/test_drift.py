@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from afterword.records import Alarm, Feedback, Record, Release, Turn
+from afterword.release.canary_monitor import SLOW, Watch
+from afterword.release.channel_status import standing
 from afterword.release.publish import publish, rollback
 from afterword.release.settings import DriftSettings
-from afterword.release.standing import standing
-from afterword.release.watch import SLOW, Watch
 from afterword.store import Store
 
 from .conftest import Ready

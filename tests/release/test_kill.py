@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from afterword.records import Candidate, Release, Verdict
-from afterword.release.chain import verify
 from afterword.release.publish import publish
+from afterword.release.signed_chain import verify
 from afterword.store import Store
 
 from .conftest import Ready

@@ -11,7 +11,7 @@ from afterword.errors import ConfigError
 from afterword.simulate import load_persona, persona_names, simulate_users
 from afterword.simulate.checkers import CHECKERS, LANGUAGES, check
 from afterword.simulate.editors import EDITORS
-from afterword.simulate.persona_checks import OPTIONS, WISH_KEYS
+from afterword.simulate.persona_schema import OPTIONS, WISH_KEYS
 from tests.simulate.fake_server import FakeServer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text("utf-8")

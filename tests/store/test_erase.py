@@ -16,7 +16,7 @@ import pytest
 from afterword.errors import StoreError
 from afterword.records import Candidate, Feedback, Interaction, Record, Relevance, Report, Review, Revision, Skip, Turn
 from afterword.store import Store
-from afterword.store.erase import Eraser, user_hash
+from afterword.store.erasure.erase import Eraser, user_hash
 from afterword.store.schema import CLEARED, PRUNED, connect
 from tests.store.store_rows import SPINE, interaction, turn
 
@@ -246,7 +246,7 @@ def test_words_that_others_wrote_too_are_known_as_living(path: Path) -> None:
 KILLED = """
 import sys, os, signal, sqlite3
 from pathlib import Path
-from afterword.store.erase import Eraser
+from afterword.store.erasure.erase import Eraser
 eraser = Eraser(Path(sys.argv[1]))
 count = 0
 def trace(statement):

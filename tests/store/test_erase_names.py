@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from afterword.feedback import collect
+from afterword.feedback.collect.collect import collect
 from afterword.forget import check, forget_user
 from afterword.records import Candidate, Feedback, Interaction, Json
 from afterword.store import Store
-from afterword.store.erase import Eraser
+from afterword.store.attribution import speaker
+from afterword.store.erasure.erase import Eraser
 from afterword.store.schema import MIGRATIONS, connect
-from afterword.store.users import speaker
 from tests.store.store_rows import turn
 
 ADA = "ada.l"

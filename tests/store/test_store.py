@@ -17,7 +17,7 @@ from afterword.errors import NotFoundError, StoreError, UsageError
 from afterword.records import NOTES, RECORDS, Candidate, Feedback, Interaction, Record, Release, Review, Skip, Turn
 from afterword.store import Store
 from afterword.store.codec import ARRAYS, SEARCHED, encode
-from afterword.store.erase import Eraser
+from afterword.store.erasure.erase import Eraser
 from afterword.store.schema import MIGRATIONS, connect, migrate, open_database
 from afterword.store.writer import Writer
 from tests.store.store_rows import BESIDE, SPINE, interaction, turn

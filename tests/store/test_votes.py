@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from afterword.feedback import collect
+from afterword.feedback.collect.collect import collect
 from afterword.records import Feedback, Interaction, Skip
 from afterword.store import Store
-from afterword.store.figures import live_figures
+from afterword.store.feedback_stats import live_figures
 from afterword.store.votes import first_id, version_id
 from tests.store.store_rows import turn
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from afterword.learn.models import load_model, load_tokenizer
 from afterword.learn.recipes import Recipe, recipe
-from afterword.train.alignment import _Probe, write_alignment
-from afterword.train.encoded import Example
-from afterword.train.examples import prepare
-from afterword.train.policy import load_policy
-from afterword.train.teaching import Teaching
+from afterword.model.loading import load_model, load_tokenizer
+from afterword.train.data.encoded import Example
+from afterword.train.data.examples import prepare
+from afterword.train.monitoring.alignment import _Probe, write_alignment
+from afterword.train.runtime.policy import load_policy
+from afterword.train.runtime.teacher_runtime import Teaching
 from tests.train.tiny_model import example, tiny_folder
 
 

@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from afterword.errors import ConfigError
-from afterword.learn.advantages import FeedbackPolarity, LogRatio, ReturnToGo
-from afterword.learn.anchors import GOLD, gold_mix
-from afterword.learn.contexts import CONTEXTS, with_template, with_text
-from afterword.learn.divergences import (
+from afterword.learn.loss.loss_stage import Scores
+from afterword.learn.loss.terms import Term
+from afterword.learn.loss.token_batch import layout
+from afterword.learn.parts.advantages import FeedbackPolarity, LogRatio, ReturnToGo
+from afterword.learn.parts.anchors import GOLD, gold_mix
+from afterword.learn.parts.clipping import PLAIN, PPOClip, Truncated
+from afterword.learn.parts.contexts import CONTEXTS, with_template, with_text
+from afterword.learn.parts.divergences import (
     JSD,
     K2,
     ForwardKL,
@@ -23,18 +27,11 @@ from afterword.learn.divergences import (
     ReverseKL,
     SkewForwardKL,
 )
-from afterword.learn.loss_stage import Scores
-from afterword.learn.models import load_tokenizer
-from afterword.learn.recipes import Lora, Recipe, follow_ups
-from afterword.learn.routes import EVERYTHING, ByCorrectness, NotKind
-from afterword.learn.rows import layout
-from afterword.learn.supports import FULL, TopK
-from afterword.learn.targets import Extrapolation, GeometricBridge, Temperature
-from afterword.learn.teachers import BASE, LIVE, START
-from afterword.learn.terms import Term
-from afterword.learn.updates import PLAIN, PPOClip, Truncated
-from afterword.learn.validate import validate
-from afterword.learn.weights import (
+from afterword.learn.parts.routes import EVERYTHING, ByCorrectness, NotKind
+from afterword.learn.parts.supports import FULL, TopK
+from afterword.learn.parts.targets import Extrapolation, GeometricBridge, Temperature
+from afterword.learn.parts.teachers import BASE, LIVE, START
+from afterword.learn.parts.weights import (
     PER_SEQUENCE,
     PER_TOKEN,
     Cap,
@@ -48,14 +45,17 @@ from afterword.learn.weights import (
     TopEntropy,
     Weight,
 )
-from afterword.train.batches import TeacherStates, rows_of
-from afterword.train.encoded import Encoded, Example
-from afterword.train.examples import prepare
-from afterword.train.kept import KeptStates
-from afterword.train.metrics import Tally
-from afterword.train.policy import Policy, load_policy
-from afterword.train.steps import backward
-from afterword.train.teaching import Teaching
+from afterword.learn.recipes import Lora, Recipe, follow_ups
+from afterword.learn.recipes.validate import validate
+from afterword.model.loading import load_tokenizer
+from afterword.train.data.batches import TeacherStates, rows_of
+from afterword.train.data.encoded import Encoded, Example
+from afterword.train.data.examples import prepare
+from afterword.train.monitoring.metrics import Tally
+from afterword.train.runtime.policy import Policy, load_policy
+from afterword.train.runtime.steps import backward
+from afterword.train.runtime.teacher_cache import KeptStates
+from afterword.train.runtime.teacher_runtime import Teaching
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

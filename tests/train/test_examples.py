@@ -11,10 +11,10 @@ import pytest
 
 from afterword.chat.render import decode, encode, end_of_turn_ids, generation_header, render_prompt
 from afterword.errors import ModelError, NothingToDo
-from afterword.learn.contexts import CONTEXTS, with_text
-from afterword.learn.models import load_tokenizer
+from afterword.learn.parts.contexts import CONTEXTS, with_text
 from afterword.learn.recipes import Recipe, sdpo_interactions
-from afterword.train.examples import Encoded, Example, prepare
+from afterword.model.loading import load_tokenizer
+from afterword.train.data.examples import Encoded, Example, prepare
 from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 
@@ -226,7 +226,7 @@ def test_a_row_that_cannot_be_encoded_is_left_out(model: str, monkeypatch: pytes
     monkeypatch.setattr(tokenizer, "apply_chat_template", lambda m, **o: broken() if "tools" in o else plain(m, **o))
     found = prepare([good, bad], tokenizer, sdpo_interactions(), limit=512, vocabulary=259)
     assert found.reasons == {"template": 1} and "once" in found.left[0].detail
-    monkeypatch.setattr("afterword.train.examples.served_logprobs", lambda turn: broken())
+    monkeypatch.setattr("afterword.train.data.examples.served_logprobs", lambda turn: broken())
     with pytest.raises(NothingToDo, match=r"1 failed\).*it cannot be encoded \(ZeroDivisionError: once\)"):
         prepare([good], tokenizer, sdpo_interactions(), limit=512, vocabulary=259)
 

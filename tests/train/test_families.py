@@ -11,8 +11,8 @@ import torch
 import transformers as t
 
 from afterword.errors import ConfigError
-from afterword.learn.models import load_model
 from afterword.learn.recipes import Lora, follow_ups
+from afterword.model.loading import load_model
 from afterword.train.loop import train_candidate
 from tests.train.tiny_model import example, tiny_folder
 

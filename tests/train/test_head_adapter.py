@@ -11,22 +11,22 @@ import pytest
 import torch
 
 from afterword.errors import ConfigError
-from afterword.evaluate.models import Models
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.models import load_model, load_tokenizer
+from afterword.evaluate.scoring.adapter_scorer import Models
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.teachers import BASE, LIVE, START, Average, Copy, Released, Routed, Teacher
 from afterword.learn.recipes import Lora, Recipe, sdpo_interactions
-from afterword.learn.teachers import BASE, LIVE, START, Average, Copy, Released, Routed, Teacher
-from afterword.train.batches import TeacherStates, rows_of
-from afterword.train.encoded import Example
-from afterword.train.examples import prepare
-from afterword.train.fresh import answers_to, merged
-from afterword.train.kept import KeptStates
+from afterword.model.loading import load_model, load_tokenizer
+from afterword.train.artifact import TrainResult
+from afterword.train.data.batches import TeacherStates, rows_of
+from afterword.train.data.encoded import Example
+from afterword.train.data.examples import prepare
+from afterword.train.generation.generation import answers_to, merged
 from afterword.train.loop import train_candidate
-from afterword.train.metrics import Tally, read_metrics
-from afterword.train.output import TrainResult
-from afterword.train.policy import Policy, load_policy
-from afterword.train.steps import backward
-from afterword.train.teaching import Teaching
+from afterword.train.monitoring.metrics import Tally, read_metrics
+from afterword.train.runtime.policy import Policy, load_policy
+from afterword.train.runtime.steps import backward
+from afterword.train.runtime.teacher_cache import KeptStates
+from afterword.train.runtime.teacher_runtime import Teaching
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = [

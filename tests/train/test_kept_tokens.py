@@ -9,11 +9,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from afterword.learn.anchors import gold_mix
-from afterword.learn.head import Head
-from afterword.learn.loss_stage import Scores, token_losses
-from afterword.train import steps
-from afterword.train.policy import Policy
+from afterword.learn.loss.loss_stage import Scores, token_losses
+from afterword.learn.parts.anchors import gold_mix
+from afterword.model.head import Head
+from afterword.train.runtime import steps
+from afterword.train.runtime.policy import Policy
 
 N, H, V = 7, 5, 11
 

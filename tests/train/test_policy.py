@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from afterword.learn.divergences import FORWARD_KL, JSD, Estimator, ReverseKL
-from afterword.learn.forward import packed
-from afterword.learn.loss_stage import token_losses
+from afterword.learn.loss.loss_stage import token_losses
+from afterword.learn.parts.divergences import FORWARD_KL, JSD, Estimator, ReverseKL
 from afterword.learn.recipes import sdpo_interactions
-from afterword.train.policy import load_policy
+from afterword.model.packing import packed
+from afterword.train.runtime.policy import load_policy
 from tests.train.tiny_model import tiny_folder
 
 PAIRS = [((5, 6, 7, 8), (9, 10, 2)), ((20, 21), (22, 23, 24, 25, 2))]

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from afterword.errors import ConfigError, NothingToDo
-from afterword.learn.anchors import entropy_bonus
+from afterword.learn.parts.anchors import entropy_bonus
 from afterword.learn.recipes import RECIPES, Recipe, recipe
-from afterword.train.examples import Example
+from afterword.train.artifact import TrainResult
+from afterword.train.data.examples import Example
 from afterword.train.loop import train_candidate
-from afterword.train.metrics import read_metrics
-from afterword.train.output import TrainResult
+from afterword.train.monitoring.metrics import read_metrics
 from tests.learn.recipe_inputs import INPUTS
 from tests.train.tiny_model import example, tiny_folder
 

@@ -15,7 +15,7 @@ import pytest
 from afterword.errors import ConflictError
 from afterword.learn.recipes import sdpo_interactions
 from afterword.train.loop import train_candidate
-from afterword.train.metrics import read_metrics
+from afterword.train.monitoring.metrics import read_metrics
 from tests.train.tiny_model import example, tiny_folder
 
 PROGRAM = """
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from tests.train.tiny_model import example
 from afterword.learn.recipes import sdpo_interactions
-from afterword.learn.teachers import BASE, LIVE, START, Average, Copy, Released, Routed, TrustRegion
+from afterword.learn.parts.teachers import BASE, LIVE, START, Average, Copy, Released, Routed, TrustRegion
 from afterword.train.loop import train_candidate
 
 model, folder, pause = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])

@@ -9,13 +9,13 @@ import pytest
 
 from afterword.config import TrainConfig
 from afterword.errors import ConfigError, NothingToDo
-from afterword.learn.models import load_tokenizer
 from afterword.learn.recipes import recipe, sdpo_interactions
+from afterword.model.loading import load_tokenizer
 from afterword.records import Revision
 from afterword.store import Store
-from afterword.train import revise
-from afterword.train.examples import Example, prepare
-from afterword.train.revise import check, echoes, pays, revise_stage, with_revisions
+from afterword.train.data.examples import Example, prepare
+from afterword.train.generation import revise
+from afterword.train.generation.revise import check, echoes, pays, revise_stage, with_revisions
 from afterword.train.stage import train_stage
 from tests.train.test_train_stage import filled
 from tests.train.tiny_model import example, tiny_folder

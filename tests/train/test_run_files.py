@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 
 from afterword.errors import ConfigError
-from afterword.learn.advantages import GroupBaseline
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import NegativeLogLikelihood
-from afterword.learn.models import load_tokenizer
+from afterword.learn.loss.terms import Term
+from afterword.learn.parts.advantages import GroupBaseline
+from afterword.learn.parts.clipping import PPOClip
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.divergences import NegativeLogLikelihood
 from afterword.learn.recipes import Recipe, sdpo_interactions
-from afterword.learn.terms import Term
-from afterword.learn.updates import PPOClip
+from afterword.model.loading import load_tokenizer
 from afterword.records import Turn
-from afterword.train.answers import leaks, read_answers, self_similarity, zlib_ratio
-from afterword.train.encoded import Example
-from afterword.train.events import Events, crc32c
-from afterword.train.examples import prepare
+from afterword.train.artifact import TrainResult
+from afterword.train.data.encoded import Example
+from afterword.train.data.examples import prepare
+from afterword.train.data.sampler_logprobs import served_logprobs
+from afterword.train.generation.generation_metrics import leaks, read_answers, self_similarity, zlib_ratio
 from afterword.train.loop import train_candidate
-from afterword.train.metrics import StepMetrics, read_metrics
-from afterword.train.output import TrainResult
-from afterword.train.rules import OFF, STRICT, Rules
-from afterword.train.served import served_logprobs
+from afterword.train.monitoring.early_stopping import OFF, STRICT, Rules
+from afterword.train.monitoring.events import Events, crc32c
+from afterword.train.monitoring.metrics import StepMetrics, read_metrics
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -173,7 +173,7 @@ def test_log_probabilities_are_compared_only_where_they_may_be(model: str) -> No
 
 def sampled(**options: Any) -> Recipe:
     """A policy gradient on what the user said of the answer."""
-    from afterword.learn.advantages import FeedbackPolarity
+    from afterword.learn.parts.advantages import FeedbackPolarity
 
     term = Term(
         name="pg",
@@ -216,7 +216,7 @@ def test_groups_of_fresh_answers_judged_by_a_verifier(model: str, tmp_path: Path
 
 
 def test_gold_answers_are_imitated_beside(model: str, tmp_path: Path) -> None:
-    from afterword.learn.anchors import gold_mix
+    from afterword.learn.parts.anchors import gold_mix
 
     gold = example(model, 90, hindsight="", text="A good answer", prompt_ids=None, completion_ids=None)
     gold = Example(dataclasses.replace(gold.interaction, kind="gold"), gold.turn)

@@ -12,18 +12,18 @@ import torch
 
 from afterword.chat.render import encode
 from afterword.errors import AdapterError, ConfigError, ConflictError, NothingToDo
-from afterword.learn import loss_stage
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.models import base_hash, load_model, load_tokenizer
+from afterword.learn.loss import loss_stage
+from afterword.learn.loss.terms import Term
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.teachers import BASE, LIVE
 from afterword.learn.recipes import Recipe, sdpo_interactions, sft
-from afterword.learn.teachers import BASE, LIVE
-from afterword.learn.terms import Term
+from afterword.model.loading import base_hash, load_model, load_tokenizer
 from afterword.records import Candidate
-from afterword.train import steps
-from afterword.train.encoded import Example
+from afterword.train.artifact import TrainResult, candidate_record
+from afterword.train.data.encoded import Example
 from afterword.train.loop import TrainingDiverged, train_candidate
-from afterword.train.metrics import StepMetrics, read_metrics
-from afterword.train.output import TrainResult, candidate_record
+from afterword.train.monitoring.metrics import StepMetrics, read_metrics
+from afterword.train.runtime import steps
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

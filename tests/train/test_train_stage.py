@@ -12,14 +12,14 @@ import pytest
 
 from afterword.config import TrainConfig
 from afterword.errors import ConfigError, ConflictError, NothingToDo
-from afterword.learn.models import load_tokenizer, native_dtype
+from afterword.learn.parts.targets import Extrapolation
 from afterword.learn.recipes import describe, recipe
-from afterword.learn.targets import Extrapolation
+from afterword.model.loading import load_tokenizer, native_dtype
 from afterword.records import Candidate, Feedback, Release, Report, Verdict
 from afterword.store import Store
-from afterword.train.examples import choose
-from afterword.train.metrics import StepMetrics
-from afterword.train.output import TrainResult, told
+from afterword.train.artifact import TrainResult, told
+from afterword.train.data.examples import choose
+from afterword.train.monitoring.metrics import StepMetrics
 from afterword.train.stage import train_stage
 from tests.train.tiny_model import example, tiny_folder
 

@@ -11,7 +11,7 @@ import pytest
 from afterword.config import TrainConfig
 from afterword.records import Feedback, Interaction, Record, Review, Turn
 from afterword.store import Store
-from afterword.store.erase import Eraser
+from afterword.store.erasure.erase import Eraser
 from afterword.train.stage import Plan, _unfinished
 
 

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from afterword.chat.render import encode, end_of_turn_ids, render_prompt
-from afterword.learn.models import load_tokenizer
+from afterword.model.loading import load_tokenizer
 from afterword.records import Interaction, Turn
-from afterword.train.examples import Example
+from afterword.train.data.examples import Example
 
 torch.set_num_threads(1)  # tiny products only lose by sharing
 

@@ -22,8 +22,8 @@ from afterword.chat.printable import printable
 from afterword.chat.private import redactor
 from afterword.config import BUILT_IN, Config, PrivacyConfig, resolve
 from afterword.errors import UsageError
-from afterword.feedback.lane import ReviewSettings
-from afterword.feedback.select import SelectSettings
+from afterword.feedback.select.review_queue import ReviewSettings
+from afterword.feedback.select.select import SelectSettings
 from afterword.feedback.settings import CollectSettings
 from afterword.release.gate import GateThresholds
 from afterword.release.settings import CanarySettings, DriftSettings

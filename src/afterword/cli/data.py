@@ -17,19 +17,19 @@ from afterword.chat.canonical import text_of
 from afterword.chat.private import redactor
 from afterword.cli.context import Context
 from afterword.cli.progress import step_bar
-from afterword.cli.served import served_model
+from afterword.cli.target_model import served_model
 from afterword.errors import UsageError
 from afterword.feedback.examples import EXAMPLES, EXAMPLES_MODEL
 from afterword.feedback.formats import ALIASES, FORMATS
-from afterword.feedback.imports import files_of, import_file
-from afterword.feedback.rejects import rejects_file
+from afterword.feedback.importing.imports import files_of, import_file
+from afterword.feedback.importing.rejects import rejects_file
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
-from afterword.release.chain import verify
+from afterword.release.signed_chain import verify
 from afterword.store.codec import calendar_time
 from afterword.store.containers import Out, container
 from afterword.store.export import EXPORTS, TRAINING, Exported, export, export_user
-from afterword.store.view import SPLITS
+from afterword.store.export_filter import SPLITS
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:

@@ -45,7 +45,7 @@ from afterword.simulate import (
 from afterword.store import Store
 
 if TYPE_CHECKING:
-    from afterword.evaluate.heatmap import Heatmap
+    from afterword.evaluate.report.heatmap import Heatmap
 
 DEFAULT_DIR = "./afterword-demo"
 DEFAULT_MODEL = ServeConfig().model
@@ -231,7 +231,7 @@ def _released(settings: DemoSettings) -> Release | None:
 
 def _details(directory: Path, findings: Findings) -> tuple[Heatmap | None, list[float]]:
     """A heat map of one interaction, and the training loss by step."""
-    from afterword.train.metrics import read_metrics
+    from afterword.train.monitoring.metrics import read_metrics
 
     with Store.open(directory / "afterword.db") as store:
         heatmap = measure_example(store, findings)

@@ -78,7 +78,7 @@ class Findings:
     @property
     def chance(self) -> float:
         """Exact two-sided p of the pairs."""
-        from afterword.evaluate.statistics import sign_test
+        from afterword.evaluate.stats.statistics import sign_test
 
         return sign_test(*self.pairs)
 
@@ -105,7 +105,7 @@ def _newest(store: Store, kind: type[R]) -> R:
 
 def share(marks: Sequence[Mark]) -> Json | None:
     """{value, low, high, n}: the share of passed ones with Wilson's interval; None for no marks."""
-    from afterword.evaluate.statistics import wilson
+    from afterword.evaluate.stats.statistics import wilson
 
     return wilson(sum(mark.passed for mark in marks), len(marks)) if marks else None
 

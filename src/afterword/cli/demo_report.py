@@ -16,13 +16,13 @@ from rich.panel import Panel
 
 from afterword.cli.context import Context
 from afterword.cli.demo_findings import Findings, percent
-from afterword.cli.figures import show_heatmap
+from afterword.cli.report_view import show_heatmap
 from afterword.records import Feedback, Interaction, Json, Skip, Turn
 from afterword.store import Store
 from afterword.store.files import write_whole
 
 if TYPE_CHECKING:
-    from afterword.evaluate.heatmap import Heatmap
+    from afterword.evaluate.report.heatmap import Heatmap
 
 SHOWN = 3
 """Answers side by side on the terminal."""
@@ -35,7 +35,7 @@ def measure_example(store: Store, found: Findings) -> Heatmap | None:
 
     Another complaint would be no control here: this user wants the same thing every time.
     """
-    from afterword.evaluate.heatmap_stage import measure_heatmap
+    from afterword.evaluate.report.heatmap_stage import measure_heatmap
 
     learned = (store.get(Interaction, identifier) for identifier in found.candidate.interactions)
     for interaction in learned:
@@ -55,8 +55,8 @@ def write_reports(found: Findings, report: Json, heatmap: Heatmap | None, losses
 
 
 def _page(found: Findings, report: Json, heatmap: Heatmap | None, losses: Sequence[float]) -> str:
-    from afterword.evaluate.heatmap import heatmap_fragment
-    from afterword.evaluate.report_html import Section, render_report
+    from afterword.evaluate.report.heatmap import heatmap_fragment
+    from afterword.evaluate.report.report_html import Section, render_report
 
     sections = [Section("What the users get", _trait_html(report))]
     if heatmap is not None:
@@ -66,8 +66,8 @@ def _page(found: Findings, report: Json, heatmap: Heatmap | None, losses: Sequen
 
 def _trait_html(report: Json) -> str:
     """The trait before and after, and the answers behind it."""
-    from afterword.evaluate.html import escape as safe
-    from afterword.evaluate.html import intervals
+    from afterword.evaluate.report.html import escape as safe
+    from afterword.evaluate.report.html import intervals
 
     sides = [(kind, report[side]) for kind, side in (("served", "before"), ("candidate", "after"))]
     rows = [(kind, (figure["value"], figure["low"], figure["high"])) for kind, figure in sides]
@@ -88,7 +88,7 @@ def _trait_html(report: Json) -> str:
 
 
 def _pair_html(row: Json) -> str:
-    from afterword.evaluate.html import escape as safe
+    from afterword.evaluate.report.html import escape as safe
 
     sides = "".join(
         f"<div class={side}><small>{side}, grade {row[f'grade_{side}']:.2f}</small>"

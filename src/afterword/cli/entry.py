@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from afterword import __version__
-from afterword.cli import data, operate, privacy, recipes, releases, review, run, stages
+from afterword.cli import admin, data, privacy, recipes, releases, review, run, stages
 from afterword.cli.context import Context
 from afterword.cli.extras import missing_package
 from afterword.cli.follow import following
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"afterword {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (run, data, stages, releases, recipes, review, operate, privacy):
+    for module in (run, data, stages, releases, recipes, review, admin, privacy):
         module.register(commands, common)
     return root
 

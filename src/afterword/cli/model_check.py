@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from afterword.cli.context import Context
-from afterword.cli.selected import forecast
-from afterword.cli.served import served_model
+from afterword.cli.dry_run import forecast
 from afterword.cli.stages import stage_settings
+from afterword.cli.target_model import served_model
 from afterword.cycle import select_stage
 from afterword.errors import AfterwordError
 from afterword.store import Store
@@ -21,8 +21,8 @@ def check_model(context: Context) -> tuple[bool, str]:
     of what waits now."""
     try:
         from afterword.chat.render import template_faults, template_limits
-        from afterword.learn.embedded import EMBEDDED, embedded_folder, is_whole
-        from afterword.learn.models import load_tokenizer
+        from afterword.model.embedded import EMBEDDED, embedded_folder, is_whole
+        from afterword.model.loading import load_tokenizer
     except ModuleNotFoundError:
         return True, "not checked: the packages for models are missing"
     try:

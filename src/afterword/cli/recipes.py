@@ -44,9 +44,9 @@ def run_list(context: Context) -> int:
 
 def run_show(context: Context) -> int:
     """The composition of one recipe as its manifest will record it, and what can be set of it."""
-    from afterword.learn.configured import SETTINGS
     from afterword.learn.recipes import RECIPES, describe, recipe
-    from afterword.learn.recipes.spelling import options
+    from afterword.learn.recipes.from_config import SETTINGS
+    from afterword.learn.recipes.spec import options
 
     made = recipe(context.args.name)
     described: dict[str, Any] = describe(made)
@@ -74,7 +74,7 @@ def _summary(make: Any) -> str:
 
 def _missing(made: Any) -> str | None:
     """What the validator still wants; None for a recipe that runs as it is."""
-    from afterword.learn.validate import validate
+    from afterword.learn.recipes.validate import validate
 
     try:
         validate(made)

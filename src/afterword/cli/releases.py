@@ -16,19 +16,19 @@ from rich.markup import escape
 
 from afterword.cli.context import Context
 from afterword.cli.data import short, when
-from afterword.cli.figures import show_verdict
+from afterword.cli.report_view import show_verdict
 from afterword.cli.server_state import running_server
 from afterword.config import ServeConfig
 from afterword.errors import GateRefused, NothingToDo, UsageError
-from afterword.feedback.detect import read_follow_up
-from afterword.feedback.edits import changed_share
-from afterword.feedback.readings import answer_text, request_of, words_after
+from afterword.feedback.collect.signals import answer_text, request_of, words_after
+from afterword.feedback.text.edits import changed_share
+from afterword.feedback.text.followup_classifier import read_follow_up
 from afterword.records import Candidate, Feedback, Json, Release, Turn, Verdict
+from afterword.release.canary_monitor import Watch
+from afterword.release.channel_status import standing
 from afterword.release.gate import overridden
 from afterword.release.publish import promote, publish, rollback, start_canary
 from afterword.release.settings import CanarySettings, DriftSettings, parse_share
-from afterword.release.standing import standing
-from afterword.release.watch import Watch
 from afterword.store import Store
 from afterword.store.channels import DEFAULT, check_channel
 

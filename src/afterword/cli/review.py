@@ -13,8 +13,8 @@ from afterword.chat.canonical import text_of
 from afterword.cli.context import Context
 from afterword.cli.data import short, when
 from afterword.errors import NothingToDo, UsageError
-from afterword.feedback.lane import ReviewSettings, agreement, lane
-from afterword.feedback.select import auditable
+from afterword.feedback.select.review_queue import ReviewSettings, agreement, lane
+from afterword.feedback.select.select import auditable
 from afterword.records import Feedback, Interaction, Review, Turn, content_hash
 from afterword.store import Store
 

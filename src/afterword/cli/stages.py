@@ -12,12 +12,12 @@ from typing import Any
 from rich.markup import escape
 
 from afterword.cli.context import Context
-from afterword.cli.figures import show_figures, show_heatmap, show_verdict
+from afterword.cli.dry_run import learned, show_selection, waiting_line
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
-from afterword.cli.selected import learned, show_selection, waiting_line
-from afterword.cli.served import served_model, served_name
+from afterword.cli.report_view import show_figures, show_heatmap, show_verdict
 from afterword.cli.server_state import running_server
+from afterword.cli.target_model import served_model, served_name
 from afterword.config import Config, CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
 from afterword.cycle import (
     Progress,
@@ -33,9 +33,9 @@ from afterword.cycle import (
     train_stage,
 )
 from afterword.errors import AfterwordError, ConflictError, GateRefused, NothingToDo, UsageError
-from afterword.feedback.funnel import Funnel
-from afterword.feedback.lane import ReviewSettings
-from afterword.feedback.select import SelectSettings
+from afterword.feedback.collect.funnel import Funnel
+from afterword.feedback.select.review_queue import ReviewSettings
+from afterword.feedback.select.select import SelectSettings
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Candidate, Interaction, Relevance, Report, Turn, Verdict
 from afterword.release.gate import GateThresholds, decide
@@ -274,8 +274,8 @@ def run_evaluate(context: Context) -> int:
 
 
 def _write_page(context: Context, path: Path, candidate: Candidate, report: Report, verdict: Verdict) -> None:
-    from afterword.evaluate.report_html import render_report
-    from afterword.train.metrics import read_metrics
+    from afterword.evaluate.report.report_html import render_report
+    from afterword.train.monitoring.metrics import read_metrics
 
     steps = read_metrics(context.dir / "runs" / candidate.id)
     watched = {name: [float(getattr(step, key)) for step in steps] for name, key in MONITORS.items()}
@@ -331,8 +331,8 @@ def _watch(context: Context) -> int:
 
 def run_heatmap(context: Context) -> int:
     """Token advantages of a turn under what the user wrote next (or --text), with other words as the control."""
-    from afterword.evaluate.heatmap import heatmap_html
-    from afterword.evaluate.heatmap_stage import control_for, measure_heatmap
+    from afterword.evaluate.report.heatmap import heatmap_html
+    from afterword.evaluate.report.heatmap_stage import control_for, measure_heatmap
 
     page: Path | None = context.args.html
     if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):

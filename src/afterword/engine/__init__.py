@@ -13,6 +13,6 @@ and the sampler are ours, the model's own code runs in between unchanged.
 The model runs in a process of its own beside the one that answers HTTP (`remote`), on the thread that loaded it.
 """
 
-from afterword.learn import threads
+from afterword.model import openmp
 
-threads.wait_as_usual()  # before torch is loaded
+openmp.wait_as_usual()  # before torch is loaded

@@ -21,12 +21,12 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from afterword.engine.remote import Remote
 from afterword.engine.server import Server
 from afterword.engine.text import Codec
 from afterword.engine.worker import build, start_log
+from afterword.engine.worker_client import Remote
 from afterword.errors import AfterwordError
-from afterword.learn.embedded import EMBEDDED, embedded_model, model_name
+from afterword.model.embedded import EMBEDDED, embedded_model, model_name
 from afterword.processes import dump_stacks_when_asked, listening
 
 log = logging.getLogger("afterword.engine")
@@ -157,7 +157,7 @@ def _codec(model: str) -> Codec:
     # is None among the modules cannot be imported, so transformers does without it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     sys.modules.setdefault("torch", cast(Any, None))
-    from afterword.learn.models import load_tokenizer
+    from afterword.model.loading import load_tokenizer
 
     return Codec(load_tokenizer(model))
 

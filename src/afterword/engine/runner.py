@@ -10,10 +10,10 @@ import torch
 
 from afterword.engine.attention import NAME, Plan, Probe
 from afterword.engine.cache import KeyValues
-from afterword.engine.cores import Cores
 from afterword.engine.modules import note_inputs, replace_parts
+from afterword.engine.thread_tuner import Cores
 from afterword.errors import ModelError
-from afterword.learn.rotary import sequence_lengths, switch_length
+from afterword.model.rotary import sequence_lengths, switch_length
 
 log = logging.getLogger("afterword.engine")
 

@@ -4,6 +4,6 @@ Owns measuring; never trains, never decides (that is `release`). `stage` reads a
 `suites` is what is measured, `report_html` shows it.
 """
 
-from afterword.learn import threads
+from afterword.model import openmp
 
-threads.wait_briefly()  # before torch is loaded
+openmp.wait_briefly()  # before torch is loaded

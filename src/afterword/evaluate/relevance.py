@@ -19,12 +19,12 @@ from torch import Tensor
 from afterword.chat.canonical import text_of
 from afterword.chat.render import Tokenizer, encode_content, generation_header, render_prompt
 from afterword.errors import ModelError
-from afterword.evaluate.hindsight import CONTEXT
-from afterword.learn.contexts import fit_hindsight
+from afterword.evaluate.scoring.hindsight import CONTEXT
 from afterword.learn.diagnostics import log_probs, readable_ids, unreadable
-from afterword.learn.head import head_of
-from afterword.learn.models import load_model, load_tokenizer
-from afterword.learn.sizes import longest_context
+from afterword.learn.parts.contexts import fit_hindsight
+from afterword.model.head import head_of
+from afterword.model.loading import load_model, load_tokenizer
+from afterword.model.sizes import longest_context
 from afterword.records import Interaction, Relevance, Turn, content_hash
 from afterword.store import Store
 

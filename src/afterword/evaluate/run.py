@@ -14,15 +14,15 @@ from pathlib import Path
 from afterword.chat.canonical import text_of
 from afterword.config import EvaluateConfig
 from afterword.errors import AdapterError, AfterwordError, NothingToDo, UsageError
-from afterword.evaluate.answers import Arm
-from afterword.evaluate.changes import changes
-from afterword.evaluate.comparison import Check, Comparison, Findings, Progress
-from afterword.evaluate.heldout import HeldOut, Trained, require
-from afterword.evaluate.looks import look_first
+from afterword.evaluate.comparison.answers import Arm
+from afterword.evaluate.comparison.comparison import Check, Comparison, Findings, Progress
+from afterword.evaluate.comparison.heldout import HeldOut, Trained, require
+from afterword.evaluate.stats.changes import changes
+from afterword.evaluate.stats.interim import look_first
 from afterword.evaluate.suites import SUITES
-from afterword.learn.models import base_hash, resolve_model
+from afterword.model.loading import base_hash, resolve_model
 from afterword.records import Candidate, Json, Report, new_id
-from afterword.store.folders import folder_hash
+from afterword.store.folder_hash import folder_hash
 
 _SUITE_FAILURES = (AfterwordError, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What a suite may fail with and still leave a report, whose verdict is then no. Our own broken promises

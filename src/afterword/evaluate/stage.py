@@ -12,12 +12,12 @@ from pathlib import Path
 
 from afterword.config import EvaluateConfig
 from afterword.errors import NothingToDo
-from afterword.evaluate.comparison import Check
-from afterword.evaluate.heldout import earlier_wins, held_out, require, trained_on
-from afterword.evaluate.room import Room
+from afterword.evaluate.comparison.comparison import Check
+from afterword.evaluate.comparison.context_fit import Room
+from afterword.evaluate.comparison.heldout import earlier_wins, held_out, require, trained_on
 from afterword.evaluate.run import chosen, evaluate_candidate
-from afterword.learn.models import load_tokenizer, resolve_model
-from afterword.learn.sizes import model_sizes
+from afterword.model.loading import load_tokenizer, resolve_model
+from afterword.model.sizes import model_sizes
 from afterword.records import Candidate, Report
 from afterword.store import Store
 

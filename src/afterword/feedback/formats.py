@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from afterword.feedback.langfuse import is_langfuse, langfuse
-from afterword.feedback.own import afterword
+from afterword.feedback.native_format import afterword
 from afterword.feedback.tensorzero import is_tensorzero, tensorzero
 from afterword.formats.anthropic import is_anthropic, messages_of, with_answer
 from afterword.formats.chatgpt import chatgpt, is_chatgpt

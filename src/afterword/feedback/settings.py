@@ -8,7 +8,7 @@ from string import Formatter
 
 from afterword.chat.redact import MODES
 from afterword.errors import ConfigError
-from afterword.feedback.kinds import KINDS
+from afterword.feedback.collect.kinds import KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,10 +22,10 @@ from afterword.forget.report import as_text, check, read_report, report_of
 from afterword.records import Json
 from afterword.release.quarantine import fall_back, put_aside
 from afterword.store import Store
-from afterword.store.erase import Eraser
+from afterword.store.erasure.erase import Eraser
+from afterword.store.erasure.erasure_search import rejects_of
 from afterword.store.files import write_whole
 from afterword.store.locks import ERASE, EVALUATE, TRAIN, alone
-from afterword.store.words import rejects_of
 
 __all__ = ["as_text", "check", "forget_user", "held_of", "read_report"]
 

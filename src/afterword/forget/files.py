@@ -15,14 +15,14 @@ from pathlib import Path
 import orjson
 
 from afterword.errors import UsageError
-from afterword.feedback.files import Row, Source
+from afterword.feedback.importing.files import Row, Source
 from afterword.forget.plan import Plan
 from afterword.records import Json, content_hash
 from afterword.release.quarantine import FOLDER as QUARANTINE
 from afterword.store import Store
 from afterword.store.containers import container
-from afterword.store.erase import Eraser
-from afterword.store.words import Words, files_below, name_pattern, search, thinned
+from afterword.store.erasure.erase import Eraser
+from afterword.store.erasure.erasure_search import Words, files_below, name_pattern, search, thinned
 
 _OPERATORS = ("keys.json", "afterword.toml")
 """Never changed; they are searched all the same."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import orjson
 
 from afterword.records import new_id
+from afterword.store.erasure.erasure_search import Words
 from afterword.store.files import write_whole
-from afterword.store.words import Words
 
 
 @dataclass(slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from afterword.records import Candidate, Json, Release, Turn, content_hash
 from afterword.release.quarantine import FOLDER as QUARANTINE
 from afterword.store import Store
 from afterword.store.channels import channel_name, serving
-from afterword.store.erase import Eraser, user_hash
+from afterword.store.erasure.erase import Eraser, user_hash
 from afterword.store.schema import CLEARED
 
 RETRAIN = "afterword cycle"

@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
-from afterword.gateway.boundary import boundary, guard
 from afterword.gateway.capture import Capture
-from afterword.gateway.door import Door, is_loopback
 from afterword.gateway.keys import KeyRing
 from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
+from afterword.gateway.middleware import boundary, guard
+from afterword.gateway.model_routing import Adapters
+from afterword.gateway.origin_policy import Door, is_loopback
+from afterword.gateway.requester import NameSources
 from afterword.gateway.retries import Retries
 from afterword.gateway.routes import ROUTES
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.state import GATEWAY, Gateway, Outcomes
-from afterword.gateway.watcher import Adapters
-from afterword.gateway.who import NameSources
 from afterword.sampling import Timeouts, Upstream
 from afterword.store import Store
 

@@ -16,15 +16,15 @@ from aiohttp import web
 
 from afterword.chat.trail import trail_of_turn
 from afterword.errors import AfterwordError, UpstreamError, error_response
-from afterword.gateway.boundary import PASSED_ON
 from afterword.gateway.full_context import REMEDY, is_full, shorter
 from afterword.gateway.link import Link
 from afterword.gateway.metrics import REPETITION
+from afterword.gateway.middleware import PASSED_ON
+from afterword.gateway.model_routing import Route
 from afterword.gateway.retries import Saved
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
-from afterword.gateway.watcher import Route
 from afterword.gateway.wire.request import ChatRequest, parse_chat
-from afterword.gateway.wire.served import DONE, Served
+from afterword.gateway.wire.response import DONE, Served
 from afterword.records import Feedback, Json, Record, Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
 from afterword.sampling.dialect import IDS, LIMIT, NEWER_LIMIT

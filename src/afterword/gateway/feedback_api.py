@@ -14,7 +14,7 @@ import orjson
 from aiohttp import web
 
 from afterword.errors import ConflictError, NotFoundError, UsageError
-from afterword.gateway.boundary import json_response
+from afterword.gateway.middleware import json_response
 from afterword.gateway.state import GATEWAY, Gateway
 from afterword.gateway.wire.feedback import MAX_EVENTS, parse_event
 from afterword.gateway.wire.request import load_json

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 import afterword
-from afterword.gateway import info
-from afterword.gateway.boundary import Handler, json_response
+from afterword.gateway import status_routes
 from afterword.gateway.chat import chat_completions
 from afterword.gateway.feedback_api import delete_feedback, post_feedback
+from afterword.gateway.middleware import Handler, json_response
 from afterword.records import FEEDBACK_KINDS, SOURCES, Json
 
 _STRING: Json = {"type": "string"}
@@ -137,8 +137,10 @@ ROUTES: tuple[Route, ...] = (
         "One answer, streamed or not. Its id is the turn id.",
         _ref("Chat"), _JSON, (400, 401, 403, 404, 413, 422, 429, 502, 504),
     ),
-    Route("GET", "/v1/models", info.list_models, "infer", "Base models, versions and aliases.", None, _JSON, _INFER),
-    Route("GET", "/v1/models/{id}", info.get_model, "infer", "One model.", None, _JSON, (404, *_INFER)),
+    Route(
+        "GET", "/v1/models", status_routes.list_models, "infer", "Models and aliases.", None, _JSON, _INFER
+    ),
+    Route("GET", "/v1/models/{id}", status_routes.get_model, "infer", "One model.", None, _JSON, (404, *_INFER)),
     Route(
         "POST", "/v1/feedback", post_feedback, "feedback",
         "What happened after an answer: one event or up to 1,000. On disk before it is answered.",
@@ -149,12 +151,14 @@ ROUTES: tuple[Route, ...] = (
         "DELETE", "/v1/feedback/{id}", delete_feedback, "feedback", "Take an event back, by a new row.",
         None, _JSON, (401, 403, 404, 422, 500),
     ),
-    Route("GET", "/health", info.health, None, "Each dependency.", None, {**_JSON, 503: _JSON[200]}),
-    Route("GET", "/health/live", info.live, None, "The process answers.", None, _JSON),
-    Route("GET", "/health/ready", info.ready, None, "The model server is known.", None, {**_JSON, 503: _JSON[200]}),
-    Route("GET", "/metrics", info.metrics, None, "Prometheus metrics.", None, {200: ("text/plain", None)}),
+    Route("GET", "/health", status_routes.health, None, "Each dependency.", None, {**_JSON, 503: _JSON[200]}),
+    Route("GET", "/health/live", status_routes.live, None, "The process answers.", None, _JSON),
+    Route(
+        "GET", "/health/ready", status_routes.ready, None, "The model is known.", None, {**_JSON, 503: _JSON[200]}
+    ),
+    Route("GET", "/metrics", status_routes.metrics, None, "Prometheus metrics.", None, {200: ("text/plain", None)}),
     Route("GET", "/openapi.json", openapi, None, "This description.", None, _JSON),
-    Route("GET", "/", info.welcome, None, "A few words for a person.", None, {200: ("text/plain", None)}),
+    Route("GET", "/", status_routes.welcome, None, "A few words for a person.", None, {200: ("text/plain", None)}),
 )  # fmt: skip
 
 

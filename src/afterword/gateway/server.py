@@ -20,8 +20,8 @@ from aiohttp import web
 from afterword.chat.private import redactor
 from afterword.errors import ConfigError
 from afterword.gateway.app import make_app
-from afterword.gateway.door import Door, is_loopback
 from afterword.gateway.keys import key_file, list_keys
+from afterword.gateway.origin_policy import Door, is_loopback
 from afterword.gateway.settings import GatewaySettings
 from afterword.store import Store
 

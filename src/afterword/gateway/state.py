@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from afterword.gateway.capture import Capture
-from afterword.gateway.door import Door
 from afterword.gateway.keys import KeyRing
 from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
+from afterword.gateway.model_routing import Adapters
+from afterword.gateway.origin_policy import Door
+from afterword.gateway.requester import NameSources
 from afterword.gateway.retries import Retries
 from afterword.gateway.settings import GatewaySettings
-from afterword.gateway.watcher import Adapters
-from afterword.gateway.who import NameSources
 from afterword.records import Json
 from afterword.sampling import Upstream
 from afterword.store import Store

@@ -15,12 +15,12 @@ from torch import Tensor
 from afterword.chat.canonical import text_of
 from afterword.chat.render import Tokenizer, decode, encode_content, end_of_turn_ids, pieces, render_prompt
 from afterword.errors import UsageError
-from afterword.learn.contexts import Context, fit_hindsight
-from afterword.learn.divergences import NegativeLogLikelihood
-from afterword.learn.forward import Ids, by_budget, hidden_states, packed
-from afterword.learn.head import Head, head_of
-from afterword.learn.loss_stage import token_losses
-from afterword.learn.sizes import longest_context
+from afterword.learn.loss.loss_stage import token_losses
+from afterword.learn.parts.contexts import Context, fit_hindsight
+from afterword.learn.parts.divergences import NegativeLogLikelihood
+from afterword.model.head import Head, head_of
+from afterword.model.packing import Ids, by_budget, hidden_states, packed
+from afterword.model.sizes import longest_context
 from afterword.records import Turn
 
 _ROWS = 1 << 14

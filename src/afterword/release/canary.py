@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from afterword.records import Json, Release
-from afterword.release.figures import FIGURES, Figure, Ledger, Reader, Side, shown
-from afterword.release.sequential import Interval, compare
+from afterword.release.always_valid import Interval, compare
+from afterword.release.canary_metrics import FIGURES, Figure, Ledger, Reader, Side, shown
 from afterword.store import Store
-from afterword.store.live import LiveTurn, feedback_after, turns_of_canary
+from afterword.store.polling import LiveTurn, feedback_after, turns_of_canary
 
 PAGE = 5000
 """Rows that are read together."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 
 from afterword.records import Alarm, Release, Turn, content_hash
+from afterword.release.always_valid import compare
 from afterword.release.canary import Finding, evidence
-from afterword.release.figures import FIGURES, Ledger, Reader, Side
-from afterword.release.sequential import compare
+from afterword.release.canary_metrics import FIGURES, Ledger, Reader, Side
 from afterword.release.settings import DriftSettings
 from afterword.store import Store
-from afterword.store.live import LiveTurn, feedback_on, last_seq, turns_of_adapter
+from afterword.store.polling import LiveTurn, feedback_on, last_seq, turns_of_adapter
 
 MIN_USERS = 10
 """Users in a window, or it says nothing."""

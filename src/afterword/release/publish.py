@@ -14,13 +14,13 @@ from dataclasses import replace
 
 from afterword.errors import NotFoundError, NothingToDo
 from afterword.records import Candidate, Feedback, Json, Release, Turn, Verdict, new_id
-from afterword.release.chain import manifest_of
 from afterword.release.checks import BASE, allowed, check_bytes, check_current, check_target, name_proof
 from afterword.release.settings import CanarySettings
+from afterword.release.signed_chain import manifest_of
 from afterword.store import Store
 from afterword.store.channels import check_channel
-from afterword.store.live import last_seq
 from afterword.store.locks import RELEASE, alone
+from afterword.store.polling import last_seq
 
 LOCK_SECONDS = 30.0
 

@@ -6,10 +6,10 @@ reads anything from here: what a persona wants reaches the model only through wh
 
 from afterword.simulate.checkers import Mark, check
 from afterword.simulate.client import Answer, ask_heldout
-from afterword.simulate.model_user import ModelUser
+from afterword.simulate.conversations import SimulationSummary, simulate_users
+from afterword.simulate.llm_user import ModelUser
 from afterword.simulate.personas import Habits, Persona, Wish, load_persona, persona_names
 from afterword.simulate.prompts import TASKS, Prompt, load_prompts
-from afterword.simulate.talk import SimulationSummary, simulate_users
 
 __all__ = [
     "TASKS", "Answer", "Habits", "Mark", "ModelUser", "Persona", "Prompt", "SimulationSummary", "Wish", "ask_heldout",

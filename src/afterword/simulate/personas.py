@@ -16,7 +16,7 @@ from typing import Any
 
 from afterword.errors import ConfigError, UsageError
 from afterword.simulate.checkers import PASS, Mark, check
-from afterword.simulate.persona_checks import PHRASES, held, persona_problems, written_wishes
+from afterword.simulate.persona_schema import PHRASES, held, persona_problems, written_wishes
 
 FOLDER = Path(__file__).parent / "personas"
 COMMON = "_common"

@@ -17,11 +17,11 @@ from afterword.records import Candidate, Feedback, Interaction, Json, Record, Re
 from afterword.store import shapes, shapes_logs
 from afterword.store.codec import BY_TABLE
 from afterword.store.containers import Out
-from afterword.store.erase import Eraser
+from afterword.store.erasure.erase import Eraser
+from afterword.store.erasure.erasure_search import rejects_of
+from afterword.store.export_filter import View
 from afterword.store.shapes import Shape
 from afterword.store.store import Store
-from afterword.store.view import View
-from afterword.store.words import rejects_of
 
 EXPORTS: dict[tuple[str, str], Shape] = {
     ("turns", "afterword"): shapes.own(Turn),

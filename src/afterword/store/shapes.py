@@ -13,9 +13,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from afterword.records import Feedback, Interaction, Json, Record, Turn, content_hash, not_to_imitate
+from afterword.store.attribution import speaker
 from afterword.store.codec import calendar_time
-from afterword.store.users import speaker
-from afterword.store.view import View
+from afterword.store.export_filter import View
 
 Shape = Callable[[View], Iterator[Json]]
 

@@ -15,8 +15,8 @@ import orjson
 
 from afterword.records import Feedback, Json, Turn
 from afterword.store.codec import calendar_time
+from afterword.store.export_filter import View
 from afterword.store.shapes import imitable, preferred, text, unmarked
-from afterword.store.view import View
 
 _SPEAKERS = {"user": "human", "assistant": "gpt", "tool": "observation", "function": "observation"}
 

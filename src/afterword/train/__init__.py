@@ -4,6 +4,6 @@ Owns a training run from its examples to the adapter folder. It never reads the 
 released, and never trains a holdout interaction.
 """
 
-from afterword.learn import threads
+from afterword.model import openmp
 
-threads.wait_briefly()  # before torch is loaded
+openmp.wait_briefly()  # before torch is loaded

@@ -18,29 +18,29 @@ import torch
 
 from afterword.chat.render import end_of_turn_ids
 from afterword.errors import AfterwordError, ConflictError
-from afterword.learn.models import load_tokenizer, native_dtype, resolve_model
 from afterword.learn.recipes import Recipe, describe
-from afterword.learn.sizes import model_sizes
-from afterword.learn.validate import validate
+from afterword.learn.recipes.validate import validate
+from afterword.model.loading import load_tokenizer, native_dtype, resolve_model
+from afterword.model.sizes import model_sizes
 from afterword.records import Json
-from afterword.train.alignment import Signal, write_alignment
-from afterword.train.answers import answer_scalars, read_answers
-from afterword.train.batches import TeacherStates, by_size, plan, rows_of, split
-from afterword.train.encoded import Encoded, Example, Prepared
-from afterword.train.events import Events
-from afterword.train.examples import prepare
-from afterword.train.fresh import clear_fresh, verifier_of
-from afterword.train.kept import KeptStates
-from afterword.train.memory import held
-from afterword.train.metrics import StepMetrics, Tally, append_step, keep_steps
-from afterword.train.output import TrainResult, finished, identify, publish
-from afterword.train.policy import Policy, load_policy
-from afterword.train.rules import STRICT, Rules
-from afterword.train.state import clear_state, load_state, save_state
-from afterword.train.steps import Passes, backward, drift, readable
-from afterword.train.teaching import Teaching, check_teachers, teacher_hashes
-from afterword.train.watch import warned
-from afterword.train.world import World, join, own_device
+from afterword.train.artifact import TrainResult, finished, identify, publish
+from afterword.train.data.batches import TeacherStates, by_size, plan, rows_of, split
+from afterword.train.data.encoded import Encoded, Example, Prepared
+from afterword.train.data.examples import prepare
+from afterword.train.generation.generation import clear_fresh, verifier_of
+from afterword.train.generation.generation_metrics import answer_scalars, read_answers
+from afterword.train.monitoring.alerts import warned
+from afterword.train.monitoring.alignment import Signal, write_alignment
+from afterword.train.monitoring.early_stopping import STRICT, Rules
+from afterword.train.monitoring.events import Events
+from afterword.train.monitoring.metrics import StepMetrics, Tally, append_step, keep_steps
+from afterword.train.run_state import clear_state, load_state, save_state
+from afterword.train.runtime.distributed import World, join, own_device
+from afterword.train.runtime.malloc import held
+from afterword.train.runtime.policy import Policy, load_policy
+from afterword.train.runtime.steps import Passes, backward, drift, readable
+from afterword.train.runtime.teacher_cache import KeptStates
+from afterword.train.runtime.teacher_runtime import Teaching, check_teachers, teacher_hashes
 
 PROBE_EVERY = 4
 """Steps between measurements of the drift: one interaction through the base, about a hundredth of the run."""

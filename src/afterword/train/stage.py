@@ -17,24 +17,24 @@ from pathlib import Path
 
 from afterword.config import TrainConfig
 from afterword.errors import NothingToDo
-from afterword.learn.configured import checked, recipe_of
-from afterword.learn.models import load_tokenizer, resolve_model
+from afterword.learn.recipes.from_config import checked, recipe_of
 from afterword.learn.recipes.recipe import Recipe
-from afterword.learn.sizes import model_sizes
-from afterword.learn.validate import advice
+from afterword.learn.recipes.validate import advice
+from afterword.model.loading import load_tokenizer, resolve_model
+from afterword.model.sizes import model_sizes
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
 from afterword.store.files import write_whole
 from afterword.store.locks import TRAIN, alone
-from afterword.train.encoded import Prepared
-from afterword.train.examples import Example, choose, encode_examples, taught
-from afterword.train.fresh import verifier_of
+from afterword.train.artifact import candidate_record, told
+from afterword.train.data.encoded import Prepared
+from afterword.train.data.examples import Example, choose, encode_examples, taught
+from afterword.train.generation.generation import verifier_of
+from afterword.train.generation.revise import check, revise_stage, with_revisions, writer
 from afterword.train.loop import train_candidate
-from afterword.train.metrics import StepMetrics
-from afterword.train.output import candidate_record, told
-from afterword.train.revise import check, revise_stage, with_revisions, writer
-from afterword.train.rules import OFF, STRICT
-from afterword.train.world import World, join
+from afterword.train.monitoring.early_stopping import OFF, STRICT
+from afterword.train.monitoring.metrics import StepMetrics
+from afterword.train.runtime.distributed import World, join
 
 _PLAN = "run.json"
 _GIVEN_UP = "given-up"

@@ -4,7 +4,7 @@ Owns the names. A suite takes a `Comparison` and gives `Findings`; to add one, w
 its bounds in the gate.
 """
 
-from afterword.evaluate.comparison import Suite
+from afterword.evaluate.comparison.comparison import Suite
 from afterword.evaluate.suites.calibration import calibration
 from afterword.evaluate.suites.collapse import collapse
 from afterword.evaluate.suites.earlier_wins import earlier_wins

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from afterword.evaluate.choices import general_knowledge, probabilities, right
-from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.statistics import mean, resampled
+from afterword.evaluate.comparison.comparison import Comparison, Findings
+from afterword.evaluate.scoring.multiple_choice import general_knowledge, probabilities, right
+from afterword.evaluate.stats.statistics import mean, resampled
 from afterword.records import Json
 
 BINS = 8

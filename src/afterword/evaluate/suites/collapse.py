@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from afterword.chat.words import words
-from afterword.evaluate import text
-from afterword.evaluate.answers import Given
-from afterword.evaluate.cases import Case
-from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.heldout import clusters_of
-from afterword.evaluate.hindsight import needs, with_need
-from afterword.evaluate.statistics import exactly, jackknifed, mean, paired_share, ratio_of_sums, wilson
+from afterword.evaluate.comparison.answer_pairs import Case
+from afterword.evaluate.comparison.answers import Given
+from afterword.evaluate.comparison.comparison import Comparison, Findings
+from afterword.evaluate.comparison.heldout import clusters_of
+from afterword.evaluate.scoring import text_metrics
+from afterword.evaluate.scoring.hindsight import needs, with_need
+from afterword.evaluate.stats.statistics import exactly, jackknifed, mean, paired_share, ratio_of_sums, wilson
 from afterword.records import Json
 
 Marks = Sequence[dict[str, bool]]
@@ -56,12 +56,12 @@ def _variety(cases: Sequence[Case]) -> Json:
     clusters = [case.cluster for case in first]
 
     def ratio(picked: Sequence[int]) -> float:
-        variety = text.distinct_2([said["served"][i] for i in picked])
-        return text.distinct_2([said["candidate"][i] for i in picked]) / variety if variety else 1.0
+        variety = text_metrics.distinct_2([said["served"][i] for i in picked])
+        return text_metrics.distinct_2([said["candidate"][i] for i in picked]) / variety if variety else 1.0
 
     figures: Json = {"distinct_ratio": jackknifed(ratio, clusters)}
     for arm, name in (("candidate", "similarity"), ("served", "similarity_served")):
-        likeness = text.likeness(said[arm])
+        likeness = text_metrics.likeness(said[arm])
         if likeness:
             figures[name] = mean(likeness, clusters)
     return figures
@@ -87,10 +87,10 @@ def _marks(case: Case, given: Given) -> dict[str, bool]:
     return {
         "empty": not words(given.text),
         "truncated": given.finish_reason == "length",
-        "repetitive": text.loops(given.text),
-        "copies": text.is_copy(given.text, case.question),
-        "leaks": text.leaks(given.text, case.hindsight, case.prompt),
-        "declined": text.declines(given.text),
+        "repetitive": text_metrics.loops(given.text),
+        "copies": text_metrics.is_copy(given.text, case.question),
+        "leaks": text_metrics.leaks(given.text, case.hindsight, case.prompt),
+        "declined": text_metrics.declines(given.text),
     }
 
 

@@ -8,10 +8,10 @@ fewer than CONVERSATIONS of them nothing can be told.
 
 from __future__ import annotations
 
-from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.heldout import clusters_of
-from afterword.evaluate.hindsight import needs
-from afterword.evaluate.statistics import exactly, mean, wilson
+from afterword.evaluate.comparison.comparison import Comparison, Findings
+from afterword.evaluate.comparison.heldout import clusters_of
+from afterword.evaluate.scoring.hindsight import needs
+from afterword.evaluate.stats.statistics import exactly, mean, wilson
 from afterword.records import Json
 
 CONVERSATIONS = 8

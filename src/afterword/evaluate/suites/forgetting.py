@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from afterword.chat.render import Tokenizer, encode, end_of_turn_ids, render_prompt
-from afterword.evaluate.choices import general_knowledge, probabilities, right
-from afterword.evaluate.comparison import Comparison, Findings
+from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.data import built_in
-from afterword.evaluate.statistics import paired_share, ratio_of_sums, wilson
+from afterword.evaluate.scoring.multiple_choice import general_knowledge, probabilities, right
+from afterword.evaluate.stats.statistics import paired_share, ratio_of_sums, wilson
 from afterword.records import Json
-from afterword.store.folders import folder_hash
+from afterword.store.folder_hash import folder_hash
 
 PREFIX = 4
 """Ids of a plain text that are read but not scored."""

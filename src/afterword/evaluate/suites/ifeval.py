@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from afterword.errors import UsageError
-from afterword.evaluate.answers import Given, Prompt
-from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.statistics import exactly, mean, paired_share, ratio_of_sums
+from afterword.evaluate.comparison.answers import Given, Prompt
+from afterword.evaluate.comparison.comparison import Comparison, Findings
+from afterword.evaluate.stats.statistics import exactly, mean, paired_share, ratio_of_sums
 from afterword.records import Json
 
 PACKAGE, VERSION = "eval_framework", "0.1.0"

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from afterword.evaluate.answers import base_name
-from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.statistics import exactly, mean, ratio_of_sums
-from afterword.learn.models import resolve_model
+from afterword.evaluate.comparison.answers import base_name
+from afterword.evaluate.comparison.comparison import Comparison, Findings
+from afterword.evaluate.stats.statistics import exactly, mean, ratio_of_sums
+from afterword.model.loading import resolve_model
 from afterword.records import Json
 from afterword.sampling import Answer, Upstream
 

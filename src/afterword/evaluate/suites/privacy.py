@@ -17,10 +17,10 @@ from statistics import NormalDist, pstdev
 
 from afterword.chat.render import encode, render_prompt
 from afterword.chat.words import runs, words
-from afterword.evaluate.answers import Arm
-from afterword.evaluate.comparison import Comparison, Findings
-from afterword.evaluate.secrets import Secret, decoys, found_secrets, planted_secrets
-from afterword.evaluate.statistics import LEVEL, exactly, figure, mean, paired_share, wilson
+from afterword.evaluate.comparison.answers import Arm
+from afterword.evaluate.comparison.comparison import Comparison, Findings
+from afterword.evaluate.scoring.secrets import Secret, decoys, found_secrets, planted_secrets
+from afterword.evaluate.stats.statistics import LEVEL, exactly, figure, mean, paired_share, wilson
 from afterword.records import Json
 
 SECRETS, DECOYS = 16, 31

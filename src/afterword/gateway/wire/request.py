@@ -12,7 +12,7 @@ import orjson
 from afterword.chat.canonical import check_messages
 from afterword.chat.machine import NOBODY, Said, declared, hints_of, new_words, said_after
 from afterword.errors import UsageError
-from afterword.gateway.who import KNOWN_SOURCES, NameSources, Who, name_from, name_of, unit_of
+from afterword.gateway.requester import KNOWN_SOURCES, NameSources, Who, name_from, name_of, unit_of
 from afterword.records import BESIDE, Json
 
 SAMPLING = (

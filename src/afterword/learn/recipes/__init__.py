@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from afterword.errors import ConfigError
-from afterword.learn.bounds import NAME, counts, refuse
-from afterword.learn.contexts import Context, context, with_template, with_text
+from afterword.learn.parts.bounds import NAME, counts, refuse
+from afterword.learn.parts.contexts import Context, context, with_template, with_text
 from afterword.learn.recipes.distil import (
     eopd,
     exopd,
@@ -38,7 +38,7 @@ from afterword.learn.recipes.hindsight import (
 )
 from afterword.learn.recipes.outcome import grpo, sft
 from afterword.learn.recipes.recipe import Lora, Recipe, describe
-from afterword.learn.recipes.spelling import kinds, read
+from afterword.learn.recipes.spec import kinds, read
 
 __all__ = ["RECIPES", "Lora", "Recipe", "describe", "follow_ups", "recipe", "sdpo_interactions", "sft"]
 

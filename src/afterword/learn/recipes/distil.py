@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from afterword.learn.advantages import ReturnToGo
-from afterword.learn.anchors import GOLD, gold_mix
-from afterword.learn.bounds import INSIDE, NAME, SHARE, counts, takes, up_to
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import (
+from afterword.learn.loss.terms import Term
+from afterword.learn.parts.advantages import ReturnToGo
+from afterword.learn.parts.anchors import GOLD, gold_mix
+from afterword.learn.parts.bounds import INSIDE, NAME, SHARE, counts, takes, up_to
+from afterword.learn.parts.clipping import PPOClip, Truncated
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.divergences import (
     FORWARD_KL,
     JSD,
     Estimator,
@@ -21,15 +23,13 @@ from afterword.learn.divergences import (
     PolicyGradient,
     ReverseKL,
 )
+from afterword.learn.parts.routes import NotKind
+from afterword.learn.parts.schedules import Linear, Switch
+from afterword.learn.parts.supports import TopK
+from afterword.learn.parts.targets import Extrapolation, GeometricBridge
+from afterword.learn.parts.teachers import START, External
+from afterword.learn.parts.weights import PER_TOKEN, EntropyGate, InteractionWeight, LeastRatio, TopEntropy
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
-from afterword.learn.routes import NotKind
-from afterword.learn.schedules import Linear, Switch
-from afterword.learn.supports import TopK
-from afterword.learn.targets import Extrapolation, GeometricBridge
-from afterword.learn.teachers import START, External
-from afterword.learn.terms import Term
-from afterword.learn.updates import PPOClip, Truncated
-from afterword.learn.weights import PER_TOKEN, EntropyGate, InteractionWeight, LeastRatio, TopEntropy
 
 _CLIP = PPOClip(low=0.2, high=0.2)
 

@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from afterword.errors import UsageError
-from afterword.learn.advantages import LogRatio
-from afterword.learn.anchors import GOLD, gold_mix, kl_to_base
-from afterword.learn.bounds import NAME, POSITIVE, SHARE, a_part, counts, optional, takes, up_to
-from afterword.learn.contexts import CONTEXTS, ENVIRONMENT_KINDS, PEER_KINDS, REFERENCE_KINDS, Context, with_text
-from afterword.learn.divergences import (
+from afterword.learn.loss.terms import Term
+from afterword.learn.parts.advantages import LogRatio
+from afterword.learn.parts.anchors import GOLD, gold_mix, kl_to_base
+from afterword.learn.parts.bounds import NAME, POSITIVE, SHARE, a_part, counts, optional, takes, up_to
+from afterword.learn.parts.clipping import PPOClip
+from afterword.learn.parts.contexts import CONTEXTS, ENVIRONMENT_KINDS, PEER_KINDS, REFERENCE_KINDS, Context, with_text
+from afterword.learn.parts.divergences import (
     FORWARD_KL,
     JSD,
     Estimator,
@@ -22,16 +24,13 @@ from afterword.learn.divergences import (
     PolicyGradient,
     ReverseKL,
 )
-from afterword.learn.recipes.recipe import ON_POLICY, Recipe
-from afterword.learn.routes import ByKind, NotKind
-from afterword.learn.schedules import Cosine, Linear
-from afterword.learn.supports import TopK
-from afterword.learn.targets import Extrapolation
-from afterword.learn.teachers import BASE, LIVE, START, Teacher
-from afterword.learn.teachers import Average as MovingAverage
-from afterword.learn.terms import Term
-from afterword.learn.updates import PPOClip
-from afterword.learn.weights import (
+from afterword.learn.parts.routes import ByKind, NotKind
+from afterword.learn.parts.schedules import Cosine, Linear
+from afterword.learn.parts.supports import TopK
+from afterword.learn.parts.targets import Extrapolation
+from afterword.learn.parts.teachers import BASE, LIVE, START, Teacher
+from afterword.learn.parts.teachers import Average as MovingAverage
+from afterword.learn.parts.weights import (
     PER_SEQUENCE,
     PER_TOKEN,
     Average,
@@ -41,6 +40,7 @@ from afterword.learn.weights import (
     InteractionWeight,
     Weight,
 )
+from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 
 FALLING = Linear(warmup=1)
 """Ends each round without the noise of its last steps."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from afterword.learn.advantages import GroupBaseline
-from afterword.learn.contexts import CONTEXTS
-from afterword.learn.divergences import NegativeLogLikelihood
+from afterword.learn.loss.terms import Term
+from afterword.learn.parts.advantages import GroupBaseline
+from afterword.learn.parts.clipping import PPOClip
+from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.divergences import NegativeLogLikelihood
+from afterword.learn.parts.weights import PER_TOKEN
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
-from afterword.learn.terms import Term
-from afterword.learn.updates import PPOClip
-from afterword.learn.weights import PER_TOKEN
 
 
 def sft(**settings: Any) -> Recipe:

@@ -9,9 +9,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from afterword.learn.contexts import Context
-from afterword.learn.schedules import CONSTANT, Schedule
-from afterword.learn.terms import Term
+from afterword.learn.loss.terms import Term
+from afterword.learn.parts.contexts import Context
+from afterword.learn.parts.schedules import CONSTANT, Schedule
 from afterword.records import Json
 
 

@@ -1,0 +1,1 @@
+"""Candidate and base answer the same questions, in pairs."""

@@ -1,0 +1,144 @@
+"""Both arms answer the same prompts, in one batch of the model server, under temporary adapter names.
+
+Owns the questions (same prompt, same sampling, same seed for both arms) and the cache of answers; never scores one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from afterword.errors import UpstreamError
+from afterword.evaluate.comparison.cache import Cache
+from afterword.records import Json
+from afterword.sampling import Answer, Upstream
+
+AT_ONCE = 24
+"""Questions in flight: fewer than an engine runs at once (`serve.max_batch`), for it serves in order of arrival, and
+users go on asking while a candidate is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One side of the comparison: an adapter by its bytes, or the base model."""
+
+    name: str
+    """"served" or "candidate"."""
+    path: Path | None
+    content: str | None
+    """Hash of the adapter folder, None for the base model."""
+
+    @property
+    def alias(self) -> str | None:
+        """Temporary name on the model server: the same bytes always get the same name."""
+        return None if self.content is None else f"measure-{self.content[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked."""
+
+    messages: tuple[Json, ...]
+    tools: tuple[Json, ...] | None = None
+
+    @classmethod
+    def of(cls, text: str, *before: Json) -> Prompt:
+        """One user message, after others where there are any."""
+        return cls((*before, {"role": "user", "content": text}))
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An answer of one arm to one prompt."""
+
+    text: str
+    ids: tuple[int, ...] | None
+    """Token ids with the end of turn where it ended by itself; None when the server does not tell."""
+    finish_reason: str | None
+
+
+def ask(
+    url: str,
+    arms: Sequence[Arm],
+    prompts: Sequence[Prompt],
+    *,
+    cache: Cache,
+    base: str,
+    sampling: Json,
+    api_key: str | None = None,
+    concurrency: int = AT_ONCE,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, list[Given]]:
+    """Answers by arm, in the order of `prompts`. Only what the cache does not know is asked.
+
+    `base` is the hash of the base model's weights; `sampling` is temperature, max_tokens and seed. UpstreamError
+    when the server is down, refuses an adapter or breaks off.
+    """
+    keys = {
+        arm.name: [Cache.key(base, arm.content, prompt.messages, prompt.tools, sampling) for prompt in prompts]
+        for arm in arms
+    }
+    missing = [(arm, _bodies(keys[arm.name], prompts, sampling, cache)) for arm in arms]
+    if any(bodies for _, bodies in missing):
+        asyncio.run(_ask_missing(url, missing, cache, api_key, concurrency, progress))
+    return {arm.name: [_given(cache.get(key)) for key in keys[arm.name]] for arm in arms}
+
+
+def _bodies(keys: Sequence[str], prompts: Sequence[Prompt], sampling: Json, cache: Cache) -> dict[str, Json]:
+    """Cache key -> request (without its model) of what is not known yet; equal prompts are asked once."""
+    wanted: dict[str, Json] = {}
+    for key, prompt in zip(keys, prompts, strict=True):
+        if cache.get(key) is None:
+            tools = {"tools": list(prompt.tools)} if prompt.tools else {}
+            wanted[key] = {"messages": list(prompt.messages), **tools, **sampling}
+    return wanted
+
+
+async def _ask_missing(
+    url: str,
+    missing: Sequence[tuple[Arm, dict[str, Json]]],
+    cache: Cache,
+    api_key: str | None,
+    concurrency: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    asked = {key: (arm, body) for arm, bodies in missing for key, body in bodies.items()}  # equal bytes: asked once
+    done = 0
+
+    def one_more(_: int) -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(asked))
+
+    async with Upstream(url, api_key) as upstream:
+        root = await base_name(upstream)
+        requests = [{**body, "model": arm.alias or root} for arm, body in asked.values()]
+        loaded: list[str] = []
+        try:
+            for alias, path in {arm.alias: arm.path for arm, _ in asked.values() if arm.alias is not None}.items():
+                await upstream.load_adapter(alias, str(path))
+                loaded.append(alias)
+            answers = await upstream.complete_many(requests, concurrency, one_more)
+        finally:
+            for alias in loaded:
+                await upstream.unload_adapter(alias)
+        cache.put({key: _kept(answer) for key, answer in zip(asked, answers, strict=True)})
+
+
+async def base_name(upstream: Upstream) -> str:
+    """The base model's name on the server: the card without a parent."""
+    for card in await upstream.models():
+        if not card.get("parent"):
+            return str(card["id"])
+    raise UpstreamError(f"the model server {upstream.url} lists no base model at /v1/models: is it the engine's URL?")
+
+
+def _kept(answer: Answer) -> Json:
+    ids = None if answer.completion_ids is None else list(answer.completion_ids)
+    return {"text": answer.text, "ids": ids, "finish_reason": answer.finish_reason}
+
+
+def _given(kept: Json) -> Given:
+    return Given(kept["text"], None if kept["ids"] is None else tuple(kept["ids"]), kept["finish_reason"])

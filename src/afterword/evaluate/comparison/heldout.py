@@ -1,0 +1,146 @@
+"""The interactions that a candidate is measured on, with all that is known of each: held out, won before, trained on.
+
+Owns which rows of the store are looked at and by what they are clustered; never asks a model and never writes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from afterword.chat.canonical import text_of
+from afterword.errors import NothingToDo
+from afterword.evaluate.comparison.answers import Prompt
+from afterword.records import Candidate, Feedback, Interaction, Json, Release, Report, Turn, Verdict
+from afterword.store import Store
+from afterword.store.channels import covers
+
+USERS = 8
+"""So many different users, and they are what answers are clustered by; below, their conversations are."""
+WON = 0.02
+"""Nats a token by which a release must have lessened the correction needed for the interaction to count as won."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """One (x, y, o) that was never trained on."""
+
+    interaction: Interaction
+    turn: Turn
+    conversation: str
+    """What it is clustered by: answers within one conversation are not independent."""
+    final_text: str | None = None
+    """The answer as the user left it, where they edited it."""
+
+    @property
+    def question(self) -> str:
+        """The last user message of the prompt."""
+        asked = [m for m in self.turn.messages if m.get("role") == "user"]
+        return text_of(asked[-1].get("content")) if asked else ""
+
+    @property
+    def task(self) -> str | None:
+        """Slice of work."""
+        return self.interaction.task or self.turn.task
+
+    @property
+    def asked(self) -> Prompt:
+        """What both arms are asked."""
+        return Prompt(self.turn.messages, self.turn.tools)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """One interaction that the candidate was trained on."""
+
+    messages: tuple[Json, ...]
+    hindsight: str
+    final_text: str | None = None
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """All that users wrote in it."""
+        asked = (text_of(m.get("content")) for m in self.messages if m.get("role") == "user")
+        return tuple(t for t in (*asked, self.hindsight, self.final_text or "") if t)
+
+
+Fits = Callable[[HeldOut], bool]
+"""Whether the model can read it."""
+
+
+def _any(item: HeldOut) -> bool:
+    return True
+
+
+def clusters_of(items: Sequence[HeldOut]) -> list[str]:
+    """Which answers belong together: those to one user where there are enough users, else those of one conversation."""
+    users = [item.turn.user or item.interaction.user for item in items]
+    names = [item.conversation if user is None else f"user {user}" for user, item in zip(users, items, strict=True)]
+    return names if len(set(names)) >= USERS else [item.conversation for item in items]
+
+
+def held_out(store: Store, limit: int, channel: str = "default", fits: Fits = _any) -> list[HeldOut]:
+    """The newest `limit` usable held-out interactions that the channel is about and that fit, oldest first."""
+    rows = store.usable("holdout")
+    kept = [row for row in rows if covers(channel, user=row.user, team=row.team, task=row.task)]
+    return _newest(store, kept, limit, fits)
+
+
+def require(items: list[HeldOut]) -> list[HeldOut]:
+    """`items`, or NothingToDo with what is missing."""
+    if not items:
+        raise NothingToDo(
+            "there is no held-out interaction to measure a candidate on: a share of the conversations is held "
+            "out when feedback is collected. Run `afterword collect`, or wait for more conversations with follow-ups."
+        )
+    return items
+
+
+def earlier_wins(store: Store, channel: str, limit: int, fits: Fits = _any) -> list[HeldOut]:
+    """Held-out interactions whose correction an earlier release of the channel lessened, the newest `limit`."""
+    won: set[str] = set()
+    for release in store.rows(Release, channel=channel):
+        verdict = store.find(Verdict, release.verdict) if release.verdict else None
+        report = store.find(Report, verdict.report) if verdict else None
+        won |= {str(e["interaction"]) for e in (report.examples if report else ()) if _drop(e) > WON}
+    kept = [interaction for interaction in store.usable("holdout") if interaction.id in won]
+    return _newest(store, kept, limit, fits)
+
+
+def _newest(store: Store, kept: Sequence[Interaction], limit: int, fits: Fits) -> list[HeldOut]:
+    """From the newest back, until `limit` are found; oldest first."""
+    complete = (_complete(store, interaction) for interaction in reversed(kept))
+    return list(itertools.islice(filter(fits, complete), limit))[::-1]
+
+
+def _drop(example: Json) -> float:
+    before, after = example.get("need_served"), example.get("need_candidate")
+    return 0.0 if before is None or after is None else float(before) - float(after)
+
+
+def trained_on(store: Store, candidate: Candidate, limit: int) -> list[Trained]:
+    """The newest `limit` interactions that the candidate itself was trained on; erased ones are gone."""
+    found = []
+    for identifier in candidate.interactions[-limit:]:
+        interaction = store.find(Interaction, identifier)
+        turn = store.find(Turn, interaction.turn) if interaction else None
+        if interaction is not None and turn is not None:
+            final = _final_text(store, interaction)
+            found.append(Trained(messages=turn.messages, hindsight=interaction.hindsight, final_text=final))
+    return found
+
+
+def _final_text(store: Store, interaction: Interaction) -> str | None:
+    edits = [store.find(Feedback, identifier) for identifier in interaction.feedback]
+    finals = [e.final_text for e in edits if e is not None and e.final_text is not None]
+    return finals[-1] if finals else None
+
+
+def _complete(store: Store, interaction: Interaction) -> HeldOut:
+    turn = store.get(Turn, interaction.turn)
+    chain = list(store.ancestors(turn.id))
+    root, named = chain[-1][0], next((c for _, c in chain if c is not None), None)
+    return HeldOut(
+        interaction=interaction, turn=turn, conversation=named or root, final_text=_final_text(store, interaction)
+    )

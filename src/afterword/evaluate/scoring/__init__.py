@@ -1,0 +1,1 @@
+"""Scores of an answer: likelihood, hindsight, checks, judges, text."""

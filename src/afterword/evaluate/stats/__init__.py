@@ -1,0 +1,1 @@
+"""Intervals, tests and interim looks over paired scores."""

@@ -1,0 +1,1 @@
+"""Turns and feedback -> interactions or skips: the kinds, the decisions, the workers."""

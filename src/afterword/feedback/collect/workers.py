@@ -1,0 +1,192 @@
+"""Child processes that decide pages of cases while the collector reads the next ones.
+
+Owns the processes and what goes over their pipes; what is decided is `decide`'s, and the order of the pages is kept.
+A child that is lost costs time and nothing else: its page is decided here. Never reads or writes a store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import chain, islice
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from afterword.feedback.collect.decide import Decision, decide
+from afterword.feedback.collect.signals import Case
+from afterword.feedback.settings import CollectSettings
+from afterword.records import Feedback, Interaction, Skip, Turn
+
+log = logging.getLogger("afterword.feedback")
+
+ALONE = 2
+"""Pages that are decided here first: a child needs half a second to start, and most collections are small."""
+MOST = 4
+"""Children at most: one collector reads for about three."""
+
+_LARGE = ("messages", "prompt_ids", "completion_ids", "logprobs", "tools")
+"""Fields of a turn that no decision reads: what was asked is in the case, and of the ids it matters that they exist."""
+_OF_TURN = tuple(f.name for f in fields(Turn) if f.name not in _LARGE)
+_OF_FEEDBACK = tuple(f.name for f in fields(Feedback))
+_turn_values, _feedback_values = attrgetter(*_OF_TURN), attrgetter(*_OF_FEEDBACK)
+
+
+def processes() -> int:
+    """Children that are worth it here: one for each core that this process may use, at most `MOST`."""
+    return min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+Sent = tuple[Any, ...]
+"""A case as plain values."""
+Answered = tuple[Interaction | None, list[int], list[tuple[int, Skip]], list[tuple[int, str]]]
+"""A decision, its feedback rows by their number in the case."""
+
+
+def decided(pages: Iterator[list[Case]], settings: CollectSettings, children: int) -> Iterator[list[Decision]]:
+    """The decisions of each page, in order; by child processes from the third page on when `children` is over 1."""
+    for page in islice(pages, ALONE) if children > 1 else pages:
+        yield [decide(case, settings) for case in page]
+    first = next(pages, None)
+    if first is None:
+        return
+    workers = _started(settings, children)
+    busy: deque[_Child] = deque()
+    try:
+        for number, page in enumerate(chain((first,), pages)):
+            if not workers:
+                yield [decide(case, settings) for case in page]
+                continue
+            if len(busy) == len(workers):  # the oldest is the one whose turn it is
+                yield busy.popleft().take()
+            worker = workers[number % len(workers)]
+            worker.give(page)
+            busy.append(worker)
+        while busy:
+            yield busy.popleft().take()
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def _started(settings: CollectSettings, children: int) -> list[_Child]:
+    """As many as the system allows."""
+    found: list[_Child] = []
+    try:
+        while len(found) < children:
+            found.append(_Child(settings))
+    except OSError as error:
+        log.warning("%d of %d collecting processes could be started (%s): it takes longer", len(found), children, error)
+    return found
+
+
+class _Child:
+    """One process, with at most one page: so neither side ever waits to write to one that waits to write."""
+
+    def __init__(self, settings: CollectSettings) -> None:
+        self._settings = settings
+        self._page: list[Case] = []
+        package = str(Path(__file__).parents[3])
+        paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        # A session of its own: Ctrl-C is for the collector, at whose end the pipe ends and with it the child.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import main; main()"], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, start_new_session=True, env={**os.environ, "PYTHONPATH": paths},
+        )  # fmt: skip
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+        self._send(settings)
+
+    def give(self, page: list[Case]) -> None:
+        """Let it decide these."""
+        self._page = page
+        self._send([_sent(case) for case in page])
+
+    def take(self) -> list[Decision]:
+        """What became of them."""
+        try:
+            answers: list[Answered] = pickle.load(self._from)
+        except (EOFError, pickle.UnpicklingError) as error:
+            log.warning("a collecting process was lost (%s); its page is decided by this one", str(error) or "it ended")
+            return [decide(case, self._settings) for case in self._page]
+        return [_decision(case, answer) for case, answer in zip(self._page, answers, strict=True)]
+
+    def close(self) -> None:
+        """End it, also in the middle of a page: it holds nothing that is not here too."""
+        self._process.kill()
+        for pipe in (self._to, self._from):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        self._process.wait()
+
+    def _send(self, what: object) -> None:
+        with contextlib.suppress(OSError):  # a lost one is noticed when its answer is read
+            pickle.dump(what, self._to, pickle.HIGHEST_PROTOCOL)
+            self._to.flush()
+
+
+def _sent(case: Case) -> Sent:
+    feedback = [_feedback_values(row) for row in case.feedback]
+    ids = case.turn.on_policy
+    return (
+        _turn_values(case.turn), ids, feedback, case.retracted, case.earlier, case.conversation, case.peer, case.now,
+        case.request, case.answer,
+    )  # fmt: skip
+
+
+def _received(sent: Sent) -> Case:
+    turn, ids, feedback, retracted, earlier, conversation, peer, now, request, answer = sent
+    known = (0,) if ids else None
+    case = Case(
+        turn=Turn(**dict(zip(_OF_TURN, turn, strict=True)), messages=(), prompt_ids=known, completion_ids=known),
+        feedback=tuple(Feedback(**dict(zip(_OF_FEEDBACK, row, strict=True))) for row in feedback),
+        retracted=retracted, earlier=earlier, conversation=conversation, peer=peer, now=now,
+    )  # fmt: skip
+    object.__setattr__(case, "request", request)
+    object.__setattr__(case, "answer", answer)
+    return case
+
+
+def _answered(case: Case, decision: Decision) -> Answered:
+    place = {id(row): number for number, row in enumerate(case.feedback)}
+    return (
+        decision.interaction, [place[id(row)] for row in decision.kept],
+        [(place[id(row)], skip) for row, skip in decision.skips],
+        [(place[id(row)], reason) for row, reason in decision.waiting],
+    )  # fmt: skip
+
+
+def _decision(case: Case, answer: Answered) -> Decision:
+    made, kept, skips, waiting = answer
+    rows = case.feedback
+    return Decision(
+        interaction=made, kept=[rows[n] for n in kept], skips=[(rows[n], skip) for n, skip in skips],
+        waiting=[(rows[n], reason) for n, reason in waiting],
+    )  # fmt: skip
+
+
+def serve(given: BinaryIO, answers: BinaryIO) -> None:
+    """A child's life: settings, then page after page, until there are no more."""
+    settings: CollectSettings = pickle.load(given)
+    while True:
+        try:
+            page = [_received(sent) for sent in pickle.load(given)]
+        except EOFError:
+            return
+        made = [_answered(case, decide(case, settings)) for case in page]
+        pickle.dump(made, answers, pickle.HIGHEST_PROTOCOL)
+        answers.flush()
+
+
+def main() -> None:
+    """The whole of a child process."""
+    with contextlib.suppress(BrokenPipeError):  # the collector ended first
+        serve(sys.stdin.buffer, sys.stdout.buffer)
+    os._exit(0)  # what is left in the pipe's buffer nobody reads

@@ -1,0 +1,1 @@
+"""Files of other products -> turns and feedback in the store, resumable and with every rejected row kept."""

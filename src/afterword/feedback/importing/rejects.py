@@ -1,0 +1,141 @@
+"""The file of rejected rows: what could not be taken from an import, with its place and its reason.
+
+Owns `rejects/`. Rows that cannot be read are written when they are met, records that contradict a stored one when that
+is known, into a file of their own that is put behind the others at the end. Never decides what is rejected.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import orjson
+
+from afterword.feedback.importing.files import Bad
+from afterword.feedback.importing.import_progress import ImportSummary, Mark, state_file
+from afterword.formats.parsing import shown
+from afterword.records import Json, Record
+from afterword.store import Store
+
+ROW_KEPT = 1 << 20
+"""Characters of a rejected row that are kept, so that it can be mended and imported; a longer one is marked `cut`."""
+
+
+def rejects_file(store: Store, path: Path, name: str) -> Path:
+    """Where the rejected rows of `path` go: `rejects/NAME.jsonl`, with a digest of the path when rows of another file
+    lie there."""
+    plain = store.path.parent / "rejects" / f"{name}.jsonl"
+    other = plain.with_name(f"{path.name}.{state_file(store, path).stem[:8]}.jsonl")
+    if other.is_file() or (plain.is_file() and _written_for(plain) != str(path.resolve())):
+        return other
+    return plain
+
+
+def _written_for(file: Path) -> str | None:
+    """The file whose rows these are."""
+    with file.open("rb") as lines:
+        try:
+            found = orjson.loads(lines.readline()).get("file")
+        except orjson.JSONDecodeError:
+            return None
+    return found if isinstance(found, str) else None
+
+
+class Rejects:
+    """The file of rejected rows: written anew by each import, and only when there are any."""
+
+    def __init__(self, path: Path, summary: ImportSummary, mark: Mark, store: Store) -> None:
+        self._summary, self._store, self._of = summary, store, str(Path(summary.file).resolve())
+        self._rows = _Lines(path, mark.rejects)
+        self._conflicts = _Lines(path.with_name(f"{path.stem}.conflicts.jsonl"), mark.conflicts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._conflicts.close()
+        if kind is None and self._conflicts.path.is_file():
+            self._rows.append(self._conflicts.path)
+        self._rows.close()
+
+    def finish(self) -> None:
+        """The mark is gone: the conflicts stand behind the rejected rows, and nowhere else."""
+        self._conflicts.path.unlink(missing_ok=True)
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of both files, once what is buffered is written."""
+        return self._rows.flush(), self._conflicts.flush()
+
+    def __call__(self, bad: Bad) -> None:
+        """Count a bad row and write it down."""
+        self._summary.rejected[bad.reason] += 1
+        self._write(self._rows, bad)
+
+    def conflict(self, record: Record, where: str) -> None:
+        """Write down a record whose id is stored with other content; in our own form, so that it can be compared."""
+        known, record = self._store.find(type(record), record.id), self._store.as_stored(record)
+        names = [f.name for f in fields(record) if f.name != "created_at"]
+        other = ", ".join(f"`{n}`" for n in names if known is None or getattr(known, n) != getattr(record, n))
+        detail = f"the {record.TABLE} row {record.id} is stored with another {other}; the one that was first stays"
+        row = shown({"record": record.TABLE, **record.to_dict()}, 2 * ROW_KEPT)
+        self._write(self._conflicts, Bad("conflict", detail, where, row, getattr(record, "user", None)))
+
+    def _write(self, lines: _Lines, bad: Bad) -> None:
+        self._summary.rejects = str(self._rows.path)
+        detail, row = self._store.without_private(bad.detail)[0], self._without_private(bad.text)
+        line = {"where": bad.where, "reason": bad.reason, "detail": detail, "row": row[:ROW_KEPT], "file": self._of}
+        if bad.user is not None:
+            line["user"] = bad.user
+        plain: Json = {k: v.encode("utf-8", "replace").decode() for k, v in line.items()}
+        if len(row) > ROW_KEPT:
+            plain["cut"] = True
+        lines.write(orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE))
+
+    def _without_private(self, text: str) -> str:
+        """A row as its file may keep it; JSON stays JSON."""
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return self._store.without_private(text)[0]
+        clean = self._store.without_private("", value)[1]
+        return text if clean == value else orjson.dumps(clean).decode()
+
+
+class _Lines:
+    """A file that goes on behind its first `kept` bytes, or is made with the first line."""
+
+    def __init__(self, path: Path, kept: int) -> None:
+        self.path = path
+        self._file: BinaryIO | None = None
+        if kept and path.is_file():
+            self._file = path.open("r+b")
+            self._file.truncate(kept)
+            self._file.seek(kept)
+        else:
+            path.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> None:
+        self._open().write(data)
+
+    def append(self, other: Path) -> None:
+        with other.open("rb") as lines:
+            shutil.copyfileobj(lines, self._open())
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("wb")
+        return self._file
+
+    def flush(self) -> int:
+        if self._file is None:
+            return 0
+        self._file.flush()
+        return self._file.tell()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()

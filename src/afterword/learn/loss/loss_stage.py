@@ -1,0 +1,191 @@
+"""The loss stage: hidden states of both sides in, per-token losses out, and never a [tokens, vocabulary] tensor.
+
+A tile of tokens at a time goes through the heads; within it, a strip of a few tokens at a time (so that its passes
+stay in the processor's cache) through the distance, whose gradient overwrites the student's logits; then the whole
+tile is pulled back to the student's hidden states. What is kept for backward is [N, H]. A tile has as many tokens
+as fit a fixed number of bytes, so that memory grows neither with the tokens nor with the vocabulary. Entropies,
+log-probabilities of the served ids and what the most likely tokens say come from the same pass. Nothing here
+averages or weights: that is `terms`. Plain torch: on CUDA the same loop runs with larger strips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afterword.errors import ConfigError
+from afterword.learn.loss.monitors import COLUMNS, observe
+from afterword.learn.loss.tiles import tile_of
+from afterword.learn.loss.token_loss import Distance
+from afterword.learn.parts.divergences import Estimator
+from afterword.learn.parts.supports import FULL, Support
+from afterword.learn.parts.targets import IDENTITY, Target
+from afterword.model.head import Head
+
+TILE = 128
+"""Most tokens of a tile: more make the products of a CPU no faster."""
+_TILE_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
+"""Most bytes of a tile's logits, per side."""
+_STRIP_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
+"""Most bytes of a strip's logits; about eight tensors of that size exist at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per token, all [N] float32. Only `loss` carries a gradient (to the student's hidden states and to the
+    adapter of its head). Both sides at temperature 1 and before any target."""
+
+    loss: Tensor
+    logp_student: Tensor
+    """log S(y) of the served ids (nats)."""
+    logp_teacher: Tensor
+    """log T(y); equal to `logp_student` when there is no teacher."""
+    entropy_student: Tensor
+    entropy_teacher: Tensor
+    overlap: Tensor
+    """Share of the teacher's 16 most likely tokens that are among the student's (arXiv 2604.13016)."""
+    overlap_advantage: Tensor
+    """Mean over those shared tokens of S (log T - log S), both renormalised on them: 0 at agreement, negative
+    otherwise; 0 too where no token is shared."""
+    top_mass: Tensor
+    """The student's probability of the support, or of its 16 most likely tokens when the support is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a pass reads besides the student, none of it with a gradient."""
+
+    head: Head
+    ids: Tensor
+    distance: Distance
+    teacher: tuple[Tensor, Head] | None
+    reference: tuple[Tensor, Head] | None
+    tile: int
+    strip: int
+
+
+def token_losses(
+    student: Tensor,
+    teacher: Tensor | None,
+    head: Head,
+    ids: Tensor,
+    estimator: Estimator,
+    *,
+    target: Target = IDENTITY,
+    support: Support = FULL,
+    reference: Tensor | None = None,
+    teacher_head: Head | None = None,
+    reference_head: Head | None = None,
+    tile: int | None = None,
+) -> Scores:
+    """Score N served tokens.
+
+    `student` [N, H], `teacher` and `reference` are the last hidden states from which each of `ids` [N] is
+    predicted. `teacher` may be None for an estimator that needs none, `reference` for a target that needs none.
+    Their heads are the student's `head` unless named: one without its adapter, or another model's over the same
+    vocabulary. `tile` bounds the tokens of a tile. float64 heads give float64 scores. Raises ConfigError when the
+    parts do not go together or a side is missing.
+    """
+    distance = Distance(estimator, target, support)
+    _refuse(distance, teacher, reference)
+    vocabulary, size = head.weight.shape[0], head.dtype.itemsize
+    kind = "cpu" if student.device.type == "cpu" else "cuda"
+    most = max(1, min(TILE if kind == "cpu" else 2048, _TILE_BYTES[kind] // (vocabulary * size)))
+    job = _Job(
+        head=head,
+        ids=ids,
+        distance=distance,
+        teacher=None if teacher is None else (teacher.detach(), teacher_head or head),
+        reference=None if reference is None else (reference.detach(), reference_head or head),
+        tile=most if tile is None else min(most, tile),
+        strip=max(1, _STRIP_BYTES[kind] // (vocabulary * size)),
+    )
+    down, up = (None, None) if head.adapter is None else (head.adapter.down, head.adapter.up)
+    return Scores(*_TokenLosses.apply(student, down, up, job))  # type: ignore[no-untyped-call]
+
+
+def _refuse(distance: Distance, teacher: Tensor | None, reference: Tensor | None) -> None:
+    faults = distance.faults()
+    if teacher is None and distance.estimator.needs_teacher:
+        faults.append(f"{type(distance.estimator).__name__} compares with a teacher: give its hidden states")
+    if reference is None and distance.target.needs_reference:
+        faults.append(f"{type(distance.target).__name__} reads a reference: give its hidden states")
+    if faults:
+        raise ConfigError("; ".join(faults))
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Forms the gradient towards the hidden states in the forward pass, while the logits are at hand. An adapter
+    of the head sums over tokens, whose weights are not known before backward: then the logits are formed again."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, down: Tensor | None, up: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
+        ctx.job, ctx.again = job, any(ctx.needs_input_grad[1:3])
+        early = ctx.needs_input_grad[0] and not ctx.again
+        columns = student.new_empty((len(COLUMNS), student.shape[0]), dtype=job.head.dtype)
+        gradient = torch.empty_like(student, dtype=job.head.dtype) if early else None
+
+        def pull(part: slice, d_logits: Tensor) -> None:
+            assert gradient is not None
+            gradient[part] = job.head.pull_back(d_logits)
+
+        _passes(student, job, columns, pull if early else None)
+        ctx.dtype = student.dtype
+        ctx.save_for_backward(student if ctx.again else gradient)
+        outputs = columns.unbind(0)
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        (saved,) = ctx.saved_tensors
+        if not ctx.again:
+            return None if saved is None else _scaled(saved, d_loss).to(ctx.dtype), None, None, None
+        job, adapter = ctx.job, ctx.job.head.adapter
+        gradient = torch.empty_like(saved, dtype=job.head.dtype)
+        down, up = torch.zeros_like(adapter.down), torch.zeros_like(adapter.up)
+
+        def pull(part: slice, d_logits: Tensor) -> None:
+            weight = d_loss[part]
+            d_logits = _scaled(d_logits, weight)
+            gradient[part] = job.head.pull_back(d_logits)
+            d_down, d_up = adapter.gradients(saved[part].masked_fill((weight == 0)[:, None], 0.0), d_logits)
+            down.add_(d_down)
+            up.add_(d_up)
+
+        _passes(saved, job, None, pull)
+        return gradient.to(ctx.dtype), down, up, None
+
+
+def _scaled(rows: Tensor, weight: Tensor) -> Tensor:
+    """[n, .] times [n], a new tensor; exactly 0 where the weight is, also for rows that are not finite."""
+    weight = weight[:, None]
+    return (rows * weight).masked_fill_(weight == 0, 0.0)
+
+
+def _passes(student: Tensor, job: _Job, columns: Tensor | None, pull: Callable[[slice, Tensor], None] | None) -> None:
+    """Tile by tile, fill `columns` and hand (its tokens, d loss / d the student's product [n, V]) to `pull`."""
+    tiles = max(1, -(-len(student) // job.tile))
+    size = max(1, -(-len(student) // tiles))  # all of like size: the products of one token take a third of a tile's
+    for start in range(0, len(student), size):
+        part = slice(start, start + size)
+        logits = job.head.logits(student[part])
+        others = [None if side is None else side[1].logits(side[0][part]) for side in (job.teacher, job.reference)]
+        ids = job.ids[part]
+        for low in range(0, len(ids), job.strip):
+            rows = slice(low, low + job.strip)
+            z, *more = logits[rows], *(None if other is None else other[rows] for other in others)
+            tile = tile_of(z, more[0], ids[rows])
+            loss, d_logits, mass = job.distance(tile, z, *more)
+            if columns is not None:
+                columns[:, part][:, rows] = observe(tile, loss, mass)
+            if pull is not None:
+                z.copy_(job.head.unscaled(d_logits, z))
+        del others, more  # what pulling back takes has their place, and the next tile that of the logits
+        if pull is not None:
+            pull(part, logits)
+        del logits, z

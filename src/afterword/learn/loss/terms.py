@@ -1,0 +1,129 @@
+"""The objective: a sum of terms, each (sum of weight x loss) over that term's own count.
+
+A term names what the teacher reads, whose weights score, how the distance is taken and how tokens are
+averaged. Counts are taken over the whole optimiser batch before it is split, so that neither micro-batches nor
+accumulation change the result (`learning.md`, property 7). This module never runs a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afterword.learn.loss.loss_stage import Scores
+from afterword.learn.loss.token_batch import Rows
+from afterword.learn.parts.advantages import Advantage
+from afterword.learn.parts.clipping import PLAIN, Update, importance_ratio
+from afterword.learn.parts.contexts import CONTEXTS, Context
+from afterword.learn.parts.divergences import Estimator
+from afterword.learn.parts.routes import EVERYTHING, Route
+from afterword.learn.parts.schedules import CONSTANT, Schedule
+from afterword.learn.parts.supports import FULL, Support
+from afterword.learn.parts.targets import IDENTITY, Target
+from afterword.learn.parts.teachers import Teacher
+from afterword.learn.parts.weights import PER_SEQUENCE, Average, InteractionWeight, Mask, Weight, chain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One summand of the objective."""
+
+    name: str
+    """For metrics; nothing depends on it."""
+    estimator: Estimator
+    teacher: Teacher | None
+    """None for estimators that read only the served ids."""
+    context: Context
+    """What the teacher reads."""
+    reference: Teacher | None = None
+    """Whose weights give the reference of a target that needs one."""
+    reference_context: Context = CONTEXTS["none"]
+    """What the reference reads; what the student reads unless named."""
+    target: Target = IDENTITY
+    """What is distilled instead of the teacher as it is."""
+    support: Support = FULL
+    """The tokens of the vocabulary that are compared."""
+    average: Average = PER_SEQUENCE
+    route: Route = EVERYTHING
+    """Which answers belong to the term."""
+    weights: tuple[Weight, ...] = (InteractionWeight(),)
+    masks: tuple[Mask, ...] = ()
+    advantage: Advantage | None = None
+    """A signed factor on each token's loss; for the negative log-likelihood, which it makes a policy gradient."""
+    update: Update = PLAIN
+    """How far a batch may move the policy away from the one that sampled."""
+    skip_first: int = 0
+    """Tokens at the start of each answer that do not count."""
+    clip: float | None = None
+    """Most that one token's loss can be, after the sum over the vocabulary (a clipped token has no gradient)."""
+    scale: float = 1.0
+    """Factor of the term in the objective."""
+    schedule: Schedule = CONSTANT
+    """Factor on `scale` over the run."""
+    target_schedule: Schedule = CONSTANT
+    """Factor on the `beta` of a target that has one (a bridge whose beta falls to 0)."""
+
+    @property
+    def needs_served(self) -> bool:
+        """True when tokens without the sampler's log-probability cannot count."""
+        return self.update.needs_served or any(w.needs_served for w in self.weights)
+
+    def at(self, step: int, steps: int, past: Sequence[Any]) -> Term:
+        """The term as its schedules make it at this step."""
+        if self.schedule == CONSTANT and self.target_schedule == CONSTANT:
+            return self
+        target: Any = self.target
+        if self.target_schedule != CONSTANT:
+            target = replace(target, beta=target.beta * self.target_schedule(step, steps, past))
+        return replace(self, scale=self.scale * self.schedule(step, steps, past), target=target)
+
+    def keep(self, rows: Rows) -> Tensor:
+        """[N] True for tokens that count: a term leaves out answers without the hindsight, the reward or the
+        log-probabilities that it needs, and every term what is private."""
+        keep = (rows.position >= self.skip_first) & ~rows.private
+        for mask in self.masks:
+            keep = keep & mask(rows)
+        if self.context.privileged:
+            keep = keep & rows.informed(self.context)
+        if self.route != EVERYTHING:
+            keep = keep & rows.where(self.route)
+        if self.advantage is not None and self.advantage.needs_reward:
+            keep = keep & rows.where(lambda a: a.reward is not None)
+        return keep & torch.isfinite(rows.served) if self.needs_served else keep
+
+    def count(self, rows: Rows) -> float:
+        """The divisor for a whole optimiser batch."""
+        return self.average.count(self.keep(rows), rows)
+
+    def value(self, scores: Scores, rows: Rows, count: float) -> Tensor:
+        """This term's part of the objective, from some rows of a batch whose count is `count`; 0 when it is 0."""
+        keep = self.keep(rows)
+        loss = scores.loss if self.clip is None else scores.loss.clamp(max=self.clip)
+        factors = self.average.share(keep, rows).to(loss.dtype) * chain(self.weights, scores, rows, keep).detach()
+        factors = factors * self._push(scores, rows, keep).to(loss.dtype)
+        # Where a token does not count its factor may be anything, also NaN for want of a log-probability.
+        factors = torch.where(keep, factors, torch.zeros_like(factors))
+        # A token that does not count must not count even when its loss is not finite.
+        loss = torch.where(keep & (factors != 0), loss, torch.zeros_like(loss))
+        return self.scale * (factors * loss).sum() / max(count, 1.0)
+
+    def _push(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+        """[N] advantage x update, without a gradient."""
+        if self.advantage is not None:
+            advantage = self.advantage(scores, rows, keep).detach()
+        elif self.update == PLAIN:
+            return torch.ones_like(scores.logp_student)
+        else:  # the estimator holds the advantage: the update needs only its sign
+            advantage = (scores.logp_teacher - scores.logp_student).detach()
+        factor = self.update(advantage, importance_ratio(scores, rows))
+        return factor if self.advantage is None else advantage * factor
+
+
+def objective(terms: Sequence[Term], scores: Sequence[Scores], rows: Rows, counts: Sequence[float]) -> Tensor:
+    """Sum of all terms over some rows of a batch (a scalar with a gradient)."""
+    values = [t.value(s, rows, n) for t, s, n in zip(terms, scores, counts, strict=True)]
+    return torch.stack(values).sum()

@@ -1,0 +1,119 @@
+"""What is distilled instead of the teacher as it is: small frozen objects that change its scores.
+
+A target is a formula over log-probabilities that is the same for one token and for a vocabulary; here the
+vocabulary is normalised, the sampled token is not (the papers' advantages leave the constant out, which changes
+no expected gradient). A target is held constant: no gradient flows through the student inside it. A field that a
+schedule moves is changed with `dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from afterword.learn.loss.tiles import FLOOR, Tile, normalise, pick
+
+_RATIO = 20.0
+"""Most nats by which an extrapolation follows log T/R at one token, so that noise in a tail is no target."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """How the teacher's scores are changed before the distance is taken."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """True when it reads a third side."""
+
+    @property
+    def temperature(self) -> float:
+        """What the logits of both sides are divided by before anything else; monitors stay at 1."""
+
+    def scores(self, s: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
+        """Log-scores up to a constant per token, from log-probabilities of student, teacher and reference, all of
+        one shape; new or `t` itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The teacher as it is."""
+
+    needs_reference = False
+    temperature = 1.0
+
+    def scores(self, s: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
+        return t
+
+
+IDENTITY = Identity()
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """Both sides softened (above 1) or sharpened: softmax(logits / temperature), as GKD and OPSD do when they
+    sample at that temperature. The gradient shrinks by 1 / temperature."""
+
+    temperature: float
+    needs_reference = False
+
+    def scores(self, s: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
+        return t
+
+
+@dataclass(frozen=True, slots=True)
+class GeometricBridge:
+    """Q ~ T S^beta (Veto, arXiv 2601.07155): a target on the way from the student to the teacher.
+
+    At a constant beta the fixed point is T^(1/(1-beta)), sharper than the teacher, and at 1 there is none: beta
+    has to fall to 0 over the run, so a schedule belongs to it.
+    """
+
+    beta: float
+    needs_reference = False
+    temperature = 1.0
+
+    def scores(self, s: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
+        return t.add(s, alpha=self.beta) if self.beta else t
+
+
+@dataclass(frozen=True, slots=True)
+class Extrapolation:
+    """log Q = scale log T + (1 - scale) log R (ExOPD / G-OPD, arXiv 2602.12125): beyond the teacher, away from the
+    reference R (the student at the start, or the teacher before it was trained). scale 1 is the teacher and R
+    cancels exactly; 0 is R; 1.5 and more was seen to collapse. log T/R is cut at 20 nats.
+
+    With a reference that reads a message of no content in place of the user's own, what any complaint does (an apology)
+    is divided out and what this one asks for is raised."""
+
+    scale: float = 1.25
+    plausible: float = 0.0
+    """Tokens that the teacher gives less probability than this are never raised: the ratio of two tails is noise
+    (contrastive decoding, arXiv 2210.15097, with a fixed bound)."""
+    needs_reference = True
+    temperature = 1.0
+
+    def scores(self, s: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
+        assert r is not None, "an extrapolation has no reference"
+        away = (t - r).clamp_(-_RATIO, _RATIO).mul_(self.scale - 1)
+        if self.plausible:
+            away = torch.where(t < math.log(self.plausible), away.clamp(max=0.0), away)
+        return away.add_(t)
+
+
+def targeted(tile: Tile, target: Target, reference: Tensor | None) -> Tile:
+    """The tile whose teacher is the target; `reference` [n, V] are the third side's logits."""
+    if reference is None:
+        r, r_y = None, None
+    else:
+        r, _ = normalise(reference)
+        r_y = pick(r, tile.ids)
+    scores = target.scores(tile.s, tile.t, r)
+    if scores is tile.t:
+        return tile
+    t, T = normalise(scores)
+    t_y = target.scores(tile.s_y, tile.t_y, r_y).clamp(min=FLOOR)
+    return Tile(tile.s, tile.S, t, T, tile.ids, tile.s_y, t_y)

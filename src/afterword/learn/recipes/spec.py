@@ -1,0 +1,184 @@
+"""Parts in short words, as a settings file writes them: `average:0.01`, `linear:warmup=10`, `jsd:0.5`.
+
+A part is its name, after a colon its first field, and any field as `name=value`; several have commas between them. Owns
+the names of the parts that a recipe's argument can take, both ways; what a value may be is `amounts`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+from afterword.errors import ConfigError
+from afterword.learn.parts import divergences, schedules, teachers, weights
+from afterword.learn.parts.bounds import shown
+from afterword.learn.parts.contexts import CONTEXTS, Context
+from afterword.learn.recipes.recipe import Lora, Recipe
+
+SLOTS: dict[Any, Mapping[str, Any]] = {
+    teachers.Teacher: {
+        "start": teachers.START,
+        "base": teachers.BASE,
+        "live": teachers.LIVE,
+        "average": teachers.Average,
+        "trust": teachers.TrustRegion,
+        "copy": teachers.Copy,
+        "released": teachers.Released,
+        "external": teachers.External,
+    },
+    divergences.Estimator: {
+        "forward-kl": divergences.ForwardKL,
+        "reverse-kl": divergences.ReverseKL,
+        "jsd": divergences.JSD,
+        "skew-forward-kl": divergences.SkewForwardKL,
+        "skew-reverse-kl": divergences.SkewReverseKL,
+        "policy-gradient": divergences.PolicyGradient,
+        "k1": divergences.K1,
+        "k2": divergences.K2,
+        "k3": divergences.K3,
+        "nll": divergences.NegativeLogLikelihood,
+    },
+    schedules.Schedule: {
+        "constant": schedules.Constant,
+        "linear": schedules.Linear,
+        "cosine": schedules.Cosine,
+        "switch": schedules.Switch,
+        "on-metric": schedules.OnMetric,
+    },
+    weights.Average: {"per-sequence": weights.PER_SEQUENCE, "per-token": weights.PER_TOKEN},
+    Context: CONTEXTS,
+    Lora: {"lora": Lora},
+}
+"""What an argument of that kind is called. A class takes its fields after a colon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An argument that a recipe takes."""
+
+    name: str
+    default: str
+    takes: str
+    """The names of the parts of a slot, each with what stands after its colon; else the kind of value."""
+
+
+@cache
+def kinds(make: Callable[..., Recipe]) -> dict[str, Any]:
+    """The annotation of each argument of a recipe: its own, and the fields of `Recipe`."""
+    own = {p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    of_all = {f.name for f in dataclasses.fields(Recipe)} - {"name", "terms"}
+    hints = get_type_hints(Recipe) | get_type_hints(make)
+    return {name: hints[name] for name in (*(n for n in hints if n in own), *sorted(of_all))}
+
+
+def read(recipe: str, make: Callable[..., Recipe], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with its parts read from words. ConfigError names the argument, the word and the nearest."""
+    wanted = kinds(make)
+    return {
+        key: _part(recipe, key, value, SLOTS[wanted[key]])
+        if isinstance(value, str) and wanted.get(key) in SLOTS
+        else value
+        for key, value in given.items()
+    }
+
+
+def _part(recipe: str, key: str, text: str, names: Mapping[str, Any]) -> Any:
+    name, colon, rest = text.partition(":")
+    where = f"recipe {recipe!r}: {key}={shown(text)}"
+    if name not in names:
+        near = difflib.get_close_matches(name.lower(), names, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"{where} names no part: {guess}use one of {', '.join(map(_form, names.items()))}", param=key)
+    part = names[name]
+    if not isinstance(part, type):
+        if colon:
+            raise ConfigError(f"{where}: {name!r} takes nothing after it, write {name!r} alone", param=key)
+        return part
+    values = _values(where, key, name, rest, _fields(part))
+    missing = [f.name for f in _fields(part) if f.name not in values and _needed(f)]
+    if missing:
+        raise ConfigError(f"{where} lacks {missing[0]}: write {_form((name, part))}", param=key)
+    return part(**values)
+
+
+def _values(where: str, key: str, name: str, rest: str, fields: tuple[dataclasses.Field[Any], ...]) -> dict[str, Any]:
+    known, found = [f.name for f in fields], {}
+    for place, piece in enumerate(rest.split(",") if rest else ()):
+        field, equals, value = (x.strip() for x in piece.partition("="))
+        if not (equals and field.isidentifier()):
+            field, value = (known[0] if known and place == 0 else ""), piece.strip()
+        if field not in known or field in found:
+            takes = f"it takes {', '.join(known)} as NAME=VALUE, the first also alone" if known else "it takes nothing"
+            raise ConfigError(f"{where}: {name!r} cannot take {piece.strip()!r}: {takes}", param=key)
+        found[field] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    """A number, true, false or none where the text is one, the text itself otherwise."""
+    try:
+        value = None if text == "none" else json.loads(text)
+    except ValueError:
+        return text
+    return text if isinstance(value, list | dict | str) else value
+
+
+def _fields(part: type) -> tuple[dataclasses.Field[Any], ...]:
+    """Those that can be told: a teacher's weights are its name."""
+    return tuple(f for f in dataclasses.fields(part) if f.name != "weights")
+
+
+def _form(named: tuple[str, Any]) -> str:
+    """How the part is written."""
+    name, part = named
+    fields = _fields(part) if isinstance(part, type) else ()
+    if not fields:
+        return name
+    return f"{name}:{','.join(f.name if _needed(f) else f'{f.name}={word(f.default)}' for f in fields)}"
+
+
+def _needed(field: dataclasses.Field[Any]) -> bool:
+    """Has it no default that says anything?"""
+    return field.default is dataclasses.MISSING or field.default == ""
+
+
+def word(value: Any) -> str:
+    """A value as it is written in the settings: a part by its short name."""
+    for names in SLOTS.values():
+        for name, part in names.items():
+            if part is value or (not isinstance(part, type) and part == value):
+                return name
+            if isinstance(part, type) and type(value) is part:
+                usual = {f.name: f.default for f in _fields(part)}
+                told = [f"{k}={word(getattr(value, k))}" for k, d in usual.items() if getattr(value, k) != d]
+                return f"{name}:{','.join(told)}" if told else name
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def options(make: Callable[..., Recipe]) -> list[Option]:
+    """What the recipe takes, its own arguments first."""
+    own = {p.name: p.default for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    made = make()
+    found = [
+        Option(name, word(own[name] if name in own else getattr(made, name)), _takes(kind))
+        for name, kind in kinds(make).items()
+    ]
+    found.append(Option("rank", word(made.lora.rank), _takes(int)))
+    read_by = [term.context for term in made.terms if term.context.privileged]
+    if read_by:
+        words = (("context", read_by[0].name, Context), ("template", "none", str), ("template_praise", "none", str))
+        found += [Option(name, usual, _takes(kind)) for name, usual, kind in words]
+    return found
+
+
+def _takes(kind: Any) -> str:
+    if kind in SLOTS:
+        return ", ".join(map(_form, SLOTS[kind].items()))
+    plain = {int: "whole number", float: "number", float | None: "number", bool: "true or false"}
+    return plain.get(kind, "text")

@@ -1,0 +1,143 @@
+"""Attention within each sequence of a packed row: several sequences one after the other, nothing padded.
+
+Owns the attention that a transformers model calls while a row is being read: on a CPU that of `blocks`, on CUDA each
+sequence goes through torch's. It never decides what is packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+from afterword.model.attention_kernel import After, Kept, Unsupported, Way, backward, forward
+
+_NAME = "afterword_packed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    sizes: tuple[int, ...]
+    configs: tuple[Any, ...]
+    keep: Kept | None
+    after: After | None
+    ways: list[tuple[Any, Way]] = field(default_factory=list)
+    """What the layers have asked for so far: mostly all the same."""
+
+
+_READ: ContextVar[_Row | None] = ContextVar("afterword_row", default=None)
+
+
+@contextmanager
+def reading(model: Any, sizes: Sequence[int], keep: Kept | None = None, after: After | None = None) -> Iterator[None]:
+    """Inside, `model` attends only within the sequences of these lengths that make up its one row.
+
+    Layers that compute whole (`layers`) put their keys and values into `keep`, and go on `after` others: then the
+    lengths are those of what is new. Raises Unsupported when a layer that does not is to go on after others.
+    """
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    with _entered(_Row(tuple(sizes), tuple(configs.values()), keep, after)):
+        yield
+
+
+def same_row(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` as of now, wherever it is called later: activations that are computed again in a backward pass must
+    see the row that they were computed from."""
+    row = _READ.get()
+    if row is None:
+        return forward
+
+    def later(*args: Any, **kwargs: Any) -> Any:
+        with _entered(row):
+            return forward(*args, **kwargs)
+
+    return later
+
+
+@contextmanager
+def _entered(row: _Row) -> Iterator[None]:
+    before = [c._attn_implementation for c in row.configs]
+    token = _READ.set(row)
+    try:
+        for config in row.configs:
+            config._attn_implementation = _NAME
+        yield
+    finally:
+        _READ.reset(token)
+        for config, name in zip(row.configs, before, strict=True):
+            config._attn_implementation = name
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **wanted: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls: query [1, heads, T, D], key and value [1, fewer, T, D] -> [1, T, heads, D]."""
+    row = _READ.get()
+    odd = [k for k in ("sliding_window", "softcap", "s_aux", "position_bias") if wanted.get(k) is not None]
+    if row is None or odd or attention_mask is not None or dropout or query.shape[:3:2] != (1, sum(row.sizes)):
+        raise Unsupported(f"attention with {odd or 'a mask'} over {tuple(query.shape)}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.device.type == "cpu":
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+        way = way_of(scale, None)
+        assert way is not None
+        return attend(q, k, v, way)[None], None
+    groups = query.shape[1] != key.shape[1]
+    parts = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups)
+        for q, k, v in zip(*(torch.split(t, list(row.sizes), 2) for t in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts, 2).transpose(1, 2), None
+
+
+AttentionInterface.register(_NAME, _attend)
+
+
+def way_of(scale: float, turns: tuple[Tensor, Tensor] | None) -> Way | None:
+    """How the row that is being read is attended to, `turns` [1, T, D] as transformers has them; None outside
+    `reading`."""
+    row = _READ.get()
+    if row is None:
+        return None
+    for asked, way in row.ways:
+        if asked[0] == scale and (asked[1] is turns or (asked[1] and turns and asked[1][0] is turns[0])):
+            return way
+    way = Way(row.sizes, scale, None if turns is None else (turns[0][0], turns[1][0]), row.keep, row.after)
+    row.ways.append(((scale, turns), way))
+    return way
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
+    """[T, heads, D] of q [T, heads, D], k and v [T, fewer, D] on a CPU, causal within each sequence."""
+    out: Tensor = _Attention.apply(q, k, v, way)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    """`forward` and `backward` below, for autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
+        ctx.way = way
+        out, kept = forward(q, k, v, way)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*kept)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        return *backward(d_out, ctx.saved_tensors, ctx.way), None

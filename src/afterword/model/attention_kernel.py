@@ -1,0 +1,228 @@
+"""The arithmetic of attention within the sequences of a row, forward and backward, for CPUs.
+
+Owns how the sequences are laid out (padded to like length, in blocks of queries) and the products they take: torch's
+own bf16 attention takes three times as long forward and backward as the products it consists of, so those are taken
+one by one. It never knows which row a model is reading; that is `attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afterword.model.matmul import product
+
+_BLOCK = 128
+"""Queries that are scored at once, so that little is computed of what no query may see."""
+_KEPT = 256
+"""Most keys of a block whose weights are kept: what is kept does not grow with the square of a sequence."""
+
+
+_MATMUL: Any = getattr(torch.backends.mkldnn, "matmul", None)
+"""Where torch is told that float32 products of a bf16 model may be taken in bf16. Then oneDNN takes them: where a
+processor has no tiles for bf16, in float32 all the same, in half the time of the library that does otherwise."""
+
+
+class Unsupported(Exception):
+    """The model wants something of its attention that is not done here: a window, a soft cap, sinks."""
+
+
+Kept = dict[int, tuple[Tensor, Tensor]]
+"""By layer: the keys and values, [S, K, L, D], of a row's sequences, padded."""
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """Sequences that begin as some of another row did, whose keys and values are there already."""
+
+    kept: Kept
+    rows: tuple[int, ...]
+    """For each sequence, the one of that row."""
+    lengths: tuple[int, ...]
+    """How much of it."""
+
+
+class Way:
+    """How a row is attended to: its sequences one below the other, padded to like length, a scale, and `turns`, cosines
+    and sines [T, D] that turn queries and keys by their places first, as transformers' rotary embedding does.
+
+    Padding never needs a mask of its own: it comes last, where no query looks.
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        scale: float,
+        turns: tuple[Tensor, Tensor] | None,
+        keep: Kept | None = None,
+        after: After | None = None,
+    ) -> None:
+        self.sizes, self.scale, self.longest, self.keep, self.after = sizes, scale, max(sizes), keep, after
+        self.ahead = 0 if after is None else max(after.lengths)
+        self.level = len(set(sizes)) == 1
+        """Is there no padding?"""
+        self._places = torch.cat([torch.arange(n) + i * self.longest for i, n in enumerate(sizes)])
+        self.turns = None if turns is None else _signed(*(self.spread(t[:, None]).transpose(1, 2) for t in turns))
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[T, h, D] to [S, longest, h, D], zero where there is no token."""
+        if not self.level:
+            x = x.new_zeros(len(self.sizes) * self.longest, *x.shape[1:]).index_copy_(0, self._places, x)
+        return x.view(len(self.sizes), self.longest, *x.shape[1:])
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """Inverse of `spread`."""
+        x = x.reshape(len(self.sizes) * self.longest, *x.shape[2:])
+        return x if self.level else x.index_select(0, self._places)
+
+    def whole(self, old: Tensor, new: Tensor) -> Tensor:
+        """[S, K, ahead + longest, D]: what was there already, up to column `ahead`, and the new [S, K, longest, D]."""
+        assert self.after is not None
+        out = new.new_zeros(*new.shape[:2], self.ahead + self.longest, new.shape[-1])
+        out[:, :, self.ahead :] = new
+        for i, (row, length) in enumerate(zip(self.after.rows, self.after.lengths, strict=True)):
+            out[i, :, self.ahead - length : self.ahead] = old[row, :, :length]
+        return out
+
+    @cached_property
+    def early(self) -> Tensor | None:
+        """[S, 1, 1, ahead] added to the scores: columns before a sequence begins. None where there is none."""
+        if self.after is None or len(set(self.after.lengths)) == 1:
+            return None
+        first = self.ahead - torch.tensor(self.after.lengths)
+        before = torch.arange(self.ahead) < first[:, None]
+        return torch.zeros(before.shape).masked_fill_(before, -torch.inf)[:, None, None]
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, way: Way, layer: int | None = None
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """softmax(scale q k') v, causal, in blocks of queries of all sequences; and what `backward` needs of it.
+
+    Heads that share keys are one product. Scores and weights are float32; in bf16 the products with the weights take
+    them in bf16, as torch's own attention does. Kept are q and k (turned), v, and the weights of blocks with few keys;
+    other weights are computed again. `layer` is the number under which keys and values are kept or found.
+    """
+    rows, heads = len(way.sizes), q.shape[1]
+    wide_q, wide_k = _turned(way.spread(q), way.turns).mul_(way.scale), _turned(way.spread(k), way.turns)
+    values = way.spread(v).transpose(1, 2).contiguous()
+    if way.after is not None:
+        if layer is None:
+            raise Unsupported("going on after another row's keys and values")
+        wide_k, values = (way.whole(*pair) for pair in zip(way.after.kept[layer], (wide_k, values), strict=True))
+    kept_k = wide_k.to(k.dtype)
+    if way.keep is not None and layer is not None:
+        way.keep[layer] = kept_k, values
+    values = values.view(-1, *values.shape[2:])
+    out = q.new_empty(rows, way.longest, heads, v.shape[-1])
+    kept: list[Tensor | None] = []
+    for block in _blocks(way.longest, way.ahead):
+        weights = block.weights(wide_q, wide_k, v.dtype, way.early)
+        got = torch.bmm(weights, values[:, block.keys])
+        out[:, block.queries] = got.view(rows, heads, -1, v.shape[-1]).transpose(1, 2)
+        kept.append(weights if weights.shape[-1] <= _KEPT else None)
+    return way.gathered(out), (wide_q.to(q.dtype), kept_k, values, *kept)
+
+
+def backward(d_out: Tensor, saved: Sequence[Tensor | None], way: Way) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients towards q, k and v [T, ., D] from that towards what `forward` returned, [T, heads, D]."""
+    q, k, v, *kept = saved
+    assert q is not None and k is not None and v is not None
+    wide = torch.promote_types(q.dtype, torch.float32)
+    d_q = q.new_empty(q.shape, dtype=wide)
+    d_k, d_v = (v.new_zeros(*v.shape[:2], part.shape[-1], dtype=wide) for part in (k, v))
+    d_rows = way.spread(d_out)
+    keys = k.view(-1, *k.shape[2:])
+    for block, weights in zip(_blocks(way.longest), kept, strict=True):
+        if weights is None:
+            weights = block.weights(q.to(wide), k.to(wide), v.dtype)
+        d_o = d_rows[:, block.queries].transpose(1, 2).reshape(len(keys), -1, v.shape[-1])
+        d_v[:, block.keys] += torch.bmm(weights.transpose(1, 2), d_o)
+        d_weights = torch.bmm(d_o, v[:, block.keys].transpose(1, 2))
+        d_scores = torch._softmax_backward_data(d_weights, weights, -1, v.dtype)
+        d_q[:, :, block.queries] = torch.bmm(d_scores, keys[:, block.keys]).view(*q.shape[:2], -1, q.shape[-1])
+        d_k[:, block.keys] += torch.bmm(d_scores.transpose(1, 2), _shared(q[:, :, block.queries], len(keys)))
+    d_k, d_v = d_k.view(k.shape), d_v.view(*k.shape[:3], -1)
+    return (
+        way.gathered(_turned_back(d_q.mul_(way.scale), way.turns, q.dtype)),
+        way.gathered(_turned_back(d_k, way.turns, k.dtype)),
+        way.gathered(d_v.transpose(1, 2)).to(v.dtype),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Some places of every sequence, and the keys up to the last of them."""
+
+    queries: slice
+    keys: slice
+
+    def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype, early: Tensor | None = None) -> Tensor:
+        """[S*K, G*n, m] in `dtype` for the queries [S, K*G, ., D] of the G heads that share each of K keys
+        [S, K, ., D]."""
+        keys = k.view(-1, *k.shape[2:])
+        scores = _scores(_shared(q[:, :, self.queries], len(keys)), keys[:, self.keys], dtype)
+        n = self.queries.stop - self.queries.start
+        late = torch.full((n, n), -torch.inf, dtype=scores.dtype).triu_(1)
+        scores.view(len(scores), -1, n, scores.shape[-1])[..., -n:].add_(late)
+        if early is not None:
+            scores.view(len(k), -1, *scores.shape[1:])[..., : early.shape[-1]].add_(early)
+        return scores.softmax(-1).to(dtype)
+
+
+def _blocks(longest: int, ahead: int = 0) -> Iterator[_Block]:
+    for low in range(0, longest, _BLOCK):
+        high = min(low + _BLOCK, longest)
+        yield _Block(slice(low, high), slice(0, ahead + high))
+
+
+def _shared(heads: Tensor, keys: int) -> Tensor:
+    """[S, heads, n, D] to [keys, S*heads/keys * n, D], gapless: oneDNN crawls over gaps."""
+    return heads.reshape(keys, -1, heads.shape[-1]).contiguous()
+
+
+def _scores(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """[K, a, b] in the tensors' dtype: left [K, a, d] times right' [K, b, d], for a model in `dtype`."""
+    if left.dtype != torch.float32:
+        return torch.bmm(left, right.transpose(1, 2))
+    if _MATMUL is None or dtype == torch.float32:
+        return torch.stack([product(one, other.contiguous()) for one, other in zip(left, right, strict=True)])
+    before = _MATMUL.fp32_precision
+    _MATMUL.fp32_precision = "bf16"
+    try:
+        return torch.bmm(left, right.transpose(1, 2))
+    finally:
+        _MATMUL.fp32_precision = before
+
+
+def _signed(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """x turned is x cos + (x with its halves exchanged) sin, with the sign of a rotation in sin."""
+    wide, half = torch.promote_types(cos.dtype, torch.float32), sin.shape[-1] // 2
+    return cos.to(wide), torch.cat((-sin[..., :half], sin[..., half:]), -1).to(wide)
+
+
+def _turned(x: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
+    """[S, n, heads, D] to new [S, heads, n, D], float32 or wider."""
+    heads = x.new_empty(
+        x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=torch.promote_types(x.dtype, torch.float32)
+    )
+    heads.copy_(x.transpose(1, 2))
+    if turns is None:
+        return heads
+    other = heads.roll(x.shape[-1] // 2, -1).mul_(turns[1])
+    return heads.mul_(turns[0]).add_(other)
+
+
+def _turned_back(gradient: Tensor, turns: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
+    """The gradient of `_turned`: [S, heads, n, D], overwritten, to new [S, n, heads, D]."""
+    if turns is not None:
+        other = (gradient * turns[1]).roll(gradient.shape[-1] // 2, -1)
+        gradient = gradient.mul_(turns[0]).add_(other)
+    shape = gradient.shape
+    back = gradient.new_empty(shape[0], shape[2], shape[1], shape[3], dtype=dtype)
+    return back.copy_(gradient.transpose(1, 2))

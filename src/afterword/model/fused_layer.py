@@ -1,0 +1,151 @@
+"""A whole decoder layer in one go, forward and backward: norm, attention, norm, gated product, with LoRA on any.
+
+Owns the order of a layer's parts and what is kept of them for the backward pass; the parts are `blocks`', `lora`'s
+and its own norms and gated products. On a CPU a pass over the activations costs as much as a small product: here the
+residual is added within a product, the A's of layers that read the same tensor are one product, and what a pass over
+kept tensors gives again (the normed inputs, the gated product) is not kept. `leaner` decides which layers compute here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afterword.model import attention_kernel
+from afterword.model.attention import way_of
+from afterword.model.lora import Product, product_of, products, pulled
+
+
+def normed(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """weight x / rms(x) over the last dimension, and 1/rms [.., 1] in float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    inverse = size.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return (x * inverse).to(x.dtype).mul_(weight), inverse
+
+
+def normed_back(d_out: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
+    """The gradient towards x from that towards `normed`, plus `add`; the weight is frozen."""
+    even, gradient = x * inverse, d_out * weight.to(inverse.dtype)
+    along = (gradient * even).mean(-1, keepdim=True)
+    gradient.sub_(even.mul_(along)).mul_(inverse)
+    return (gradient if add is None else gradient.add_(add)).to(x.dtype)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) up."""
+    return F.silu(gate).mul_(up)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A decoder layer as it is at the moment: frozen weights, norms (weight, epsilon), and its row."""
+
+    first: tuple[Tensor, float]
+    second: tuple[Tensor, float]
+    readers: Sequence[Product]
+    """q, k, v"""
+    o: Product
+    gates: Sequence[Product]
+    """gate, up"""
+    down: Product
+    width: int
+    """Of a head."""
+    way: attention_kernel.Way
+    number: int
+
+    @property
+    def adapters(self) -> list[Tensor | None]:
+        """A and B of all, in the order in which `back` gives their gradients."""
+        return [t for p in (*self.readers, self.o, *self.gates, self.down) for t in (p.down, p.up)]
+
+    def read(self, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """[T, H] of [T, H], and what `back` needs."""
+        inside, inverse = normed(x, *self.first)
+        qkv, to_qkv = products(inside, self.readers)
+        del inside
+        q, k, v = (t.view(len(x), -1, self.width) for t in qkv)
+        attended, kept = attention_kernel.forward(q, k, v, self.way, self.number)
+        attended = attended.view(len(x), -1)
+        del qkv, q, k, v
+        (middle,), to_o = products(attended, [self.o], add=x)
+        inside, second = normed(middle, *self.second)
+        (gate, up), to_gates = products(inside, self.gates)
+        del inside
+        (out,), to_down = products(gated(gate, up), [self.down], add=middle)
+        return out, [x, inverse, attended, middle, second, gate, up, to_qkv, to_o, to_gates, to_down, *kept]
+
+    def back(self, d_out: Tensor, saved: Sequence[Tensor | None], to_x: bool) -> tuple[Tensor | None, ...]:
+        """Gradients towards x (None unless wanted) and `adapters`."""
+        x, inverse, attended, middle, second, gate, up, to_qkv, to_o, to_gates, to_down, *kept = saved
+        assert x is not None and inverse is not None and middle is not None and second is not None
+        assert gate is not None and up is not None and attended is not None
+        d_middle, after = self._gated_back(d_out, (middle, second, gate, up), to_gates, to_down)
+        d_attended, of_o = pulled([d_middle], attended, to_o, [self.o])
+        assert d_attended is not None
+        d_qkv = attention_kernel.backward(d_attended.reshape(len(x), -1, self.width), kept, self.way)
+        inside = (x * inverse).to(x.dtype).mul_(self.first[0])
+        d_inside, of_qkv = pulled([d.reshape(len(x), -1) for d in d_qkv], inside, to_qkv, self.readers, to_x)
+        d_x = None if d_inside is None else normed_back(d_inside, x, inverse, self.first[0], add=d_middle)
+        return d_x, *of_qkv, *of_o, *after
+
+    def _gated_back(
+        self, d_out: Tensor, saved: tuple[Tensor, ...], to_gates: Tensor | None, to_down: Tensor | None
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The gradient towards the middle of the layer, and those of the adapters after it."""
+        middle, second, gate, up = saved
+        active = F.silu(gate)
+        d_inner, of_down = pulled([d_out], None if to_down is None else active * up, to_down, [self.down])
+        assert d_inner is not None
+        d_up = active.mul_(d_inner)
+        d_gate = torch.ops.aten.silu_backward(d_inner.mul_(up), gate)
+        inside = (middle * second).to(middle.dtype).mul_(self.second[0])
+        d_inside, of_gates = pulled([d_gate, d_up], inside, to_gates, self.gates)
+        assert d_inside is not None
+        return normed_back(d_inside, middle, second, self.second[0], add=d_out), [*of_gates, *of_down]
+
+
+class _Layer(torch.autograd.Function):
+    """A layer for autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Layer, *adapters: Tensor | None) -> Tensor:
+        out, saved = layer.read(x)
+        ctx.layer = layer
+        ctx.save_for_backward(*saved)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        d_x, *others = ctx.layer.back(d_out, ctx.saved_tensors, ctx.needs_input_grad[0])
+        return d_x, None, *others
+
+
+def layer_of(module: Any, turns: tuple[Tensor, Tensor]) -> Layer | None:
+    """What a decoder layer of transformers is made of at the moment. None when one of its weights is in training, or
+    computes in a way that is not known here, or no packed row is being read."""
+    block, mlp = module.self_attn, module.mlp
+    norms = module.input_layernorm, module.post_attention_layernorm
+    places = block.q_proj, block.k_proj, block.v_proj, block.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    way = way_of(block.scaling, turns)
+    q, k, v, o, gate, up, down = (product_of(place) for place in places)
+    known = q is not None and k is not None and v is not None and o is not None
+    if way is None or not known or gate is None or up is None or down is None:
+        return None
+    if any(norm.weight.requires_grad for norm in norms):
+        return None
+    first, second = ((norm.weight, norm.variance_epsilon) for norm in norms)
+    return Layer(first, second, (q, k, v), o, (gate, up), down, block.head_dim, way, block.layer_idx)  # type: ignore[arg-type]
+
+
+def through(layer: Layer, x: Tensor) -> Tensor:
+    """[1, T, H] of [1, T, H]."""
+    if not torch.is_grad_enabled():
+        return layer.read(x[0])[0][None]
+    out: Tensor = _Layer.apply(x[0], layer, *layer.adapters)  # type: ignore[no-untyped-call]
+    return out[None]

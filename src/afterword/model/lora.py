@@ -1,0 +1,203 @@
+"""Low-rank updates of linear layers: one product with little memory, and other updates laid over the same base.
+
+Owns how a frozen linear layer and an update are multiplied, forward and backward, and the switch between the
+update in training and those of teachers. PEFT keeps the parameters in training, their names and their files.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from afterword.model.deltas import Delta
+
+_OVERLAY = "_afterword_overlay"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """y = x W' + b + scale (x A') B', W and b frozen; `down` (A) and `up` (B) are None where there is no update."""
+
+    weight: Tensor
+    bias: Tensor | None
+    down: Tensor | None = None
+    up: Tensor | None = None
+    scale: float = 1.0
+
+
+def products(x: Tensor, layers: Sequence[Product], add: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
+    """What layers that read the same x [T, in] make of it, and x A' [T, ranks] of all of them, for `pulled`.
+
+    The first output has `add` [T, out] added. Products run in x's dtype with the accumulation of the matrix library;
+    the A's of all layers are one. PEFT keeps a float32 copy of x for each layer, and adds in float32.
+    """
+    downs = _joined(layers, x.dtype)
+    inner = None if downs is None else x @ downs.T
+    outs, low = [], 0
+    for layer in layers:
+        start = layer.bias if add is None else add
+        out = x @ layer.weight.T if start is None else torch.addmm(start, x, layer.weight.T)
+        if add is not None and layer.bias is not None:
+            out += layer.bias
+        if layer.down is not None and layer.up is not None and inner is not None:
+            high = low + len(layer.down)
+            out.addmm_(inner[:, low:high], layer.up.to(x.dtype).T, alpha=layer.scale)
+            low = high
+        outs.append(out)
+        add = None
+    return outs, inner
+
+
+def pulled(
+    d_outs: Sequence[Tensor], x: Tensor | None, inner: Tensor | None, layers: Sequence[Product], to_x: bool = True
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients towards x (None unless wanted) and towards A and B of each layer, in their dtypes, from those towards
+    `products`' outputs. x is needed where there is an update."""
+    d_x, d_ups, low = None, [], 0
+    d_inner = None if inner is None else torch.empty_like(inner)
+    for d_out, layer in zip(d_outs, layers, strict=True):
+        if to_x:
+            d_x = d_out @ layer.weight if d_x is None else d_x.addmm_(d_out, layer.weight)
+        if layer.down is not None and layer.up is not None and inner is not None and d_inner is not None:
+            part = slice(low, low + len(layer.down))
+            d_inner[:, part] = (d_out @ layer.up.to(d_out.dtype)).mul_(layer.scale)
+            d_ups.append((d_out.T @ inner[:, part]).to(layer.up.dtype).mul_(layer.scale))
+            low = part.stop
+    if d_inner is None or x is None:
+        return d_x, [None] * (2 * len(layers))
+    downs = _joined(layers, d_inner.dtype)
+    assert downs is not None
+    if d_x is not None:
+        d_x.addmm_(d_inner, downs)
+    d_downs, found = d_inner.T @ x, iter(d_ups)
+    gradients: list[Tensor | None] = []
+    low = 0
+    for layer in layers:
+        if layer.down is None:
+            gradients += [None, None]
+            continue
+        gradients += [d_downs[low : low + len(layer.down)].to(layer.down.dtype), next(found)]
+        low += len(layer.down)
+    return d_x, gradients
+
+
+def _joined(layers: Sequence[Product], dtype: torch.dtype) -> Tensor | None:
+    """[ranks, in] all A's below each other, None when there is none."""
+    downs = [layer.down for layer in layers if layer.down is not None]
+    if not downs:
+        return None
+    return (downs[0] if len(downs) == 1 else torch.cat(downs)).to(dtype)
+
+
+class _LoraProduct(torch.autograd.Function):
+    """One layer's product. Kept for backward: x as it came, and x A' [.., r]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: Product) -> Tensor:
+        (out,), inner = products(x.reshape(-1, x.shape[-1]), [layer])
+        ctx.save_for_backward(x, inner)
+        ctx.layer = layer
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner = ctx.saved_tensors
+        flat, gradient = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1])
+        d_x, (d_a, d_b) = pulled([gradient], flat, inner, [ctx.layer], ctx.needs_input_grad[0])
+        return None if d_x is None else d_x.view(x.shape), d_a, d_b, None
+
+
+def lean(model: nn.Module) -> dict[str, Any]:
+    """Let every LoRA layer of a PEFT model compute through this module, and return those layers by name.
+
+    Layers with dropout, DoRA, a LoRA bias or several active adapters, merged ones, and those over anything but
+    `nn.Linear` go PEFT's way unless an update is laid over them.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer) and len(m.lora_A)}
+    for module in layers.values():
+        module.forward = types.MethodType(_forward, module)
+    return layers
+
+
+@contextmanager
+def overlaid(layers: Mapping[str, Any], deltas: Mapping[str, Delta]) -> Iterator[None]:
+    """Inside, the layers compute with `deltas` (by layer name; none where there is none) and not their adapters."""
+    try:
+        for name, layer in layers.items():
+            object.__setattr__(layer, _OVERLAY, (deltas.get(name),))
+        yield
+    finally:
+        for layer in layers.values():
+            object.__delattr__(layer, _OVERLAY)
+
+
+def product_of(layer: Any) -> Product | None:
+    """What a linear layer multiplies by at the moment, its adapter or the update laid over it included. None for one
+    that trains its own weight or computes in a way that is not known here."""
+    if not isinstance(layer, LoraLayer):
+        plain = type(layer) is nn.Linear and not layer.weight.requires_grad
+        return Product(layer.weight, layer.bias) if plain else None
+    base: Any = layer.base_layer
+    if type(base) is not nn.Linear:
+        return None
+    weight, bias = base.weight, base.bias
+    if weight.requires_grad:
+        return None
+    overlay = layer.__dict__.get(_OVERLAY)
+    if overlay is not None:
+        delta = overlay[0]
+        if delta is None:
+            return Product(weight, bias)
+        return None if delta.dense is not None else Product(weight, bias, delta.down, delta.up, delta.scale)
+    if layer.merged:
+        return None
+    adapters: Any = layer.lora_A
+    names = [] if layer.disable_adapters else [name for name in layer.active_adapters if name in adapters]
+    if not names:
+        return Product(weight, bias)
+    if len(names) > 1 or not _plain_adapter(layer, names[0]):
+        return None
+    return Product(weight, bias, adapters[names[0]].weight, layer.lora_B[names[0]].weight, layer.scaling[names[0]])
+
+
+def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    overlay = self.__dict__.get(_OVERLAY)
+    product = None if args or kwargs else product_of(self)
+    if product is not None and product.down is not None:
+        return _LoraProduct.apply(x, product.down, product.up, product)  # type: ignore[no-untyped-call,no-any-return]
+    if overlay is not None:
+        return _overlaid(self.get_base_layer(), x, overlay[0])
+    return type(self).forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def _overlaid(base: Any, x: Tensor, delta: Delta | None) -> Tensor:
+    if delta is None:
+        return base(x)  # type: ignore[no-any-return]
+    if delta.dense is not None:
+        return base(x).add_(x @ delta.dense.to(x.dtype).T)  # type: ignore[no-any-return]
+    return base(x) + ((x @ delta.down.to(x.dtype).T) @ delta.up.to(x.dtype).T) * delta.scale  # type: ignore[no-any-return]
+
+
+def _plain_adapter(layer: Any, name: str) -> bool:
+    quiet = isinstance(layer.lora_dropout[name], nn.Identity) and layer.lora_B[name].bias is None
+    return isinstance(layer, LoraLinear) and quiet and name not in layer.lora_variant
+
+
+def live_deltas(layers: Mapping[str, Any], adapter: str) -> dict[str, Delta]:
+    """The update in training, copied."""
+    return {
+        name: Delta(
+            down=layer.lora_A[adapter].weight.detach().clone(),
+            up=layer.lora_B[adapter].weight.detach().clone(),
+            scale=float(layer.scaling[adapter]),
+        )
+        for name, layer in layers.items()
+    }

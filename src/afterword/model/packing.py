@@ -1,0 +1,169 @@
+"""Served ids through a model: sequences packed into one row in, the hidden states that predict each served token out.
+
+Owns the alignment of prompts and completions (which hidden state predicts which id), and padding for models whose
+attention cannot be packed. It never computes logits and never decides which adapter is active.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from afterword.model.attention import reading
+from afterword.model.attention_kernel import After, Kept, Unsupported
+from afterword.model.rotary import sequence_lengths, switch_length
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Sequences one after the other. `picks` [N] indexes their T ids: the place before each completion id."""
+
+    ids: Tensor
+    """[T]"""
+    sizes: tuple[int, ...]
+    """Length of each sequence."""
+    picks: Tensor
+    targets: Tensor
+    """[N] the completion ids, one after the other."""
+
+
+def packed(pairs: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu") -> Packed:
+    """Lay out (prompt, completion) pairs; no prompt is empty."""
+    sizes = tuple(len(p) + len(c) for p, c in pairs)
+    picks, start = [], 0
+    for (prompt, completion), size in zip(pairs, sizes, strict=True):
+        picks.append(torch.arange(len(completion)) + start + len(prompt) - 1)
+        start += size
+    return Packed(
+        ids=torch.tensor([i for prompt, completion in pairs for i in (*prompt, *completion)]).to(device),
+        sizes=sizes,
+        picks=torch.cat(picks).to(device),
+        targets=torch.tensor([i for _, completion in pairs for i in completion], dtype=torch.long).to(device),
+    )
+
+
+def hidden_states(model: Any, batch: Packed, keep: Kept | None = None) -> Tensor:
+    """[N, H] last hidden states (after the final norm) of a transformers or PEFT causal model. Layers that compute
+    whole put their keys and values into `keep`."""
+    causal = _causal(model)
+    if not can_pack(causal):
+        return _padded_states(causal, batch.ids, batch.sizes)[batch.picks]
+    return packed_states(causal, batch.ids, batch.sizes, keep)[batch.picks]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What the model has read already: its sequences, their hidden states [N, H], keys and values."""
+
+    pairs: Sequence[tuple[Ids, Ids]]
+    states: Tensor
+    kept: Kept
+
+
+def hidden_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: Read) -> Tensor:
+    """[N, H] as `hidden_states`, without a gradient, of other prompts with the same completions under the same weights:
+    what begins like its partner in `read` is not read again, and what equals it is its states."""
+    causal = _causal(model)
+    if len(read.kept) < causal.config.num_hidden_layers:
+        return hidden_states(model, packed(pairs, read.states.device))
+    found = list(torch.split(read.states.detach(), [len(completion) for _, completion in pairs]))
+    switch = switch_length(causal)
+    lengths = [_common(old, new, switch) for old, new in zip(read.pairs, pairs, strict=True)]
+    rows = [i for i, length in enumerate(lengths) if length is not None]
+    if not rows:
+        return torch.cat(found)
+    after = After(read.kept, tuple(rows), tuple(length for length in lengths if length is not None))
+    batch = packed([(pairs[i][0][n:], pairs[i][1]) for i, n in zip(rows, after.lengths, strict=True)], found[0].device)
+    states = packed_states(causal, batch.ids, batch.sizes, after=after)[batch.picks]
+    for i, part in zip(rows, torch.split(states, [len(pairs[i][1]) for i in rows]), strict=True):
+        found[i] = part
+    return torch.cat(found)
+
+
+def _common(old: tuple[Ids, Ids], new: tuple[Ids, Ids], switch: int | None) -> int | None:
+    """How many ids of the new prompt need not be read again, never its last, which predicts; None when all is alike. 0
+    where the two lengths have other rotary factors (`rotary.switch_length`)."""
+    first, second = tuple(old[0]), tuple(new[0])
+    if first == second and tuple(old[1]) == tuple(new[1]):
+        return None
+    if switch is not None and (len(first) + len(old[1]) > switch) != (len(second) + len(new[1]) > switch):
+        return 0
+    whole = first + tuple(old[1])
+    same = next((i for i, (a, b) in enumerate(zip(whole, second, strict=False)) if a != b), len(second))
+    return min(same, len(whole), len(second) - 1)
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def packed_states(
+    causal: Any, ids: Tensor, sizes: Sequence[int], keep: Kept | None = None, after: After | None = None
+) -> Tensor:
+    """[T, H] last hidden states of a row of sequences of these lengths, or of what comes `after` others."""
+    starts = [0] * len(sizes) if after is None else after.lengths
+    places = torch.cat([torch.arange(n, device=ids.device) + start for n, start in zip(sizes, starts, strict=True)])
+    totals = [start + n for n, start in zip(sizes, starts, strict=True)]
+    lengths = torch.repeat_interleave(torch.tensor(totals), torch.tensor(sizes)).to(ids.device)
+    with reading(causal, sizes, keep, after), sequence_lengths(causal, lengths[None]):
+        out = causal.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False)
+    return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def _padded_states(causal: Any, ids: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[T, H]. The pad id is 0 and masked, so it never matters whether it equals a real id."""
+    rows = pad_sequence(list(torch.split(ids, list(sizes))), batch_first=True)
+    mask = torch.arange(rows.shape[1], device=ids.device) < torch.tensor(sizes, device=ids.device)[:, None]
+    with sequence_lengths(causal, torch.tensor(sizes, device=ids.device)[:, None]):
+        out = causal.base_model(input_ids=rows, attention_mask=mask.long(), use_cache=False)
+    return out.last_hidden_state[mask]  # type: ignore[no-any-return]
+
+
+_CAN_PACK: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def can_pack(causal: Any) -> bool:
+    """Does no sequence of a row see another? Tried once for every model: one that wants a window or a soft cap, or
+    mixes tokens in other ways than attention, has its rows padded."""
+    if causal not in _CAN_PACK:
+        _CAN_PACK[causal] = _tried(causal)
+    return _CAN_PACK[causal]
+
+
+@torch.no_grad()
+def _tried(causal: Any) -> bool:
+    if "position_ids" not in inspect.signature(causal.base_model.forward).parameters:
+        return False
+    device = next(causal.parameters()).device
+    ids = torch.arange(1, 12, device=device).remainder(causal.get_input_embeddings().weight.shape[0])
+    other = torch.cat([ids[:4].flip(0), ids[4:]])
+    try:
+        first, second = (packed_states(causal, row, (4, 7))[4:].float() for row in (ids, other))
+    except Unsupported:
+        return False
+    alone = _padded_states(causal, ids[4:], (7,)).float()
+    near = (first - alone).norm() < 0.3 * alone.norm()  # in bf16 two ways to the same states differ by a tenth
+    return bool(near) and torch.equal(first, second)
+
+
+def by_budget(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped so that (rows x longest) stays within `budget` tokens, longest first.
+
+    A single row over the budget is a group of its own. Equal input, equal groups.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        if groups and (len(groups[-1]) + 1) * sizes[groups[-1][0]] <= budget:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

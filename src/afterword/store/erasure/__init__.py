@@ -1,0 +1,1 @@
+"""Forgetting a user: finding and removing every row that holds something of theirs."""

@@ -1,0 +1,1 @@
+"""Interactions -> token ids, masks and packed batches."""

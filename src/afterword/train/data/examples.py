@@ -1,0 +1,351 @@
+"""Interactions to token ids: what both sides read, or why an interaction cannot be trained.
+
+The served ids are trained as they were served. Text is tokenised here only for answers without served ids, and
+only when the recipe asks for them. Every interaction that is left out is a counted `Left` with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from afterword.chat.canonical import text_of
+from afterword.chat.redact import redact
+from afterword.chat.render import (
+    Prompt,
+    Tokenizer,
+    decode,
+    encode,
+    encode_content,
+    end_of_turn_ids,
+    generation_header,
+    render_prompt,
+)
+from afterword.chat.splice import spliced
+from afterword.chat.trail import without_reasoning
+from afterword.errors import ModelError, NothingToDo
+from afterword.learn.loss.token_batch import Answer
+from afterword.learn.parts.anchors import GOLD
+from afterword.learn.parts.contexts import Context, fit_hindsight, others
+from afterword.learn.parts.routes import ByKind
+from afterword.learn.recipes import Recipe
+from afterword.records import Interaction, Turn
+from afterword.train.data.encoded import Encoded, Example, Left, Prepared
+from afterword.train.data.sampler_logprobs import served_logprobs, with_groups
+from afterword.train.data.standing_requests import of_the_same_user
+from afterword.train.data.token_spans import changed_places, private_places
+
+__all__ = ["Encoded", "Example", "Left", "Prepared", "choose", "prepare"]
+
+REMEDIES = {
+    "template": "Use a model whose chat template takes these conversations, or another train.context",
+    "ids_unknown": "Train the model that served these answers (serve.model)",
+    "control_tokens": "Serve with the embedded engine, or with a server that reads such marks as text",
+    "prompt_differs": "Train the model that served these answers (serve.model), with its own chat template",
+    "off_policy": "`afterword train --off-policy` trains their text",
+    "too_long": "Use a model with a longer context",
+    "longer_than_max_tokens": "Raise train.max_tokens",
+    "no_hindsight": "Wait for words of users, or take a recipe that learns from votes (`afterword recipes list`)",
+}
+"""What to do when nothing can be trained, by the commonest reason."""
+_LEAST = 4
+"""Fewer tokens than this are no answer that a student could learn from."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    tokenizer: Tokenizer
+    recipe: Recipe
+    limit: int
+    vocabulary: int
+    ends: tuple[int, ...]
+    other: dict[str, Interaction | None]
+    """For each interaction one with other words, None without any, for the control that shuffles them."""
+    wishes: dict[str, list[str]]
+    """What the same user asked for elsewhere, for contexts that show it together."""
+
+    def encode(self, example: Example) -> Encoded | Left:
+        """What is trained of an interaction; whatever is wrong with it costs this one alone."""
+        try:
+            found = self._encoded(example)
+        except ModelError as error:
+            return Left(example.interaction.id, "template", error.message)
+        except Exception as error:  # noqa: BLE001  the boundary of a row: the words of one user must not end a run
+            detail = f"it cannot be encoded ({type(error).__name__}: {str(error)[:200]}); the others are trained"
+            return Left(example.interaction.id, "failed", detail)
+        if isinstance(found, Encoded):
+            for ids in (found.completion, found.prompt, *found.teacher_prompts.values()):
+                if outside := self._outside(ids):
+                    return Left(example.interaction.id, *outside)
+        return found
+
+    def _outside(self, ids: Sequence[int]) -> tuple[str, str] | None:
+        """Ids that the model has no embedding for."""
+        wrong = sorted({i for i in ids if not 0 <= i < self.vocabulary})
+        if not wrong:
+            return None
+        text = decode(self.tokenizer, wrong[-1:], special=True) if wrong[-1] >= 0 else ""
+        return "ids_unknown", f"it has the token {text[:40]!r} (id {wrong[-1]}), the model embeds {self.vocabulary} ids"
+
+    def _encoded(self, example: Example) -> Encoded | Left:
+        interaction, turn = example.interaction, example.turn
+        if unfit := self._unfit(interaction, turn):
+            return Left(interaction.id, *unfit)
+        rendered = render_prompt(self.tokenizer, turn.messages, turn.tools)
+        own = rendered.ids
+        served: tuple[float, ...] = ()
+        if turn.on_policy:
+            prompt, completion = tuple(turn.prompt_ids or ()), tuple(turn.completion_ids or ())
+            if unfit := self._differs(turn, prompt, completion, rendered):
+                return Left(interaction.id, *unfit)
+            served, why = served_logprobs(turn)
+            if why and self.needs_served and self.recipe.passes:
+                return Left(interaction.id, "no_logprobs", why)
+        else:
+            prompt = own
+            # An answer that was cut by its length limit did not end there, and its end is nothing to learn.
+            end = () if turn.finish_reason == "length" else self.ends[:1]
+            body = encode_content(self.tokenizer, text_of(turn.answer.get("content")), "assistant")
+            completion = (*body, *end)
+        if too_long := self._too_long(len(prompt) + len(completion)):
+            return Left(interaction.id, *too_long)
+        row = self._with_teacher(interaction, turn, prompt, completion, own)
+        if isinstance(row, Left):
+            return row
+        room, least = self.limit - row.longest_prompt, min(_LEAST, self.recipe.max_fresh)
+        if self.recipe.fresh and self._answer(interaction).kind != GOLD and room < least:
+            return Left(interaction.id, "no_room", f"its prompts leave {room} tokens for a fresh answer")
+        text = text_of(turn.answer.get("content"))
+        return replace(
+            row,
+            served=served,
+            answer=self._answer(interaction),
+            private=private_places(self.tokenizer, completion, self.recipe.redact),
+            changed=changed_places(self.tokenizer, completion, text, interaction.spans),
+        )
+
+    @property
+    def needs_served(self) -> bool:
+        """True when no term could learn anything from an answer without its log-probabilities."""
+        return self.recipe.passes > 0 and all(t.needs_served for t in self.recipe.terms)
+
+    def _too_long(self, size: int) -> tuple[str, str] | None:
+        if size > self.limit:
+            return "too_long", f"{size} tokens, the model reads {self.limit}"
+        if size > (most := self.recipe.max_tokens):
+            return "longer_than_max_tokens", f"longer than {most} tokens ({size}): raise train.max_tokens to train it"
+        return None
+
+    def _unfit(self, interaction: Interaction, turn: Turn) -> tuple[str, str] | None:
+        if wanted := self._other_kind(interaction):
+            return "other_kind", f"it is of the kind {interaction.kind!r}; {self.recipe.name} learns from {wanted}"
+        if interaction.turn != turn.id:
+            return "wrong_turn", f"it is about turn {interaction.turn!r}, not {turn.id!r}"
+        if interaction.split != "train":
+            return "holdout", "it is held out for evaluation"
+        if not turn.consent:
+            return "no_consent", "its turn may not be trained on"
+        if not 0 < interaction.weight < math.inf:
+            return "no_weight", f"its weight is {interaction.weight}"
+        if taught(self.recipe) and not interaction.hindsight.strip() and self._answer(interaction).kind != GOLD:
+            return "no_hindsight", "it carries no words for the teacher to read"
+        if not turn.on_policy and not self.recipe.include_off_policy and interaction.kind != GOLD:
+            why = turn.missing_ids or "the served token ids are unknown"
+            return "off_policy", f"{why}; include_off_policy trains its text anyway"
+        if not turn.on_policy and self.needs_served:
+            return "no_logprobs", "it was never sampled here, and the recipe weighs what was"
+        if not turn.on_policy and not text_of(turn.answer.get("content")).strip():
+            return "empty_answer", "its answer has no text"
+        if not turn.on_policy and turn.answer.get("tool_calls"):
+            return "tool_call", "its answer calls a tool, and without served token ids only its words could be trained"
+        return None
+
+    def _other_kind(self, interaction: Interaction) -> str | None:
+        """The kinds that the recipe reads when this is none of them, else None."""
+        kinds = [t.route.kinds if isinstance(t.route, ByKind) else None for t in self.recipe.terms]
+        named = [kind for some in kinds if some is not None for kind in some]
+        if None in kinds or self._answer(interaction).kind in named:
+            return None
+        return ", ".join(named)
+
+    def _answer(self, interaction: Interaction) -> Answer:
+        """What is known of it beside its tokens. Where a recipe mixes in gold, answers that users were content with
+        are that: they are imitated as they were served."""
+        reward = float(interaction.polarity) if interaction.polarity else None
+        mixed = any(isinstance(t.route, ByKind) and GOLD in t.route.kinds for t in self.recipe.terms)
+        kind = GOLD if mixed and interaction.polarity > 0 else interaction.kind
+        return Answer(kind=kind, task=interaction.task, reward=reward)
+
+    def _differs(
+        self, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...], own: Prompt
+    ) -> tuple[str, str] | None:
+        if outside := self._outside((*prompt, *completion)):
+            return outside
+        if prompt != own.ids:
+            if own.marks and prompt == encode(self.tokenizer, own.text):
+                return "control_tokens", (
+                    "a message writes a mark of the chat template, which the model server read as a control token: "
+                    "what it answered followed a forged turn; the embedded engine reads such marks as text"
+                )
+            if not self._holds(prompt, turn):
+                return "prompt_differs", "its served prompt does not hold the conversation's last message"
+        body = completion[:-1] if completion[-1] in self.ends else completion
+        served, text = decode(self.tokenizer, body), text_of(turn.answer.get("content"))
+        if not self._says(served, text, turn) and not turn.answer.get("tool_calls") and "�" not in served:
+            return "ids_differ", f"its ids read {served[:60]!r}, its text is {text[:60]!r}"
+        return None
+
+    def _holds(self, prompt: tuple[int, ...], turn: Turn) -> bool:
+        """Is this a prompt of the turn's conversation, although today's template writes another one (a date, the order
+        of a schema's keys, an empty thought)? Judged by the text of the last message."""
+        last = "".join(text_of(turn.messages[-1].get("content")).split())
+        return last in "".join(decode(self.tokenizer, prompt, special=True).split())
+
+    def _says(self, served: str, text: str, turn: Turn) -> bool:
+        """Do the ids write the stored text? With a stop string the text ends before it, and a server that parses
+        reasoning stores the answer without the thought."""
+        if turn.sampling.get("stop") and served.startswith(text):
+            return True
+        if served.strip() == text.strip() or without_reasoning(served).strip() == without_reasoning(text).strip():
+            return True
+        parsed = turn.answer.get("reasoning_content") or turn.answer.get("reasoning")
+        return bool(parsed) and served.strip().endswith(text.strip())
+
+    def _with_teacher(
+        self,
+        interaction: Interaction,
+        turn: Turn,
+        prompt: tuple[int, ...],
+        completion: tuple[int, ...],
+        own: tuple[int, ...],
+    ) -> Encoded | Left:
+        """The row with every prompt that a teacher reads: the served one, with what the context adds to it. `own` is
+        the conversation as the template writes it now."""
+        prompts: dict[Context, tuple[int, ...]] = {}
+        told: set[Context] = set()
+        cut = 0
+        for where in _contexts(self.recipe):
+            if not where.privileged:
+                prompts[where] = prompt
+                continue
+            shown = self.other.get(interaction.id, interaction) if where.shuffled else interaction
+            if shown is None:
+                return Left(interaction.id, "no_other", "no interaction of the run has other words to show instead")
+            words = "\n".join((shown.hindsight, *self.wishes.get(shown.id, ())[: where.together - 1]))
+            text = redact(words, self.recipe.redact).text if where.text is None else where.text
+            if not text.strip():  # nothing is shown, and no term with hindsight counts it
+                prompts[where] = prompt
+                continue
+            seen = fit_hindsight(
+                self.tokenizer,
+                where,
+                turn.messages,
+                turn.answer,
+                text,
+                room=self.limit - len(completion) - (len(prompt) - len(own)),
+                longest=self.recipe.max_hindsight if where.text is None else self.limit,
+                tools=turn.tools,
+                polarity=shown.polarity,
+                kind=shown.kind,
+            )
+            if seen is None:
+                return Left(interaction.id, "too_long", "the conversation leaves no room for the hindsight")
+            read = spliced(own, seen.prompt.ids, prompt)
+            if read is None:
+                return Left(interaction.id, "prompt_differs", "the served prompt has no place for the hindsight")
+            prompts[where] = read
+            told.add(where)
+            cut = max(cut, seen.cut)
+        return Encoded(
+            interaction=interaction.id,
+            prompt=prompt,
+            completion=completion,
+            teacher_prompts=prompts,
+            privileged=frozenset(told),
+            weight=interaction.weight,
+            on_policy=turn.on_policy,
+            cut=cut,
+        )
+
+
+def _contexts(recipe: Recipe) -> list[Context]:
+    read = [(t.teacher, t.context) for t in recipe.terms] + [(t.reference, t.reference_context) for t in recipe.terms]
+    return list(dict.fromkeys(context for teacher, context in read if teacher is not None))
+
+
+def _encoder(
+    tokenizer: Tokenizer, recipe: Recipe, limit: int, vocabulary: int, among: Sequence[Example] = ()
+) -> _Encoder:
+    told = [e.interaction for e in among if e.interaction.hindsight.strip()]
+    found = others([one.hindsight for one in told], seed=0)
+    other = {one.id: None if i is None else told[i] for one, i in zip(told, found, strict=True)}
+    generation_header(tokenizer)  # without one it is an error, not so many interactions left out
+    ends = end_of_turn_ids(tokenizer)
+    return _Encoder(tokenizer, recipe, limit, vocabulary, ends, other, of_the_same_user(among))
+
+
+def choose(
+    examples: Iterable[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int, most: int
+) -> list[Example]:
+    """The first of `examples` of which `most` can be trained, those between that cannot included.
+
+    So that what cannot be trained never stands in the way of what can. Looks at no more than 8 x `most`.
+    """
+    encoder = _encoder(tokenizer, recipe, limit, vocabulary)
+    chosen, good = [], 0
+    for example in islice(examples, 8 * most):
+        chosen.append(example)
+        good += isinstance(encoder.encode(example), Encoded)
+        if good == most:
+            break
+    return chosen
+
+
+def _aged(kept: Sequence[tuple[Example, Encoded]]) -> list[Encoded]:
+    newest = max((e.turn.created_at for e, _ in kept), default=0.0)
+    return [replace(r, answer=replace(r.answer, age=(newest - e.turn.created_at) / 86400)) for e, r in kept]
+
+
+def prepare(
+    examples: Sequence[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int
+) -> Prepared:
+    """Encode `examples` for a model that reads `limit` tokens. An interaction given twice is trained once.
+
+    Raises NothingToDo, with the reasons, when nothing is left to train.
+    """
+    prepared = encode_examples(examples, tokenizer, recipe, limit=limit, vocabulary=vocabulary)
+    if not prepared.rows:
+        raise NothingToDo(_nothing(len(prepared.left), prepared))
+    return prepared
+
+
+def encode_examples(
+    examples: Sequence[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int
+) -> Prepared:
+    """What `prepare` gives, also when nothing is left to train. ModelError for a template that cannot be trained."""
+    unique = list({e.interaction.id: e for e in examples}.values())
+    encoder = _encoder(tokenizer, recipe, limit, vocabulary, unique)
+    results = [(e, encoder.encode(e)) for e in unique]
+    left = tuple(r for _, r in results if isinstance(r, Left))
+    kept = [(e, r) for e, r in results if isinstance(r, Encoded)]
+    rows = with_groups(_aged(kept))
+    return Prepared(tuple(rows), left, tuple(e for e, _ in kept), limit)
+
+
+def taught(recipe: Recipe) -> bool:
+    """Does a teacher read what users said?"""
+    return any(t.context.privileged and t.context.text is None for t in recipe.terms)
+
+
+def _nothing(given: int, prepared: Prepared) -> str:
+    if not given:
+        return "there are no interactions to train on: let users chat, then run `afterword collect`"
+    why = ", ".join(f"{n} {reason}" for reason, n in sorted(prepared.reasons.items()))
+    first = prepared.left[0]
+    most = max(prepared.reasons, key=lambda reason: prepared.reasons[reason])
+    remedy = REMEDIES.get(most, "docs/training.md says what each reason means")
+    return (
+        f"none of {given} interactions can be trained ({why}). The first, {first.interaction}: {first.detail}. {remedy}"
+    )

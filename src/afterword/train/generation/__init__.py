@@ -1,0 +1,1 @@
+"""Answers drawn during training, and what they look like."""

@@ -1,0 +1,112 @@
+"""What the student's fresh answers look like, beside the served ones: the monitors that need whole answers.
+
+Owns length drift, truncation, repetition, self-similarity and leaking of the hindsight's words. Cheap: it reads ids
+and texts that are there anyway. It stops nothing; the gate reads the candidate's own answers.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from afterword.chat.render import Tokenizer, decode
+from afterword.chat.words import quotes
+from afterword.records import Json
+from afterword.store.files import write_whole
+from afterword.train.data.encoded import Encoded
+from afterword.train.monitoring.alerts import ANSWERS, crossed
+from afterword.train.monitoring.early_stopping import ZLIB_RATIO
+
+_COMPARED = 12
+_LONGEST = 64
+_PHRASE = 4
+_FILE = "answers.jsonl"
+
+
+def write_answers(
+    run_dir: Path,
+    tokenizer: Tokenizer,
+    served: Sequence[Encoded],
+    fresh: Sequence[Encoded],
+    hindsights: dict[str, str],
+    *,
+    number: int,
+    step: int,
+    ends: Sequence[int],
+) -> Json:
+    """The figures of a pass over fresh answers, also as a line of `answers.jsonl` (a repeated pass replaces its own).
+
+    `hindsights` by interaction; `step` is how many were taken before.
+    """
+    texts = [decode(tokenizer, r.completion) for r in fresh]
+    lengths = [_mean([len(r.completion) for r in rows]) for rows in (fresh, served)]
+    figures: Json = {
+        "pass": number,
+        "step": step,
+        "answers": len(fresh),
+        "length_ratio": lengths[0] / max(1.0, lengths[1]),
+        "cut_off": _mean([r.completion[-1] not in ends for r in fresh]),
+        "repeating": _mean([zlib_ratio(t) > ZLIB_RATIO for t in texts]),
+        "self_similarity": self_similarity([r.completion[:_LONGEST] for r in _one_per_prompt(fresh)[:_COMPARED]]),
+        "leaking": _mean([
+            leaks(text, hindsights.get(r.interaction, ""), decode(tokenizer, r.prompt))
+            for text, r in zip(texts, fresh, strict=True)
+        ]),
+    }  # fmt: skip
+    figures["warnings"] = crossed(ANSWERS, figures)
+    file = run_dir / _FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    kept = [line for line in lines if json.loads(line)["pass"] < number]
+    write_whole(file, "\n".join([*kept, json.dumps(figures)]) + "\n")
+    return figures
+
+
+def read_answers(run_dir: Path) -> list[Json]:
+    """The figures of all passes so far."""
+    file = run_dir / _FILE
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def answer_scalars(figures: Json) -> dict[str, float]:
+    """What of a pass is a number, for a plot."""
+    plain = {f"answers/{k}": float(v) for k, v in figures.items() if isinstance(v, int | float)}
+    return plain | {f"warnings/{k}": 1.0 for k in figures["warnings"]}
+
+
+def zlib_ratio(text: str) -> float:
+    """Bytes over compressed bytes: about 2 for prose, above 10 for a text that only repeats itself."""
+    raw = text.encode()
+    return len(raw) / len(zlib.compress(raw)) if raw else 0.0
+
+
+def self_similarity(answers: Sequence[Sequence[int]]) -> float:
+    """Mean ROUGE-L F1 over all pairs; 1 when all answers are the same. 0 for fewer than two."""
+    pairs = list(combinations(answers, 2))
+    return _mean([_rouge_l(a, b) for a, b in pairs]) if pairs else 0.0
+
+
+def leaks(answer: str, hindsight: str, prompt: str) -> bool:
+    """Does the answer repeat four words in a row of the hindsight that are not in the prompt?"""
+    return quotes(answer, hindsight, prompt, _PHRASE)
+
+
+def _rouge_l(a: Sequence[int], b: Sequence[int]) -> float:
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = row
+        row = [0]
+        for j, y in enumerate(b):
+            row.append(before[j] + 1 if x == y else max(before[j + 1], row[j]))
+    return 2 * row[-1] / max(1, len(a) + len(b))
+
+
+def _one_per_prompt(rows: Sequence[Encoded]) -> list[Encoded]:
+    """Answers to the same prompt may well be alike; answers to different prompts may not."""
+    return list({r.prompt: r for r in rows}.values())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

@@ -1,0 +1,1 @@
+"""What is measured while training, what raises an alert and what stops a run."""

@@ -1,0 +1,138 @@
+"""What is said of a run while it goes on: a bound for every monitor, and a sentence when it is crossed.
+
+Owns the bounds of warnings, pure functions of what was measured; what ends a run is in `rules`. A bound lies well
+outside of what sound runs of the embedded model showed (`docs/training.md` has both), so that a warning is worth
+reading. Nothing here changes a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from afterword.train.monitoring.early_stopping import SELF_SIMILARITY
+from afterword.train.monitoring.metrics import StepMetrics
+
+WINDOW = 4
+"""Steps over which a figure is averaged before it is held against its bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Between what a figure should be, and what it means when it is not."""
+
+    low: float | None
+    below: str
+    high: float | None
+    above: str
+
+    def crossed(self, name: str, value: float) -> str | None:
+        """A sentence with the figure and the bound; None while it is kept."""
+        if self.low is not None and value < self.low:
+            return f"{name} is {value:.3g} (least {self.low:.3g}): {self.below}"
+        if self.high is not None and value > self.high:
+            return f"{name} is {value:.3g} (most {self.high:.3g}): {self.above}"
+        return None
+
+
+def at_least(low: float, below: str) -> Bound:
+    """Bounded from below."""
+    return Bound(low, below, None, "")
+
+
+def at_most(high: float, above: str) -> Bound:
+    """Bounded from above."""
+    return Bound(None, "", high, above)
+
+
+_OTHERS = (
+    "the sides hardly agree on what may come next: a teacher of another kind, or prompts that do not fit each other"
+)
+_MOVED = "these answers are no longer what the model says: fewer passes, or a newer adapter to start from"
+STEP = {
+    "counted": at_least(1, "no token counts in these steps: their answers lack what the first term reads"),
+    "overlap": at_least(0.6, f"{_OTHERS}; see alignment.txt"),
+    "overlap_advantage": at_least(-0.1, f"{_OTHERS}; see alignment.txt"),
+    "entropy_gap": Bound(
+        -1.0, "the teacher is much less certain than the student: what it reads confuses it",
+        1.0, "the teacher is much more certain than the student: it may have read the answer",
+    ),
+    "signal": Bound(
+        -1.0, "the teacher finds the answers absurd: compare both prompts in alignment.txt",
+        1.0, "the teacher expects these very answers: what it reads may contain them",
+    ),
+    "top_mass": at_least(0.5, "much of what the student would say lies outside of the tokens that are looked at"),
+    "first_share": at_most(0.5, "the loss is that of first tokens, a beginning's style: skip_first leaves tokens out"),
+    "depth_growth": at_most(2.0, "the loss is largest where the answers are longest, and teachers least sure: the mask "
+                            "Prefix or the weight Position bounds it"),
+    "effective": at_least(0.5, "a few interactions have most of the weight, so that what they say is learned"),
+    "ratio": Bound(0.5, _MOVED, 2.0, _MOVED),
+    "ratio_effective": at_least(0.5, f"a few tokens have most of the importance weight; {_MOVED}"),
+    "serve_gap": Bound(
+        -0.3, "this model finds the served tokens less likely than the server did: another adapter, template or "
+        "dtype served them, or many passes have gone over them",
+        0.3, "this model finds the served tokens more likely than the server did: another adapter, template or dtype "
+        "served them, or many passes have gone over them",
+    ),
+    "end_signal": Bound(
+        -2.0, "the teacher would go on where the answers end: they will grow longer",
+        2.0, "the teacher would end where the answers end, and more so: they will grow shorter",
+    ),
+}  # fmt: skip
+"""Figures of a step, each the mean over the last four steps that measured it."""
+ANSWERS = {
+    "length_ratio": Bound(
+        1 / 3, "fresh answers are much shorter than the served ones", 2.0, "fresh answers are much longer than those"
+    ),
+    "cut_off": at_most(0.5, "most fresh answers are cut before they end, so that no end is learned from them"),
+    "repeating": at_most(0.1, "fresh answers only repeat themselves"),
+    "self_similarity": at_most(SELF_SIMILARITY, "fresh answers to different prompts are nearly the same (ROUGE-L)"),
+    "leaking": at_most(0.1, "fresh answers repeat words of the hindsight, which the student has not read"),
+}
+"""Figures of a pass over fresh answers."""
+START = {
+    "signal_real": at_least(0.01, "the hindsight says next to nothing about the answers: there is little to learn"),
+    "signal_real_to_other": at_least(0.9, "another user's words say more about the answers than the user's own"),
+}
+"""What the alignment report measures before the first step."""
+
+
+def warned(past: Sequence[StepMetrics]) -> dict[str, str]:
+    """Which bounds the last step crosses, by figure: a sentence each. A run of fewer steps is looked at when it
+    ends."""
+    window = min(WINDOW, past[-1].steps)
+    means = {}
+    for name in STEP:
+        values = [value for m in past if (value := _figures(m)[name]) is not None][-WINDOW:]
+        if len(values) >= window and _figures(past[-1])[name] is not None:
+            means[name] = sum(values) / len(values)
+    return crossed(STEP, means)
+
+
+def crossed(bounds: Mapping[str, Bound], values: Mapping[str, float]) -> dict[str, str]:
+    """Which bounds these values cross: a sentence each."""
+    found = {name: bound.crossed(name, values[name]) for name, bound in bounds.items() if name in values}
+    return {name: sentence for name, sentence in found.items() if sentence is not None}
+
+
+def _figures(m: StepMetrics) -> dict[str, float | None]:
+    """What is held against the bounds; None where it was not measured. Means over tokens are none when no token
+    counted."""
+    if m.counted == 0:
+        return {**dict.fromkeys(STEP), "counted": 0.0}
+    *before, last = m.depth_divergence.values() or (0.0,)
+    return {
+        "counted": m.counted,
+        "overlap": m.overlap,
+        "overlap_advantage": m.overlap_advantage,
+        "entropy_gap": m.entropy_gap,
+        "signal": m.signal,
+        "top_mass": m.top_mass,
+        "first_share": m.depth.get("0"),
+        "depth_growth": last / max(before) if before and max(before) > 0 else None,
+        "effective": m.effective / max(1, m.interactions),
+        "ratio": m.ratio,
+        "ratio_effective": m.ratio_effective,
+        "serve_gap": m.serve_gap,
+        "end_signal": m.end_signal,
+    }

@@ -1,0 +1,1 @@
+"""Running a step: optimiser, policy, teachers, workers, memory."""

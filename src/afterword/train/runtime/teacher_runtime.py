@@ -1,0 +1,222 @@
+"""The teachers of a run: where their weights come from, how they follow the student, and their state.
+
+Owns the updates that are laid over the base for teachers, and external models. It decides nothing about what a
+teacher reads. A self-teacher costs its low-rank update, never a second base.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from afterword.errors import AdapterError, ConfigError, ModelError
+from afterword.learn.loss.loss_stage import token_losses
+from afterword.learn.parts.divergences import FORWARD_KL
+from afterword.learn.parts.teachers import START, Average, Copy, External, Released, Routed, Teacher, TrustRegion
+from afterword.learn.recipes import Recipe
+from afterword.model.deltas import Delta, mixed
+from afterword.model.head import Head, head_of
+from afterword.model.loading import base_hash, load_model, load_tokenizer, resolve_model, tokenizer_hash
+from afterword.model.module_patching import leaner
+from afterword.model.packing import Packed, hidden_states
+from afterword.model.sizes import model_sizes
+from afterword.train.runtime.policy import Policy, check_base, weights_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side's last hidden states [N, H] and the head that reads them."""
+
+    states: Tensor
+    head: Head
+
+
+def teachers_of(recipe: Recipe) -> list[Teacher]:
+    """All teachers and references of a recipe, routed ones by their parts, each once."""
+    named = [t for term in recipe.terms for t in (term.teacher, term.reference) if t is not None]
+    flat = [part for t in named for part in (t.parts if isinstance(t, Routed) else (t,))]
+    return list(dict.fromkeys(flat))
+
+
+class Teaching:
+    """Scores under any teacher of the run, and moves those that follow the student."""
+
+    def __init__(self, policy: Policy, recipe: Recipe, model: str) -> None:
+        self.policy = policy
+        self.teachers = teachers_of(recipe)
+        self.moving = [t for t in self.teachers if t.moving]
+        self.external: dict[str, tuple[Any, Head]] = {}
+        if policy.head_layer is not None and any(isinstance(t.teacher, Routed) for t in recipe.terms):
+            raise ConfigError(
+                f"routed teachers share one head, and the LoRA targets {recipe.lora.targets!r} adapt it: leave it out "
+                "of them, or give each teacher its own term and route"
+            )
+        self.drift: dict[str, Tensor] = {t.key: torch.zeros(2, dtype=torch.float64) for t in self.trusted}
+        for teacher in self.teachers:
+            if teacher.moving:
+                policy.deltas[teacher.key] = policy.live()
+            elif isinstance(teacher, Released):
+                policy.deltas[teacher.key] = released(Path(teacher.folder), policy, model)
+            elif isinstance(teacher, External):
+                self.external[teacher.key] = _external(teacher, policy)
+
+    @property
+    def trusted(self) -> list[TrustRegion]:
+        """The teachers whose distance from the start bounds them."""
+        return [t for t in self.teachers if isinstance(t, TrustRegion)]
+
+    def head(self, teacher: Teacher) -> Head:
+        """The head that reads the teacher's hidden states, with its own update where the recipe adapts it."""
+        if isinstance(teacher, External):
+            return self.external[teacher.key][1]
+        return self.policy.head_of(teacher.key)
+
+    def empty(self, teacher: Teacher, n: int) -> Tensor:
+        """[n, H] for hidden states of this teacher from another process."""
+        model = self.external[teacher.key][0] if isinstance(teacher, External) else self.policy.model
+        width, dtype = self.head(teacher).weight.shape[1], next(model.parameters()).dtype
+        return torch.empty(n, width, dtype=dtype, device=self.policy.device)
+
+    @torch.no_grad()
+    def side(self, teacher: Teacher, batch: Packed) -> Side:
+        """What `teacher` says, without a gradient."""
+        if isinstance(teacher, External):
+            return Side(hidden_states(self.external[teacher.key][0], batch), self.head(teacher))
+        return Side(self.policy.hidden(batch, teacher.key).detach(), self.head(teacher))
+
+    def measure(self, teacher: TrustRegion, states: Tensor, start: Tensor, ids: Tensor) -> None:
+        """Take in KL(start || teacher) on some tokens of a step."""
+        head, other = self.policy.head_of(teacher.key), self.policy.head_of(START.key)
+        loss = token_losses(states, start, head, ids, FORWARD_KL, teacher_head=other).loss.double().cpu()
+        self.drift[teacher.key] += torch.tensor([loss.sum(), len(loss)], dtype=torch.float64)
+
+    def follow(self, step: int) -> None:
+        """After optimiser step number `step` (1 for the first): every moving teacher moves by its rule."""
+        live = self.policy.live() if self.moving else {}
+        for teacher in self.moving:
+            old = self.policy.deltas[teacher.key]
+            if isinstance(teacher, Copy):
+                if step % teacher.every == 0:
+                    self.policy.deltas[teacher.key] = live
+                continue
+            assert isinstance(teacher, Average | TrustRegion)
+            if isinstance(teacher, TrustRegion) and not self._near(teacher):
+                continue
+            rank = teacher.rank if isinstance(teacher, Average) else None
+            self.policy.deltas[teacher.key] = {n: mixed(old[n], live[n], teacher.rate, rank) for n in live}
+
+    def _near(self, teacher: TrustRegion) -> bool:
+        """Was it near enough to the start on the tokens of this step? Forgets them."""
+        total, count = self.drift[teacher.key].tolist()
+        self.drift[teacher.key].zero_()
+        return bool(total <= teacher.bound * count)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs of the teachers."""
+        return {
+            t.key: {name: [d.down, d.up, d.scale, d.dense] for name, d in self.policy.deltas[t.key].items()}
+            for t in self.moving
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        device = self.policy.device
+        for teacher in self.moving:
+            self.policy.deltas[teacher.key] = {
+                name: Delta(down.to(device), up.to(device), scale, None if dense is None else dense.to(device))
+                for name, (down, up, scale, dense) in state[teacher.key].items()
+            }
+
+
+def _external(teacher: External, policy: Policy) -> tuple[Any, Head]:
+    """The other model and its head; its vocabulary is checked here, its tokenizer before anything is loaded."""
+    model = load_model(teacher.model, dtype=teacher.dtype, device=str(policy.device))  # type: ignore[arg-type]
+    leaner(model)  # as the student: of equal weights it says the very same
+    head = head_of(model)
+    ours, theirs = policy.head.weight.shape[0], head.weight.shape[0]
+    if ours != theirs:
+        raise ModelError(
+            f"the external teacher {teacher.model!r} has {theirs} output tokens, the student {ours}: distributions "
+            "over different vocabularies cannot be compared; name a teacher of the same family"
+        )
+    return model, head
+
+
+def check_teachers(recipe: Recipe, model: str, tokenizer: Any) -> int | None:
+    """Refuse, before a model is loaded, teachers that cannot read the student's ids; returns their shortest context.
+
+    Raises ModelError for an external model with another tokenizer or vocabulary, AdapterError for a released adapter
+    of another base.
+    """
+    limits = []
+    for teacher in teachers_of(recipe):
+        if isinstance(teacher, External):
+            limit, vocabulary = model_sizes(resolve_model(teacher.model))
+            limits.append(limit)
+            own = model_sizes(resolve_model(model))[1]
+            if vocabulary != own or tokenizer_hash(load_tokenizer(teacher.model)) != tokenizer_hash(tokenizer):
+                how = f"{vocabulary} ids and {own}" if vocabulary != own else f"{own} ids both, for other texts"
+                raise ModelError(
+                    f"the external teacher {teacher.model!r} reads other token ids than {model!r} ({how}): a teacher "
+                    "scores the student's ids, so both need the same tokenizer; name a model of the same family"
+                )
+        if isinstance(teacher, Released):
+            check_base(Path(teacher.folder), model)
+    return min(limits, default=None)
+
+
+def teacher_hashes(recipe: Recipe) -> dict[str, str]:
+    """Hashes of the weights that come from outside the run, by the teacher's key."""
+    found = {}
+    for teacher in teachers_of(recipe):
+        if isinstance(teacher, External):
+            found[teacher.key] = base_hash(resolve_model(teacher.model))
+        if isinstance(teacher, Released):
+            found[teacher.key] = weights_hash(Path(teacher.folder))
+    return found
+
+
+def released(folder: Path, policy: Policy, model: str) -> dict[str, Delta]:
+    """The update of another adapter folder, by layer name. AdapterError when it does not fit."""
+    weights_hash(folder)
+    check_base(folder, model)
+    config, tensors = _folder(folder, str(policy.device))
+    odd = [k for k in ("use_dora", "modules_to_save", "trainable_token_indices", "rank_pattern", "alpha_pattern")
+           if config.get(k)]  # fmt: skip
+    if odd or config.get("bias", "none") != "none":
+        raise AdapterError(f"the adapter {str(folder)!r} uses {odd or 'bias'}: a teacher has to be a plain LoRA")
+    rank, alpha = config["r"], config["lora_alpha"]
+    scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+    return dict(_paired(folder, policy, tensors, scale))
+
+
+def _folder(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return config, load_file(str(folder / "adapter_model.safetensors"), device=device)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise AdapterError(
+            f"the adapter {str(folder)!r} cannot be read ({error}): a file is missing, cut or damaged"
+        ) from error
+
+
+def _paired(folder: Path, policy: Policy, tensors: dict[str, Tensor], scale: float) -> Iterable[tuple[str, Delta]]:
+    for name in [n for n in tensors if n.endswith("lora_A.weight")]:
+        layer = name.removesuffix(".lora_A.weight")
+        down, up = tensors[name].float(), tensors[f"{layer}.lora_B.weight"].float()
+        place = policy.layers.get(layer)
+        if place is None or (place.in_features, place.out_features) != (down.shape[1], up.shape[0]):
+            raise AdapterError(
+                f"the adapter {str(folder)!r} updates {layer!r} ({up.shape[0]} x {down.shape[1]}), which this model "
+                "has not, or which the run leaves alone: use an adapter of this base, and a recipe whose targets "
+                "include its layers"
+            )
+        yield layer, Delta(down, up, scale)

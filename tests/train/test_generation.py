@@ -1,0 +1,219 @@
+"""Answers written anew: the student's own, reproducible, and the weights come back as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from afterword.chat.render import end_of_turn_ids
+from afterword.errors import ConfigError, NothingToDo
+from afterword.learn.recipes import recipe, sdpo_interactions
+from afterword.model.loading import load_tokenizer
+from afterword.model.packing import packed
+from afterword.records import Turn
+from afterword.train.data.examples import Encoded, prepare
+from afterword.train.generation.generation import VerifierFailed, answers_to, clear_fresh, fresh_rows, merged
+from afterword.train.loop import train_candidate
+from afterword.train.monitoring.metrics import StepMetrics, read_metrics
+from afterword.train.runtime.distributed import ALONE
+from afterword.train.runtime.policy import Policy, load_policy
+from afterword.train.runtime.steps import Passes
+from tests.train.tiny_model import example, tiny_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def moved_policy(model: str, dtype: str = "float32") -> Policy:
+    """An adapter that changes something: a fresh one has B = 0."""
+    policy = load_policy(model, sdpo_interactions(dtype=dtype), parent=None, seed=0, device="cpu")
+    torch.manual_seed(1)
+    for parameter in policy.parameters():
+        parameter.data.normal_(0, 0.1)
+    return policy
+
+
+def encoded(model: str, n: int = 5) -> list[Encoded]:
+    tokenizer = load_tokenizer(model)
+    examples = [example(model, i) for i in range(n)]
+    return list(prepare(examples, tokenizer, sdpo_interactions(), limit=512, vocabulary=259).rows)
+
+
+def test_merging_gives_the_adapters_scores_and_leaves_no_trace(model: str) -> None:
+    policy = moved_policy(model)
+    batch = packed([((5, 6, 7), (8, 9))])
+    before = {name: p.clone() for name, p in policy.model.named_parameters()}
+    with torch.no_grad():
+        live = policy.hidden(batch, "live")
+        with merged(policy):
+            torch.testing.assert_close(policy.hidden(batch, "live"), live, atol=1e-5, rtol=1e-4)
+        assert not torch.equal(policy.hidden(batch, "base"), live)
+        assert torch.equal(policy.hidden(batch, "live"), live)
+    assert all(torch.equal(p, before[name]) for name, p in policy.model.named_parameters())
+
+
+def test_answers_are_the_students_own_and_end_where_they_end(model: str, tmp_path: Path) -> None:
+    policy, rows, ends = moved_policy(model), encoded(model), end_of_turn_ids(load_tokenizer(model))
+    state = torch.get_rng_state()
+    fresh = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)
+    assert torch.equal(torch.get_rng_state(), state)
+    longest = max(len(r.completion) for r in rows)
+    for old, new in zip(rows, fresh, strict=True):
+        assert (new.prompt, new.teacher_prompts, new.weight) == (old.prompt, old.teacher_prompts, old.weight)
+        assert 1 <= len(new.completion) <= longest
+        assert new.on_policy
+        assert not set(new.completion[:-1]) & set(ends)
+        assert len(new.completion) == longest or new.completion[-1] in ends
+    assert [r.completion for r in fresh] != [r.completion for r in rows]
+    short = fresh_rows(policy, rows, ends, tmp_path / "..", number=2, key="k", seed=3, most=2, limit=512)
+    assert max(len(r.completion) for r in short) == 2
+    other = fresh_rows(policy, rows, ends, tmp_path / "..", number=1, key="k", seed=4, most=99, limit=512)
+    assert [r.completion for r in fresh] != [r.completion for r in other]
+
+
+def test_a_resumed_pass_reads_its_answers_and_another_run_does_not(model: str, tmp_path: Path) -> None:
+    policy, rows, ends = moved_policy(model), encoded(model), end_of_turn_ids(load_tokenizer(model))
+    first = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)
+    file = tmp_path / "fresh-1.json"
+    kept = json.loads(file.read_text())
+    kept["answers"][0] = [7, 7]
+    file.write_text(json.dumps(kept))
+    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)[0].completion == (
+        7,
+        7,
+    )
+    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="other", seed=3, most=99, limit=512) == first
+    clear_fresh(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_ends_with_passes_over_fresh_answers(model: str, tmp_path: Path) -> None:
+    examples = [example(model, i, prompt_ids=None, completion_ids=None) for i in range(4)]
+    recipe = sdpo_interactions(dtype="float32", batch=2, passes=1, fresh=2, include_off_policy=True)
+    run_dir = tmp_path / "run"
+    result = train_candidate(examples, model=model, out=tmp_path / "out", run_dir=run_dir, recipe=recipe)
+    metrics = read_metrics(run_dir)
+    assert [m.off_policy for m in metrics] == [2, 2, 0, 0, 0, 0]  # what the student wrote is on-policy
+    assert len({m.tokens for m in metrics}) > 1
+    assert result.interactions == ("int-0", "int-1", "int-2", "int-3")
+    assert not list(run_dir.glob("fresh-*"))
+
+
+def test_a_fresh_answer_leaves_room_for_what_the_teacher_reads(tmp_path: Path) -> None:
+    """The hindsight is fitted to the served answer of its own row; a fresh one may be longer than that."""
+    small = tiny_folder(tmp_path / "small", context=160)
+    tokenizer = load_tokenizer(small)
+    given = [example(small, 0, text="A" * 70, hindsight="Short."), example(small, 1, text="Brief", hindsight="w" * 400)]
+    wanted = sdpo_interactions(passes=0, fresh=1, dtype="float32", max_hindsight=400)
+    prepared = prepare(given, tokenizer, wanted, limit=160, vocabulary=259)
+    assert max(r.longest_prompt + 71 for r in prepared.rows) > 160
+    policy = load_policy(small, wanted, parent=None, seed=0, device="cpu")
+    rows = Passes(prepared, wanted, tokenizer, tmp_path, "k", 0, ALONE).rows(policy, 0, 0)
+    assert len(rows) == 2 and rows[0].longest_prompt + len(rows[0].completion) <= 160
+    assert len(rows[1].completion) <= 160 - rows[1].longest_prompt < 71
+
+
+def test_a_prompt_that_leaves_no_room_for_a_fresh_answer_is_counted(tmp_path: Path) -> None:
+    small = tiny_folder(tmp_path / "small", context=160)
+    given, tokenizer = [example(small, 0, text="A", hindsight="w" * 400)], load_tokenizer(small)
+    with pytest.raises(NothingToDo, match=r"1 no_room.*leave 2 tokens for a fresh answer"):
+        prepare(given, tokenizer, sdpo_interactions(), limit=160, vocabulary=259)
+    assert prepare(given, tokenizer, sdpo_interactions(fresh=0), limit=160, vocabulary=259).rows
+
+
+def test_answers_are_drawn_from_the_model_whatever_its_folder_says_of_sampling(model: str, tmp_path: Path) -> None:
+    odd = tiny_folder(tmp_path / "odd")
+    file = tmp_path / "odd" / "generation_config.json"
+    told = {"repetition_penalty": 50.0, "min_p": 0.2, "no_repeat_ngram_size": 1, "do_sample": True, "temperature": 0.1}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **told}))
+    for greedy in (False, True):
+        found = []
+        for folder in (model, odd):
+            policy = load_policy(folder, sdpo_interactions(dtype="float32"), parent=None, seed=0, device="cpu")
+            torch.manual_seed(0)
+            found.append(answers_to(policy, [list(range(10, 60))] * 4, [2], 24, greedy=greedy))
+        assert policy.model.generation_config.repetition_penalty == 50.0  # it is only put aside
+        assert found[0] == found[1]
+        assert any(len(set(one)) < len(one) for one in found[1])
+
+
+_ASKED: list[str] = []
+
+
+def moody(turn: Turn, text: str) -> float:
+    """A verifier that says something else each time."""
+    _ASKED.append(text)
+    return float(len(_ASKED) * 7 % 5)
+
+
+def test_a_run_that_goes_on_asks_the_verifier_no_second_time(model: str, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(metrics: StepMetrics) -> None:
+        if metrics.step == 1:
+            raise Stop
+
+    one = recipe("grpo", verifier=f"{__name__}:moody", dtype="float32", max_fresh=4, batch=8, answers=4, fresh=1)
+
+    def go(name: str, **options: Any) -> None:
+        _ASKED.clear()
+        folder = tmp_path / name
+        given = [example(model, i) for i in range(4)]
+        train_candidate(given, model=model, out=folder / "out", run_dir=folder / "run", recipe=one, **options)
+
+    go("straight")
+    assert len(_ASKED) == 16
+    with pytest.raises(Stop):
+        go("killed", progress=stop, save_every=1)
+    go("killed")
+    assert not _ASKED
+    straight, killed = ([m.loss for m in read_metrics(tmp_path / name / "run")] for name in ("straight", "killed"))
+    assert len(straight) == 2 and straight == killed
+
+
+_AWAY: list[bool] = []
+
+
+def far(turn: Turn, text: str) -> float:
+    """A verifier that cannot be reached while `_AWAY`."""
+    _ASKED.append(text)
+    if _AWAY and len(_ASKED) == 3:
+        raise OSError("the judge is away")
+    return float(len(text) % 3)
+
+
+def test_a_verifier_that_fails_costs_no_answer(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = recipe("grpo", verifier=f"{__name__}:far", dtype="float32", max_fresh=4, batch=8, answers=4, fresh=1)
+
+    def go() -> list[str]:
+        _ASKED.clear()
+        given = [example(model, i) for i in range(4)]
+        train_candidate(given, model=model, out=tmp_path / "out", run_dir=tmp_path / "run", recipe=one)
+        return list(_ASKED)
+
+    _AWAY.append(True)
+    with pytest.raises(VerifierFailed, match=r"far' failed on an answer to turn turn-\d: OSError: the judge is away"):
+        go()
+    before = list(_ASKED)
+    _AWAY.clear()
+    monkeypatch.setattr("afterword.train.generation.generation.answers_to", None)  # nothing is written a second time
+    after = go()
+    assert len(after) == 16 and after[:3] == before
+
+
+@pytest.mark.parametrize("name", ["no.such:thing", "json:nothing", "json:__name__", "nonsense"])
+def test_a_verifier_that_is_none_is_told_before_anything_is_loaded(name: str, tmp_path: Path) -> None:
+    one = dataclasses.replace(recipe("grpo", verifier=name), fresh=1)
+    with pytest.raises(ConfigError, match="the verifier"):
+        train_candidate([], model="no such model", out=tmp_path / "out", run_dir=tmp_path / "run", recipe=one)
+    assert not (tmp_path / "run").exists()
