@@ -75,7 +75,7 @@ def test_an_interrupted_import_is_finished_by_running_it_again(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from afterword.feedback import sink
+from afterword.feedback.importing import sink
 from afterword.feedback.importing.imports import import_file
 from afterword.feedback.importing.import_progress import Mark
 from afterword.store import Store

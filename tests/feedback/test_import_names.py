@@ -108,7 +108,7 @@ def test_a_record_that_contradicts_a_stored_one_is_written_down(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from afterword.feedback import sink
+from afterword.feedback.importing import sink
 from afterword.feedback.importing.imports import import_file
 from afterword.store import Store
 sink.GROUP = 50

@@ -21,7 +21,7 @@ from afterword.processes import python_environment
 STAND_IN = """
 import sys, time
 from pathlib import Path
-from afterword.learn import conversion, embedded
+from afterword.model import conversion, embedded
 
 def write(source, work):
     with (work.parent / "written").open("a") as count:
