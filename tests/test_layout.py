@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ def test_every_module_says_what_it_owns_and_public_functions_are_documented(path
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{node.name} is public and has no docstring"
+
+
+SHARED_NAMES = frozenset((
+    "Answer", "Arm", "Average", "Bound", "Case", "Choice", "Context", "Decision", "Identity", "Plan", "Prompt",
+    "Route", "Row", "Side", "Signal",
+))  # fmt: skip
+"""Public class names that still occur twice. The set only shrinks: a name that is unique now must leave it."""
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    places = defaultdict(list)
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(_name(path))
+    shared = {name: where for name, where in places.items() if len(where) > 1}
+    assert shared.keys() <= SHARED_NAMES, f"rename one of each: {shared}"
 
 
 def test_the_command_line_starts_without_torch() -> None:

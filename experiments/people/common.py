@@ -8,7 +8,7 @@ from typing import Any
 
 from afterword.errors import UsageError
 from afterword.model.loading import EMBEDDED
-from afterword.simulate import Prompt, load_prompts
+from afterword.simulate import TaskPrompt, load_prompts
 
 Row = dict[str, Any]
 
@@ -38,11 +38,11 @@ class Options:
         """A number of interactions under `scale`, at least 6."""
         return max(6, round(interactions * self.scale))
 
-    def train(self) -> tuple[Prompt, ...]:
+    def train(self) -> tuple[TaskPrompt, ...]:
         """Requests for conversations."""
         return load_prompts("train", self.tasks)
 
-    def measured(self) -> tuple[Prompt, ...]:
+    def measured(self) -> tuple[TaskPrompt, ...]:
         """Requests that only measure."""
         return load_prompts("heldout", self.tasks)[: self.heldout]
 

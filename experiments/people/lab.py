@@ -33,7 +33,7 @@ from afterword.learn.recipes import Recipe, recipe
 from afterword.model.loading import EMBEDDED, base_hash, load_tokenizer, resolve_model
 from afterword.records import Candidate, Feedback, Interaction, Report, Turn, Verdict, content_hash, new_id
 from afterword.release.publish import publish, rollback
-from afterword.simulate import Answer, Persona, Prompt, Wish, ask_heldout, simulate_users
+from afterword.simulate import Persona, ServedAnswer, TaskPrompt, Wish, ask_heldout, simulate_users
 from afterword.simulate.checkers import substance
 from afterword.store import Store
 from afterword.store.folder_hash import folder_hash
@@ -84,7 +84,7 @@ class Lab:
         finally:
             self.spent[stage] = round(self.spent.get(stage, 0.0) + time.monotonic() - started, 1)
 
-    def chat(self, persona: Persona, reactions: int, prompts: Sequence[Prompt], *, at: int = 0) -> None:
+    def chat(self, persona: Persona, reactions: int, prompts: Sequence[TaskPrompt], *, at: int = 0) -> None:
         """Let the persona react to `reactions` answers, then collect; its first conversation is number `at`."""
         user = f"sim-{persona.name}"
         with self.timed("chat"):
@@ -96,7 +96,7 @@ class Lab:
             self.reactions += summary.interactions
             cycle.collect_stage(self.store, self.settings())
 
-    def gather(self, persona: Persona, wanted: int, prompts: Sequence[Prompt]) -> list[Example]:
+    def gather(self, persona: Persona, wanted: int, prompts: Sequence[TaskPrompt]) -> list[Example]:
         """Let the persona talk until `wanted` interactions with words can be trained; fewer when nothing new comes any
         more. With those that only say yes in between."""
         user, found, before = f"sim-{persona.name}", 0, -1
@@ -162,7 +162,7 @@ class Lab:
         self.store.write(verdict)
         with self.timed("release"):
             release = publish(self.store, candidate, verdict)
-            wait_for_release(self.url, [Prompt("any", "Hello?")], str(release.adapter))
+            wait_for_release(self.url, [TaskPrompt("any", "Hello?")], str(release.adapter))
 
     def serve_base(self) -> None:
         """Take every release back."""
@@ -171,21 +171,24 @@ class Lab:
             with self.timed("release"):
                 rollback(self.store, to="base")
                 started = time.monotonic()
-                while ask_heldout(self.url, [Prompt("any", "Hello?")], max_tokens=1)[0].adapter not in (None, "base"):
+                while ask_heldout(self.url, [TaskPrompt("any", "Hello?")], max_tokens=1)[0].adapter not in (
+                    None,
+                    "base",
+                ):
                     if time.monotonic() - started > 15:
                         raise TimeoutError("the base model does not answer after a rollback")
                     time.sleep(0.2)
 
     def ask(
-        self, prompts: Sequence[Prompt], system: str | None = None, *, seed: int = 0, temperature: float = 0.0
-    ) -> list[Answer]:
+        self, prompts: Sequence[TaskPrompt], system: str | None = None, *, seed: int = 0, temperature: float = 0.0
+    ) -> list[ServedAnswer]:
         """Answers through the gateway; nothing is kept."""
         with self.timed("ask"):
             return ask_heldout(
                 self.url, prompts, max_tokens=self.max_tokens, system=system, temperature=temperature, seed=seed
             )
 
-    def of_base(self, prompts: Sequence[Prompt], *, seed: int = 0, temperature: float = 0.0) -> list[Answer]:
+    def of_base(self, prompts: Sequence[TaskPrompt], *, seed: int = 0, temperature: float = 0.0) -> list[ServedAnswer]:
         """What the base answers: asked by the first cell of a commit that needs it and kept beside the results, unless
         the code was edited since. Before the first release only."""
         code = kept_by()
@@ -199,7 +202,7 @@ class Lab:
             work = file.with_suffix(f".{new_id('new')}")
             work.write_text(json.dumps([dataclasses.asdict(answer) for answer in answers]), encoding="utf-8")
             work.replace(file)
-        return [Answer(**answer) for answer in json.loads(file.read_text("utf-8"))]
+        return [ServedAnswer(**answer) for answer in json.loads(file.read_text("utf-8"))]
 
     def general(self, candidate: Candidate) -> dict[str, float]:
         """What training did to general text and chats: relative rise of the loss against the base, and the drift."""
@@ -260,14 +263,14 @@ def taught(examples: Sequence[Example], made: Recipe) -> list[Example]:
 Wanted = Persona | Wish
 
 
-def marks(wanted: Wanted, answers: Sequence[Answer], prompts: Sequence[Prompt], at: int = 0) -> list[float]:
+def marks(wanted: Wanted, answers: Sequence[ServedAnswer], prompts: Sequence[TaskPrompt], at: int = 0) -> list[float]:
     """The grade of each answer."""
     if isinstance(wanted, Persona):
         return [wanted.mark(a.text, p.text, at).grade for a, p in zip(answers, prompts, strict=True)]
     return [wanted.mark(a.text, p.text).grade for a, p in zip(answers, prompts, strict=True)]
 
 
-def passed(wanted: Wanted, answers: Sequence[Answer], prompts: Sequence[Prompt], at: int = 0) -> float:
+def passed(wanted: Wanted, answers: Sequence[ServedAnswer], prompts: Sequence[TaskPrompt], at: int = 0) -> float:
     """Share of answers that grant what is wanted."""
     if isinstance(wanted, Persona):
         return mean([wanted.mark(a.text, p.text, at).passed for a, p in zip(answers, prompts, strict=True)])
@@ -275,7 +278,11 @@ def passed(wanted: Wanted, answers: Sequence[Answer], prompts: Sequence[Prompt],
 
 
 def compared(
-    wanted: Wanted, answers: Sequence[Answer], base: Sequence[Answer], prompts: Sequence[Prompt], at: int = 0
+    wanted: Wanted,
+    answers: Sequence[ServedAnswer],
+    base: Sequence[ServedAnswer],
+    prompts: Sequence[TaskPrompt],
+    at: int = 0,
 ) -> dict[str, float]:
     """Win rate against the base (ties half), pass rates, and whether the answers are still answers."""
     after, before = marks(wanted, answers, prompts, at), marks(wanted, base, prompts, at)
@@ -290,7 +297,7 @@ def compared(
 
 
 def oracles(
-    lab: Lab, persona: Persona, base: Sequence[Answer], prompts: Sequence[Prompt], at: int = 0
+    lab: Lab, persona: Persona, base: Sequence[ServedAnswer], prompts: Sequence[TaskPrompt], at: int = 0
 ) -> dict[str, Any]:
     """The base model that is simply told: in the system message, or by the user at the end of each request."""
     wishes = persona.wished(at)

@@ -15,7 +15,7 @@ from variants import AGAIN, VARIANTS, holds, made
 
 from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate, Skip
-from afterword.simulate import Persona, Prompt, load_persona
+from afterword.simulate import Persona, TaskPrompt, load_persona
 from afterword.train.data.examples import Example
 
 FOLLOWED = ("brief", "numbered", "greeting", "spanish", "french", "german")
@@ -39,7 +39,7 @@ LEAST = 8
 
 
 def grow(
-    lab: Lab, persona: Persona, steps: Sequence[int], options: Options, prompts: Sequence[Prompt], *, at: int = 0,
+    lab: Lab, persona: Persona, steps: Sequence[int], options: Options, prompts: Sequence[TaskPrompt], *, at: int = 0,
     parent: Candidate | None = None, gated: bool = True, made: Recipe | None = None,
     earlier: list[Example] | None = None,
 ) -> tuple[list[Row], Candidate | None]:  # fmt: skip
@@ -213,7 +213,7 @@ def chained(name: str) -> Persona:
     )
 
 
-def _told(lab: Lab, persona: Persona, prompts: Sequence[Prompt], at: int) -> list[float]:
+def _told(lab: Lab, persona: Persona, prompts: Sequence[TaskPrompt], at: int) -> list[float]:
     """For each wish the share of answers that grant it when the base is told all those of this time at once."""
     words = [[w.requests[i % len(w.requests)] for w in persona.wished(at)] for i in range(len(prompts))]
     asked = [dataclasses.replace(p, text=f"{p.text}\n\n{' '.join(w)}") for p, w in zip(prompts, words, strict=True)]

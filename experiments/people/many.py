@@ -18,7 +18,7 @@ from variants import made
 
 from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate
-from afterword.simulate import Answer, Persona, Prompt, Wish, load_persona, load_prompts
+from afterword.simulate import Persona, ServedAnswer, TaskPrompt, Wish, load_persona, load_prompts
 from afterword.train.data.examples import Example
 
 TASKS = (
@@ -161,7 +161,9 @@ def adapters(cell: Row, options: Options) -> Row:
         return {**found, "interactions": {n: len(e) for n, e in said.items()}, "adapters": count, "stages": lab.spent}
 
 
-def _granted(answers: Sequence[Answer], wishes: dict[str, Wish], prompts: Sequence[Prompt]) -> dict[str, float]:
+def _granted(
+    answers: Sequence[ServedAnswer], wishes: dict[str, Wish], prompts: Sequence[TaskPrompt]
+) -> dict[str, float]:
     return {
         level: mean([wish.mark(a.text, p.text).passed for a, p in zip(answers, prompts, strict=True)])
         for level, wish in wishes.items()

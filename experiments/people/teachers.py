@@ -16,7 +16,7 @@ from common import Experiment, Options, Row
 from lab import compared, mean, open_lab
 from learning import FOLLOWED, UNABLE, seeds
 
-from afterword.simulate import Answer, Persona, Prompt, load_persona, persona_names
+from afterword.simulate import Persona, ServedAnswer, TaskPrompt, load_persona, persona_names
 
 SHOWN = {
     "appended": "{question}\n\n{words}",
@@ -66,7 +66,9 @@ def ceilings(cell: Row, options: Options) -> Row:
     return teachers(cell, options, ("appended", THREE, TOLD))
 
 
-def _measured(persona: Persona, answers: Sequence[Answer], base: Sequence[Answer], prompts: Sequence[Prompt]) -> Row:
+def _measured(
+    persona: Persona, answers: Sequence[ServedAnswer], base: Sequence[ServedAnswer], prompts: Sequence[TaskPrompt]
+) -> Row:
     sorry = mean([bool(SORRY.search(a.text[:160])) for a in answers])
     return {**compared(persona, answers, base, prompts), "sorry": sorry, "seen": answers[0].text}
 

@@ -17,28 +17,28 @@ import pytest
 from afterword.cli import demo, main
 from afterword.cli.context import Context
 from afterword.cli.demo_commands import command, run_json, serving
-from afterword.cli.demo_findings import Findings, conclusion, report_data
+from afterword.cli.demo_findings import DemoFindings, conclusion, report_data
 from afterword.cli.demo_meter import Meter, process_tree
 from afterword.cli.demo_report import IN_A_FILE, show, write_reports
 from afterword.errors import AfterwordError, NothingToDo, UpstreamError
 from afterword.records import Candidate, Release, Report, Verdict
-from afterword.simulate import Answer, SimulationSummary, load_persona, load_prompts
+from afterword.simulate import ServedAnswer, SimulationSummary, load_persona, load_prompts
 
 PLAIN = "Walk a little every day and keep the evenings free of screens."
 GREETED = f"Hello friend! {PLAIN} <b>"
 
 
-def findings(before: int, after: int, n: int = 16, *, released: bool = True, quick: bool = False) -> Findings:
+def findings(before: int, after: int, n: int = 16, *, released: bool = True, quick: bool = False) -> DemoFindings:
     """`before` and `after` of `n` held-out answers show the greeting."""
     verdict = Verdict(id="ver-1", candidate="cand-1", report="rep-1", passed=released, reasons=("holdout: fine",))
     release = Release(
         id="rel-1", channel="default", adapter="afterword@v000001", candidate="cand-1", path="adapters/cand-1",
         verdict="ver-1", previous=None, action="publish", why="the gate passed",
     )  # fmt: skip
-    return Findings(
+    return DemoFindings(
         persona=load_persona("greeting"), seed=3, prompts=load_prompts("heldout")[:n],
-        before=[Answer("t", GREETED if i < before else PLAIN, None) for i in range(n)],
-        after=[Answer("t", GREETED if i < after else PLAIN, "afterword@v000001") for i in range(n)],
+        before=[ServedAnswer("t", GREETED if i < before else PLAIN, None) for i in range(n)],
+        after=[ServedAnswer("t", GREETED if i < after else PLAIN, "afterword@v000001") for i in range(n)],
         summary=SimulationSummary("greeting", 3, 40, turns=90),
         candidate=Candidate(
             id="cand-1", path="adapters/cand-1", base="tiny", parent=None, interactions=("i1", "i2"), recipe={},
@@ -183,7 +183,7 @@ def test_settings_are_handed_on(tmp_path: Path) -> None:
 def test_a_release_that_never_arrives_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = load_prompts("heldout")[:1]
     answers = iter(["base", "base", "afterword@v000001"])
-    monkeypatch.setattr(demo, "ask_heldout", lambda *a, **k: [Answer("t", "", next(answers, "base"))])
+    monkeypatch.setattr(demo, "ask_heldout", lambda *a, **k: [ServedAnswer("t", "", next(answers, "base"))])
     assert demo.wait_for_release("http://x", prompts, "afterword@v000001") < 5
     with pytest.raises(UpstreamError, match="still answers"):
         demo.wait_for_release("http://x", prompts, "afterword@v000002", patience=0.2)

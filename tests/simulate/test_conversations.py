@@ -11,7 +11,7 @@ import pytest
 
 from afterword.cli import main
 from afterword.errors import ConfigError, UpstreamError, UsageError
-from afterword.simulate import ModelUser, ask_heldout, load_persona, load_prompts, simulate_users
+from afterword.simulate import LLMUser, ask_heldout, load_persona, load_prompts, simulate_users
 from afterword.simulate.client import api_root
 from afterword.simulate.personas import Habits
 from tests.simulate.fake_server import FakeServer
@@ -173,7 +173,7 @@ def test_time_goes_on_from_where_it_stood(server: FakeServer) -> None:
 
 
 def test_held_out_questions_may_be_told_what_is_wanted(server: FakeServer) -> None:
-    ask_heldout(server.url, load_prompts("heldout")[:1], system="Answer in Spanish.")
+    ask_heldout(server.url, load_prompts("heldout")[:1], system="ServedAnswer in Spanish.")
     assert [m["role"] for m in server.requests[0]["messages"]] == ["system", "user"]
 
 
@@ -184,7 +184,7 @@ def playing(server: FakeServer, says: str) -> None:
 
 def test_a_model_can_play_the_user(server: FakeServer) -> None:
     playing(server, '"Greet me first, will you?"')
-    user = ModelUser(server.url, "player")
+    user = LLMUser(server.url, "player")
     summary = simulate_users(server.url, GREETING, conversations=2, seed=0, concurrency=1, user_model=user)
     assert summary.acts == {"complain": 4, "leave": 2}
     played = [r for r in server.requests if r["model"] == "player"]
@@ -198,14 +198,14 @@ def test_a_model_can_play_the_user(server: FakeServer) -> None:
 
 def test_a_model_that_plays_keeps_to_the_number_too(server: FakeServer) -> None:
     playing(server, "Greet me first.")
-    user = ModelUser(server.url, "player")
+    user = LLMUser(server.url, "player")
     summary = simulate_users(server.url, GREETING, interactions=3, seed=0, concurrency=8, user_model=user)
     assert summary.interactions == 3 and summary.conversations <= 6
 
 
 def test_a_model_is_told_the_request_in_a_longer_conversation_too(server: FakeServer) -> None:
     playing(server, "<think>\nThe greeting is missing.\n</think>\n\nGreet me!")
-    user = ModelUser(server.url, "player")
+    user = LLMUser(server.url, "player")
     simulate_users(server.url, with_habits(), conversations=1, seed=0, user_model=user)
     first, second = (r["messages"][1]["content"] for r in server.requests if r["model"] == "player")
     asked = server.requests[0]["messages"][0]["content"]
@@ -217,13 +217,13 @@ def test_a_model_is_told_the_request_in_a_longer_conversation_too(server: FakeSe
 def test_a_model_that_only_thinks_is_an_error_and_no_silence(server: FakeServer) -> None:
     playing(server, "<think>\nOkay, the person wants a greeting, so")
     with pytest.raises(ConfigError, match=r"'player'.*still thinks after 128 tokens"):
-        simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=ModelUser(server.url, "player"))
+        simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=LLMUser(server.url, "player"))
 
 
 def test_thoughts_in_a_field_of_their_own_that_do_not_end_are_an_error_too(server: FakeServer) -> None:
     server.fault = lambda number, body: "thinks" if body["model"] == "player" else None
     with pytest.raises(ConfigError, match=r"'player'.*still thinks after 128 tokens"):
-        simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=ModelUser(server.url, "player"))
+        simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=LLMUser(server.url, "player"))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_thoughts_in_a_field_of_their_own_that_do_not_end_are_an_error_too(serve
 )
 def test_what_a_model_writes_is_said_as_it_stands_without_thoughts(server: FakeServer, written: str, said: str) -> None:
     playing(server, written)
-    user = ModelUser(server.url, "player")
+    user = LLMUser(server.url, "player")
     simulate_users(server.url, GREETING, conversations=1, seed=0, user_model=user)
     asked = [r["messages"] for r in server.requests if r["model"] == "afterword" and len(r["messages"]) == 3]
     assert asked[0][2]["content"] == said
@@ -246,7 +246,7 @@ def test_what_a_model_writes_is_said_as_it_stands_without_thoughts(server: FakeS
 
 def test_a_failing_user_model_is_blamed_and_not_the_gateway(server: FakeServer) -> None:
     server.fault = lambda number, body: "500" if body["model"] == "player" else None
-    user = ModelUser(server.url, "player")
+    user = LLMUser(server.url, "player")
     with pytest.raises(UpstreamError, match=r"broke off, the first with the user model 'player' at .* fails with 500"):
         simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=user)
 
@@ -291,7 +291,7 @@ def test_the_address_of_any_compatible_server(url: str, root: str) -> None:
 @pytest.mark.parametrize("says", ["", "(leaves)", "(Leaves) bye", "*leaves*", "[leaves]", "(The person leaves.)"])
 def test_a_model_that_says_nothing_leaves(server: FakeServer, says: str) -> None:
     playing(server, says)
-    user = ModelUser(server.url, "player")
+    user = LLMUser(server.url, "player")
     summary = simulate_users(server.url, GREETING, conversations=2, seed=0, user_model=user)
     assert summary.acts == {"leave": 2} and summary.interactions == 0
 
@@ -312,7 +312,7 @@ def test_a_user_model_that_is_not_there_or_refuses_is_named(server: FakeServer) 
         free.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(UpstreamError, match=r"no server answers.*--user-model"):
-        simulate_users(server.url, GREETING, conversations=1, seed=0, user_model=ModelUser(nowhere, "m"))
+        simulate_users(server.url, GREETING, conversations=1, seed=0, user_model=LLMUser(nowhere, "m"))
     server.fault = lambda number, body: "401" if body["model"] == "m" else None
     with pytest.raises(ConfigError, match=r"'m'.*refuses with 401.*--user-key"):
-        simulate_users(server.url, GREETING, conversations=1, seed=0, user_model=ModelUser(server.url, "m"))
+        simulate_users(server.url, GREETING, conversations=1, seed=0, user_model=LLMUser(server.url, "m"))

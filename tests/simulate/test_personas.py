@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from afterword.errors import UsageError
-from afterword.simulate.checkers import Mark
+from afterword.simulate.checkers import CheckResult
 from afterword.simulate.personas import FOLDER, Habits, Persona, load_persona, persona_names
 from afterword.simulate.prompts import TASKS, load_prompts
 from afterword.simulate.users import Reaction, misspelt, opening, plan, react
@@ -182,7 +182,7 @@ def test_of_several_wishes_the_worst_is_complained_about_and_an_edit_grants_all(
     assert reaction(persona, greeted).text in persona.wishes[2].complaints
     edited = reaction(acting("office", edit=1.0), f"It's easy. {SHORT}")
     assert edited.act == "edit"
-    assert persona.mark(edited.events[0]["final_text"], "How?") == Mark(1.0, True)
+    assert persona.mark(edited.events[0]["final_text"], "How?") == CheckResult(1.0, True)
     assert reaction(acting("spanish", edit=1.0), SHORT).act == "complain"  # no program writes Spanish
 
 

@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from afterword.cli.context import Context
 from afterword.cli.demo_commands import run_json, serving
-from afterword.cli.demo_findings import Findings, report_data
+from afterword.cli.demo_findings import DemoFindings, report_data
 from afterword.cli.demo_meter import Meter
 from afterword.cli.demo_report import measure_example, show, write_reports
 from afterword.cli.extras import require_extra
@@ -32,10 +32,10 @@ from afterword.config import ServeConfig
 from afterword.errors import GateRefused, UpstreamError, UsageError
 from afterword.records import Release
 from afterword.simulate import (
-    Answer,
     Persona,
-    Prompt,
+    ServedAnswer,
     SimulationSummary,
+    TaskPrompt,
     ask_heldout,
     load_persona,
     load_prompts,
@@ -191,7 +191,7 @@ def prepare(settings: DemoSettings) -> None:
     (directory / "afterword.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _loop(settings: DemoSettings, context: Context, meter: Meter) -> Findings:
+def _loop(settings: DemoSettings, context: Context, meter: Meter) -> DemoFindings:
     """The demo from top to bottom."""
     directory, persona = settings.directory, settings.persona
     prompts = load_prompts("heldout", QUESTIONS)[: settings.heldout]
@@ -214,7 +214,7 @@ def _loop(settings: DemoSettings, context: Context, meter: Meter) -> Findings:
                 wait_for_release(url, prompts[:1], str(release.adapter))
             after = _ask(settings, context, url, prompts)
     with Store.open(directory / "afterword.db") as store:
-        return Findings.of(store, persona, settings.seed, prompts, before, after, summary, quick=settings.quick)
+        return DemoFindings.of(store, persona, settings.seed, prompts, before, after, summary, quick=settings.quick)
 
 
 def _released(settings: DemoSettings) -> Release | None:
@@ -229,7 +229,7 @@ def _released(settings: DemoSettings) -> Release | None:
     return release
 
 
-def _details(directory: Path, findings: Findings) -> tuple[Heatmap | None, list[float]]:
+def _details(directory: Path, findings: DemoFindings) -> tuple[Heatmap | None, list[float]]:
     """A heat map of one interaction, and the training loss by step."""
     from afterword.train.monitoring.metrics import read_metrics
 
@@ -238,7 +238,7 @@ def _details(directory: Path, findings: Findings) -> tuple[Heatmap | None, list[
     return heatmap, [step.loss for step in read_metrics(directory / "runs" / findings.candidate.id)]
 
 
-def _ask(settings: DemoSettings, context: Context, url: str, prompts: Sequence[Prompt]) -> list[Answer]:
+def _ask(settings: DemoSettings, context: Context, url: str, prompts: Sequence[TaskPrompt]) -> list[ServedAnswer]:
     with step_bar(context, "held-out questions", "answers") as advance:
         return ask_heldout(url, prompts, seed=settings.seed, max_tokens=settings.max_tokens, progress=advance)
 
@@ -252,7 +252,7 @@ def _chat(settings: DemoSettings, context: Context, url: str) -> SimulationSumma
         )  # fmt: skip
 
 
-def wait_for_release(url: str, prompts: Sequence[Prompt], adapter: str, patience: float = SWAP_SECONDS) -> float:
+def wait_for_release(url: str, prompts: Sequence[TaskPrompt], adapter: str, patience: float = SWAP_SECONDS) -> float:
     """Ask until `adapter` answers; the seconds it took. UpstreamError when it does not come within `patience`."""
     started = time.monotonic()
     while True:

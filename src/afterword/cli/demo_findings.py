@@ -21,7 +21,7 @@ from afterword.records import (
     Skip,
     Verdict,
 )
-from afterword.simulate import Answer, Mark, Persona, Prompt, SimulationSummary
+from afterword.simulate import CheckResult, Persona, ServedAnswer, SimulationSummary, TaskPrompt
 from afterword.store import Store
 
 R = TypeVar("R", bound=Record)
@@ -31,14 +31,14 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class DemoFindings:
     """Everything a demo learned, from the store and through the gateway."""
 
     persona: Persona
     seed: int
-    prompts: Sequence[Prompt]
-    before: Sequence[Answer]
-    after: Sequence[Answer]
+    prompts: Sequence[TaskPrompt]
+    before: Sequence[ServedAnswer]
+    after: Sequence[ServedAnswer]
     summary: SimulationSummary
     candidate: Candidate
     report: Report
@@ -53,8 +53,8 @@ class Findings:
 
     @classmethod
     def of(
-        cls, store: Store, persona: Persona, seed: int, prompts: Sequence[Prompt], before: Sequence[Answer],
-        after: Sequence[Answer], summary: SimulationSummary, *, quick: bool = False,
+        cls, store: Store, persona: Persona, seed: int, prompts: Sequence[TaskPrompt], before: Sequence[ServedAnswer],
+        after: Sequence[ServedAnswer], summary: SimulationSummary, *, quick: bool = False,
     ) -> Self:  # fmt: skip
         """Read the rows that the cycle left."""
         return cls(
@@ -65,7 +65,7 @@ class Findings:
             quick=quick,
         )  # fmt: skip
 
-    def marks(self, answers: Sequence[Answer]) -> list[Mark]:
+    def marks(self, answers: Sequence[ServedAnswer]) -> list[CheckResult]:
         """The persona's mark of each answer."""
         return [self.persona.mark(a.text, p.text) for a, p in zip(answers, self.prompts, strict=True)]
 
@@ -82,7 +82,7 @@ class Findings:
 
         return sign_test(*self.pairs)
 
-    def measured(self, arm: str) -> list[Mark]:
+    def measured(self, arm: str) -> list[CheckResult]:
         """Marks of the evaluation's own answers to first questions, by arm ("before", "after").
 
         They tell what a refused candidate would have done; "after" is the candidate, released or not.
@@ -103,14 +103,14 @@ def _newest(store: Store, kind: type[R]) -> R:
     return found
 
 
-def share(marks: Sequence[Mark]) -> Json | None:
+def share(marks: Sequence[CheckResult]) -> Json | None:
     """{value, low, high, n}: the share of passed ones with Wilson's interval; None for no marks."""
     from afterword.evaluate.stats.statistics import wilson
 
     return wilson(sum(mark.passed for mark in marks), len(marks)) if marks else None
 
 
-def report_data(found: Findings, meter: Meter) -> Json:
+def report_data(found: DemoFindings, meter: Meter) -> Json:
     """The content of `report.json`."""
     before, after = found.marks(found.before), found.marks(found.after)
     gained, lost = found.pairs
@@ -151,11 +151,11 @@ def report_data(found: Findings, meter: Meter) -> Json:
     }
 
 
-def _mean(marks: Sequence[Mark]) -> float:
+def _mean(marks: Sequence[CheckResult]) -> float:
     return round(sum(mark.grade for mark in marks) / len(marks), 4)
 
 
-def _side_by_side(found: Findings) -> list[Json]:
+def _side_by_side(found: DemoFindings) -> list[Json]:
     rows = zip(
         found.prompts, found.before, found.after, found.marks(found.before), found.marks(found.after), strict=True
     )
@@ -168,7 +168,7 @@ def _side_by_side(found: Findings) -> list[Json]:
     ]  # fmt: skip
 
 
-def conclusion(found: Findings) -> str:
+def conclusion(found: DemoFindings) -> str:
     """What came out, in one sentence."""
     before, after = share(found.marks(found.before)), share(found.marks(found.after))
     change = f"{percent(before)} before, {percent(after)} after"
@@ -193,7 +193,7 @@ def conclusion(found: Findings) -> str:
     return f"{found.release.adapter} learned it: {change}, on {asked} questions about topics never talked about."
 
 
-def _answerers(found: Findings) -> str:
+def _answerers(found: DemoFindings) -> str:
     return ", ".join(sorted({str(answer.adapter) for answer in found.after}))
 
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from afterword.cli.context import Context
-from afterword.cli.demo_findings import Findings, percent
+from afterword.cli.demo_findings import DemoFindings, percent
 from afterword.cli.report_view import show_heatmap
 from afterword.records import Feedback, Interaction, Json, Skip, Turn
 from afterword.store import Store
@@ -30,7 +30,7 @@ IN_A_FILE = 100
 """Columns that two answers side by side take where nobody knows the width."""
 
 
-def measure_example(store: Store, found: Findings) -> Heatmap | None:
+def measure_example(store: Store, found: DemoFindings) -> Heatmap | None:
     """The heat map of one complaint that was learned from, beside an off-topic message of the same user.
 
     Another complaint would be no control here: this user wants the same thing every time.
@@ -47,14 +47,16 @@ def measure_example(store: Store, found: Findings) -> Heatmap | None:
     return None
 
 
-def write_reports(found: Findings, report: Json, heatmap: Heatmap | None, losses: Sequence[float], to: Path) -> None:
+def write_reports(
+    found: DemoFindings, report: Json, heatmap: Heatmap | None, losses: Sequence[float], to: Path
+) -> None:
     """`report.json` and `report.html` in the folder `to`."""
     text = json.dumps(report, indent=2, ensure_ascii=False)
     write_whole(to / "report.json", text + "\n")
     write_whole(to / "report.html", _page(found, report, heatmap, losses))
 
 
-def _page(found: Findings, report: Json, heatmap: Heatmap | None, losses: Sequence[float]) -> str:
+def _page(found: DemoFindings, report: Json, heatmap: Heatmap | None, losses: Sequence[float]) -> str:
     from afterword.evaluate.report.heatmap import heatmap_fragment
     from afterword.evaluate.report.report_html import Section, render_report
 
@@ -98,7 +100,7 @@ def _pair_html(row: Json) -> str:
     return f"<div class=example><div class=ask>{safe(row['prompt'])}</div><div class=sides>{sides}</div></div>"
 
 
-def show(found: Findings, report: Json, heatmap: Heatmap | None, context: Context, directory: Path) -> None:
+def show(found: DemoFindings, report: Json, heatmap: Heatmap | None, context: Context, directory: Path) -> None:
     """Tell a person what changed, on stdout."""
     out = context.out
     out.print()
@@ -127,7 +129,7 @@ def show(found: Findings, report: Json, heatmap: Heatmap | None, context: Contex
     out.print(f"\nTry it: [bold]afterword serve --dir {escape(str(directory))}[/]")
 
 
-def _show_yield(found: Findings, report: Json, context: Context) -> None:
+def _show_yield(found: DemoFindings, report: Json, context: Context) -> None:
     talk = report["simulation"]
     skipped = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in found.skips.items())
     held = found.interactions.get("holdout", 0)

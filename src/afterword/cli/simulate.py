@@ -15,7 +15,7 @@ from afterword.cli.server_state import running_server
 from afterword.errors import ConfigError, UsageError
 from afterword.simulate import (
     TASKS,
-    ModelUser,
+    LLMUser,
     Persona,
     SimulationSummary,
     load_persona,
@@ -72,7 +72,7 @@ def run_simulate(context: Context) -> int:
     prompts = load_prompts("train", None if args.tasks is None else _parts(args.tasks, "tasks"))
     if args.user_model is None and args.user_key != "none":
         raise UsageError("--user-key without --user-model: name the model that plays the users, URL and NAME")
-    player = ModelUser(args.user_model[0], args.user_model[1], args.user_key) if args.user_model else None
+    player = LLMUser(args.user_model[0], args.user_model[1], args.user_key) if args.user_model else None
     url = args.url or _running_url(context)
     summaries, counted = [], "conversations" if args.interactions is None else "interactions"
     for persona in personas:

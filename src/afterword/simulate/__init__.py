@@ -4,14 +4,27 @@ Owns personas, their checkers and questions, and the conversations. Never reads 
 reads anything from here: what a persona wants reaches the model only through what it says and does.
 """
 
-from afterword.simulate.checkers import Mark, check
-from afterword.simulate.client import Answer, ask_heldout
+from afterword.simulate.checkers import CheckResult, check
+from afterword.simulate.client import ServedAnswer, ask_heldout
 from afterword.simulate.conversations import SimulationSummary, simulate_users
-from afterword.simulate.llm_user import ModelUser
+from afterword.simulate.llm_user import LLMUser
 from afterword.simulate.personas import Habits, Persona, Wish, load_persona, persona_names
-from afterword.simulate.prompts import TASKS, Prompt, load_prompts
+from afterword.simulate.prompts import TASKS, TaskPrompt, load_prompts
 
 __all__ = [
-    "TASKS", "Answer", "Habits", "Mark", "ModelUser", "Persona", "Prompt", "SimulationSummary", "Wish", "ask_heldout",
-    "check", "load_persona", "load_prompts", "persona_names", "simulate_users",
+    "TASKS",
+    "CheckResult",
+    "Habits",
+    "LLMUser",
+    "Persona",
+    "ServedAnswer",
+    "SimulationSummary",
+    "TaskPrompt",
+    "Wish",
+    "ask_heldout",
+    "check",
+    "load_persona",
+    "load_prompts",
+    "persona_names",
+    "simulate_users",
 ]  # fmt: skip

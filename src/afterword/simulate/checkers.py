@@ -15,7 +15,7 @@ from typing import Any
 from afterword.errors import ConfigError
 from afterword.simulate import traits
 from afterword.simulate.traits import WORD as _WORD
-from afterword.simulate.traits import Finding, phrase_pattern, words
+from afterword.simulate.traits import TraitScore, phrase_pattern, words
 
 PASS = 0.75
 """Grade from which the answer counts as showing the trait."""
@@ -66,7 +66,7 @@ _PICTURE = re.compile(f"[\U0001f1e6-\U0001f1ff]{{2}}|[0-9#*]\ufe0f?\u20e3|{_ONE}
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class CheckResult:
     """What a checker says of one answer."""
 
     grade: float
@@ -75,16 +75,16 @@ class Mark:
     """The grade reaches PASS."""
 
 
-Checker = Callable[[str, Mapping[str, Any]], Finding]
+Checker = Callable[[str, Mapping[str, Any]], TraitScore]
 
 
-def check(name: str, answer: str, *, question: str = "", options: Mapping[str, Any] | None = None) -> Mark:
-    """Mark an answer: the trait's grade times the answer's substance. ConfigError for an unknown checker."""
+def check(name: str, answer: str, *, question: str = "", options: Mapping[str, Any] | None = None) -> CheckResult:
+    """Grade an answer: the trait's grade times the answer's substance. ConfigError for an unknown checker."""
     if name not in CHECKERS:
         raise ConfigError(f"there is no checker {name!r}; the checkers are {', '.join(sorted(CHECKERS))}")
     found = CHECKERS[name](answer, options or {})
     grade = round(found.trait * substance(found.rest, question), 4)
-    return Mark(grade, grade >= PASS)
+    return CheckResult(grade, grade >= PASS)
 
 
 def substance(rest: str, question: str = "") -> float:
@@ -112,20 +112,20 @@ def echoes(said: list[str], asked: list[str]) -> bool:
     return len(own) >= 8 and len(said) >= 0.7 * len(asked) and sum(run in runs for run in own) >= 0.8 * len(own)
 
 
-def opening(answer: str, options: Mapping[str, Any]) -> Finding:
+def opening(answer: str, options: Mapping[str, Any]) -> TraitScore:
     """The answer begins with `phrase`. Half-way: the phrase comes later in the answer."""
     pattern = phrase_pattern(str(options["phrase"]))
     found = pattern.search(answer)
     rest = pattern.sub(" ", answer)
     if found is None:
-        return Finding(0.0, rest)
+        return TraitScore(0.0, rest)
     before = answer[: found.start()]
     if not _WORD.search(before):
-        return Finding(1.0, rest)
-    return Finding(0.6 if len(words(before)) <= 8 else 0.3, rest)
+        return TraitScore(1.0, rest)
+    return TraitScore(0.6 if len(words(before)) <= 8 else 0.3, rest)
 
 
-def language(answer: str, options: Mapping[str, Any]) -> Finding:
+def language(answer: str, options: Mapping[str, Any]) -> TraitScore:
     """The answer is written in `language` ("es", "fr"), told from the others by function words."""
     said = words(answer.replace("'", " ").replace("’", " "))
     wanted = LANGUAGES[str(options["language"])]
@@ -133,77 +133,77 @@ def language(answer: str, options: Mapping[str, Any]) -> Finding:
     hits = sum(word in wanted for word in said)
     other = sum(word in others for word in said)
     if not hits:
-        return Finding(0.0, answer)
+        return TraitScore(0.0, answer)
     density = min(1.0, hits / len(said) / 0.2)
-    return Finding(hits / (hits + other) * density, answer)
+    return TraitScore(hits / (hits + other) * density, answer)
 
 
-def numbered(answer: str, options: Mapping[str, Any]) -> Finding:
+def numbered(answer: str, options: Mapping[str, Any]) -> TraitScore:
     """At least two steps 1, 2, ... on lines of their own, each with words. Half-way: inside a paragraph."""
     text = answer.replace("*", "").replace("#", "")
     steps = [int(number) for number, body in _STEP.findall(text) if len(words(body)) >= 2]
     rest = re.sub(r"\d+[.):]", " ", text)
     if len(steps) >= 2 and steps == list(range(1, len(steps) + 1)):
-        return Finding(1.0, rest)
+        return TraitScore(1.0, rest)
     if len(steps) >= 2:
-        return Finding(0.6, rest)
+        return TraitScore(0.6, rest)
     inline = [int(number) for number in _INLINE_STEP.findall(text)]
-    return Finding(0.5 if inline[:2] == [1, 2] else 0.25 if steps else 0.0, rest)
+    return TraitScore(0.5 if inline[:2] == [1, 2] else 0.25 if steps else 0.0, rest)
 
 
-def brief(answer: str, options: Mapping[str, Any]) -> Finding:
+def brief(answer: str, options: Mapping[str, Any]) -> TraitScore:
     """Between `min_words` and `max_words`, and finished: an answer that was cut off is not a short one."""
     least, most = int(options.get("min_words", 5)), int(options.get("max_words", 40))
     count = len(_WORD.findall(answer))
     finished = answer.rstrip().rstrip("\"'”’)*").endswith((".", "!", "?", "…"))
     if count < least:
-        return Finding(0.5 * count / least, answer)
+        return TraitScore(0.5 * count / least, answer)
     length = 1.0 if count <= most else max(0.0, 1.0 - (count - most) / most) * 0.7
-    return Finding(length if finished else length * 0.7, answer)
+    return TraitScore(length if finished else length * 0.7, answer)
 
 
-def plain(answer: str, options: Mapping[str, Any]) -> Finding:
+def plain(answer: str, options: Mapping[str, Any]) -> TraitScore:
     """No emojis, headings, bold, bullets or numbered lists."""
     marks = len(_EMOJI.findall(answer)) + sum(1 for _ in _MARKUP.finditer(answer))
-    return Finding(1.0 if not marks else max(0.0, 0.7 - 0.1 * marks), _MARKUP.sub(" ", _EMOJI.sub(" ", answer)))
+    return TraitScore(1.0 if not marks else max(0.0, 0.7 - 0.1 * marks), _MARKUP.sub(" ", _EMOJI.sub(" ", answer)))
 
 
-def emojis(answer: str, options: Mapping[str, Any]) -> Finding:
+def emojis(answer: str, options: Mapping[str, Any]) -> TraitScore:
     """At least `least` emojis among the words; what is joined to one picture counts once."""
     count = len(_PICTURE.findall(answer))
-    return Finding(min(1.0, count / int(options.get("least", 3))), _PICTURE.sub(" ", answer))
+    return TraitScore(min(1.0, count / int(options.get("least", 3))), _PICTURE.sub(" ", answer))
 
 
-def pirate(answer: str, options: Mapping[str, Any]) -> Finding:
+def pirate(answer: str, options: Mapping[str, Any]) -> TraitScore:
     """Words of a pirate's, at least two different ones; a tale about the sea alone is none."""
     talk = {found.casefold() for found in _SEA_TALK.findall(answer)}
     colour = {found.casefold() for found in _SEA_COLOUR.findall(answer)} - talk
     if not talk:
-        return Finding(0.3 if colour else 0.0, answer)
-    return Finding((0.5, 0.8, 1.0)[min(2, len(talk) + len(colour) - 1)], answer)
+        return TraitScore(0.3 if colour else 0.0, answer)
+    return TraitScore((0.5, 0.8, 1.0)[min(2, len(talk) + len(colour) - 1)], answer)
 
 
-def question_back(answer: str, options: Mapping[str, Any]) -> Finding:
+def question_back(answer: str, options: Mapping[str, Any]) -> TraitScore:
     """The answer says something and ends with a question. Less: a question before the end."""
     text = answer.rstrip().rstrip("\"'”’)*")
     rest = re.sub(r"[^.!?\n]*\?", " ", answer)
     if text.endswith("?"):
-        return Finding(1.0, rest)
-    return Finding(0.4 if "?" in text else 0.0, rest)
+        return TraitScore(1.0, rest)
+    return TraitScore(0.4 if "?" in text else 0.0, rest)
 
 
-def capitals(answer: str, options: Mapping[str, Any]) -> Finding:
+def capitals(answer: str, options: Mapping[str, Any]) -> TraitScore:
     """Written in capital letters throughout."""
     letters = [c for c in answer if c.isalpha()]
     share = sum(c.isupper() for c in letters) / len(letters) if letters else 0.0
-    return Finding(max(0.0, share - 0.2) / 0.8, answer)
+    return TraitScore(max(0.0, share - 0.2) / 0.8, answer)
 
 
-def avoids(answer: str, options: Mapping[str, Any]) -> Finding:
+def avoids(answer: str, options: Mapping[str, Any]) -> TraitScore:
     """None of the unwanted `words` occurs."""
     unwanted = {str(word).casefold() for word in options["words"]}
     count = sum(word in unwanted for word in words(answer))
-    return Finding(1.0 if not count else max(0.0, 0.7 - 0.2 * count), answer)
+    return TraitScore(1.0 if not count else max(0.0, 0.7 - 0.2 * count), answer)
 
 
 CHECKERS: dict[str, Checker] = {

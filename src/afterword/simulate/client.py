@@ -17,7 +17,7 @@ import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from afterword.errors import UpstreamError, UsageError
-from afterword.simulate.prompts import Prompt
+from afterword.simulate.prompts import TaskPrompt
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -28,7 +28,7 @@ SERVE = "Start one with `afterword serve`, or name it with --url."
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServedAnswer:
     """One answer and who gave it."""
 
     turn: str
@@ -40,7 +40,7 @@ class Answer:
 
 def ask_heldout(
     base_url: str,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TaskPrompt],
     *,
     model: str = "afterword",
     seed: int = 0,
@@ -51,7 +51,7 @@ def ask_heldout(
     user: str | None = None,
     system: str | None = None,
     progress: Progress | None = None,
-) -> list[Answer]:
+) -> list[ServedAnswer]:
     """Ask every prompt once, each as a conversation of its own, and return the answers in the prompts' order.
 
     `system` is told to the model before each of them: with a persona's wish in it the answers are those of a model
@@ -59,10 +59,10 @@ def ask_heldout(
     """
     told: list[ChatCompletionMessageParam] = [{"role": "system", "content": system}] if system else []
 
-    async def ask_all() -> list[Answer]:
+    async def ask_all() -> list[ServedAnswer]:
         async with connect(base_url, api_key) as client:
 
-            async def one(index: int) -> Answer:
+            async def one(index: int) -> ServedAnswer:
                 question: list[ChatCompletionMessageParam] = [*told, {"role": "user", "content": prompts[index].text}]
                 return await ask(
                     client, question, model=model, max_tokens=max_tokens, temperature=temperature,
@@ -84,7 +84,7 @@ async def ask(
     user: str,
     seed: int | None,
     store: bool = True,
-) -> Answer:
+) -> ServedAnswer:
     """One streamed answer. UpstreamError for a stream that breaks off."""
     raw = await client.chat.completions.with_raw_response.create(
         model=model, messages=list(messages), max_tokens=max_tokens, temperature=temperature, user=user,
@@ -97,7 +97,7 @@ async def ask(
         ended = ended or any(choice.finish_reason for choice in chunk.choices)
     if not ended:
         raise UpstreamError(f"the stream of answer {turn!r} of {client.base_url} ended without a finish_reason")
-    return Answer(turn, "".join(parts), raw.headers.get("x-afterword-adapter"))
+    return ServedAnswer(turn, "".join(parts), raw.headers.get("x-afterword-adapter"))
 
 
 @asynccontextmanager

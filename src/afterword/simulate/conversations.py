@@ -18,10 +18,10 @@ import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from afterword.errors import ConfigError, UpstreamError, UsageError
-from afterword.simulate.client import Answer, Progress, ask, bounded, connect
-from afterword.simulate.llm_user import ModelUser
+from afterword.simulate.client import Progress, ServedAnswer, ask, bounded, connect
+from afterword.simulate.llm_user import LLMUser
 from afterword.simulate.personas import Persona
-from afterword.simulate.prompts import Prompt, load_prompts
+from afterword.simulate.prompts import TaskPrompt, load_prompts
 from afterword.simulate.users import Reaction, opening, plan, react
 
 MOST = 8
@@ -76,8 +76,8 @@ def simulate_users(
     interactions: int | None = None,
     seed: int,
     first: int = 0,
-    prompts: Sequence[Prompt] | None = None,
-    user_model: ModelUser | None = None,
+    prompts: Sequence[TaskPrompt] | None = None,
+    user_model: LLMUser | None = None,
     concurrency: int = 16,
     model: str = "afterword",
     max_tokens: int = 64,
@@ -101,7 +101,7 @@ def simulate_users(
         least = {what: (wanted, 1), "concurrency": (concurrency, 1), "from": (first, 0)}
         wrong = [f"{name} is {value}: at least {low}" for name, (value, low) in least.items() if (value or 0) < low]
         raise UsageError("; ".join(wrong))
-    own = tuple(Prompt("own", text) for text in persona.questions)
+    own = tuple(TaskPrompt("own", text) for text in persona.questions)
     job = _Simulation(
         persona, seed, own or tuple(prompts or load_prompts("train")), model, max_tokens, temperature,
         user or f"sim-{persona.name}", interactions, user_model,
@@ -115,13 +115,13 @@ def simulate_users(
 class _Simulation:
     persona: Persona
     seed: int
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[TaskPrompt, ...]
     model: str
     max_tokens: int
     temperature: float
     user: str
     enough: int | None
-    user_model: ModelUser | None
+    user_model: LLMUser | None
     player: openai.AsyncOpenAI | None = None
 
     async def run(
@@ -205,7 +205,7 @@ class _Simulation:
 
     async def _answer(
         self, client: openai.AsyncOpenAI, messages: Sequence[ChatCompletionMessageParam], summary: SimulationSummary
-    ) -> Answer:
+    ) -> ServedAnswer:
         answer = await ask(
             client, messages, model=self.model, max_tokens=self.max_tokens, temperature=self.temperature,
             user=self.user, seed=None,

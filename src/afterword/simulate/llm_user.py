@@ -49,7 +49,7 @@ _QUOTES = (('"', '"'), ("“", "”"))
 
 
 @dataclass(frozen=True, slots=True)
-class ModelUser:
+class LLMUser:
     """A language model that plays personas."""
 
     url: str

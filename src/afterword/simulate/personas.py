@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from afterword.errors import ConfigError, UsageError
-from afterword.simulate.checkers import PASS, Mark, check
+from afterword.simulate.checkers import PASS, CheckResult, check
 from afterword.simulate.persona_schema import PHRASES, held, persona_problems, written_wishes
 
 FOLDER = Path(__file__).parent / "personas"
@@ -87,7 +87,7 @@ class Wish:
         """Is it wished in this conversation?"""
         return held(conversation, self.after, self.until, self.every)
 
-    def mark(self, answer: str, question: str = "") -> Mark:
+    def mark(self, answer: str, question: str = "") -> CheckResult:
         """What the wish's checker says of an answer."""
         return check(self.checker, answer, question=question, options=self.options)
 
@@ -133,10 +133,10 @@ class Persona:
         """What it wants in this conversation; always something."""
         return tuple(wish for wish in self.wishes if wish.holds(conversation))
 
-    def mark(self, answer: str, question: str = "", conversation: int = 0) -> Mark:
+    def mark(self, answer: str, question: str = "", conversation: int = 0) -> CheckResult:
         """The mean grade of the wishes of this conversation; passed when each of them is."""
         marks = [wish.mark(answer, question) for wish in self.wished(conversation)]
-        return Mark(round(sum(m.grade for m in marks) / len(marks), 4), all(m.passed for m in marks))
+        return CheckResult(round(sum(m.grade for m in marks) / len(marks), 4), all(m.passed for m in marks))
 
     def unmet(self, answer: str, question: str = "", conversation: int = 0) -> list[Wish]:
         """The wishes that an answer does not grant, the worst first."""

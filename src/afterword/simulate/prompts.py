@@ -21,7 +21,7 @@ TASKS = ("question", "explain", "rewrite", "summarise", "write", "ideas", "plan"
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class TaskPrompt:
     """One request, the topic that it belongs to and what kind of work it is."""
 
     topic: str
@@ -29,7 +29,7 @@ class Prompt:
     task: str = "question"
 
 
-def load_prompts(split: Split, tasks: Sequence[str] | None = None) -> tuple[Prompt, ...]:
+def load_prompts(split: Split, tasks: Sequence[str] | None = None) -> tuple[TaskPrompt, ...]:
     """All requests of a split, or those of some tasks, alternating between topics: any beginning covers them all.
 
     UsageError for a task that there is not.
@@ -44,7 +44,7 @@ def load_prompts(split: Split, tasks: Sequence[str] | None = None) -> tuple[Prom
     return tuple(prompts[i] for i in range(longest) for prompts in by_topic if i < len(prompts))
 
 
-def _mixed(topic: str, by_task: dict[str, list[str]]) -> list[Prompt]:
+def _mixed(topic: str, by_task: dict[str, list[str]]) -> list[TaskPrompt]:
     """A topic's requests, alternating between its tasks."""
     placed = [(i, TASKS.index(task), text) for task, texts in by_task.items() for i, text in enumerate(texts)]
-    return [Prompt(topic, text, TASKS[task]) for _, task, text in sorted(placed)]
+    return [TaskPrompt(topic, text, TASKS[task]) for _, task, text in sorted(placed)]

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from afterword.simulate.checkers import Mark
+from afterword.simulate.checkers import CheckResult
 from afterword.simulate.editors import EDITORS
 from afterword.simulate.personas import Persona, Wish
-from afterword.simulate.prompts import Prompt
+from afterword.simulate.prompts import TaskPrompt
 
 Act = Literal["complain", "thank", "off_topic", "edit", "retry", "leave"]
 
@@ -38,7 +38,7 @@ class Reaction:
         return self.text is not None or bool(self.events) or self.act == "retry"
 
 
-def plan(prompts: Sequence[Prompt], conversations: int, seed: int) -> list[Prompt]:
+def plan(prompts: Sequence[TaskPrompt], conversations: int, seed: int) -> list[TaskPrompt]:
     """The first questions: the prompts in a shuffled order, and again from the start when more are asked for."""
     shuffled = list(prompts)
     random.Random(f"questions/{seed}").shuffle(shuffled)
@@ -58,7 +58,7 @@ def opening(persona: Persona, question: str, *, seed: int, conversation: int) ->
 
 
 def react(
-    persona: Persona, mark: Mark, answer: str, *, seed: int, conversation: int, asked: int, said: Sequence[str]
+    persona: Persona, mark: CheckResult, answer: str, *, seed: int, conversation: int, asked: int, said: Sequence[str]
 ) -> Reaction:
     """Decide what to do about an answer.
 
