@@ -4,7 +4,7 @@
 
 Every record is immutable, has an `id`, a `created_at` (Unix seconds, UTC) and a `schema` version, and can be
 written to JSON and back (`to_dict`, `from_dict`). This module owns the field names; it knows nothing of
-databases, HTTP or tensors and imports only the standard library.
+databases, HTTP or tensors and imports only `kinds`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from dataclasses import dataclass, field
 from json.encoder import encode_basestring
 from typing import Any, ClassVar, Literal, Self
 
+from afterword.kinds import KINDS
+
 SCHEMA_VERSION = 1
 
 Json = dict[str, Any]
 
-FEEDBACK_KINDS = (
-    "accepted", "edited", "retried", "regenerated", "abandoned", "follow_up", "comment", "demonstration",
-    "rating", "stopped", "copied", "saved", "executed", "tests", "reverted", "tool_approved", "tool_rejected",
-    "retraction",
-)  # fmt: skip
+FEEDBACK_KINDS = (*KINDS, "retraction")
 SOURCES = ("end_user", "api", "detector", "reviewer")
 BESIDE = ("declared", "task")
 """Values of `Turn.automated` for requests beside a conversation (a title, a summary): the answer is no part of it."""

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from afterword.errors import ConfigError
-from afterword.feedback.collect.kinds import KINDS
 from afterword.feedback.collect.signals import request_of
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.text.edits import changed_share
 from afterword.feedback.text.outputs import structured_output
-from afterword.records import FEEDBACK_KINDS, Interaction
+from afterword.records import Interaction
 from tests.feedback.feedback_builders import decided, feedback, tool_turn, turn
 
 
@@ -21,10 +20,6 @@ def reason_of(kind: str, **extra: Any) -> str:
     decision = decided(feedback(kind, **extra))
     assert decision.interaction is None
     return decision.skips[0][1].reason
-
-
-def test_the_table_has_every_kind_of_the_records() -> None:
-    assert set(KINDS) == set(FEEDBACK_KINDS) - {"retraction"}
 
 
 @pytest.mark.parametrize(

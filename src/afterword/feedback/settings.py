@@ -8,7 +8,7 @@ from string import Formatter
 
 from afterword.chat.redact import MODES
 from afterword.errors import ConfigError
-from afterword.feedback.collect.kinds import KINDS
+from afterword.kinds import KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class CollectSettings:
         for table in (self.task_hindsight.get(task or "", {}), self.hindsight):
             if kind in table:
                 return table[kind]
-        return KINDS[kind].hindsight
+        return KINDS[kind].template
 
     def weight(self, kind: str, task: str | None) -> float:
         """Weight of a kind for turns of a task."""
@@ -79,10 +79,10 @@ class CollectSettings:
 
 def _check_words(kind: str, text: str) -> None:
     """A rendering may use only what its kind carries."""
-    if kind not in KINDS or not KINDS[kind].hindsight:
-        known = ", ".join(name for name, one in KINDS.items() if one.hindsight)
+    if kind not in KINDS or not KINDS[kind].template:
+        known = ", ".join(name for name, one in KINDS.items() if one.template)
         raise ConfigError(f"`hindsight` names {kind!r}; kinds with words are {known}.")
-    fields = {name: "" for _, name, _, _ in Formatter().parse(KINDS[kind].hindsight) if name}
+    fields = {name: "" for _, name, _, _ in Formatter().parse(KINDS[kind].template) if name}
     try:
         text.format(**fields)
     except (KeyError, IndexError, ValueError) as error:

@@ -1,20 +1,19 @@
 """What users made of the turns of two arms, figure by figure, kept up to date event by event.
 
-Owns which feedback counts as what, and which denominator each figure has. Never decides, never writes. Words (a
-follow-up, a comment, an edit) are read by a function that the caller brings, because reading them is the work of
-another room.
+Owns the denominator of each figure; the table of kinds says which reaction a feedback row counts as. Never decides,
+never writes. The caller brings the function that reads words (a follow-up, a comment, an edit).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
 import orjson
 
+from afterword.kinds import KINDS, Reaction, disproved, reaction_of
 from afterword.records import Feedback, Json, Turn
 from afterword.release.always_valid import Arm, Interval
 from afterword.store import Store
@@ -50,17 +49,27 @@ FIGURES = (
     Figure("latency", "timed", "lower", "max_slower", "seconds a token (logarithm)"),
 )
 
-PLAIN: dict[str, str] = {
-    "accepted": "acceptance", "copied": "acceptance", "saved": "acceptance", "tool_approved": "acceptance",
-    "retried": "retries", "regenerated": "retries", "abandoned": "abandonment", "stopped": "abandonment",
-    "demonstration": "complaints", "reverted": "complaints", "tool_rejected": "complaints",
+METRICS: dict[Reaction, str] = {
+    "accepted": "acceptance", "edited": "edits", "corrected": "complaints", "retried": "retries",
+    "abandoned": "abandonment",
 }  # fmt: skip
-"""Kinds that say it by themselves."""
-WORDS = ("follow_up", "comment", "edited")
+"""What each reaction of the table of kinds counts for."""
 EARLY = 10_000
 """Turns whose feedback waits for them at most."""
+ENDED = {"error": "errors", "aborted": "abandonment"}
+"""Finish reason -> what the turn counts for before anybody reacts."""
 CORRECTED = frozenset(("edits", "retries", "complaints", "errors"))
 """Any of these, and the user did not get what they wanted. Leaving is too weak a sign for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One feedback row, with the metric that it counts for by itself."""
+
+    id: str
+    kind: str
+    metric: str | None
+    vote: Vote | None
 
 
 @dataclass(slots=True)
@@ -71,8 +80,12 @@ class Seen:
     unit: str
     user: str | None = None
     """Who asked."""
-    flags: Counter[str] | None = None
-    """None while nobody reacted: most turns of a busy server stay so."""
+    base: frozenset[str] = frozenset()
+    """What the turn itself counts for: an error, a client that left."""
+    rows: list[_Row] | None = None
+    """Feedback that was not taken back, in order of arrival; None while nobody reacted, as most turns stay."""
+    flags: frozenset[str] = frozenset()
+    """Metrics that it counts for now."""
     approval: int | None = None
     """-1, 0 or 1; None while nobody judged."""
 
@@ -110,14 +123,8 @@ class Ledger:
         self._side_of = side_of
         self._reader = reader
         self._seen: dict[str, Seen] = {}
-        self._given: dict[str, tuple[str, str]] = {}
-        """Feedback -> its turn and flag, for what is taken back later."""
         self._early: dict[str, list[LiveFeedback]] = {}
         """Feedback on turns that are not known: they take no part, or their row comes later."""
-        self._votes: dict[str, list[tuple[Vote, str | None]]] = {}
-        """Turn -> its votes that were not taken back, with their flags."""
-        self._left: dict[str, list[str]] = {}
-        """Turn -> its `abandoned` feedback, as long as nobody came back."""
 
     def turns(self, rows: Iterable[LiveTurn]) -> None:
         """Take in turns; one that was taken in already changes nothing."""
@@ -127,10 +134,9 @@ class Ledger:
                 continue
             seen = self._seen[row.id] = Seen(side, row.unit, row.user)
             side.turns.turn(row.unit)
-            if row.finish_reason == "error":
-                self._flag(seen, "errors")
-            elif row.finish_reason == "aborted":
-                self._flag(seen, "abandonment")
+            if row.finish_reason in ENDED:
+                seen.base = frozenset({ENDED[row.finish_reason]})
+                self._count(seen)
             elif row.seconds and row.tokens:
                 side.timed.turn(row.unit)
                 side.timed.count(row.unit, "latency", math.log(row.seconds / row.tokens))
@@ -147,105 +153,75 @@ class Ledger:
                 self._early.setdefault(row.turn, []).append(row)
         while len(self._early) > EARLY:
             del self._early[next(iter(self._early))]
-        said = self._read_words([row for row in mine if row.kind in WORDS])
+        signs = self._read_words(mine)
+        touched: dict[str, Seen] = {}
         for row in mine:
+            seen = touched[row.turn] = self._seen[row.turn]
             if row.kind == "retraction":
-                self._take_back(row.retracts)
-                self._count_votes(row.turn, without=row.retracts)
-                continue
-            if row.kind == VOTE:
-                self._comes_or_goes(row)
-                self._count_votes(row.turn, row)
-                continue
-            flag = said.get(row.id) if row.kind in WORDS else flag_of(row.kind, row.body)
-            self._comes_or_goes(row)
-            if flag is not None and row.id not in self._given:
-                self._given[row.id] = (row.turn, flag)
-                self._flag(self._seen[row.turn], flag)
+                seen.rows = [one for one in seen.rows or () if one.id != row.retracts]
+            elif all(one.id != row.id for one in seen.rows or ()):
+                taken = self._row(row, seen, signs.get(row.id, 0))
+                seen.rows = [*(seen.rows or ()), taken]
+                if taken.metric not in (None, "abandonment"):
+                    self._judged(seen)
+        for seen in touched.values():
+            self._count(seen)
 
-    def _count_votes(self, turn: str, row: LiveFeedback | None = None, without: str | None = None) -> None:
-        """The newest vote of each user counts; one that replaces another takes it back."""
-        votes = [pair for pair in self._votes.get(turn, ()) if pair[0].id != without]
-        if row is not None and all(vote.id != row.id for vote, _ in votes):
-            said = orjson.loads(row.body)
-            vote = Vote(row.seq, row.id, turn, voter_of(said, self._seen[turn].user), said.get("occurred_at"))
-            votes.append((vote, flag_of(row.kind, row.body)))
-        if not votes and turn not in self._votes:
-            return
-        self._votes[turn] = votes
-        lost = superseded(vote for vote, _ in votes)
-        for vote, flag in votes:
-            if vote.id in lost:
-                self._take_back(vote.id)
-            elif flag is not None and vote.id not in self._given:
-                self._given[vote.id] = (turn, flag)
-                self._flag(self._seen[turn], flag)
+    def _row(self, row: LiveFeedback, seen: Seen, sign: int) -> _Row:
+        counted = KINDS[row.kind].counted if row.kind in KINDS else None
+        data = orjson.loads(row.body) if counted in ("by_value", "by_exit_code") else {}
+        reaction = reaction_of(row.kind, value=data.get("value"), exit_code=data.get("exit_code"), sign=sign)
+        vote = None
+        if row.kind == VOTE:
+            vote = Vote(row.seq, row.id, row.turn, voter_of(data, seen.user), data.get("occurred_at"))
+        return _Row(row.id, row.kind, METRICS[reaction] if reaction else None, vote)
 
-    def _comes_or_goes(self, row: LiveFeedback) -> None:
-        """Who reacts after the application thought that they had left had not."""
-        if row.kind == "abandoned":
-            self._left.setdefault(row.turn, []).append(row.id)
-        elif row.kind != "stopped":
-            for name in self._left.pop(row.turn, ()):
-                self._take_back(name)
-
-    def _read_words(self, rows: list[LiveFeedback]) -> dict[str, str]:
-        """Feedback -> flag, for what is said in words; the turns are fetched for it."""
-        if not rows:
+    def _read_words(self, rows: list[LiveFeedback]) -> dict[str, int]:
+        """Feedback -> polarity of its words; the turns are fetched for it."""
+        said = {row.id: (row.turn, data) for row in rows if (data := _worded(row)) is not None}
+        if not said:
             return {}
-        turns = {t.id: t for _, t in self._store.among(Turn, "id", list({row.turn for row in rows}))}
-        found: dict[str, str] = {}
-        for row in rows:
-            if row.turn not in turns:
-                continue  # its user was forgotten meanwhile
-            data = orjson.loads(row.body)
-            sign = self._reader(turns[row.turn], Feedback.from_dict({"id": row.id, "created_at": 0.0, **data}))
-            if sign:
-                found[row.id] = "acceptance" if sign > 0 else "edits" if row.kind == "edited" else "complaints"
-        return found
+        turns = {t.id: t for _, t in self._store.among(Turn, "id", list({turn for turn, _ in said.values()}))}
+        return {
+            name: self._reader(turns[turn], Feedback.from_dict({"id": name, "created_at": 0.0, **data}))
+            for name, (turn, data) in said.items()
+            if turn in turns  # else its user was forgotten meanwhile
+        }
 
-    def _take_back(self, feedback: str | None) -> None:
-        given = self._given.pop(feedback or "", None)
-        if given is not None:
-            self._flag(self._seen[given[0]], given[1], -1)
+    def _count(self, seen: Seen) -> None:
+        """A turn counts once for each metric: of each user the newest vote, and no departure that was disproved."""
+        rows = seen.rows or ()
+        lost = superseded(row.vote for row in rows if row.vote is not None)
+        lost |= disproved((row.id, row.kind) for row in rows if row.id not in lost)
+        flags = seen.base.union(row.metric for row in rows if row.metric and row.id not in lost)
+        for flag in flags ^ seen.flags:
+            seen.side.turns.count(seen.unit, flag, 1 if flag in flags else -1)
+        seen.flags = flags
+        if flags - {"abandonment"}:
+            self._judged(seen)
+        value = approval_of(flags)
+        if seen.approval is not None and value != seen.approval:
+            seen.side.judged.count(seen.unit, "approval", value - seen.approval)
+            seen.approval = value
 
-    def _flag(self, seen: Seen, flag: str, by: int = 1) -> None:
-        """A turn counts once for each figure, however often it was said."""
-        if seen.flags is None:
-            seen.flags = Counter()
-        before = seen.flags[flag] > 0
-        seen.flags[flag] += by
-        after = seen.flags[flag] > 0
-        if before != after:
-            seen.side.turns.count(seen.unit, flag, 1 if after else -1)
-        if flag == "abandonment":
-            return
+    def _judged(self, seen: Seen) -> None:
         if seen.approval is None:
+            seen.approval = 0
             seen.side.judged.turn(seen.unit)
-        value = approval_of(seen.flags)
-        if value != (seen.approval or 0):
-            seen.side.judged.count(seen.unit, "approval", value - (seen.approval or 0))
-        seen.approval = value
 
 
-def approval_of(flags: Counter[str]) -> int:
+def _worded(row: LiveFeedback) -> Json | None:
+    """The fields of a row whose words decide, None for another one."""
+    counted = KINDS[row.kind].counted if row.kind in KINDS else None
+    if counted not in ("by_words", "by_edit", "by_value"):
+        return None
+    data: Json = orjson.loads(row.body)
+    return None if counted == "by_value" and (data.get("value") or not data.get("text")) else data
+
+
+def approval_of(flags: Set[str]) -> int:
     """-1 when anything had to be corrected, 1 when it was only accepted, 0 when everything was taken back."""
-    if any(flags[flag] > 0 for flag in CORRECTED):
-        return -1
-    return 1 if flags["acceptance"] > 0 else 0
-
-
-def flag_of(kind: str, body: bytes) -> str | None:
-    """The figure that a feedback without words counts for, None for neither yes nor no."""
-    plain = PLAIN.get(kind)
-    if plain is not None or kind not in ("rating", "executed", "tests"):
-        return plain
-    data = orjson.loads(body)
-    if kind == "rating":
-        value = data.get("value") or 0.0
-        return "acceptance" if value > 0 else "complaints" if value < 0 else None
-    code = data.get("exit_code")
-    return None if code is None else "acceptance" if code == 0 else "complaints"
+    return -1 if CORRECTED & flags else 1 if "acceptance" in flags else 0
 
 
 def shown(interval: Interval) -> Json:

@@ -6,12 +6,14 @@ writes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import orjson
 
 from afterword.errors import UsageError
+from afterword.kinds import KINDS, counted_as
 from afterword.store.schema import TOMBSTONE
 from afterword.store.store import Store
 
@@ -23,10 +25,21 @@ GROUPS: dict[str, str] = {
 }
 """What the figures can be grouped by; a week is named by its Monday (UTC)."""
 
+
+def _among(names: Iterable[str]) -> str:
+    return f"IN ({', '.join(map(repr, names))})"
+
+
 _KEPT = f"NOT {TOMBSTONE}"
+_LEAVING = counted_as("abandoned")
+_PRESUMED = [kind for kind in _LEAVING if KINDS[kind].presumed]
+_WORDED = f"""(f.kind {_among(counted_as("by_words"))}
+    OR (f.kind {_among(counted_as("by_value"))} AND f.value = 0))"""
+_UNCHANGED = "i.same IS 1 OR f.id IN (SELECT feedback FROM skips WHERE reason = 'confirmed')"
+"""An edit that changes a word has hindsight, so only one that changes nothing is `confirmed` or has none."""
 _SIGNS = f"""
 WITH f AS (
-    SELECT seq, turn, kind, json_extract(CAST(body AS TEXT), '$.value') AS value,
+    SELECT seq, id, turn, kind, json_extract(CAST(body AS TEXT), '$.value') AS value,
            json_extract(CAST(body AS TEXT), '$.exit_code') AS code
     FROM feedback
     WHERE {_KEPT.format("feedback")} AND kind != 'retraction'
@@ -35,20 +48,23 @@ WITH f AS (
         AND id NOT IN (SELECT value FROM json_each(?))
 ), i AS (
     SELECT turn, max(json_extract(CAST(body AS TEXT), '$.polarity') > 0) AS content,
-           max(json_extract(CAST(body AS TEXT), '$.polarity') < 0) AS wanted_else
+           max(json_extract(CAST(body AS TEXT), '$.polarity') < 0) AS wanted_else,
+           max(kind {_among(counted_as("by_edit"))} AND json_extract(CAST(body AS TEXT), '$.hindsight') = '') AS same
     FROM interactions WHERE {_KEPT.format("interactions")} GROUP BY turn
 ), signs AS (
     SELECT f.turn,
-           max(f.kind IN ('accepted', 'saved', 'copied', 'tool_approved') OR (f.kind = 'rating' AND f.value > 0)
-               OR (f.kind IN ('executed', 'tests') AND f.code = 0)
-               OR (f.kind IN ('follow_up', 'comment') AND i.content IS 1 AND i.wanted_else IS 0)) AS accepted,
-           max(f.kind = 'edited') AS edited,
-           max(f.kind IN ('demonstration', 'tool_rejected', 'reverted')
-               OR (f.kind IN ('follow_up', 'comment') AND i.wanted_else IS 1)
-               OR (f.kind IN ('executed', 'tests') AND f.code != 0)) AS corrected,
-           max(f.kind IN ('retried', 'regenerated')) AS retried,
-           coalesce(max(CASE WHEN f.kind = 'abandoned' THEN f.seq END)
-                    > coalesce(max(CASE WHEN f.kind NOT IN ('abandoned', 'stopped') THEN f.seq END), 0), 0) AS abandoned
+           max(f.kind {_among(counted_as("accepted"))} OR (f.kind {_among(counted_as("by_value"))} AND f.value > 0)
+               OR (f.kind {_among(counted_as("by_exit_code"))} AND f.code = 0)
+               OR (f.kind {_among(counted_as("by_edit"))} AND ({_UNCHANGED}))
+               OR ({_WORDED} AND i.content IS 1 AND i.wanted_else IS 0)) AS accepted,
+           max(f.kind {_among(counted_as("by_edit"))} AND NOT ({_UNCHANGED})) AS edited,
+           max(f.kind {_among(counted_as("corrected"))} OR (f.kind {_among(counted_as("by_value"))} AND f.value < 0)
+               OR (f.kind {_among(counted_as("by_exit_code"))} AND f.code != 0)
+               OR ({_WORDED} AND i.wanted_else IS 1)) AS corrected,
+           max(f.kind {_among(counted_as("retried"))}) AS retried,
+           max(f.kind {_among(set(_LEAVING) - set(_PRESUMED))})
+               OR coalesce(max(CASE WHEN f.kind {_among(_PRESUMED)} THEN f.seq END)
+                           > coalesce(max(CASE WHEN f.kind NOT {_among(_LEAVING)} THEN f.seq END), 0), 0) AS abandoned
     FROM f LEFT JOIN i ON i.turn = f.turn GROUP BY f.turn
 )
 """
@@ -73,15 +89,15 @@ class Figures:
     turns: int
     """Turns that users reacted to."""
     acceptance: float
-    """Taken as they were: accepted, saved, copied, praised, run without error."""
+    """Taken as they were: accepted, saved, copied, praised, run without error, edited without a change."""
     edited: float
     """Accepted after an edit."""
     correction: float
-    """The user said or showed what was wrong."""
+    """The user said or showed what was wrong, voted against it, or undid it."""
     retry: float
     """Asked again."""
     abandonment: float
-    """Given up, and nothing came after that."""
+    """Stopped, or given up with no later reaction."""
     post_correction_success: float | None
     """Of the answers that followed a corrected one and were reacted to: accepted, and not corrected again."""
 

@@ -14,10 +14,11 @@ from afterword.chat.canonical import text_of
 from afterword.evaluate.comparison.answers import Given, Prompt
 from afterword.evaluate.comparison.heldout import HeldOut
 from afterword.evaluate.data import built_in
+from afterword.kinds import with_hindsight
 
 ANSWERS = 64
 """Answers of each arm, at least."""
-_WRITTEN_BY_USER = ("edited", "demonstration", "regenerated", "retried")
+_WRITTEN_BY_USER = (*with_hindsight("answer"), *with_hindsight("attempt"))
 """Kinds whose hindsight is a better answer: to say the same is no leak."""
 Answers = Mapping[str, Sequence[Given]]
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from afterword.chat.redact import redact
-from afterword.feedback.collect.kinds import KINDS, spoken
 from afterword.feedback.collect.signals import Case, Refusal, Signal, Waiting, read
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.text.guards import is_injection, is_right_refusal, is_standing
 from afterword.feedback.text.minhash import Index, packed, sketch_of, unpacked
+from afterword.kinds import KINDS, disproved, spoken
 from afterword.records import Feedback, Interaction, Skip, content_hash, not_to_imitate
 from afterword.store.attribution import speaker
 
@@ -140,7 +140,7 @@ def _praise_of_excluded(case: Case, signal: Signal, decision: Decision, signals:
 
 def guarded(case: Case, signal: Signal) -> Refusal | None:
     """Why this must not be taught although a user said so, None when it may."""
-    words = spoken(signal.feedback)
+    words = spoken(signal.feedback.kind, signal.feedback.text)
     if signal.hindsight and (is_injection(words) or (not words and is_injection(signal.hindsight, said=False))):
         return Refusal("injection", "the words are aimed at the trainer or the template, not at the answer")
     edited = signal.feedback.kind == "edited" and signal.hindsight
@@ -152,17 +152,22 @@ def guarded(case: Case, signal: Signal) -> Refusal | None:
 
 
 def _without_who_came_back(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
-    """Somebody who reacts after the application thought that they had left had not: the reaction counts."""
-    if len(signals) < 2:
+    """Skips presumed departures before a later reaction, also one that teaches nothing itself."""
+    if not any(KINDS[signal.feedback.kind].presumed for signal in signals):
         return signals
-    last = max((n for n, s in enumerate(signals) if s.feedback.kind not in {"abandoned", "stopped"}), default=-1)
+    absent = {row.id for row, skip in decision.skips if skip.reason in _NO_REACTION}
+    back = disproved((row.id, row.kind) for row in case.feedback if row.id not in absent)
     kept: list[Signal] = []
-    for n, signal in enumerate(signals):
-        if signal.feedback.kind == "abandoned" and n < last:
+    for signal in signals:
+        if signal.feedback.id in back:
             decision.skip(signal.feedback, Refusal("came_back", "the user came back and reacted after that"))
         else:
             kept.append(signal)
     return kept
+
+
+_NO_REACTION = frozenset({"retracted", "changed", "left_behind", "automated"})
+"""Skipped rows that show no user: taken back, replaced, or written by a program."""
 
 
 def _without_contradictions(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
@@ -258,6 +263,7 @@ def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -
     else:
         weight = max(s.weight for s in ordered if s.hindsight or s.polarity == first.polarity != 0)
     said = redact("\n".join(words), settings.redact)
+    addressed = "\n".join(spoken(s.feedback.kind, s.feedback.text) for s in ordered if s.hindsight)
     sketch = sketch_of(case.request, case.answer, said.text, limits=SKETCHED) if settings.duplicates else ()
     return Interaction(
         # Keyed by the oldest row: two collectors that see more or fewer rows of a turn still write one interaction.
@@ -273,7 +279,7 @@ def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -
         user=speaker((s.feedback for s in ordered), case.turn.user),
         task=case.turn.task,
         team=case.turn.team,
-        scope="user" if is_standing("\n".join(spoken(s.feedback) for s in ordered if s.hindsight)) else "global",
+        scope="user" if is_standing(addressed) else "global",
         category=first.category or first.feedback.kind,
         confidence=round(min(s.confidence for s in signals), 4),
         spans=next((s.spans for s in ordered if s.spans), ()),

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 
 from afterword.chat.canonical import text_of
 from afterword.chat.machine import Hints, Said, calls_in_text, hints_of, origin_of, read_message
-from afterword.feedback.collect.kinds import KINDS, SILENT
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.text.edits import align
 from afterword.feedback.text.followup_classifier import POLARITY, categorise, read_follow_up
 from afterword.feedback.text.guards import blames_the_cut
 from afterword.feedback.text.outputs import structured_output
+from afterword.kinds import KINDS
 from afterword.records import BESIDE, Feedback, Interaction, Turn
 
 
@@ -94,13 +94,13 @@ def read(case: Case, feedback: Feedback, settings: CollectSettings) -> Read:
     kind = KINDS.get(feedback.kind)
     if kind is None:
         return Refusal("unknown_kind", f"the kind {feedback.kind!r:.60} is not one that this version reads")
-    if feedback.kind in SILENT and beside_a_conversation(case.turn):
+    if kind.silent and beside_a_conversation(case.turn):
         return Refusal("automated", f"{feedback.kind} of an answer that a program asked for beside the conversation")
     weight = settings.weight(feedback.kind, case.turn.task)
     weight = weight and _given_weight(feedback, weight)
     if weight == 0:
         return Refusal("off", f"feedback of the kind {feedback.kind} has weight 0 for this task")
-    missing = _missing(feedback, kind.needs, settings.max_hindsight_chars)
+    missing = _missing(feedback, kind.carries, settings.max_hindsight_chars)
     if missing is not None:
         return missing
     said = _READERS.get(feedback.kind, _plain)(case, feedback, settings, weight)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from afterword.errors import ConfigError
-from afterword.feedback.collect.kinds import SPOKEN, spoken
 from afterword.feedback.select.review_queue import ReviewSettings, blocked
 from afterword.feedback.text.followup_classifier import RELEVANCE
 from afterword.feedback.text.guards import directions
+from afterword.kinds import spoken
 from afterword.records import Feedback, Interaction, Release, Relevance, Turn
 from afterword.store import Store
 from afterword.store.channels import covers
@@ -151,9 +151,9 @@ def _wishes(store: Store, rows: list[Interaction]) -> dict[str, dict[str, int]]:
     several = {name: row.id for row in rows if len(row.feedback) > 1 for name in row.feedback}
     said: dict[str, list[str]] = defaultdict(list)
     for _, feedback in store.among(Feedback, "id", list(several)) if several else ():
-        said[several[feedback.id]].append(spoken(feedback))
+        said[several[feedback.id]].append(spoken(feedback.kind, feedback.text))
     return {
-        row.id: directions("\n".join(said[row.id]) if row.id in said else row.hindsight if row.kind in SPOKEN else "")
+        row.id: directions("\n".join(said[row.id]) if row.id in said else spoken(row.kind, row.hindsight))
         for row in rows
     }
 

@@ -19,6 +19,7 @@ from typing import Literal
 from afterword.chat.canonical import text_of
 from afterword.chat.render import Prompt, Tokenizer, decode, encode_content, render_prompt
 from afterword.errors import ConfigError
+from afterword.kinds import with_hindsight
 from afterword.records import Json
 
 PLACEHOLDERS = ("hindsight", "answer")
@@ -122,11 +123,11 @@ _ENVIRONMENT = Wording(
     praise="[An earlier attempt was tried out and worked. This is what came back.]\n{hindsight}",
 )
 
-PEER_KINDS = ("retried", "regenerated")
+PEER_KINDS = with_hindsight("attempt")
 """Kinds of feedback whose hindsight is an accepted answer of a later attempt."""
-REFERENCE_KINDS = ("edited", "demonstration")
+REFERENCE_KINDS = with_hindsight("answer")
 """Kinds whose hindsight is the answer that the user wanted, as an edit or written by hand."""
-ENVIRONMENT_KINDS = ("executed", "tests", "tool_rejected")
+ENVIRONMENT_KINDS = with_hindsight("environment")
 """Kinds whose hindsight is what a program or a guard said."""
 
 _BY_KIND = tuple(
