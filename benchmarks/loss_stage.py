@@ -6,7 +6,7 @@ Every subject runs in a fresh process of its own, in turn, `rounds` times: hidde
 [49152, 576] in float32 in, loss and gradient towards the student's hidden states out. Time is that of the second
 pass (the first one warms up); memory is the highest resident set of the first pass beyond what the process held
 before it, inputs included there. `bare` is the three products that nobody can avoid (student forward and backward,
-teacher forward), in tiles with reused buffers, as torch computes them; `bare, our library` is the same three through
+teacher forward), in tiles with reused buffers, as torch computes them; `bare, our library` is the same three run_layer
 the library that the loss stage multiplies with, which is faster on some processors. TRL's subjects: the
 full-vocabulary and the top-k loss of its SDPO and SDFT trainers over materialised logits, and DistillationTrainer's
 chunked divergence (all need the extra `compare`). Ratios are medians over rounds, each within its round. Writes
@@ -33,7 +33,7 @@ from afterword.learn.loss.loss_stage import token_losses
 from afterword.learn.parts.divergences import FORWARD_KL, JSD, ReverseKL
 from afterword.learn.parts.supports import FULL, TopK
 from afterword.model.head import Head
-from afterword.model.matmul import product
+from afterword.model.matmul import matmul
 
 RESULTS = Path(__file__).parent / "results" / "loss_stage.json"
 HIDDEN, VOCABULARY = 576, 49_152
@@ -79,9 +79,9 @@ def bare_of_our_library(given: Inputs) -> float:
     with torch.no_grad():
         for start in range(0, len(student), 128):
             part = slice(start, start + 128)
-            logits = product(student[part], weight)
-            product(teacher[part], weight)
-            gradient[part] = product(logits, weight.T)
+            logits = matmul(student[part], weight)
+            matmul(teacher[part], weight)
+            gradient[part] = matmul(logits, weight.T)
     return 0.0
 
 

@@ -30,7 +30,7 @@ from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import JSD, PolicyGradient, ReverseKL
 from afterword.learn.parts.schedules import Linear
 from afterword.learn.parts.teachers import LIVE
-from afterword.learn.parts.weights import PerToken
+from afterword.learn.parts.weights import TokenMean
 from afterword.learn.recipes import sdpo_interactions, sft
 from afterword.model.head import head_of
 from afterword.model.loading import EMBEDDED, load_model, load_tokenizer
@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "context next turn": {"where": CONTEXTS["next_turn"]},
     "live teacher": {"teacher": LIVE},
     "anchor 0.1": {"anchor": 0.1},
-    "token mean": {"average": PerToken()},
+    "token mean": {"reduction": TokenMean()},
     "lr 3e-4": {"lr": 3e-4},
     "lr 2e-3": {"lr": 2e-3},
     "batch 8": {"batch": 8},

@@ -10,8 +10,8 @@ from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import JSD, PolicyGradient, ReverseKL
 from afterword.learn.parts.schedules import Linear
 from afterword.learn.parts.supports import TopK
-from afterword.learn.parts.teachers import BASE, LIVE, START, Average
-from afterword.learn.parts.weights import PER_TOKEN
+from afterword.learn.parts.teachers import BASE, EMA, LIVE, START
+from afterword.learn.parts.weights import TOKEN_MEAN
 from afterword.learn.recipes import recipe, sdpo_interactions
 from afterword.learn.recipes.recipe import Recipe
 
@@ -23,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "teacher start": {"teacher": START},
     "teacher base": {"teacher": BASE},
     "teacher live": {"teacher": LIVE},
-    "teacher average": {"teacher": Average(rate=0.05)},
+    "teacher average": {"teacher": EMA(rate=0.05)},
     "reverse KL": {"estimator": ReverseKL()},
     "JSD 0.5": {"estimator": JSD(0.5)},
     "policy gradient": {"estimator": PolicyGradient()},
@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lr 3e-4": {"lr": 3e-4},
     "lr 2e-3": {"lr": 2e-3},
     "lr falls": {"schedule": Linear(warmup=1)},
-    "token mean": {"average": PER_TOKEN},
+    "token mean": {"reduction": TOKEN_MEAN},
     "batch 8": {"batch": 8},
     "paper offline": {},
     "paper online": {},

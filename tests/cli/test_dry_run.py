@@ -54,7 +54,7 @@ def test_a_recipe_that_cannot_be_trained_is_told_at_once(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Store.open(tmp_path / "afterword.db").close()
-    for option, says in (("beyon=0.25", "did you mean 'beyond'"), ("teacher=average:2", "Average.rate=2 must be")):
+    for option, says in (("beyon=0.25", "did you mean 'beyond'"), ("teacher=ema:2", "EMA.rate=2 must be")):
         assert main([*command, "--dir", str(tmp_path), "--set", f"train.options.{option}"]) == 2
         assert says in capsys.readouterr().err
 

@@ -9,8 +9,7 @@ import pytest
 from afterword.errors import ModelError
 from afterword.evaluate.comparison.context_fit import Room
 from afterword.evaluate.comparison.heldout import held_out
-from afterword.model.loading import load_tokenizer
-from afterword.model.sizes import model_sizes
+from afterword.model.loading import load_tokenizer, model_sizes
 from afterword.records import Feedback, Interaction, Record, Turn
 from afterword.store import Store
 from tests.train.tiny_model import TEMPLATE, example, tiny_folder

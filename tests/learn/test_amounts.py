@@ -13,13 +13,13 @@ from tests.learn.recipe_inputs import INPUTS
 
 from afterword.errors import ConfigError
 from afterword.learn.loss.terms import Term
-from afterword.learn.parts.clipping import PPOClip, Truncated
+from afterword.learn.parts.advantages import PPOClip, Truncated
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import FORWARD_KL, PolicyGradient
 from afterword.learn.parts.schedules import METRICS, Linear, OnMetric, Switch
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolation
-from afterword.learn.parts.teachers import START, Average, External, Released
+from afterword.learn.parts.teachers import EMA, START, External, Released
 from afterword.learn.parts.weights import ChangedTokens, ImportanceRatio, LeastRatio, Position, Prefix, Staleness
 from afterword.learn.recipes import RECIPES, Lora, Recipe, recipe
 from afterword.learn.recipes.validate import advice, validate
@@ -42,19 +42,19 @@ def single(settings: dict[str, Any], changes: dict[str, Any]) -> Recipe:
         ({**AWAY, "reference": START, "reference_context": CONTEXTS["appended"]}, "cancels"),
         ({**AWAY, "reference": External()}, "train.teacher"),
         ({**AWAY, "reference": Released()}, "train.teacher"),
-        ({**AWAY, "reference": Average(rate=5.0)}, "rate=5.0"),
+        ({**AWAY, "reference": EMA(rate=5.0)}, "rate=5.0"),
         ({"schedule": OnMetric("entropy_studnet", 1.0)}, "metric='entropy_studnet' must be one of"),
         ({"weights": (Staleness(0.0),)}, "half_life=0.0"),
         ({"weights": (Position(0.0),)}, "half_life=0.0"),
         ({"weights": (ImportanceRatio(cap=-1.0),)}, "cap=-1.0"),
         ({"weights": (ChangedTokens(boost=-1.0),)}, "boost=-1.0"),
         ({"masks": (Prefix(0),)}, "tokens=0"),
-        ({**SAMPLED, "update": Truncated(cap=0.0)}, "cap=0.0"),
-        ({**SAMPLED, "update": PPOClip(dual=0.5)}, "dual=0.5"),
-        ({**SAMPLED, "update": Truncated(), "weights": (ImportanceRatio(),)}, "leave out ImportanceRatio"),
+        ({**SAMPLED, "policy_clip": Truncated(cap=0.0)}, "cap=0.0"),
+        ({**SAMPLED, "policy_clip": PPOClip(dual=0.5)}, "dual=0.5"),
+        ({**SAMPLED, "policy_clip": Truncated(), "weights": (ImportanceRatio(),)}, "leave out ImportanceRatio"),
         ({"scale": float("inf")}, "scale=inf"),
         ({"support": TopK(8, of="studnet")}, "of='studnet' must be one of"),  # type: ignore[arg-type]
-        ({"teacher": Average(rank=0)}, "rank=0"),
+        ({"teacher": EMA(rank=0)}, "rank=0"),
     ],
 )
 def test_parts_out_of_bounds_are_refused(changes: dict[str, Any], says: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from afterword.config import BUILT_IN, TrainConfig, resolve
 from afterword.errors import ConfigError
 from afterword.learn.parts.schedules import Linear
-from afterword.learn.parts.teachers import BASE, Average
+from afterword.learn.parts.teachers import BASE, EMA
 from afterword.learn.recipes import RECIPES, follow_ups, recipe, sdpo_interactions
 from afterword.learn.recipes.from_config import SETTINGS, checked, recipe_of
 from afterword.learn.recipes.spec import kinds
@@ -42,7 +42,7 @@ def test_no_options_and_no_settings_are_the_recipe() -> None:
 
 def test_settings_of_train_are_options_too_but_not_both() -> None:
     assert recipe_of(TrainConfig(options={"passes": 3, "lr": 1e-4})) == recipe("follow-ups", passes=3, lr=1e-4)
-    assert recipe_of(TrainConfig(teacher="average:0.1")).terms[0].teacher == Average(rate=0.1)
+    assert recipe_of(TrainConfig(teacher="ema:0.1")).terms[0].teacher == EMA(rate=0.1)
     with pytest.raises(
         ConfigError, match=r"train.learning_rate=0.1 and train.options.lr=0.2 are one setting: leave one"
     ):

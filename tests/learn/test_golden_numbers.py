@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from afterword.errors import ConfigError
-from afterword.learn.loss import monitors
+from afterword.learn.loss import loss_stage
 from afterword.learn.loss.loss_stage import Scores, token_losses
 from afterword.learn.loss.tiles import tile_of
 from afterword.learn.loss.token_batch import layout
@@ -102,7 +102,7 @@ def test_the_bare_truncated_sum_is_negative_and_refused(pair: Any, of: Any, bare
 
 @pytest.mark.parametrize(("k", "value"), [(3, -0.030678), (2, -0.029769)])
 def test_overlap_advantage(monkeypatch: pytest.MonkeyPatch, k: int, value: float) -> None:
-    monkeypatch.setattr(monitors, "TOP", k)
+    monkeypatch.setattr(loss_stage, "TOP", k)
     scores, _ = scored(MENU, FORWARD_KL)
     assert scores.overlap.item() == 1.0
     assert scores.overlap_advantage.item() == pytest.approx(value, abs=1e-6)

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from afterword.errors import ConfigError
-from afterword.learn.loss.loss_stage import token_losses
-from afterword.learn.loss.monitors import COLUMNS
+from afterword.learn.loss.loss_stage import COLUMNS, Distance, token_losses
 from afterword.learn.loss.tiles import Tile, tile_of
-from afterword.learn.loss.token_loss import Distance
 from afterword.learn.parts.divergences import (
     FORWARD_KL,
     JSD,

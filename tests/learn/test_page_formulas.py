@@ -12,7 +12,7 @@ from tests.learn.recipe_inputs import INPUTS
 from torch import Tensor
 
 from afterword.learn.loss.loss_stage import token_losses
-from afterword.learn.loss.token_batch import Answer, Group, Rows, layout
+from afterword.learn.loss.token_batch import AnswerInfo, Group, TokenBatch, layout
 from afterword.learn.parts.anchors import GOLD
 from afterword.learn.recipes import RECIPES, recipe
 from afterword.model.head import Head
@@ -170,7 +170,7 @@ PAGES: dict[tuple[str, int], Callable[[Tokens], Tensor]] = {
 }
 
 
-def case(name: str) -> tuple[Tokens, Rows]:
+def case(name: str) -> tuple[Tokens, TokenBatch]:
     generator = torch.Generator().manual_seed(3)
     n = sum(LENGTHS)
     z, t, r = (2 * torch.randn(n, V, generator=generator, dtype=torch.float64) for _ in range(3))
@@ -180,7 +180,9 @@ def case(name: str) -> tuple[Tokens, Rows]:
     kinds = [KINDS.get(name, "follow_up")] * 2 + [
         GOLD if name in ("follow-ups", "stable-opd") else KINDS.get(name, "follow_up")
     ]
-    answers = [Answer(kind=kind, reward=value, group=group) for kind, value in zip(kinds, (1.0, 0.0, 1.0), strict=True)]
+    answers = [
+        AnswerInfo(kind=kind, reward=value, group=group) for kind, value in zip(kinds, (1.0, 0.0, 1.0), strict=True)
+    ]
     rows = layout(LENGTHS, [1.0] * 3, [True] * 3, answers=answers, served=old.tolist())
     reward = torch.tensor([(a.reward or 0.0) - 0.25 for a in answers]).double() / (0.5 + 1e-4)
     gold = torch.tensor([kind == GOLD for kind in kinds])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,20 +14,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from afterword.learn.loss.loss_stage import Scores, token_losses
-from afterword.learn.loss.monitors import COLUMNS
+from afterword.learn.loss.loss_stage import COLUMNS, Scores, token_losses
 from afterword.learn.loss.terms import Term
 from afterword.learn.loss.tiles import tile_of
-from afterword.learn.loss.token_batch import Answer, Group, Rows, layout
-from afterword.learn.parts.advantages import Advantage, FeedbackPolarity, GroupBaseline, LogRatio
+from afterword.learn.loss.token_batch import AnswerInfo, Group, TokenBatch, layout
+from afterword.learn.parts.advantages import (
+    Advantage,
+    FeedbackPolarity,
+    GroupBaseline,
+    LogRatio,
+    PolicyClip,
+    PPOClip,
+    Truncated,
+)
 from afterword.learn.parts.anchors import GOLD, NegativeEntropy, entropy_bonus, gold_mix
-from afterword.learn.parts.clipping import PPOClip, Truncated, Update
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import NegativeLogLikelihood, PolicyGradient
-from afterword.learn.parts.routes import ByCorrectness, ByKind, ByTask, Route
 from afterword.learn.parts.schedules import Constant, Cosine, Linear, OnMetric, Schedule, Switch
-from afterword.learn.parts.teachers import BASE, START, Average, Copy, Routed
-from afterword.learn.parts.weights import EntropyGate, ImportanceRatio, Position, Prefix, Sampled, Staleness, Weight
+from afterword.learn.parts.teachers import BASE, EMA, START, Copy, Routed
+from afterword.learn.parts.weights import (
+    ByCorrectness,
+    ByKind,
+    ByTask,
+    EntropyGate,
+    ImportanceRatio,
+    Position,
+    Prefix,
+    Sampled,
+    Staleness,
+    Weight,
+)
 from afterword.model.head import Head
 from afterword.train.data.encoded import Encoded
 from afterword.train.data.sampler_logprobs import with_groups
@@ -35,8 +52,8 @@ NAN = float("nan")
 
 
 def rows(
-    lengths: Sequence[int], answers: Sequence[Answer] | None = None, served: Sequence[float] | None = None
-) -> Rows:
+    lengths: Sequence[int], answers: Sequence[AnswerInfo] | None = None, served: Sequence[float] | None = None
+) -> TokenBatch:
     return layout(lengths, [1.0] * len(lengths), [True] * len(lengths), answers=answers, served=served)
 
 
@@ -51,10 +68,10 @@ def imitation(**changes: object) -> Term:
 
 
 ANSWERS = (
-    Answer(kind="tests", task="code", reward=1.0),
-    Answer(kind="tests", task="code", reward=-1.0),
-    Answer(kind="follow_up", task=None),
-    Answer(kind="rating", task="support", reward=0.0),
+    AnswerInfo(kind="tests", task="code", reward=1.0),
+    AnswerInfo(kind="tests", task="code", reward=-1.0),
+    AnswerInfo(kind="follow_up", task=None),
+    AnswerInfo(kind="rating", task="support", reward=0.0),
 )
 
 
@@ -68,7 +85,7 @@ ANSWERS = (
         (ByTask((None, "support")), [2, 3]),
     ],
 )
-def test_a_route_counts_neither_above_nor_below(route: Route, passed: list[int]) -> None:
+def test_a_route_counts_neither_above_nor_below(route: Any, passed: list[int]) -> None:
     term, some = imitation(route=route), rows([1, 1, 1, 1], ANSWERS)
     assert [i for i, a in enumerate(ANSWERS) if route(a)] == passed
     assert term.count(some) == len(passed)
@@ -84,7 +101,7 @@ def everything(n: int) -> Tensor:
 
 def test_group_baselines() -> None:
     rewards = (1.0, 0.0, 0.0, 0.0)
-    asked = [Encoded("i", (1,), (2,), {}, True, 1.0, True, 0, Answer(reward=r)) for r in rewards]
+    asked = [Encoded("i", (1,), (2,), {}, True, 1.0, True, 0, AnswerInfo(reward=r)) for r in rewards]
     alone = replace(asked[0], prompt=(7,))
     answers = [row.answer for row in with_groups([*asked, alone])]
     assert answers[0].group == Group(size=4, mean=0.25, deviation=0.5)  # of the sample, methods_menu C 17
@@ -128,23 +145,23 @@ def test_the_log_ratio_as_advantage_is_the_policy_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    "update",
+    "policy_clip",
     [PPOClip(), PPOClip(0.2, 0.28), PPOClip(dual=3.0), Truncated(2.0)],
 )
 @pytest.mark.parametrize("advantage", [1.5, -0.5])
-def test_updates_have_the_gradient_of_their_surrogate(update: Update, advantage: float) -> None:
+def test_updates_have_the_gradient_of_their_surrogate(policy_clip: PolicyClip, advantage: float) -> None:
     """d surrogate / d log S by autograd, over ratios on both sides of every corner."""
     ratio = torch.tensor([0.1, 0.79, 0.81, 1.0, 1.19, 1.21, 1.27, 1.29, 2.5, 3.5], dtype=torch.float64)
     s = ratio.log().requires_grad_()
     r, a = s.exp(), torch.full_like(ratio, advantage)
-    if isinstance(update, PPOClip):
-        surrogate = torch.minimum(r * a, r.clamp(1 - update.low, 1 + update.high) * a)
-        if update.dual is not None and advantage < 0:
-            surrogate = torch.maximum(surrogate, update.dual * a)
+    if isinstance(policy_clip, PPOClip):
+        surrogate = torch.minimum(r * a, r.clamp(1 - policy_clip.low, 1 + policy_clip.high) * a)
+        if policy_clip.dual is not None and advantage < 0:
+            surrogate = torch.maximum(surrogate, policy_clip.dual * a)
     else:
         surrogate = r.detach().clamp(max=2.0) * a * s
     (want,) = torch.autograd.grad(surrogate.sum(), s)
-    torch.testing.assert_close(a * update(a, ratio), want)
+    torch.testing.assert_close(a * policy_clip(a, ratio), want)
 
 
 def test_clip_golden_values() -> None:
@@ -165,7 +182,7 @@ def test_missing_log_probabilities_are_masked_never_filled() -> None:
     scores = scored(3, loss=torch.tensor([7.0, 2.0, NAN]), logp_student=[-1.0, -1.0, -1.0])
     for term in (
         imitation(weights=(ImportanceRatio(),)),
-        imitation(advantage=LogRatio(), update=PPOClip()),
+        imitation(advantage=LogRatio(), policy_clip=PPOClip()),
         imitation(masks=(Sampled(),)),
     ):
         assert term.keep(some).tolist() == [False, True, False]
@@ -187,7 +204,7 @@ def test_missing_log_probabilities_are_masked_never_filled() -> None:
     ],
 )
 def test_weights(weight: Weight, want: list[float]) -> None:
-    some = rows([2, 1], [Answer(), Answer(age=20.0)])
+    some = rows([2, 1], [AnswerInfo(), AnswerInfo(age=20.0)])
     scores = scored(3, entropy_teacher=[0.7, 0.9, 1.5], entropy_student=[0.1, 0.8, 2.0])
     assert weight(scores, some, torch.ones(3, dtype=torch.bool)).tolist() == pytest.approx(want)
     assert imitation(weights=(weight,)).count(some) == 2  # a weight of 0 still counts below
@@ -245,22 +262,22 @@ def test_the_entropy_bonus_goes_through_the_loss_stage() -> None:
 
 
 def test_only_gold_is_imitated_by_the_gold_mix() -> None:
-    some = rows([2, 3], [Answer(kind=GOLD), Answer(kind="follow_up")])
+    some = rows([2, 3], [AnswerInfo(kind=GOLD), AnswerInfo(kind="follow_up")])
     assert gold_mix(0.5).keep(some).tolist() == [True, True, False, False, False]
 
 
 def test_which_teachers_are_frozen_and_which_move() -> None:
-    code = Routed(routes=(("code", BASE), ("math", Average())))
-    assert [t.frozen for t in (BASE, START, Average(), code, Routed(routes=(("code", BASE),)))] == [
+    code = Routed(routes=(("code", BASE), ("math", EMA())))
+    assert [t.frozen for t in (BASE, START, EMA(), code, Routed(routes=(("code", BASE),)))] == [
         True,
         True,
         False,
         False,
         True,
     ]
-    assert [t.moving for t in (BASE, Average(), Copy(), code)] == [False, True, True, False]
-    assert (code.of("code"), code.of("math"), code.of(None)) == (BASE, Average(), START)
-    assert len({BASE, code, Average(), Average(rate=0.1)}) == 4
+    assert [t.moving for t in (BASE, EMA(), Copy(), code)] == [False, True, True, False]
+    assert (code.of("code"), code.of("math"), code.of(None)) == (BASE, EMA(), START)
+    assert len({BASE, code, EMA(), EMA(rate=0.1)}) == 4
 
 
 def test_advantages_say_what_they_need() -> None:

@@ -23,12 +23,11 @@ from afterword.learn.diagnostics import log_probs
 from afterword.learn.loss.loss_stage import Scores, token_losses
 from afterword.learn.loss.terms import Term
 from afterword.learn.loss.tiles import tile_of
-from afterword.learn.loss.token_batch import Answer, Group, Rows, layout
+from afterword.learn.loss.token_batch import AnswerInfo, Group, TokenBatch, layout
 from afterword.learn.parts.contexts import CONTEXTS, Context
 from afterword.learn.parts.divergences import Estimator, Follows, ForwardKL, ReverseKL
-from afterword.learn.parts.routes import ByKind
 from afterword.learn.parts.teachers import START, External
-from afterword.learn.parts.weights import Cap
+from afterword.learn.parts.weights import ByKind, Cap
 from afterword.learn.recipes import RECIPES, Recipe, recipe
 from afterword.model.head import Head, head_of
 from afterword.model.loading import load_model, load_tokenizer
@@ -96,7 +95,7 @@ def scores_of(lab: Lab, term: Term, rows: Sequence[Encoded], student: Tensor, id
     )  # fmt: skip
 
 
-def layout_of(lab: Lab, rows: Sequence[Encoded]) -> Rows:
+def layout_of(lab: Lab, rows: Sequence[Encoded]) -> TokenBatch:
     """The layout of these rows; each answer is judged, its group had other rewards, and it was sampled by a policy
     a little away from the student."""
     answers, served = [], []
@@ -248,7 +247,7 @@ def test_6_what_has_no_privileged_text_counts_nowhere(lab: Lab, name: str) -> No
     one = made(name)
     rows = lab.rows(one)
     mute = [dataclasses.replace(r, privileged=False) for r in rows]
-    unjudged = dataclasses.replace(layout_of(lab, rows), answers=(Answer(),) * len(rows))
+    unjudged = dataclasses.replace(layout_of(lab, rows), answers=(AnswerInfo(),) * len(rows))
     assert all(t.count(unjudged) == 0 for t in one.terms if t.advantage is not None and t.advantage.needs_reward)
     unknown = dataclasses.replace(layout_of(lab, rows), served=torch.full_like(layout_of(lab, rows).served, math.nan))
     assert all((t.count(unknown) == 0) is t.needs_served for t in one.terms)

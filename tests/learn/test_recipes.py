@@ -11,9 +11,8 @@ from tests.learn.recipe_inputs import INPUTS
 
 from afterword.errors import ConfigError
 from afterword.learn.loss.terms import Term
-from afterword.learn.parts.advantages import LogRatio
+from afterword.learn.parts.advantages import LogRatio, PPOClip, Truncated
 from afterword.learn.parts.anchors import entropy_bonus, gold_mix, imitation, kl_to_base
-from afterword.learn.parts.clipping import PPOClip, Truncated
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import (
     FORWARD_KL,
@@ -29,7 +28,7 @@ from afterword.learn.parts.divergences import (
 from afterword.learn.parts.schedules import Linear
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolation, GeometricBridge, Temperature
-from afterword.learn.parts.teachers import BASE, LIVE, START, Average, Copy, External, Released, Routed, TrustRegion
+from afterword.learn.parts.teachers import BASE, EMA, LIVE, START, Copy, External, Released, Routed, TrustRegion
 from afterword.learn.parts.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio
 from afterword.learn.recipes import RECIPES, Lora, Recipe, describe, recipe, sdpo_interactions, sft
 from afterword.learn.recipes.validate import advice, validate
@@ -129,12 +128,12 @@ def compared(**changes: Any) -> Recipe:
         (single(estimator=PolicyGradient(), support=TopK(16)), "leave out TopK"),
         (single(support=TopK(0)), "k of at least 1"),
         (single(estimator=SkewForwardKL(1.0)), "use ForwardKL or ReverseKL there"),
-        (single(update=PPOClip()), "a PPO clip needs an advantage"),
-        (single(estimator=PolicyGradient(), update=PPOClip(low=1.5)), "low=1.5 must be a share"),
+        (single(policy_clip=PPOClip()), "a PPO clip needs an advantage"),
+        (single(estimator=PolicyGradient(), policy_clip=PPOClip(low=1.5)), "low=1.5 must be a share"),
         (single(estimator=NegativeLogLikelihood(), context=CONTEXTS["none"], teacher=None, advantage=LogRatio()),
          "it compares with a teacher"),
-        (single(teacher=Average(), context=CONTEXTS["none"]), "equals it, the loss is 0"),
-        (single(teacher=Average(rate=0.0)), "rate=0.0 must be a share above 0"),
+        (single(teacher=EMA(), context=CONTEXTS["none"]), "equals it, the loss is 0"),
+        (single(teacher=EMA(rate=0.0)), "rate=0.0 must be a share above 0"),
         (single(teacher=TrustRegion(bound=0.0)), "bound=0.0 must be a number above 0"),
         (single(teacher=Copy(every=0)), "every=0 must be a whole number of at least 1"),
         (single(teacher=Released()), r"train\.teacher"),
@@ -149,12 +148,13 @@ def compared(**changes: Any) -> Recipe:
         (compared(estimator=NegativeLogLikelihood(), teacher=None, weights=(EntropyGate(),)), "there is no teacher"),
         (compared(estimator=NegativeLogLikelihood(), teacher=None, weights=(ChangedTokens(),)),
          "imitate most what the user edited away: leave out ChangedTokens"),
-        (compared(estimator=PolicyGradient(), update=PPOClip(), target=Extrapolation(), reference=START),
+        (compared(estimator=PolicyGradient(), policy_clip=PPOClip(), target=Extrapolation(), reference=START),
          "the advantage towards Extrapolation: use Truncated"),
-        (compared(estimator=K2(), update=PPOClip(), target=GeometricBridge(0.8), target_schedule=Linear()),
+        (compared(estimator=K2(), policy_clip=PPOClip(), target=GeometricBridge(0.8), target_schedule=Linear()),
          "the advantage towards GeometricBridge: use Truncated"),
-        (compared(estimator=PolicyGradient(floor=0.5), update=PPOClip()), "a floor above 0"),
-        (compared(estimator=NegativeLogLikelihood(), teacher=None, update=PPOClip()), "NegativeLogLikelihood has none"),
+        (compared(estimator=PolicyGradient(floor=0.5), policy_clip=PPOClip()), "a floor above 0"),
+        (compared(estimator=NegativeLogLikelihood(), teacher=None, policy_clip=PPOClip()),
+         "NegativeLogLikelihood has none"),
         (compared(estimator=PolicyGradient(), target=Temperature(2.0)), "sampled at temperature 1: leave out Temp"),
         (compared(estimator=K2(), target=Temperature(0.7)), "or use a full-vocabulary divergence"),
         (compared(estimator=ReverseKL(), support=TopK(16, "teacher", "teacher")), r"KL\(S\|\|T\) is infinite: use"),
@@ -205,7 +205,7 @@ def test_advice_is_given_where_something_was_seen_to_go_wrong() -> None:
     assert "variance" in said
     stale = single(estimator=NegativeLogLikelihood(), advantage=LogRatio())
     assert "own samples" in advice(dataclasses.replace(stale, passes=2))[0]
-    clipped = single(estimator=NegativeLogLikelihood(), advantage=LogRatio(), update=PPOClip())
+    clipped = single(estimator=NegativeLogLikelihood(), advantage=LogRatio(), policy_clip=PPOClip())
     assert advice(dataclasses.replace(clipped, passes=2)) == []
 
 
@@ -217,9 +217,11 @@ def test_useful_combinations_are_not_refused() -> None:
     validate(compared(estimator=K2()))
     validate(compared(estimator=ReverseKL(), target=Temperature(2.0)))
     validate(compared(support=TopK(16, "teacher", "teacher")))
-    validate(compared(estimator=NegativeLogLikelihood(), advantage=LogRatio(low=-1.72, high=0.0), update=PPOClip()))
-    validate(compared(estimator=PolicyGradient(floor=-1.72), update=PPOClip()))
-    validate(compared(estimator=PolicyGradient(), update=Truncated(), target=Extrapolation(), reference=START))
+    validate(
+        compared(estimator=NegativeLogLikelihood(), advantage=LogRatio(low=-1.72, high=0.0), policy_clip=PPOClip())
+    )
+    validate(compared(estimator=PolicyGradient(floor=-1.72), policy_clip=PPOClip()))
+    validate(compared(estimator=PolicyGradient(), policy_clip=Truncated(), target=Extrapolation(), reference=START))
     validate(Recipe(name="x", terms=(*sdpo_interactions().terms, entropy_bonus(0.01))))
-    validate(single(teacher=Average(), weights=(ImportanceRatio(),), support=TopK(20, remainder="tail")))
+    validate(single(teacher=EMA(), weights=(ImportanceRatio(),), support=TopK(20, remainder="tail")))
     validate(Recipe(name="x", terms=(*sdpo_interactions().terms, imitation(0.1))))

@@ -20,7 +20,7 @@ from afterword.learn.recipes.validate import validate
 
 DEFAULT = "sdpo-interactions"
 DEFAULTS = {"teacher": teachers.START, "estimator": divergences.FORWARD_KL, "schedule": schedules.CONSTANT,
-            "average": weights.PER_SEQUENCE, "lora": Lora()}  # fmt: skip
+            "reduction": weights.SEQUENCE_MEAN, "lora": Lora()}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,10 @@ DEFAULTS = {"teacher": teachers.START, "estimator": divergences.FORWARD_KL, "sch
         ("teacher", "start", teachers.START),
         ("teacher", "base", teachers.BASE),
         ("teacher", "live", teachers.LIVE),
-        ("teacher", "average", teachers.Average()),
-        ("teacher", "average:0.01", teachers.Average(rate=0.01)),
-        ("teacher", "average: rate = 0.01, rank=8", teachers.Average(rate=0.01, rank=8)),
-        ("teacher", "average:0.01,rank=none", teachers.Average(rate=0.01)),
+        ("teacher", "ema", teachers.EMA()),
+        ("teacher", "ema:0.01", teachers.EMA(rate=0.01)),
+        ("teacher", "ema: rate = 0.01, rank=8", teachers.EMA(rate=0.01, rank=8)),
+        ("teacher", "ema:0.01,rank=none", teachers.EMA(rate=0.01)),
         ("teacher", "trust:bound=0.2", teachers.TrustRegion(bound=0.2)),
         ("teacher", "copy:20", teachers.Copy(every=20)),
         ("teacher", "released:/home/a=b/adapter", teachers.Released(folder="/home/a=b/adapter")),
@@ -54,8 +54,8 @@ DEFAULTS = {"teacher": teachers.START, "estimator": divergences.FORWARD_KL, "sch
         ("schedule", "cosine", schedules.Cosine()),
         ("schedule", "switch:0.5,after=0.2", schedules.Switch(0.5, after=0.2)),
         ("schedule", "on-metric:overlap,threshold=0.8,above=true", schedules.OnMetric("overlap", 0.8, above=True)),
-        ("average", "per-token", weights.PER_TOKEN),
-        ("average", "per-sequence", weights.PER_SEQUENCE),
+        ("reduction", "token-mean", weights.TOKEN_MEAN),
+        ("reduction", "sequence-mean", weights.SEQUENCE_MEAN),
         ("where", "system", CONTEXTS["system"]),
         ("lora", "lora:rank=8,targets=.*(q_proj|v_proj)", Lora(rank=8, targets=".*(q_proj|v_proj)")),
     ],
@@ -75,14 +75,14 @@ def test_every_name_is_read_by_some_test() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"teacher": "averge"}, r"teacher='averge' names no part: did you mean 'average'\? use one of start, base"),
-        ({"teacher": "AVERAGE"}, "did you mean 'average'"),
+        ({"teacher": "eam"}, r"teacher='eam' names no part: did you mean 'ema'\? use one of start, base"),
+        ({"teacher": "EMA"}, "did you mean 'ema'"),
         ({"teacher": ""}, "names no part: use one of"),
         ({"teacher": "start:1"}, "takes nothing after it, write 'start' alone"),
-        ({"teacher": "average:rte=1"}, r"'average' cannot take 'rte=1': it takes rate, rank as NAME=VALUE"),
-        ({"teacher": "average:0.1,0.2"}, "cannot take '0.2'"),
-        ({"teacher": "average:0.1,rate=0.2"}, "cannot take 'rate=0.2'"),
-        ({"teacher": "average:weights=base"}, "cannot take 'weights=base'"),
+        ({"teacher": "ema:rte=1"}, r"'ema' cannot take 'rte=1': it takes rate, rank as NAME=VALUE"),
+        ({"teacher": "ema:0.1,0.2"}, "cannot take '0.2'"),
+        ({"teacher": "ema:0.1,rate=0.2"}, "cannot take 'rate=0.2'"),
+        ({"teacher": "ema:weights=base"}, "cannot take 'weights=base'"),
         ({"teacher": "released"}, "lacks folder: write released:folder"),
         ({"estimator": "forward-kl:1"}, "it takes nothing"),
         ({"schedule": "switch:before=1"}, "lacks at: write switch:at,before=1.0,after=0.0"),
@@ -101,9 +101,9 @@ def test_what_is_no_part_is_told_with_what_is(given: dict[str, Any], says: str) 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"teacher": "average:fast"}, "Average.rate='fast' must be a number"),
-        ({"teacher": "average:2"}, "Average.rate=2 must be a share above 0"),
-        ({"teacher": "average:NaN"}, "Average.rate=nan must be"),
+        ({"teacher": "ema:fast"}, "EMA.rate='fast' must be a number"),
+        ({"teacher": "ema:2"}, "EMA.rate=2 must be a share above 0"),
+        ({"teacher": "ema:NaN"}, "EMA.rate=nan must be"),
         ({"schedule": "linear:floor=3"}, "Linear.floor=3 must be a number from 0 to 1"),
         ({"estimator": "jsd:1"}, "use ForwardKL or ReverseKL there"),
         ({"estimator": "k1"}, "use PolicyGradient or K2"),
@@ -116,7 +116,7 @@ def test_values_in_words_are_held_to_the_same_bounds(given: dict[str, Any], says
         validate(recipe(DEFAULT, **given))
 
 
-@given(st.text(max_size=30), st.sampled_from(["teacher", "estimator", "schedule", "where", "average", "lora"]))
+@given(st.text(max_size=30), st.sampled_from(["teacher", "estimator", "schedule", "where", "reduction", "lora"]))
 def test_any_text_is_a_part_or_refused(text: str, key: str) -> None:
     try:
         validate(recipe(DEFAULT, **{key: text}))
@@ -145,7 +145,7 @@ def test_every_option_set_to_its_own_default_changes_nothing(name: str) -> None:
 def test_the_page_writes_parts_as_they_are_read() -> None:
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
     read_from_page = 0
-    for key in ("teacher", "estimator", "schedule", "average", "lora"):
+    for key in ("teacher", "estimator", "schedule", "reduction", "lora"):
         row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` |"))
         names = next(names for names in SLOTS.values() if word(DEFAULTS[key]) in names)
         parts = [text for text in re.findall(r"`([^`]+)`", row)[1:] if text.partition(":")[0] in names]
@@ -153,3 +153,17 @@ def test_the_page_writes_parts_as_they_are_read() -> None:
         assert len(made) >= len(names) - 2  # k1 and k3 cannot be trained
         read_from_page += len(made)
     assert read_from_page >= 24
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"teacher": "average:0.01,rank=8"}, {"teacher": "ema:0.01,rank=8"}),
+        ({"teacher": "average"}, {"teacher": "ema"}),
+        ({"average": "per-token"}, {"reduction": "token-mean"}),
+        ({"reduction": "per-sequence"}, {"reduction": "sequence-mean"}),
+    ],
+)
+def test_names_of_the_version_before_are_read_with_a_warning(old: dict[str, Any], new: dict[str, Any]) -> None:
+    with pytest.warns(FutureWarning, match="is now called"):
+        assert recipe(DEFAULT, **old) == recipe(DEFAULT, **new)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from afterword.learn.loss.loss_stage import Distance
 from afterword.learn.loss.tiles import tile_of
-from afterword.learn.loss.token_loss import Distance
 from afterword.learn.parts.divergences import (
     FORWARD_KL,
     JSD,

@@ -8,15 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from afterword.learn.loss.loss_stage import Scores
-from afterword.learn.loss.monitors import COLUMNS
+from afterword.learn.loss.loss_stage import COLUMNS, Scores
 from afterword.learn.loss.terms import Term, objective
-from afterword.learn.loss.token_batch import Rows, layout
+from afterword.learn.loss.token_batch import TokenBatch, layout
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import FORWARD_KL
 from afterword.learn.parts.schedules import Constant, Linear
 from afterword.learn.parts.teachers import BASE, START
-from afterword.learn.parts.weights import PerSequence, PerToken
+from afterword.learn.parts.weights import SequenceMean, TokenMean
 
 
 def term(**changes: object) -> Term:
@@ -29,15 +28,15 @@ def scores(losses: Tensor) -> Scores:
     return Scores(losses, *[nothing] * (len(COLUMNS) - 1))
 
 
-def value(one: Term, losses: Tensor, rows: Rows) -> float:
+def value(one: Term, losses: Tensor, rows: TokenBatch) -> float:
     return one.value(scores(losses), rows, one.count(rows)).item()
 
 
 def test_sequences_count_the_same_or_tokens_do() -> None:
     rows = layout([1, 3], [1.0, 1.0], [True, True])
     losses = torch.tensor([8.0, 1.0, 2.0, 3.0])
-    assert value(term(average=PerSequence()), losses, rows) == pytest.approx((8 + 2) / 2)
-    assert value(term(average=PerToken()), losses, rows) == pytest.approx(14 / 4)
+    assert value(term(reduction=SequenceMean()), losses, rows) == pytest.approx((8 + 2) / 2)
+    assert value(term(reduction=TokenMean()), losses, rows) == pytest.approx(14 / 4)
 
 
 def test_strength_is_in_the_numerator_only() -> None:
@@ -97,8 +96,8 @@ def test_the_split_of_a_batch_does_not_matter(
     strength = torch.rand(n, generator=generator).tolist()
     privileged = [bool(x) for x in torch.randint(2, (n,), generator=generator)]
     losses = [torch.rand(k, generator=generator) for k in lengths]
-    one = term(skip_first=skip, average=PerToken() if tokens else PerSequence(), scale=0.5)
-    anchor = term(context=CONTEXTS["none"], teacher=BASE, average=PerToken())
+    one = term(skip_first=skip, reduction=TokenMean() if tokens else SequenceMean(), scale=0.5)
+    anchor = term(context=CONTEXTS["none"], teacher=BASE, reduction=TokenMean())
     whole = layout(lengths, strength, privileged)
     counts = [t.count(whole) for t in (one, anchor)]
 

@@ -19,11 +19,10 @@ from transformers import (
 )
 
 from afterword.model import attention_kernel
-from afterword.model.deltas import Delta
-from afterword.model.fused_layer import Layer
-from afterword.model.lora import lean, live_deltas, overlaid
-from afterword.model.module_patching import leaner
-from afterword.model.packing import Read, hidden_after, hidden_states, packed
+from afterword.model.fused_layer import FusedLayer
+from afterword.model.lora import Delta, live_deltas, overlaid, patch_lora_layers
+from afterword.model.module_patching import patch_modules
+from afterword.model.packing import ReadBatch, hidden_states, hidden_states_after, packed
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -64,13 +63,13 @@ def states_and_gradients(model: Any) -> list[torch.Tensor]:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the layers that were computed whole."""
     numbers: list[int] = []
-    plain = Layer.read
+    plain = FusedLayer.read
 
-    def counting(self: Layer, x: torch.Tensor) -> Any:
+    def counting(self: FusedLayer, x: torch.Tensor) -> Any:
         numbers.append(self.number)
         return plain(self, x)
 
-    monkeypatch.setattr(Layer, "read", counting)
+    monkeypatch.setattr(FusedLayer, "read", counting)
     return numbers
 
 
@@ -79,8 +78,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_lora_says_and_learns_what_peft_does(name: str, targets: str | list[str], read: list[int]) -> None:
     model = adapted(name, targets)
     before = states_and_gradients(model)
-    leaner(model.get_base_model())
-    lean(model)
+    patch_modules(model.get_base_model())
+    patch_lora_layers(model)
     read.clear()
     for now, then in zip(states_and_gradients(model), before, strict=True):
         torch.testing.assert_close(now, then, atol=1e-5, rtol=1e-4)  # their norms are float32
@@ -97,8 +96,8 @@ def test_lora_says_and_learns_what_peft_does(name: str, targets: str | list[str]
 def test_an_update_laid_over_gives_the_bits_of_training(read: list[int]) -> None:
     """A teacher of the student's weights says the very same; a dense update goes layer by layer."""
     model = adapted("llama", "all-linear", torch.bfloat16)
-    leaner(model.get_base_model())
-    layers = lean(model)
+    patch_modules(model.get_base_model())
+    layers = patch_lora_layers(model)
     want = hidden_states(model, packed(PAIRS)).detach()
     deltas = live_deltas(layers, "default")
     read.clear()
@@ -117,8 +116,8 @@ def test_what_was_read_is_not_read_again(monkeypatch: pytest.MonkeyPatch, read: 
     """Prompts that part early, late, at once, by length alone, or not at all; only what is new is computed."""
     monkeypatch.setattr(attention_kernel, "_BLOCK", block)
     model = adapted("llama", "all-linear")
-    leaner(model.get_base_model())
-    lean(model)
+    patch_modules(model.get_base_model())
+    patch_lora_layers(model)
     old = [
         ((1, 2, 3, 4), (4, 5)),
         ((7,), (8, 9)),
@@ -128,13 +127,13 @@ def test_what_was_read_is_not_read_again(monkeypatch: pytest.MonkeyPatch, read: 
         ((1, 2), (3, 4)),
     ]
     new = [((1, 2, 9, 9, 4), (4, 5)), ((7,), (8, 9)), ((3, 2), (7,)), ((9, 8, 7, 6), (1, 2)), ((5,), (6,)), ((1, 2, 3, 4, 3), (3, 4))]  # fmt: skip  # noqa: E501
-    kept: attention_kernel.Kept = {}
+    kept: attention_kernel.KeyValues = {}
     with torch.no_grad():
         states = hidden_states(model, packed(old), kept)
         want = hidden_states(model, packed(new))
         ids: list[int] = []
         hook = model.get_input_embeddings().register_forward_hook(lambda _, args, __: ids.append(args[0].numel()))
-        got = hidden_after(model, new, Read(old, states, kept))
+        got = hidden_states_after(model, new, ReadBatch(old, states, kept))
         hook.remove()
     torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
     assert torch.equal(got[2:4], states[2:4])
@@ -150,14 +149,16 @@ def test_only_layers_that_compute_just_this_are_taken_whole(name: str) -> None:
         "gelu": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu")),
     }
     model = makers.get(name, MODELS["llama"])().eval().requires_grad_(name == "trained")
-    assert ("layers.0" in leaner(model)) == (name == "llama")
+    assert ("layers.0" in patch_modules(model)) == (name == "llama")
 
 
 def test_a_model_of_other_layers_reads_everything_again() -> None:
     model = adapted("llama", "all-linear")  # its layers were never told
-    kept: attention_kernel.Kept = {}
+    kept: attention_kernel.KeyValues = {}
     with torch.no_grad():
         states = hidden_states(model, packed(PAIRS), kept)
         new = [((5, *prompt), completion) for prompt, completion in PAIRS]
         assert kept == {}
-        assert torch.equal(hidden_after(model, new, Read(PAIRS, states, kept)), hidden_states(model, packed(new)))
+        assert torch.equal(
+            hidden_states_after(model, new, ReadBatch(PAIRS, states, kept)), hidden_states(model, packed(new))
+        )

@@ -64,16 +64,16 @@ def test_a_model_says_and_learns_the_same(name: str) -> None:
             parameter.add_(torch.rand_like(parameter))
     model.requires_grad_(False)
     before = states_and_gradients(model)
-    taken = {n.rsplit(".", 1)[-1] for n in module_patching.leaner(model)}
+    taken = {n.rsplit(".", 1)[-1] for n in module_patching.patch_modules(model)}
     assert taken == known | ({"norm"} if "input_layernorm" in known else set())
     for now, then in zip(states_and_gradients(model), before, strict=True):
         torch.testing.assert_close(now, then, atol=1e-5, rtol=1e-4)  # their norms are float32
-    assert module_patching.leaner(model) == []
+    assert module_patching.patch_modules(model) == []
 
 
 def test_a_trained_norm_goes_its_own_way() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
-    assert "norm" in module_patching.leaner(model)
+    assert "norm" in module_patching.patch_modules(model)
     torch.autograd.backward(hidden_states(model, packed(PAIRS)).sum())
     assert model.model.norm.weight.grad is not None
 
@@ -84,7 +84,7 @@ def test_outside_a_row_attention_is_the_models_own(dtype: torch.dtype) -> None:
     ids = torch.tensor([[3, 9, 27, 31], [3, 9, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     want = model(ids, attention_mask=mask).logits
-    assert module_patching.leaner(model)
+    assert module_patching.patch_modules(model)
     near = {torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
     got = model(ids, attention_mask=mask).logits
     assert (got - want).norm() <= near * want.norm()
@@ -110,7 +110,7 @@ def test_gradients_of_attention(monkeypatch: pytest.MonkeyPatch, heads: int, key
     monkeypatch.setattr(attention_kernel, "_BLOCK", 3)
     monkeypatch.setattr(attention_kernel, "_KEPT", 4)
     sizes, width = (7, 1, 4), 6
-    turns = (torch.randn(12, width).double(), torch.randn(12, width).double()) if turned else None
+    rotary = (torch.randn(12, width).double(), torch.randn(12, width).double()) if turned else None
     inputs = (doubles(12, heads, width), doubles(12, keys, width), doubles(12, keys, 5))
-    way = attention_kernel.Way(sizes, 0.3, turns)
-    assert torch.autograd.gradcheck(lambda q, k, v: attention.attend(q, k, v, way), inputs)
+    layout = attention_kernel.AttentionLayout(sizes, 0.3, rotary)
+    assert torch.autograd.gradcheck(lambda q, k, v: attention.attend(q, k, v, layout), inputs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from afterword.model.packing import Read, hidden_after, hidden_states, packed
+from afterword.model.packing import ReadBatch, hidden_states, hidden_states_after, packed
 from afterword.model.rotary import sequence_lengths, switch_length
 
 SWITCH = 24
@@ -52,8 +52,8 @@ def test_what_goes_on_over_the_switch_is_read_from_its_start(phi: Any) -> None:
     prompt, completion = pair(3, 8, 6)
     longer = [*prompt[:-1], *pair(11, 20, 0)[0], prompt[-1]]
     kept: Any = {}
-    read = Read([(prompt, completion)], hidden_states(phi, packed([(prompt, completion)]), kept), kept)
-    got = hidden_after(phi, [(longer, completion)], read)
+    read = ReadBatch([(prompt, completion)], hidden_states(phi, packed([(prompt, completion)]), kept), kept)
+    got = hidden_states_after(phi, [(longer, completion)], read)
     torch.testing.assert_close(got, own(phi, longer, completion), atol=1e-4, rtol=1e-4)
 
 

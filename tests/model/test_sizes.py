@@ -13,7 +13,7 @@ from afterword.config import EvaluateConfig
 from afterword.errors import ModelError
 from afterword.evaluate.comparison.answers import Arm
 from afterword.evaluate.comparison.comparison import Comparison
-from afterword.model.sizes import longest_context, model_sizes
+from afterword.model.loading import longest_context, model_sizes
 
 LLAMA = transformers.LlamaConfig(vocab_size=300, max_position_embeddings=512)
 CONFIGS: dict[str, Any] = {

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from afterword.chat.render import encode
 from afterword.learn.parts.anchors import imitation
-from afterword.learn.parts.routes import ByKind
+from afterword.learn.parts.weights import ByKind
 from afterword.learn.recipes import Recipe, recipe, sdpo_interactions, sft
 from afterword.model.loading import load_tokenizer
 from afterword.train.artifact import TrainResult

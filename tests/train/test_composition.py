@@ -14,9 +14,8 @@ from afterword.errors import ConfigError
 from afterword.learn.loss.loss_stage import Scores
 from afterword.learn.loss.terms import Term
 from afterword.learn.loss.token_batch import layout
-from afterword.learn.parts.advantages import FeedbackPolarity, LogRatio, ReturnToGo
+from afterword.learn.parts.advantages import NO_CLIP, FeedbackPolarity, LogRatio, PPOClip, ReturnToGo, Truncated
 from afterword.learn.parts.anchors import GOLD, gold_mix
-from afterword.learn.parts.clipping import PLAIN, PPOClip, Truncated
 from afterword.learn.parts.contexts import CONTEXTS, with_template, with_text
 from afterword.learn.parts.divergences import (
     JSD,
@@ -27,19 +26,21 @@ from afterword.learn.parts.divergences import (
     ReverseKL,
     SkewForwardKL,
 )
-from afterword.learn.parts.routes import EVERYTHING, ByCorrectness, NotKind
 from afterword.learn.parts.supports import FULL, TopK
 from afterword.learn.parts.targets import Extrapolation, GeometricBridge, Temperature
 from afterword.learn.parts.teachers import BASE, LIVE, START
 from afterword.learn.parts.weights import (
-    PER_SEQUENCE,
-    PER_TOKEN,
+    EVERYTHING,
+    SEQUENCE_MEAN,
+    TOKEN_MEAN,
+    ByCorrectness,
     Cap,
     ChangedTokens,
     EntropyGate,
     ImportanceRatio,
     InteractionWeight,
     LeastRatio,
+    NotKind,
     Position,
     Prefix,
     TopEntropy,
@@ -97,13 +98,13 @@ def drawn(dice: Random, name: str) -> Term:
             estimator=estimator,
             teacher=dice.choice((START, BASE, LIVE)) if reads else None,
             context=dice.choice(WHERE) if reads else CONTEXTS["none"],
-            average=dice.choice((PER_TOKEN, PER_SEQUENCE)),
+            reduction=dice.choice((TOKEN_MEAN, SEQUENCE_MEAN)),
             support=FULL if plain or target is not None else dice.choice(SUPPORTS),
             route=dice.choice((EVERYTHING, NotKind((GOLD,)), ByCorrectness(False))),
             weights=(InteractionWeight(), *dice.sample(WEIGHTS, dice.randint(0, 2))),
             masks=(Prefix(9),) if dice.random() < 0.3 else (),
             advantage=advantage,
-            update=dice.choice((PPOClip(), Truncated())) if plain and dice.random() < 0.5 else PLAIN,
+            policy_clip=dice.choice((PPOClip(), Truncated())) if plain and dice.random() < 0.5 else NO_CLIP,
             skip_first=dice.choice((0, 0, 1, 3)),
             scale=dice.choice((0.0, 0.5, 1.0, 2.0)),
         )

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from tests.train.tiny_model import example
 from afterword.learn.recipes import sdpo_interactions
-from afterword.learn.parts.teachers import Average, TrustRegion
+from afterword.learn.parts.teachers import EMA, TrustRegion
 from afterword.train.loop import train_candidate
 
 model, folder = sys.argv[1], Path(sys.argv[2])

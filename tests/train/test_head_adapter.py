@@ -13,7 +13,7 @@ import torch
 from afterword.errors import ConfigError
 from afterword.evaluate.scoring.adapter_scorer import Models
 from afterword.learn.parts.contexts import CONTEXTS
-from afterword.learn.parts.teachers import BASE, LIVE, START, Average, Copy, Released, Routed, Teacher
+from afterword.learn.parts.teachers import BASE, EMA, LIVE, START, Copy, Released, Routed, Teacher
 from afterword.learn.recipes import Lora, Recipe, sdpo_interactions
 from afterword.model.loading import load_model, load_tokenizer
 from afterword.train.artifact import TrainResult
@@ -64,7 +64,7 @@ def moved(model: str, recipe: Recipe) -> Policy:
     return policy
 
 
-@pytest.mark.parametrize("teacher", [BASE, START, LIVE, Average(rate=0.3), Copy(every=1)], ids=lambda t: t.key)
+@pytest.mark.parametrize("teacher", [BASE, START, LIVE, EMA(rate=0.3), Copy(every=1)], ids=lambda t: t.key)
 def test_loss_and_gradients_are_those_of_the_models_own_logits(model: str, teacher: Teacher) -> None:
     recipe = sdpo_interactions(**QUICK, teacher=teacher)
     policy = moved(model, recipe)
@@ -157,7 +157,7 @@ def test_fresh_answers_and_kills(model: str, tmp_path: Path) -> None:
             ids.append(int(policy.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
     assert ids[len(prompt) :] == written
 
-    recipe = sdpo_interactions(**{**QUICK, "passes": 1, "fresh": 1}, teacher=Average(rate=0.2))
+    recipe = sdpo_interactions(**{**QUICK, "passes": 1, "fresh": 1}, teacher=EMA(rate=0.2))
     whole = run(model, tmp_path / "whole", recipe, save_every=1)
 
     class Killed(BaseException):

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from tests.train.tiny_model import example
 from afterword.learn.recipes import sdpo_interactions
-from afterword.learn.parts.teachers import BASE, LIVE, START, Average, Copy, Released, Routed, TrustRegion
+from afterword.learn.parts.teachers import BASE, LIVE, START, EMA, Copy, Released, Routed, TrustRegion
 from afterword.train.loop import train_candidate
 
 model, folder, pause = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
@@ -91,12 +91,12 @@ def test_kill_and_resume_is_bit_for_bit_the_same(tmp_path: Path) -> None:
     [
         "LIVE",
         "BASE",
-        "Average(rate=0.1)",
-        "Average(rate=0.1, rank=4)",
+        "EMA(rate=0.1)",
+        "EMA(rate=0.1, rank=4)",
         "TrustRegion(rate=0.3, bound=1e-5)",
         "Copy(every=2)",
         "Released(folder=str(folder.parent / 'released'))",
-        "Routed(routes=(('code', Average(rate=0.2)),), default=Copy(every=3))",
+        "Routed(routes=(('code', EMA(rate=0.2)),), default=Copy(every=3))",
     ],
 )
 def test_every_kind_of_teacher_comes_back_after_a_kill(tmp_path: Path, teacher: str) -> None:

@@ -13,8 +13,7 @@ import pytest
 
 from afterword.errors import ConfigError
 from afterword.learn.loss.terms import Term
-from afterword.learn.parts.advantages import GroupBaseline
-from afterword.learn.parts.clipping import PPOClip
+from afterword.learn.parts.advantages import GroupBaseline, PPOClip
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import NegativeLogLikelihood
 from afterword.learn.recipes import Recipe, sdpo_interactions
@@ -181,7 +180,7 @@ def sampled(**options: Any) -> Recipe:
         teacher=None,
         context=CONTEXTS["none"],
         advantage=FeedbackPolarity(),
-        update=PPOClip(),
+        policy_clip=PPOClip(),
     )
     return Recipe(name="pg", terms=(term,), **{**QUICK, **options})
 

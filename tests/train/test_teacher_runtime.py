@@ -19,9 +19,9 @@ from afterword.learn.parts.schedules import OnMetric
 from afterword.learn.parts.targets import Extrapolation
 from afterword.learn.parts.teachers import (
     BASE,
+    EMA,
     LIVE,
     START,
-    Average,
     Copy,
     External,
     Released,
@@ -76,7 +76,7 @@ def taught(model: str, teacher: Teacher, moved: float = 0.05) -> tuple[Policy, T
 
 
 def test_an_average_follows_the_merged_update(model: str) -> None:
-    teacher = Average(rate=0.2)
+    teacher = EMA(rate=0.2)
     policy, teaching = taught(model, teacher)
     batch = packed(PAIRS)
     assert torch.equal(teaching.side(teacher, batch).states, policy.hidden(batch, "base"))  # it began as the student
@@ -124,7 +124,7 @@ class Saved:
 
 @pytest.mark.parametrize(
     "teacher",
-    [Average(), TrustRegion(), Copy(every=1), Routed(routes=(("code", Average()),), default=LIVE)],
+    [EMA(), TrustRegion(), Copy(every=1), Routed(routes=(("code", EMA()),), default=LIVE)],
     ids=lambda teacher: teacher.weights,
 )
 def test_a_teacher_reads_while_nothing_is_kept_of_the_student(
@@ -156,7 +156,7 @@ def test_a_teacher_reads_while_nothing_is_kept_of_the_student(
 
 
 @pytest.mark.parametrize(
-    "teacher", [Average(rate=0.1), TrustRegion(rate=0.3, bound=1e-5), Copy(every=2), Average(rate=0.1, rank=4)]
+    "teacher", [EMA(rate=0.1), TrustRegion(rate=0.3, bound=1e-5), Copy(every=2), EMA(rate=0.1, rank=4)]
 )
 def test_teachers_and_schedules_resume_bit_for_bit(model: str, tmp_path: Path, teacher: Teacher) -> None:
     made = sdpo_interactions(**{**QUICK, "batch": 2}, teacher=teacher, anchor=0.1)

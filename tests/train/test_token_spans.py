@@ -16,7 +16,7 @@ from afterword.chat.render import Tokenizer, decode
 from afterword.learn.loss.loss_stage import Scores
 from afterword.learn.loss.token_batch import layout
 from afterword.learn.parts.contexts import CONTEXTS
-from afterword.learn.parts.weights import PER_SEQUENCE, PER_TOKEN, Average, ChangedTokens
+from afterword.learn.parts.weights import SEQUENCE_MEAN, TOKEN_MEAN, ChangedTokens, Reduction
 from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.model.loading import load_tokenizer
 from afterword.train.data.batches import rows_of
@@ -106,12 +106,14 @@ def test_changed_tokens_weigh_most_and_an_answer_as_much_as_before() -> None:
 
 
 @pytest.mark.parametrize("changed", [(0, 1), (2, 3), (1, 2), (4,), (0, 1, 2, 3, 4, 5)])
-@pytest.mark.parametrize("average", [PER_SEQUENCE, PER_TOKEN])
-def test_an_answer_counts_as_before_wherever_its_changed_tokens_are(changed: tuple[int, ...], average: Average) -> None:
+@pytest.mark.parametrize("reduction", [SEQUENCE_MEAN, TOKEN_MEAN])
+def test_an_answer_counts_as_before_wherever_its_changed_tokens_are(
+    changed: tuple[int, ...], reduction: Reduction
+) -> None:
     """Two tokens are skipped and one is private: the mean factor over the other three is 1 (an edit among them or
     not), and a changed one of them still counts four times a kept one."""
     rows = layout([6, 2], [1.0, 1.0], [True, True], changed=[changed, ()], private=[(4,), ()])
-    (term,) = sdpo_interactions(skip_first=2, average=average).terms
+    (term,) = sdpo_interactions(skip_first=2, reduction=reduction).terms
     loss = torch.ones(8, requires_grad=True)
     value = term.value(scores_of(loss), rows, term.count(rows))
     value.backward()  # type: ignore[no-untyped-call]

@@ -23,8 +23,7 @@ from afterword.evaluate.scoring.hindsight import CONTEXT
 from afterword.learn.diagnostics import log_probs, readable_ids, unreadable
 from afterword.learn.parts.contexts import fit_hindsight
 from afterword.model.head import head_of
-from afterword.model.loading import load_model, load_tokenizer
-from afterword.model.sizes import longest_context
+from afterword.model.loading import load_model, load_tokenizer, longest_context
 from afterword.records import Interaction, Relevance, Turn, content_hash
 from afterword.store import Store
 

@@ -16,8 +16,7 @@ from afterword.evaluate.comparison.comparison import Check
 from afterword.evaluate.comparison.context_fit import Room
 from afterword.evaluate.comparison.heldout import earlier_wins, held_out, require, trained_on
 from afterword.evaluate.run import chosen, evaluate_candidate
-from afterword.model.loading import load_tokenizer, resolve_model
-from afterword.model.sizes import model_sizes
+from afterword.model.loading import load_tokenizer, model_sizes, resolve_model
 from afterword.records import Candidate, Report
 from afterword.store import Store
 

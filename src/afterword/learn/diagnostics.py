@@ -19,8 +19,8 @@ from afterword.learn.loss.loss_stage import token_losses
 from afterword.learn.parts.contexts import Context, fit_hindsight
 from afterword.learn.parts.divergences import NegativeLogLikelihood
 from afterword.model.head import Head, head_of
+from afterword.model.loading import longest_context
 from afterword.model.packing import Ids, by_budget, hidden_states, packed
-from afterword.model.sizes import longest_context
 from afterword.records import Turn
 
 _ROWS = 1 << 14

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from afterword.model.attention_kernel import After, Kept, Unsupported, Way, backward, forward
+from afterword.model.attention_kernel import AttentionLayout, KeyValues, SharedPrefix, Unsupported, backward, forward
 
 _NAME = "afterword_packed"
 
@@ -26,9 +26,9 @@ _NAME = "afterword_packed"
 class _Row:
     sizes: tuple[int, ...]
     configs: tuple[Any, ...]
-    keep: Kept | None
-    after: After | None
-    ways: list[tuple[Any, Way]] = field(default_factory=list)
+    keep: KeyValues | None
+    after: SharedPrefix | None
+    layouts: list[tuple[Any, AttentionLayout]] = field(default_factory=list)
     """What the layers have asked for so far: mostly all the same."""
 
 
@@ -36,7 +36,9 @@ _READ: ContextVar[_Row | None] = ContextVar("afterword_row", default=None)
 
 
 @contextmanager
-def reading(model: Any, sizes: Sequence[int], keep: Kept | None = None, after: After | None = None) -> Iterator[None]:
+def reading(
+    model: Any, sizes: Sequence[int], keep: KeyValues | None = None, after: SharedPrefix | None = None
+) -> Iterator[None]:
     """Inside, `model` attends only within the sequences of these lengths that make up its one row.
 
     Layers that compute whole (`layers`) put their keys and values into `keep`, and go on `after` others: then the
@@ -93,9 +95,9 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-        way = way_of(scale, None)
-        assert way is not None
-        return attend(q, k, v, way)[None], None
+        layout = attention_layout(scale, None)
+        assert layout is not None
+        return attend(q, k, v, layout)[None], None
     groups = query.shape[1] != key.shape[1]
     parts = [
         F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups)
@@ -107,23 +109,25 @@ def _attend(
 AttentionInterface.register(_NAME, _attend)
 
 
-def way_of(scale: float, turns: tuple[Tensor, Tensor] | None) -> Way | None:
-    """How the row that is being read is attended to, `turns` [1, T, D] as transformers has them; None outside
+def attention_layout(scale: float, rotary: tuple[Tensor, Tensor] | None) -> AttentionLayout | None:
+    """How the row that is being read is attended to, `rotary` [1, T, D] as transformers has them; None outside
     `reading`."""
     row = _READ.get()
     if row is None:
         return None
-    for asked, way in row.ways:
-        if asked[0] == scale and (asked[1] is turns or (asked[1] and turns and asked[1][0] is turns[0])):
-            return way
-    way = Way(row.sizes, scale, None if turns is None else (turns[0][0], turns[1][0]), row.keep, row.after)
-    row.ways.append(((scale, turns), way))
-    return way
+    for asked, layout in row.layouts:
+        if asked[0] == scale and (asked[1] is rotary or (asked[1] and rotary and asked[1][0] is rotary[0])):
+            return layout
+    layout = AttentionLayout(
+        row.sizes, scale, None if rotary is None else (rotary[0][0], rotary[1][0]), row.keep, row.after
+    )
+    row.layouts.append(((scale, rotary), layout))
+    return layout
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -> Tensor:
     """[T, heads, D] of q [T, heads, D], k and v [T, fewer, D] on a CPU, causal within each sequence."""
-    out: Tensor = _Attention.apply(q, k, v, way)  # type: ignore[no-untyped-call]
+    out: Tensor = _Attention.apply(q, k, v, layout)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -131,13 +135,13 @@ class _Attention(torch.autograd.Function):
     """`forward` and `backward` below, for autograd."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
-        ctx.way = way
-        out, kept = forward(q, k, v, way)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -> Tensor:
+        ctx.layout = layout
+        out, kept = forward(q, k, v, layout)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        return *backward(d_out, ctx.saved_tensors, ctx.way), None
+        return *backward(d_out, ctx.saved_tensors, ctx.layout), None

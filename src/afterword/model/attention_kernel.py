@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afterword.model.matmul import product
+from afterword.model.matmul import matmul
 
 _BLOCK = 128
 """Queries that are scored at once, so that little is computed of what no query may see."""
@@ -32,24 +32,25 @@ class Unsupported(Exception):
     """The model wants something of its attention that is not done here: a window, a soft cap, sinks."""
 
 
-Kept = dict[int, tuple[Tensor, Tensor]]
+KeyValues = dict[int, tuple[Tensor, Tensor]]
 """By layer: the keys and values, [S, K, L, D], of a row's sequences, padded."""
 
 
 @dataclass(frozen=True, slots=True)
-class After:
+class SharedPrefix:
     """Sequences that begin as some of another row did, whose keys and values are there already."""
 
-    kept: Kept
+    kept: KeyValues
     rows: tuple[int, ...]
     """For each sequence, the one of that row."""
     lengths: tuple[int, ...]
     """How much of it."""
 
 
-class Way:
-    """How a row is attended to: its sequences one below the other, padded to like length, a scale, and `turns`, cosines
-    and sines [T, D] that turn queries and keys by their places first, as transformers' rotary embedding does.
+class AttentionLayout:
+    """How attention reads a packed row: its sequences padded to one length, the scale, and the rotary embedding.
+
+    `rotary` holds the cosines and sines [T, D] of the positions, as transformers computes them.
 
     Padding never needs a mask of its own: it comes last, where no query looks.
     """
@@ -58,49 +59,49 @@ class Way:
         self,
         sizes: tuple[int, ...],
         scale: float,
-        turns: tuple[Tensor, Tensor] | None,
-        keep: Kept | None = None,
-        after: After | None = None,
+        rotary: tuple[Tensor, Tensor] | None,
+        keep: KeyValues | None = None,
+        after: SharedPrefix | None = None,
     ) -> None:
         self.sizes, self.scale, self.longest, self.keep, self.after = sizes, scale, max(sizes), keep, after
-        self.ahead = 0 if after is None else max(after.lengths)
-        self.level = len(set(sizes)) == 1
+        self.prefix_length = 0 if after is None else max(after.lengths)
+        self.unpadded = len(set(sizes)) == 1
         """Is there no padding?"""
         self._places = torch.cat([torch.arange(n) + i * self.longest for i, n in enumerate(sizes)])
-        self.turns = None if turns is None else _signed(*(self.spread(t[:, None]).transpose(1, 2) for t in turns))
+        self.rotary = None if rotary is None else _signed(*(self.pad(t[:, None]).transpose(1, 2) for t in rotary))
 
-    def spread(self, x: Tensor) -> Tensor:
+    def pad(self, x: Tensor) -> Tensor:
         """[T, h, D] to [S, longest, h, D], zero where there is no token."""
-        if not self.level:
+        if not self.unpadded:
             x = x.new_zeros(len(self.sizes) * self.longest, *x.shape[1:]).index_copy_(0, self._places, x)
         return x.view(len(self.sizes), self.longest, *x.shape[1:])
 
-    def gathered(self, x: Tensor) -> Tensor:
-        """Inverse of `spread`."""
+    def unpad(self, x: Tensor) -> Tensor:
+        """Inverse of `pad`."""
         x = x.reshape(len(self.sizes) * self.longest, *x.shape[2:])
-        return x if self.level else x.index_select(0, self._places)
+        return x if self.unpadded else x.index_select(0, self._places)
 
-    def whole(self, old: Tensor, new: Tensor) -> Tensor:
+    def with_prefix(self, old: Tensor, new: Tensor) -> Tensor:
         """[S, K, ahead + longest, D]: what was there already, up to column `ahead`, and the new [S, K, longest, D]."""
         assert self.after is not None
-        out = new.new_zeros(*new.shape[:2], self.ahead + self.longest, new.shape[-1])
-        out[:, :, self.ahead :] = new
+        out = new.new_zeros(*new.shape[:2], self.prefix_length + self.longest, new.shape[-1])
+        out[:, :, self.prefix_length :] = new
         for i, (row, length) in enumerate(zip(self.after.rows, self.after.lengths, strict=True)):
-            out[i, :, self.ahead - length : self.ahead] = old[row, :, :length]
+            out[i, :, self.prefix_length - length : self.prefix_length] = old[row, :, :length]
         return out
 
     @cached_property
-    def early(self) -> Tensor | None:
+    def prefix_mask(self) -> Tensor | None:
         """[S, 1, 1, ahead] added to the scores: columns before a sequence begins. None where there is none."""
         if self.after is None or len(set(self.after.lengths)) == 1:
             return None
-        first = self.ahead - torch.tensor(self.after.lengths)
-        before = torch.arange(self.ahead) < first[:, None]
+        first = self.prefix_length - torch.tensor(self.after.lengths)
+        before = torch.arange(self.prefix_length) < first[:, None]
         return torch.zeros(before.shape).masked_fill_(before, -torch.inf)[:, None, None]
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, way: Way, layer: int | None = None
+    q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, layer: int | None = None
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """softmax(scale q k') v, causal, in blocks of queries of all sequences; and what `backward` needs of it.
 
@@ -108,37 +109,42 @@ def forward(
     them in bf16, as torch's own attention does. Kept are q and k (turned), v, and the weights of blocks with few keys;
     other weights are computed again. `layer` is the number under which keys and values are kept or found.
     """
-    rows, heads = len(way.sizes), q.shape[1]
-    wide_q, wide_k = _turned(way.spread(q), way.turns).mul_(way.scale), _turned(way.spread(k), way.turns)
-    values = way.spread(v).transpose(1, 2).contiguous()
-    if way.after is not None:
+    rows, heads = len(layout.sizes), q.shape[1]
+    wide_q, wide_k = (
+        _apply_rope(layout.pad(q), layout.rotary).mul_(layout.scale),
+        _apply_rope(layout.pad(k), layout.rotary),
+    )
+    values = layout.pad(v).transpose(1, 2).contiguous()
+    if layout.after is not None:
         if layer is None:
             raise Unsupported("going on after another row's keys and values")
-        wide_k, values = (way.whole(*pair) for pair in zip(way.after.kept[layer], (wide_k, values), strict=True))
+        wide_k, values = (
+            layout.with_prefix(*pair) for pair in zip(layout.after.kept[layer], (wide_k, values), strict=True)
+        )
     kept_k = wide_k.to(k.dtype)
-    if way.keep is not None and layer is not None:
-        way.keep[layer] = kept_k, values
+    if layout.keep is not None and layer is not None:
+        layout.keep[layer] = kept_k, values
     values = values.view(-1, *values.shape[2:])
-    out = q.new_empty(rows, way.longest, heads, v.shape[-1])
+    out = q.new_empty(rows, layout.longest, heads, v.shape[-1])
     kept: list[Tensor | None] = []
-    for block in _blocks(way.longest, way.ahead):
-        weights = block.weights(wide_q, wide_k, v.dtype, way.early)
+    for block in _blocks(layout.longest, layout.prefix_length):
+        weights = block.weights(wide_q, wide_k, v.dtype, layout.prefix_mask)
         got = torch.bmm(weights, values[:, block.keys])
         out[:, block.queries] = got.view(rows, heads, -1, v.shape[-1]).transpose(1, 2)
         kept.append(weights if weights.shape[-1] <= _KEPT else None)
-    return way.gathered(out), (wide_q.to(q.dtype), kept_k, values, *kept)
+    return layout.unpad(out), (wide_q.to(q.dtype), kept_k, values, *kept)
 
 
-def backward(d_out: Tensor, saved: Sequence[Tensor | None], way: Way) -> tuple[Tensor, Tensor, Tensor]:
+def backward(d_out: Tensor, saved: Sequence[Tensor | None], layout: AttentionLayout) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients towards q, k and v [T, ., D] from that towards what `forward` returned, [T, heads, D]."""
     q, k, v, *kept = saved
     assert q is not None and k is not None and v is not None
     wide = torch.promote_types(q.dtype, torch.float32)
     d_q = q.new_empty(q.shape, dtype=wide)
     d_k, d_v = (v.new_zeros(*v.shape[:2], part.shape[-1], dtype=wide) for part in (k, v))
-    d_rows = way.spread(d_out)
+    d_rows = layout.pad(d_out)
     keys = k.view(-1, *k.shape[2:])
-    for block, weights in zip(_blocks(way.longest), kept, strict=True):
+    for block, weights in zip(_blocks(layout.longest), kept, strict=True):
         if weights is None:
             weights = block.weights(q.to(wide), k.to(wide), v.dtype)
         d_o = d_rows[:, block.queries].transpose(1, 2).reshape(len(keys), -1, v.shape[-1])
@@ -149,9 +155,9 @@ def backward(d_out: Tensor, saved: Sequence[Tensor | None], way: Way) -> tuple[T
         d_k[:, block.keys] += torch.bmm(d_scores.transpose(1, 2), _shared(q[:, :, block.queries], len(keys)))
     d_k, d_v = d_k.view(k.shape), d_v.view(*k.shape[:3], -1)
     return (
-        way.gathered(_turned_back(d_q.mul_(way.scale), way.turns, q.dtype)),
-        way.gathered(_turned_back(d_k, way.turns, k.dtype)),
-        way.gathered(d_v.transpose(1, 2)).to(v.dtype),
+        layout.unpad(_apply_rope_backward(d_q.mul_(layout.scale), layout.rotary, q.dtype)),
+        layout.unpad(_apply_rope_backward(d_k, layout.rotary, k.dtype)),
+        layout.unpad(d_v.transpose(1, 2)).to(v.dtype),
     )
 
 
@@ -191,7 +197,7 @@ def _scores(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     if left.dtype != torch.float32:
         return torch.bmm(left, right.transpose(1, 2))
     if _MATMUL is None or dtype == torch.float32:
-        return torch.stack([product(one, other.contiguous()) for one, other in zip(left, right, strict=True)])
+        return torch.stack([matmul(one, other.contiguous()) for one, other in zip(left, right, strict=True)])
     before = _MATMUL.fp32_precision
     _MATMUL.fp32_precision = "bf16"
     try:
@@ -206,23 +212,23 @@ def _signed(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return cos.to(wide), torch.cat((-sin[..., :half], sin[..., half:]), -1).to(wide)
 
 
-def _turned(x: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
+def _apply_rope(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     """[S, n, heads, D] to new [S, heads, n, D], float32 or wider."""
     heads = x.new_empty(
         x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=torch.promote_types(x.dtype, torch.float32)
     )
     heads.copy_(x.transpose(1, 2))
-    if turns is None:
+    if rotary is None:
         return heads
-    other = heads.roll(x.shape[-1] // 2, -1).mul_(turns[1])
-    return heads.mul_(turns[0]).add_(other)
+    other = heads.roll(x.shape[-1] // 2, -1).mul_(rotary[1])
+    return heads.mul_(rotary[0]).add_(other)
 
 
-def _turned_back(gradient: Tensor, turns: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
-    """The gradient of `_turned`: [S, heads, n, D], overwritten, to new [S, n, heads, D]."""
-    if turns is not None:
-        other = (gradient * turns[1]).roll(gradient.shape[-1] // 2, -1)
-        gradient = gradient.mul_(turns[0]).add_(other)
+def _apply_rope_backward(gradient: Tensor, rotary: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
+    """The gradient of `_apply_rope`: [S, heads, n, D], overwritten, to new [S, n, heads, D]."""
+    if rotary is not None:
+        other = (gradient * rotary[1]).roll(gradient.shape[-1] // 2, -1)
+        gradient = gradient.mul_(rotary[0]).add_(other)
     shape = gradient.shape
     back = gradient.new_empty(shape[0], shape[2], shape[1], shape[3], dtype=dtype)
     return back.copy_(gradient.transpose(1, 2))

@@ -3,7 +3,7 @@
 Owns the order of a layer's parts and what is kept of them for the backward pass; the parts are `blocks`', `lora`'s
 and its own norms and gated products. On a CPU a pass over the activations costs as much as a small product: here the
 residual is added within a product, the A's of layers that read the same tensor are one product, and what a pass over
-kept tensors gives again (the normed inputs, the gated product) is not kept. `leaner` decides which layers compute here.
+kept tensors gives again (the normed inputs, the gated product) is not kept. `patch_modules` selects the layers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afterword.model import attention_kernel
-from afterword.model.attention import way_of
-from afterword.model.lora import Product, product_of, products, pulled
+from afterword.model.attention import attention_layout
+from afterword.model.lora import LoraLinearWeights, linear_weights, lora_linear, lora_linear_backward
 
 
-def normed(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """weight x / rms(x) over the last dimension, and 1/rms [.., 1] in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
@@ -29,34 +29,34 @@ def normed(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     return (x * inverse).to(x.dtype).mul_(weight), inverse
 
 
-def normed_back(d_out: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
-    """The gradient towards x from that towards `normed`, plus `add`; the weight is frozen."""
+def rms_norm_backward(d_out: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
+    """The gradient towards x from that towards `rms_norm`, plus `add`; the weight is frozen."""
     even, gradient = x * inverse, d_out * weight.to(inverse.dtype)
     along = (gradient * even).mean(-1, keepdim=True)
     gradient.sub_(even.mul_(along)).mul_(inverse)
     return (gradient if add is None else gradient.add_(add)).to(x.dtype)
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) up."""
     return F.silu(gate).mul_(up)
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class FusedLayer:
     """A decoder layer as it is at the moment: frozen weights, norms (weight, epsilon), and its row."""
 
     first: tuple[Tensor, float]
     second: tuple[Tensor, float]
-    readers: Sequence[Product]
+    readers: Sequence[LoraLinearWeights]
     """q, k, v"""
-    o: Product
-    gates: Sequence[Product]
+    o: LoraLinearWeights
+    gates: Sequence[LoraLinearWeights]
     """gate, up"""
-    down: Product
+    down: LoraLinearWeights
     width: int
     """Of a head."""
-    way: attention_kernel.Way
+    layout: attention_kernel.AttentionLayout
     number: int
 
     @property
@@ -66,18 +66,18 @@ class Layer:
 
     def read(self, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """[T, H] of [T, H], and what `back` needs."""
-        inside, inverse = normed(x, *self.first)
-        qkv, to_qkv = products(inside, self.readers)
+        inside, inverse = rms_norm(x, *self.first)
+        qkv, to_qkv = lora_linear(inside, self.readers)
         del inside
         q, k, v = (t.view(len(x), -1, self.width) for t in qkv)
-        attended, kept = attention_kernel.forward(q, k, v, self.way, self.number)
+        attended, kept = attention_kernel.forward(q, k, v, self.layout, self.number)
         attended = attended.view(len(x), -1)
         del qkv, q, k, v
-        (middle,), to_o = products(attended, [self.o], add=x)
-        inside, second = normed(middle, *self.second)
-        (gate, up), to_gates = products(inside, self.gates)
+        (middle,), to_o = lora_linear(attended, [self.o], add=x)
+        inside, second = rms_norm(middle, *self.second)
+        (gate, up), to_gates = lora_linear(inside, self.gates)
         del inside
-        (out,), to_down = products(gated(gate, up), [self.down], add=middle)
+        (out,), to_down = lora_linear(swiglu(gate, up), [self.down], add=middle)
         return out, [x, inverse, attended, middle, second, gate, up, to_qkv, to_o, to_gates, to_down, *kept]
 
     def back(self, d_out: Tensor, saved: Sequence[Tensor | None], to_x: bool) -> tuple[Tensor | None, ...]:
@@ -86,12 +86,14 @@ class Layer:
         assert x is not None and inverse is not None and middle is not None and second is not None
         assert gate is not None and up is not None and attended is not None
         d_middle, after = self._gated_back(d_out, (middle, second, gate, up), to_gates, to_down)
-        d_attended, of_o = pulled([d_middle], attended, to_o, [self.o])
+        d_attended, of_o = lora_linear_backward([d_middle], attended, to_o, [self.o])
         assert d_attended is not None
-        d_qkv = attention_kernel.backward(d_attended.reshape(len(x), -1, self.width), kept, self.way)
+        d_qkv = attention_kernel.backward(d_attended.reshape(len(x), -1, self.width), kept, self.layout)
         inside = (x * inverse).to(x.dtype).mul_(self.first[0])
-        d_inside, of_qkv = pulled([d.reshape(len(x), -1) for d in d_qkv], inside, to_qkv, self.readers, to_x)
-        d_x = None if d_inside is None else normed_back(d_inside, x, inverse, self.first[0], add=d_middle)
+        d_inside, of_qkv = lora_linear_backward(
+            [d.reshape(len(x), -1) for d in d_qkv], inside, to_qkv, self.readers, to_x
+        )
+        d_x = None if d_inside is None else rms_norm_backward(d_inside, x, inverse, self.first[0], add=d_middle)
         return d_x, *of_qkv, *of_o, *after
 
     def _gated_back(
@@ -100,21 +102,21 @@ class Layer:
         """The gradient towards the middle of the layer, and those of the adapters after it."""
         middle, second, gate, up = saved
         active = F.silu(gate)
-        d_inner, of_down = pulled([d_out], None if to_down is None else active * up, to_down, [self.down])
+        d_inner, of_down = lora_linear_backward([d_out], None if to_down is None else active * up, to_down, [self.down])
         assert d_inner is not None
         d_up = active.mul_(d_inner)
         d_gate = torch.ops.aten.silu_backward(d_inner.mul_(up), gate)
         inside = (middle * second).to(middle.dtype).mul_(self.second[0])
-        d_inside, of_gates = pulled([d_gate, d_up], inside, to_gates, self.gates)
+        d_inside, of_gates = lora_linear_backward([d_gate, d_up], inside, to_gates, self.gates)
         assert d_inside is not None
-        return normed_back(d_inside, middle, second, self.second[0], add=d_out), [*of_gates, *of_down]
+        return rms_norm_backward(d_inside, middle, second, self.second[0], add=d_out), [*of_gates, *of_down]
 
 
 class _Layer(torch.autograd.Function):
     """A layer for autograd."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Layer, *adapters: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: FusedLayer, *adapters: Tensor | None) -> Tensor:
         out, saved = layer.read(x)
         ctx.layer = layer
         ctx.save_for_backward(*saved)
@@ -126,24 +128,24 @@ class _Layer(torch.autograd.Function):
         return d_x, None, *others
 
 
-def layer_of(module: Any, turns: tuple[Tensor, Tensor]) -> Layer | None:
+def fused_layer_of(module: Any, rotary: tuple[Tensor, Tensor]) -> FusedLayer | None:
     """What a decoder layer of transformers is made of at the moment. None when one of its weights is in training, or
     computes in a way that is not known here, or no packed row is being read."""
     block, mlp = module.self_attn, module.mlp
     norms = module.input_layernorm, module.post_attention_layernorm
     places = block.q_proj, block.k_proj, block.v_proj, block.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    way = way_of(block.scaling, turns)
-    q, k, v, o, gate, up, down = (product_of(place) for place in places)
+    layout = attention_layout(block.scaling, rotary)
+    q, k, v, o, gate, up, down = (linear_weights(place) for place in places)
     known = q is not None and k is not None and v is not None and o is not None
-    if way is None or not known or gate is None or up is None or down is None:
+    if layout is None or not known or gate is None or up is None or down is None:
         return None
     if any(norm.weight.requires_grad for norm in norms):
         return None
     first, second = ((norm.weight, norm.variance_epsilon) for norm in norms)
-    return Layer(first, second, (q, k, v), o, (gate, up), down, block.head_dim, way, block.layer_idx)  # type: ignore[arg-type]
+    return FusedLayer(first, second, (q, k, v), o, (gate, up), down, block.head_dim, layout, block.layer_idx)  # type: ignore[arg-type]
 
 
-def through(layer: Layer, x: Tensor) -> Tensor:
+def run_layer(layer: FusedLayer, x: Tensor) -> Tensor:
     """[1, T, H] of [1, T, H]."""
     if not torch.is_grad_enabled():
         return layer.read(x[0])[0][None]

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from afterword.errors import ModelError
-from afterword.model.deltas import Delta
-from afterword.model.matmul import product
+from afterword.model.matmul import matmul
+
+if TYPE_CHECKING:  # loading PEFT takes most of a second, and no head needs it
+    from afterword.model.lora import Delta
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, H] to new [n, V] in `dtype`."""
-        out = product(hidden.to(self.weight.dtype), self.weight)
+        out = matmul(hidden.to(self.weight.dtype), self.weight)
         if self.adapter is not None:
             down = hidden.to(self.adapter.down.dtype) @ self.adapter.down.T
             out.addmm_(down, self.adapter.up.T, alpha=self.adapter.scale)
@@ -89,11 +91,11 @@ class Head:
             gradient *= self.scale
         return gradient
 
-    def pull_back(self, gradient: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor) -> Tensor:
         """d loss / d (h W' + ...) [n, V] to d loss / d hidden [n, H]. A bf16 head takes it in bf16 on a CPU as on CUDA:
         what comes out becomes bf16 in the layer below anyway."""
         if self.narrow is None:
-            back = product(gradient.to(self.weight.dtype), self.weight.T)
+            back = matmul(gradient.to(self.weight.dtype), self.weight.T)
         else:
             back = (gradient.to(self.narrow.dtype) @ self.narrow).to(self.dtype)
         if self.adapter is not None:

@@ -194,3 +194,24 @@ def _quiet() -> Iterator[None]:
         log.set_verbosity(level)
         if bars:
             log.enable_progress_bar()
+
+
+def model_sizes(folder: Path) -> tuple[int, int]:
+    """(longest context in tokens, vocabulary size) of a model's folder, without loading the weights. ModelError when
+    config.json does not name them."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{str(folder / 'config.json')!r} cannot be read: {str(error)[:300]}") from error
+    limit, vocabulary = getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
+    if not isinstance(limit, int) or not isinstance(vocabulary, int):
+        raise ModelError(
+            f"{str(folder / 'config.json')!r} names max_position_embeddings={limit!r} and "
+            f"vocab_size={vocabulary!r}: both are needed to train and to evaluate this model"
+        )
+    return limit, vocabulary
+
+
+def longest_context(model: Any) -> int:
+    """Tokens that a loaded model reads; practically unbounded where its configuration names no limit."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)

@@ -17,13 +17,60 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from afterword.model.deltas import Delta
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The update of one [out, in] weight, float32."""
+
+    down: Tensor
+    """[k, in]; [0, in] for a dense one."""
+    up: Tensor
+    """[out, k]"""
+    scale: float = 1.0
+    dense: Tensor | None = None
+    """[out, in]"""
+
+    def full(self) -> Tensor:
+        """[out, in]"""
+        return self.dense if self.dense is not None else (self.up @ self.down).mul_(self.scale)
+
+    @property
+    def numel(self) -> int:
+        """Numbers that are kept."""
+        return self.down.numel() + self.up.numel() if self.dense is None else self.dense.numel()
+
+
+def mixed(old: Delta, new: Delta, rate: float, rank: int | None = None) -> Delta:
+    """(1 - rate) old + rate new. Exact without `rank`; with it the result is the best approximation of that rank,
+    taken whenever the stacked factors have grown to twice as much."""
+    if old.dense is not None:
+        return _dense(old.dense.mul(1 - rate).addmm_(new.up, new.down, alpha=rate * new.scale))
+    up = torch.cat([old.up * ((1 - rate) * old.scale), new.up * (rate * new.scale)], 1)
+    down = torch.cat([old.down, new.down])
+    stacked = Delta(down, up)
+    if rank is not None:
+        return _nearest(stacked, rank) if len(down) > 2 * rank + len(new.down) else stacked
+    return stacked if stacked.numel < up.shape[0] * down.shape[1] else _dense(stacked.full())
+
+
+def _dense(matrix: Tensor) -> Delta:
+    out, width = matrix.shape
+    return Delta(matrix.new_empty(0, width), matrix.new_empty(out, 0), 1.0, matrix)
+
+
+def _nearest(delta: Delta, rank: int) -> Delta:
+    """The best approximation of that rank, by the singular values of the factors' triangles (k x k, not out x in)."""
+    up_q, up_r = torch.linalg.qr(delta.up)
+    down_q, down_r = torch.linalg.qr(delta.down.T)
+    left, values, right = torch.linalg.svd((up_r @ down_r.T) * delta.scale, full_matrices=False)
+    return Delta((down_q @ right[:rank].T).T.contiguous(), up_q @ (left[:, :rank] * values[:rank]))
+
 
 _OVERLAY = "_afterword_overlay"
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class LoraLinearWeights:
     """y = x W' + b + scale (x A') B', W and b frozen; `down` (A) and `up` (B) are None where there is no update."""
 
     weight: Tensor
@@ -33,8 +80,10 @@ class Product:
     scale: float = 1.0
 
 
-def products(x: Tensor, layers: Sequence[Product], add: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
-    """What layers that read the same x [T, in] make of it, and x A' [T, ranks] of all of them, for `pulled`.
+def lora_linear(
+    x: Tensor, layers: Sequence[LoraLinearWeights], add: Tensor | None = None
+) -> tuple[list[Tensor], Tensor | None]:
+    """Outputs of layers that read the same x [T, in], and x A' [T, ranks] of all of them for `lora_linear_backward`.
 
     The first output has `add` [T, out] added. Products run in x's dtype with the accumulation of the matrix library;
     the A's of all layers are one. PEFT keeps a float32 copy of x for each layer, and adds in float32.
@@ -56,8 +105,12 @@ def products(x: Tensor, layers: Sequence[Product], add: Tensor | None = None) ->
     return outs, inner
 
 
-def pulled(
-    d_outs: Sequence[Tensor], x: Tensor | None, inner: Tensor | None, layers: Sequence[Product], to_x: bool = True
+def lora_linear_backward(
+    d_outs: Sequence[Tensor],
+    x: Tensor | None,
+    inner: Tensor | None,
+    layers: Sequence[LoraLinearWeights],
+    to_x: bool = True,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients towards x (None unless wanted) and towards A and B of each layer, in their dtypes, from those towards
     `products`' outputs. x is needed where there is an update."""
@@ -89,7 +142,7 @@ def pulled(
     return d_x, gradients
 
 
-def _joined(layers: Sequence[Product], dtype: torch.dtype) -> Tensor | None:
+def _joined(layers: Sequence[LoraLinearWeights], dtype: torch.dtype) -> Tensor | None:
     """[ranks, in] all A's below each other, None when there is none."""
     downs = [layer.down for layer in layers if layer.down is not None]
     if not downs:
@@ -101,8 +154,8 @@ class _LoraProduct(torch.autograd.Function):
     """One layer's product. Kept for backward: x as it came, and x A' [.., r]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: Product) -> Tensor:
-        (out,), inner = products(x.reshape(-1, x.shape[-1]), [layer])
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: LoraLinearWeights) -> Tensor:
+        (out,), inner = lora_linear(x.reshape(-1, x.shape[-1]), [layer])
         ctx.save_for_backward(x, inner)
         ctx.layer = layer
         return out.view(*x.shape[:-1], out.shape[-1])
@@ -111,11 +164,11 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x, inner = ctx.saved_tensors
         flat, gradient = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1])
-        d_x, (d_a, d_b) = pulled([gradient], flat, inner, [ctx.layer], ctx.needs_input_grad[0])
+        d_x, (d_a, d_b) = lora_linear_backward([gradient], flat, inner, [ctx.layer], ctx.needs_input_grad[0])
         return None if d_x is None else d_x.view(x.shape), d_a, d_b, None
 
 
-def lean(model: nn.Module) -> dict[str, Any]:
+def patch_lora_layers(model: nn.Module) -> dict[str, Any]:
     """Let every LoRA layer of a PEFT model compute through this module, and return those layers by name.
 
     Layers with dropout, DoRA, a LoRA bias or several active adapters, merged ones, and those over anything but
@@ -139,12 +192,12 @@ def overlaid(layers: Mapping[str, Any], deltas: Mapping[str, Delta]) -> Iterator
             object.__delattr__(layer, _OVERLAY)
 
 
-def product_of(layer: Any) -> Product | None:
+def linear_weights(layer: Any) -> LoraLinearWeights | None:
     """What a linear layer multiplies by at the moment, its adapter or the update laid over it included. None for one
     that trains its own weight or computes in a way that is not known here."""
     if not isinstance(layer, LoraLayer):
         plain = type(layer) is nn.Linear and not layer.weight.requires_grad
-        return Product(layer.weight, layer.bias) if plain else None
+        return LoraLinearWeights(layer.weight, layer.bias) if plain else None
     base: Any = layer.base_layer
     if type(base) is not nn.Linear:
         return None
@@ -155,22 +208,24 @@ def product_of(layer: Any) -> Product | None:
     if overlay is not None:
         delta = overlay[0]
         if delta is None:
-            return Product(weight, bias)
-        return None if delta.dense is not None else Product(weight, bias, delta.down, delta.up, delta.scale)
+            return LoraLinearWeights(weight, bias)
+        return None if delta.dense is not None else LoraLinearWeights(weight, bias, delta.down, delta.up, delta.scale)
     if layer.merged:
         return None
     adapters: Any = layer.lora_A
     names = [] if layer.disable_adapters else [name for name in layer.active_adapters if name in adapters]
     if not names:
-        return Product(weight, bias)
+        return LoraLinearWeights(weight, bias)
     if len(names) > 1 or not _plain_adapter(layer, names[0]):
         return None
-    return Product(weight, bias, adapters[names[0]].weight, layer.lora_B[names[0]].weight, layer.scaling[names[0]])
+    return LoraLinearWeights(
+        weight, bias, adapters[names[0]].weight, layer.lora_B[names[0]].weight, layer.scaling[names[0]]
+    )
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     overlay = self.__dict__.get(_OVERLAY)
-    product = None if args or kwargs else product_of(self)
+    product = None if args or kwargs else linear_weights(self)
     if product is not None and product.down is not None:
         return _LoraProduct.apply(x, product.down, product.up, product)  # type: ignore[no-untyped-call,no-any-return]
     if overlay is not None:

@@ -14,7 +14,7 @@ if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
 library that runs at half of what they can do; where the operator is missing, that product is used."""
 
 
-def product(left: Tensor, weight: Tensor) -> Tensor:
+def matmul(left: Tensor, weight: Tensor) -> Tensor:
     """left [n, k] times weight' for weight [m, k], with a float32 (or wider) result; bf16 only on CUDA."""
     if left.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(left, weight.T, out_dtype=torch.float32)

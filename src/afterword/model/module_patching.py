@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afterword.model.attention import attend, way_of
-from afterword.model.fused_layer import gated, layer_of, normed, normed_back, through
+from afterword.model.attention import attend, attention_layout
+from afterword.model.fused_layer import fused_layer_of, rms_norm, rms_norm_backward, run_layer, swiglu
 from afterword.model.packing import can_pack, packed, packed_states
 
 _NEAR = {torch.bfloat16: 0.02, torch.float16: 0.01}
@@ -24,7 +24,7 @@ _NEAR = {torch.bfloat16: 0.02, torch.float16: 0.01}
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
-def leaner(causal: Any) -> list[str]:
+def patch_modules(causal: Any) -> list[str]:
     """Let the modules of a transformers causal model that are known here compute here; returns their names."""
     if next(causal.parameters()).device.type != "cpu" or not can_pack(causal):
         return []
@@ -59,7 +59,7 @@ def _failed(causal: Any, tried: dict[nn.Module, Callable[..., Any]]) -> set[nn.M
 
     def compare(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         try:
-            if tried[module] is _layer_forward and layer_of(module, kwargs["position_embeddings"]) is None:
+            if tried[module] is _layer_forward and fused_layer_of(module, kwargs["position_embeddings"]) is None:
                 return  # it would go its own way here, unlike later
             got = tried[module](module, *args, **kwargs)
         except (
@@ -92,13 +92,13 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        out, inverse = normed(x, weight, epsilon)
+        out, inverse = rms_norm(x, weight, epsilon)
         ctx.save_for_backward(x, inverse, weight)
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        return normed_back(d_out, *ctx.saved_tensors), None, None
+        return rms_norm_backward(d_out, *ctx.saved_tensors), None, None
 
 
 class _Gated(torch.autograd.Function):
@@ -107,7 +107,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return gated(gate, up)
+        return swiglu(gate, up)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,8 +134,8 @@ def _attention_forward(
     past_key_values: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    way = None if position_embeddings is None else way_of(self.scaling, position_embeddings)
-    if way is None or past_key_values is not None:
+    layout = None if position_embeddings is None else attention_layout(self.scaling, position_embeddings)
+    if layout is None or past_key_values is not None:
         out = type(self).forward(
             self, hidden_states, position_embeddings, attention_mask, past_key_values=past_key_values, **kwargs
         )
@@ -144,13 +144,13 @@ def _attention_forward(
     q, k, v = (project(hidden_states).view(places) for project in (self.q_proj, self.k_proj, self.v_proj))
     if hasattr(self, "q_norm"):
         q, k = self.q_norm(q), self.k_norm(k)
-    out = attend(q, k, v, way)
+    out = attend(q, k, v, layout)
     return self.o_proj(out.view(1, len(out), -1)), None
 
 
 def _layer_forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    turns, past = kwargs.get("position_embeddings"), kwargs.get("past_key_values")
-    layer = None if turns is None or past is not None or args else layer_of(self, turns)
+    rotary, past = kwargs.get("position_embeddings"), kwargs.get("past_key_values")
+    layer = None if rotary is None or past is not None or args else fused_layer_of(self, rotary)
     if layer is None:
         return type(self).forward(self, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
-    return through(layer, hidden_states)
+    return run_layer(layer, hidden_states)

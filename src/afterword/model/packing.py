@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from afterword.model.attention import reading
-from afterword.model.attention_kernel import After, Kept, Unsupported
+from afterword.model.attention_kernel import KeyValues, SharedPrefix, Unsupported
 from afterword.model.rotary import sequence_lengths, switch_length
 
 Ids = Sequence[int]
@@ -51,7 +51,7 @@ def packed(pairs: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu")
     )
 
 
-def hidden_states(model: Any, batch: Packed, keep: Kept | None = None) -> Tensor:
+def hidden_states(model: Any, batch: Packed, keep: KeyValues | None = None) -> Tensor:
     """[N, H] last hidden states (after the final norm) of a transformers or PEFT causal model. Layers that compute
     whole put their keys and values into `keep`."""
     causal = _causal(model)
@@ -61,15 +61,15 @@ def hidden_states(model: Any, batch: Packed, keep: Kept | None = None) -> Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class ReadBatch:
     """What the model has read already: its sequences, their hidden states [N, H], keys and values."""
 
     pairs: Sequence[tuple[Ids, Ids]]
     states: Tensor
-    kept: Kept
+    kept: KeyValues
 
 
-def hidden_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: Read) -> Tensor:
+def hidden_states_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: ReadBatch) -> Tensor:
     """[N, H] as `hidden_states`, without a gradient, of other prompts with the same completions under the same weights:
     what begins like its partner in `read` is not read again, and what equals it is its states."""
     causal = _causal(model)
@@ -81,7 +81,7 @@ def hidden_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: Read) -> Te
     rows = [i for i, length in enumerate(lengths) if length is not None]
     if not rows:
         return torch.cat(found)
-    after = After(read.kept, tuple(rows), tuple(length for length in lengths if length is not None))
+    after = SharedPrefix(read.kept, tuple(rows), tuple(length for length in lengths if length is not None))
     batch = packed([(pairs[i][0][n:], pairs[i][1]) for i, n in zip(rows, after.lengths, strict=True)], found[0].device)
     states = packed_states(causal, batch.ids, batch.sizes, after=after)[batch.picks]
     for i, part in zip(rows, torch.split(states, [len(pairs[i][1]) for i in rows]), strict=True):
@@ -107,7 +107,7 @@ def _causal(model: Any) -> Any:
 
 
 def packed_states(
-    causal: Any, ids: Tensor, sizes: Sequence[int], keep: Kept | None = None, after: After | None = None
+    causal: Any, ids: Tensor, sizes: Sequence[int], keep: KeyValues | None = None, after: SharedPrefix | None = None
 ) -> Tensor:
     """[T, H] last hidden states of a row of sequences of these lengths, or of what comes `after` others."""
     starts = [0] * len(sizes) if after is None else after.lengths

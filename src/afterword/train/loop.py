@@ -20,8 +20,7 @@ from afterword.chat.render import end_of_turn_ids
 from afterword.errors import AfterwordError, ConflictError
 from afterword.learn.recipes import Recipe, describe
 from afterword.learn.recipes.validate import validate
-from afterword.model.loading import load_tokenizer, native_dtype, resolve_model
-from afterword.model.sizes import model_sizes
+from afterword.model.loading import load_tokenizer, model_sizes, native_dtype, resolve_model
 from afterword.records import Json
 from afterword.train.artifact import TrainResult, finished, identify, publish
 from afterword.train.data.batches import TeacherStates, by_size, plan, rows_of, split

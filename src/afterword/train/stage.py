@@ -20,8 +20,7 @@ from afterword.errors import NothingToDo
 from afterword.learn.recipes.from_config import checked, recipe_of
 from afterword.learn.recipes.recipe import Recipe
 from afterword.learn.recipes.validate import advice
-from afterword.model.loading import load_tokenizer, resolve_model
-from afterword.model.sizes import model_sizes
+from afterword.model.loading import load_tokenizer, model_sizes, resolve_model
 from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
 from afterword.store.files import write_whole

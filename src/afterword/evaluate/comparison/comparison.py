@@ -18,8 +18,7 @@ from afterword.evaluate.comparison.cache import Cache
 from afterword.evaluate.comparison.heldout import HeldOut, Trained, clusters_of
 from afterword.evaluate.scoring.adapter_scorer import Models
 from afterword.evaluate.stats.statistics import LEVEL
-from afterword.model.loading import load_tokenizer, resolve_model
-from afterword.model.sizes import model_sizes
+from afterword.model.loading import load_tokenizer, model_sizes, resolve_model
 from afterword.records import Json
 
 Check = Callable[[HeldOut, str], float]

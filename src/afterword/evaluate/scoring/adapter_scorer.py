@@ -21,7 +21,7 @@ from afterword.learn.loss.loss_stage import TILE, token_losses
 from afterword.learn.parts.divergences import ForwardKL
 from afterword.model.head import Head, head_of, with_adapter
 from afterword.model.loading import load_model
-from afterword.model.lora import lean
+from afterword.model.lora import patch_lora_layers
 from afterword.model.packing import Ids, by_budget, hidden_states, packed
 
 BUDGET = 4096
@@ -63,7 +63,7 @@ class Models:
             return
         self._model = PeftModel.from_pretrained(self._model, str(folder), adapter_name=name)
         self._adapted = True
-        lean(self._model)
+        patch_lora_layers(self._model)
 
     def head_of(self, name: str | None) -> Head:
         """The output head with this adapter, or None for the base's."""

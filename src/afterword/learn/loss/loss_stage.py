@@ -10,6 +10,7 @@ averages or weights: that is `terms`. Plain torch: on CUDA the same loop runs wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,145 @@ import torch
 from torch import Tensor
 
 from afterword.errors import ConfigError
-from afterword.learn.loss.monitors import COLUMNS, observe
-from afterword.learn.loss.tiles import tile_of
-from afterword.learn.loss.token_loss import Distance
-from afterword.learn.parts.divergences import Estimator
-from afterword.learn.parts.supports import FULL, Support
-from afterword.learn.parts.targets import IDENTITY, Target
+from afterword.learn.loss.tiles import Tile, dot, tile_of, top_k
+from afterword.learn.parts.divergences import JSD, Estimator, Follows, ReverseKL, SkewForwardKL, SkewReverseKL
+from afterword.learn.parts.supports import FULL, Support, TopK
+from afterword.learn.parts.targets import IDENTITY, Extrapolation, GeometricBridge, Target, targeted
 from afterword.model.head import Head
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """A divergence or estimator, towards which target, over which tokens."""
+
+    estimator: Estimator
+    target: Target = IDENTITY
+    support: Support = FULL
+
+    def __call__(
+        self, tile: Tile, student: Tensor, teacher: Tensor | None, reference: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(loss [n], gradient towards the student's logits [n, V], its mass on the support or None for all).
+
+        `tile` holds the plain softmax of the logits [n, V] of `student` and `teacher`.
+        """
+        heat = self.target.temperature
+        if heat != 1.0:
+            tile = tile_of(student / heat, None if teacher is None else teacher / heat, tile.ids)
+            reference = None if reference is None else reference / heat
+        if teacher is not None:
+            tile = targeted(tile, self.target, reference)
+        loss, gradient, mass = self.support.apply(tile, self.estimator)
+        return loss, gradient if heat == 1.0 else gradient.div_(heat), mass
+
+    def faults(self) -> list[str]:
+        """Why these parts do not fit each other, a sentence with its remedy each; empty when they do."""
+        return [fault for fault in (self._teaches(), self._share(), self._target(), self._support()) if fault]
+
+    def _teaches(self) -> str | None:
+        name = type(self.estimator).__name__
+        if self.estimator.follows is Follows.NOTHING:
+            return f"the gradient of {name} is zero in expectation, so it teaches only noise: use PolicyGradient or K2"
+        if self.estimator.follows is Follows.NO_DISTANCE:
+            return f"{self.estimator} follows the gradient of no distance: use k1 as the reward"
+        if not self.estimator.needs_teacher and self.target != IDENTITY:
+            return f"{name} reads no teacher, so there is no target to change: leave out {self.target}"
+        return None
+
+    def _share(self) -> str | None:
+        part = self.estimator
+        share = part.beta if isinstance(part, JSD) else None
+        if isinstance(part, SkewForwardKL | SkewReverseKL):
+            share = part.alpha
+        if share is None or 0 < share < 1:
+            return None
+        return (
+            f"{part} wants a share between 0 and 1: the formula vanishes at the ends; use ForwardKL or ReverseKL there"
+        )
+
+    def _target(self) -> str | None:
+        target = self.target
+        if not (math.isfinite(target.temperature) and target.temperature > 0):
+            return f"a temperature must be positive and finite, got {target.temperature}"
+        if isinstance(target, GeometricBridge) and not 0 <= target.beta <= 1:
+            return f"{target} has no target in between: beta lies from 0 (the teacher) to 1"
+        if isinstance(target, Extrapolation) and not (math.isfinite(target.scale) and target.scale >= 0):
+            return f"{target} must have a finite scale of at least 0 (1 is the teacher)"
+        if isinstance(target, Extrapolation) and not 0 <= target.plausible < 1:
+            return f"{target}: plausible is a probability, from 0 (any token) to below 1"
+        return None
+
+    def _support(self) -> str | None:
+        if not isinstance(self.support, TopK):
+            return None
+        if self.support.k < 1:
+            return f"{self.support} keeps no token: give k of at least 1"
+        if self.support.k < 2 and self.support.remainder == "renormalise":
+            return f"{self.support} leaves one token with probability 1 on both sides, so the loss is 0: give k of 2"
+        if self.support.remainder == "teacher" and isinstance(self.estimator, ReverseKL):
+            return (
+                f"{self.support} gives the teacher nothing outside of the support, where KL(S||T) is infinite: use the "
+                "remainder 'tail' or 'renormalise', or ForwardKL"
+            )
+        if self.support.remainder == "teacher" and self.support.of == "both":
+            return (
+                f"{self.support} has nothing to renormalise the teacher on where the sides share no token: use its own "
+                "tokens (of='teacher'), or another remainder"
+            )
+        if self.estimator.sampled or not self.estimator.needs_teacher:
+            return (
+                f"{type(self.estimator).__name__} reads only the served token: leave out {self.support}, or use a "
+                "divergence"
+            )
+        return None
+
+
+TOP = 16
+"""Tokens per side that are compared."""
+COLUMNS = (
+    "loss",
+    "logp_student",
+    "logp_teacher",
+    "entropy_student",
+    "entropy_teacher",
+    "overlap",
+    "overlap_advantage",
+    "top_mass",
+)
+"""In the order of the fields of `Scores`."""
+
+
+def observe(tile: Tile, loss: Tensor, mass: Tensor | None) -> Tensor:
+    """[len(COLUMNS), n] from the tile of the plain softmax, its loss, and the student's mass on the support."""
+    alone = tile.t is tile.s
+    ours = top_k(tile.s, TOP)
+    entropy = -dot(tile.S, tile.s)
+    one, none = torch.ones_like(loss), torch.zeros_like(loss)
+    overlap, advantage = (one, none) if alone else _overlap(tile, ours)
+    return torch.stack(
+        [
+            loss,
+            tile.s_y,
+            tile.t_y,
+            entropy,
+            entropy if alone else -dot(tile.T, tile.t),
+            overlap,
+            advantage,
+            tile.S.gather(1, ours).sum(-1) if mass is None else mass,
+        ]
+    )
+
+
+def _overlap(tile: Tile, ours: Tensor) -> tuple[Tensor, Tensor]:
+    """[n] share of the teacher's top tokens among the student's, and the mean advantage on the shared ones."""
+    shared = (ours[:, :, None] == top_k(tile.t, TOP)[:, None, :]).any(-1)
+    count = shared.sum(-1)
+    apart = ~shared
+    s = tile.s.gather(1, ours).masked_fill_(apart, -torch.inf).log_softmax(-1)
+    t = tile.t.gather(1, ours).masked_fill_(apart, -torch.inf).log_softmax(-1)
+    gain = (s.exp() * (t - s)).masked_fill_(apart, 0.0).sum(-1).masked_fill_(count == 0, 0.0)
+    return count.to(gain.dtype) / ours.shape[1], gain / count.clamp(min=1)
+
 
 TILE = 128
 """Most tokens of a tile: more make the products of a CPU no faster."""
@@ -131,7 +264,7 @@ class _TokenLosses(torch.autograd.Function):
 
         def pull(part: slice, d_logits: Tensor) -> None:
             assert gradient is not None
-            gradient[part] = job.head.pull_back(d_logits)
+            gradient[part] = job.head.backward(d_logits)
 
         _passes(student, job, columns, pull if early else None)
         ctx.dtype = student.dtype
@@ -152,7 +285,7 @@ class _TokenLosses(torch.autograd.Function):
         def pull(part: slice, d_logits: Tensor) -> None:
             weight = d_loss[part]
             d_logits = _scaled(d_logits, weight)
-            gradient[part] = job.head.pull_back(d_logits)
+            gradient[part] = job.head.backward(d_logits)
             d_down, d_up = adapter.gradients(saved[part].masked_fill((weight == 0)[:, None], 0.0), d_logits)
             down.add_(d_down)
             up.add_(d_up)

@@ -15,17 +15,24 @@ import torch
 from torch import Tensor
 
 from afterword.learn.loss.loss_stage import Scores
-from afterword.learn.loss.token_batch import Rows
-from afterword.learn.parts.advantages import Advantage
-from afterword.learn.parts.clipping import PLAIN, Update, importance_ratio
+from afterword.learn.loss.token_batch import TokenBatch
+from afterword.learn.parts.advantages import NO_CLIP, Advantage, PolicyClip, importance_ratio
 from afterword.learn.parts.contexts import CONTEXTS, Context
 from afterword.learn.parts.divergences import Estimator
-from afterword.learn.parts.routes import EVERYTHING, Route
 from afterword.learn.parts.schedules import CONSTANT, Schedule
 from afterword.learn.parts.supports import FULL, Support
 from afterword.learn.parts.targets import IDENTITY, Target
 from afterword.learn.parts.teachers import Teacher
-from afterword.learn.parts.weights import PER_SEQUENCE, Average, InteractionWeight, Mask, Weight, chain
+from afterword.learn.parts.weights import (
+    EVERYTHING,
+    SEQUENCE_MEAN,
+    InteractionWeight,
+    Mask,
+    Reduction,
+    TermRoute,
+    Weight,
+    chain,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +54,14 @@ class Term:
     """What is distilled instead of the teacher as it is."""
     support: Support = FULL
     """The tokens of the vocabulary that are compared."""
-    average: Average = PER_SEQUENCE
-    route: Route = EVERYTHING
+    reduction: Reduction = SEQUENCE_MEAN
+    route: TermRoute = EVERYTHING
     """Which answers belong to the term."""
     weights: tuple[Weight, ...] = (InteractionWeight(),)
     masks: tuple[Mask, ...] = ()
     advantage: Advantage | None = None
     """A signed factor on each token's loss; for the negative log-likelihood, which it makes a policy gradient."""
-    update: Update = PLAIN
+    policy_clip: PolicyClip = NO_CLIP
     """How far a batch may move the policy away from the one that sampled."""
     skip_first: int = 0
     """Tokens at the start of each answer that do not count."""
@@ -70,7 +77,7 @@ class Term:
     @property
     def needs_served(self) -> bool:
         """True when tokens without the sampler's log-probability cannot count."""
-        return self.update.needs_served or any(w.needs_served for w in self.weights)
+        return self.policy_clip.needs_served or any(w.needs_served for w in self.weights)
 
     def at(self, step: int, steps: int, past: Sequence[Any]) -> Term:
         """The term as its schedules make it at this step."""
@@ -81,49 +88,49 @@ class Term:
             target = replace(target, beta=target.beta * self.target_schedule(step, steps, past))
         return replace(self, scale=self.scale * self.schedule(step, steps, past), target=target)
 
-    def keep(self, rows: Rows) -> Tensor:
+    def keep(self, batch: TokenBatch) -> Tensor:
         """[N] True for tokens that count: a term leaves out answers without the hindsight, the reward or the
         log-probabilities that it needs, and every term what is private."""
-        keep = (rows.position >= self.skip_first) & ~rows.private
+        keep = (batch.position >= self.skip_first) & ~batch.private
         for mask in self.masks:
-            keep = keep & mask(rows)
+            keep = keep & mask(batch)
         if self.context.privileged:
-            keep = keep & rows.informed(self.context)
+            keep = keep & batch.informed(self.context)
         if self.route != EVERYTHING:
-            keep = keep & rows.where(self.route)
+            keep = keep & batch.where(self.route)
         if self.advantage is not None and self.advantage.needs_reward:
-            keep = keep & rows.where(lambda a: a.reward is not None)
-        return keep & torch.isfinite(rows.served) if self.needs_served else keep
+            keep = keep & batch.where(lambda a: a.reward is not None)
+        return keep & torch.isfinite(batch.served) if self.needs_served else keep
 
-    def count(self, rows: Rows) -> float:
+    def count(self, batch: TokenBatch) -> float:
         """The divisor for a whole optimiser batch."""
-        return self.average.count(self.keep(rows), rows)
+        return self.reduction.count(self.keep(batch), batch)
 
-    def value(self, scores: Scores, rows: Rows, count: float) -> Tensor:
+    def value(self, scores: Scores, batch: TokenBatch, count: float) -> Tensor:
         """This term's part of the objective, from some rows of a batch whose count is `count`; 0 when it is 0."""
-        keep = self.keep(rows)
+        keep = self.keep(batch)
         loss = scores.loss if self.clip is None else scores.loss.clamp(max=self.clip)
-        factors = self.average.share(keep, rows).to(loss.dtype) * chain(self.weights, scores, rows, keep).detach()
-        factors = factors * self._push(scores, rows, keep).to(loss.dtype)
+        factors = self.reduction.share(keep, batch).to(loss.dtype) * chain(self.weights, scores, batch, keep).detach()
+        factors = factors * self._push(scores, batch, keep).to(loss.dtype)
         # Where a token does not count its factor may be anything, also NaN for want of a log-probability.
         factors = torch.where(keep, factors, torch.zeros_like(factors))
         # A token that does not count must not count even when its loss is not finite.
         loss = torch.where(keep & (factors != 0), loss, torch.zeros_like(loss))
         return self.scale * (factors * loss).sum() / max(count, 1.0)
 
-    def _push(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
-        """[N] advantage x update, without a gradient."""
+    def _push(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        """[N] advantage x policy clip, without a gradient."""
         if self.advantage is not None:
-            advantage = self.advantage(scores, rows, keep).detach()
-        elif self.update == PLAIN:
+            advantage = self.advantage(scores, batch, keep).detach()
+        elif self.policy_clip == NO_CLIP:
             return torch.ones_like(scores.logp_student)
-        else:  # the estimator holds the advantage: the update needs only its sign
+        else:  # the estimator holds the advantage: the policy clip needs only its sign
             advantage = (scores.logp_teacher - scores.logp_student).detach()
-        factor = self.update(advantage, importance_ratio(scores, rows))
+        factor = self.policy_clip(advantage, importance_ratio(scores, batch))
         return factor if self.advantage is None else advantage * factor
 
 
-def objective(terms: Sequence[Term], scores: Sequence[Scores], rows: Rows, counts: Sequence[float]) -> Tensor:
+def objective(terms: Sequence[Term], scores: Sequence[Scores], batch: TokenBatch, counts: Sequence[float]) -> Tensor:
     """Sum of all terms over some rows of a batch (a scalar with a gradient)."""
-    values = [t.value(s, rows, n) for t, s, n in zip(terms, scores, counts, strict=True)]
+    values = [t.value(s, batch, n) for t, s, n in zip(terms, scores, counts, strict=True)]
     return torch.stack(values).sum()

@@ -29,7 +29,7 @@ ALONE = Group()
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerInfo:
     """What is known of one answer beside its tokens."""
 
     kind: str = ""
@@ -42,7 +42,7 @@ class Answer:
     """Days between this answer and the newest of the run."""
 
 
-UNKNOWN = Answer()
+UNKNOWN = AnswerInfo()
 
 
 Informed = bool | frozenset[Any]
@@ -50,7 +50,7 @@ Informed = bool | frozenset[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TokenBatch:
     """N scored tokens of R answers, in order of the answers. Prompt and padding tokens are not among them."""
 
     row: Tensor
@@ -63,7 +63,7 @@ class Rows:
     """[R] strength of the interaction, float32."""
     privileged: tuple[Informed, ...]
     """[R] the contexts under which the teacher reads something that the student does not."""
-    answers: tuple[Answer, ...]
+    answers: tuple[AnswerInfo, ...]
     """[R]"""
     served: Tensor
     """[N] log-probability (nats) of each token under the policy that sampled it; NaN where it is unknown or was
@@ -78,12 +78,12 @@ class Rows:
         told = [p if isinstance(p, bool) else context in p for p in self.privileged]
         return torch.tensor(told, dtype=torch.bool, device=self.row.device)[self.row]
 
-    def each(self, read: Callable[[Answer], float]) -> Tensor:
+    def each(self, read: Callable[[AnswerInfo], float]) -> Tensor:
         """[N] a figure of every token's answer, float32."""
         values = torch.tensor([read(a) for a in self.answers], dtype=torch.float32, device=self.row.device)
         return values[self.row]
 
-    def where(self, test: Callable[[Answer], bool]) -> Tensor:
+    def where(self, test: Callable[[AnswerInfo], bool]) -> Tensor:
         """[N] True for the tokens of the answers that pass."""
         passed = torch.tensor([test(a) for a in self.answers], dtype=torch.bool, device=self.row.device)
         return passed[self.row]
@@ -95,18 +95,18 @@ def layout(
     privileged: Sequence[Informed],
     device: torch.device | str = "cpu",
     *,
-    answers: Sequence[Answer] | None = None,
+    answers: Sequence[AnswerInfo] | None = None,
     served: Sequence[float] | None = None,
     private: Sequence[Sequence[int]] = (),
     changed: Sequence[Sequence[int]] = (),
-) -> Rows:
+) -> TokenBatch:
     """The layout of answers of these lengths. `served` has one log-probability per token (NaN: unknown); `private` and
     `changed` have for each answer the places of its tokens that are (none when left out)."""
     length = torch.tensor(list(lengths), dtype=torch.long, device=device)
     row = torch.repeat_interleave(torch.arange(len(lengths), device=device), length)
     first = torch.cumsum(length, 0) - length
     position = torch.arange(int(length.sum()), device=device) - first[row]
-    return Rows(
+    return TokenBatch(
         row=row,
         position=position,
         length=length,

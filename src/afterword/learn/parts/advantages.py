@@ -1,7 +1,7 @@
-"""What scalar says that an answer, or a token of it, should become more likely.
+"""Policy gradients: the advantage of each token, and policy clips that bound one batch's change of the policy.
 
-An advantage multiplies the gradient of -log S(y); it carries no gradient itself. Baselines over a group are taken
-over all answers to a prompt in a pass (`rows.Group`), never over what happens to share a batch.
+Both are factors on the gradient of -log S(y) and carry no gradient themselves. Group baselines span all answers to a
+prompt in a pass (`token_batch.Group`), never the answers that happen to share a batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,69 @@ import torch
 from torch import Tensor
 
 from afterword.learn.loss.loss_stage import Scores
-from afterword.learn.loss.token_batch import Answer, Rows
+from afterword.learn.loss.token_batch import AnswerInfo, TokenBatch
+
+_FAR = 20.0
+"""Log-ratios beyond are read as this: e^20 is already no weight that anyone wants."""
+
+
+def importance_ratio(scores: Scores, batch: TokenBatch) -> Tensor:
+    """[N] S(y) now over S(y) at sampling, NaN where the sampler's log-probability is unknown. No gradient."""
+    return (scores.logp_student.detach() - batch.served.to(scores.logp_student.dtype)).clamp(-_FAR, _FAR).exp()
+
+
+@runtime_checkable
+class PolicyClip(Protocol):
+    """Factors for tokens of advantage A and importance ratio `ratio`."""
+
+    @property
+    def needs_served(self) -> bool:
+        """True when tokens without the sampler's log-probability cannot count."""
+
+    def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
+        """[N] factors on the gradient of -A log S(y)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """The sampled gradient as it is: right while the policy is the one that sampled."""
+
+    needs_served = False
+
+    def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
+        return torch.ones_like(advantage)
+
+
+NO_CLIP = Plain()
+
+
+@dataclass(frozen=True, slots=True)
+class PPOClip:
+    """Gradient of min(ratio A, clip(ratio, 1 - low, 1 + high) A) (arXiv 1707.06347): a token that has moved far
+    enough in its direction stands still. `dual` also stops tokens with A < 0 whose ratio exceeds it (arXiv
+    1912.09729)."""
+
+    low: float = 0.2
+    high: float = 0.2
+    dual: float | None = None
+    needs_served = True
+
+    def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
+        stopped = torch.where(advantage > 0, ratio > 1 + self.high, ratio < 1 - self.low)
+        if self.dual is not None:
+            stopped |= (advantage < 0) & (ratio > self.dual)
+        return ratio.masked_fill(stopped, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """Importance weights with an upper bound: min(ratio, cap). Biased beyond it, of bounded variance."""
+
+    cap: float = 2.0
+    needs_served = True
+
+    def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
+        return ratio.clamp(max=self.cap)
 
 
 @runtime_checkable
@@ -28,7 +90,7 @@ class Advantage(Protocol):
     def needs_reward(self) -> bool:
         """True when answers without a reward cannot count."""
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         """[N], no gradient; `keep` [N] is True for tokens that count. The others' scores may be anything: neither they
         nor their number may change the value of a token that counts."""
 
@@ -40,8 +102,8 @@ class FeedbackPolarity:
     needs_teacher = False
     needs_reward = True
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
-        return rows.each(lambda a: a.reward or 0.0)
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return batch.each(lambda a: a.reward or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +118,10 @@ class GroupBaseline:
     needs_teacher = False
     needs_reward = True
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
-        return rows.each(self._of)
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return batch.each(self._of)
 
-    def _of(self, answer: Answer) -> float:
+    def _of(self, answer: AnswerInfo) -> float:
         group = answer.group
         if answer.reward is None or group.size < 2:
             return 0.0
@@ -83,11 +145,11 @@ class LogRatio:
     needs_teacher = True
     needs_reward = False
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         ratio = (scores.logp_teacher - scores.logp_student).detach()
         if self.low is not None or self.high is not None:
             ratio = ratio.clamp(min=self.low, max=self.high)
-        return ratio - _answer_mean(ratio, rows, keep)[rows.row] if self.centre else ratio
+        return ratio - _answer_mean(ratio, batch, keep)[batch.row] if self.centre else ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +165,22 @@ class ReturnToGo:
     needs_teacher = True
     needs_reward = False
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         ratio = (scores.logp_teacher - scores.logp_student).detach().clamp(-self.limit, self.limit)
         # Running sums over a whole batch: in float32 a long one would blur the differences between them.
-        after, left = (_following(x, rows) for x in (torch.where(keep, ratio, 0.0).double(), keep.double()))
+        after, left = (_following(x, batch) for x in (torch.where(keep, ratio, 0.0).double(), keep.double()))
         return (after / left.clamp(min=1)).to(ratio.dtype)
 
 
-def _following(values: Tensor, rows: Rows) -> Tensor:
+def _following(values: Tensor, batch: TokenBatch) -> Tensor:
     """[N] sum of the values [N] of the tokens behind each one in the same answer."""
     through = values.cumsum(0)
-    last = rows.length.cumsum(0)[rows.row] - 1
+    last = batch.length.cumsum(0)[batch.row] - 1
     return through[last] - through
 
 
-def _answer_mean(values: Tensor, rows: Rows, keep: Tensor) -> Tensor:
+def _answer_mean(values: Tensor, batch: TokenBatch, keep: Tensor) -> Tensor:
     """[R] mean over the tokens of each answer that count; 0 where none does."""
-    zeros = torch.zeros(len(rows.length), dtype=values.dtype, device=values.device)
-    sums = zeros.index_add(0, rows.row, torch.where(keep, values, 0.0))
-    return sums / zeros.index_add(0, rows.row, keep.to(values.dtype)).clamp(min=1)
+    zeros = torch.zeros(len(batch.length), dtype=values.dtype, device=values.device)
+    sums = zeros.index_add(0, batch.row, torch.where(keep, values, 0.0))
+    return sums / zeros.index_add(0, batch.row, keep.to(values.dtype)).clamp(min=1)

@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from afterword.learn.loss.terms import Term
-from afterword.learn.parts.advantages import ReturnToGo
+from afterword.learn.parts.advantages import PPOClip, ReturnToGo, Truncated
 from afterword.learn.parts.bounds import (
     INSIDE,
     NOT_NEGATIVE,
@@ -28,13 +28,12 @@ from afterword.learn.parts.bounds import (
     shown,
     up_to,
 )
-from afterword.learn.parts.clipping import PPOClip, Truncated
 from afterword.learn.parts.contexts import Context
 from afterword.learn.parts.divergences import PolicyGradient
 from afterword.learn.parts.schedules import METRICS, Constant, Cosine, Linear, OnMetric, Switch
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolation
-from afterword.learn.parts.teachers import Average, Copy, TrustRegion
+from afterword.learn.parts.teachers import EMA, Copy, TrustRegion
 from afterword.learn.parts.weights import (
     Cap,
     ChangedTokens,
@@ -65,7 +64,7 @@ _BOUNDS: dict[type, dict[str, Bound]] = {
     Context: {"together": counts(1, 64)},
     Lora: {"rank": counts(1, 1024), "alpha": POSITIVE},
     Term: {"scale": up_to(1000), "skip_first": counts(0, 100_000), "clip": optional(POSITIVE)},
-    Average: {"rate": SHARE, "rank": optional(counts(1))},
+    EMA: {"rate": SHARE, "rank": optional(counts(1))},
     TrustRegion: {"rate": SHARE, "bound": POSITIVE},
     Copy: {"every": counts(1)},
     Constant: {"warmup": counts(0)},

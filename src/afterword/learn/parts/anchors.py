@@ -13,9 +13,8 @@ from afterword.learn.loss.terms import Term
 from afterword.learn.loss.tiles import Tile, dot
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import FORWARD_KL, Follows, NegativeLogLikelihood
-from afterword.learn.parts.routes import ByKind
 from afterword.learn.parts.teachers import BASE
-from afterword.learn.parts.weights import PER_TOKEN
+from afterword.learn.parts.weights import TOKEN_MEAN, ByKind
 
 GOLD = "gold"
 """Kind of the interactions that are only imitated: their answers were written, not sampled, and have no hindsight."""
@@ -70,7 +69,7 @@ def entropy_bonus(scale: float) -> Term:
         estimator=NegativeEntropy(),
         teacher=None,
         context=CONTEXTS["none"],
-        average=PER_TOKEN,
+        reduction=TOKEN_MEAN,
         weights=(),
         scale=scale,
     )

@@ -39,7 +39,7 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class IdentityTarget:
     """The teacher as it is."""
 
     needs_reference = False
@@ -49,7 +49,7 @@ class Identity:
         return t
 
 
-IDENTITY = Identity()
+IDENTITY = IdentityTarget()
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,11 @@ class Teacher:
     @property
     def moving(self) -> bool:
         """True when it has a state of its own that follows the student."""
-        return isinstance(self, Average | TrustRegion | Copy)
+        return isinstance(self, EMA | TrustRegion | Copy)
 
 
 @dataclass(frozen=True, slots=True)
-class Average(Teacher):
+class EMA(Teacher):
     """Exponential moving average of the merged update B A (not of A and B: their averages multiply to another
     update). After k steps from a fixed student (1 - rate)^k of the gap is left. It begins as the student."""
 

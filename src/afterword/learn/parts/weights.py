@@ -1,7 +1,7 @@
-"""Which tokens count, and how much: masks before averaging, weights on top, averages below.
+"""Which answers and tokens count, and how much: routes and masks, weights on top, reductions below.
 
-A weight maps (scores, rows) to [N] factors without a gradient; `chain` multiplies several. An average says
-what one term's losses are divided by, so that the result does not depend on how a batch was split.
+A route selects answers for a term, a mask selects tokens. A weight maps (scores, batch) to [N] factors without a
+gradient. A reduction gives the divisor of a term's losses. None depends on how a batch is split.
 """
 
 from __future__ import annotations
@@ -14,8 +14,68 @@ import torch
 from torch import Tensor
 
 from afterword.learn.loss.loss_stage import Scores
-from afterword.learn.loss.token_batch import Rows
-from afterword.learn.parts.clipping import importance_ratio
+from afterword.learn.loss.token_batch import AnswerInfo, TokenBatch
+from afterword.learn.parts.advantages import importance_ratio
+
+
+@runtime_checkable
+class TermRoute(Protocol):
+    """Does this answer belong to the term?"""
+
+    def __call__(self, answer: AnswerInfo) -> bool:
+        """True when it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """All answers."""
+
+    def __call__(self, answer: AnswerInfo) -> bool:
+        return True
+
+
+EVERYTHING = Everything()
+
+
+@dataclass(frozen=True, slots=True)
+class ByKind:
+    """Answers whose feedback is of one of these kinds (`follow_up`, `edited`, `tests` ...)."""
+
+    kinds: tuple[str, ...]
+
+    def __call__(self, answer: AnswerInfo) -> bool:
+        return answer.kind in self.kinds
+
+
+@dataclass(frozen=True, slots=True)
+class NotKind:
+    """Answers whose feedback is of any other kind."""
+
+    kinds: tuple[str, ...]
+
+    def __call__(self, answer: AnswerInfo) -> bool:
+        return answer.kind not in self.kinds
+
+
+@dataclass(frozen=True, slots=True)
+class ByCorrectness:
+    """Answers that were judged right (reward above 0), or those judged wrong (0, as verifiers say it, or below). What
+    nobody judged is neither."""
+
+    correct: bool
+
+    def __call__(self, answer: AnswerInfo) -> bool:
+        return answer.reward is not None and (answer.reward > 0 if self.correct else answer.reward <= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ByTask:
+    """Answers of one of these tasks (`code`, `support` ...); None is "no task"."""
+
+    tasks: tuple[str | None, ...]
+
+    def __call__(self, answer: AnswerInfo) -> bool:
+        return answer.task in self.tasks
 
 
 @runtime_checkable
@@ -29,7 +89,7 @@ class Weight(Protocol):
     def needs_served(self) -> bool:
         """True when tokens without the sampler's log-probability cannot count."""
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         """[N] factors, no gradient; `keep` [N] is True for tokens that count. The others' factors are not read and
         their scores may be anything: neither they nor their number may change the factor of a token that counts."""
 
@@ -43,8 +103,8 @@ class InteractionWeight:
 
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
-        return rows.weight[rows.row]
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return batch.weight[batch.row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +115,13 @@ class ChangedTokens:
     boost: float = 4.0
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
-        factors = torch.where(rows.changed, self.boost, 1.0)
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        factors = torch.where(batch.changed, self.boost, 1.0)
         kept, total = (
-            torch.zeros(len(rows.length), device=factors.device).index_add_(0, rows.row, counted)
+            torch.zeros(len(batch.length), device=factors.device).index_add_(0, batch.row, counted)
             for counted in (keep.float(), factors * keep)
         )
-        return factors * (kept / total.where(kept > 0, 1.0))[rows.row]
+        return factors * (kept / total.where(kept > 0, 1.0))[batch.row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +132,8 @@ class ImportanceRatio:
     cap: float = 2.0
     needs_served = True
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
-        return importance_ratio(scores, rows).clamp(max=self.cap)
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return importance_ratio(scores, batch).clamp(max=self.cap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +148,7 @@ class EntropyGate:
     above: bool = True
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         entropy = scores.entropy_teacher if self.side == "teacher" else scores.entropy_student
         return ((entropy > self.threshold) == self.above).float()
 
@@ -100,8 +160,8 @@ class Staleness:
     half_life: float = 30.0
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
-        return rows.each(lambda a: float(0.5 ** (a.age / self.half_life)))
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return batch.each(lambda a: float(0.5 ** (a.age / self.half_life)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +171,15 @@ class Position:
     half_life: float = 64.0
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
-        return 0.5 ** (rows.position.float() / self.half_life)
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return 0.5 ** (batch.position.float() / self.half_life)
 
 
 @runtime_checkable
 class Mask(Protocol):
     """Which tokens count at all, above and below. Reads the layout only, so counts are known before scoring."""
 
-    def __call__(self, rows: Rows) -> Tensor:
+    def __call__(self, batch: TokenBatch) -> Tensor:
         """[N] True for tokens that count."""
 
 
@@ -129,16 +189,16 @@ class Prefix:
 
     tokens: int
 
-    def __call__(self, rows: Rows) -> Tensor:
-        return rows.position < self.tokens
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        return batch.position < self.tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """Only tokens whose log-probability at sampling is known."""
 
-    def __call__(self, rows: Rows) -> Tensor:
-        return torch.isfinite(rows.served)
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        return torch.isfinite(batch.served)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +209,7 @@ class Cap:
     most: float
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         return self.most / scores.loss.clamp(min=self.most)
 
 
@@ -161,7 +221,7 @@ class LeastRatio:
     low: float
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         return (scores.logp_teacher - scores.logp_student >= self.low).float()
 
 
@@ -175,59 +235,59 @@ class TopEntropy:
     share: float = 0.2
     needs_served = False
 
-    def __call__(self, scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         gate = torch.zeros_like(scores.entropy_student)
-        for answer in range(len(rows.length)):
-            counted = (keep & (rows.row == answer)).nonzero()[:, 0]
+        for answer in range(len(batch.length)):
+            counted = (keep & (batch.row == answer)).nonzero()[:, 0]
             if len(counted):
                 most = max(1, round(self.share * len(counted)))
                 gate[counted[scores.entropy_student[counted].topk(most).indices]] = 1.0
         return gate
 
 
-def chain(weights: Sequence[Weight], scores: Scores, rows: Rows, keep: Tensor) -> Tensor:
+def chain(weights: Sequence[Weight], scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
     """[N] product of all factors, ones for an empty chain."""
     factors = torch.ones_like(scores.entropy_student)
     for weight in weights:
-        factors = factors * weight(scores, rows, keep).to(factors.dtype)
+        factors = factors * weight(scores, batch, keep).to(factors.dtype)
     return factors
 
 
 @runtime_checkable
-class Average(Protocol):
+class Reduction(Protocol):
     """What the losses of a term are divided by."""
 
-    def share(self, keep: Tensor, rows: Rows) -> Tensor:
+    def share(self, keep: Tensor, batch: TokenBatch) -> Tensor:
         """[N] share of each kept token; `keep` [N] is True for tokens that count."""
 
-    def count(self, keep: Tensor, rows: Rows) -> float:
+    def count(self, keep: Tensor, batch: TokenBatch) -> float:
         """The divisor: the sum of all shares of a whole batch."""
 
 
 @dataclass(frozen=True, slots=True)
-class PerSequence:
+class SequenceMean:
     """Every answer counts the same: one decisive first token is not lost in a mean over long answers."""
 
-    def share(self, keep: Tensor, rows: Rows) -> Tensor:
-        kept = torch.zeros(len(rows.length), device=keep.device).index_add_(0, rows.row, keep.float())
-        return keep.float() / kept.clamp(min=1)[rows.row]
+    def share(self, keep: Tensor, batch: TokenBatch) -> Tensor:
+        kept = torch.zeros(len(batch.length), device=keep.device).index_add_(0, batch.row, keep.float())
+        return keep.float() / kept.clamp(min=1)[batch.row]
 
-    def count(self, keep: Tensor, rows: Rows) -> float:
-        return float(len(torch.unique(rows.row[keep])))
+    def count(self, keep: Tensor, batch: TokenBatch) -> float:
+        return float(len(torch.unique(batch.row[keep])))
 
 
-PER_SEQUENCE = PerSequence()
+SEQUENCE_MEAN = SequenceMean()
 
 
 @dataclass(frozen=True, slots=True)
-class PerToken:
+class TokenMean:
     """Every token counts the same, so long answers count more."""
 
-    def share(self, keep: Tensor, rows: Rows) -> Tensor:
+    def share(self, keep: Tensor, batch: TokenBatch) -> Tensor:
         return keep.float()
 
-    def count(self, keep: Tensor, rows: Rows) -> float:
+    def count(self, keep: Tensor, batch: TokenBatch) -> float:
         return float(keep.sum())
 
 
-PER_TOKEN = PerToken()
+TOKEN_MEAN = TokenMean()

@@ -38,7 +38,7 @@ from afterword.learn.recipes.hindsight import (
 )
 from afterword.learn.recipes.outcome import grpo, sft
 from afterword.learn.recipes.recipe import Lora, Recipe, describe
-from afterword.learn.recipes.spec import kinds, read
+from afterword.learn.recipes.spec import current, kinds, read
 
 __all__ = ["RECIPES", "Lora", "Recipe", "describe", "follow_ups", "recipe", "sdpo_interactions", "sft"]
 
@@ -76,13 +76,14 @@ def recipe(name: str, /, **overrides: Any) -> Recipe:
 
     Any recipe takes the fields of `Recipe` but its terms (lr, passes, batch ...), `rank`, `context` (a name), and
     `template` with `template_praise` (the user's own words around the hindsight); its function's own arguments come
-    on top. A part may be spelled in words (`teacher="average:0.01"`, see `spelling`). Raises ConfigError for an unknown
+    on top. A part may be spelled in words (`teacher="ema:0.01"`, see `spec`). Raises ConfigError for an unknown
     name, with the nearest, or an unknown key.
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name.lower().replace("_", "-"), RECIPES, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"unknown recipe {name!r}: {guess}use one of {', '.join(sorted(RECIPES))}", param="recipe")
+    overrides = current(RECIPES[name], overrides)
     _known(name, overrides)
     refuse(name, _KEYS, overrides)
     options = read(name, RECIPES[name], {key: value for key, value in overrides.items() if key not in _WORDS})

@@ -10,10 +10,9 @@ import math
 from typing import Any
 
 from afterword.learn.loss.terms import Term
-from afterword.learn.parts.advantages import ReturnToGo
+from afterword.learn.parts.advantages import PPOClip, ReturnToGo, Truncated
 from afterword.learn.parts.anchors import GOLD, gold_mix
 from afterword.learn.parts.bounds import INSIDE, NAME, SHARE, counts, takes, up_to
-from afterword.learn.parts.clipping import PPOClip, Truncated
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import (
     FORWARD_KL,
@@ -23,12 +22,11 @@ from afterword.learn.parts.divergences import (
     PolicyGradient,
     ReverseKL,
 )
-from afterword.learn.parts.routes import NotKind
 from afterword.learn.parts.schedules import Linear, Switch
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolation, GeometricBridge
 from afterword.learn.parts.teachers import START, External
-from afterword.learn.parts.weights import PER_TOKEN, EntropyGate, InteractionWeight, LeastRatio, TopEntropy
+from afterword.learn.parts.weights import TOKEN_MEAN, EntropyGate, InteractionWeight, LeastRatio, NotKind, TopEntropy
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 
 _CLIP = PPOClip(low=0.2, high=0.2)
@@ -36,7 +34,7 @@ _CLIP = PPOClip(low=0.2, high=0.2)
 
 def _term(teacher: str | None, name: str, estimator: Estimator, **parts: Any) -> Term:
     """A term that compares with the external teacher, every token counting the same."""
-    fixed: dict[str, Any] = {"context": CONTEXTS["none"], "average": PER_TOKEN}
+    fixed: dict[str, Any] = {"context": CONTEXTS["none"], "reduction": TOKEN_MEAN}
     return Term(name=name, estimator=estimator, teacher=External(model=teacher or ""), **{**fixed, **parts})
 
 
@@ -55,7 +53,7 @@ def gkd(*, teacher: str | None = None, beta: float = 0.5, **settings: Any) -> Re
 def minillm(*, teacher: str | None = None, **settings: Any) -> Recipe:
     """Reverse KL of whole answers: exact at each token, policy gradient for what follows (arXiv 2306.08543)."""
     terms = (
-        _term(teacher, "future", NegativeLogLikelihood(), advantage=ReturnToGo(), update=_CLIP),
+        _term(teacher, "future", NegativeLogLikelihood(), advantage=ReturnToGo(), policy_clip=_CLIP),
         _term(teacher, "single_step", ReverseKL()),
     )
     return Recipe(name="minillm", terms=terms, **{**ON_POLICY, **settings})
@@ -77,7 +75,7 @@ def eopd(*, teacher: str | None = None, threshold: float = 0.8, **settings: Any)
         support=TopK(16, of="teacher", remainder="teacher"),
         weights=(InteractionWeight(), EntropyGate(threshold)),
     )
-    terms = (_term(teacher, "sampled", PolicyGradient(), update=_CLIP), uncertain)
+    terms = (_term(teacher, "sampled", PolicyGradient(), policy_clip=_CLIP), uncertain)
     return Recipe(name="eopd", terms=terms, **{**ON_POLICY, **settings})
 
 
@@ -96,11 +94,11 @@ def stable_opd(*, teacher: str | None = None, gold: float = 0.1, anchor: float =
         estimator=ReverseKL(),
         teacher=START,
         context=CONTEXTS["none"],
-        average=PER_TOKEN,
+        reduction=TOKEN_MEAN,
         route=NotKind((GOLD,)),
         scale=anchor,
     )
-    own = _term(teacher, "sampled", PolicyGradient(), update=_CLIP, route=NotKind((GOLD,)))
+    own = _term(teacher, "sampled", PolicyGradient(), policy_clip=_CLIP, route=NotKind((GOLD,)))
     terms = (own, gold_mix(gold), start)
     return Recipe(name="stable-opd", terms=terms, **{**ON_POLICY, **settings})
 
@@ -121,7 +119,7 @@ def exopd(*, teacher: str | None = None, scale: float = 1.25, **settings: Any) -
         PolicyGradient(),
         target=Extrapolation(scale),
         reference=START,
-        update=Truncated(cap=5.0),
+        policy_clip=Truncated(cap=5.0),
     )
     return Recipe(name="exopd", terms=(term,), **{**ON_POLICY, **settings})
 
@@ -132,7 +130,7 @@ def reopold(
 ) -> Recipe:
     """Policy gradient with bounded blame, later only where the student is uncertain (arXiv 2603.11137)."""
     floor = math.log(blame) / (1 - blame)
-    parts: dict[str, Any] = {"update": Truncated(cap=2.0)}
+    parts: dict[str, Any] = {"policy_clip": Truncated(cap=2.0)}
     terms = (
         _term(
             teacher, "plausible", PolicyGradient(floor=floor),

@@ -11,10 +11,9 @@ from typing import Any
 
 from afterword.errors import UsageError
 from afterword.learn.loss.terms import Term
-from afterword.learn.parts.advantages import LogRatio
+from afterword.learn.parts.advantages import LogRatio, PPOClip
 from afterword.learn.parts.anchors import GOLD, gold_mix, kl_to_base
 from afterword.learn.parts.bounds import NAME, POSITIVE, SHARE, a_part, counts, optional, takes, up_to
-from afterword.learn.parts.clipping import PPOClip
 from afterword.learn.parts.contexts import CONTEXTS, ENVIRONMENT_KINDS, PEER_KINDS, REFERENCE_KINDS, Context, with_text
 from afterword.learn.parts.divergences import (
     FORWARD_KL,
@@ -24,20 +23,20 @@ from afterword.learn.parts.divergences import (
     PolicyGradient,
     ReverseKL,
 )
-from afterword.learn.parts.routes import ByKind, NotKind
 from afterword.learn.parts.schedules import Cosine, Linear
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolation
-from afterword.learn.parts.teachers import BASE, LIVE, START, Teacher
-from afterword.learn.parts.teachers import Average as MovingAverage
+from afterword.learn.parts.teachers import BASE, EMA, LIVE, START, Teacher
 from afterword.learn.parts.weights import (
-    PER_SEQUENCE,
-    PER_TOKEN,
-    Average,
+    SEQUENCE_MEAN,
+    TOKEN_MEAN,
+    ByKind,
     Cap,
     ChangedTokens,
     ImportanceRatio,
     InteractionWeight,
+    NotKind,
+    Reduction,
     Weight,
 )
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
@@ -55,7 +54,7 @@ such a teacher they are what to imitate least."""
     estimator=a_part(Estimator, 'a divergence or estimator, such as "forward-kl"'),
     where=a_part(Context, 'a context, such as "appended"'),
     teacher=a_part(Teacher, 'a teacher, such as "start"'),
-    average=a_part(Average, 'an average, such as "per-sequence"'),
+    reduction=a_part(Reduction, 'a reduction, such as "sequence-mean"'),
     skip_first=counts(0, 100_000),
     clip=optional(POSITIVE),
     anchor=up_to(1000, least=0),
@@ -68,7 +67,7 @@ def sdpo_interactions(
     estimator: Estimator = FORWARD_KL,
     where: Context = CONTEXTS["appended"],
     teacher: Teacher = START,
-    average: Average = PER_SEQUENCE,
+    reduction: Reduction = SEQUENCE_MEAN,
     skip_first: int = 0,
     clip: float | None = None,
     anchor: float = 0.0,
@@ -91,7 +90,7 @@ def sdpo_interactions(
         estimator=estimator,
         teacher=teacher,
         context=where,
-        average=average,
+        reduction=reduction,
         weights=_EDITED,
         skip_first=skip_first,
         clip=clip,
@@ -158,7 +157,7 @@ def sdpo_interactions_online(**settings: Any) -> Recipe:
         context=CONTEXTS["block"],
         weights=_EDITED,
         advantage=LogRatio(centre=True),
-        update=PPOClip(low=0.2, high=0.2),
+        policy_clip=PPOClip(low=0.2, high=0.2),
     )
     return Recipe(name="sdpo-interactions-online", terms=(term,), **{**ON_POLICY, **settings})
 
@@ -169,10 +168,10 @@ def sdpo(*, k: int = 100, rate: float = 0.05, **settings: Any) -> Recipe:
     term = Term(
         name="outcome",
         estimator=JSD(0.5),
-        teacher=MovingAverage(rate=rate),
+        teacher=EMA(rate=rate),
         context=CONTEXTS["by_kind"],
         support=TopK(k, of="student", remainder="tail"),
-        average=PER_TOKEN,
+        reduction=TOKEN_MEAN,
         route=ByKind((*PEER_KINDS, *ENVIRONMENT_KINDS)),
         weights=(InteractionWeight(), ImportanceRatio(cap=2.0)),
     )
@@ -185,7 +184,7 @@ def sdft(*, rate: float = 0.01, skip_first: int = 3, **settings: Any) -> Recipe:
     term = Term(
         name="demonstration",
         estimator=FORWARD_KL,
-        teacher=MovingAverage(rate=rate),
+        teacher=EMA(rate=rate),
         context=CONTEXTS["reference"],
         route=ByKind(REFERENCE_KINDS),
         weights=_EDITED,
@@ -201,7 +200,7 @@ def opsd(**settings: Any) -> Recipe:
         estimator=JSD(0.5),
         teacher=START,
         context=CONTEXTS["reference"],
-        average=PER_TOKEN,
+        reduction=TOKEN_MEAN,
         route=ByKind(REFERENCE_KINDS),
         weights=_EDITED,
     )
@@ -216,7 +215,7 @@ def opsd_clipped(*, clip: float = 0.05, **settings: Any) -> Recipe:
         estimator=FORWARD_KL,
         teacher=START,
         context=CONTEXTS["reference"],
-        average=PER_TOKEN,
+        reduction=TOKEN_MEAN,
         route=ByKind(REFERENCE_KINDS),
         weights=(InteractionWeight(), Cap(clip)),
     )

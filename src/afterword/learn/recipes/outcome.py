@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from afterword.learn.loss.terms import Term
-from afterword.learn.parts.advantages import GroupBaseline
-from afterword.learn.parts.clipping import PPOClip
+from afterword.learn.parts.advantages import GroupBaseline, PPOClip
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import NegativeLogLikelihood
-from afterword.learn.parts.weights import PER_TOKEN
+from afterword.learn.parts.weights import TOKEN_MEAN
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 
 
@@ -30,9 +29,9 @@ def grpo(**settings: Any) -> Recipe:
         estimator=NegativeLogLikelihood(),
         teacher=None,
         context=CONTEXTS["none"],
-        average=PER_TOKEN,
+        reduction=TOKEN_MEAN,
         weights=(),
         advantage=GroupBaseline("grpo"),
-        update=PPOClip(low=0.2, high=0.28),
+        policy_clip=PPOClip(low=0.2, high=0.28),
     )
     return Recipe(name="grpo", terms=(term,), **{**ON_POLICY, "answers": 8, "batch": 16, **settings})

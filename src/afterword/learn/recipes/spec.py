@@ -1,4 +1,4 @@
-"""Parts in short words, as a settings file writes them: `average:0.01`, `linear:warmup=10`, `jsd:0.5`.
+"""Parts in short words, as a settings file writes them: `ema:0.01`, `linear:warmup=10`, `jsd:0.5`.
 
 A part is its name, after a colon its first field, and any field as `name=value`; several have commas between them. Owns
 the names of the parts that a recipe's argument can take, both ways; what a value may be is `amounts`.
@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,7 @@ SLOTS: dict[Any, Mapping[str, Any]] = {
         "start": teachers.START,
         "base": teachers.BASE,
         "live": teachers.LIVE,
-        "average": teachers.Average,
+        "ema": teachers.EMA,
         "trust": teachers.TrustRegion,
         "copy": teachers.Copy,
         "released": teachers.Released,
@@ -51,11 +52,17 @@ SLOTS: dict[Any, Mapping[str, Any]] = {
         "switch": schedules.Switch,
         "on-metric": schedules.OnMetric,
     },
-    weights.Average: {"per-sequence": weights.PER_SEQUENCE, "per-token": weights.PER_TOKEN},
+    weights.Reduction: {"sequence-mean": weights.SEQUENCE_MEAN, "token-mean": weights.TOKEN_MEAN},
     Context: CONTEXTS,
     Lora: {"lora": Lora},
 }
 """What an argument of that kind is called. A class takes its fields after a colon."""
+_OLD_ARGUMENTS = {"average": "reduction"}
+_OLD_WORDS: dict[Any, Mapping[str, str]] = {
+    teachers.Teacher: {"average": "ema"},
+    weights.Reduction: {"per-sequence": "sequence-mean", "per-token": "token-mean"},
+}
+"""Names of earlier versions, read for one more release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,26 @@ def read(recipe: str, make: Callable[..., Recipe], given: Mapping[str, Any]) -> 
         else value
         for key, value in given.items()
     }
+
+
+def current(make: Callable[..., Recipe], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with arguments and parts under their present names; a FutureWarning names those that were renamed."""
+    wanted, found = kinds(make), {}
+    for key, value in given.items():
+        name = _OLD_ARGUMENTS.get(key, key)
+        if name != key and name in wanted:
+            _renamed(key, name)
+            key = name
+        word, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if (new := _OLD_WORDS.get(wanted.get(key), {}).get(word)) is not None:
+            _renamed(f"{key}={word}", f"{key}={new}")
+            value = f"{new}{colon}{rest}"
+        found[key] = value
+    return found
+
+
+def _renamed(old: str, new: str) -> None:
+    warnings.warn(f"recipe option {old} is now called {new}: the old name ends with the next release", FutureWarning, 3)
 
 
 def _part(recipe: str, key: str, text: str, names: Mapping[str, Any]) -> Any:

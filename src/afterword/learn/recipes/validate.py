@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from afterword.errors import ConfigError
+from afterword.learn.loss.loss_stage import Distance
 from afterword.learn.loss.terms import Term
-from afterword.learn.loss.token_loss import Distance
-from afterword.learn.parts.advantages import GroupBaseline, LogRatio, ReturnToGo
+from afterword.learn.parts.advantages import GroupBaseline, LogRatio, PPOClip, ReturnToGo
 from afterword.learn.parts.amounts import misfits, out_of_bounds
-from afterword.learn.parts.clipping import PPOClip
 from afterword.learn.parts.divergences import K3, Follows
 from afterword.learn.parts.schedules import CONSTANT, OnMetric, Schedule
 from afterword.learn.parts.targets import IDENTITY, GeometricBridge
@@ -49,7 +48,7 @@ def advice(recipe: Recipe) -> list[str]:
     teachers = {t.teacher.weights for t in recipe.terms if t.teacher is not None}
     if teachers == {"live"}:
         found.append("the live model is its own teacher and nothing holds it: an average or the start was more stable")
-    if recipe.passes > 1 and any(_sampled(t) or _credits(t) for t in recipe.terms if not t.update.needs_served):
+    if recipe.passes > 1 and any(_sampled(t) or _credits(t) for t in recipe.terms if not t.policy_clip.needs_served):
         found.append("from the second pass on the served answers are no longer the student's own samples")
     if any(isinstance(t.advantage, ReturnToGo) for t in recipe.terms):
         found.append("credit for what follows a token has a variance that grows with the answer's length")
@@ -190,12 +189,12 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
             f"an advantage is a factor on log S(y), not on {type(term.estimator).__name__}: a divergence is no "
             "advantage, and a signed one is no divergence. Use NegativeLogLikelihood"
         )
-    if isinstance(term.update, PPOClip) and term.advantage is None and not _sampled(term):
+    if isinstance(term.policy_clip, PPOClip) and term.advantage is None and not _sampled(term):
         return (
             f"a PPO clip needs an advantage, and {type(term.estimator).__name__} has none: use PolicyGradient, or give "
             "one"
         )
-    if isinstance(term.update, PPOClip) and term.advantage is None and term.target != IDENTITY:
+    if isinstance(term.policy_clip, PPOClip) and term.advantage is None and term.target != IDENTITY:
         return (
             f"a PPO clip stops tokens by the sign of log T(y) - log S(y), which is not that of the advantage towards "
             f"{type(term.target).__name__}: use Truncated, or the teacher as it is"
@@ -208,8 +207,8 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
         return "it compares the answers to one prompt: set answers to 2 or more"
     if isinstance(term.advantage, GroupBaseline) and not recipe.fresh:
         return "it compares the answers that the student writes anew to one prompt: set fresh to 1 or more"
-    if term.update.needs_served and any(isinstance(w, ImportanceRatio) for w in term.weights):
-        return f"{type(term.update).__name__} weighs by the importance ratio already: leave out ImportanceRatio"
+    if term.policy_clip.needs_served and any(isinstance(w, ImportanceRatio) for w in term.weights):
+        return f"{type(term.policy_clip).__name__} weighs by the importance ratio already: leave out ImportanceRatio"
     return None
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afterword.learn.loss.token_batch import Rows, layout
+from afterword.learn.loss.token_batch import TokenBatch, layout
 from afterword.learn.parts.contexts import Context
 from afterword.learn.parts.teachers import LIVE, START, Routed, Teacher, TrustRegion
 from afterword.learn.recipes import Recipe
-from afterword.model.packing import Ids, Read, by_budget, packed
+from afterword.model.packing import Ids, ReadBatch, by_budget, packed
 from afterword.train.data.encoded import Encoded
 from afterword.train.runtime.distributed import ALONE, World
 from afterword.train.runtime.teacher_cache import KeptStates
@@ -48,7 +48,7 @@ def plan(n: int, recipe: Recipe, seed: int, fresh: int | None = None) -> list[St
     return steps
 
 
-def rows_of(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Rows:
+def rows_of(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> TokenBatch:
     """The layout of the scored tokens of these interactions."""
     return layout(
         [len(r.completion) for r in rows],
@@ -107,7 +107,7 @@ class TeacherStates:
         kept.trim()
 
     def get(
-        self, teacher: Teacher | None, context: Context, picked: Sequence[int], read: Read | None = None
+        self, teacher: Teacher | None, context: Context, picked: Sequence[int], read: ReadBatch | None = None
     ) -> Side | None:
         """[N, H] for these interactions, without a gradient; None without a teacher. Zeros for interactions of which no
         term keeps a token under this teacher and context. A teacher that is the student itself goes on from what the

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from afterword.learn.loss.token_batch import UNKNOWN, Answer
+from afterword.learn.loss.token_batch import UNKNOWN, AnswerInfo
 from afterword.learn.parts.contexts import Context
 from afterword.records import Interaction, Turn
 
@@ -36,7 +36,7 @@ class Encoded:
     on_policy: bool
     cut: int
     """Hindsight tokens that did not fit."""
-    answer: Answer = UNKNOWN
+    answer: AnswerInfo = UNKNOWN
     served: tuple[float, ...] = ()
     """Log-probability of each completion id at sampling, NaN where it is unknown; empty: all unknown."""
     private: tuple[int, ...] = ()

@@ -26,10 +26,10 @@ from afterword.chat.render import (
 from afterword.chat.splice import spliced
 from afterword.chat.trail import without_reasoning
 from afterword.errors import ModelError, NothingToDo
-from afterword.learn.loss.token_batch import Answer
+from afterword.learn.loss.token_batch import AnswerInfo
 from afterword.learn.parts.anchors import GOLD
 from afterword.learn.parts.contexts import Context, fit_hindsight, others
-from afterword.learn.parts.routes import ByKind
+from afterword.learn.parts.weights import ByKind
 from afterword.learn.recipes import Recipe
 from afterword.records import Interaction, Turn
 from afterword.train.data.encoded import Encoded, Example, Left, Prepared
@@ -170,13 +170,13 @@ class _Encoder:
             return None
         return ", ".join(named)
 
-    def _answer(self, interaction: Interaction) -> Answer:
+    def _answer(self, interaction: Interaction) -> AnswerInfo:
         """What is known of it beside its tokens. Where a recipe mixes in gold, answers that users were content with
         are that: they are imitated as they were served."""
         reward = float(interaction.polarity) if interaction.polarity else None
         mixed = any(isinstance(t.route, ByKind) and GOLD in t.route.kinds for t in self.recipe.terms)
         kind = GOLD if mixed and interaction.polarity > 0 else interaction.kind
-        return Answer(kind=kind, task=interaction.task, reward=reward)
+        return AnswerInfo(kind=kind, task=interaction.task, reward=reward)
 
     def _differs(
         self, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...], own: Prompt

@@ -29,8 +29,7 @@ from afterword.learn.diagnostics import log_probs
 from afterword.learn.hindsight_score import score
 from afterword.learn.parts.contexts import CONTEXTS, PEER_KINDS, REFERENCE_KINDS, Context, fit_hindsight
 from afterword.learn.recipes import Recipe
-from afterword.model.loading import load_tokenizer
-from afterword.model.sizes import longest_context
+from afterword.model.loading import load_tokenizer, longest_context
 from afterword.records import Revision, content_hash
 from afterword.store import Store
 from afterword.train.data.encoded import Example

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from afterword.learn.loss.loss_stage import Scores
 from afterword.learn.loss.terms import Term
-from afterword.learn.loss.token_batch import Rows
-from afterword.learn.parts.clipping import importance_ratio
+from afterword.learn.loss.token_batch import TokenBatch
+from afterword.learn.parts.advantages import importance_ratio
 from afterword.store.files import write_whole
 
 _EDGES = (1, 4, 16, 64)
@@ -107,7 +107,7 @@ class Tally:
         self.ends = torch.tensor(list(ends), dtype=torch.long)
         self.sums = torch.zeros(len(_SUMS) + len(terms) + 2 * len(_DEPTHS), dtype=torch.float64)
 
-    def add(self, scores: Scores, rows: Rows, keep: Tensor, parts: Sequence[Tensor], ids: Tensor) -> None:
+    def add(self, scores: Scores, rows: TokenBatch, keep: Tensor, parts: Sequence[Tensor], ids: Tensor) -> None:
         """Take in one micro-batch: the scores and the mask of one term, every term's part of the loss, the ids."""
         signal = scores.logp_teacher - scores.logp_student
         known = torch.isfinite(rows.served) & keep

@@ -26,13 +26,12 @@ from transformers.pytorch_utils import Conv1D
 from afterword.errors import AdapterError, ConfigError
 from afterword.learn.recipes import Lora, Recipe
 from afterword.model.attention import same_row
-from afterword.model.attention_kernel import Kept
-from afterword.model.deltas import Delta
+from afterword.model.attention_kernel import KeyValues
 from afterword.model.head import Head, head_of
 from afterword.model.loading import base_hash, load_model, resolve_model
-from afterword.model.lora import lean, live_deltas, overlaid
-from afterword.model.module_patching import leaner
-from afterword.model.packing import Ids, Packed, Read, hidden_after, hidden_states, packed
+from afterword.model.lora import Delta, live_deltas, overlaid, patch_lora_layers
+from afterword.model.module_patching import patch_modules
+from afterword.model.packing import Ids, Packed, ReadBatch, hidden_states, hidden_states_after, packed
 
 _LIVE = "default"
 
@@ -44,7 +43,7 @@ class Policy:
         self.model = model
         self.head = head
         self.device: torch.device = head.weight.device
-        self.layers = lean(model)
+        self.layers = patch_lora_layers(model)
         output = model.get_base_model().get_output_embeddings()
         self.head_layer = next((name for name, layer in self.layers.items() if layer is output), None)
         """The output head among the layers; None when the recipe leaves it alone."""
@@ -76,15 +75,15 @@ class Policy:
             return self.head
         return self.head.with_update(self.deltas.get(weights, {}).get(self.head_layer))
 
-    def read(self, pairs: Sequence[tuple[Ids, Ids]]) -> Read:
+    def read(self, pairs: Sequence[tuple[Ids, Ids]]) -> ReadBatch:
         """What the student says of these (prompt, completion) pairs, with its gradient, for itself to go on from."""
-        kept: Kept = {}
-        return Read(pairs, hidden_states(self.model, packed(pairs, self.device), kept), kept)
+        kept: KeyValues = {}
+        return ReadBatch(pairs, hidden_states(self.model, packed(pairs, self.device), kept), kept)
 
     @torch.no_grad()
-    def after(self, pairs: Sequence[tuple[Ids, Ids]], read: Read) -> Tensor:
+    def after(self, pairs: Sequence[tuple[Ids, Ids]], read: ReadBatch) -> Tensor:
         """[N, H] what the same weights say of the same completions after other prompts."""
-        return hidden_after(self.model, pairs, read)
+        return hidden_states_after(self.model, pairs, read)
 
     def adapter_state(self) -> dict[str, Tensor]:
         """The adapter's tensors by PEFT's names, on the CPU."""
@@ -135,7 +134,7 @@ def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, dev
         torch.manual_seed(seed)
         model = _fresh(base, recipe.lora) if parent is None else _continued(base, parent)
     model.eval()
-    leaner(model.get_base_model())
+    patch_modules(model.get_base_model())
     if recipe.checkpointing:
         _checkpointed(model)
     policy = Policy(model, head_of(model.get_base_model(), adapter=_LIVE))

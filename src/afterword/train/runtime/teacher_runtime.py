@@ -20,14 +20,13 @@ from torch import Tensor
 from afterword.errors import AdapterError, ConfigError, ModelError
 from afterword.learn.loss.loss_stage import token_losses
 from afterword.learn.parts.divergences import FORWARD_KL
-from afterword.learn.parts.teachers import START, Average, Copy, External, Released, Routed, Teacher, TrustRegion
+from afterword.learn.parts.teachers import EMA, START, Copy, External, Released, Routed, Teacher, TrustRegion
 from afterword.learn.recipes import Recipe
-from afterword.model.deltas import Delta, mixed
 from afterword.model.head import Head, head_of
-from afterword.model.loading import base_hash, load_model, load_tokenizer, resolve_model, tokenizer_hash
-from afterword.model.module_patching import leaner
+from afterword.model.loading import base_hash, load_model, load_tokenizer, model_sizes, resolve_model, tokenizer_hash
+from afterword.model.lora import Delta, mixed
+from afterword.model.module_patching import patch_modules
 from afterword.model.packing import Packed, hidden_states
-from afterword.model.sizes import model_sizes
 from afterword.train.runtime.policy import Policy, check_base, weights_hash
 
 
@@ -107,10 +106,10 @@ class Teaching:
                 if step % teacher.every == 0:
                     self.policy.deltas[teacher.key] = live
                 continue
-            assert isinstance(teacher, Average | TrustRegion)
+            assert isinstance(teacher, EMA | TrustRegion)
             if isinstance(teacher, TrustRegion) and not self._near(teacher):
                 continue
-            rank = teacher.rank if isinstance(teacher, Average) else None
+            rank = teacher.rank if isinstance(teacher, EMA) else None
             self.policy.deltas[teacher.key] = {n: mixed(old[n], live[n], teacher.rate, rank) for n in live}
 
     def _near(self, teacher: TrustRegion) -> bool:
@@ -139,7 +138,7 @@ class Teaching:
 def _external(teacher: External, policy: Policy) -> tuple[Any, Head]:
     """The other model and its head; its vocabulary is checked here, its tokenizer before anything is loaded."""
     model = load_model(teacher.model, dtype=teacher.dtype, device=str(policy.device))  # type: ignore[arg-type]
-    leaner(model)  # as the student: of equal weights it says the very same
+    patch_modules(model)  # as the student: of equal weights it says the very same
     head = head_of(model)
     ours, theirs = policy.head.weight.shape[0], head.weight.shape[0]
     if ours != theirs:

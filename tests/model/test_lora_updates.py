@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from afterword.model.deltas import Delta, mixed
+from afterword.model.lora import Delta, mixed
 
 OUT, WIDTH, RANK = 24, 40, 3
 
