@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from afterword.chat.control_tokens import control_tokens, guarded_text
 from afterword.chat.render import decode, encode, encode_content, generation_header, render_prompt, write_prompt
-from afterword.engine.text import Codec
 from afterword.learn.parts.contexts import CONTEXTS, fit_hindsight
+from afterword.model.generation.text import Codec
 from afterword.records import Json
 
 CORPUS = [

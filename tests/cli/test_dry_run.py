@@ -11,9 +11,9 @@ import pytest
 from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 from afterword.cli import main
-from afterword.engine.text import Codec
 from afterword.feedback.collect.collect import collect
 from afterword.feedback.settings import CollectSettings
+from afterword.model.generation.text import Codec
 from afterword.model.loading import load_tokenizer
 from afterword.records import Feedback, Release, Report, Turn, Verdict
 from afterword.store import Store

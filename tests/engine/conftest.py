@@ -19,10 +19,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
 from afterword.engine.host import Host
-from afterword.engine.runner import Runner
 from afterword.engine.server import Server
-from afterword.engine.text import Codec
 from afterword.model import loading
+from afterword.model.generation.runner import Runner
+from afterword.model.generation.text import Codec
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"

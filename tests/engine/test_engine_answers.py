@@ -10,8 +10,8 @@ import torch
 import transformers
 from tests.engine.conftest import Client, Peer, serve_tiny, write_tiny
 
-from afterword.engine.runner import Runner
 from afterword.errors import ModelError
+from afterword.model.generation.runner import Runner
 
 TEXTS = ["Hi", "A somewhat longer question about rivers?", "x" * 150, "Tell me.", "Why 12 and not 13?"]
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.engine.conftest import Client, serve_tiny
 
-from afterword.engine.core import ModelBroken
+from afterword.model.generation.engine import ModelBroken
 
 LONG = {"max_tokens": 60, "ignore_eos": True}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from afterword.engine.modules import note_inputs, replace_parts
-from afterword.engine.thread_tuner import _PERIOD, _TRIAL, Cores
+from afterword.model.generation.fused_linear import note_inputs, replace_parts
+from afterword.model.generation.thread_tuner import _PERIOD, _TRIAL, Cores
 
 
 class Gate(nn.Module):
@@ -67,7 +67,7 @@ def test_a_writing_step_gets_the_threads_that_were_faster(
 ) -> None:
     used: list[int] = []
     clock = [0.0]
-    monkeypatch.setattr("afterword.engine.thread_tuner._use", used.append)
+    monkeypatch.setattr("afterword.model.generation.thread_tuner._use", used.append)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     cores = Cores(2)
     for _ in range(2 * _PERIOD):
@@ -84,7 +84,7 @@ def test_only_steps_of_as_many_tokens_are_compared_and_sleeping_threads_get_time
 ) -> None:
     used: list[int] = []
     clock = [0.0]
-    monkeypatch.setattr("afterword.engine.thread_tuner._use", used.append)
+    monkeypatch.setattr("afterword.model.generation.thread_tuner._use", used.append)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     cores, awake = Cores(2), 0
     for step in range(2 * _PERIOD):

@@ -17,13 +17,13 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from afterword.engine.__main__ import _until_stopped
 from afterword.engine.host import Host
-from afterword.engine.protocol import parse_ask
-from afterword.engine.runner import Runner
+from afterword.engine.protocol import parse_request
 from afterword.engine.server import Server
-from afterword.engine.text import Codec
 from afterword.engine.worker_client import Remote
 from afterword.errors import ModelError
 from afterword.model import loading
+from afterword.model.generation.runner import Runner
+from afterword.model.generation.text import Codec
 
 
 def build(options: argparse.Namespace) -> Host:
@@ -130,7 +130,7 @@ async def test_a_process_that_reads_nothing_is_ended_while_somebody_writes_to_it
         try:
             os.kill(it._process.pid, signal.SIGSTOP)
             for number in range(1000):  # far more than a pipe holds
-                it.submit(number, parse_ask(body()), [70_000] * 500, 1)
+                it.submit(number, parse_request(body()), [70_000] * 500, 1)
             assert not it.alive and it.reason is not None
             assert "no progress" in it.reason and "stopped by a signal" in it.reason
         finally:

@@ -10,9 +10,9 @@ import pytest
 from tests.engine.conftest import Client
 
 from afterword.chat.render import encode
-from afterword.engine import repetition
-from afterword.engine.repetition import LONG_STRETCH, Repetition
 from afterword.model import loading
+from afterword.model.generation import repetition
+from afterword.model.generation.repetition import LONG_STRETCH, Repetition
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ class _Fiftieth(Repetition):
 
 
 async def test_the_engine_ends_it_and_reports_what_was_sampled(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("afterword.engine.core.Repetition", _Fiftieth)
+    monkeypatch.setattr("afterword.model.generation.engine.Repetition", _Fiftieth)
     plain = await client.ask("Hi", max_tokens=400, temperature=0, ignore_eos=True)
     body = await client.ask("Hi", max_tokens=400, temperature=0, ignore_eos=True, stop_repetition=True, logprobs=True)
     full, cut = plain["choices"][0], body["choices"][0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from afterword.engine import sampler
-from afterword.engine.sampler import Draw
+from afterword.model.generation import sampler
+from afterword.model.generation.sampler import Draw
 
 
 def spread(logits: list[float], temperature: float, top_p: float, count: int = 2000) -> list[float]:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterword.engine.protocol import RequestError
-from afterword.engine.text import Codec, Detokenizer, Stopper
 from afterword.model import loading
+from afterword.model.generation.request import RequestError
+from afterword.model.generation.text import Codec, Detokenizer, Stopper
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from tests.engine.conftest import write_adapter, write_tiny
 from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Setup
 
-from afterword.engine.text import Codec
 from afterword.gateway import GatewaySettings, serve_in_thread
 from afterword.model import loading
+from afterword.model.generation.text import Codec
 from afterword.records import Release, Turn
 from afterword.sampling import EngineProcess, start_engine
 from afterword.store import Store

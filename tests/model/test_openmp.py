@@ -35,6 +35,6 @@ def test_threads_wait_briefly_from_the_start(module: str, given: str | None) -> 
 @pytest.mark.parametrize(("policy", "spins", "left"), [("PASSIVE", "2000", None), ("PASSIVE", "7", "7")])
 def test_an_engine_does_not_inherit_how_training_waits(policy: str, spins: str, left: str | None) -> None:
     environment = os.environ | {"OMP_WAIT_POLICY": policy, "GOMP_SPINCOUNT": spins}
-    command = [sys.executable, "-c", CODE.format(module="afterword.engine.runner")]
+    command = [sys.executable, "-c", CODE.format(module="afterword.engine.host")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == [str(left and policy), str(left)]

@@ -22,11 +22,11 @@ from typing import Any, cast
 from aiohttp import web
 
 from afterword.engine.server import Server
-from afterword.engine.text import Codec
 from afterword.engine.worker import build, start_log
 from afterword.engine.worker_client import Remote
 from afterword.errors import AfterwordError
 from afterword.model.embedded import EMBEDDED, embedded_model, model_name
+from afterword.model.generation.text import Codec
 from afterword.processes import dump_stacks_when_asked, listening
 
 log = logging.getLogger("afterword.engine")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from afterword.engine.adapters import Adapter, read_adapter
-from afterword.engine.core import Engine, Request
-from afterword.engine.interface import Piece, Pieces
-from afterword.engine.protocol import Ask
-from afterword.engine.runner import Runner
-from afterword.engine.text import Codec
+from afterword.engine.interface import TokenOutputs
 from afterword.errors import AdapterError
+from afterword.model.generation.adapters import Adapter, read_adapter
+from afterword.model.generation.engine import Engine, Request
+from afterword.model.generation.request import GenerationRequest, TokenOutput
+from afterword.model.generation.runner import Runner
+from afterword.model.generation.text import Codec
 
 
 class Host:
@@ -39,7 +39,7 @@ class Host:
     def alive(self) -> bool:
         return self.engine.alive
 
-    def run(self, deliver: Callable[[Pieces], object]) -> None:
+    def run(self, deliver: Callable[[TokenOutputs], object]) -> None:
         """Work until `stop`; `deliver` gets all new pieces of a step, by their requests' numbers."""
         self._deliver = deliver
         try:
@@ -51,10 +51,10 @@ class Host:
         """End `run` after its current step."""
         self.engine.stop()
 
-    def submit(self, number: int, ask: Ask, prompt: list[int], limit: int) -> None:
+    def submit(self, number: int, ask: GenerationRequest, prompt: list[int], limit: int) -> None:
         adapter = None if ask.model == self._name else self._adapters.get(ask.model)
         if adapter is None and ask.model != self._name:  # unloaded while the prompt was written
-            self._deliver([(number, Piece(finish="error"))])
+            self._deliver([(number, TokenOutput(finish="error"))])
             return
         request = self._requests[number] = Request(number, ask, prompt, limit, adapter, self._codec)
         self.engine.submit(request)
@@ -83,7 +83,7 @@ class Host:
             raise AdapterError(f"adapter {path!r} could not be laid into the model: {error}") from error
         self._adapters[name] = adapter
 
-    def _hand_over(self, pieces: list[tuple[Request, Piece]]) -> None:
+    def _hand_over(self, pieces: list[tuple[Request, TokenOutput]]) -> None:
         for request, piece in pieces:
             if piece.finish is not None:
                 self._requests.pop(request.number, None)

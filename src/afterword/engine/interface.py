@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from afterword.engine.protocol import Ask
+from afterword.model.generation.request import GenerationRequest, TokenOutput
 
-
-@dataclass(slots=True)
-class Piece:
-    """What one step adds to an answer. `finish` is "stop", "length" or "error" in the last piece."""
-
-    token: int | None = None
-    logprob: float | None = None
-    top: list[tuple[int, float]] = field(default_factory=list)
-    text: str = ""
-    finish: str | None = None
-    stop_reason: str | None = None
-    """What ended the answer, where `finish` does not say it all: "repetition"."""
-
-
-Pieces = list[tuple[int, Piece]]
+TokenOutputs = list[tuple[int, TokenOutput]]
 """Pieces by the number of their request."""
 
 
@@ -41,7 +26,7 @@ class Model(Protocol):
     def alive(self) -> bool:
         """False once the model has ended; every request then fails."""
 
-    def submit(self, number: int, ask: Ask, prompt: list[int], limit: int) -> None:
+    def submit(self, number: int, ask: GenerationRequest, prompt: list[int], limit: int) -> None:
         """Answer a prompt under a number of the caller's with at most `limit` tokens."""
 
     def cancel(self, number: int) -> None:

@@ -4,10 +4,9 @@ the answer and that this engine does not have are refused, unless they ask for n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from afterword.errors import UsageError
+from afterword.model.generation.request import GenerationRequest, RequestError
 
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS, MAX_STOP_LENGTH = 64, 1000
@@ -33,38 +32,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Field -> values that ask for nothing; any other would be an answer that the client did not ask for."""
 
 
-class RequestError(UsageError):
-    """A request body that cannot be served."""
-
-    status = 400
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A checked request. `max_tokens` None means up to the end of the context."""
-
-    model: str
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
-    max_tokens: int | None
-    min_tokens: int
-    temperature: float
-    top_p: float
-    stop: tuple[str, ...]
-    seed: int | None
-    ignore_eos: bool
-    stream: bool
-    include_usage: bool
-    logprobs: bool
-    top_logprobs: int
-    return_token_ids: bool
-    stop_repetition: bool = False
-    """End an answer that says the same again and again, as if it had reached its bound."""
-    min_room: int = 1
-    """Tokens that must be left for the answer, unless fewer are asked for; else the prompt is too long."""
-
-
-def parse_ask(body: Any) -> Ask:
+def parse_request(body: Any) -> GenerationRequest:
     """Check a JSON body. Raises RequestError that names the parameter, the value and what is allowed."""
     if not isinstance(body, dict):
         raise RequestError(f"the body must be a JSON object, not {_show(body)}")
@@ -82,7 +50,7 @@ def parse_ask(body: Any) -> Ask:
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise RequestError(f"stream_options must be an object, not {_show(options)}", param="stream_options")
-    return Ask(
+    return GenerationRequest(
         model=_model(body),
         messages=_messages(body.get("messages")),
         tools=_tools(body),

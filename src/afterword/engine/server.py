@@ -14,11 +14,12 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from afterword.engine.interface import Model, Piece, Pieces
-from afterword.engine.protocol import Ask, RequestError, parse_ask
-from afterword.engine.text import Codec, too_long
+from afterword.engine.interface import Model, TokenOutputs
+from afterword.engine.protocol import parse_request
 from afterword.engine.wire import Answer, event
 from afterword.errors import AdapterError, AfterwordError, NotFoundError, error_body, error_response
+from afterword.model.generation.request import GenerationRequest, RequestError, TokenOutput
+from afterword.model.generation.text import Codec, too_long
 from afterword.records import Json
 
 log = logging.getLogger("afterword.engine")
@@ -47,7 +48,7 @@ class Server:
         self._created = int(time.time())
         self._adapters: dict[str, _Loaded] = {}
         self._loading: set[str] = set()
-        self._queues: dict[int, asyncio.Queue[Piece]] = {}
+        self._queues: dict[int, asyncio.Queue[TokenOutput]] = {}
         self._numbers = itertools.count()
         self.app = web.Application(client_max_size=_MAX_BODY, middlewares=[_errors])
         self.app.add_routes(
@@ -61,7 +62,7 @@ class Server:
             ]
         )
 
-    def distribute(self, pieces: Pieces) -> None:
+    def distribute(self, pieces: TokenOutputs) -> None:
         """Give each piece to the request that waits for it; on the event loop's thread."""
         for number, piece in pieces:
             queue = self._queues.get(number)
@@ -71,7 +72,7 @@ class Server:
     # -- answers ------------------------------------------------------------------------------------------
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
-        ask = parse_ask(await _body(http))
+        ask = parse_request(await _body(http))
         prompt, limit = await self._prompt(ask, len(await http.read()))
         number = next(self._numbers)
         queue = self._queues[number] = asyncio.Queue()
@@ -90,7 +91,7 @@ class Server:
             if not finished:
                 self.model.cancel(number)
 
-    async def _prompt(self, ask: Ask, size: int) -> tuple[list[int], int]:
+    async def _prompt(self, ask: GenerationRequest, size: int) -> tuple[list[int], int]:
         """The prompt's ids and the most tokens of an answer, once name and length are seen to be right. `size`: bytes
         of the body, tools and their calls among them."""
         if ask.model not in self._adapters and ask.model != self.name:
@@ -107,7 +108,7 @@ class Server:
             raise too_long(len(prompt), context)
         return prompt, room if ask.max_tokens is None else min(room, ask.max_tokens)
 
-    async def _whole(self, answer: Answer, queue: asyncio.Queue[Piece]) -> web.Response:
+    async def _whole(self, answer: Answer, queue: asyncio.Queue[TokenOutput]) -> web.Response:
         pieces = [await queue.get()]
         while pieces[-1].finish is None:
             pieces.append(await queue.get())
@@ -115,7 +116,7 @@ class Server:
             return _json(_broken(), 500)
         return _json(answer.whole(pieces))
 
-    async def _stream(self, http: web.Request, answer: Answer, queue: asyncio.Queue[Piece]) -> web.StreamResponse:
+    async def _stream(self, http: web.Request, answer: Answer, queue: asyncio.Queue[TokenOutput]) -> web.StreamResponse:
         piece = await queue.get()
         if piece.finish == "error":
             return _json(_broken(), 500)

@@ -6,16 +6,15 @@ import time
 
 import orjson
 
-from afterword.engine.interface import Piece
-from afterword.engine.protocol import Ask
-from afterword.engine.text import Codec
+from afterword.model.generation.request import GenerationRequest, TokenOutput
+from afterword.model.generation.text import Codec
 from afterword.records import Json, new_id
 
 
 class Answer:
     """One request's id, time and model, and what its pieces look like to the client."""
 
-    def __init__(self, ask: Ask, prompt: list[int], codec: Codec) -> None:
+    def __init__(self, ask: GenerationRequest, prompt: list[int], codec: Codec) -> None:
         self.ask, self.prompt, self._codec = ask, prompt, codec
         self.id, self.created = new_id("chatcmpl"), int(time.time())
         self._completion = 0
@@ -35,7 +34,7 @@ class Answer:
         text, data = self._codec.show(token)
         return {"token": text, "logprob": value, "bytes": data}
 
-    def _logprobs(self, pieces: list[Piece]) -> Json | None:
+    def _logprobs(self, pieces: list[TokenOutput]) -> Json | None:
         if not self.ask.logprobs:
             return None
         content = []
@@ -46,7 +45,7 @@ class Answer:
                 content.append(entry)
         return {"content": content}
 
-    def whole(self, pieces: list[Piece]) -> Json:
+    def whole(self, pieces: list[TokenOutput]) -> Json:
         """The body of an answer that is not streamed."""
         tokens = [piece.token for piece in pieces if piece.token is not None]
         self._completion = len(tokens)
@@ -71,7 +70,7 @@ class Answer:
             chunk["prompt_token_ids"] = self.prompt
         return event(chunk)
 
-    def next(self, piece: Piece) -> bytes:
+    def next(self, piece: TokenOutput) -> bytes:
         """A piece's chunk; nothing when it would tell the client nothing."""
         tokens = [] if piece.token is None else [piece.token]
         self._completion += len(tokens)

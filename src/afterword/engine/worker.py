@@ -20,8 +20,8 @@ from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from afterword.engine.interface import Piece
 from afterword.errors import AfterwordError
+from afterword.model.generation.request import TokenOutput
 from afterword.processes import dump_stacks_when_asked, listening, stage
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ _SET_PARENT_DEATH_SIGNAL = 1
 def build(options: argparse.Namespace) -> Host:
     """Load what `python -m afterword.engine` was told to serve. Raises ModelError."""
     from afterword.engine.host import Host
-    from afterword.engine.runner import Runner
-    from afterword.engine.text import Codec
     from afterword.model import loading
+    from afterword.model.generation.runner import Runner
+    from afterword.model.generation.text import Codec
 
     if sys.platform == "linux":
         _keep_memory()
@@ -87,7 +87,7 @@ def main() -> None:
 
 def serve(build: Build, options: argparse.Namespace, pipe: Connection) -> None:
     """Load, say so, then do what comes through the pipe until it closes."""
-    from afterword.engine.core import ModelBroken
+    from afterword.model.generation.engine import ModelBroken
 
     loaded = threading.Event()
     threading.Thread(target=_end_with_parent, args=(pipe, loaded), name="pipe-watch", daemon=True).start()
@@ -151,7 +151,7 @@ def _try(host: Host, message: tuple[Any, ...], send: Callable[[tuple[Any, ...]],
     except Exception as error:
         log.exception("a message of kind %r failed", message[0])
         if message[0] == "submit":
-            send(("pieces", [(message[1], Piece(finish="error"))]))
+            send(("pieces", [(message[1], TokenOutput(finish="error"))]))
         elif message[0] == "call":
             send(("done", message[1], None, RuntimeError(repr(error))))
 

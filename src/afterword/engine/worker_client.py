@@ -19,9 +19,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from afterword.engine.interface import Piece, Pieces
-from afterword.engine.protocol import Ask
+from afterword.engine.interface import TokenOutputs
 from afterword.errors import AfterwordError, ModelError
+from afterword.model.generation.request import GenerationRequest, TokenOutput
 from afterword.processes import (
     SILENCE,
     STACKS_FOLLOW,
@@ -113,7 +113,7 @@ class Remote:
         elif (silent := self._pulse.check()) >= SILENCE:
             self._give_up(f"answering {len(self._open)} requests", silent)
 
-    def start(self, deliver: Callable[[Pieces], object], ended: Callable[[], object] = lambda: None) -> None:
+    def start(self, deliver: Callable[[TokenOutputs], object], ended: Callable[[], object] = lambda: None) -> None:
         """Serve on the running event loop. `ended` is called once when the process has ended by itself."""
         self._deliver, self._ended = deliver, ended
         self._loop = asyncio.get_running_loop()
@@ -133,7 +133,7 @@ class Remote:
             self._process.kill()
             return self._process.wait()
 
-    def submit(self, number: int, ask: Ask, prompt: list[int], limit: int) -> None:
+    def submit(self, number: int, ask: GenerationRequest, prompt: list[int], limit: int) -> None:
         self._open.add(number)
         self._send("submit", number, ask, prompt, limit)
 
@@ -176,7 +176,7 @@ class Remote:
             self.reason = values[0]
         elif kind == "pieces":
             self._pulse.beat()
-            pieces: Pieces = values[0]
+            pieces: TokenOutputs = values[0]
             self._open.difference_update(number for number, piece in pieces if piece.finish is not None)
             self._deliver(pieces)
         else:
@@ -214,4 +214,4 @@ class Remote:
             if future.set_running_or_notify_cancel():
                 future.set_exception(ModelError(self.reason or _LOST))
         numbers, self._open = self._open, set()
-        self._deliver([(number, Piece(finish="error")) for number in numbers])
+        self._deliver([(number, TokenOutput(finish="error")) for number in numbers])

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from afterword.engine.attention import NAME, Plan, Probe
-from afterword.engine.cache import KeyValues
-from afterword.engine.modules import note_inputs, replace_parts
-from afterword.engine.thread_tuner import Cores
 from afterword.errors import ModelError
+from afterword.model.generation.cached_attention import NAME, Plan, Probe
+from afterword.model.generation.fused_linear import note_inputs, replace_parts
+from afterword.model.generation.kv_cache import KeyValues
+from afterword.model.generation.thread_tuner import Cores
 from afterword.model.rotary import sequence_lengths, switch_length
 
 log = logging.getLogger("afterword.engine")

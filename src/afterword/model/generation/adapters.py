@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from afterword.engine.modules import AdapterMask, Block, Line
 from afterword.errors import AdapterError
+from afterword.model.generation.fused_linear import AdapterMask, FusedLinear, FusedSlice
 
 _REFUSED = (
     "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "trainable_token_indices",
@@ -33,7 +33,7 @@ class Adapter:
     parts: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def read_adapter(name: str, folder: Path, lines: dict[str, Line], base: str, created: int) -> Adapter:
+def read_adapter(name: str, folder: Path, lines: dict[str, FusedSlice], base: str, created: int) -> Adapter:
     """Read a PEFT folder for a model with these linear layers. Raises AdapterError that names the fault.
 
     `base` is the hash of the served weights: a folder whose `afterword.json` names another is refused.
@@ -107,7 +107,7 @@ def _place(key: str, folder: Path) -> tuple[str, str]:
 
 
 def _part(
-    path: str, pair: dict[str, torch.Tensor], line: Line, rank: int, scale: float, folder: Path
+    path: str, pair: dict[str, torch.Tensor], line: FusedSlice, rank: int, scale: float, folder: Path
 ) -> tuple[torch.Tensor, torch.Tensor]:
     shapes = {half: tuple(tensor.shape) for half, tensor in pair.items()}
     wanted = {"lora_A": (rank, line.in_features), "lora_B": (line.out_features, rank)}
@@ -125,7 +125,7 @@ def _part(
 class AdapterBank:
     """The adapters that are laid into the layers, in column order. Used by the model thread only."""
 
-    def __init__(self, lines: dict[str, Line], mask: AdapterMask, device: torch.device) -> None:
+    def __init__(self, lines: dict[str, FusedSlice], mask: AdapterMask, device: torch.device) -> None:
         self._lines, self._mask, self._device = lines, mask, device
         self._adapters: list[Adapter] = []
         self._table: torch.Tensor | None = None
@@ -156,7 +156,7 @@ class AdapterBank:
 
     def _lay(self) -> None:
         width = sum(adapter.rank for adapter in self._adapters)
-        blocks: dict[Block, list[str]] = {}
+        blocks: dict[FusedLinear, list[str]] = {}
         for path, line in self._lines.items():
             blocks.setdefault(line.block, []).append(path)
         for block, paths in blocks.items():
@@ -170,7 +170,7 @@ class AdapterBank:
         if not self._adapters:
             self._table = None
 
-    def _columns(self, block: Block, paths: list[str], width: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _columns(self, block: FusedLinear, paths: list[str], width: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """down [in, lines * width], every line with columns of its own, and each line's up [width, out]."""
         down = torch.zeros(block.in_features, len(paths) * width)
         up = [torch.zeros(width, size) for size in block.sizes]

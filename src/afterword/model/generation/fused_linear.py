@@ -43,7 +43,7 @@ class AdapterMask:
         return self._repeated[lines]
 
 
-class Block:
+class FusedLinear:
     """Linear layers that read the same tensor, as one, with the low-rank columns of all loaded adapters beside it.
 
     y = x W^T + b + ((x down) * mask) up, where down [in, lines * columns] and each line's up [columns, out] hold all
@@ -102,10 +102,10 @@ class Block:
         return y
 
 
-class Line(torch.nn.Module):
+class FusedSlice(torch.nn.Module):
     """One linear layer of the model: its part of a block."""
 
-    def __init__(self, block: Block, place: int) -> None:
+    def __init__(self, block: FusedLinear, place: int) -> None:
         super().__init__()
         self.in_features, self.out_features = block.in_features, block.sizes[place]
         self.place = place
@@ -154,7 +154,7 @@ def note_inputs(model: torch.nn.Module) -> Iterator[list[list[str]]]:
         last[:] = [None, None, None]
 
 
-def replace_parts(model: torch.nn.Module, groups: list[list[str]]) -> tuple[dict[str, Line], AdapterMask]:
+def replace_parts(model: torch.nn.Module, groups: list[list[str]]) -> tuple[dict[str, FusedSlice], AdapterMask]:
     """Put the faster parts in place; returns the linear layers by their module path. `groups` from `note_inputs`;
     a layer that stands in several groups or in none is left by itself."""
     mask, lines = AdapterMask(), {}
@@ -166,9 +166,9 @@ def replace_parts(model: torch.nn.Module, groups: list[list[str]]) -> tuple[dict
     whole = [group for group in groups if all(times[path] == 1 for path in group)]
     alone = [[path] for path in linears if not any(path in group for group in whole)]
     for group in whole + alone:
-        block = Block([linears[path] for path in group], mask, head=linears[group[0]] is output)
+        block = FusedLinear([linears[path] for path in group], mask, head=linears[group[0]] is output)
         for place, path in enumerate(group):
-            lines[path] = Line(block, place)
+            lines[path] = FusedSlice(block, place)
             model.set_submodule(path, lines[path])
             del linears[path]
     for module in list(model.modules()):

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from afterword.engine.cache import KeyValues
 from afterword.errors import ModelError
+from afterword.model.generation.kv_cache import KeyValues
 
 NAME = "afterword"
 

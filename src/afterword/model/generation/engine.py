@@ -18,14 +18,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from afterword.engine import sampler
-from afterword.engine.adapters import Adapter, AdapterBank
-from afterword.engine.attention import Plan
-from afterword.engine.interface import Piece
-from afterword.engine.protocol import Ask
-from afterword.engine.repetition import Repetition
-from afterword.engine.runner import Runner
-from afterword.engine.text import Codec, Detokenizer, Stopper
+from afterword.model.generation import sampler
+from afterword.model.generation.adapters import Adapter, AdapterBank
+from afterword.model.generation.cached_attention import Plan
+from afterword.model.generation.repetition import Repetition
+from afterword.model.generation.request import GenerationRequest, TokenOutput
+from afterword.model.generation.runner import Runner
+from afterword.model.generation.text import Codec, Detokenizer, Stopper
 
 log = logging.getLogger("afterword.engine")
 T = TypeVar("T")
@@ -35,7 +34,7 @@ class Request:
     """One answer in the making. `limit` is the largest number of new tokens that fits and was asked for."""
 
     def __init__(
-        self, number: int, ask: Ask, prompt: list[int], limit: int, adapter: Adapter | None, codec: Codec
+        self, number: int, ask: GenerationRequest, prompt: list[int], limit: int, adapter: Adapter | None, codec: Codec
     ) -> None:
         self.number, self.ask, self.limit, self.adapter = number, ask, limit, adapter
         self.tokens = list(prompt)
@@ -66,7 +65,7 @@ class ModelBroken(RuntimeError):
     """The model no longer computes; its process has to be started again."""
 
 
-Deliver = Callable[[list[tuple[Request, Piece]]], None]
+Deliver = Callable[[list[tuple[Request, TokenOutput]]], None]
 
 
 class Engine:
@@ -102,7 +101,7 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Put a request in line; it fails at once when the model thread has ended."""
         if not self._post(lambda: self._waiting.append(request)):
-            self._deliver([(request, Piece(finish="error"))])
+            self._deliver([(request, TokenOutput(finish="error"))])
 
     def cancel(self, request: Request) -> None:
         """Stop working for a request, wherever it is; harmless when it is done."""
@@ -166,7 +165,7 @@ class Engine:
             for action in inbox:
                 action()
             left = [*self._running, *self._waiting]
-            self._deliver([(request, Piece(finish="error")) for request in left])
+            self._deliver([(request, TokenOutput(finish="error")) for request in left])
 
     @torch.inference_mode()
     def _loop(self) -> None:
@@ -201,17 +200,17 @@ class Engine:
         if pieces and all(piece.finish == "error" for _, piece in pieces):
             self._check_model()
 
-    def _one_by_one(self) -> list[tuple[Request, Piece]]:
+    def _one_by_one(self) -> list[tuple[Request, TokenOutput]]:
         """The step of each running request by itself: nothing of a failed step counts, for a request changes only once
         its token is chosen."""
-        pieces: list[tuple[Request, Piece]] = []
+        pieces: list[tuple[Request, TokenOutput]] = []
         for request in list(self._running):
             try:
                 self.runner.free_memory()
                 pieces += self._step([request])
             except Exception:
                 log.exception("request %d failed alone and is ended", request.number)
-                pieces.append((request, Piece(finish="error")))
+                pieces.append((request, TokenOutput(finish="error")))
         return pieces
 
     def _check_model(self) -> None:
@@ -299,7 +298,7 @@ class Engine:
                 request.stored = 0
             request.long = long
 
-    def _step(self, requests: list[Request]) -> list[tuple[Request, Piece]]:
+    def _step(self, requests: list[Request]) -> list[tuple[Request, TokenOutput]]:
         """Feed these running requests, all or one, and choose their next tokens."""
         self._make_room()
         self._read_again()
@@ -333,7 +332,7 @@ class Engine:
         self.generated += len(ready)
         return [(request, self._written(request, piece)) for request, piece in zip(ready, chosen, strict=True)]
 
-    def _choose(self, ready: list[Request], logits: torch.Tensor) -> list[Piece]:
+    def _choose(self, ready: list[Request], logits: torch.Tensor) -> list[TokenOutput]:
         """The next token of each request, which it does not yet have: what fails here can be done again."""
         raw = logits
         held = [i for i, r in enumerate(ready) if r.written < r.ask.min_tokens]
@@ -348,7 +347,7 @@ class Engine:
         values: list[Any] = sampler.logprobs(raw, chosen) if wanted else [None] * len(ready)
         pieces = []
         for i, request in enumerate(ready):
-            piece = Piece(token=tokens[i])
+            piece = TokenOutput(token=tokens[i])
             if request.ask.logprobs:
                 piece.logprob = values[i]
                 if request.ask.top_logprobs:
@@ -356,15 +355,15 @@ class Engine:
             pieces.append(piece)
         return pieces
 
-    def _written(self, request: Request, piece: Piece) -> Piece:
+    def _written(self, request: Request, piece: TokenOutput) -> TokenOutput:
         """The piece with its text; text that cannot be made ends this request alone."""
         try:
             return self._advance(request, piece)
         except Exception:
             log.exception("the text of request %d failed; it is ended", request.number)
-            return Piece(finish="error")
+            return TokenOutput(finish="error")
 
-    def _advance(self, request: Request, piece: Piece) -> Piece:
+    def _advance(self, request: Request, piece: TokenOutput) -> TokenOutput:
         """Append a token and see whether it ends the answer."""
         token = piece.token
         assert token is not None

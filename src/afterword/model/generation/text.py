@@ -8,8 +8,8 @@ from typing import Any
 
 from afterword.chat.control_tokens import control_tokens
 from afterword.chat.render import template_faults, write_prompt
-from afterword.engine.protocol import RequestError
 from afterword.errors import ModelError
+from afterword.model.generation.request import RequestError
 
 _BROKEN = "\ufffd"
 

@@ -1,0 +1,52 @@
+"""What is asked of the model and what one step answers, in plain values that cross a pipe. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from afterword.errors import UsageError
+
+
+class RequestError(UsageError):
+    """A request body that cannot be served."""
+
+    status = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """A checked request. `max_tokens` None means up to the end of the context."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...]
+    seed: int | None
+    ignore_eos: bool
+    stream: bool
+    include_usage: bool
+    logprobs: bool
+    top_logprobs: int
+    return_token_ids: bool
+    stop_repetition: bool = False
+    """End an answer that says the same again and again, as if it had reached its bound."""
+    min_room: int = 1
+    """Tokens that must be left for the answer, unless fewer are asked for; else the prompt is too long."""
+
+
+@dataclass(slots=True)
+class TokenOutput:
+    """What one step adds to an answer. `finish` is "stop", "length" or "error" in the last piece."""
+
+    token: int | None = None
+    logprob: float | None = None
+    top: list[tuple[int, float]] = field(default_factory=list)
+    text: str = ""
+    finish: str | None = None
+    stop_reason: str | None = None
+    """What ended the answer, where `finish` does not say it all: "repetition"."""
