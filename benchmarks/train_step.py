@@ -118,9 +118,9 @@ def run_ours(steps: int, folder: Path) -> Run:
     from afterword.learn.recipes import sdpo_interactions
     from afterword.model.loading import EMBEDDED, load_tokenizer
     from afterword.records import Interaction, Turn
-    from afterword.train.data.encoded import Example
+    from afterword.train.data.examples import Example
     from afterword.train.loop import train_candidate
-    from afterword.train.monitoring.early_stopping import OFF
+    from afterword.train.monitoring.alerts import OFF
 
     run = Run()
     tokenizer = load_tokenizer(EMBEDDED)

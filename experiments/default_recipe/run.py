@@ -65,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """One factor at a time around the class defaults."""
 
 
-class World:
+class Distributed:
     """The base model, its answers to all prompts, and general text to measure drift on."""
 
     def __init__(self, device: str) -> None:
@@ -140,7 +140,7 @@ class World:
         return made
 
 
-def teachers(world: World) -> None:
+def teachers(world: Distributed) -> None:
     """What the teacher itself would write, under each context."""
     for trait in TRAITS.values():
         rng = random.Random(trait.name)
@@ -157,7 +157,7 @@ def teachers(world: World) -> None:
             record({"what": "teacher", "trait": trait.name, "context": name, "n": len(told), **found, "shown": shown})
 
 
-def train(world: World, variant: str, trait: Trait, seed: int) -> None:
+def train(world: Distributed, variant: str, trait: Trait, seed: int) -> None:
     """One run and its held-out scores."""
     settings = VARIANTS[variant]
     recipe = sft(**settings) if variant == "sft control" else sdpo_interactions(**settings)
@@ -191,7 +191,7 @@ GENERAL = (
 )
 
 
-def drift(world: World, tuned: Any) -> float:
+def drift(world: Distributed, tuned: Any) -> float:
     """Mean loss in log-probability (nats per token) of general text against the base."""
     pairs = [((0,), encode(world.tokenizer, text)) for text in GENERAL]
     before = torch.cat(log_probs(world.model, world.head, pairs))
@@ -229,7 +229,7 @@ def main() -> None:
     if options.what == "table":
         table()
         return
-    world = World(options.device)
+    world = Distributed(options.device)
     if options.what == "teachers":
         teachers(world)
         return

@@ -123,13 +123,13 @@ def recipe_stage(settings: Settings) -> Json:
 
     made = checked(settings.train)
     if settings.train.revise != "off":
-        from afterword.train.generation.revise import check
+        from afterword.train.generation.revise import check_revision
 
-        check(settings.train.revise, made)
+        check_revision(settings.train.revise, made)
     if made.verifier:
-        from afterword.train.generation.generation import verifier_of
+        from afterword.train.generation.generation import load_verifier
 
-        verifier_of(made.verifier)
+        load_verifier(made.verifier)
     described: Json = describe(made)
     return described
 

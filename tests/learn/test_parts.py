@@ -45,8 +45,7 @@ from afterword.learn.parts.weights import (
     Weight,
 )
 from afterword.model.head import Head
-from afterword.train.data.encoded import Encoded
-from afterword.train.data.sampler_logprobs import with_groups
+from afterword.train.data.examples import Encoded, with_groups
 
 NAN = float("nan")
 

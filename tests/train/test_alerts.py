@@ -18,10 +18,9 @@ from afterword.learn.parts.weights import ByKind
 from afterword.learn.recipes import Recipe, recipe, sdpo_interactions, sft
 from afterword.model.loading import load_tokenizer
 from afterword.train.artifact import TrainResult
-from afterword.train.data.encoded import Example
+from afterword.train.data.examples import Example
 from afterword.train.loop import train_candidate
-from afterword.train.monitoring.alerts import ANSWERS, START, STEP
-from afterword.train.monitoring.early_stopping import OFF, STRICT, Rules
+from afterword.train.monitoring.alerts import ANSWERS, OFF, START, STEP, STRICT, StopRules
 from afterword.train.monitoring.metrics import read_metrics
 from tests.train.test_run_files import records
 from tests.train.tiny_model import example, tiny_folder
@@ -75,7 +74,7 @@ def knowing(model: str, folder: Path, text: str, *, steps: int = 60, first: int 
     return str(folder)
 
 
-def run(model: str, folder: Path, examples: list[Example], how: Recipe, rules: Rules = OFF) -> TrainResult:
+def run(model: str, folder: Path, examples: list[Example], how: Recipe, rules: StopRules = OFF) -> TrainResult:
     return train_candidate(examples, model=model, recipe=how, out=folder / "out", run_dir=folder / "run", rules=rules)
 
 
@@ -198,7 +197,7 @@ def test_hindsight_that_says_nothing_and_hindsight_that_says_less_than_anothers(
 
 def test_a_run_that_goes_on_keeps_what_it_said(plain: str, tmp_path: Path) -> None:
     rows = [with_logprobs(example(plain, i), -20.0) for i in range(8)]
-    how, tight = sdpo_interactions(**{**QUICK, "passes": 4, "lr": 1e-2}), Rules(drift=1e-9)
+    how, tight = sdpo_interactions(**{**QUICK, "passes": 4, "lr": 1e-2}), StopRules(drift=1e-9)
     assert run(plain, tmp_path, rows, how, tight).metrics["stopped"]
     result = train_candidate(rows, model=plain, recipe=how, out=tmp_path / "on", run_dir=tmp_path / "run", rules=OFF)
     assert [m.step for m in read_metrics(tmp_path / "run")] == list(range(1, 9))

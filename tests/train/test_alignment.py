@@ -11,11 +11,10 @@ import torch
 
 from afterword.learn.recipes import Recipe, recipe
 from afterword.model.loading import load_model, load_tokenizer
-from afterword.train.data.encoded import Example
-from afterword.train.data.examples import prepare
+from afterword.train.data.examples import Example, prepare
 from afterword.train.monitoring.alignment import _Probe, write_alignment
 from afterword.train.runtime.policy import load_policy
-from afterword.train.runtime.teacher_runtime import Teaching
+from afterword.train.runtime.teacher_runtime import TeacherRuntime
 from tests.train.tiny_model import example, tiny_folder
 
 
@@ -26,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def probe(model: str, one: Recipe, examples: list[Example]) -> _Probe:
     prepared = prepare(examples, load_tokenizer(model), one, limit=300, vocabulary=259)
-    teaching = Teaching(load_policy(model, one, parent=None, seed=0, device="cpu"), one, model)
+    teaching = TeacherRuntime(load_policy(model, one, parent=None, seed=0, device="cpu"), one, model)
     return _Probe(teaching, load_tokenizer(model), prepared, one, len(examples))
 
 
@@ -77,7 +76,7 @@ def test_recipes_without_hindsight_show_what_is_read_and_scored(model: str, tmp_
         prepared = prepare(given, load_tokenizer(model), one, limit=300, vocabulary=259)
         folder = tmp_path / name
         folder.mkdir()
-        assert write_alignment(made.teaching, load_tokenizer(model), prepared, one, folder, 0) is None
+        assert write_alignment(made.teachers, load_tokenizer(model), prepared, one, folder, 0) is None
         text = (folder / "alignment.txt").read_text()
         assert text.count("student reads") == 2 and "Question 0?" in text and "boundary after" in text
         assert text.count("teacher of") == (4 if told else 0)

@@ -49,14 +49,13 @@ from afterword.learn.parts.weights import (
 from afterword.learn.recipes import Lora, Recipe, follow_ups
 from afterword.learn.recipes.validate import validate
 from afterword.model.loading import load_tokenizer
-from afterword.train.data.batches import TeacherStates, rows_of
-from afterword.train.data.encoded import Encoded, Example
-from afterword.train.data.examples import prepare
+from afterword.train.data.batches import rows_of
+from afterword.train.data.examples import Encoded, Example, prepare
 from afterword.train.monitoring.metrics import Tally
 from afterword.train.runtime.policy import Policy, load_policy
 from afterword.train.runtime.steps import backward
-from afterword.train.runtime.teacher_cache import KeptStates
-from afterword.train.runtime.teacher_runtime import Teaching
+from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
+from afterword.train.runtime.teacher_runtime import TeacherRuntime
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -149,7 +148,7 @@ class Lab:
         """(value of each term, gradients of their sum) of one step."""
         recipe = Recipe(name="drawn", terms=(*terms, gold_mix(0.0)), **LORA)  # as with accepted answers in the batch
         rows = prepare(some(self.ref), self.tokenizer, recipe, limit=512, vocabulary=259).rows
-        teachers = TeacherStates(Teaching(self.policy, recipe, self.ref), rows, recipe, KeptStates(None), "x")
+        teachers = TeacherStates(TeacherRuntime(self.policy, recipe, self.ref), rows, recipe, TeacherCache(None), "x")
         counts = [t.count(rows_of(rows)) for t in terms]
         tally = Tally(terms)
         self.policy.model.zero_grad(set_to_none=True)
@@ -205,7 +204,7 @@ def test_no_teacher_reads_rows_of_which_no_term_keeps_a_token(lab: Lab) -> None:
     rows = prepare(some(lab.ref), lab.tokenizer, recipe, limit=512, vocabulary=259).rows
     gold = {i for i, row in enumerate(rows) if row.answer.kind == GOLD}
     assert gold and len(gold) < len(rows)
-    states = TeacherStates(Teaching(lab.policy, recipe, lab.ref), rows, recipe, KeptStates(None), "x")
+    states = TeacherStates(TeacherRuntime(lab.policy, recipe, lab.ref), rows, recipe, TeacherCache(None), "x")
     assert [set(sides) for sides in states.sides.values()] == [set(range(len(rows))) - gold] * 2
     got = states.get(BASE, CONTEXTS["appended"], range(len(rows)))
     assert got is not None and len(got.states) == sum(len(row.completion) for row in rows)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from afterword.train.monitoring.metrics import read_metrics
-from afterword.train.runtime.distributed import ALONE, World, join
+from afterword.train.runtime.distributed import SINGLE, Distributed, init_distributed
 from tests.train.tiny_model import tiny_folder
 
 PROGRAM = """
@@ -80,17 +80,17 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 
 def test_shares_are_level_and_whole() -> None:
     items = list(range(11))
-    parts = [World(rank, 3).share(items) for rank in range(3)]
+    parts = [Distributed(rank, 3).shard(items) for rank in range(3)]
     assert sorted(x for part in parts for x in part) == items
     assert {len(part) for part in parts} == {3, 4}
 
 
 def test_a_lone_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    world, total = join(), torch.ones(2)
-    world.sum_(total)
-    world.wait()
-    assert world is ALONE and world.first and world.same("x") == "x" and total.tolist() == [1.0, 1.0]
+    world, total = init_distributed(), torch.ones(2)
+    world.all_reduce(total)
+    world.barrier()
+    assert world is SINGLE and world.is_main and world.broadcast_object("x") == "x" and total.tolist() == [1.0, 1.0]
 
 
 def test_on_gpus_the_sums_on_the_cpu_have_a_backend_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,5 +103,5 @@ def test_on_gpus_the_sums_on_the_cpu_have_a_backend_too(monkeypatch: pytest.Monk
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr("atexit.register", made.append)
-    assert join() == World(1, 2)
+    assert init_distributed() == Distributed(1, 2)
     assert made == [1, "cpu:gloo,cuda:nccl", dist.destroy_process_group]

@@ -226,7 +226,7 @@ def test_a_row_that_cannot_be_encoded_is_left_out(model: str, monkeypatch: pytes
     monkeypatch.setattr(tokenizer, "apply_chat_template", lambda m, **o: broken() if "tools" in o else plain(m, **o))
     found = prepare([good, bad], tokenizer, sdpo_interactions(), limit=512, vocabulary=259)
     assert found.reasons == {"template": 1} and "once" in found.left[0].detail
-    monkeypatch.setattr("afterword.train.data.examples.served_logprobs", lambda turn: broken())
+    monkeypatch.setattr("afterword.train.data.examples.sampler_logprobs", lambda turn: broken())
     with pytest.raises(NothingToDo, match=r"1 failed\).*it cannot be encoded \(ZeroDivisionError: once\)"):
         prepare([good], tokenizer, sdpo_interactions(), limit=512, vocabulary=259)
 

@@ -17,12 +17,12 @@ from afterword.model.loading import load_tokenizer
 from afterword.model.packing import packed
 from afterword.records import Turn
 from afterword.train.data.examples import Encoded, prepare
-from afterword.train.generation.generation import VerifierFailed, answers_to, clear_fresh, fresh_rows, merged
+from afterword.train.generation.generation import VerifierFailed, clear_rollouts, generate, merged_adapter, rollout_rows
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.metrics import StepMetrics, read_metrics
-from afterword.train.runtime.distributed import ALONE
+from afterword.train.runtime.distributed import SINGLE
 from afterword.train.runtime.policy import Policy, load_policy
-from afterword.train.runtime.steps import Passes
+from afterword.train.runtime.steps import Rollouts
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -54,7 +54,7 @@ def test_merging_gives_the_adapters_scores_and_leaves_no_trace(model: str) -> No
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
     with torch.no_grad():
         live = policy.hidden(batch, "live")
-        with merged(policy):
+        with merged_adapter(policy):
             torch.testing.assert_close(policy.hidden(batch, "live"), live, atol=1e-5, rtol=1e-4)
         assert not torch.equal(policy.hidden(batch, "base"), live)
         assert torch.equal(policy.hidden(batch, "live"), live)
@@ -64,7 +64,7 @@ def test_merging_gives_the_adapters_scores_and_leaves_no_trace(model: str) -> No
 def test_answers_are_the_students_own_and_end_where_they_end(model: str, tmp_path: Path) -> None:
     policy, rows, ends = moved_policy(model), encoded(model), end_of_turn_ids(load_tokenizer(model))
     state = torch.get_rng_state()
-    fresh = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)
+    fresh = rollout_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)
     assert torch.equal(torch.get_rng_state(), state)
     longest = max(len(r.completion) for r in rows)
     for old, new in zip(rows, fresh, strict=True):
@@ -74,25 +74,25 @@ def test_answers_are_the_students_own_and_end_where_they_end(model: str, tmp_pat
         assert not set(new.completion[:-1]) & set(ends)
         assert len(new.completion) == longest or new.completion[-1] in ends
     assert [r.completion for r in fresh] != [r.completion for r in rows]
-    short = fresh_rows(policy, rows, ends, tmp_path / "..", number=2, key="k", seed=3, most=2, limit=512)
+    short = rollout_rows(policy, rows, ends, tmp_path / "..", number=2, key="k", seed=3, most=2, limit=512)
     assert max(len(r.completion) for r in short) == 2
-    other = fresh_rows(policy, rows, ends, tmp_path / "..", number=1, key="k", seed=4, most=99, limit=512)
+    other = rollout_rows(policy, rows, ends, tmp_path / "..", number=1, key="k", seed=4, most=99, limit=512)
     assert [r.completion for r in fresh] != [r.completion for r in other]
 
 
 def test_a_resumed_pass_reads_its_answers_and_another_run_does_not(model: str, tmp_path: Path) -> None:
     policy, rows, ends = moved_policy(model), encoded(model), end_of_turn_ids(load_tokenizer(model))
-    first = fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)
+    first = rollout_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)
     file = tmp_path / "fresh-1.json"
     kept = json.loads(file.read_text())
     kept["answers"][0] = [7, 7]
     file.write_text(json.dumps(kept))
-    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)[0].completion == (
+    assert rollout_rows(policy, rows, ends, tmp_path, number=1, key="k", seed=3, most=99, limit=512)[0].completion == (
         7,
         7,
     )
-    assert fresh_rows(policy, rows, ends, tmp_path, number=1, key="other", seed=3, most=99, limit=512) == first
-    clear_fresh(tmp_path)
+    assert rollout_rows(policy, rows, ends, tmp_path, number=1, key="other", seed=3, most=99, limit=512) == first
+    clear_rollouts(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -117,7 +117,7 @@ def test_a_fresh_answer_leaves_room_for_what_the_teacher_reads(tmp_path: Path) -
     prepared = prepare(given, tokenizer, wanted, limit=160, vocabulary=259)
     assert max(r.longest_prompt + 71 for r in prepared.rows) > 160
     policy = load_policy(small, wanted, parent=None, seed=0, device="cpu")
-    rows = Passes(prepared, wanted, tokenizer, tmp_path, "k", 0, ALONE).rows(policy, 0, 0)
+    rows = Rollouts(prepared, wanted, tokenizer, tmp_path, "k", 0, SINGLE).rows(policy, 0, 0)
     assert len(rows) == 2 and rows[0].longest_prompt + len(rows[0].completion) <= 160
     assert len(rows[1].completion) <= 160 - rows[1].longest_prompt < 71
 
@@ -140,7 +140,7 @@ def test_answers_are_drawn_from_the_model_whatever_its_folder_says_of_sampling(m
         for folder in (model, odd):
             policy = load_policy(folder, sdpo_interactions(dtype="float32"), parent=None, seed=0, device="cpu")
             torch.manual_seed(0)
-            found.append(answers_to(policy, [list(range(10, 60))] * 4, [2], 24, greedy=greedy))
+            found.append(generate(policy, [list(range(10, 60))] * 4, [2], 24, greedy=greedy))
         assert policy.model.generation_config.repetition_penalty == 50.0  # it is only put aside
         assert found[0] == found[1]
         assert any(len(set(one)) < len(one) for one in found[1])
@@ -206,7 +206,7 @@ def test_a_verifier_that_fails_costs_no_answer(model: str, tmp_path: Path, monke
         go()
     before = list(_ASKED)
     _AWAY.clear()
-    monkeypatch.setattr("afterword.train.generation.generation.answers_to", None)  # nothing is written a second time
+    monkeypatch.setattr("afterword.train.generation.generation.generate", None)  # nothing is written a second time
     after = go()
     assert len(after) == 16 and after[:3] == before
 

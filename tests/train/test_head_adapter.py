@@ -17,16 +17,15 @@ from afterword.learn.parts.teachers import BASE, EMA, LIVE, START, Copy, Release
 from afterword.learn.recipes import Lora, Recipe, sdpo_interactions
 from afterword.model.loading import load_model, load_tokenizer
 from afterword.train.artifact import TrainResult
-from afterword.train.data.batches import TeacherStates, rows_of
-from afterword.train.data.encoded import Example
-from afterword.train.data.examples import prepare
-from afterword.train.generation.generation import answers_to, merged
+from afterword.train.data.batches import rows_of
+from afterword.train.data.examples import Example, prepare
+from afterword.train.generation.generation import generate, merged_adapter
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.metrics import Tally, read_metrics
 from afterword.train.runtime.policy import Policy, load_policy
 from afterword.train.runtime.steps import backward
-from afterword.train.runtime.teacher_cache import KeptStates
-from afterword.train.runtime.teacher_runtime import Teaching
+from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
+from afterword.train.runtime.teacher_runtime import TeacherRuntime
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = [
@@ -71,9 +70,9 @@ def test_loss_and_gradients_are_those_of_the_models_own_logits(model: str, teach
     assert policy.head_layer is not None and any(
         "lm_head" in n for n, _ in policy.model.named_parameters() if "lora" in n
     )
-    teaching = Teaching(policy, recipe, model)
+    teaching = TeacherRuntime(policy, recipe, model)
     prepared = prepare(some(model, 4), load_tokenizer(model), recipe, limit=512, vocabulary=259)
-    teachers = TeacherStates(teaching, prepared.rows, recipe, KeptStates(None), "x")
+    teachers = TeacherStates(teaching, prepared.rows, recipe, TeacherCache(None), "x")
     count = [t.count(rows_of(prepared.rows)) for t in recipe.terms]
     tally = Tally(recipe.terms)
     backward(policy, teachers, recipe.terms, count, [0, 1, 2, 3], tally)
@@ -147,8 +146,8 @@ def test_fresh_answers_and_kills(model: str, tmp_path: Path) -> None:
     prompt = example(model, 0).turn.prompt_ids or ()
     embedding = policy.model.get_input_embeddings().weight.detach().clone()
     weight = policy.model.get_base_model().get_output_embeddings().base_layer.weight
-    with merged(policy):
-        written = answers_to(policy, [prompt], [2], 8, greedy=True)[0]
+    with merged_adapter(policy):
+        written = generate(policy, [prompt], [2], 8, greedy=True)[0]
         assert torch.equal(policy.model.get_input_embeddings().weight, embedding)
     assert policy.model.get_base_model().get_output_embeddings().base_layer.weight is weight
     with torch.no_grad():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from afterword.train.runtime.malloc import held
+from afterword.train.runtime.malloc import keep_freed_memory
 
 BLOCK, BLOCKS = 1 << 20, 100
 
@@ -20,7 +20,7 @@ def resident() -> int:
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc only")
 def test_memory_is_held_within_and_given_back_after() -> None:
-    @held
+    @keep_freed_memory
     def used_and_freed(extra: int) -> int:
         blocks = [bytearray(b"\x01") * BLOCK for _ in range(BLOCKS)]
         assert len(blocks) == BLOCKS
@@ -34,7 +34,7 @@ def test_memory_is_held_within_and_given_back_after() -> None:
 
 
 def test_its_error_and_its_name_are_those_of_the_function() -> None:
-    @held
+    @keep_freed_memory
     def failing() -> None:
         raise LookupError("as it is")
 

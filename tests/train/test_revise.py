@@ -15,7 +15,7 @@ from afterword.records import Revision
 from afterword.store import Store
 from afterword.train.data.examples import Example, prepare
 from afterword.train.generation import revise
-from afterword.train.generation.revise import check, echoes, pays, revise_stage, with_revisions
+from afterword.train.generation.revise import check_revision, echoes, revise_stage, with_revisions, worth_revising
 from afterword.train.stage import train_stage
 from tests.train.test_train_stage import filled
 from tests.train.tiny_model import example, tiny_folder
@@ -35,10 +35,10 @@ def changed(given: Example, **fields: object) -> Example:
 
 def test_only_what_a_second_draft_can_help_is_looked_at(model: str) -> None:
     one = example(model, 1)
-    assert pays(one) and pays(changed(one, polarity=0, kind="tests"))
+    assert worth_revising(one) and worth_revising(changed(one, polarity=0, kind="tests"))
     for fields in ({"polarity": 1}, {"kind": "edited"}, {"kind": "demonstration"}, {"kind": "retried"}):
-        assert not pays(changed(one, **fields))
-    assert not pays(changed(one, hindsight=" "))
+        assert not worth_revising(changed(one, **fields))
+    assert not worth_revising(changed(one, hindsight=" "))
 
 
 def test_revisions_are_written_once_and_weaker_ones_are_marked(
@@ -90,11 +90,11 @@ def test_an_echo_of_the_users_words_is_no_better_draft() -> None:
 
 def test_a_mode_that_the_recipe_cannot_use_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--recipe sft"):
-        check("target", sdpo_interactions())
+        check_revision("target", sdpo_interactions())
     with pytest.raises(ConfigError, match=r"has none that reads"):
-        check("context", recipe("sft"))
-    check("target", recipe("sft"))
-    check("context", sdpo_interactions())
+        check_revision("context", recipe("sft"))
+    check_revision("target", recipe("sft"))
+    check_revision("context", sdpo_interactions())
 
 
 def test_a_run_with_revisions_says_what_they_cost(model: str, tmp_path: Path) -> None:

@@ -20,12 +20,10 @@ from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.model.loading import load_tokenizer
 from afterword.records import Turn
 from afterword.train.artifact import TrainResult
-from afterword.train.data.encoded import Example
-from afterword.train.data.examples import prepare
-from afterword.train.data.sampler_logprobs import served_logprobs
-from afterword.train.generation.generation_metrics import leaks, read_answers, self_similarity, zlib_ratio
+from afterword.train.data.examples import Example, prepare, sampler_logprobs
+from afterword.train.generation.generation_metrics import leaks, read_generation_metrics, self_similarity, zlib_ratio
 from afterword.train.loop import train_candidate
-from afterword.train.monitoring.early_stopping import OFF, STRICT, Rules
+from afterword.train.monitoring.alerts import OFF, STRICT, StopRules
 from afterword.train.monitoring.events import Events, crc32c
 from afterword.train.monitoring.metrics import StepMetrics, read_metrics
 from tests.train.tiny_model import example, tiny_folder
@@ -107,19 +105,19 @@ def metrics(entropy: float = 2.0, drift: float | None = None) -> StepMetrics:
 
 def test_rules() -> None:
     calm = [metrics() for _ in range(9)]
-    assert STRICT.broken([]) is None and STRICT.broken(calm) is None
+    assert STRICT.stop_reason([]) is None and STRICT.stop_reason(calm) is None
     fallen = [*calm, *(metrics(1.1) for _ in range(4))]
-    assert "0.55 of what it was" in (STRICT.broken(fallen) or "")
-    assert STRICT.broken([*calm, *(metrics(1.3) for _ in range(4))]) is None
-    assert STRICT.broken([*calm, metrics(0.1)]) is None  # one odd step is none
+    assert "0.55 of what it was" in (STRICT.stop_reason(fallen) or "")
+    assert STRICT.stop_reason([*calm, *(metrics(1.3) for _ in range(4))]) is None
+    assert STRICT.stop_reason([*calm, metrics(0.1)]) is None  # one odd step is none
     away = [*calm, metrics(drift=1.5), metrics(), metrics(drift=2.7)]
-    assert "2.10 nats per token" in (STRICT.broken(away) or "")
-    assert STRICT.broken([*calm, metrics(drift=9.0)]) is None
-    assert OFF.broken(fallen) is None and OFF.broken(away) is None
+    assert "2.10 nats per token" in (STRICT.stop_reason(away) or "")
+    assert STRICT.stop_reason([*calm, metrics(drift=9.0)]) is None
+    assert OFF.stop_reason(fallen) is None and OFF.stop_reason(away) is None
 
 
 def test_a_stop_is_an_honest_end_that_can_go_on(model: str, tmp_path: Path) -> None:
-    recipe, strict = sdpo_interactions(**QUICK, lr=1e-2), Rules(drift=1e-9)
+    recipe, strict = sdpo_interactions(**QUICK, lr=1e-2), StopRules(drift=1e-9)
     stopped = run(model, tmp_path, some(model, 20), recipe, rules=strict)
     assert "nats per token away from the base" in stopped.metrics["stopped"]
     assert stopped.metrics["steps"] == 5 and (stopped.path / "adapter_config.json").is_file()
@@ -144,7 +142,7 @@ def test_figures_of_whole_answers() -> None:
 
 def test_fresh_answers_are_described(model: str, tmp_path: Path) -> None:
     result = run(model, tmp_path, some(model, 4), sdpo_interactions(**{**QUICK, "passes": 1, "fresh": 2}))
-    figures = read_answers(tmp_path / "run")
+    figures = read_generation_metrics(tmp_path / "run")
     assert figures == result.metrics["answers"]
     assert [f["pass"] for f in figures] == [1, 2] and all(f["answers"] == 4 for f in figures)
     assert all(0 < f["length_ratio"] <= 2 and 0 <= f["self_similarity"] <= 1 for f in figures)
@@ -154,9 +152,9 @@ def test_log_probabilities_are_compared_only_where_they_may_be(model: str) -> No
     turn = example(model, 1, text="ab").turn
     n = len(turn.completion_ids or ())
     good = dataclasses.replace(turn, logprobs=(-1.0,) * n, sampling={"temperature": 1.0, "max_tokens": 8})
-    assert served_logprobs(good) == ((-1.0,) * n, None)
+    assert sampler_logprobs(good) == ((-1.0,) * n, None)
     one = dataclasses.replace(good, logprobs=(-1.0, None, float("inf")))
-    values, why = served_logprobs(one)
+    values, why = sampler_logprobs(one)
     assert why is None and values[0] == -1.0 and all(v != v for v in values[1:])
     for change, reason in (
         ({"logprobs": None}, "reported no"),
@@ -166,7 +164,7 @@ def test_log_probabilities_are_compared_only_where_they_may_be(model: str) -> No
         ({"sampling": {"top_k": 20}}, "top_k=20"),
         ({"logprobs": (None, float("nan"), float("-inf"))}, "missing or not finite"),
     ):
-        values, why = served_logprobs(dataclasses.replace(good, **change))
+        values, why = sampler_logprobs(dataclasses.replace(good, **change))
         assert reason in (why or "") and all(v != v for v in values)
 
 

@@ -10,8 +10,7 @@ from afterword.chat.render import decode
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.recipes import sdpo_interactions
 from afterword.model.loading import load_tokenizer
-from afterword.train.data.examples import Example, prepare
-from afterword.train.data.standing_requests import is_wish, of_the_same_user
+from afterword.train.data.examples import Example, is_standing_request, prepare, standing_requests
 from tests.train.tiny_model import example, tiny_folder
 
 
@@ -43,7 +42,7 @@ def test_a_teacher_reads_what_the_same_user_asked_for_nearest_first(model: str) 
 
 def test_the_same_words_are_said_once(model: str) -> None:
     given = [said(model, i, words) for i, words in enumerate(["Shorter.", "Shorter.", "Fewer words.", " Shorter. "])]
-    assert of_the_same_user(given) == {
+    assert standing_requests(given) == {
         "int-0": ["Fewer words."],
         "int-1": ["Fewer words."],
         "int-2": ["Shorter."],
@@ -60,18 +59,20 @@ def test_the_same_words_are_said_once(model: str) -> None:
 def test_what_is_no_lasting_wish_stands_alone(model: str, fields: dict[str, object]) -> None:
     good = said(model, 1, "Shorter, please.")
     odd = Example(dataclasses.replace(good.interaction, **fields), good.turn)  # type: ignore[arg-type]
-    assert is_wish(good.interaction, good.turn) and not is_wish(odd.interaction, odd.turn)
+    assert is_standing_request(good.interaction, good.turn) and not is_standing_request(odd.interaction, odd.turn)
 
 
 def test_words_about_what_the_answer_says_stand_alone(model: str) -> None:
     made = said(model, 1, "No, the capital is Lima.", category="correction")
     asked = [{"role": "user", "content": "What is the capital of Peru?"}]
     about = dataclasses.replace(made.turn, messages=tuple(asked))
-    assert not is_wish(made.interaction, about)
+    assert not is_standing_request(made.interaction, about)
     manner = dataclasses.replace(made.interaction, hindsight="Answer in one short sentence, please.")
-    assert is_wish(manner, dataclasses.replace(about, answer={"role": "assistant", "content": "The answer is Cusco."}))
+    assert is_standing_request(
+        manner, dataclasses.replace(about, answer={"role": "assistant", "content": "The answer is Cusco."})
+    )
 
 
 def test_another_task_is_another_matter(model: str) -> None:
     given = [said(model, 1, "Shorter.", task="chat"), said(model, 2, "Fewer words.", task="code")]
-    assert of_the_same_user(given) == {"int-1": [], "int-2": []}
+    assert standing_requests(given) == {"int-1": [], "int-2": []}

@@ -33,14 +33,12 @@ from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.model.loading import load_tokenizer
 from afterword.model.packing import Packed, packed
 from afterword.train.artifact import TrainResult
-from afterword.train.data.batches import TeacherStates
-from afterword.train.data.encoded import Example
-from afterword.train.data.examples import prepare
+from afterword.train.data.examples import Example, prepare
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.metrics import read_metrics
 from afterword.train.runtime.policy import Policy, load_policy
-from afterword.train.runtime.teacher_cache import KeptStates
-from afterword.train.runtime.teacher_runtime import Teaching
+from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
+from afterword.train.runtime.teacher_runtime import TeacherRuntime
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -64,10 +62,10 @@ def losses(folder: Path) -> list[float]:
     return [m.loss for m in read_metrics(folder / "run")]
 
 
-def taught(model: str, teacher: Teacher, moved: float = 0.05) -> tuple[Policy, Teaching]:
+def taught(model: str, teacher: Teacher, moved: float = 0.05) -> tuple[Policy, TeacherRuntime]:
     recipe = sdpo_interactions(**QUICK, teacher=teacher)
     policy = load_policy(model, recipe, parent=None, seed=0, device="cpu")
-    teaching = Teaching(policy, recipe, model)
+    teaching = TeacherRuntime(policy, recipe, model)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -132,7 +130,7 @@ def test_a_teacher_reads_while_nothing_is_kept_of_the_student(
 ) -> None:
     kept: weakref.WeakSet[Saved] = weakref.WeakSet()
     within, after = [], []
-    read, side = Policy.read, Teaching.side
+    read, side = Policy.read, TeacherRuntime.side
 
     def pack(tensor: torch.Tensor) -> Saved:
         kept.add(saved := Saved(tensor))
@@ -144,12 +142,12 @@ def test_a_teacher_reads_while_nothing_is_kept_of_the_student(
         after.append(len(kept))
         return found
 
-    def siding(self: Teaching, teacher: Teacher, batch: Packed) -> Any:
+    def siding(self: TeacherRuntime, teacher: Teacher, batch: Packed) -> Any:
         within.append(len(kept))
         return side(self, teacher, batch)
 
     monkeypatch.setattr(Policy, "read", reading)
-    monkeypatch.setattr(Teaching, "side", siding)
+    monkeypatch.setattr(TeacherRuntime, "side", siding)
     run(model, tmp_path, sdpo_interactions(**{**QUICK, "passes": 1}, teacher=teacher, anchor=0.1, micro_tokens=150))
     assert len(after) >= 4 and min(after) > 10  # micro-batches, and the tensors that each keeps
     assert len(within) >= len(after) and max(within) == 0
@@ -235,7 +233,7 @@ def test_every_task_has_its_teacher(model: str, tmp_path: Path) -> None:
             examples[i], interaction=dataclasses.replace(examples[i].interaction, task="code")
         )
     rows = prepare(examples, load_tokenizer(model), recipe, limit=512, vocabulary=259).rows
-    states = TeacherStates(Teaching(policy, recipe, model), rows, recipe, KeptStates(None), "x")
+    states = TeacherStates(TeacherRuntime(policy, recipe, model), rows, recipe, TeacherCache(None), "x")
     got = states.get(routed, CONTEXTS["appended"], [0, 1, 2, 3])
     assert got is not None
     for i, piece in enumerate(torch.split(got.states, [len(r.completion) for r in rows])):
@@ -306,7 +304,7 @@ def test_a_frozen_teacher_is_read_from_disk(model: str, tmp_path: Path, monkeypa
         file.write_bytes(b"broken")
     run(model, tmp_path / "third", recipe, cache=cache)
     assert losses(tmp_path / "first") == losses(tmp_path / "third")
-    small = KeptStates(cache, most=max(f.stat().st_size for f in cache.iterdir()) * 3)
+    small = TeacherCache(cache, most=max(f.stat().st_size for f in cache.iterdir()) * 3)
     small.trim()
     assert 2 <= len(list(cache.glob("*.safetensors"))) <= 4
 

@@ -20,9 +20,8 @@ from afterword.learn.parts.weights import SEQUENCE_MEAN, TOKEN_MEAN, ChangedToke
 from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.model.loading import load_tokenizer
 from afterword.train.data.batches import rows_of
-from afterword.train.data.encoded import Encoded
-from afterword.train.data.examples import Example, prepare
-from afterword.train.data.token_spans import places, private_places, without_private
+from afterword.train.data.examples import Encoded, Example, prepare, with_private_masked
+from afterword.train.data.token_spans import places, private_positions
 from tests.train.tiny_model import example, tiny_folder
 
 
@@ -49,7 +48,7 @@ def marked(model: str, row: Encoded, where: tuple[int, ...]) -> str:
 def test_tokens_of_private_data_are_marked_in_served_and_fresh_answers(model: str) -> None:
     row = encoded(model, example(model, 1, text="Écris à ana.reis@example.com demain."))
     assert marked(model, row, row.private) == "ana.reis@example.com"
-    (fresh,) = without_private([replace(row, private=(), changed=(1, 2))], load_tokenizer(model), "rules")
+    (fresh,) = with_private_masked([replace(row, private=(), changed=(1, 2))], load_tokenizer(model), "rules")
     assert (fresh.private, fresh.changed) == (row.private, ())
     off = sdpo_interactions(redact="off")
     assert encoded(model, example(model, 1, text="ana.reis@example.com"), off).private == ()
@@ -167,7 +166,7 @@ def test_characters_of_a_byte_fallback_tokenizer(tmp_path: Path) -> None:
     core.train_from_iterator(["write to ana.reis@example.com"], trainers.BpeTrainer(special_tokens=special))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False)
     ids = tokenizer.encode("to é ana@example.com 日本 or " * 40, add_special_tokens=False)
-    found = private_places(tokenizer, ids, "rules")
+    found = private_positions(tokenizer, ids, "rules")
     assert tokenizer.decode([ids[n] for n in found]).replace(" ", "") == "ana@example.com" * 40
     split = places(tokenizer, ids, [(21, 22)])
     assert tokenizer.convert_ids_to_tokens([ids[n] for n in split[:3]]) == ["<0xE6>", "<0x97>", "<0xA5>"]

@@ -20,7 +20,7 @@ from afterword.learn.recipes import Recipe, sdpo_interactions, sft
 from afterword.model.loading import base_hash, load_model, load_tokenizer
 from afterword.records import Candidate
 from afterword.train.artifact import TrainResult, candidate_record
-from afterword.train.data.encoded import Example
+from afterword.train.data.examples import Example
 from afterword.train.loop import TrainingDiverged, train_candidate
 from afterword.train.monitoring.metrics import StepMetrics, read_metrics
 from afterword.train.runtime import steps

@@ -17,7 +17,7 @@ from afterword.learn.recipes import describe, recipe
 from afterword.model.loading import load_tokenizer, native_dtype
 from afterword.records import Candidate, Feedback, Release, Report, Verdict
 from afterword.store import Store
-from afterword.train.artifact import TrainResult, told
+from afterword.train.artifact import TrainResult, summary_lines
 from afterword.train.data.examples import choose
 from afterword.train.monitoring.metrics import StepMetrics
 from afterword.train.stage import train_stage
@@ -143,7 +143,10 @@ def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model
         candidate = train_stage(store, tmp_path, other, model=model, device="cpu", note=said.append)
         assert said[0].startswith(f"finishing {candidate.id}, which was interrupted")
         asked = recipe("follow-ups", fresh=0, beyond=0.3, max_hindsight=4, teacher="start")
-        assert candidate.recipe == {**describe(asked), "dtype": native_dtype("auto", "cpu")}  # which of them, is told
+        assert candidate.recipe == {
+            **describe(asked),
+            "dtype": native_dtype("auto", "cpu"),
+        }  # which of them, is told
         assert candidate.metrics["hindsight_cut"] > 0
         second = train_stage(store, tmp_path, other, model=model, device="cpu")
     assert second.id != candidate.id
@@ -172,14 +175,14 @@ def test_what_was_cut_and_why_a_run_stopped_is_told() -> None:
         "left_out": {"template": 2}, "hindsight_cut": 7, "stopped": "it drifts", "steps": 3, "warnings": ["low"],
     }  # fmt: skip
     made = TrainResult(path=Path("out"), base="m", interactions=(), left=left, recipe={}, metrics=metrics)
-    assert list(told(made)) == [
+    assert list(summary_lines(made)) == [
         "left out 2, template: no",
         "7 tokens were cut off the end of hindsight: alignment.txt says of how many interactions",
         "stopped after 3 steps: it drifts",
         "warning, low",
     ]
     quiet = {"left_out": {}, "hindsight_cut": 0, "stopped": None, "steps": 3, "warnings": []}
-    assert list(told(dataclasses.replace(made, metrics=quiet))) == []
+    assert list(summary_lines(dataclasses.replace(made, metrics=quiet))) == []
 
 
 def test_a_second_training_is_refused_and_leaves_the_first_alone(model: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from afterword.learn.recipes import Recipe, describe
 from afterword.model.loading import base_hash, resolve_model, template_hash, tokenizer_hash
 from afterword.records import Candidate, Json, content_hash
 from afterword.store.files import write_whole
-from afterword.train.data.encoded import Example
+from afterword.train.data.examples import Example
 from afterword.train.runtime.policy import Policy, weights_hash
 
 MANIFEST = "afterword.json"
@@ -44,7 +44,7 @@ class TrainResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class RunIdentity:
     """What makes two runs the same run."""
 
     model: str
@@ -78,9 +78,9 @@ def identify(
     used: list[Example],
     seed: int,
     teachers: dict[str, str] | None = None,
-) -> Identity:
+) -> RunIdentity:
     """The identity of a run over these examples."""
-    return Identity(
+    return RunIdentity(
         model=model,
         base_hash=base_hash(resolve_model(model)),
         tokenizer_hash=tokenizer_hash(tokenizer),
@@ -94,7 +94,7 @@ def identify(
     )
 
 
-def publish(policy: Policy, identity: Identity, result: TrainResult, run_dir: Path) -> None:
+def publish(policy: Policy, identity: RunIdentity, result: TrainResult, run_dir: Path) -> None:
     """Write the adapter folder. Raises ConflictError when something else is already there."""
     out = result.path
     if out.exists():
@@ -144,8 +144,8 @@ def finished(run_dir: Path, out: Path, fingerprint: str) -> TrainResult | None:
     return TrainResult(**{**data, **lists, "path": out})
 
 
-def told(result: TrainResult) -> Iterator[str]:
-    """Sentences for a person: what was left out and cut, why the run stopped, what it warned of."""
+def summary_lines(result: TrainResult) -> Iterator[str]:
+    """Sentences for a person: what was left out and cut, why the run stopped, what it step_warnings of."""
     for reason, number in result.metrics["left_out"].items():
         first = next(one for one in result.left if one["reason"] == reason)
         yield f"left out {number}, {reason}: {first['detail']}"

@@ -2,7 +2,7 @@
 
 Legend: R interactions of a micro-batch, N their served tokens, H hidden size. The state on disk is the state
 *before* a step, so a killed run repeats at most `save_every` steps, with the same losses bit for bit. Several
-processes share each step (`world`); losses are divided by counts over the whole step.
+processes share each step (`workers`); losses are divided by counts over the whole step.
 """
 
 from __future__ import annotations
@@ -23,23 +23,21 @@ from afterword.learn.recipes.validate import validate
 from afterword.model.loading import load_tokenizer, model_sizes, native_dtype, resolve_model
 from afterword.records import Json
 from afterword.train.artifact import TrainResult, finished, identify, publish
-from afterword.train.data.batches import TeacherStates, by_size, plan, rows_of, split
-from afterword.train.data.encoded import Encoded, Example, Prepared
-from afterword.train.data.examples import prepare
-from afterword.train.generation.generation import clear_fresh, verifier_of
-from afterword.train.generation.generation_metrics import answer_scalars, read_answers
-from afterword.train.monitoring.alerts import warned
-from afterword.train.monitoring.alignment import Signal, write_alignment
-from afterword.train.monitoring.early_stopping import STRICT, Rules
+from afterword.train.data.batches import by_size, plan_steps, rows_of, split
+from afterword.train.data.examples import Encoded, Example, Prepared, prepare
+from afterword.train.generation.generation import clear_rollouts, load_verifier
+from afterword.train.generation.generation_metrics import generation_scalars, read_generation_metrics
+from afterword.train.monitoring.alerts import STRICT, StopRules, step_warnings
+from afterword.train.monitoring.alignment import HindsightSignal, write_alignment
 from afterword.train.monitoring.events import Events
-from afterword.train.monitoring.metrics import StepMetrics, Tally, append_step, keep_steps
+from afterword.train.monitoring.metrics import StepMetrics, Tally, append_step, truncate_metrics
 from afterword.train.run_state import clear_state, load_state, save_state
-from afterword.train.runtime.distributed import World, join, own_device
-from afterword.train.runtime.malloc import held
+from afterword.train.runtime.distributed import Distributed, init_distributed, local_device
+from afterword.train.runtime.malloc import keep_freed_memory
 from afterword.train.runtime.policy import Policy, load_policy
-from afterword.train.runtime.steps import Passes, backward, drift, readable
-from afterword.train.runtime.teacher_cache import KeptStates
-from afterword.train.runtime.teacher_runtime import Teaching, check_teachers, teacher_hashes
+from afterword.train.runtime.steps import Rollouts, backward, drift, drop_unreadable
+from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
+from afterword.train.runtime.teacher_runtime import TeacherRuntime, check_teachers, teacher_hashes
 
 PROBE_EVERY = 4
 """Steps between measurements of the drift: one interaction through the base, about a hundredth of the run."""
@@ -55,7 +53,7 @@ def _silent(metrics: StepMetrics) -> None:
     """The default progress callback."""
 
 
-@held
+@keep_freed_memory
 def train_candidate(  # noqa: C901  one function, read from top to bottom
     examples: Sequence[Example],
     *,
@@ -68,7 +66,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     progress: Callable[[StepMetrics], None] = _silent,
     device: str = "auto",
     save_every: int = 4,
-    rules: Rules = STRICT,
+    rules: StopRules = STRICT,
     cache: Path | None = None,
 ) -> TrainResult:
     """Train a LoRA adapter on `examples` and write it to the new folder `out`.
@@ -82,37 +80,37 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     """
     started = time.monotonic()
     validate(recipe)
-    recipe = replace(recipe, dtype=native_dtype(recipe.dtype, own_device(device)))
+    recipe = replace(recipe, dtype=native_dtype(recipe.dtype, local_device(device)))
     if recipe.verifier:
-        verifier_of(recipe.verifier)
-    world = join()
+        load_verifier(recipe.verifier)
+    workers = init_distributed()
     tokenizer = load_tokenizer(model)
     limit, vocabulary = model_sizes(resolve_model(model))
     limit = min(limit, check_teachers(recipe, model, tokenizer) or limit)
     prepared = prepare(examples, tokenizer, recipe, limit=limit, vocabulary=vocabulary)
     identity = identify(model, tokenizer, recipe, parent, list(prepared.used), seed, teacher_hashes(recipe))
-    done = world.same(finished(run_dir, out, identity.fingerprint))
+    done = workers.broadcast_object(finished(run_dir, out, identity.fingerprint))
     if done is not None:
-        _tidy(world, run_dir, done.metrics.get("stopped"))
+        _tidy(workers, run_dir, done.metrics.get("stopped"))
         return done
-    if world.same(out.exists()):
+    if workers.broadcast_object(out.exists()):
         raise ConflictError(f"{str(out)!r} exists already: adapters are never overwritten, name a new folder")
     run_dir.mkdir(parents=True, exist_ok=True)
 
-    policy = load_policy(model, recipe, parent=parent, seed=seed, device=own_device(device))
-    prepared = readable(prepared, policy, tokenizer)
-    teaching = Teaching(policy, recipe, model)
-    signal = write_alignment(teaching, tokenizer, prepared, recipe, run_dir, seed) if world.first else None
+    policy = load_policy(model, recipe, parent=parent, seed=seed, device=local_device(device))
+    prepared = drop_unreadable(prepared, policy, tokenizer)
+    teaching = TeacherRuntime(policy, recipe, model)
+    signal = write_alignment(teaching, tokenizer, prepared, recipe, run_dir, seed) if workers.is_main else None
     parameters = policy.parameters()
     optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    passes = Passes(prepared, recipe, tokenizer, run_dir, identity.fingerprint, seed, world)
-    steps = plan(len(prepared.rows), recipe, seed, passes.fresh_size)
-    world.wait()
+    passes = Rollouts(prepared, recipe, tokenizer, run_dir, identity.fingerprint, seed, workers)
+    steps = plan_steps(len(prepared.rows), recipe, seed, passes.fresh_size)
+    workers.barrier()
     save = partial(save_state, run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
     first = load_state(run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
-    history = keep_steps(run_dir, before=first, write=world.first)
-    events = Events(run_dir, _scalars(history, signal, run_dir)) if world.first else None
-    ends, kept = end_of_turn_ids(tokenizer), KeptStates(cache)
+    history = truncate_metrics(run_dir, before=first, write=workers.is_main)
+    events = Events(run_dir, _scalars(history, signal, run_dir)) if workers.is_main else None
+    ends, kept = end_of_turn_ids(tokenizer), TeacherCache(cache)
     rows: Sequence[Encoded] = ()
     teachers, number, stopped = None, -1, None
 
@@ -123,28 +121,28 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
             rows = passes.rows(policy, steps[step].number, step)  # served answers stay the same from pass to pass
             answers = passes.answers(steps[step].number)
             if events is not None and answers:
-                events.add(step, answer_scalars(answers))
-            stopped = rules.alike(answers) if history else None
+                events.add(step, generation_scalars(answers))
+            stopped = rules.rollout_stop_reason(answers) if history else None
             if stopped:
-                if world.first:
+                if workers.is_main:
                     save(step=step)
                 break
             keep = (
-                kept if steps[step].number < recipe.passes else KeptStates(None)
+                kept if steps[step].number < recipe.passes else TeacherCache(None)
             )  # fresh answers are never read again
-            teachers = TeacherStates(teaching, rows, recipe, keep, identity.weights, world)
+            teachers = TeacherStates(teaching, rows, recipe, keep, identity.weights, workers)
         number = steps[step].number
         lr = recipe.lr * recipe.schedule(step, len(steps), history)
         terms = [term.at(step, len(steps), history) for term in recipe.terms]
         whole = rows_of([rows[i] for i in picked])
         counts = [term.count(whole) for term in terms]  # over the whole step, before it is split
         tally = Tally(terms, ends)
-        for n, micro in enumerate(split(rows, world.share(by_size(rows, picked)), recipe.micro_tokens)):
+        for n, micro in enumerate(split(rows, workers.shard(by_size(rows, picked)), recipe.micro_tokens)):
             student_NH = backward(policy, teachers, terms, counts, micro, tally)
-            if n == 0 and world.first and step % PROBE_EVERY == 0:
+            if n == 0 and workers.is_main and step % PROBE_EVERY == 0:
                 tally.add_drift(drift(policy, rows[micro[0]], student_NH))
-        world.sum_gradients(parameters)
-        world.sum_(tally.sums, *teaching.drift.values())
+        workers.all_reduce_gradients(parameters)
+        workers.all_reduce(tally.sums, *teaching.drift.values())
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm))
         metrics = tally.close(
             step=step + 1,
@@ -156,7 +154,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
             scored=sum(len(rows[i].completion) for i in picked),
         )
         if not (math.isfinite(metrics.loss) and math.isfinite(grad_norm)):
-            if world.first:
+            if workers.is_main:
                 save(step=step)
             raise TrainingDiverged(
                 f"step {step + 1} of {len(steps)}: loss {metrics.loss}, gradient norm {grad_norm}. The state "
@@ -168,9 +166,9 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         teaching.follow(step + 1)
-        metrics = replace(metrics, warnings=warned([*history, metrics]))
+        metrics = replace(metrics, warnings=step_warnings([*history, metrics]))
         history.append(metrics)
-        stopped = rules.broken(history)
+        stopped = rules.stop_reason(history)
         if events is not None:
             append_step(run_dir, metrics)
             events.add(metrics.step, metrics.scalars())
@@ -187,46 +185,52 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         left=tuple(asdict(one) for one in prepared.left),
         recipe=describe(recipe),
         metrics=_summary(policy, prepared, history, signal, time.monotonic() - started)
-        | {"stopped": stopped, "answers": read_answers(run_dir), "warnings": _warnings(history, signal, run_dir)},
+        | {
+            "stopped": stopped,
+            "answers": read_generation_metrics(run_dir),
+            "warnings": _warnings(history, signal, run_dir),
+        },
     )
-    if world.first:
+    if workers.is_main:
         publish(policy, identity, result, run_dir)
-    world.wait()
-    _tidy(world, run_dir, stopped)
+    workers.barrier()
+    _tidy(workers, run_dir, stopped)
     return result
 
 
-def _tidy(world: World, run_dir: Path, stopped: str | None) -> None:
+def _tidy(workers: Distributed, run_dir: Path, stopped: str | None) -> None:
     """A finished run needs its state no more; one that was stopped may go on."""
-    if world.first and not stopped:
+    if workers.is_main and not stopped:
         clear_state(run_dir)
-        clear_fresh(run_dir)
+        clear_rollouts(run_dir)
 
 
-def _scalars(history: Sequence[StepMetrics], signal: Signal | None, run_dir: Path) -> dict[int, dict[str, float]]:
+def _scalars(
+    history: Sequence[StepMetrics], signal: HindsightSignal | None, run_dir: Path
+) -> dict[int, dict[str, float]]:
     """What a run has to plot when it begins, or goes on: by the number of steps taken."""
     found = {m.step: m.scalars() for m in history}
     found[0] = signal.scalars() if signal else {}
-    for figures in read_answers(run_dir):
+    for figures in read_generation_metrics(run_dir):
         if figures["step"] < len(history):  # a pass that begins again says it anew
-            found[figures["step"]].update(answer_scalars(figures))
+            found[figures["step"]].update(generation_scalars(figures))
     return dict(sorted(found.items()))
 
 
-def _warnings(history: Sequence[StepMetrics], signal: Signal | None, run_dir: Path) -> list[str]:
+def _warnings(history: Sequence[StepMetrics], signal: HindsightSignal | None, run_dir: Path) -> list[str]:
     """Every bound that was crossed, with where it was first."""
     said = [f"before the first step: {sentence}" for sentence in (signal.warnings() if signal else {}).values()]
     first: dict[str, str] = {}
     for m in history:
         first = {name: f"step {m.step}: {sentence}" for name, sentence in m.warnings.items()} | first
     said += first.values()
-    for figures in read_answers(run_dir):
+    for figures in read_generation_metrics(run_dir):
         said += [f"pass {figures['pass']}: {sentence}" for sentence in figures["warnings"].values()]
     return said
 
 
 def _summary(
-    policy: Policy, prepared: Prepared, history: list[StepMetrics], signal: Signal | None, seconds: float
+    policy: Policy, prepared: Prepared, history: list[StepMetrics], signal: HindsightSignal | None, seconds: float
 ) -> Json:
     """The figures that a candidate carries."""
     early, late = history[0], history[-1]

@@ -14,13 +14,19 @@ import torch
 
 from afterword.errors import ConflictError
 from afterword.train.runtime.policy import Policy
-from afterword.train.runtime.teacher_runtime import Teaching
+from afterword.train.runtime.teacher_runtime import TeacherRuntime
 
 _FILE = "state.pt"
 
 
 def save_state(
-    run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, teaching: Teaching, *, step: int, fingerprint: str
+    run_dir: Path,
+    policy: Policy,
+    optimiser: torch.optim.Optimizer,
+    teachers: TeacherRuntime,
+    *,
+    step: int,
+    fingerprint: str,
 ) -> None:
     """Write the state before `step` durably; a kill leaves the old state or the new one, never half of it."""
     state = {
@@ -28,7 +34,7 @@ def save_state(
         "step": step,
         "adapter": policy.adapter_state(),
         "optimiser": optimiser.state_dict(),
-        "teachers": teaching.state(),
+        "teachers": teachers.state(),
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if policy.device.type == "cuda" else [],
     }
@@ -41,7 +47,7 @@ def save_state(
 
 
 def load_state(
-    run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, teaching: Teaching, *, fingerprint: str
+    run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, teachers: TeacherRuntime, *, fingerprint: str
 ) -> int:
     """Put the kept state back and return the step to go on with, 0 when there is none.
 
@@ -58,7 +64,7 @@ def load_state(
         )
     policy.load_adapter_state(state["adapter"])
     optimiser.load_state_dict(state["optimiser"])
-    teaching.load(state["teachers"])
+    teachers.load(state["teachers"])
     torch.set_rng_state(state["random"])
     if state["random_cuda"]:
         torch.cuda.set_rng_state_all(state["random_cuda"])

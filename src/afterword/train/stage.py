@@ -25,15 +25,14 @@ from afterword.records import Candidate, Interaction, Json, Turn, content_hash
 from afterword.store import Store
 from afterword.store.files import write_whole
 from afterword.store.locks import TRAIN, alone
-from afterword.train.artifact import candidate_record, told
-from afterword.train.data.encoded import Prepared
-from afterword.train.data.examples import Example, choose, encode_examples, taught
-from afterword.train.generation.generation import verifier_of
-from afterword.train.generation.revise import check, revise_stage, with_revisions, writer
+from afterword.train.artifact import candidate_record, summary_lines
+from afterword.train.data.examples import Example, Prepared, choose, encode_examples, taught
+from afterword.train.generation.generation import load_verifier
+from afterword.train.generation.revise import check_revision, revise_stage, revision_model, with_revisions
 from afterword.train.loop import train_candidate
-from afterword.train.monitoring.early_stopping import OFF, STRICT
+from afterword.train.monitoring.alerts import OFF, STRICT
 from afterword.train.monitoring.metrics import StepMetrics
-from afterword.train.runtime.distributed import World, join
+from afterword.train.runtime.distributed import Distributed, init_distributed
 
 _PLAN = "run.json"
 _GIVEN_UP = "given-up"
@@ -83,20 +82,20 @@ def train_stage(
     Raises NothingToDo, with what is missing, when there are too few of them, and ConflictError while another training
     works on the directory.
     """
-    world = join()
+    workers = init_distributed()
     with ExitStack() as held:
         # Held from the plan to the candidate's row: whoever finds an unfinished run knows that it was killed.
         take = partial(held.enter_context, alone(directory, TRAIN, "a training run"))
         make = partial(_next, store, directory, settings, model, channel, weights, selection, note)
-        plan = _agreed(world, make, take)
-        return _trained(store, directory, plan, world, device, progress, note)
+        plan = _agreed(workers, make, take)
+        return _trained(store, directory, plan, workers, device, progress, note)
 
 
 def _trained(
     store: Store,
     directory: Path,
     plan: Plan,
-    world: World,
+    workers: Distributed,
     device: str,
     progress: Callable[[StepMetrics], None],
     note: Callable[[str], None],
@@ -107,7 +106,7 @@ def _trained(
     run_dir = directory / "runs" / plan.candidate
     parent = store.get(Candidate, plan.parent) if plan.parent else None
     try:
-        examples, revisions = _revised(store, directory, plan, _examples(store, plan), device, world, note)
+        examples, revisions = _revised(store, directory, plan, _examples(store, plan), device, workers, note)
         result = train_candidate(
             examples,
             model=plan.model,
@@ -127,14 +126,14 @@ def _trained(
         with suppress(OSError):  # on a full disk the error that is raised says more than that of the mark
             (run_dir / _GIVEN_UP).touch()
         raise
-    for sentence in told(result):
+    for sentence in summary_lines(result):
         note(sentence)
     candidate = candidate_record(result, id=plan.candidate, path=plan.folder, parent=plan.parent)
     chosen: Json = {"selection": plan.selection} if plan.selection else {}
     if plan.replayed:
         chosen["replayed"] = plan.replayed
     candidate = replace(candidate, metrics={**candidate.metrics, **revisions, **chosen})
-    if world.first:
+    if workers.is_main:
         store.write(candidate)
     return candidate
 
@@ -145,7 +144,7 @@ def _revised(
     plan: Plan,
     examples: list[Example],
     device: str,
-    world: World,
+    workers: Distributed,
     note: Callable[[str], None],
 ) -> tuple[list[Example], Json]:
     """The examples with the model's second drafts, where the plan wants them, and the figures of that pass."""
@@ -153,7 +152,7 @@ def _revised(
     if settings.revise == "off":
         return examples, {}
     cost: Json = {}
-    if world.first:
+    if workers.is_main:
         parent = store.get(Candidate, plan.parent) if plan.parent else None
         spent = revise_stage(
             store,
@@ -166,8 +165,8 @@ def _revised(
         )
         note(spent.sentence)
         cost = {f"revisions_{name}": round(value, 2) for name, value in asdict(spent).items()}
-    world.wait()
-    found, used = with_revisions(store, examples, settings.revise, writer(plan.model, plan.parent))
+    workers.barrier()
+    found, used = with_revisions(store, examples, settings.revise, revision_model(plan.model, plan.parent))
     if settings.revise == "target" and used < settings.min_interactions:
         raise NothingToDo(
             f"{used} revisions are better than their drafts, train.min_interactions is {settings.min_interactions}: "
@@ -176,15 +175,15 @@ def _revised(
     return found, {"revisions": settings.revise, "revisions_used": used, **cost}
 
 
-def _agreed(world: World, make: Callable[[], Plan], take: Callable[[], object]) -> Plan:
+def _agreed(workers: Distributed, make: Callable[[], Plan], take: Callable[[], object]) -> Plan:
     """The plan of the first process, which takes the lock, also in the others; when it has none, none waits for it."""
     plan: Plan | None = None
     try:
-        if world.first:
+        if workers.is_main:
             take()
             plan = make()
     finally:
-        plan = world.same(plan)
+        plan = workers.broadcast_object(plan)
     if plan is None:
         raise NothingToDo("the first process has nothing to train")
     return plan
@@ -218,9 +217,9 @@ def _planned(
     selection: Json | None,
 ) -> Plan:
     made = checked(settings)  # a typo or an impossible recipe fails first
-    check(settings.revise, made)
+    check_revision(settings.revise, made)
     if made.verifier:
-        verifier_of(made.verifier)
+        load_verifier(made.verifier)
     again, chosen = _taken(store, made, settings, model, channel, weights)
     chosen = (*again, *chosen)
     release = store.release(channel)

@@ -1,14 +1,16 @@
 """Interactions to token ids: what both sides read, or why an interaction cannot be trained.
 
 The served ids are trained as they were served. Text is tokenised here only for answers without served ids, and
-only when the recipe asks for them. Every interaction that is left out is a counted `Left` with its reason.
+only when the recipe asks for them. Every interaction that is left out is a counted `Excluded` with its reason.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from afterword.chat.canonical import text_of
@@ -26,18 +28,81 @@ from afterword.chat.render import (
 from afterword.chat.splice import spliced
 from afterword.chat.trail import without_reasoning
 from afterword.errors import ModelError, NothingToDo
-from afterword.learn.loss.token_batch import AnswerInfo
+from afterword.learn.loss.token_batch import ALONE, UNKNOWN, AnswerInfo, Group
 from afterword.learn.parts.anchors import GOLD
 from afterword.learn.parts.contexts import Context, fit_hindsight, others
 from afterword.learn.parts.weights import ByKind
 from afterword.learn.recipes import Recipe
-from afterword.records import Interaction, Turn
-from afterword.train.data.encoded import Encoded, Example, Left, Prepared
-from afterword.train.data.sampler_logprobs import served_logprobs, with_groups
-from afterword.train.data.standing_requests import of_the_same_user
-from afterword.train.data.token_spans import changed_places, private_places
+from afterword.records import Interaction, Json, Turn
+from afterword.train.data.token_spans import changed_positions, private_positions
 
-__all__ = ["Encoded", "Example", "Left", "Prepared", "choose", "prepare"]
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An interaction with the turn it is about."""
+
+    interaction: Interaction
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An interaction as ids."""
+
+    interaction: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    teacher_prompts: dict[Context, tuple[int, ...]]
+    """The prompt of each context that the recipe's terms use. By the context itself: two may share a name."""
+    privileged: bool | frozenset[Context]
+    """The contexts that hold something for the teacher which the student does not read; True is all, False none."""
+    weight: float
+    on_policy: bool
+    cut: int
+    """Hindsight tokens that did not fit."""
+    answer: AnswerInfo = UNKNOWN
+    served: tuple[float, ...] = ()
+    """Log-probability of each completion id at sampling, NaN where it is unknown; empty: all unknown."""
+    private: tuple[int, ...] = ()
+    """Places of completion ids that write private data: they count in no loss."""
+    changed: tuple[int, ...] = ()
+    """Places of completion ids that the user changed or removed."""
+
+    @property
+    def longest_prompt(self) -> int:
+        """Ids of the longest that either side reads before the answer."""
+        return max(map(len, (self.prompt, *self.teacher_prompts.values())))
+
+    def reads(self, context: Context) -> tuple[int, ...]:
+        """The prompt under a context; the student's own for one that shows nothing."""
+        return self.teacher_prompts[context] if context.privileged else self.prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """An interaction that is not trained. `reason` is a short code that is counted."""
+
+    interaction: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is trained and what is not."""
+
+    rows: tuple[Encoded, ...]
+    left: tuple[Excluded, ...]
+    used: tuple[Example, ...] = field(repr=False)
+    """The examples behind `rows`, in the same order."""
+    limit: int
+    """Most tokens of a prompt and its answer that every model of the run reads."""
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many were left out, by reason."""
+        return dict(Counter(one.reason for one in self.left))
+
 
 REMEDIES = {
     "template": "Use a model whose chat template takes these conversations, or another train.context",
@@ -66,19 +131,19 @@ class _Encoder:
     wishes: dict[str, list[str]]
     """What the same user asked for elsewhere, for contexts that show it together."""
 
-    def encode(self, example: Example) -> Encoded | Left:
+    def encode(self, example: Example) -> Encoded | Excluded:
         """What is trained of an interaction; whatever is wrong with it costs this one alone."""
         try:
             found = self._encoded(example)
         except ModelError as error:
-            return Left(example.interaction.id, "template", error.message)
+            return Excluded(example.interaction.id, "template", error.message)
         except Exception as error:  # noqa: BLE001  the boundary of a row: the words of one user must not end a run
             detail = f"it cannot be encoded ({type(error).__name__}: {str(error)[:200]}); the others are trained"
-            return Left(example.interaction.id, "failed", detail)
+            return Excluded(example.interaction.id, "failed", detail)
         if isinstance(found, Encoded):
             for ids in (found.completion, found.prompt, *found.teacher_prompts.values()):
                 if outside := self._outside(ids):
-                    return Left(example.interaction.id, *outside)
+                    return Excluded(example.interaction.id, *outside)
         return found
 
     def _outside(self, ids: Sequence[int]) -> tuple[str, str] | None:
@@ -89,20 +154,20 @@ class _Encoder:
         text = decode(self.tokenizer, wrong[-1:], special=True) if wrong[-1] >= 0 else ""
         return "ids_unknown", f"it has the token {text[:40]!r} (id {wrong[-1]}), the model embeds {self.vocabulary} ids"
 
-    def _encoded(self, example: Example) -> Encoded | Left:
+    def _encoded(self, example: Example) -> Encoded | Excluded:
         interaction, turn = example.interaction, example.turn
         if unfit := self._unfit(interaction, turn):
-            return Left(interaction.id, *unfit)
+            return Excluded(interaction.id, *unfit)
         rendered = render_prompt(self.tokenizer, turn.messages, turn.tools)
         own = rendered.ids
         served: tuple[float, ...] = ()
         if turn.on_policy:
             prompt, completion = tuple(turn.prompt_ids or ()), tuple(turn.completion_ids or ())
             if unfit := self._differs(turn, prompt, completion, rendered):
-                return Left(interaction.id, *unfit)
-            served, why = served_logprobs(turn)
+                return Excluded(interaction.id, *unfit)
+            served, why = sampler_logprobs(turn)
             if why and self.needs_served and self.recipe.passes:
-                return Left(interaction.id, "no_logprobs", why)
+                return Excluded(interaction.id, "no_logprobs", why)
         else:
             prompt = own
             # An answer that was cut by its length limit did not end there, and its end is nothing to learn.
@@ -110,20 +175,20 @@ class _Encoder:
             body = encode_content(self.tokenizer, text_of(turn.answer.get("content")), "assistant")
             completion = (*body, *end)
         if too_long := self._too_long(len(prompt) + len(completion)):
-            return Left(interaction.id, *too_long)
+            return Excluded(interaction.id, *too_long)
         row = self._with_teacher(interaction, turn, prompt, completion, own)
-        if isinstance(row, Left):
+        if isinstance(row, Excluded):
             return row
         room, least = self.limit - row.longest_prompt, min(_LEAST, self.recipe.max_fresh)
         if self.recipe.fresh and self._answer(interaction).kind != GOLD and room < least:
-            return Left(interaction.id, "no_room", f"its prompts leave {room} tokens for a fresh answer")
+            return Excluded(interaction.id, "no_room", f"its prompts leave {room} tokens for a fresh answer")
         text = text_of(turn.answer.get("content"))
         return replace(
             row,
             served=served,
             answer=self._answer(interaction),
-            private=private_places(self.tokenizer, completion, self.recipe.redact),
-            changed=changed_places(self.tokenizer, completion, text, interaction.spans),
+            private=private_positions(self.tokenizer, completion, self.recipe.redact),
+            changed=changed_positions(self.tokenizer, completion, text, interaction.spans),
         )
 
     @property
@@ -220,7 +285,7 @@ class _Encoder:
         prompt: tuple[int, ...],
         completion: tuple[int, ...],
         own: tuple[int, ...],
-    ) -> Encoded | Left:
+    ) -> Encoded | Excluded:
         """The row with every prompt that a teacher reads: the served one, with what the context adds to it. `own` is
         the conversation as the template writes it now."""
         prompts: dict[Context, tuple[int, ...]] = {}
@@ -232,7 +297,7 @@ class _Encoder:
                 continue
             shown = self.other.get(interaction.id, interaction) if where.shuffled else interaction
             if shown is None:
-                return Left(interaction.id, "no_other", "no interaction of the run has other words to show instead")
+                return Excluded(interaction.id, "no_other", "no interaction of the run has other words to show instead")
             words = "\n".join((shown.hindsight, *self.wishes.get(shown.id, ())[: where.together - 1]))
             text = redact(words, self.recipe.redact).text if where.text is None else where.text
             if not text.strip():  # nothing is shown, and no term with hindsight counts it
@@ -251,10 +316,10 @@ class _Encoder:
                 kind=shown.kind,
             )
             if seen is None:
-                return Left(interaction.id, "too_long", "the conversation leaves no room for the hindsight")
+                return Excluded(interaction.id, "too_long", "the conversation leaves no room for the hindsight")
             read = spliced(own, seen.prompt.ids, prompt)
             if read is None:
-                return Left(interaction.id, "prompt_differs", "the served prompt has no place for the hindsight")
+                return Excluded(interaction.id, "prompt_differs", "the served prompt has no place for the hindsight")
             prompts[where] = read
             told.add(where)
             cut = max(cut, seen.cut)
@@ -283,7 +348,7 @@ def _encoder(
     other = {one.id: None if i is None else told[i] for one, i in zip(told, found, strict=True)}
     generation_header(tokenizer)  # without one it is an error, not so many interactions left out
     ends = end_of_turn_ids(tokenizer)
-    return _Encoder(tokenizer, recipe, limit, vocabulary, ends, other, of_the_same_user(among))
+    return _Encoder(tokenizer, recipe, limit, vocabulary, ends, other, standing_requests(among))
 
 
 def choose(
@@ -328,7 +393,7 @@ def encode_examples(
     unique = list({e.interaction.id: e for e in examples}.values())
     encoder = _encoder(tokenizer, recipe, limit, vocabulary, unique)
     results = [(e, encoder.encode(e)) for e in unique]
-    left = tuple(r for _, r in results if isinstance(r, Left))
+    left = tuple(r for _, r in results if isinstance(r, Excluded))
     kept = [(e, r) for e, r in results if isinstance(r, Encoded)]
     rows = with_groups(_aged(kept))
     return Prepared(tuple(rows), left, tuple(e for e, _ in kept), limit)
@@ -349,3 +414,102 @@ def _nothing(given: int, prepared: Prepared) -> str:
     return (
         f"none of {given} interactions can be trained ({why}). The first, {first.interaction}: {first.detail}. {remedy}"
     )
+
+
+# ---- sampler log-probabilities
+
+_PLAIN: Json = {
+    "temperature": (None, 1, 1.0),
+    "top_p": (None, 1, 1.0),
+    "top_k": (None, 0, -1),
+    "min_p": (None, 0, 0.0),
+    "typical_p": (None, 1, 1.0),
+    "frequency_penalty": (None, 0, 0.0),
+    "presence_penalty": (None, 0, 0.0),
+    "repetition_penalty": (None, 1, 1.0),
+    "logit_bias": (None, {}),
+}
+
+
+def sampler_logprobs(turn: Turn) -> tuple[tuple[float, ...], str | None]:
+    """One log-probability per completion id, NaN where there is none to compare with, and why all are missing."""
+    n = len(turn.completion_ids or ())
+    none = (math.nan,) * n
+    if turn.logprobs is None:
+        return none, "the server reported no log-probabilities"
+    if len(turn.logprobs) != n:
+        return none, f"{len(turn.logprobs)} log-probabilities for {n} tokens"
+    for name, plain in _PLAIN.items():
+        if (value := turn.sampling.get(name)) not in plain:
+            return none, f"it was sampled with {name}={value}, so its log-probabilities are not those of the model"
+    # a log-probability above 0 is none; tiny excess is rounding
+    known = tuple(x if x is not None and math.isfinite(x) and x <= 1e-3 else math.nan for x in turn.logprobs)
+    return known, None if any(map(math.isfinite, known)) else "all of its log-probabilities are missing or not finite"
+
+
+def with_groups(rows: Sequence[Encoded]) -> list[Encoded]:
+    """`rows` with the rewards of all answers to the same prompt."""
+    rewards: dict[tuple[int, ...], list[float]] = {}
+    for row in rows:
+        if row.answer.reward is not None:
+            rewards.setdefault(row.prompt, []).append(row.answer.reward)
+    groups = {prompt: _group(values) for prompt, values in rewards.items()}
+    return [replace(r, answer=replace(r.answer, group=groups.get(r.prompt, ALONE))) for r in rows]
+
+
+def _group(rewards: Sequence[float]) -> Group:
+    n = len(rewards)
+    mean = sum(rewards) / n
+    spread = sum((r - mean) ** 2 for r in rewards)
+    return Group(size=n, mean=mean, deviation=math.sqrt(spread / (n - 1)) if n > 1 else 0.0)
+
+
+# ---- standing requests
+
+SAID = ("follow_up", "comment")
+"""Kinds of feedback that are messages."""
+MANNER = ("complaint", "constraint", "correction")
+"""What the detectors call words about how an answer should be."""
+LONGEST = 200
+"""Characters; who writes more writes about this answer."""
+_WORD = re.compile(r"[^\W\d_]{5,}")
+
+
+def standing_requests(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """Interaction -> what its user asked for after other answers of the run, nearest in time first, each text once.
+
+    Interactions whose own words are no wish about the manner of answers, or whose user is unknown, have no entry.
+    """
+    ordered = sorted(
+        (e for e in examples if is_standing_request(e.interaction, e.turn)),
+        key=lambda e: (e.turn.created_at, e.turn.id),
+    )
+    groups: dict[tuple[str | None, str | None], list[Interaction]] = defaultdict(list)
+    for example in ordered:
+        groups[example.interaction.user, example.interaction.task].append(example.interaction)
+    found: dict[str, list[str]] = {}
+    for group in groups.values():
+        for place, own in enumerate(group):
+            near = sorted(range(len(group)), key=lambda i: (abs(i - place), i))
+            texts = dict.fromkeys(group[i].hindsight.strip() for i in near)
+            texts.pop(own.hindsight.strip())
+            found[own.id] = list(texts)
+    return found
+
+
+def is_standing_request(interaction: Interaction, turn: Turn) -> bool:
+    """Short words of a known user about how answers should be; less than half of them name what the answer is about."""
+    said = interaction.hindsight.strip()
+    if interaction.user is None or interaction.kind not in SAID or interaction.category not in MANNER:
+        return False
+    if interaction.polarity > 0 or not said or len(said) > LONGEST:
+        return False
+    first = next((m for m in turn.messages if m.get("role") == "user"), {})
+    about = f"{text_of(first.get('content'))} {text_of(turn.answer.get('content'))}"
+    words = set(_WORD.findall(said.lower()))
+    return 2 * len(words & set(_WORD.findall(about.lower()))) < max(1, len(words))
+
+
+def with_private_masked(rows: Iterable[Encoded], tokenizer: Tokenizer, mode: str) -> list[Encoded]:
+    """`rows` with the tokens marked that must not be learned: for answers that the student wrote anew."""
+    return [replace(row, private=private_positions(tokenizer, row.completion, mode), changed=()) for row in rows]

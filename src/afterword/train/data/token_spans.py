@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from afterword.chat.redact import find_private
 from afterword.chat.render import Tokenizer, decode
-from afterword.train.data.encoded import Encoded
 
 Span = tuple[int, int]
 WINDOW = 64
@@ -20,14 +18,14 @@ _BROKEN = "\ufffd"
 """What a decoder writes for bytes that are no whole character."""
 
 
-def private_places(tokenizer: Tokenizer, ids: Sequence[int], mode: str) -> tuple[int, ...]:
+def private_positions(tokenizer: Tokenizer, ids: Sequence[int], mode: str) -> tuple[int, ...]:
     """Places in `ids` of the tokens that write private data (`mode` as in `chat.redact`): they count in no loss."""
     text = decode(tokenizer, ids, special=True)
     found = find_private(text, mode)
     return places(tokenizer, ids, [(one.start, one.end) for one in found]) if found else ()
 
 
-def changed_places(tokenizer: Tokenizer, ids: Sequence[int], answer: str, spans: Sequence[Span]) -> tuple[int, ...]:
+def changed_positions(tokenizer: Tokenizer, ids: Sequence[int], answer: str, spans: Sequence[Span]) -> tuple[int, ...]:
     """Places in `ids` of the tokens that the user changed: `spans` are characters of the answer's text, which the ids
     may write with space around it. One that ends behind the text means the tool calls there, however they are written:
     all that follows but the last token, which ends the turn."""
@@ -51,11 +49,6 @@ def places(tokenizer: Tokenizer, ids: Sequence[int], spans: Iterable[Span]) -> t
         for place, (start, end) in enumerate(_extents(tokenizer, ids))
         if any(start < b and end > a for a, b in wide)
     )
-
-
-def without_private(rows: Iterable[Encoded], tokenizer: Tokenizer, mode: str) -> list[Encoded]:
-    """`rows` with the tokens marked that must not be learned: for answers that the student wrote anew."""
-    return [replace(row, private=private_places(tokenizer, row.completion, mode), changed=()) for row in rows]
 
 
 def _extents(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Span]:

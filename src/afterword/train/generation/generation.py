@@ -2,7 +2,7 @@
 it has just learned: a behaviour that no served answer ever began can only be continued on such answers.
 
 Owns sampling inside a run (temperature 1, nothing cut off) and the file that lets a killed run go on with the
-same answers. It never changes the weights: the adapter is merged into copies that are dropped afterwards.
+same answers. It never changes the weights: the adapter is merged_adapter into copies that are dropped afterwards.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from afterword.learn.parts.anchors import GOLD
 from afterword.model.packing import by_budget
 from afterword.records import Json, Turn
 from afterword.store.files import write_whole
-from afterword.train.data.encoded import Encoded
-from afterword.train.data.sampler_logprobs import with_groups
+from afterword.train.data.examples import Encoded, with_groups
 from afterword.train.runtime.policy import Policy
 
 _ROWS = 16
@@ -42,11 +41,11 @@ class VerifierFailed(AfterwordError):
     kind = "verifier_failed"
 
 
-Judge = Callable[[Encoded, Sequence[int]], float]
+RewardFunction = Callable[[Encoded, Sequence[int]], float]
 """The reward of an answer (completion ids) to a row's prompt."""
 
 
-def fresh_rows(
+def rollout_rows(
     policy: Policy,
     rows: Sequence[Encoded],
     ends: Sequence[int],
@@ -59,7 +58,7 @@ def fresh_rows(
     limit: int,
     answers: int = 1,
     scored: bool = False,
-    judge: Judge | None = None,
+    judge: RewardFunction | None = None,
 ) -> list[Encoded]:
     """`rows`, each `answers` times, with answers of the current student, kept in `run_dir`: none is longer than the
     longest of `rows`, nor than `most` tokens, nor than what a model that reads `limit` tokens has left after the
@@ -108,13 +107,13 @@ def _room(row: Encoded, rows: Sequence[Encoded], most: int, limit: int) -> int:
     return min(most, max(len(r.completion) for r in rows if r.answer.kind != GOLD), limit - row.longest_prompt)
 
 
-def judge_of(verifier: str | None, used: Mapping[str, Turn], tokenizer: Tokenizer) -> Judge | None:
+def reward_function(verifier: str | None, used: Mapping[str, Turn], tokenizer: Tokenizer) -> RewardFunction | None:
     """Asks `verifier` (`package.module:function`) about (turn, text); None without one. `used` has the turns by
     interaction. Raises ConfigError when there is no such function or, when asked, it returns no finite number, and
     VerifierFailed when it raises."""
     if verifier is None:
         return None
-    function = verifier_of(verifier)
+    function = load_verifier(verifier)
 
     def judge(row: Encoded, completion: Sequence[int]) -> float:
         turn = used[row.interaction]
@@ -132,7 +131,7 @@ def judge_of(verifier: str | None, used: Mapping[str, Turn], tokenizer: Tokenize
     return judge
 
 
-def verifier_of(name: str) -> Callable[[Turn, str], Any]:
+def load_verifier(name: str) -> Callable[[Turn, str], Any]:
     """The function `package.module:function`. ConfigError when there is none."""
     module, _, function = name.partition(":")
     try:
@@ -146,7 +145,7 @@ def verifier_of(name: str) -> Callable[[Turn, str], Any]:
     return found  # type: ignore[no-any-return]
 
 
-def clear_fresh(run_dir: Path) -> None:
+def clear_rollouts(run_dir: Path) -> None:
     """Forget the answers of a finished run."""
     for file in run_dir.glob("fresh-*"):
         file.unlink()
@@ -161,18 +160,18 @@ def _sample(
     sizes = [len(r.prompt) for r in rows]
     found: dict[int, list[int]] = {}
     cuda = [policy.device.index or 0] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), merged(policy):
+    with torch.random.fork_rng(devices=cuda), merged_adapter(policy):
         torch.manual_seed(seed)
         for longest in sorted(set(room), reverse=True):
             mine = [i for i, n in enumerate(room) if n == longest]
             for part in by_budget([sizes[i] for i in mine], _ROWS * max(sizes)):
                 group = [mine[k] for k in part]
-                texts = answers_to(policy, [rows[i].prompt for i in group], ends, longest)
+                texts = generate(policy, [rows[i].prompt for i in group], ends, longest)
                 found.update(zip(group, texts, strict=True))
     return [found[i] for i in range(len(rows))]
 
 
-def answers_to(
+def generate(
     policy: Policy, prompts: Sequence[Sequence[int]], ends: Sequence[int], longest: int, *, greedy: bool = False
 ) -> list[list[int]]:
     """Completion ids of at most `longest` tokens, the end of turn included where the answer ended by itself: drawn
@@ -203,8 +202,8 @@ def _cut(ids: list[int], ends: Sequence[int]) -> list[int]:
 
 
 @contextmanager
-def merged(policy: Policy) -> Iterator[None]:
-    """The live adapter merged into copies of the weights: several times faster than beside them, and the
+def merged_adapter(policy: Policy) -> Iterator[None]:
+    """The live adapter merged_adapter into copies of the weights: several times faster than beside them, and the
     originals come back as they were, to the bit."""
     originals: list[tuple[Any, torch.nn.Parameter]] = []
     try:

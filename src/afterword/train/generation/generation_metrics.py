@@ -16,17 +16,18 @@ from afterword.chat.render import Tokenizer, decode
 from afterword.chat.words import quotes
 from afterword.records import Json
 from afterword.store.files import write_whole
-from afterword.train.data.encoded import Encoded
-from afterword.train.monitoring.alerts import ANSWERS, crossed
-from afterword.train.monitoring.early_stopping import ZLIB_RATIO
+from afterword.train.data.examples import Encoded
+from afterword.train.monitoring.alerts import ANSWERS, crossed_thresholds
 
 _COMPARED = 12
 _LONGEST = 64
 _PHRASE = 4
+ZLIB_RATIO = 10.0
+"""Bytes over compressed bytes above which a text only repeats itself."""
 _FILE = "answers.jsonl"
 
 
-def write_answers(
+def write_generation_metrics(
     run_dir: Path,
     tokenizer: Tokenizer,
     served: Sequence[Encoded],
@@ -56,7 +57,7 @@ def write_answers(
             for text, r in zip(texts, fresh, strict=True)
         ]),
     }  # fmt: skip
-    figures["warnings"] = crossed(ANSWERS, figures)
+    figures["warnings"] = crossed_thresholds(ANSWERS, figures)
     file = run_dir / _FILE
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     kept = [line for line in lines if json.loads(line)["pass"] < number]
@@ -64,13 +65,13 @@ def write_answers(
     return figures
 
 
-def read_answers(run_dir: Path) -> list[Json]:
+def read_generation_metrics(run_dir: Path) -> list[Json]:
     """The figures of all passes so far."""
     file = run_dir / _FILE
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
-def answer_scalars(figures: Json) -> dict[str, float]:
+def generation_scalars(figures: Json) -> dict[str, float]:
     """What of a pass is a number, for a plot."""
     plain = {f"answers/{k}": float(v) for k, v in figures.items() if isinstance(v, int | float)}
     return plain | {f"warnings/{k}": 1.0 for k in figures["warnings"]}

@@ -32,8 +32,8 @@ from afterword.learn.recipes import Recipe
 from afterword.model.loading import load_tokenizer, longest_context
 from afterword.records import Revision, content_hash
 from afterword.store import Store
-from afterword.train.data.encoded import Example
-from afterword.train.generation.generation import answers_to, merged
+from afterword.train.data.examples import Example
+from afterword.train.generation.generation import generate, merged_adapter
 from afterword.train.runtime.policy import Policy, load_policy
 
 _WORD = re.compile(r"\w+")
@@ -51,7 +51,7 @@ SHOWN = "{words}\n\nAn answer that takes this into account:\n{text}"
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class RevisionCost:
     """What the second pass cost and gave."""
 
     looked_at: int
@@ -72,7 +72,7 @@ class Cost:
         )
 
 
-def check(mode: str, recipe: Recipe) -> None:
+def check_revision(mode: str, recipe: Recipe) -> None:
     """ConfigError when revisions are to be imitated by a recipe that has a teacher, or shown where none reads."""
     taught = any(term.teacher is not None and term.context.privileged for term in recipe.terms)
     if mode == "target" and any(term.teacher is not None for term in recipe.terms):
@@ -89,14 +89,14 @@ def check(mode: str, recipe: Recipe) -> None:
         )
 
 
-def pays(example: Example) -> bool:
+def worth_revising(example: Example) -> bool:
     """Could a second draft say more than the user did? Not after praise, nor where the user wrote the answer."""
     row = example.interaction
     said = row.hindsight.strip() and row.polarity <= 0 and row.kind not in (*REFERENCE_KINDS, *PEER_KINDS)
     return bool(said) and bool(text_of(example.turn.answer.get("content")).strip())
 
 
-def writer(model: str, parent: str | None) -> str:
+def revision_model(model: str, parent: str | None) -> str:
     """The name under which revisions of this model and adapter are kept."""
     return model if parent is None else f"{model}+{parent}"
 
@@ -111,17 +111,17 @@ def revise_stage(
     most: int,
     device: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Cost:
-    """Write a Revision for each of the newest `most` examples that pay and have none by this model; see `Cost`.
+) -> RevisionCost:
+    """Write a Revision for each of the newest `most` examples that pay and have none by this model; see `RevisionCost`.
 
     A run that is killed goes on where its last commit was. ModelError or AdapterError when the model does not load.
     """
-    started, name = time.monotonic(), writer(model, parent[0] if parent else None)
+    started, name = time.monotonic(), revision_model(model, parent[0] if parent else None)
     known = {row.interaction for row in store.rows(Revision) if row.model == name}
-    wanted = sorted(filter(pays, examples), key=lambda e: e.turn.created_at)[-most:] if most else []
+    wanted = sorted(filter(worth_revising, examples), key=lambda e: e.turn.created_at)[-most:] if most else []
     waiting = [example for example in wanted if example.interaction.id not in known]
     if not waiting:
-        return Cost(0, 0, 0, 0, 0.0)
+        return RevisionCost(0, 0, 0, 0, 0.0)
     tokenizer = load_tokenizer(model)
     generation_header(tokenizer)  # without one no revision could be written: an error, not so many empty rows
     policy = load_policy(model, recipe, parent=parent[1] if parent else None, seed=0, device=device)
@@ -133,7 +133,7 @@ def revise_stage(
         tokens += count
         progress(len(made), len(waiting))
     written, kept = sum(bool(row.text) for row in made), sum(row.kept for row in made)
-    return Cost(len(made), written, kept, tokens, time.monotonic() - started)
+    return RevisionCost(len(made), written, kept, tokens, time.monotonic() - started)
 
 
 @torch.no_grad()
@@ -150,8 +150,8 @@ def revised(
     chosen = [i for i, (one, p) in enumerate(zip(before, prompts, strict=True)) if p and one is not None and one < 0]
     answers: dict[int, list[int]] = {}
     if chosen:
-        with merged(policy):
-            texts = answers_to(policy, [prompts[i] or () for i in chosen], ends, longest, greedy=True)
+        with merged_adapter(policy):
+            texts = generate(policy, [prompts[i] or () for i in chosen], ends, longest, greedy=True)
         answers = dict(zip(chosen, texts, strict=True))
     after = _scores(policy, tokenizer, [examples[i] for i in chosen], list(answers.values()), room)
     scores = dict(zip(chosen, after, strict=True))

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from afterword.train.monitoring.early_stopping import SELF_SIMILARITY
+from afterword.records import Json
 from afterword.train.monitoring.metrics import StepMetrics
 
+ENTROPY_RATIO = 0.6
+DRIFT = 2.0
+SELF_SIMILARITY = 0.85
 WINDOW = 4
 """Steps over which a figure is averaged before it is held against its bound."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class Threshold:
     """Between what a figure should be, and what it means when it is not."""
 
     low: float | None
@@ -35,14 +38,14 @@ class Bound:
         return None
 
 
-def at_least(low: float, below: str) -> Bound:
+def at_least(low: float, below: str) -> Threshold:
     """Bounded from below."""
-    return Bound(low, below, None, "")
+    return Threshold(low, below, None, "")
 
 
-def at_most(high: float, above: str) -> Bound:
+def at_most(high: float, above: str) -> Threshold:
     """Bounded from above."""
-    return Bound(None, "", high, above)
+    return Threshold(None, "", high, above)
 
 
 _OTHERS = (
@@ -53,11 +56,11 @@ STEP = {
     "counted": at_least(1, "no token counts in these steps: their answers lack what the first term reads"),
     "overlap": at_least(0.6, f"{_OTHERS}; see alignment.txt"),
     "overlap_advantage": at_least(-0.1, f"{_OTHERS}; see alignment.txt"),
-    "entropy_gap": Bound(
+    "entropy_gap": Threshold(
         -1.0, "the teacher is much less certain than the student: what it reads confuses it",
         1.0, "the teacher is much more certain than the student: it may have read the answer",
     ),
-    "signal": Bound(
+    "signal": Threshold(
         -1.0, "the teacher finds the answers absurd: compare both prompts in alignment.txt",
         1.0, "the teacher expects these very answers: what it reads may contain them",
     ),
@@ -66,22 +69,22 @@ STEP = {
     "depth_growth": at_most(2.0, "the loss is largest where the answers are longest, and teachers least sure: the mask "
                             "Prefix or the weight Position bounds it"),
     "effective": at_least(0.5, "a few interactions have most of the weight, so that what they say is learned"),
-    "ratio": Bound(0.5, _MOVED, 2.0, _MOVED),
+    "ratio": Threshold(0.5, _MOVED, 2.0, _MOVED),
     "ratio_effective": at_least(0.5, f"a few tokens have most of the importance weight; {_MOVED}"),
-    "serve_gap": Bound(
+    "serve_gap": Threshold(
         -0.3, "this model finds the served tokens less likely than the server did: another adapter, template or "
         "dtype served them, or many passes have gone over them",
         0.3, "this model finds the served tokens more likely than the server did: another adapter, template or dtype "
         "served them, or many passes have gone over them",
     ),
-    "end_signal": Bound(
+    "end_signal": Threshold(
         -2.0, "the teacher would go on where the answers end: they will grow longer",
         2.0, "the teacher would end where the answers end, and more so: they will grow shorter",
     ),
 }  # fmt: skip
 """Figures of a step, each the mean over the last four steps that measured it."""
 ANSWERS = {
-    "length_ratio": Bound(
+    "length_ratio": Threshold(
         1 / 3, "fresh answers are much shorter than the served ones", 2.0, "fresh answers are much longer than those"
     ),
     "cut_off": at_most(0.5, "most fresh answers are cut before they end, so that no end is learned from them"),
@@ -97,7 +100,7 @@ START = {
 """What the alignment report measures before the first step."""
 
 
-def warned(past: Sequence[StepMetrics]) -> dict[str, str]:
+def step_warnings(past: Sequence[StepMetrics]) -> dict[str, str]:
     """Which bounds the last step crosses, by figure: a sentence each. A run of fewer steps is looked at when it
     ends."""
     window = min(WINDOW, past[-1].steps)
@@ -106,10 +109,10 @@ def warned(past: Sequence[StepMetrics]) -> dict[str, str]:
         values = [value for m in past if (value := _figures(m)[name]) is not None][-WINDOW:]
         if len(values) >= window and _figures(past[-1])[name] is not None:
             means[name] = sum(values) / len(values)
-    return crossed(STEP, means)
+    return crossed_thresholds(STEP, means)
 
 
-def crossed(bounds: Mapping[str, Bound], values: Mapping[str, float]) -> dict[str, str]:
+def crossed_thresholds(bounds: Mapping[str, Threshold], values: Mapping[str, float]) -> dict[str, str]:
     """Which bounds these values cross: a sentence each."""
     found = {name: bound.crossed(name, values[name]) for name, bound in bounds.items() if name in values}
     return {name: sentence for name, sentence in found.items() if sentence is not None}
@@ -136,3 +139,54 @@ def _figures(m: StepMetrics) -> dict[str, float | None]:
         "serve_gap": m.serve_gap,
         "end_signal": m.end_signal,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class StopRules:
+    """Bounds; None switches a rule off."""
+
+    entropy_ratio: float | None = ENTROPY_RATIO
+    """Least mean entropy of the student over `window` steps, as a share of that over the first `window`."""
+    drift: float | None = DRIFT
+    """Most nats per token that the student may be away from the base, mean over the last two measurements."""
+    self_similarity: float | None = SELF_SIMILARITY
+    """Most mean ROUGE-L between fresh answers to different prompts, once training has begun."""
+    window: int = 4
+
+    def stop_reason(self, past: Sequence[StepMetrics]) -> str | None:
+        """Why the run should stop now, one sentence; None while all is well."""
+        return self._entropy(past) or self._drift(past)
+
+    def _entropy(self, past: Sequence[StepMetrics]) -> str | None:
+        seen = [m.entropy_student for m in past if m.counted != 0]
+        if self.entropy_ratio is None or len(seen) < 2 * self.window:
+            return None
+        first, last = sum(seen[: self.window]), sum(seen[-self.window :])
+        if last >= self.entropy_ratio * first:
+            return None
+        return (
+            f"the student's entropy fell to {last / max(first, 1e-9):.2f} of what it was at the start (the bound is "
+            f"{self.entropy_ratio}): it is collapsing; use a smaller lr, fewer passes or an anchor"
+        )
+
+    def rollout_stop_reason(self, answers: Json | None) -> str | None:
+        """Why the run should not go on from a pass over fresh answers with these figures; None while all is well."""
+        if self.self_similarity is None or not answers or answers["self_similarity"] <= self.self_similarity:
+            return None
+        return (
+            f"fresh answers to different prompts are nearly the same (ROUGE-L {answers['self_similarity']:.2f}, the "
+            f"bound is {self.self_similarity}): the student is collapsing; use a smaller lr, fewer passes or an anchor"
+        )
+
+    def _drift(self, past: Sequence[StepMetrics]) -> str | None:
+        measured = [m.drift for m in past if m.drift is not None][-2:]
+        if self.drift is None or len(measured) < 2 or sum(measured) <= self.drift * len(measured):
+            return None
+        return (
+            f"the student is {sum(measured) / len(measured):.2f} nats per token away from the base (the bound is "
+            f"{self.drift}): use a smaller lr, fewer passes or an anchor"
+        )
+
+
+STRICT = StopRules()
+OFF = StopRules(entropy_ratio=None, drift=None, self_similarity=None)

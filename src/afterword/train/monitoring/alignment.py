@@ -24,9 +24,9 @@ from afterword.learn.parts.teachers import LIVE, Routed, Teacher
 from afterword.learn.recipes import Recipe
 from afterword.model.packing import Ids, by_budget, packed
 from afterword.store.files import write_whole
-from afterword.train.data.encoded import Encoded, Prepared
-from afterword.train.monitoring.alerts import START, crossed
-from afterword.train.runtime.teacher_runtime import Teaching
+from afterword.train.data.examples import Encoded, Prepared
+from afterword.train.monitoring.alerts import START, crossed_thresholds
+from afterword.train.runtime.teacher_runtime import TeacherRuntime
 
 _PROBED = 16
 _PROBED_TOKENS = 4096
@@ -38,7 +38,7 @@ _FILE = "signal.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Signal:
+class HindsightSignal:
     """What the hindsight says about the served answers before training (nats), over the first 16 interactions,
     fewer when they are long."""
 
@@ -60,19 +60,19 @@ class Signal:
         values = {"signal_real": self.real}
         if self.other:
             values["signal_real_to_other"] = self.real / self.other
-        return crossed(START, values)
+        return crossed_thresholds(START, values)
 
 
 def write_alignment(
-    teaching: Teaching, tokenizer: Tokenizer, prepared: Prepared, recipe: Recipe, run_dir: Path, seed: int
-) -> Signal | None:
+    teachers: TeacherRuntime, tokenizer: Tokenizer, prepared: Prepared, recipe: Recipe, run_dir: Path, seed: int
+) -> HindsightSignal | None:
     """Write `alignment.txt` and `signal.json`. The signal is None for a recipe without hindsight. A resumed run keeps
     the files of its start."""
     file = run_dir / _FILE
     if file.is_file() and (run_dir / "alignment.txt").is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
-        return Signal(**kept) if kept else None
-    probe = _Probe(teaching, tokenizer, prepared, recipe, _probed(prepared))
+        return HindsightSignal(**kept) if kept else None
+    probe = _Probe(teachers, tokenizer, prepared, recipe, _probed(prepared))
     plain = probe.scores(LIVE, [r.prompt for r in probe.rows])
     lines = [*_counts(prepared), _serve_gap(probe.rows, plain)]
     lines += [line for i in range(min(_ROWS, len(probe.rows))) for line in probe.shown(i, plain[i])]
@@ -88,8 +88,10 @@ def write_alignment(
 class _Probe:
     """The first `n` rows under the teachers of the run, before its first step."""
 
-    def __init__(self, teaching: Teaching, tokenizer: Tokenizer, prepared: Prepared, recipe: Recipe, n: int) -> None:
-        self.teaching, self.tokenizer, self.recipe, self.limit = teaching, tokenizer, recipe, prepared.limit
+    def __init__(
+        self, teachers: TeacherRuntime, tokenizer: Tokenizer, prepared: Prepared, recipe: Recipe, n: int
+    ) -> None:
+        self.teachers, self.tokenizer, self.recipe, self.limit = teachers, tokenizer, recipe, prepared.limit
         self.rows, self.used = prepared.rows[:n], prepared.used[:n]
 
     def scores(self, teacher: Teacher, prompts: Sequence[Ids | None]) -> list[Tensor]:
@@ -100,14 +102,14 @@ class _Probe:
         for part in dict.fromkeys(parts.values()):
             mine = [(i, (p, self.rows[i].completion)) for i, p in asked if parts[i] == part]
             for group in by_budget([len(p) + len(c) for _, (p, c) in mine], self.recipe.micro_tokens):
-                batch = packed([mine[k][1] for k in group], self.teaching.policy.device)
-                side = self.teaching.side(part, batch)
+                batch = packed([mine[k][1] for k in group], self.teachers.policy.device)
+                side = self.teachers.side(part, batch)
                 seen = token_losses(side.states, None, side.head, batch.targets, NegativeLogLikelihood())
                 pieces = torch.split(seen.logp_student.float().cpu(), [len(mine[k][1][1]) for k in group])
                 found.update((mine[k][0], piece) for k, piece in zip(group, pieces, strict=True))
         return [found[i] for i, _ in asked]
 
-    def signal(self, seed: int) -> Signal | None:
+    def signal(self, seed: int) -> HindsightSignal | None:
         """What the hindsight says under the first term's teacher that reads any; None for a recipe without."""
         term = next((t for t in self.recipe.terms if t.teacher is not None and t.context.privileged), None)
         if term is None or term.teacher is None:
@@ -118,7 +120,7 @@ class _Probe:
         wrong = self.scores(term.teacher, prompts)
         beside = [s for s, p in zip(plain, prompts, strict=True) if p is not None]
         ratio = torch.cat(real) - torch.cat(plain)
-        return Signal(
+        return HindsightSignal(
             real=float(ratio.abs().mean()),
             other=float((torch.cat(wrong) - torch.cat(beside)).abs().mean()) if wrong else None,
             gap=float(ratio.double().mean()),

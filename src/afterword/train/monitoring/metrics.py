@@ -89,7 +89,7 @@ class StepMetrics:
     counted: int | None = None
     """Tokens that count in the first term; without any the means over tokens are 0 and mean nothing."""
     warnings: dict[str, str] = field(default_factory=dict)
-    """Bounds that are crossed (`watch`): figure -> sentence."""
+    """Bounds that are crossed (`alerts`): figure -> sentence."""
 
     def scalars(self) -> dict[str, float]:
         """Everything that is a number, for a plot."""
@@ -193,7 +193,7 @@ def read_metrics(run_dir: Path) -> list[StepMetrics]:
     return [StepMetrics(**json.loads(line)) for line in lines[:-1]]  # the last part has no newline: cut or empty
 
 
-def keep_steps(run_dir: Path, before: int, *, write: bool = True) -> list[StepMetrics]:
+def truncate_metrics(run_dir: Path, before: int, *, write: bool = True) -> list[StepMetrics]:
     """Drop the lines of the steps after number `before`, which a resumed run repeats; only read without `write`."""
     kept = [m for m in read_metrics(run_dir) if m.step <= before]
     if not write:

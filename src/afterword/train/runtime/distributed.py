@@ -20,28 +20,28 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Distributed:
     """This process among `size`."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """The one that writes files."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> list[T]:
+    def shard(self, items: Sequence[T]) -> list[T]:
         """This process's part of what is sorted by size: parts differ by no more than one item."""
         return list(items[self.rank :: self.size])
 
-    def sum_(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Replace each by its sum over all processes."""
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum gradients in one message; a process without rows gives zeros. Losses are divided by global counts, so
         the sum is the gradient of the whole step."""
         if self.size == 1:
@@ -55,12 +55,12 @@ class World:
         for grad, piece in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
             grad.copy_(piece.view_as(grad))
 
-    def give(self, tensor: Tensor, source: int) -> None:
+    def broadcast(self, tensor: Tensor, source: int) -> None:
         """Fill `tensor` with what the process `source` has in it."""
         if self.size > 1:
             dist.broadcast(tensor.view(torch.uint8), source)
 
-    def same(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """What the first process has."""
         if self.size == 1:
             return value
@@ -68,29 +68,29 @@ class World:
         dist.broadcast_object_list(box, 0)
         return box[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all are here."""
         if self.size > 1:
             dist.barrier()
 
 
-ALONE = World()
+SINGLE = Distributed()
 
 
-def join() -> World:
+def init_distributed() -> Distributed:
     """The world that torchrun made, or a world of one."""
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return ALONE
+            return SINGLE
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")  # sums of a step lie on the CPU
         atexit.register(dist.destroy_process_group)
-    return World(dist.get_rank(), dist.get_world_size())
+    return Distributed(dist.get_rank(), dist.get_world_size())
 
 
-def own_device(device: str) -> str:
+def local_device(device: str) -> str:
     """ "auto" on a machine with several GPUs: the one of this process."""
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if device == "auto" and local is not None and torch.cuda.is_available() else device

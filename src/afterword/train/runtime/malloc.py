@@ -17,7 +17,7 @@ _LARGEST = 32 << 20
 """glibc's own bound of the size from which a block is mapped by itself."""
 
 
-def held(function: Callable[P, T]) -> Callable[P, T]:
+def keep_freed_memory(function: Callable[P, T]) -> Callable[P, T]:
     """Keep freed memory until `function` ends: every micro-batch would give back hundreds of MiB of activations and
     have them zeroed again, page by page. The most that is in use stays the same."""
 

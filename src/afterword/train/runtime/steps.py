@@ -23,19 +23,18 @@ from afterword.learn.parts.teachers import BASE, LIVE
 from afterword.learn.recipes import Recipe
 from afterword.model.packing import packed
 from afterword.records import Json
-from afterword.train.data.batches import TeacherStates, rows_of, student_pairs
-from afterword.train.data.encoded import Encoded, Left, Prepared
-from afterword.train.data.sampler_logprobs import with_groups
-from afterword.train.data.token_spans import without_private
-from afterword.train.generation.generation import fresh_rows, judge_of
-from afterword.train.generation.generation_metrics import read_answers, write_answers
+from afterword.train.data.batches import rows_of, student_pairs
+from afterword.train.data.examples import Encoded, Excluded, Prepared, with_groups, with_private_masked
+from afterword.train.generation.generation import reward_function, rollout_rows
+from afterword.train.generation.generation_metrics import read_generation_metrics, write_generation_metrics
 from afterword.train.monitoring.metrics import Tally
-from afterword.train.runtime.distributed import World
+from afterword.train.runtime.distributed import Distributed
 from afterword.train.runtime.policy import Policy
-from afterword.train.runtime.teacher_runtime import Side
+from afterword.train.runtime.teacher_cache import TeacherStates
+from afterword.train.runtime.teacher_runtime import TeacherOutput
 
 
-def readable(prepared: Prepared, policy: Policy, tokenizer: Tokenizer) -> Prepared:
+def drop_unreadable(prepared: Prepared, policy: Policy, tokenizer: Tokenizer) -> Prepared:
     """`prepared` without rows that hold a token whose embedding is not finite: one such row would make the loss of its
     whole step NaN. Raises NothingToDo when none is left."""
     known = readable_ids(policy.model)
@@ -48,7 +47,7 @@ def readable(prepared: Prepared, policy: Policy, tokenizer: Tokenizer) -> Prepar
         else:
             text = decode(tokenizer, [wrong], special=True)
             detail = f"the model's embedding of its token {text!r} (id {wrong}) is not finite: it was never trained"
-            left.append(Left(row.interaction, "not_finite", detail))
+            left.append(Excluded(row.interaction, "not_finite", detail))
     if not kept:
         raise NothingToDo(f"none of {len(left)} interactions can be trained. The first: {left[0].detail}. Use a model "
                           "whose weights are whole")  # fmt: skip
@@ -100,8 +99,8 @@ def _scores(
     term: Term,
     student_NH: Tensor,
     ids: Tensor,
-    side: Side | None,
-    reference: Side | None,
+    side: TeacherOutput | None,
+    reference: TeacherOutput | None,
     kept: Tensor,
 ) -> Scores:
     """A term's scores [N], of the tokens that it keeps alone, for each token read costs a product over the vocabulary.
@@ -140,7 +139,7 @@ def drift(policy: Policy, row: Encoded, student_NH: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Passes:
+class Rollouts:
     """The rows of each pass: the served answers, then what the student writes anew."""
 
     prepared: Prepared
@@ -149,7 +148,7 @@ class Passes:
     run_dir: Path
     key: str
     seed: int
-    world: World
+    workers: Distributed
 
     @property
     def fresh_size(self) -> int:
@@ -175,14 +174,14 @@ class Passes:
 
     def answers(self, number: int) -> Json | None:
         """The figures of that pass, in every process; None for one over served answers."""
-        return next((figures for figures in read_answers(self.run_dir) if figures["pass"] == number), None)
+        return next((figures for figures in read_generation_metrics(self.run_dir) if figures["pass"] == number), None)
 
     def _fresh(self, policy: Policy, number: int, step: int) -> Sequence[Encoded]:
         """The rows of a pass over answers that the student writes anew."""
-        if not self.world.first:
-            self.world.wait()
+        if not self.workers.is_main:
+            self.workers.barrier()
         ends, served = end_of_turn_ids(self.tokenizer), self.prepared.rows
-        rows = fresh_rows(
+        rows = rollout_rows(
             policy,
             served,
             ends,
@@ -194,17 +193,19 @@ class Passes:
             limit=self.prepared.limit,
             answers=self.recipe.answers,
             scored=any(t.needs_served for t in self.recipe.terms),
-            judge=judge_of(
+            judge=reward_function(
                 self.recipe.verifier, {e.interaction.id: e.turn for e in self.prepared.used}, self.tokenizer
             ),
         )
-        rows = [r for r in rows if r.answer.kind == GOLD] + without_private(
+        rows = [r for r in rows if r.answer.kind == GOLD] + with_private_masked(
             (r for r in rows if r.answer.kind != GOLD), self.tokenizer, self.recipe.redact
         )
         written = [r for r in rows if r.answer.kind != GOLD]
-        if self.world.first:
+        if self.workers.is_main:
             if written:
                 told = {e.interaction.id: e.interaction.hindsight for e in self.prepared.used}
-                write_answers(self.run_dir, self.tokenizer, served, written, told, number=number, step=step, ends=ends)
-            self.world.wait()
+                write_generation_metrics(
+                    self.run_dir, self.tokenizer, served, written, told, number=number, step=step, ends=ends
+                )
+            self.workers.barrier()
         return rows

@@ -1,8 +1,7 @@
-"""A frozen teacher's hidden states on disk, by content: another run over the same interactions reads them.
+"""Provides teachers' hidden states to the loss; caches those of frozen teachers in memory and on disk.
 
-Owns a bounded folder of files named by the hash of (weights, prompt ids, completion ids). It is a cache: a file that
-cannot be read or written is computed again, the oldest go first. What is in it derives from what users wrote, so
-whoever erases a user empties it.
+Files are named by the hash of (weights, prompt ids, completion ids). Unreadable files are recomputed, the least
+recently used are deleted first. The contents derive from user data: erasing a user empties the cache.
 """
 
 from __future__ import annotations
@@ -12,16 +11,27 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from afterword.learn.parts.contexts import Context
+from afterword.learn.parts.teachers import LIVE, START, Routed, Teacher, TrustRegion
+from afterword.learn.recipes import Recipe
+from afterword.model.packing import Ids, ReadBatch, packed
 from afterword.records import content_hash
+from afterword.train.data.batches import rows_of, split
+from afterword.train.data.examples import Encoded
+from afterword.train.runtime.distributed import SINGLE, Distributed
+from afterword.train.runtime.teacher_runtime import TeacherOutput, TeacherRuntime
 
 MOST_BYTES = 1 << 30
+CACHE_BYTES = 1 << 30
+"""Most memory for the kept hidden states of all frozen teachers of a run."""
 
 
-class KeptStates:
+class TeacherCache:
     """Hidden states [n, H] by content. `folder` None keeps nothing."""
 
     folder: Path | None
@@ -80,3 +90,150 @@ class KeptStates:
             total += file.stat().st_size
             if total > self.most:
                 file.unlink(missing_ok=True)
+
+
+class TeacherStates:
+    """What each term compares with. Teachers that stay as they are answer once for all rows, when that fits."""
+
+    def __init__(
+        self,
+        teachers: TeacherRuntime,
+        rows: Sequence[Encoded],
+        recipe: Recipe,
+        cache: TeacherCache,
+        name: str,
+        workers: Distributed = SINGLE,
+    ) -> None:
+        """`name` stands for the base and the parent in the cache on disk."""
+        self.teachers, self.rows, self.disk, self.name, self.workers = teachers, rows, cache, name, workers
+        self.sides: dict[tuple[str, Context], dict[int, TeacherOutput]] = {}
+        self.needed = _needed(recipe, rows)
+        frozen = _frozen(recipe)
+        width = teachers.policy.head.weight.shape[1]
+        tokens = sum(len(rows[i].completion) for pair in frozen for i in self.needed[pair])
+        if tokens * width * 4 <= CACHE_BYTES:
+            for teacher, context in frozen:
+                self.sides[teacher.key, context] = self._score_all(teacher, context, recipe.micro_tokens)
+        cache.trim()
+
+    def get(
+        self, teacher: Teacher | None, context: Context, picked: Sequence[int], read: ReadBatch | None = None
+    ) -> TeacherOutput | None:
+        """[N, H] for these interactions, without a gradient; None without a teacher. Zeros for interactions of which no
+        term keeps a token under this teacher and context. A teacher that is the student itself goes on from what the
+        student has `read`."""
+        if teacher is None:
+            return None
+        if teacher == LIVE and read is not None:
+            return TeacherOutput(
+                self.teachers.policy.after(self._pairs(context, picked), read), self.teachers.head(teacher)
+            )
+        wanted = self.needed[teacher, context]
+        asked = [i for i in picked if i in wanted]
+        if len(asked) == len(picked):
+            return self._asked(teacher, context, asked)
+        return self._spread(self._asked(teacher, context, asked) if asked else None, picked, asked)
+
+    def _spread(self, side: TeacherOutput | None, picked: Sequence[int], asked: Sequence[int]) -> TeacherOutput:
+        """`side`, which is of the rows `asked`, as [N, H] of all rows `picked`; the others are 0."""
+        policy = self.teachers.policy
+        if side is None:
+            head, width, dtype = policy.head, policy.head.weight.shape[1], policy.head.weight.dtype
+            return TeacherOutput(
+                torch.zeros(sum(self._lengths(picked)), width, dtype=dtype, device=policy.device), head
+            )
+        pieces = dict(zip(asked, torch.split(side.states, self._lengths(asked)), strict=True))
+        width = side.states.shape[1]
+        parts = [
+            pieces[i] if i in pieces else side.states.new_zeros(n, width)
+            for i, n in zip(picked, self._lengths(picked), strict=True)
+        ]
+        return TeacherOutput(torch.cat(parts), side.head)
+
+    def _asked(self, teacher: Teacher, context: Context, picked: Sequence[int]) -> TeacherOutput:
+        """What the teacher says of these interactions."""
+        if isinstance(teacher, Routed):
+            return self._routed(teacher, context, picked)
+        known = self.sides.get((teacher.key, context))
+        if known is not None:
+            return TeacherOutput(torch.cat([known[i].states for i in picked]), known[picked[0]].head)
+        side = self._score(teacher, context, picked)
+        if isinstance(teacher, TrustRegion):
+            start = self.get(START, context, picked)
+            assert start is not None
+            ids = torch.tensor([t for i in picked for t in self.rows[i].completion], device=side.states.device)
+            self.teachers.measure(teacher, side.states, start.states, ids)
+        return side
+
+    def _routed(self, teacher: Routed, context: Context, picked: Sequence[int]) -> TeacherOutput:
+        """Every interaction from the teacher of its task."""
+        found: dict[int, Tensor] = {}
+        head = self.teachers.policy.head  # not adapted: `TeacherRuntime` refuses routes otherwise
+        for part in dict.fromkeys(teacher.of(self.rows[i].answer.task) for i in picked):
+            mine = [i for i in picked if teacher.of(self.rows[i].answer.task) == part]
+            side = self.get(part, context, mine)
+            assert side is not None
+            found.update(zip(mine, torch.split(side.states, self._lengths(mine)), strict=True))
+        return TeacherOutput(torch.cat([found[i] for i in picked]), head)
+
+    def _score(self, teacher: Teacher, context: Context, picked: Sequence[int]) -> TeacherOutput:
+        return self.teachers.side(teacher, packed(self._pairs(context, picked), self.teachers.policy.device))
+
+    def _pairs(self, context: Context, picked: Sequence[int]) -> list[tuple[Ids, Ids]]:
+        return [(self.rows[i].reads(context), self.rows[i].completion) for i in picked]
+
+    def _score_all(self, teacher: Teacher, context: Context, budget: int) -> dict[int, TeacherOutput]:
+        """One side for each row that is needed; several processes take the groups in turn and give each other what they
+        found."""
+        found: dict[int, TeacherOutput] = {}
+        head = self.teachers.head(teacher)
+        for n, group in enumerate(split(self.rows, sorted(self.needed[teacher, context]), budget)):
+            source = n % self.workers.size
+            if source == self.workers.rank:
+                states = self._kept_or_scored(teacher, context, group)
+            else:
+                states = self.teachers.empty(teacher, sum(self._lengths(group)))
+            self.workers.broadcast(states, source)
+            pieces = torch.split(states, self._lengths(group))
+            found.update((i, TeacherOutput(piece, head)) for i, piece in zip(group, pieces, strict=True))
+        return found
+
+    def _kept_or_scored(self, teacher: Teacher, context: Context, group: Sequence[int]) -> Tensor:
+        rows = [self.rows[i] for i in group]
+        keys = [self.disk.key(f"{self.name}/{teacher.key}", r.reads(context), r.completion) for r in rows]
+        kept = self.disk.get(keys)
+        if kept is not None:
+            return torch.cat(kept).to(self.teachers.policy.device)
+        states = self._score(teacher, context, group).states
+        self.disk.put(keys, torch.split(states, self._lengths(group)))
+        return states
+
+    def _lengths(self, picked: Sequence[int]) -> list[int]:
+        return [len(self.rows[i].completion) for i in picked]
+
+
+def _needed(recipe: Recipe, rows: Sequence[Encoded]) -> dict[tuple[Teacher, Context], frozenset[int]]:
+    """For each teacher, or part of one, and context: the rows of which some term that asks it keeps a token."""
+    whole = rows_of(rows)
+    found: dict[tuple[Teacher, Context], frozenset[int]] = {}
+    for term in recipe.terms:
+        kept = frozenset(whole.row[term.keep(whole)].tolist())
+        for teacher, context in ((term.teacher, term.context), (term.reference, term.reference_context)):
+            parts = (teacher, *teacher.parts) if isinstance(teacher, Routed) else (teacher,) if teacher else ()
+            for part in parts:
+                found[part, context] = found.get((part, context), frozenset()) | kept
+                if isinstance(part, TrustRegion):
+                    found[START, context] = found.get((START, context), frozenset()) | kept
+    return found
+
+
+def _frozen(recipe: Recipe) -> list[tuple[Teacher, Context]]:
+    """(teacher, context) pairs that never change, with the start for each trust region."""
+    pairs: dict[tuple[str, Context], tuple[Teacher, Context]] = {}
+    for term in recipe.terms:
+        for teacher, context in ((term.teacher, term.context), (term.reference, term.reference_context)):
+            for part in teacher.parts if isinstance(teacher, Routed) else (teacher,) if teacher else ():
+                part = START if isinstance(part, TrustRegion) else part
+                if part.frozen:
+                    pairs[part.key, context] = (part, context)
+    return list(pairs.values())

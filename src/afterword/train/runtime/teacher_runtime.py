@@ -31,7 +31,7 @@ from afterword.train.runtime.policy import Policy, check_base, weights_hash
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class TeacherOutput:
     """One side's last hidden states [N, H] and the head that reads them."""
 
     states: Tensor
@@ -45,7 +45,7 @@ def teachers_of(recipe: Recipe) -> list[Teacher]:
     return list(dict.fromkeys(flat))
 
 
-class Teaching:
+class TeacherRuntime:
     """Scores under any teacher of the run, and moves those that follow the student."""
 
     def __init__(self, policy: Policy, recipe: Recipe, model: str) -> None:
@@ -85,11 +85,11 @@ class Teaching:
         return torch.empty(n, width, dtype=dtype, device=self.policy.device)
 
     @torch.no_grad()
-    def side(self, teacher: Teacher, batch: Packed) -> Side:
+    def side(self, teacher: Teacher, batch: Packed) -> TeacherOutput:
         """What `teacher` says, without a gradient."""
         if isinstance(teacher, External):
-            return Side(hidden_states(self.external[teacher.key][0], batch), self.head(teacher))
-        return Side(self.policy.hidden(batch, teacher.key).detach(), self.head(teacher))
+            return TeacherOutput(hidden_states(self.external[teacher.key][0], batch), self.head(teacher))
+        return TeacherOutput(self.policy.hidden(batch, teacher.key).detach(), self.head(teacher))
 
     def measure(self, teacher: TrustRegion, states: Tensor, start: Tensor, ids: Tensor) -> None:
         """Take in KL(start || teacher) on some tokens of a step."""
