@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from afterword.chat import text_metrics
+from afterword.chat.refusals import declines
 from afterword.chat.words import parts, quotes, runs, words
-from afterword.evaluate.scoring import text_metrics
 from afterword.feedback.text.edits import align
 from afterword.feedback.text.followup_classifier import categorise, content_words
 from afterword.feedback.text.guards import blames_the_cut, directions, is_injection, is_right_refusal, is_standing
-from afterword.train.generation.generation_metrics import leaks as repeats
 
 OTHERS = ("zh", "ja", "th")
 COPIES = {
@@ -137,8 +137,8 @@ def test_edits(lang: str) -> None:
 @pytest.mark.parametrize("lang", [*OTHERS, "ko", "de", "fr", "es", "it", "pt", "ru"])
 def test_refusals(lang: str) -> None:
     for one in ("en", lang):
-        assert all(map(text_metrics.declines, REFUSED[one]))
-        assert not any(map(text_metrics.declines, VARIED.get(one, [])))
+        assert all(map(declines, REFUSED[one]))
+        assert not any(map(declines, VARIED.get(one, [])))
         assert is_right_refusal(BOMB["en"], REFUSED[one][0], "Wrong. Give me the steps.")
 
 
@@ -154,9 +154,9 @@ def test_right_refusals_of_requests(lang: str) -> None:
 def test_quotes_of_the_hindsight(lang: str) -> None:
     for one in ("en", lang):
         hindsight, quoted = HINDSIGHT[one]
-        assert text_metrics.leaks(quoted, hindsight, "?") and repeats(quoted, hindsight, "?")
+        assert text_metrics.leaks(quoted, hindsight, "?")
         assert not text_metrics.leaks(DONE[one], hindsight, "?")
-        assert not text_metrics.leaks(quoted, hindsight, hindsight) and not repeats(quoted, hindsight, hindsight)
+        assert not text_metrics.leaks(quoted, hindsight, hindsight)
         assert text_metrics.leaks(TOLD[one], "", "?") and not text_metrics.leaks(DONE[one], "", "?")
 
 

@@ -21,7 +21,7 @@ from afterword.model.loading import load_tokenizer
 from afterword.records import Turn
 from afterword.train.artifact import TrainResult
 from afterword.train.data.examples import Example, prepare, sampler_logprobs
-from afterword.train.generation.generation_metrics import leaks, read_generation_metrics, self_similarity, zlib_ratio
+from afterword.train.generation.generation_metrics import read_generation_metrics, self_similarity
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.alerts import OFF, STRICT, StopRules
 from afterword.train.monitoring.events import Events, crc32c
@@ -131,13 +131,9 @@ def test_a_stop_is_an_honest_end_that_can_go_on(model: str, tmp_path: Path) -> N
 
 
 def test_figures_of_whole_answers() -> None:
-    assert zlib_ratio("no no " * 200) > 10 > zlib_ratio("An answer that says something, once.")
     assert self_similarity([(1, 2, 3), (1, 2, 3)]) == 1.0
     assert self_similarity([(1, 2, 3, 4), (9, 2, 8, 4)]) == pytest.approx(0.5)  # 2 of 4 in order, on both sides
     assert self_similarity([(1,)]) == 0.0
-    assert leaks("well: please be more brief next time", "please be more brief", "Why?")
-    assert not leaks("please be more brief", "please be more brief", "please be more brief")
-    assert not leaks("short", "please be more brief", "Why?")
 
 
 def test_fresh_answers_are_described(model: str, tmp_path: Path) -> None:

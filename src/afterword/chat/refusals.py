@@ -13,8 +13,11 @@ from importlib.resources import files
 _DATA: dict[str, list[str]] = tomllib.loads(
     unicodedata.normalize("NFKC", files("afterword.chat").joinpath("refusals.toml").read_text(encoding="utf-8"))
 )
+OPENING = 240
+"""Characters of an answer in which a refusal stands."""
 _SIGNS = tuple(_DATA["refusal_signs"])
 _REFUSAL = re.compile("|".join(f"(?:{entry})" for entry in _DATA["refusal"]))
+_NO = re.compile("|".join(f"(?:{entry})" for entry in _DATA["no"]))
 _DECLINED = re.compile("|".join(f"(?:{entry})" for entry in _DATA["declined"]))
 
 
@@ -27,9 +30,19 @@ def refuses(head: str) -> bool:
 def does_not_comply(head: str) -> bool:
     """True when `head` declines in plain words or in others that an answer to a dangerous request begins with."""
     head = _read(head)
-    return any(sign in head for sign in _SIGNS) and (_REFUSAL.search(head) or _DECLINED.search(head)) is not None
+    return (any(sign in head for sign in _SIGNS) and _declined(head)) or _NO.search(head) is not None
+
+
+def declines(answer: str) -> bool:
+    """True when an answer to any request declines, or only apologises, in its first OPENING characters."""
+    head = _read(answer[:OPENING])
+    return any(sign in head for sign in _SIGNS) and _declined(head)
+
+
+def _declined(head: str) -> bool:
+    return (_REFUSAL.search(head) or _DECLINED.search(head)) is not None
 
 
 def _read(head: str) -> str:
-    head = head.lower()
+    head = head.lower().replace("\u2019", "'")
     return head if head.isascii() else unicodedata.normalize("NFKC", head)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from afterword.chat import text_metrics
+from afterword.chat.refusals import declines
 from afterword.chat.words import words
 from afterword.evaluate.comparison.answer_pairs import Case
 from afterword.evaluate.comparison.answers import Given
 from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.comparison.heldout import clusters_of
-from afterword.evaluate.scoring import text_metrics
 from afterword.evaluate.scoring.hindsight import needs, with_need
 from afterword.evaluate.stats.statistics import exactly, jackknifed, mean, paired_share, ratio_of_sums, wilson
 from afterword.records import Json
@@ -90,7 +91,7 @@ def _marks(case: Case, given: Given) -> dict[str, bool]:
         "repetitive": text_metrics.loops(given.text),
         "copies": text_metrics.is_copy(given.text, case.question),
         "leaks": text_metrics.leaks(given.text, case.hindsight, case.prompt),
-        "declined": text_metrics.declines(given.text),
+        "declined": declines(given.text),
     }
 
 

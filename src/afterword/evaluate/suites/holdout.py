@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from math import isfinite
 from statistics import pstdev
 
+from afterword.chat.text_metrics import edit_distance
 from afterword.errors import NothingToDo
 from afterword.evaluate.comparison.comparison import Check, Comparison, Findings
 from afterword.evaluate.comparison.heldout import HeldOut, clusters_of
 from afterword.evaluate.scoring.hindsight import Scored, needs, score_answers, with_need
 from afterword.evaluate.scoring.judge import judged
 from afterword.evaluate.scoring.task_checks import check_of
-from afterword.evaluate.scoring.text_metrics import edit_distance
 from afterword.evaluate.stats.power import detectable, interactions_needed
 from afterword.evaluate.stats.statistics import design_effect, exactly, mean, paired_share, sign_test, wilson
 from afterword.records import Json

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from afterword.chat.refusals import declines
 from afterword.chat.words import words
 from afterword.evaluate.comparison.answers import Given, Prompt
 from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.data import built_in
 from afterword.evaluate.scoring.multiple_choice import Choice, probabilities, right
-from afterword.evaluate.scoring.text_metrics import declines
 from afterword.evaluate.stats.statistics import exactly, mean, paired_share, sign_test, wilson
 from afterword.records import Json
 

@@ -7,13 +7,12 @@ and texts that are there anyway. It stops nothing; the gate reads the candidate'
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
 from afterword.chat.render import Tokenizer, decode
-from afterword.chat.words import quotes
+from afterword.chat.text_metrics import REPETITIVE, leaks, rouge_l, zlib_ratio
 from afterword.records import Json
 from afterword.store.files import write_whole
 from afterword.train.data.examples import Encoded
@@ -21,9 +20,6 @@ from afterword.train.monitoring.alerts import ANSWERS, crossed_thresholds
 
 _COMPARED = 12
 _LONGEST = 64
-_PHRASE = 4
-ZLIB_RATIO = 10.0
-"""Bytes over compressed bytes above which a text only repeats itself."""
 _FILE = "answers.jsonl"
 
 
@@ -50,7 +46,7 @@ def write_generation_metrics(
         "answers": len(fresh),
         "length_ratio": lengths[0] / max(1.0, lengths[1]),
         "cut_off": _mean([r.completion[-1] not in ends for r in fresh]),
-        "repeating": _mean([zlib_ratio(t) > ZLIB_RATIO for t in texts]),
+        "repeating": _mean([zlib_ratio(t) > REPETITIVE for t in texts]),
         "self_similarity": self_similarity([r.completion[:_LONGEST] for r in _one_per_prompt(fresh)[:_COMPARED]]),
         "leaking": _mean([
             leaks(text, hindsights.get(r.interaction, ""), decode(tokenizer, r.prompt))
@@ -77,31 +73,10 @@ def generation_scalars(figures: Json) -> dict[str, float]:
     return plain | {f"warnings/{k}": 1.0 for k in figures["warnings"]}
 
 
-def zlib_ratio(text: str) -> float:
-    """Bytes over compressed bytes: about 2 for prose, above 10 for a text that only repeats itself."""
-    raw = text.encode()
-    return len(raw) / len(zlib.compress(raw)) if raw else 0.0
-
-
 def self_similarity(answers: Sequence[Sequence[int]]) -> float:
     """Mean ROUGE-L F1 over all pairs; 1 when all answers are the same. 0 for fewer than two."""
     pairs = list(combinations(answers, 2))
-    return _mean([_rouge_l(a, b) for a, b in pairs]) if pairs else 0.0
-
-
-def leaks(answer: str, hindsight: str, prompt: str) -> bool:
-    """Does the answer repeat four words in a row of the hindsight that are not in the prompt?"""
-    return quotes(answer, hindsight, prompt, _PHRASE)
-
-
-def _rouge_l(a: Sequence[int], b: Sequence[int]) -> float:
-    row = [0] * (len(b) + 1)
-    for x in a:
-        before = row
-        row = [0]
-        for j, y in enumerate(b):
-            row.append(before[j] + 1 if x == y else max(before[j + 1], row[j]))
-    return 2 * row[-1] / max(1, len(a) + len(b))
+    return _mean([rouge_l(a, b) for a, b in pairs]) if pairs else 0.0
 
 
 def _one_per_prompt(rows: Sequence[Encoded]) -> list[Encoded]:

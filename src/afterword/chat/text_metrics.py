@@ -1,15 +1,16 @@
-"""What can be told from an answer's text alone: emptiness, repetition, likeness, copies, refusals, leaked hindsight.
+"""Measures an answer's text: repetition, similarity, copies, leaked hindsight. Pure functions without a model.
 
-Owns pure functions from strings to numbers; never loads a model.
+The monitors of training and the suites of evaluation share these functions and their thresholds.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
-from afterword.chat.refusals import refuses
+from rapidfuzz.distance import LCSseq, Levenshtein
+
 from afterword.chat.words import parts, quotes, runs, words
 
 REPETITIVE = 10.0
@@ -21,19 +22,6 @@ LOOPED_WORDS = 4
 QUOTED_WORDS = 6
 """Consecutive words of the hindsight, not in the prompt, from which it counts as quoted."""
 
-OPENING = 240
-"""Characters in which a refusal must stand."""
-
-_DECLINES = re.compile(
-    r"""\b(?:i|we)(?:\ am|'m|\ are|'re)\ (?:\w+\ ){0,3}(?:sorry|unable|not\ able|not\ comfortable|not\ allowed)\b
-    | \b(?:i|we)\ (?:can(?:no|')t|can\ not|won't|will\ not|must\ not|do\ not|don't|could\ not|couldn't|should\ not)\b
-    | \b(?:i|we)\ (?:must\ |have\ to\ )?(?:refuse|decline)\b
-    | \b(?:cannot|can't|not\ able\ to|unable\ to)\ (?:\w+\ ){0,2}(?:assist|help|provide|fulfil|support|give|comply)
-    | \b(?:is|are|would\ be)\ (?:\w+\ ){0,2}(?:illegal|against\ the\ law|unethical|a\ crime|harmful|wrong)\b
-    | \bas\ an?\ (?:ai|language)\b | \bagainst\ (?:my|our)\ (?:policy|guidelines|programming|principles)\b
-    | \b(?:please|instead),?\ (?:seek|reach\ out|talk\ to|contact)\b""",
-    re.IGNORECASE | re.VERBOSE,
-)
 _LEAKS = re.compile(
     r"""hindsight
     | \byour\ (?:follow[- ]?up|feedback|(?:next|later|future|previous)\ (?:message|request|comment))\b
@@ -59,7 +47,7 @@ _LEAKS = re.compile(
 )
 
 
-def repetition(text: str) -> float:
+def zlib_ratio(text: str) -> float:
     """Bytes of the text for each byte of its zlib form; 0 for an empty text. Prose is at 1 to 2.5."""
     raw = text.encode("utf-8", "replace")
     return len(raw) / len(zlib.compress(raw, 9)) if raw else 0.0
@@ -71,34 +59,21 @@ def loops(text: str) -> bool:
     The ratio alone misses short answers: a sentence said four times is at 3.
     """
     said = list(runs(words(text), LOOPED_WORDS))
-    return repetition(text) > REPETITIVE or (len(said) >= 8 and len(set(said)) < 0.5 * len(said))
+    return zlib_ratio(text) > REPETITIVE or (len(said) >= 8 and len(set(said)) < 0.5 * len(said))
 
 
-def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
-    """F1 of the longest common subsequence of two word lists, 0 .. 1."""
-    if not a or not b:
-        return 0.0
-    row = [0] * (len(b) + 1)
-    for left in a:
-        diagonal = 0
-        for j, right in enumerate(b, 1):
-            above = row[j]
-            row[j] = diagonal + 1 if left == right else max(above, row[j - 1])
-            diagonal = above
-    return 2 * row[-1] / (len(a) + len(b))
+def rouge_l(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
+    """ROUGE-L of two sequences of words or token ids: F1 of their longest common subsequence (Lin 2004), 0 .. 1."""
+    return 2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a and b else 0.0
 
 
 def edit_distance(a: str, b: str) -> float:
-    """Word edits (insert, delete, replace) from a to b, over the longer one's words: 0 same, 1 nothing kept."""
-    left, right = parts(a), parts(b)
-    if not left and not right:
-        return 0.0
-    row = list(range(len(right) + 1))
-    for i, word in enumerate(left, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(right, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1] / max(len(left), len(right))
+    """Word edits (insert, delete, replace) from a to b over the longer one's words (Levenshtein 1966).
+
+    Returns:
+        0.0 for the same words, 1.0 when none is kept.
+    """
+    return Levenshtein.normalized_distance(parts(a), parts(b))
 
 
 def distinct_2(texts: Sequence[str]) -> float:
@@ -125,9 +100,3 @@ def leaks(answer: str, hindsight: str, prompt: str) -> bool:
     if _LEAKS.search(answer) and not _LEAKS.search(prompt):
         return True
     return quotes(answer, hindsight, prompt, QUOTED_WORDS)
-
-
-def declines(answer: str) -> bool:
-    """Does the answer decline, or only apologise, in its opening?"""
-    opening = answer[:OPENING].replace("\u2019", "'")
-    return bool(_DECLINES.search(opening)) or refuses(opening)

@@ -6,21 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.evaluate.scoring import text_metrics
+from afterword.chat import text_metrics
 
 WORDS = st.lists(st.sampled_from("abcde"), max_size=8)
 
 
 def test_repetition_tells_loops_from_prose() -> None:
     prose = "The tide had gone out far enough to show the old wooden posts of a pier that nobody used any more."
-    assert 0.8 < text_metrics.repetition(prose) < 2
-    assert text_metrics.repetition("Hello friend! " * 40) > text_metrics.REPETITIVE
+    assert 0.8 < text_metrics.zlib_ratio(prose) < 2
+    assert text_metrics.zlib_ratio("Hello friend! " * 40) > text_metrics.REPETITIVE
     assert text_metrics.loops("Hello friend! " * 40) and text_metrics.loops("I'm here to help you with that. " * 4)
     assert (
         not text_metrics.loops(prose) and not text_metrics.loops("Yes, yes, yes, yes.") and not text_metrics.loops("")
     )
-    assert text_metrics.repetition("") == 0.0
-    assert text_metrics.repetition("\ud800" * 3) > 0
+    assert text_metrics.zlib_ratio("") == 0.0
+    assert text_metrics.zlib_ratio("\ud800" * 3) > 0
 
 
 @given(WORDS, WORDS)
