@@ -38,11 +38,12 @@ import aiohttp
 import orjson
 
 from afterword.feedback.collect.collect import collect
-from afterword.feedback.formats import FORMATS
 from afterword.feedback.importing.files import Row, Source
-from afterword.feedback.importing.import_ids import Names
+from afterword.feedback.importing.import_ids import ImportNames
 from afterword.feedback.importing.imports import ImportSummary, _parsed, import_file
+from afterword.feedback.importing.unfold import Threads
 from afterword.forget import forget_user
+from afterword.formats.naming import Traces
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 from afterword.store.codec import INSERT, encode
@@ -98,12 +99,13 @@ def bare_inserts(folder: Path, path: Path) -> float:
     """Seconds for inserting the same rows, encoded beforehand, a part at a time; the encoding is not timed."""
     connection = open_database(folder / "bare.db")
     source = Source(path)
-    summary, names = ImportSummary(file="", format="sharegpt"), Names(Store.open(folder / "bare.db"))
+    summary, store = ImportSummary(file="", format="sharegpt"), Store.open(folder / "bare.db")
+    known = Threads(store), Traces(store), ImportNames(store)
     records = (
         record
         for row in source.rows()
         if isinstance(row, Row)
-        for record in _parsed(row, summary, FORMATS["sharegpt"], names)[0]
+        for record in _parsed(row.value, summary, "sharegpt", known)[0]
     )
     seconds = 0.0
     while group := [encode(record) for record in islice(records, 1000)]:

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from afterword.feedback.importing.imports import ImportSummary, import_file
+from afterword.formats.export import export
 from afterword.store import Store
-from afterword.store.export import export
 
 
 def talk(n: int, turns: int = 2) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import pytest
 
 from afterword.chat.private import redactor
 from afterword.cli import main
+from afterword.formats.export import export
+from afterword.formats.registry import EXPORTS, TRAINING
 from afterword.records import Feedback, Interaction, Review, Skip, Turn
 from afterword.store import Store
-from afterword.store.export import EXPORTS, TRAINING, export
 from tests.feedback.import_rows import out, said
 
 MAIL = "ana.reis@example.com"

@@ -11,9 +11,10 @@ import pytest
 from afterword.errors import UsageError
 from afterword.feedback.collect.collect import collect
 from afterword.feedback.importing.imports import import_file
+from afterword.formats.export import export
+from afterword.formats.registry import EXPORTS
 from afterword.records import RECORDS, Feedback, Release, Turn
 from afterword.store import Store
-from afterword.store.export import EXPORTS, export
 from tests.feedback.import_rows import ROWS, load, out, said, write
 
 

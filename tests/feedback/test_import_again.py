@@ -17,9 +17,9 @@ import pytest
 from afterword.feedback.importing import sink
 from afterword.feedback.importing.import_progress import Mark
 from afterword.feedback.importing.imports import import_file
+from afterword.formats.containers import container
 from afterword.records import Feedback, Turn
 from afterword.store import Store
-from afterword.store.containers import container
 from tests.feedback.import_rows import ROWS, load, reasons, said, talk, write
 
 pytest.importorskip("pyarrow")

@@ -12,10 +12,10 @@ import pytest
 from afterword.errors import UsageError
 from afterword.feedback.collect.collect import collect
 from afterword.feedback.importing.imports import import_file
+from afterword.formats.containers import container
+from afterword.formats.export import export
 from afterword.records import Feedback, Interaction, Turn
 from afterword.store import Store
-from afterword.store.containers import container
-from afterword.store.export import export
 from tests.feedback.import_rows import load, out, reasons, said
 
 ARROW = pytest.importorskip("pyarrow")

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from afterword.cli import main
-from afterword.feedback.importing.import_ids import Names
+from afterword.feedback.importing.import_ids import ImportNames
 from afterword.feedback.importing.imports import ImportSummary, import_file
 from afterword.records import Feedback, Turn
 from afterword.store import Store
@@ -39,7 +39,7 @@ def counts(summary: ImportSummary) -> tuple[int, int, int]:
 def before(store: Store, tmp_path: Path, rows: list[Any]) -> ImportSummary:
     """An import as it was when users were no part of the name."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Names, "of", lambda _, digest, user: digest)
+        patch.setattr(ImportNames, "of", lambda _, digest, user: digest)
         return load(store, tmp_path, rows)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from afterword.feedback.formats import FORMATS
+from afterword.formats.registry import FORMATS
 from afterword.store import Store
 from tests.feedback.import_rows import load
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from afterword.feedback.importing.trace_links import WAITING, Traces
+from afterword.formats.naming import WAITING, Traces
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 from tests.feedback.import_rows import load, reasons, said
@@ -74,8 +74,10 @@ def test_tensorzero_feedback(store: Store, tmp_path: Path) -> None:
         {"target_id": UUID, "metric_name": "solved", "value": True},
     ]
     summary = load(store, tmp_path, rows, "tensorzero")
-    assert reasons(summary) == {"value_range": 1, "no_id": 1}
+    assert reasons(summary) == {"value_range": 1}
     found = {f.id: (f.turn, f.kind, f.value, f.text) for f in store.rows(Feedback)}
+    (nameless,) = found.keys() - {"1", "2", "3", "4", "5"}
+    assert nameless.startswith("fb-") and found.pop(nameless) == (UUID, "rating", 1.0, None)
     assert found == {
         "1": (UUID, "rating", -1.0, None), "2": (UUID, "rating", 0.25, None), "3": (UUID, "comment", None, "too long"),
         "4": (UUID, "demonstration", None, "Briefly so."), "5": (UUID, "comment", None, "why?"),

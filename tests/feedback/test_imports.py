@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterword.errors import UsageError
-from afterword.feedback.formats import FORMATS, detect_format
 from afterword.feedback.importing.unfold import LOOP, history_of
 from afterword.formats.parsing import unix_time
+from afterword.formats.registry import FORMATS, detect_format
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 from tests.feedback.import_rows import ROWS, load, said, talk
@@ -234,9 +234,9 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 @settings(max_examples=150, deadline=None)
 @given(row=st.dictionaries(st.sampled_from(sorted({k for r in ROWS.values() for k in r} | {"record", "schema"})), JSON))
 def test_any_row_is_parsed_or_refused_by_every_format(row: dict[str, Any]) -> None:
-    for parse in FORMATS.values():
+    for format in FORMATS.values():
         try:
-            parsed = parse(row)
+            parsed = format.read(row)
         except UsageError as error:
             assert error.message
         else:

@@ -22,10 +22,11 @@ from afterword.errors import ConflictError
 from afterword.feedback.collect.collect import collect
 from afterword.feedback.importing.imports import import_file
 from afterword.forget import as_text, forget_user
+from afterword.formats.export import export
+from afterword.formats.registry import TRAINING
 from afterword.records import Candidate, Feedback, Interaction, Release, Report, Turn, Verdict
 from afterword.release.publish import publish, rollback
 from afterword.store import Store
-from afterword.store.export import TRAINING, export
 from afterword.store.folder_hash import folder_hash
 from afterword.store.locks import alone
 from tests.release.conftest import write_adapter

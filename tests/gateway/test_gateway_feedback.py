@@ -12,12 +12,19 @@ from hypothesis import strategies as st
 from tests.gateway.gateway_setup import Setup
 
 from afterword.errors import UsageError
+from afterword.formats.parsing import MISSING_IDS, Hashed
 from afterword.gateway.wire.feedback import parse_event
-from afterword.records import FEEDBACK_KINDS, Feedback, Json, Turn
+from afterword.records import FEEDBACK_KINDS, Feedback, Json, Record, Turn
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser
 
 PATH = "/v1/feedback"
+
+
+def records_of(event: Any) -> list[Record]:
+    """The records of an event; those without ids under one of ours."""
+    found = parse_event(event)
+    return found.records("t") if isinstance(found, Hashed) else found
 
 
 def test_an_event_is_stored_once(gateway: Setup) -> None:
@@ -179,7 +186,7 @@ def test_the_events_record_makes_a_turn_and_its_feedback(gateway: Setup) -> None
     assert gateway.post(PATH, EVENT).json()["status"] == "stored"
     assert gateway.post(PATH, EVENT).json()["status"] == "duplicate"
     (turn,) = gateway.turns()
-    assert (turn.source, turn.task, turn.model, turn.missing_ids) == ("import:events", "email", "m1", "imported")
+    assert (turn.source, turn.task, turn.model, turn.missing_ids) == ("import:events", "email", "m1", MISSING_IDS)
     assert turn.created_at == 1767225600.0 and turn.answer["content"] == "Dear Bob"
     edit, follow = gateway.feedback(turn=turn.id)
     assert (edit.kind, edit.final_text, follow.kind, follow.text) == ("edited", "Hi Bob", "follow_up", "Less formal")
@@ -187,19 +194,19 @@ def test_the_events_record_makes_a_turn_and_its_feedback(gateway: Setup) -> None
 
 
 def test_other_products_say_whose_it_is_too() -> None:
-    turn, edit, follow = parse_event({**EVENT, "user": "ada", "conversation": "c1"})
+    turn, edit, follow = records_of({**EVENT, "user": "ada", "conversation": "c1"})
     assert isinstance(turn, Turn) and isinstance(edit, Feedback) and isinstance(follow, Feedback)
     assert (turn.user, turn.conversation, edit.user, follow.user) == ("ada", "c1", "ada", "ada")
     rated = {"inference_id": "t", "metric_name": "solved", "value": True, "tags": {"user_id": "ada"}}
-    found = [parse_event(event)[0] for event in (rated, {**rated, "user": "bob"}, {**rated, "tags": 3})]
+    found = [records_of(event)[0] for event in (rated, {**rated, "user": "bob"}, {**rated, "tags": 3})]
     assert [row.user for row in found if isinstance(row, Feedback)] == ["ada", "bob", None]
     with pytest.raises(UsageError, match="user"):
-        parse_event({**EVENT, "user": 3})
+        parse_event({**EVENT, "user": [3]})
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"prompt": ""}, {"draft": None}, {"user_action": "loved"}, {"user_edit": None}, {"follow_up": 3},
+    [{"prompt": ""}, {"draft": None}, {"user_action": "loved"}, {"user_edit": None}, {"follow_up": [3]},
      {"signal_weight": "high"}, {"signal_weight": -1}, {"signal_weight": 1.5}, {"created_at": "never"},
      {"created_at": 1e300}, {"created_at": -1e12}],
 )  # fmt: skip
@@ -210,7 +217,7 @@ def test_unusable_events_records(change: dict[str, Any]) -> None:
 
 def test_an_events_record_without_a_time_or_words() -> None:
     plain = {"prompt": "p", "draft": "d", "user_action": "accepted"}
-    turn, accepted = parse_event(plain)
+    turn, accepted = records_of(plain)
     assert isinstance(turn, Turn) and isinstance(accepted, Feedback)
     assert accepted.kind == "accepted" and accepted.occurred_at is None
 
@@ -229,7 +236,7 @@ _KEYS = st.sampled_from(
 @given(st.dictionaries(_KEYS, _JSON | st.sampled_from(FEEDBACK_KINDS)))
 def test_any_json_is_an_event_or_says_why_not(event: dict[str, Any]) -> None:
     try:
-        records = parse_event(event)
+        records = records_of(event)
     except UsageError as error:
         assert error.message
         return

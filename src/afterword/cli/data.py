@@ -20,16 +20,16 @@ from afterword.cli.progress import step_bar
 from afterword.cli.target_model import served_model
 from afterword.errors import UsageError
 from afterword.feedback.examples import EXAMPLES, EXAMPLES_MODEL
-from afterword.feedback.formats import ALIASES, FORMATS
 from afterword.feedback.importing.imports import files_of, import_file
 from afterword.feedback.importing.rejects import rejects_file
 from afterword.feedback.settings import CollectSettings
+from afterword.formats.containers import Out, container
+from afterword.formats.export import Exported, export, export_user
+from afterword.formats.export_filter import SPLITS
+from afterword.formats.registry import ALIASES, EXPORTS, FORMATS, TRAINING
 from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
 from afterword.release.signed_chain import verify
 from afterword.store.codec import calendar_time
-from afterword.store.containers import Out, container
-from afterword.store.export import EXPORTS, TRAINING, Exported, export, export_user
-from afterword.store.export_filter import SPLITS
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:

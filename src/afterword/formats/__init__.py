@@ -1,4 +1,4 @@
-"""The forms in which other products keep chats and feedback, each once.
+"""Outside formats, each in one module that reads and writes it, for files and for HTTP. `registry` is the table.
 
-Owns their field names. Pure: reads parsed JSON, never a file, never a store.
+Owns the field names of other products. Readers and writers are pure; `naming` and `export` read the store.
 """

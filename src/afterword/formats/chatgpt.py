@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from afterword.formats.format import Format
 from afterword.formats.parsing import (
     Node,
     Remark,
@@ -32,7 +33,7 @@ _OTHERS = {"messages", "conversation", "conversations", "prompt", "input", "chos
 _ENDS = {"max_tokens": "length", "interrupted": "aborted"}
 
 
-def is_chatgpt(row: Json) -> bool:
+def recognise(row: Json) -> bool:
     """A conversation, or a row of the feedback."""
     if "mapping" in row:
         return True
@@ -40,7 +41,7 @@ def is_chatgpt(row: Json) -> bool:
     return feedback and not row.keys() & _OTHERS
 
 
-def chatgpt(row: Json) -> Tree | Remark:
+def read(row: Json) -> Tree | Remark:
     """A conversation, or the feedback on a message of one."""
     if "mapping" not in row:
         return _remark(row)
@@ -152,3 +153,6 @@ def _remark(row: Json) -> Remark:
         chat=chat, message=message, fields=rated(value, comment, reasons, {"tags": tags}),
         moment=unix_time(row.get("update_time")) or unix_time(row.get("create_time")),
     )  # fmt: skip
+
+
+FORMAT = Format(name="chatgpt", read=read, recognise=recognise)

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from afterword.formats.format import Format
 from afterword.formats.parsing import Node, Tree, bad, rated, role_of, shown, text, thumb, unix_time
 from afterword.records import Json
 
 _NO_PARENT = "00000000-0000-4000-8000-000000000000"
 
 
-def claude(row: Json) -> Tree:
+def recognise(row: Json) -> bool:
+    """A conversation with this product's list of messages."""
+    return "chat_messages" in row
+
+
+def read(row: Json) -> Tree:
     """A conversation as a tree."""
     given = row.get("chat_messages")
     if not isinstance(given, list) or not given:
@@ -77,3 +83,6 @@ def _words(message: Json, tree: Tree) -> str:
             tree.left_out[kind[:40] if isinstance(kind, str) and kind else "bad_part"] += 1
     whole = "\n".join(filter(None, found)) or message.get("text")
     return whole if isinstance(whole, str) else ""
+
+
+FORMAT = Format(name="claude", read=read, recognise=recognise)

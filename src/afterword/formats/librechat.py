@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from afterword.formats.format import Format
 from afterword.formats.parsing import Node, Tree, bad, label, rated, role_of, shown, text, thumb, unix_time
 from afterword.records import Json
 
@@ -19,7 +20,7 @@ _LABELS = {
 """Reasons as the users read them when they choose one."""
 
 
-def is_librechat(row: Json) -> bool:
+def recognise(row: Json) -> bool:
     """A conversation with `messages` or `messagesTree` in this product's form."""
     given = row.get("messages", row.get("messagesTree"))
     if not isinstance(given, list):
@@ -30,7 +31,7 @@ def is_librechat(row: Json) -> bool:
     return "conversationId" in row and "role" not in first
 
 
-def librechat(row: Json) -> Tree:
+def read(row: Json) -> Tree:
     """A conversation as a tree."""
     given = row.get("messages") or row.get("messagesTree")
     if not isinstance(given, list) or not given:
@@ -115,3 +116,6 @@ def _rating(node: Node, feedback: Any, tree: Tree) -> None:
     reasons = tag if isinstance(tag, list) else feedback["tags"] if isinstance(feedback.get("tags"), list) else [tag]
     labels = [words for reason in reasons for words in label(reason, _LABELS)]
     node.feedback.append(rated(value, feedback.get("text"), labels, {"tag": tag, "tags": feedback.get("tags")}))
+
+
+FORMAT = Format(name="librechat", read=read, recognise=recognise)

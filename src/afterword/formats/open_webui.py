@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from afterword.formats.format import Format
 from afterword.formats.parsing import (
     Node,
     Remark,
@@ -36,7 +37,7 @@ _DETAILS = re.compile(rf"<details\s+type=\"(reasoning|tool_calls|code_interprete
 """How thoughts and tool calls are shown within an answer: they are no words of it."""
 
 
-def is_open_webui(row: Json) -> bool:
+def recognise(row: Json) -> bool:
     """A chat, or a row of the feedback history."""
     chat, data = row.get("chat"), row.get("data")
     if isinstance(chat, dict) and ("history" in chat or "messages" in chat):
@@ -46,7 +47,7 @@ def is_open_webui(row: Json) -> bool:
     return isinstance(data, dict) and "rating" in data and isinstance(row.get("meta"), dict)
 
 
-def open_webui(row: Json) -> Tree | Remark:
+def read(row: Json) -> Tree | Remark:
     """A chat, or the feedback on a message of one."""
     if isinstance(row.get("data"), dict) and "chat" not in row and "history" not in row:
         return _remark(row)
@@ -183,7 +184,7 @@ def _remark(row: Json) -> Remark:
     if chat is None or message is None:
         raise bad("no_id", f"the feedback names no message of a chat: `meta` is {shown(meta, 80)}")
     inner, user = snapshot.get("chat"), text(row.get("user_id"))
-    tree = _chat(inner) if isinstance(inner, dict) and is_open_webui(inner) else None
+    tree = _chat(inner) if isinstance(inner, dict) and recognise(inner) else None
     if tree is not None and message in tree.nodes:
         rated_here = [f for f in tree.nodes[message].feedback if f["kind"] != "rating"]
         tree.nodes[message].feedback = rated_here  # the row itself says what became of the thumb
@@ -191,3 +192,6 @@ def _remark(row: Json) -> Remark:
         chat=chat, message=message, fields=_rating(row["data"]), owner=tree.user if tree is not None else user,
         user=user, moment=unix_time(row.get("updated_at")) or unix_time(row.get("created_at")), tree=tree,
     )  # fmt: skip
+
+
+FORMAT = Format(name="open-webui", read=read, recognise=recognise, aliases=("openwebui",))

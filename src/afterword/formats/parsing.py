@@ -1,4 +1,4 @@
-"""What the parsers of all formats share: a conversation or a tree of messages, roles, times, and rejected rows.
+"""Shared by the readers of all formats: conversations and trees of messages, roles, times, votes, invalid rows.
 
 Pure; never reads a file, never stores.
 """
@@ -16,7 +16,8 @@ from typing import Any
 import orjson
 
 from afterword.errors import UsageError
-from afterword.records import Feedback, Json, Record, Turn
+from afterword.records import Feedback, Json, Record, Turn, content_hash
+from afterword.store.codec import calendar_time
 
 MISSING_IDS = "imported: the file has no token ids"
 
@@ -46,12 +47,15 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Hashed:
-    """Records of a row that has no id of its own: they are made once their name is known."""
+    """Records of a row without an id of its own; `naming.RowNames` gives them one."""
 
     digest: str
-    """32 hex digits over what the row says."""
+    """32 hex digits over the content of the row."""
     user: str | None
     records: Callable[[str], list[Record]]
+    """Id of the turn -> its records."""
+    former: Callable[[], tuple[str, list[Record]]] | None = None
+    """Id of the turn that an older version gave the same row, and the records as it stored them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,9 +127,9 @@ def shown(value: Any, width: int = 120) -> str:
         return f"({type(value).__name__} that cannot be shown)"
 
 
-def bad(code: str, message: str) -> UsageError:
-    """The refusal of a row: a code that is counted, and a sentence."""
-    return UsageError(message, code=code)
+def bad(code: str, message: str, param: str | None = None) -> UsageError:
+    """The error for an invalid row: a code that is counted, a sentence, and the invalid field."""
+    return UsageError(message, code=code, param=param)
 
 
 def text(value: Any) -> str | None:
@@ -160,6 +164,11 @@ def unix_time(value: Any) -> float | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
+
+
+def iso_time(seconds: float) -> str:
+    """Unix seconds as an ISO 8601 text (UTC); the nearest time that a calendar knows."""
+    return datetime.fromtimestamp(calendar_time(seconds), UTC).isoformat()
 
 
 ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
@@ -359,18 +368,28 @@ def rating(value: Any) -> Json:
         return {"kind": "rating", "value": 1.0 if value else -1.0}
     if isinstance(value, int | float) and -1 <= value <= 1:
         return {"kind": "rating", "value": float(value)}
-    raise bad("value_range", f"the value {shown(value, 60)} is no rating: true, false, or a number in -1 .. 1")
+    raise bad("value_range", f"the value {shown(value, 60)} is no rating: true, false, or a number in -1 .. 1", "value")
 
 
 def feedback_of(identifier: Any, turn: Any, fields: Json, moment: float | None, **more: Any) -> Feedback:
-    """Feedback with the id of the row; `fields` say its kind and what it carries."""
-    name, about = text(identifier), text(turn)
-    if name is None or about is None:
-        raise bad(
-            "no_id", f"feedback needs an id and what it is about, got {shown(identifier, 60)} and {shown(turn, 60)}"
-        )
+    """Feedback with the id of the row, or a hash of its content; `fields` say its kind and what it carries."""
+    about = text(turn)
+    if about is None:
+        raise bad("no_id", f"feedback needs the id of what it is about, got {shown(turn, 60)}", "turn")
+    name = text(identifier) or "fb-" + content_hash("feedback", about, fields, moment, more)
     when: Json = {} if moment is None else {"created_at": moment}
     return Feedback(id=name, turn=about, occurred_at=moment, **fields, **more, **when)
+
+
+def extra_fields(row: Json, known: frozenset[str]) -> Json:
+    """Fields of a row that its product does not have: the sender's own, kept as metadata. `known`: in camel case."""
+    extra = {name: value for name, value in row.items() if name not in known and _camel(name) not in known}
+    return {**extra, **(row["metadata"] if "metadata" in known and isinstance(row.get("metadata"), dict) else {})}
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(part.capitalize() for part in others)
 
 
 def dumps(value: Any) -> str:

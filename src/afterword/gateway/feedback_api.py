@@ -14,6 +14,9 @@ import orjson
 from aiohttp import web
 
 from afterword.errors import ConflictError, NotFoundError, UsageError
+from afterword.formats.langfuse import trace_of
+from afterword.formats.naming import RowNames, Traces
+from afterword.formats.parsing import Hashed
 from afterword.gateway.middleware import json_response
 from afterword.gateway.state import GATEWAY, Gateway
 from afterword.gateway.wire.feedback import MAX_EVENTS, parse_event
@@ -31,7 +34,7 @@ async def post_feedback(request: web.Request) -> web.Response:
             size = len(events) if isinstance(events, list) else repr(events)[:80]
             raise UsageError(f"`events` must be a list of 1 to {MAX_EVENTS} events, got {size}.", param="events")
         return json_response({"results": await _take(gateway, events)}, 202)
-    _records(data)
+    _parsed(data)
     (result,) = await _take(gateway, [data])
     if result["status"] == "rejected" and not result["why"].startswith("forgotten"):
         raise ConflictError(result["why"], param="id", code="conflict")
@@ -49,8 +52,8 @@ def _load(body: bytes) -> Any:
             return load_json(body)
 
 
-def _records(event: Any) -> list[Record]:
-    """The records of one event. UsageError says what of it is wrong, or that it cannot be written to disk."""
+def _parsed(event: Any) -> list[Record] | Hashed:
+    """The content of one event. UsageError says what of it is wrong, or that it cannot be written to disk."""
     try:
         orjson.dumps([event])
     except TypeError as error:  # a lone surrogate, a number of 400 digits, 300 levels
@@ -62,38 +65,61 @@ def _records(event: Any) -> list[Record]:
 
 async def _take(gateway: Gateway, events: list[Any]) -> list[Json]:
     """Store the events that are usable; one result for each event, in order."""
-    parsed: list[list[Record] | str] = []
+    found: list[list[Record] | Hashed | str] = []
     for event in events:
         try:
-            parsed.append(_records(event))
+            found.append(_parsed(event))
         except UsageError as error:
-            parsed.append(error.message)
-    records = [record for found in parsed if not isinstance(found, str) for record in found]
+            found.append(error.message)
+    parsed = await _named(gateway, events, found)
+    records = [record for one in parsed if not isinstance(one, str) for record in one]
     held = await _unknown(gateway, records)
     outcomes = iter(await gateway.capture.write(records) if records else ())
     results = []
-    for found in parsed:
-        if isinstance(found, str):
-            results.append({"id": None, "status": "rejected", "why": found})
+    for each in parsed:
+        if isinstance(each, str):
+            results.append({"id": None, "status": "rejected", "why": each})
             gateway.metrics.feedback.labels("unknown", "rejected").inc()
         else:
-            results.append(_result(gateway, found, [next(outcomes) for _ in found], held))
+            results.append(_result(gateway, each, [next(outcomes) for _ in each], held))
     return results
+
+
+async def _named(
+    gateway: Gateway, events: list[Any], found: list[list[Record] | Hashed | str]
+) -> list[list[Record] | str]:
+    """The records of each event under the ids that an import of the same row would give them."""
+
+    def named(event: Json, one: list[Record] | Hashed | str) -> list[Record] | str:
+        if isinstance(one, str):
+            return one
+        return names.records(one) if isinstance(one, Hashed) else traces.link(event, one)
+
+    names, traces = RowNames(gateway.store), Traces(gateway.store)
+    if not any(isinstance(one, Hashed) or _is_score(event) for event, one in zip(events, found, strict=True)):
+        return [named(event, one) for event, one in zip(events, found, strict=True)]  # nothing to look up
+    return await asyncio.to_thread(lambda: [named(event, one) for event, one in zip(events, found, strict=True)])
+
+
+def _is_score(event: Any) -> bool:
+    """Does this event name a trace?"""
+    return isinstance(event, dict) and trace_of(event) is not None
 
 
 def _result(gateway: Gateway, records: list[Record], outcomes: list[str], held: set[str]) -> Json:
     """The status of one event; an event of several records is as new as its newest."""
     events = [record for record in records if isinstance(record, Feedback)]
-    event = events[0]
-    result: Json = {"id": event.id, "turn": event.turn}
+    first = events[0] if events else records[0]  # a record without any action is a turn alone
+    turn = first.turn if isinstance(first, Feedback) else first.id
+    result: Json = {"id": first.id, "turn": turn}
     if "conflict" in outcomes:
         result["status"] = "rejected"
-        result["why"] = f"conflict: an event with the id {event.id!r} but other content is stored already."
+        result["why"] = f"conflict: an event with the id {first.id!r} but other content is stored already."
     elif "forgotten" in outcomes:
         result["status"] = "rejected"
-        result["why"] = f"forgotten: {event.turn!r:.80} was erased because its user asked for it."
+        result["why"] = f"forgotten: {turn!r:.80} was erased because its user asked for it."
     elif "stored" in outcomes:
-        result["status"] = "held" if event.turn in held else "stored"
+        result["status"] = "held" if turn in held else "stored"
     else:
         result["status"] = "duplicate"
     for each in events:

@@ -1,7 +1,6 @@
-"""Whose a row is, when the turn and the feedback on it do not name the same user, or only one of them names any.
+"""Attributes rows to users: when turn and feedback name different users or only one of them, and for old ids.
 
-Owns that question, for records in memory and for rows in the database, so that caps, counts, exports and erasures all
-give the same answer. Never reads the database by itself.
+Caps, counts, exports, imports and erasures all ask here, so they give the same answer. Never writes.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from afterword.records import Feedback
+from afterword.store.schema import IMPORTED, TOMBSTONE
+from afterword.store.store import Store
 
 REVIEWER = "reviewer"
 """A reviewer's feedback says nothing of who asked."""
@@ -34,3 +35,27 @@ TURNS_OF_USER = f"""
         WHERE f.user = ?1 AND t.user IS NULL"""
 """Turns of the user ?1: those that name them; those that name nobody and on which only they reacted (not as a
 reviewer); and those that name nobody and that their feedback names as what they did next: its words are in there."""
+
+
+# ---- ids that older versions gave: hashes of what was said, which did not say whose it was
+
+_HELD = f"turns t INDEXED BY turns_imported WHERE {IMPORTED.format('t')}"
+_ERASED = f"turns t INDEXED BY turns_forgotten WHERE {TOMBSTONE.format('t')} AND t.id >= 'imp-' AND t.id < 'imp-u'"
+
+
+def any_old_names(store: Store) -> bool:
+    """Is there a turn of a user under such an id, or one that was erased? Not in a new database."""
+    return any(True for where in (_HELD, _ERASED) for _ in store.read(f"SELECT 1 FROM {where} LIMIT 1"))
+
+
+def has_old_name(store: Store, name: str, user: str) -> bool:
+    """Is a turn named `name`, or `name` and a number, of this user, or was it erased (it does not say whose it was)?"""
+    span = (name, name + ".")  # "." follows "-"
+    held = f"SELECT 1 FROM {_HELD} AND t.id >= ? AND t.id < ? AND t.user = ? LIMIT 1"
+    erased = f"SELECT 1 FROM {_ERASED} AND t.id >= ? AND t.id < ? LIMIT 1"
+    return any(True for _ in store.read(held, (*span, user))) or any(True for _ in store.read(erased, span))
+
+
+def any_turns_from_http(store: Store) -> bool:
+    """Is there a turn that an older version made of a record sent to `POST /v1/feedback`?"""
+    return any(True for _ in store.read("SELECT 1 FROM turns WHERE id >= 'turn-' AND id < 'turn.' LIMIT 1"))

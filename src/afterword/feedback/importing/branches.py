@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from afterword.chat.canonical import text_of
-from afterword.feedback.importing.import_ids import Names
+from afterword.feedback.importing.import_ids import ImportNames
 from afterword.feedback.importing.unfold import history_of
 from afterword.formats.parsing import MISSING_IDS, Remark, Tree, bad
 from afterword.records import Feedback, Json, Record, Turn, content_hash
@@ -125,7 +125,7 @@ class _Shape:
                         yield self.end_of(one), self.end_of(later)
 
 
-def unfolded_tree(tree: Tree, format: str, names: Names) -> Unfolded:
+def unfolded_tree(tree: Tree, format: str, names: ImportNames) -> Unfolded:
     """The turns and the feedback of a chat. UsageError when no message of it can be used."""
     shape = _Shape(tree)
     if not shape.keys:
@@ -195,7 +195,7 @@ def _when(moment: float | None) -> Json:
     return {} if moment is None else {"created_at": moment}
 
 
-def _said(shape: _Shape, key: str, turn: Turn, names: Names) -> Iterator[Record]:
+def _said(shape: _Shape, key: str, turn: Turn, names: ImportNames) -> Iterator[Record]:
     """What the user did with an answer: the votes and edits on it, and the next message."""
     tree, node = shape.tree, shape.tree.nodes[key]
     for fields in node.feedback:
@@ -215,14 +215,14 @@ def _said(shape: _Shape, key: str, turn: Turn, names: Names) -> Iterator[Record]
         )  # fmt: skip
 
 
-def _vote(turn: str, fields: Json, user: str | None, names: Names) -> Feedback:
+def _vote(turn: str, fields: Json, user: str | None, names: ImportNames) -> Feedback:
     """A vote or an edit. Its id says what it is, so that the same one out of another file is the same row."""
     said = [fields.get(name) for name in ("kind", "value", "text", "final_text", "metadata")]
     vote = Feedback(id=f"fb-{turn}-{content_hash(user or '', said)[:16]}", turn=turn, user=user, **fields)
     return names.of_vote(vote) if vote.kind == "rating" else vote
 
 
-def remarked(remark: Remark, format: str, names: Names) -> Unfolded:
+def remarked(remark: Remark, format: str, names: ImportNames) -> Unfolded:
     """Feedback on a message of a chat, with the turns of the chat when the row carries it."""
     found = Unfolded([]) if remark.tree is None else unfolded_tree(remark.tree, format, names)
     turn = found.turns.get(remark.message) or turn_id(format, remark.chat, remark.owner, remark.message)

@@ -1,32 +1,26 @@
-"""The ids of imported records: hashes of what a row says and of whose it is, so that a file may be imported again.
+"""Ids of the answers and votes in chats with branches, so that a newer export of a chat adds only what is new.
 
-Owns the way from a row's hash to its name. Two users with the same chat are two names; without a user, and for what was
-imported before the user was a part of it, the hash of the words alone is the name. Never stores.
+Never stores.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
-from functools import cached_property
 
 from afterword.chat.canonical import canonical
+from afterword.formats.naming import REMEMBERED, RowNames
 from afterword.records import Feedback, Json, Turn, content_hash
 from afterword.store import Store
-from afterword.store.imported import any_old_names, has_old_name
-
-REMEMBERED = 200_000
-"""Turns of chats whose words are remembered while a file is read: more than wait for their commit at any time."""
 
 
-class Names:
-    """Names for the rows of one import."""
+class ImportNames(RowNames):
+    """Ids for the rows of one import."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        super().__init__(store, fresh=store.count(Turn) == 0)
         self._said: OrderedDict[str, str] = OrderedDict()
         self._votes: OrderedDict[str, list[Feedback]] = OrderedDict()
-        self._fresh = store.count(Turn) == 0
 
     def of_chat(self, turn: Turn) -> Turn:
         """The turn under the id that its chat gives it, or, when another answer has that id (two exports whose ids are
@@ -62,16 +56,6 @@ class Names:
         if len(self._votes) > REMEMBERED:
             self._votes.popitem(last=False)
         return vote
-
-    def of(self, digest: str, user: str | None) -> str:
-        """What stands behind `imp-`: the digest, made to say whose it is."""
-        if user is None or (self._old and has_old_name(self._store, f"imp-{digest}", user)):
-            return digest
-        return "u" + content_hash(digest, user)
-
-    @cached_property
-    def _old(self) -> bool:
-        return any_old_names(self._store)
 
 
 _VOTES = "fb-imp-"

@@ -19,16 +19,17 @@ from typing import Any
 import orjson
 
 from afterword.errors import UsageError
-from afterword.feedback.formats import ALIASES, FORMATS, UTTERANCES, detect_format
 from afterword.feedback.importing.branches import Unfolded, remarked, unfolded_tree
 from afterword.feedback.importing.files import Bad, Row, Source
-from afterword.feedback.importing.import_ids import Names
+from afterword.feedback.importing.import_ids import ImportNames
 from afterword.feedback.importing.import_progress import ImportSummary, Mark, state_file
 from afterword.feedback.importing.rejects import ROW_KEPT, Rejects, rejects_file
 from afterword.feedback.importing.sink import Sink
-from afterword.feedback.importing.trace_links import Traces
 from afterword.feedback.importing.unfold import Threads, gathered, unfolded
+from afterword.formats.naming import Traces
 from afterword.formats.parsing import Hashed, Remark, Tree, shown
+from afterword.formats.registry import ALIASES, FORMATS, detect_format
+from afterword.formats.wildfeedback import UTTERANCES
 from afterword.records import Json, Record, Turn
 from afterword.store import Store
 from afterword.store.codec import encode
@@ -40,13 +41,10 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".gzip", ".zst", ".
 """Files that are read when a directory is named; a file that is named itself may be called anything."""
 TABLES = (".csv", ".tsv")
 """Files that are often tried and cannot be read."""
-LINKED = ("tensorzero", "langfuse")
-"""Formats in which each row is one request that carries its history."""
-
 DEEPEST = 5000
 """Python's limit of recursion while a file is read: far less than what fits on the stack."""
 
-Known = tuple[Threads, Traces, Names]
+Known = tuple[Threads, Traces, ImportNames]
 """What the rows of a file are linked by."""
 Progress = Callable[[int, int], None]
 Parsed = tuple[list[Record], int | None]
@@ -96,8 +94,8 @@ def import_file(
         summary = mark.summary or ImportSummary(file=str(path), format=format)
         summary.resumed_at = mark.rows
         traces = Traces(store)
-        known = Threads(store), traces, Names(store)
-        if mark.rows and summary.format in LINKED:
+        known = Threads(store), traces, ImportNames(store)
+        if mark.rows and summary.format in FORMATS and FORMATS[summary.format].linked:
             known[0].recall(f"import:{summary.format}")
         refuse = Rejects(rejects, summary, mark, store)
         with store.bulk(), refuse, Sink(store, summary, mark, refuse) as sink:
@@ -231,17 +229,17 @@ def _sound(item: Row) -> tuple[Json, bool]:
 
 def _parsed(value: Json, summary: ImportSummary, format: str, known: Known) -> Parsed:
     threads, traces, names = known
-    parsed = FORMATS[format](value)
+    parsed = FORMATS[format].read(value)
     if isinstance(parsed, Tree):
         return _of_chat(unfolded_tree(parsed, format, names), parsed, summary)
     if isinstance(parsed, Remark):
         return _of_chat(remarked(parsed, format, names), parsed.tree, summary)
     if isinstance(parsed, Hashed):
-        parsed = parsed.records("imp-" + names.of(parsed.digest, parsed.user))
+        parsed = names.records(parsed)
     if isinstance(parsed, list):
         for record in parsed:
             encode(record)
-        if format in LINKED:
+        if FORMATS[format].linked:
             parsed = [r for one in parsed for r in (threads.link(one) if isinstance(one, Turn) else [one])]
             parsed = traces.link(value, parsed)
         return parsed, None

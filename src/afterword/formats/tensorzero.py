@@ -1,18 +1,21 @@
-"""Exports of TensorZero: inferences become turns, the rows of its four feedback tables feedback.
+"""TensorZero: inferences are turns, the rows of its four feedback tables and of its feedback API are feedback.
 
-Owns the field names of this product, in its tables, its HTTP answers and its downloads. The id of an inference
-becomes the id of the turn, so that feedback finds it, also when it comes in another file or over HTTP. Pure; never
-stores.
+The id of an inference becomes the id of the turn, so that feedback finds it, also from another file or over HTTP.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from afterword.formats.export_filter import ExportFilter, plain_text
+from afterword.formats.format import Export, Format
 from afterword.formats.parsing import (
     bad,
     dumps,
+    extra_fields,
     feedback_of,
+    iso_time,
     mapping,
     parsed,
     rating,
@@ -25,7 +28,7 @@ from afterword.formats.parsing import (
 from afterword.records import Feedback, Json, Record
 
 
-def is_tensorzero(row: Json) -> bool:
+def recognise(row: Json) -> bool:
     """An inference (`input`, `output`, a function or an episode), or feedback on one."""
     keys = row.keys()
     if {"input", "output"} <= keys:
@@ -33,7 +36,7 @@ def is_tensorzero(row: Json) -> bool:
     return "value" in keys and bool(keys & {"inference_id", "target_id", "episode_id"})
 
 
-def tensorzero(row: Json) -> list[Record]:
+def read(row: Json) -> list[Record]:
     """A row of ChatInference or JsonInference, or of one of the four feedback tables."""
     if "value" in row and "input" not in row:
         return [_feedback(row)]
@@ -107,12 +110,19 @@ def _blocks(content: list[Any]) -> tuple[str, list[Json]]:
     return "\n".join(texts), calls
 
 
+_COLUMNS = frozenset((
+    "id", "feedback_id", "inference_id", "target_id", "episode_id", "target_type", "metric_name", "value", "tags",
+    "timestamp", "dryrun", "internal", "snapshot_hash", "user", "metadata",
+))  # fmt: skip
+"""Fields of its feedback. Whatever else a row has is kept in the metadata."""
+
+
 def _feedback(row: Json) -> Feedback:
     value, metric = row["value"], row.get("metric_name")
     turn = row.get("inference_id") or row.get("target_id") or row.get("episode_id")
     if metric == "demonstration" or (metric is None and "inference_id" in row):
         fields: Json = {"kind": "demonstration", "text": _spoken(_answer(parsed(value)))}
-    elif metric == "comment" or (metric is None and isinstance(value, str)):
+    elif isinstance(value, str):
         fields = {"kind": "comment", "text": words(value)}
     else:
         fields = rating(value)
@@ -121,8 +131,8 @@ def _feedback(row: Json) -> Feedback:
     extra = {"metric_name": metric} if metric else {}
     return feedback_of(
         row.get("id") or row.get("feedback_id"), turn, fields, moment,
-        user=text(tags.get("user_id")) or text(tags.get("user")),
-        metadata={**extra, **({"tags": tags} if tags else {})},
+        user=text(row.get("user")) or text(tags.get("user_id")) or text(tags.get("user")),
+        metadata={**extra_fields(row, _COLUMNS), **extra, **({"tags": tags} if tags else {})},
     )  # fmt: skip
 
 
@@ -139,3 +149,64 @@ def _uuid_time(value: Any) -> float | None:
 
 def _spoken(answer: Json) -> str:
     return words(answer["content"] or (dumps(answer["tool_calls"]) if answer.get("tool_calls") else ""))
+
+
+def write_turns(rows: ExportFilter) -> Iterator[Json]:
+    """Rows of ChatInference."""
+    for turn in rows.imitable():
+        system = [plain_text(m) for m in turn.messages if m["role"] in ("system", "developer")]
+        given: Json = {"messages": [_written(m) for m in turn.messages if m["role"] not in ("system", "developer")]}
+        if system:
+            given["system"] = "\n\n".join(system)
+        yield {
+            "id": turn.id, "function_name": turn.task or "chat", "variant_name": turn.adapter or turn.model,
+            "episode_id": turn.conversation or turn.id, "input": dumps(given),
+            "output": dumps(_written_blocks(turn.answer)),
+            "inference_params": dumps({"chat_completion": turn.sampling}), "timestamp": iso_time(turn.created_at),
+            "tags": {} if turn.user is None else {"user_id": turn.user},
+        }  # fmt: skip
+
+
+def _written(message: Json) -> Json:
+    if message["role"] in ("tool", "function"):
+        result = {"type": "tool_result", "id": message.get("tool_call_id", ""), "name": message.get("name", ""),
+                  "result": plain_text(message)}  # fmt: skip
+        return {"role": "user", "content": [result]}
+    return {"role": message["role"], "content": _written_blocks(message)}
+
+
+def _written_blocks(message: Json) -> list[Json]:
+    said = plain_text(message)
+    blocks: list[Json] = [{"type": "text", "text": said}] if said else []
+    for call in message.get("tool_calls") or []:
+        function = call.get("function", {})
+        blocks.append({
+            "type": "tool_call", "id": call.get("id", ""), "name": function.get("name", ""),
+            "raw_name": function.get("name", ""), "raw_arguments": function.get("arguments", "{}"),
+        })  # fmt: skip
+    return blocks
+
+
+def write_feedback(rows: ExportFilter) -> Iterator[Json]:
+    """Rows of the float, comment and demonstration tables, which hold numbers and texts only."""
+    for row, _ in rows.feedback():
+        said = row.final_text if row.kind == "edited" else row.text
+        shared: Json = {"id": row.id, "timestamp": iso_time(row.occurred_at or row.created_at),
+                        "tags": {} if row.user is None else {"user_id": row.user}}  # fmt: skip
+        if row.kind == "rating" and row.value is not None:
+            name = str(row.metadata.get("metric_name") or row.metadata.get("name") or "rating")
+            yield {**shared, "target_id": row.turn, "metric_name": name, "value": row.value}
+        elif row.kind in ("edited", "demonstration") and said:
+            yield {**shared, "inference_id": row.turn, "value": dumps([{"type": "text", "text": said}])}
+        elif row.kind in ("follow_up", "comment") and said:
+            yield {**shared, "target_id": row.turn, "target_type": "inference", "value": said}
+
+
+FORMAT = Format(
+    name="tensorzero",
+    read=read,
+    recognise=recognise,
+    exports=(Export(what="turns", write=write_turns), Export(what="feedback", write=write_feedback)),
+    linked=True,
+    events=True,
+)

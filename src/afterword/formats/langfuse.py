@@ -1,19 +1,23 @@
-"""Exports of Langfuse: traces and observations become turns, scores feedback.
+"""Langfuse: traces and observations are turns, scores are feedback; camel or snake case.
 
-Owns the field names of this product, in its tables, its HTTP answers and its downloads. The id of a trace or an
-observation becomes the id of the turn, so that feedback finds it, also when it comes in another file or over HTTP.
-Pure; never stores.
+The id of a trace or an observation becomes the id of the turn, so that a score finds it, also from another file or
+over HTTP.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from afterword.formats.export_filter import ExportFilter
+from afterword.formats.format import Export, Format
 from afterword.formats.parsing import (
     bad,
     checked,
     dumps,
+    extra_fields,
     feedback_of,
+    iso_time,
     mapping,
     parsed,
     rating,
@@ -28,21 +32,21 @@ from afterword.records import Feedback, Json, Record, Turn
 _ROLES = {"human": "user", "ai": "assistant", "model": "assistant"}
 
 
-def is_langfuse(row: Json) -> bool:
+def recognise(row: Json) -> bool:
     """A trace, an observation, or a score."""
     keys = row.keys()
     if "trace" in keys or {"input", "output"} <= keys:
         return bool(
             keys & {"trace", "traceId", "trace_id", "sessionId", "session_id", "observations", "userId", "user_id"}
         )
-    return "name" in keys and bool(keys & {"traceId", "trace_id", "observationId", "observation_id"})
+    return bool(keys & {"name", "value"} and keys & {"traceId", "trace_id", "observationId", "observation_id"})
 
 
-def langfuse(row: Json) -> list[Record]:
+def read(row: Json) -> list[Record]:
     """A trace with its observations and scores, one observation, or one score; camel or snake case."""
     if isinstance(row.get("trace"), dict):
         row = {**row["trace"], **{k: v for k, v in row.items() if k != "trace"}}
-    if "input" not in row and "name" in row:
+    if "input" not in row and row.keys() & {"name", "value"}:
         if not _get(row, "traceId", "observationId"):
             raise bad("no_trace", "the score names no trace or observation; scores on sessions and runs teach nothing")
         return [_score(row, {})]
@@ -132,6 +136,12 @@ def _answer(value: Any) -> Json:
 
 
 _SOURCES = {"ANNOTATION": "reviewer", "EVAL": "detector"}
+_COLUMNS = frozenset((
+    "id", "name", "value", "stringValue", "dataType", "comment", "source", "traceId", "observationId", "sessionId",
+    "datasetRunId", "executionTraceId", "timestamp", "createdAt", "updatedAt", "eventTs", "isDeleted", "projectId",
+    "environment", "authorUserId", "configId", "queueId", "longStringValue", "metadata", "user",
+))  # fmt: skip
+"""Fields of a score. Whatever else a row has is kept in the metadata."""
 
 
 def _score(row: Json, aliases: dict[str, str]) -> Feedback:
@@ -147,16 +157,64 @@ def _score(row: Json, aliases: dict[str, str]) -> Feedback:
             raise bad(
                 "categorical", f"the category {shown(label or value, 60)} has no meaning here; it has no comment either"
             )
-        fields = {"kind": "comment", "text": said}
+        fields = {"kind": "demonstration" if row.get("name") == "demonstration" else "comment", "text": said}
+    elif value is None and comment:
+        fields = {"kind": "comment", "text": comment}
     else:
         fields = {**rating(value), "text": comment}
     target = _get(row, "observationId") or _get(row, "traceId")
+    user = text(row.get("user")) or text(_get(row, "authorUserId"))
     return feedback_of(
         row.get("id"), aliases.get(str(target), target), fields, unix_time(_get(row, "timestamp", "createdAt")),
-        source=_SOURCES.get(str(row.get("source")), "api"), user=text(_get(row, "authorUserId")),
-        metadata={"name": row.get("name")},
+        source=_SOURCES.get(str(row.get("source")), "api"), user=user,
+        metadata={**extra_fields(row, _COLUMNS), "name": row.get("name")},
     )  # fmt: skip
 
 
 def _objects(value: Any) -> list[Json]:
     return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+def write_turns(rows: ExportFilter) -> Iterator[Json]:
+    """One generation a row, with what belongs to its trace."""
+    for turn in rows.turns():
+        moment = iso_time(turn.created_at)
+        yield {
+            "id": turn.id, "trace_id": turn.id, "type": "GENERATION", "name": turn.task, "trace_name": turn.task,
+            "start_time": moment, "end_time": moment, "user_id": turn.user, "session_id": turn.conversation,
+            "provided_model_name": turn.adapter or turn.model, "model_parameters": dumps(turn.sampling),
+            "input": dumps(list(turn.messages)), "output": dumps(turn.answer), "usage_details": turn.usage,
+        }  # fmt: skip
+
+
+def write_scores(rows: ExportFilter) -> Iterator[Json]:
+    """Scores: ratings as numbers, words as text, edits as corrections."""
+    for row, _ in rows.feedback():
+        score = _written_score(row)
+        if score is not None:
+            yield {
+                "id": row.id, "trace_id": row.turn, "observation_id": row.turn, "comment": None,
+                "timestamp": iso_time(row.occurred_at or row.created_at), "author_user_id": row.user,
+                "source": {"reviewer": "ANNOTATION", "detector": "EVAL"}.get(row.source, "API"), **score,
+            }  # fmt: skip
+
+
+def _written_score(row: Feedback) -> Json | None:
+    name = str(row.metadata.get("name") or row.kind)
+    if row.kind == "rating" and row.value is not None:
+        return {"name": name, "data_type": "NUMERIC", "value": row.value, "string_value": None, "comment": row.text}
+    said = row.final_text if row.kind == "edited" else row.text
+    if not said:
+        return None
+    kind = "CORRECTION" if row.kind == "edited" else "TEXT"
+    return {"name": name, "data_type": kind, "value": 0, "string_value": said}
+
+
+FORMAT = Format(
+    name="langfuse",
+    read=read,
+    recognise=recognise,
+    exports=(Export(what="turns", write=write_turns), Export(what="feedback", write=write_scores)),
+    linked=True,
+    events=True,
+)
