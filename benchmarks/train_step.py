@@ -146,7 +146,7 @@ def run_ours(steps: int, folder: Path) -> Run:
             split="train",
         )
         examples.append(Example(interaction, turn))
-    recipe = sdpo_interactions(teacher=LIVE, batch=TURNS, passes=1, fresh=0, lr=1e-4)
+    recipe = sdpo_interactions(teacher=LIVE, batch=TURNS, epochs=1, fresh=0, lr=1e-4)
     train_candidate(
         examples,
         model=EMBEDDED,

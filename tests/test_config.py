@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from afterword.config import BUILT_IN, Config, ServeConfig, TrainConfig, resolve
+from afterword.config import BUILT_IN, Config, ServeConfig, TrainConfig, current_names, resolve
 from afterword.errors import ConfigError
 
 
@@ -118,3 +119,21 @@ def test_one_entry_of_a_table_adds_to_the_file(tmp_path: Path) -> None:
 def test_an_entry_of_what_is_no_table_is_refused(key: str, value: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         resolve(BUILT_IN, flags={key: (value, "--set")})
+
+
+def test_a_renamed_setting_is_read_under_its_old_name_with_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "afterword.toml"
+    file.write_text("[train]\npasses = 3\n", encoding="utf-8")
+    ways: list[dict[str, Any]] = [
+        {"file": file}, {"environ": {"AFTERWORD_TRAIN_PASSES": "3"}}, {"flags": {"train.passes": ("3", "--set")}},
+    ]  # fmt: skip
+    for way in ways:
+        with pytest.warns(FutureWarning, match=r"train.passes \(from .*\) is now called train.epochs"):
+            assert resolve({"train": TrainConfig}, **way).get(TrainConfig).epochs == 3
+    file.write_text("[train]\npasses = 3\nepochs = 2\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"train.passes and train.epochs \(both from file afterword.toml\) are one"):
+        resolve({"train": TrainConfig}, file=file)
+    file.write_text("[train]\nepochs = 2\npasses = 3\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="are one setting"):
+        resolve({"train": TrainConfig}, file=file)
+    assert current_names("train", {"passes": 2, "fresh": 0}) == {"epochs": 2, "fresh": 0}

@@ -71,7 +71,7 @@ def test_walk(tmp_path: Path) -> None:
         settings = cycle.Settings(
             directory=home,
             engine=_engine_of(home),
-            train=TrainConfig(min_interactions=1, passes=4),
+            train=TrainConfig(min_interactions=1, epochs=4),
             evaluate=EvaluateConfig(max_tokens=16),
         )
         cycle.collect_stage(store, settings)

@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 RESULTS = Path(os.environ.get("RESULTS", HERE / "results.jsonl"))
 TRAIN, HOLDOUT, CAP = 64, 32, 48
 
-SERVED_ONLY: dict[str, Any] = {"passes": 2, "fresh": 0}
+SERVED_ONLY: dict[str, Any] = {"epochs": 2, "fresh": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "served only, 2 passes": SERVED_ONLY,

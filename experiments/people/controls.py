@@ -45,7 +45,7 @@ def _self(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
 
 
 def _served(lab: Lab, examples: list[Example], cell: Row) -> Candidate:
-    return lab.learn(worded(examples), sft(passes=2))
+    return lab.learn(worded(examples), sft(epochs=2))
 
 
 def _edits(lab: Lab, examples: list[Example], cell: Row) -> Candidate:

@@ -63,7 +63,7 @@ def as_answers(pairs: Sequence[tuple[Example, str]]) -> list[Example]:
 
 def imitate(lab: Lab, examples: Sequence[Example], parent: Candidate | None = None, passes: int = 2) -> Candidate:
     """Plain fine-tuning on the answers of `examples`."""
-    return lab.learn(examples, sft(passes=passes, include_off_policy=True), parent=parent)
+    return lab.learn(examples, sft(epochs=passes, include_off_policy=True), parent=parent)
 
 
 Pair = tuple[tuple[Ids, Ids], tuple[Ids, Ids]]
@@ -79,7 +79,7 @@ def prefer(
     passes: int = 2,
 ) -> Candidate:
     """Direct preference optimisation (arXiv 2305.18290): the mended answer over the served one, batches of 4 pairs."""
-    tokenizer, made = load_tokenizer(lab.model), sft(lr=lr, passes=passes)
+    tokenizer, made = load_tokenizer(lab.model), sft(lr=lr, epochs=passes)
     folder = lab.directory / parent.path if parent else None
     name, examples = new_id("cand"), [example for example, _ in pairs]
     with lab.timed("train"):

@@ -18,8 +18,8 @@ from afterword.learn.recipes.recipe import Recipe
 VARIANTS: dict[str, dict[str, Any]] = {
     "follow-ups": {},
     "sdpo-interactions": {},
-    "served only twice": {"passes": 2, "fresh": 0},
-    "fresh 2": {"passes": 0, "fresh": 2},
+    "served only twice": {"epochs": 2, "fresh": 0},
+    "fresh 2": {"epochs": 0, "fresh": 2},
     "teacher start": {"teacher": START},
     "teacher base": {"teacher": BASE},
     "teacher live": {"teacher": LIVE},

@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import re
 import tomllib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ CONVERSATION_FROM = (
 PREFIX = "AFTERWORD_"
 NOT_SETTINGS = frozenset({"AFTERWORD_HOME", "AFTERWORD_CONFIG", "AFTERWORD_CACHE"})
 """Variables that say where things are; they are no keys of the tree."""
+RENAMED = {"train.passes": "train.epochs"}
+"""Old setting -> its present name. Old names are read for one more release, with a FutureWarning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +123,10 @@ class TrainConfig:
     """Name of a recipe; see docs/recipes."""
     learning_rate: float | None = None
     """Overrides the recipe's learning rate."""
-    passes: int | None = None
+    epochs: int | None = None
     """Overrides how often each interaction is seen."""
     fresh: int | None = None
-    """Overrides how many passes go over answers that the student writes anew."""
+    """Overrides how many epochs go over answers that the student writes anew."""
     context: str | None = None
     """Overrides how the teacher is shown the hindsight; see docs/recipes. "shuffled" and "none" are controls."""
     template: str | None = None
@@ -256,16 +259,16 @@ def resolve(
     """Fill the sections.
 
     `file` is read if given (it must exist); `environ` is searched for AFTERWORD_SECTION_KEY; `flags` maps
-    `section.key` to (value, the flag's name). Raises ConfigError that names the key, the value and the remedy.
+    `section.key` to (value, the flag's name). A renamed setting is read under its old name, with a FutureWarning.
+
+    Raises:
+        ConfigError: for an unknown key, an invalid value, or a setting given under its old and its new name at once.
     """
     settings = {
         (name, f.name): Setting(_default(f), "default") for name, kind in sections.items() for f in _fields(kind)
     }
-    for key, value, source in (
-        *_from_file(file),
-        *_from_environment(sections, environ or {}),
-        *_from_flags(flags or {}),
-    ):
+    given = [*_from_file(file), *_from_environment(sections, environ or {}), *_from_flags(flags or {})]
+    for key, value, source in _renamed(given):
         section, _, field = key.partition(".")
         if (section, field) not in settings:
             field, _, entry = field.partition(".")
@@ -277,6 +280,26 @@ def resolve(
             source = ", ".join(dict.fromkeys((*before, source)))
         settings[section, field] = Setting(_check(sections[section], field, value, key, source), source)
     return Config(sections, settings)
+
+
+def _renamed(given: list[tuple[str, Any, str]]) -> Iterable[tuple[str, Any, str]]:
+    """The (key, value, source) triples with each key under its present name; ConfigError for one under both names."""
+    names = {(key, source) for key, _, source in given}
+    for key, value, source in given:
+        new = RENAMED.get(key, key)
+        if new != key:
+            if (new, source) in names:
+                raise ConfigError(f"{key} and {new} (both from {source}) are one setting: remove {key}.", param=key)
+            warnings.warn(
+                f"{key} (from {source}) is now called {new}: the old name ends with the next release", FutureWarning, 3
+            )
+        yield new, value, source
+
+
+def current_names(section: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `section` that an earlier version stored, under their present names."""
+    found = {RENAMED.get(f"{section}.{key}", f"{section}.{key}"): value for key, value in stored.items()}
+    return {key.partition(".")[2]: value for key, value in found.items()}
 
 
 def _fields(kind: type) -> tuple[dataclasses.Field[Any], ...]:

@@ -175,8 +175,8 @@ def test_nothing_to_do_stays_nothing_to_do(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_settings_are_handed_on(tmp_path: Path) -> None:
-    line = command(tmp_path, "serve", overrides=("train.passes=1",))
-    assert line[-2:] == ["--set", "train.passes=1"]
+    line = command(tmp_path, "serve", overrides=("train.epochs=1",))
+    assert line[-2:] == ["--set", "train.epochs=1"]
     assert line[3:5] == ["--dir", str(tmp_path)]
 
 

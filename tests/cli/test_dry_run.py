@@ -146,7 +146,7 @@ def test_the_dry_run_and_doctor_exclude_what_the_run_excludes(
             one = example(model, number, **changes)
             store.write(one.turn, Feedback(id=one.interaction.feedback[0], turn=one.turn.id, kind="follow_up"))
             store.write(one.interaction)
-    pairs = (f"serve.model={model}", "train.fresh=0", "train.passes=1", "train.min_interactions=1")
+    pairs = (f"serve.model={model}", "train.fresh=0", "train.epochs=1", "train.min_interactions=1")
     flags = ["--dir", str(home), *(word for pair in pairs for word in ("--set", pair))]
     assert main(["train", "--dry-run", "--json", *flags]) == 0
     told = _shown(capsys)

@@ -144,13 +144,13 @@ def test_a_run_that_failed_goes_on_with_the_same_settings_and_never_blocks_other
         return real(student, *rest, **named)
 
     monkeypatch.setattr(steps, "token_losses", full)
-    same = ("--passes", "2")
+    same = ("--epochs", "2")
     with pytest.raises(RuntimeError, match="out of memory"):
         train(home, model, *same)
     monkeypatch.setattr(steps, "token_losses", real)
     (run,) = (home / "runs").iterdir()
     kept = (run / "metrics.jsonl").read_text()
-    assert kept and train(home, model, "--passes", "1") == 0
+    assert kept and train(home, model, "--epochs", "1") == 0
     assert len(list((home / "runs").iterdir())) == 2
     assert not (run / "result.json").exists() and train(home, model, *same) == 0
     assert (run / "result.json").exists() and (run / "metrics.jsonl").read_text().startswith(kept.split("\n")[0][:60])

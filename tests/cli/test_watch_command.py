@@ -19,7 +19,7 @@ from afterword.store import Store
 
 SAID = ("That's wrong, number {} is another one.", "Shorter, please, at most {} words.", "No, I asked for {}.")
 SETTINGS = ("cycle.interval=0.1", "cycle.min_new=6", "select.min_effective=5", "train.min_interactions=5",
-            "train.fresh=0", "train.passes=1", "serve.device=cpu", "collect.holdout=0.2")  # fmt: skip
+            "train.fresh=0", "train.epochs=1", "serve.device=cpu", "collect.holdout=0.2")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ NUMBERS = {
 }  # fmt: skip
 """Which of HOSTILE a recipe's own numbers may be."""
 OF_ALL = {
-    "lr": {0, 1}, "passes": {0, 1}, "fresh": {0, 1}, "answers": {1}, "rank": {1}, "batch": {1, 10**400},
+    "lr": {0, 1}, "epochs": {0, 1}, "fresh": {0, 1}, "num_generations": {1}, "rank": {1}, "batch": {1, 10**400},
     "weight_decay": {0, 1}, "max_grad_norm": {1, 2.5, math.inf, 1e300}, "micro_tokens": {1, 10**400},
     "max_tokens": {1, 10**400}, "max_hindsight": {1, 10**400}, "max_fresh": {1, 10**400}, "lora": set(),
     "schedule": set(), "checkpointing": {True}, "include_off_policy": {True}, "redact": set(), "dtype": set(),
@@ -171,7 +171,7 @@ def test_a_rate_that_is_0_throughout_is_refused_and_one_that_waits_for_a_metric_
 
 def test_groups_need_answers_written_anew() -> None:
     with pytest.raises(ConfigError, match="set fresh to 1"):
-        validate(dataclasses.replace(recipe("grpo", verifier="a:b"), passes=1, fresh=0))
+        validate(dataclasses.replace(recipe("grpo", verifier="a:b"), epochs=1, fresh=0))
 
 
 def test_a_schedule_follows_a_metric_that_is_not_measured_at_every_step() -> None:

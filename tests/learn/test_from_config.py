@@ -41,7 +41,7 @@ def test_no_options_and_no_settings_are_the_recipe() -> None:
 
 
 def test_settings_of_train_are_options_too_but_not_both() -> None:
-    assert recipe_of(TrainConfig(options={"passes": 3, "lr": 1e-4})) == recipe("follow-ups", passes=3, lr=1e-4)
+    assert recipe_of(TrainConfig(options={"epochs": 3, "lr": 1e-4})) == recipe("follow-ups", epochs=3, lr=1e-4)
     assert recipe_of(TrainConfig(teacher="ema:0.1")).terms[0].teacher == EMA(rate=0.1)
     with pytest.raises(
         ConfigError, match=r"train.learning_rate=0.1 and train.options.lr=0.2 are one setting: leave one"
@@ -51,10 +51,19 @@ def test_settings_of_train_are_options_too_but_not_both() -> None:
         recipe_of(TrainConfig(options={"include_off_policy": True}))
 
 
+def test_renamed_options_are_read_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="passes is now called epochs"):
+        assert recipe_of(TrainConfig(options={"passes": 3})).epochs == 3
+    with pytest.warns(FutureWarning, match="answers is now called num_generations"):
+        assert recipe_of(TrainConfig(recipe="grpo", verifier="a:b", options={"answers": 3})).num_generations == 3
+    with pytest.raises(ConfigError, match=r"train.epochs=2 and train.options.epochs=3 are one setting"):
+        recipe_of(TrainConfig(epochs=2, options={"passes": 3}))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"beyon": 0.25}, "recipe 'follow-ups' takes no 'beyon': did you mean 'beyond'.* anchor, answers"),
+        ({"beyon": 0.25}, "recipe 'follow-ups' takes no 'beyon': did you mean 'beyond'.* anchor, batch"),
         ({"k": 3}, "takes no 'k'"),
         ({"beyond": "far"}, "beyond='far' must be a number from 0 to 9; leave it out for 0.25"),
         ({"beyond": 0.2, "contrast": 0.2}, "takes no 'contrast'"),

@@ -58,7 +58,7 @@ def test_settings_reach_the_recipe() -> None:
         ("SDPO", {}, "did you mean 'sdpo'"),
         ("stable_opd", {}, "did you mean 'stable-opd'"),
         ("nonsense", {}, "use one of .*sdpo-interactions"),
-        ("sdpo-interactions", {"pases": 1}, "did you mean 'passes'"),
+        ("sdpo-interactions", {"epoch": 1}, "did you mean 'epochs'"),
         ("sdpo-interactions", {"context": "blok"}, "did you mean 'block'"),
         ("sdpo-interactions", {"template": "shorter"}, "does not name"),
         ("sdpo-interactions", {"template_praise": "{hindsight}"}, "give both"),
@@ -101,7 +101,7 @@ def single(**changes: Any) -> Recipe:
         (sdpo_interactions(lr=float("nan")), "lr=nan"),
         (sdpo_interactions(batch=-1, max_fresh=0), "batch=-1 must be .*max_fresh=0 must be"),
         (sdpo_interactions(fresh=-1), "fresh=-1"),
-        (sdpo_interactions(passes=0, fresh=0), "passes=0 and fresh=0 leave nothing"),
+        (sdpo_interactions(epochs=0, fresh=0), "epochs=0 and fresh=0 leave nothing"),
         (recipe("opcd"), r"train\.experience"),
         (sft(fresh=1), "set fresh to 0"),
         (sdpo_interactions(dtype="float16"), "bfloat16"),
@@ -161,7 +161,7 @@ def compared(**changes: Any) -> Recipe:
         (compared(support=TopK(16, "both", "teacher")), "share no token: use its own"),
         (compared(estimator=NegativeLogLikelihood(), advantage=LogRatio(low=0.1)), "no room for 0"),
         (compared(estimator=NegativeLogLikelihood(), advantage=LogRatio(low=1.0, high=-1.0)), "low <= 0 <= high"),
-        (recipe("grpo", verifier="a:b", answers=1), "set answers to 2 or more"),
+        (recipe("grpo", verifier="a:b", num_generations=1), "set num_generations to 2 or more"),
         (recipe("sdpo", include_off_policy=True), "log-probability with which they were sampled"),
         (recipe("opd", teacher="x", include_off_policy=True), "own samples|sampled itself"),
         (Recipe(name="x", terms=sdpo_interactions().terms * 2), "two terms have one name"),
@@ -204,9 +204,9 @@ def test_advice_is_given_where_something_was_seen_to_go_wrong() -> None:
     (said,) = advice(recipe("minillm", teacher="x"))
     assert "variance" in said
     stale = single(estimator=NegativeLogLikelihood(), advantage=LogRatio())
-    assert "own samples" in advice(dataclasses.replace(stale, passes=2))[0]
+    assert "own samples" in advice(dataclasses.replace(stale, epochs=2))[0]
     clipped = single(estimator=NegativeLogLikelihood(), advantage=LogRatio(), policy_clip=PPOClip())
-    assert advice(dataclasses.replace(clipped, passes=2)) == []
+    assert advice(dataclasses.replace(clipped, epochs=2)) == []
 
 
 def test_useful_combinations_are_not_refused() -> None:

@@ -27,7 +27,7 @@ from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "passes": 1, "fresh": 0}
+QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "epochs": 1, "fresh": 0}
 LONG = "The answer starts alike, and then it goes on and on until there are enough letters for every place in it."
 CROSSED = {
     "expert": {"overlap", "overlap_advantage", "signal", "entropy_gap", "end_signal", "top_mass"},
@@ -113,9 +113,9 @@ def test_a_quiet_run_warns_of_nothing(tmp_path: Path) -> None:
 def test_a_teacher_that_knows_the_answers_and_one_that_does_not(plain: str, tmp_path: Path) -> None:
     rows = [example(plain, i, text=LONG) for i in range(4)]
     expert = knowing(plain, tmp_path / "expert", LONG)
-    up = run(plain, tmp_path / "up", rows, recipe("gkd", teacher=expert, **{**QUICK, "passes": 4}))
+    up = run(plain, tmp_path / "up", rows, recipe("gkd", teacher=expert, **{**QUICK, "epochs": 4}))
     assert CROSSED["expert"] <= said(tmp_path / "up", up)
-    down = run(expert, tmp_path / "down", rows, recipe("gkd", teacher=plain, **{**QUICK, "passes": 4}))
+    down = run(expert, tmp_path / "down", rows, recipe("gkd", teacher=plain, **{**QUICK, "epochs": 4}))
     assert CROSSED["novice"] <= said(tmp_path / "down", down)
     texts = "\n".join(up.metrics["warnings"] + down.metrics["warnings"])
     for words in (
@@ -197,7 +197,7 @@ def test_hindsight_that_says_nothing_and_hindsight_that_says_less_than_anothers(
 
 def test_a_run_that_goes_on_keeps_what_it_said(plain: str, tmp_path: Path) -> None:
     rows = [with_logprobs(example(plain, i), -20.0) for i in range(8)]
-    how, tight = sdpo_interactions(**{**QUICK, "passes": 4, "lr": 1e-2}), StopRules(drift=1e-9)
+    how, tight = sdpo_interactions(**{**QUICK, "epochs": 4, "lr": 1e-2}), StopRules(drift=1e-9)
     assert run(plain, tmp_path, rows, how, tight).metrics["stopped"]
     result = train_candidate(rows, model=plain, recipe=how, out=tmp_path / "on", run_dir=tmp_path / "run", rules=OFF)
     assert [m.step for m in read_metrics(tmp_path / "run")] == list(range(1, 9))

@@ -75,7 +75,7 @@ ADVANTAGES = (LogRatio(centre=True), ReturnToGo(), FeedbackPolarity())
 WEIGHTS: tuple[Weight, ...] = (
     ChangedTokens(), ImportanceRatio(), EntropyGate(4.0), Position(8.0), Cap(0.5), LeastRatio(-1.0), TopEntropy(0.5),
 )  # fmt: skip
-LORA: dict[str, Any] = {"dtype": "float32", "fresh": 0, "passes": 1, "lora": Lora(rank=4)}
+LORA: dict[str, Any] = {"dtype": "float32", "fresh": 0, "epochs": 1, "lora": Lora(rank=4)}
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ model, folder = sys.argv[1], Path(sys.argv[2])
 words = ("Shorter, please.", "Say hello first.", "In Spanish?")
 examples = [example(model, i, hindsight=words[i % 3]) for i in range(11)]
 for name, settings in (
-    ("start", dict(passes=1, fresh=1, anchor=0.1)),
-    ("trust", dict(passes=1, fresh=0, teacher=TrustRegion(rate=0.3, bound=1e-4))),
+    ("start", dict(epochs=1, fresh=1, anchor=0.1)),
+    ("trust", dict(epochs=1, fresh=0, teacher=TrustRegion(rate=0.3, bound=1e-4))),
 ):
     result = train_candidate(
         examples, model=model, out=folder / name / "out", run_dir=folder / name / "run", seed=7,

@@ -51,7 +51,7 @@ def family(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_a_family_is_trained_and_its_adapter_computes_as_in_peft(family: str, tmp_path: Path) -> None:
-    recipe = follow_ups(dtype="float32", passes=2, fresh=1, max_fresh=8, batch=2, lr=1e-2, lora=Lora(rank=4))
+    recipe = follow_ups(dtype="float32", epochs=2, fresh=1, max_fresh=8, batch=2, lr=1e-2, lora=Lora(rank=4))
     given = [example(family, i) for i in range(4)]
     done = train_candidate(given, model=family, out=tmp_path / "out", run_dir=tmp_path / "run", recipe=recipe)
     assert done.metrics["loss_first"] > 0
@@ -66,7 +66,7 @@ def test_a_family_is_trained_and_its_adapter_computes_as_in_peft(family: str, tm
 
 @pytest.mark.parametrize("family", ["qwen3-moe"], indirect=True)
 def test_experts_are_no_targets_of_an_adapter(family: str, tmp_path: Path) -> None:
-    recipe = follow_ups(dtype="float32", passes=1, fresh=0, lora=Lora(rank=4, targets=("q_proj", "gate")))
+    recipe = follow_ups(dtype="float32", epochs=1, fresh=0, lora=Lora(rank=4, targets=("q_proj", "gate")))
     with pytest.raises(ConfigError, match=r"experts or their router.*name linear layers"):
         train_candidate(
             [example(family, 0)], model=family, out=tmp_path / "out", run_dir=tmp_path / "run", recipe=recipe

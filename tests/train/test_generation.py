@@ -98,7 +98,7 @@ def test_a_resumed_pass_reads_its_answers_and_another_run_does_not(model: str, t
 
 def test_a_run_ends_with_passes_over_fresh_answers(model: str, tmp_path: Path) -> None:
     examples = [example(model, i, prompt_ids=None, completion_ids=None) for i in range(4)]
-    recipe = sdpo_interactions(dtype="float32", batch=2, passes=1, fresh=2, include_off_policy=True)
+    recipe = sdpo_interactions(dtype="float32", batch=2, epochs=1, fresh=2, include_off_policy=True)
     run_dir = tmp_path / "run"
     result = train_candidate(examples, model=model, out=tmp_path / "out", run_dir=run_dir, recipe=recipe)
     metrics = read_metrics(run_dir)
@@ -113,7 +113,7 @@ def test_a_fresh_answer_leaves_room_for_what_the_teacher_reads(tmp_path: Path) -
     small = tiny_folder(tmp_path / "small", context=160)
     tokenizer = load_tokenizer(small)
     given = [example(small, 0, text="A" * 70, hindsight="Short."), example(small, 1, text="Brief", hindsight="w" * 400)]
-    wanted = sdpo_interactions(passes=0, fresh=1, dtype="float32", max_hindsight=400)
+    wanted = sdpo_interactions(epochs=0, fresh=1, dtype="float32", max_hindsight=400)
     prepared = prepare(given, tokenizer, wanted, limit=160, vocabulary=259)
     assert max(r.longest_prompt + 71 for r in prepared.rows) > 160
     policy = load_policy(small, wanted, parent=None, seed=0, device="cpu")
@@ -163,7 +163,9 @@ def test_a_run_that_goes_on_asks_the_verifier_no_second_time(model: str, tmp_pat
         if metrics.step == 1:
             raise Stop
 
-    one = recipe("grpo", verifier=f"{__name__}:moody", dtype="float32", max_fresh=4, batch=8, answers=4, fresh=1)
+    one = recipe(
+        "grpo", verifier=f"{__name__}:moody", dtype="float32", max_fresh=4, batch=8, num_generations=4, fresh=1
+    )
 
     def go(name: str, **options: Any) -> None:
         _ASKED.clear()
@@ -193,7 +195,7 @@ def far(turn: Turn, text: str) -> float:
 
 
 def test_a_verifier_that_fails_costs_no_answer(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = recipe("grpo", verifier=f"{__name__}:far", dtype="float32", max_fresh=4, batch=8, answers=4, fresh=1)
+    one = recipe("grpo", verifier=f"{__name__}:far", dtype="float32", max_fresh=4, batch=8, num_generations=4, fresh=1)
 
     def go() -> list[str]:
         _ASKED.clear()

@@ -35,7 +35,7 @@ pytestmark = [
 """The second is PEFT's, where a test loads an adapter on a tied head with PEFT alone."""
 
 HEAD = Lora(rank=4, alpha=8.0, targets=("q_proj", "lm_head"))
-QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "passes": 2, "fresh": 0, "lora": HEAD, "lr": 1e-2}
+QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "epochs": 2, "fresh": 0, "lora": HEAD, "lr": 1e-2}
 WORDS = ("Shorter, please.", "Say hello first.", "In Spanish?")
 
 
@@ -132,7 +132,7 @@ def test_a_run_leaves_a_folder_that_peft_loads_and_that_is_measured_as_it_was_tr
 
 def test_a_run_goes_on_from_a_parent_and_from_a_released_teacher_with_such_a_head(model: str, tmp_path: Path) -> None:
     parent = run(model, tmp_path / "parent", sdpo_interactions(**QUICK)).path
-    still = {**QUICK, "lr": 0.0, "passes": 1}
+    still = {**QUICK, "lr": 0.0, "epochs": 1}
     start = run(model, tmp_path / "start", sdpo_interactions(**still), parent=parent)
     released = Released(folder=str(parent))
     again = run(model, tmp_path / "again", sdpo_interactions(**still, teacher=released), parent=parent)
@@ -156,7 +156,7 @@ def test_fresh_answers_and_kills(model: str, tmp_path: Path) -> None:
             ids.append(int(policy.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
     assert ids[len(prompt) :] == written
 
-    recipe = sdpo_interactions(**{**QUICK, "passes": 1, "fresh": 1}, teacher=EMA(rate=0.2))
+    recipe = sdpo_interactions(**{**QUICK, "epochs": 1, "fresh": 1}, teacher=EMA(rate=0.2))
     whole = run(model, tmp_path / "whole", recipe, save_every=1)
 
     class Killed(BaseException):

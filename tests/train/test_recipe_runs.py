@@ -68,7 +68,7 @@ def test_every_recipe_trains(name: str, model: str, other: str, tmp_path: Path) 
 
 
 def test_the_entropy_bonus_trains_beside_another_term(model: str, tmp_path: Path) -> None:
-    base = recipe("sdpo-interactions", batch=4, dtype="float32", passes=1, fresh=0)
+    base = recipe("sdpo-interactions", batch=4, dtype="float32", epochs=1, fresh=0)
     run(model, tmp_path, some(model, 4), dataclasses.replace(base, terms=(*base.terms, entropy_bonus(0.01))))
     (step,) = read_metrics(tmp_path / "run")
     assert math.isfinite(step.grad_norm)

@@ -34,7 +34,7 @@ def slow(metrics):
 words = ("Shorter, please.", "Say hello first.", "In Spanish?")
 train_candidate(
     [example(model, i, hindsight=words[i % 3]) for i in range(12)], model=model, out=folder / "out",
-    run_dir=folder / "run", recipe=sdpo_interactions(batch=3, passes=1, fresh=1, anchor=0.1, teacher=teacher),
+    run_dir=folder / "run", recipe=sdpo_interactions(batch=3, epochs=1, fresh=1, anchor=0.1, teacher=teacher),
     seed=7, progress=slow, save_every=2,
 )
 """
@@ -102,7 +102,7 @@ def test_kill_and_resume_is_bit_for_bit_the_same(tmp_path: Path) -> None:
 def test_every_kind_of_teacher_comes_back_after_a_kill(tmp_path: Path, teacher: str) -> None:
     model = tiny_folder(tmp_path / "model")
     if teacher.startswith("Released"):
-        recipe = sdpo_interactions(batch=4, passes=1, fresh=0)
+        recipe = sdpo_interactions(batch=4, epochs=1, fresh=0)
         given = [example(model, i) for i in range(4)]
         train_candidate(given, model=model, out=tmp_path / "released", run_dir=tmp_path / "other", recipe=recipe)
     killed_and_straight(model, tmp_path, teacher)
@@ -118,7 +118,7 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     def stop(metrics: object) -> None:
         raise Stop
 
-    recipe = sdpo_interactions(batch=2, passes=2, fresh=0, dtype="float32")
+    recipe = sdpo_interactions(batch=2, epochs=2, fresh=0, dtype="float32")
     run: dict[str, Any] = {"model": model, "out": tmp_path / "out", "run_dir": tmp_path / "run"}
     with pytest.raises(Stop):
         train_candidate(examples, recipe=recipe, progress=stop, save_every=1, **run)

@@ -30,7 +30,7 @@ from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "passes": 2, "fresh": 0}
+QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "epochs": 2, "fresh": 0}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_figures_of_whole_answers() -> None:
 
 
 def test_fresh_answers_are_described(model: str, tmp_path: Path) -> None:
-    result = run(model, tmp_path, some(model, 4), sdpo_interactions(**{**QUICK, "passes": 1, "fresh": 2}))
+    result = run(model, tmp_path, some(model, 4), sdpo_interactions(**{**QUICK, "epochs": 1, "fresh": 2}))
     figures = read_generation_metrics(tmp_path / "run")
     assert figures == result.metrics["answers"]
     assert [f["pass"] for f in figures] == [1, 2] and all(f["answers"] == 4 for f in figures)
@@ -198,7 +198,7 @@ def shorter(turn: Turn, text: str) -> float:
 
 
 def test_groups_of_fresh_answers_judged_by_a_verifier(model: str, tmp_path: Path) -> None:
-    recipe = sampled(passes=0, fresh=1, answers=4, lr=1e-2, verifier=f"{__name__}:shorter")
+    recipe = sampled(epochs=0, fresh=1, num_generations=4, lr=1e-2, verifier=f"{__name__}:shorter")
     term = dataclasses.replace(recipe.terms[0], advantage=GroupBaseline("leave_one_out"))
     result = run(model, tmp_path, some(model, 3), dataclasses.replace(recipe, terms=(term,)))
     steps = read_metrics(tmp_path / "run")
@@ -213,7 +213,7 @@ def test_gold_answers_are_imitated_beside(model: str, tmp_path: Path) -> None:
 
     gold = example(model, 90, hindsight="", text="A good answer", prompt_ids=None, completion_ids=None)
     gold = Example(dataclasses.replace(gold.interaction, kind="gold"), gold.turn)
-    made = sdpo_interactions(**{**QUICK, "passes": 1, "fresh": 1})
+    made = sdpo_interactions(**{**QUICK, "epochs": 1, "fresh": 1})
     recipe = dataclasses.replace(made, terms=(*made.terms, gold_mix(1.0)))
     result = run(model, tmp_path, [*some(model, 3), gold], recipe)
     assert result.metrics["interactions"] == 4
@@ -227,12 +227,12 @@ def test_what_users_were_content_with_is_held_without_words(model: str, tmp_path
     liked = example(model, 90, hindsight="", text="A good answer")
     liked = Example(dataclasses.replace(liked.interaction, kind="accepted", polarity=1), liked.turn)
     given = [*some(model, 3), liked]
-    held = sdpo_interactions(**{**QUICK, "passes": 1, "fresh": 1, "hold": 0.5})
+    held = sdpo_interactions(**{**QUICK, "epochs": 1, "fresh": 1, "hold": 0.5})
     result = run(model, tmp_path / "held", given, held)
     assert result.metrics["interactions"] == 4 and not result.left
     steps = read_metrics(tmp_path / "held" / "run")
     assert all(m.terms["anchor_gold"] > 0 and m.terms["hindsight"] > 0 for m in steps)
-    plain = run(model, tmp_path / "plain", given, sdpo_interactions(**{**QUICK, "passes": 1, "fresh": 1}))
+    plain = run(model, tmp_path / "plain", given, sdpo_interactions(**{**QUICK, "epochs": 1, "fresh": 1}))
     assert [left["reason"] for left in plain.left] == ["no_hindsight"]
     alone = run(
         model, tmp_path / "alone", [liked], held

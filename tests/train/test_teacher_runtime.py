@@ -44,7 +44,7 @@ from tests.train.tiny_model import example, tiny_folder
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 PAIRS = [((5, 6, 7, 8), (9, 10, 2)), ((20, 21), (22, 23, 24, 25, 2))]
-QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "passes": 2, "fresh": 0}
+QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "epochs": 2, "fresh": 0}
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_a_teacher_reads_while_nothing_is_kept_of_the_student(
 
     monkeypatch.setattr(Policy, "read", reading)
     monkeypatch.setattr(TeacherRuntime, "side", siding)
-    run(model, tmp_path, sdpo_interactions(**{**QUICK, "passes": 1}, teacher=teacher, anchor=0.1, micro_tokens=150))
+    run(model, tmp_path, sdpo_interactions(**{**QUICK, "epochs": 1}, teacher=teacher, anchor=0.1, micro_tokens=150))
     assert len(after) >= 4 and min(after) > 10  # micro-batches, and the tensors that each keeps
     assert len(within) >= len(after) and max(within) == 0
 
@@ -186,7 +186,7 @@ def test_teachers_and_schedules_resume_bit_for_bit(model: str, tmp_path: Path, t
 
 def test_a_released_version_teaches_and_another_bases_is_refused(model: str, tmp_path: Path) -> None:
     parent = run(model, tmp_path / "parent", sdpo_interactions(**QUICK)).path
-    once: dict[str, Any] = {**QUICK, "passes": 1}
+    once: dict[str, Any] = {**QUICK, "epochs": 1}
     as_start = run(model, tmp_path / "start", sdpo_interactions(**once, lr=0.0), parent=parent)
     released = Released(folder=str(parent))
     run(model, tmp_path / "released", sdpo_interactions(**once, teacher=released, lr=0.0), parent=parent)
@@ -206,8 +206,8 @@ def test_an_external_teacher_reads_the_same_ids_or_is_refused(model: str, tmp_pa
     run(model, tmp_path / "run", sdpo_interactions(**QUICK, teacher=teacher, where=CONTEXTS["none"]))
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
     itself = External(model=model, dtype="float32")
-    run(model, tmp_path / "self", sdpo_interactions(**{**QUICK, "passes": 1}, teacher=itself))
-    run(model, tmp_path / "base", sdpo_interactions(**{**QUICK, "passes": 1}, teacher=BASE))
+    run(model, tmp_path / "self", sdpo_interactions(**{**QUICK, "epochs": 1}, teacher=itself))
+    run(model, tmp_path / "base", sdpo_interactions(**{**QUICK, "epochs": 1}, teacher=BASE))
     assert losses(tmp_path / "self") == losses(tmp_path / "base")
     wide = tiny_folder(tmp_path / "wide", hidden_size=16)
     config = json.loads((tmp_path / "wide" / "config.json").read_text())
@@ -310,7 +310,7 @@ def test_a_frozen_teacher_is_read_from_disk(model: str, tmp_path: Path, monkeypa
 
 
 def test_checkpointing_changes_memory_not_the_result(model: str, tmp_path: Path) -> None:
-    once: dict[str, Any] = {**QUICK, "passes": 1}
+    once: dict[str, Any] = {**QUICK, "epochs": 1}
     run(model, tmp_path / "plain", sdpo_interactions(**once))
     run(model, tmp_path / "again", sdpo_interactions(**once, checkpointing=True))
     assert losses(tmp_path / "again") == losses(tmp_path / "plain")

@@ -28,7 +28,7 @@ from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "passes": 2, "fresh": 0}
+QUICK: dict[str, Any] = {"dtype": "float32", "batch": 4, "epochs": 2, "fresh": 0}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_same_context_and_weights_give_exactly_nothing(model: str, tmp_path: Pat
         context=CONTEXTS["appended"],
         skip_first=10_000,
     )
-    recipe = Recipe(name="control", terms=(nothing, off), batch=4, micro_tokens=120, passes=2, fresh=0)
+    recipe = Recipe(name="control", terms=(nothing, off), batch=4, micro_tokens=120, epochs=2, fresh=0)
     # all answers of one length: a frozen teacher's pass has then the same shapes as the student's
     examples = [example(model, i, text=f"Answer {i}") for i in range(8)]
     run(model, tmp_path, examples, recipe)
@@ -123,15 +123,15 @@ def test_learning_rate_zero_changes_nothing(model: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fresh", [0, 1])
 def test_a_run_in_which_no_token_counts_is_refused(model: str, tmp_path: Path, fresh: int) -> None:
-    recipe = sdpo_interactions(**{**QUICK, "passes": 1 - fresh, "fresh": fresh}, skip_first=100_000)
+    recipe = sdpo_interactions(**{**QUICK, "epochs": 1 - fresh, "fresh": fresh}, skip_first=100_000)
     with pytest.raises(NothingToDo, match=r"no token of 4 answers counts for 'hindsight'.*skip_first is 100000"):
         run(model, tmp_path, some(model, 4), recipe)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_frozen_teacher_stays_and_a_live_one_moves(model: str, tmp_path: Path) -> None:
-    frozen = run(model, tmp_path / "frozen", some(model), sdpo_interactions(**{**QUICK, "passes": 1}))
-    live = run(model, tmp_path / "live", some(model), sdpo_interactions(**{**QUICK, "passes": 1}, teacher=LIVE))
+    frozen = run(model, tmp_path / "frozen", some(model), sdpo_interactions(**{**QUICK, "epochs": 1}))
+    live = run(model, tmp_path / "live", some(model), sdpo_interactions(**{**QUICK, "epochs": 1}, teacher=LIVE))
     first = (losses(tmp_path / "frozen")[0], losses(tmp_path / "live")[0])
     assert first[0] == pytest.approx(first[1], rel=1e-5)  # before any step they are the same teacher
     assert losses(tmp_path / "frozen")[2] != losses(tmp_path / "live")[2]

@@ -187,7 +187,7 @@ def test_what_was_cut_and_why_a_run_stopped_is_told() -> None:
 
 def test_a_second_training_is_refused_and_leaves_the_first_alone(model: str, tmp_path: Path) -> None:
     """Also while the first is in the middle of a run, which then looks like one that was killed."""
-    settings = TrainConfig(min_interactions=1, fresh=0, passes=1)
+    settings = TrainConfig(min_interactions=1, fresh=0, epochs=1)
     refused: list[str] = []
 
     def again(metrics: StepMetrics) -> None:

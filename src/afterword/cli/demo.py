@@ -60,7 +60,7 @@ QUICK_HELDOUT = 12
 QUICK_TOKENS = 48
 QUICK_SETTINGS = (
     "collect.holdout=0.5",
-    "train.passes=1",
+    "train.epochs=1",
     "train.min_interactions=2",
     'evaluate.suites=["holdout","collapse","forgetting"]',
 )

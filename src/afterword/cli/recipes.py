@@ -14,7 +14,7 @@ from rich.markup import escape
 from afterword.cli.context import Context
 from afterword.errors import ConfigError
 
-_RUN_FIRST = ("lr", "passes", "fresh", "batch")
+_RUN_FIRST = ("lr", "epochs", "fresh", "batch")
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:

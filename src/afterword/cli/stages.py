@@ -64,7 +64,8 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     train = commands.add_parser("train", parents=[common], help="interactions to a candidate adapter")
     train.add_argument("--recipe", dest="train.recipe")
     train.add_argument("--lr", dest="train.learning_rate", type=float)
-    train.add_argument("--passes", dest="train.passes", type=int)
+    train.add_argument("--epochs", dest="train.epochs", type=int)
+    train.add_argument("--passes", dest="train.passes", type=int, help=argparse.SUPPRESS)  # its name until 0.2
     train.add_argument("--seed", dest="train.seed", type=int)
     train.add_argument("--max-interactions", dest="train.max_interactions", type=int)
     train.add_argument(

@@ -117,7 +117,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     for step in range(first, len(steps)):
         step_started = time.monotonic()
         picked = steps[step].picked
-        if teachers is None or (steps[step].number != number and steps[step].number >= recipe.passes):
+        if teachers is None or (steps[step].number != number and steps[step].number >= recipe.epochs):
             rows = passes.rows(policy, steps[step].number, step)  # served answers stay the same from pass to pass
             answers = passes.answers(steps[step].number)
             if events is not None and answers:
@@ -128,7 +128,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
                     save(step=step)
                 break
             keep = (
-                kept if steps[step].number < recipe.passes else TeacherCache(None)
+                kept if steps[step].number < recipe.epochs else TeacherCache(None)
             )  # fresh answers are never read again
             teachers = TeacherStates(teaching, rows, recipe, keep, identity.weights, workers)
         number = steps[step].number

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from afterword.config import TrainConfig
+from afterword.config import TrainConfig, current_names
 from afterword.errors import NothingToDo
 from afterword.learn.recipes.from_config import checked, recipe_of
 from afterword.learn.recipes.recipe import Recipe
@@ -55,6 +55,11 @@ class Plan:
     """What was chosen and what was not, for the candidate's metrics."""
     replayed: int = 0
     """How many of the interactions, the first ones, the parent has learned already."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings, also those that an earlier version stored."""
+        return TrainConfig(**current_names("train", self.settings))
 
     @property
     def folder(self) -> str:
@@ -101,7 +106,7 @@ def _trained(
     note: Callable[[str], None],
 ) -> Candidate:
     """Train what is planned and write the candidate."""
-    for sentence in advice(recipe_of(TrainConfig(**plan.settings))):
+    for sentence in advice(recipe_of(plan.config)):
         note(sentence)
     run_dir = directory / "runs" / plan.candidate
     parent = store.get(Candidate, plan.parent) if plan.parent else None
@@ -111,7 +116,7 @@ def _trained(
             examples,
             model=plan.model,
             out=directory / plan.folder,
-            recipe=recipe_of(TrainConfig(**plan.settings)),
+            recipe=recipe_of(plan.config),
             parent=directory / parent.path if parent else None,
             run_dir=run_dir,
             seed=int(plan.settings["seed"]),
@@ -148,7 +153,7 @@ def _revised(
     note: Callable[[str], None],
 ) -> tuple[list[Example], Json]:
     """The examples with the model's second drafts, where the plan wants them, and the figures of that pass."""
-    settings = TrainConfig(**plan.settings)
+    settings = plan.config
     if settings.revise == "off":
         return examples, {}
     cost: Json = {}

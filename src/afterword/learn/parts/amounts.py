@@ -53,8 +53,8 @@ _FALLS = {"warmup": counts(0), "floor": up_to(1, least=0)}
 _BOUNDS: dict[type, dict[str, Bound]] = {
     Recipe: {
         **dict.fromkeys(("batch", "micro_tokens", "max_tokens", "max_hindsight", "max_fresh"), counts(1)),
-        **dict.fromkeys(("passes", "fresh"), counts(0, 1000)),
-        "answers": counts(1, 1024),
+        **dict.fromkeys(("epochs", "fresh"), counts(0, 1000)),
+        "num_generations": counts(1, 1024),
         "lr": up_to(1, least=0),
         "max_grad_norm": Bound("a number above 0", lambda x: x > 0),
         "weight_decay": up_to(1, least=0),

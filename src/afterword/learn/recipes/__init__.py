@@ -74,7 +74,7 @@ _KEYS = {**dict.fromkeys(_WORDS, NAME), "rank": counts(1, 1024)}
 def recipe(name: str, /, **overrides: Any) -> Recipe:
     """The recipe of that name with settings from a configuration.
 
-    Any recipe takes the fields of `Recipe` but its terms (lr, passes, batch ...), `rank`, `context` (a name), and
+    Any recipe takes the fields of `Recipe` but its terms (lr, epochs, batch ...), `rank`, `context` (a name), and
     `template` with `template_praise` (the user's own words around the hindsight); its function's own arguments come
     on top. A part may be spelled in words (`teacher="ema:0.01"`, see `spec`). Raises ConfigError for an unknown
     name, with the nearest, or an unknown key.

@@ -46,7 +46,7 @@ def gkd(*, teacher: str | None = None, beta: float = 0.5, **settings: Any) -> Re
     """
     ends: dict[float, Estimator] = {0.0: FORWARD_KL, 1.0: ReverseKL()}
     terms = (_term(teacher, "distance", ends.get(beta, JSD(beta))),)
-    return Recipe(name="gkd", terms=terms, **{"passes": 1, "fresh": 1, **settings})
+    return Recipe(name="gkd", terms=terms, **{"epochs": 1, "fresh": 1, **settings})
 
 
 @takes(teacher=NAME)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from afterword.config import TrainConfig
 from afterword.errors import ConfigError
 from afterword.learn.recipes import Recipe, recipe
+from afterword.learn.recipes.spec import OLD_ARGUMENTS
 from afterword.learn.recipes.validate import validate
 
 SETTINGS = {
@@ -16,7 +17,7 @@ SETTINGS = {
     **{
         name: name
         for name in (
-            "passes", "fresh", "max_tokens", "context", "template", "template_praise", "experience", "teacher",
+            "epochs", "fresh", "max_tokens", "context", "template", "template_praise", "experience", "teacher",
             "verifier", "redact",
         )
     },
@@ -29,7 +30,8 @@ def recipe_of(settings: TrainConfig) -> Recipe:
     and for what is set twice."""
     given = {key: getattr(settings, name) for key, name in SETTINGS.items() if key != "include_off_policy"}
     given = {key: value for key, value in given.items() if value is not None}
-    for key, value in settings.options.items():
+    for name, value in settings.options.items():
+        key = OLD_ARGUMENTS.get(name, name)
         if key == "include_off_policy":  # it also decides which interactions a run takes
             raise ConfigError(f"train.options.{key}={value!r} is not an option: write train.off_policy", param=key)
         if key in given:

@@ -144,7 +144,7 @@ def sdpo_interactions_offline(**settings: Any) -> Recipe:
     return Recipe(
         name="sdpo-interactions-offline",
         terms=(term,),
-        **{"passes": 2, "fresh": 0, "max_grad_norm": 10.0, **settings},
+        **{"epochs": 2, "fresh": 0, "max_grad_norm": 10.0, **settings},
     )
 
 
@@ -175,7 +175,7 @@ def sdpo(*, k: int = 100, rate: float = 0.05, **settings: Any) -> Recipe:
         route=ByKind((*PEER_KINDS, *ENVIRONMENT_KINDS)),
         weights=(InteractionWeight(), ImportanceRatio(cap=2.0)),
     )
-    return Recipe(name="sdpo", terms=(term,), **{"passes": 1, "fresh": 0, **settings})
+    return Recipe(name="sdpo", terms=(term,), **{"epochs": 1, "fresh": 0, **settings})
 
 
 @takes(rate=SHARE, skip_first=counts(0, 100_000))

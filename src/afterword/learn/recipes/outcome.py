@@ -18,7 +18,7 @@ from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 def sft(**settings: Any) -> Recipe:
     """The control: imitate the served answers, no teacher, no hindsight."""
     term = Term(name="imitation", estimator=NegativeLogLikelihood(), teacher=None, context=CONTEXTS["none"])
-    # a student that imitates itself learns nothing, so there are no passes over fresh answers
+    # a student that imitates itself learns nothing, so there are no epochs over fresh answers
     return Recipe(name="sft", terms=(term,), **{"fresh": 0, **settings})
 
 
@@ -34,4 +34,4 @@ def grpo(**settings: Any) -> Recipe:
         advantage=GroupBaseline("grpo"),
         policy_clip=PPOClip(low=0.2, high=0.28),
     )
-    return Recipe(name="grpo", terms=(term,), **{**ON_POLICY, "answers": 8, "batch": 16, **settings})
+    return Recipe(name="grpo", terms=(term,), **{**ON_POLICY, "num_generations": 8, "batch": 16, **settings})

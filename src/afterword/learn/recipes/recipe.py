@@ -33,12 +33,12 @@ class Recipe:
     terms: tuple[Term, ...]
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
-    passes: int = 1
+    epochs: int = 1
     """Times that every served answer is seen."""
     fresh: int = 1
-    """Passes after those, over answers that the student writes anew to the same prompts."""
-    answers: int = 1
-    """Answers that the student writes to each prompt in a pass over fresh answers."""
+    """Epochs after those, over answers that the student writes anew to the same prompts."""
+    num_generations: int = 1
+    """Answers that the student writes to each prompt in an epoch over fresh answers."""
     verifier: str | None = None
     """Who judges fresh answers, `package.module:function`: called with the turn and the answer's text, it returns a
     number."""
@@ -69,7 +69,7 @@ class Recipe:
     """Also train answers whose served ids are unknown (imported logs), tokenised by us."""
 
 
-ON_POLICY: dict[str, Any] = {"passes": 0, "fresh": 2}
+ON_POLICY: dict[str, Any] = {"epochs": 0, "fresh": 2}
 """Settings of the recipes that train only on answers which the student writes anew."""
 
 

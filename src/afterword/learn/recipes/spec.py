@@ -57,7 +57,7 @@ SLOTS: dict[Any, Mapping[str, Any]] = {
     Lora: {"lora": Lora},
 }
 """What an argument of that kind is called. A class takes its fields after a colon."""
-_OLD_ARGUMENTS = {"average": "reduction"}
+OLD_ARGUMENTS = {"average": "reduction", "passes": "epochs", "answers": "num_generations"}
 _OLD_WORDS: dict[Any, Mapping[str, str]] = {
     teachers.Teacher: {"average": "ema"},
     weights.Reduction: {"per-sequence": "sequence-mean", "per-token": "token-mean"},
@@ -99,7 +99,7 @@ def current(make: Callable[..., Recipe], given: Mapping[str, Any]) -> dict[str, 
     """`given` with arguments and parts under their present names; a FutureWarning names those that were renamed."""
     wanted, found = kinds(make), {}
     for key, value in given.items():
-        name = _OLD_ARGUMENTS.get(key, key)
+        name = OLD_ARGUMENTS.get(key, key)
         if name != key and name in wanted:
             _renamed(key, name)
             key = name

@@ -48,16 +48,16 @@ def advice(recipe: Recipe) -> list[str]:
     teachers = {t.teacher.weights for t in recipe.terms if t.teacher is not None}
     if teachers == {"live"}:
         found.append("the live model is its own teacher and nothing holds it: an average or the start was more stable")
-    if recipe.passes > 1 and any(_sampled(t) or _credits(t) for t in recipe.terms if not t.policy_clip.needs_served):
-        found.append("from the second pass on the served answers are no longer the student's own samples")
+    if recipe.epochs > 1 and any(_sampled(t) or _credits(t) for t in recipe.terms if not t.policy_clip.needs_served):
+        found.append("from the second epoch on the served answers are no longer the student's own samples")
     if any(isinstance(t.advantage, ReturnToGo) for t in recipe.terms):
         found.append("credit for what follows a token has a variance that grows with the answer's length")
     return found
 
 
 def _work(recipe: Recipe) -> str | None:
-    if not recipe.passes and not recipe.fresh:
-        return "passes=0 and fresh=0 leave nothing to train on: set one of them to 1 or more"
+    if not recipe.epochs and not recipe.fresh:
+        return "epochs=0 and fresh=0 leave nothing to train on: set one of them to 1 or more"
     if _zero(recipe.schedule):
         return f"{recipe.schedule} is 0 throughout, so nothing would be learned: leave it out"
     return None
@@ -203,8 +203,8 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
         return fault
     if term.advantage is not None and term.advantage.needs_reward and recipe.fresh and not recipe.verifier:
         return "nobody judges the answers that the student writes anew: name a function in train.verifier"
-    if isinstance(term.advantage, GroupBaseline) and recipe.answers < 2:
-        return "it compares the answers to one prompt: set answers to 2 or more"
+    if isinstance(term.advantage, GroupBaseline) and recipe.num_generations < 2:
+        return "it compares the answers to one prompt: set num_generations to 2 or more"
     if isinstance(term.advantage, GroupBaseline) and not recipe.fresh:
         return "it compares the answers that the student writes anew to one prompt: set fresh to 1 or more"
     if term.policy_clip.needs_served and any(isinstance(w, ImportanceRatio) for w in term.weights):

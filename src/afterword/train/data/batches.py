@@ -30,9 +30,9 @@ def plan_steps(n: int, recipe: Recipe, seed: int, fresh: int | None = None) -> l
     random order, in batches that differ in size by at most one."""
     steps: list[StepBatch] = []
     served = n
-    for number in range(recipe.passes + recipe.fresh):
+    for number in range(recipe.epochs + recipe.fresh):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        n = served if number < recipe.passes or fresh is None else fresh
+        n = served if number < recipe.epochs or fresh is None else fresh
         order = torch.randperm(n, generator=generator)
         steps += [StepBatch(number, part.tolist()) for part in torch.tensor_split(order, -(-n // recipe.batch))]
     return steps

@@ -166,7 +166,7 @@ class _Encoder:
             if unfit := self._differs(turn, prompt, completion, rendered):
                 return Excluded(interaction.id, *unfit)
             served, why = sampler_logprobs(turn)
-            if why and self.needs_served and self.recipe.passes:
+            if why and self.needs_served and self.recipe.epochs:
                 return Excluded(interaction.id, "no_logprobs", why)
         else:
             prompt = own
@@ -194,7 +194,7 @@ class _Encoder:
     @property
     def needs_served(self) -> bool:
         """True when no term could learn anything from an answer without its log-probabilities."""
-        return self.recipe.passes > 0 and all(t.needs_served for t in self.recipe.terms)
+        return self.recipe.epochs > 0 and all(t.needs_served for t in self.recipe.terms)
 
     def _too_long(self, size: int) -> tuple[str, str] | None:
         if size > self.limit:

@@ -154,7 +154,7 @@ class Rollouts:
     def fresh_size(self) -> int:
         """Rows of a pass over fresh answers."""
         gold = sum(r.answer.kind == GOLD for r in self.prepared.rows)
-        return gold + (len(self.prepared.rows) - gold) * self.recipe.answers
+        return gold + (len(self.prepared.rows) - gold) * self.recipe.num_generations
 
     def rows(self, policy: Policy, number: int, step: int) -> Sequence[Encoded]:
         """The rows of pass `number`, which begins after `step` steps. Of several processes the first writes fresh
@@ -162,7 +162,7 @@ class Rollouts:
 
         Raises NothingToDo when the run would begin with a pass in which no token counts.
         """
-        rows = self.prepared.rows if number < self.recipe.passes else self._fresh(policy, number, step)
+        rows = self.prepared.rows if number < self.recipe.epochs else self._fresh(policy, number, step)
         if number == 0 and not any(term.count(rows_of(rows)) for term in self.recipe.terms):
             skipped = max(t.skip_first for t in self.recipe.terms)
             raise NothingToDo(
@@ -191,7 +191,7 @@ class Rollouts:
             seed=self.seed,
             most=self.recipe.max_fresh,
             limit=self.prepared.limit,
-            answers=self.recipe.answers,
+            answers=self.recipe.num_generations,
             scored=any(t.needs_served for t in self.recipe.terms),
             judge=reward_function(
                 self.recipe.verifier, {e.interaction.id: e.turn for e in self.prepared.used}, self.tokenizer
