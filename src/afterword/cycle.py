@@ -1,40 +1,42 @@
-"""The loop in one place: collect -> train -> evaluate -> decide -> publish. The table of contents of the system.
+"""Runs the loop: collect, measure, select, train, evaluate, decide, publish; once (`run_cycle`) or on and on (`watch`).
 
-Each stage reads rows and writes one later kind of row; they meet only in the store. The gateway sees the Release
-row by itself and swaps the adapter while it serves. Rooms that need torch are imported when their stage begins, so
-that a server can import this module without it.
+Each stage reads rows and writes one later kind of row; the gateway sees the Release row and swaps the adapter. The
+caller shows progress and events. Modules that need torch are imported when their stage begins.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from afterword.config import EvaluateConfig, TrainConfig
-from afterword.errors import NothingToDo
+from afterword.config import CycleConfig, EvaluateConfig, TrainConfig
+from afterword.errors import AfterwordError, ConflictError, NothingToDo, StoreError, UpstreamError
 from afterword.feedback.collect.collect import collect
 from afterword.feedback.collect.funnel import Funnel
 from afterword.feedback.collect.workers import processes
 from afterword.feedback.select.review_queue import ReviewSettings
 from afterword.feedback.select.select import Selection, SelectSettings, select
 from afterword.feedback.settings import CollectSettings
-from afterword.records import Candidate, Json, Release, Report, Verdict
+from afterword.records import Candidate, Json, Release, Report, RoundAttempt, Verdict, content_hash, new_id
 from afterword.release.gate import GateThresholds, decide
 from afterword.release.publish import publish, start_canary
 from afterword.release.settings import CanarySettings
 from afterword.sampling import start_engine
 from afterword.store import Store
-from afterword.store.locks import EVALUATE, alone
+from afterword.store.locks import EVALUATE, alone, cycle_lock
 
 Advance = Callable[[int, int | None], None]
+RETRY_AFTER = 3600.0
+"""Seconds until `watch` tries interactions again whose round failed because of a model server or the database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a round needs to know; the defaults are the vetted setting."""
+    """Settings of a round; the defaults are the vetted ones."""
 
     directory: Path
     """Data directory."""
@@ -59,7 +61,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a stage tells how far it is: `bar(title, unit)` gives a context with a function (done, total)."""
+    """Receives the progress of the stages: `bar(title, unit)` gives a context with a function (done, total)."""
 
     bar: Callable[[str, str], AbstractContextManager[Advance]] = lambda *_: nullcontext(lambda done, total: None)
     note: Callable[[str], None] = lambda text: None
@@ -67,7 +69,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """What one round made; `release` is None when the gate said no."""
+    """Rows that one round made; `release` is None when the gate rejected the candidate."""
 
     funnel: Funnel
     candidate: Candidate
@@ -84,40 +86,183 @@ class Round:
         }
 
 
-def run_cycle(
-    store: Store, settings: Settings, progress: Progress | None = None, selection: Selection | None = None
-) -> Round:
-    """One round. NothingToDo says what is missing; a "no" of the gate is a round without a release."""
-    progress = progress or Progress()
-    running = store.canary(settings.channel)
-    if running is not None:
-        raise NothingToDo(f"the canary of {running.adapter} runs: the next round begins when it is decided")
+@dataclass(frozen=True, slots=True)
+class WatchStatus:
+    """`watch` looked at the store. A round starts when `new` reaches `needed` and no canary runs."""
+
+    new: int
+    """Interactions of ready slices that no round has tried yet."""
+    needed: int
+    not_ready: int
+    """Interactions of slices without enough signal."""
+    canary: str | None
+    """Adapter of the running canary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """Another process works on the data directory; the next look tries the same interactions again."""
+
+    error: ConflictError
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The round failed; `attempt` is stored and keeps the same interactions from starting another one."""
+
+    error: AfterwordError
+    attempt: RoundAttempt
+
+
+Event = WatchStatus | Round | Postponed | Failed
+
+
+class SettingsSource(Protocol):
+    """Reads the settings of the next look; with `model` it may ask the running server which model it serves."""
+
+    def __call__(self, *, model: bool) -> Settings: ...
+
+
+def run_cycle(store: Store, settings: Settings, progress: Progress | None = None) -> Round:
+    """Run one round on everything that is new. A candidate that the gate rejects is a round without a release.
+
+    Raises:
+        NothingToDo: A canary runs, or too few interactions wait.
+        ConflictError: Another process runs a cycle on the channel, a training or an evaluation.
+    """
+    if (canary := store.canary(settings.channel)) is not None:
+        raise NothingToDo(f"the canary of {canary.adapter} runs: the next round begins when it is decided")
     recipe_stage(settings)
-    funnel = collect_stage(store, settings, progress)
-    _measured(store, settings, progress)
+    with _working(settings, progress or Progress()) as work:
+        funnel = collect_stage(store, settings, work.progress)
+        _measure_if_needed(store, settings, work.progress)
+        return _learn(store, settings, work.progress, funnel, select_stage(store, settings))
+
+
+def watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: Progress) -> Iterator[Event]:
+    """Run a round whenever `when.min_new` new interactions wait in ready slices; look every `when.interval` seconds.
+
+    Yields:
+        A WatchStatus for each look, then the Round, Postponed or Failed of a round that began.
+
+    Raises:
+        UsageError: The recipe cannot be trained; raised by this call, before the first look.
+    """
+    recipe_stage(settings(model=False))
+    return _watch(store, settings, when, progress)
+
+
+def _watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: Progress) -> Iterator[Event]:
+    while True:
+        now = settings(model=False)
+        outcome = _outcome_hash(now)
+        if now.select.min_signal > 0:  # measuring needs the model; nothing else does before the round
+            now = settings(model=True)
+        funnel = collect_stage(store, now, progress)
+        _measure_if_needed(store, now, progress)
+        selection = select_stage(store, now, ready=True)
+        new = selection.worded - trained_on(store) - _attempted(store, outcome)
+        canary = store.canary(now.channel)
+        yield WatchStatus(len(new), when.min_new, selection.left["other_slice"], canary.adapter if canary else None)
+        if canary is None and len(new) >= when.min_new:
+            attempt = RoundAttempt(id=new_id("att"), settings=outcome, interactions=tuple(sorted(selection.worded)))
+            yield _round_of_watch(store, settings, progress, funnel, selection, attempt)
+        time.sleep(when.interval)
+
+
+def _round_of_watch(
+    store: Store,
+    settings: SettingsSource,
+    progress: Progress,
+    funnel: Funnel,
+    selection: Selection,
+    attempt: RoundAttempt,
+) -> Event:
+    """Learn from the selection of the look; store the attempt with its outcome."""
+    stage = ""
+    try:
+        now = settings(model=True)
+        with _working(now, progress) as work:
+            try:
+                made = _learn(store, now, work.progress, funnel, selection)
+            finally:
+                stage = work.stage
+    except ConflictError as error:
+        return Postponed(error)
+    except AfterwordError as error:
+        passing = isinstance(error, UpstreamError | StoreError)
+        attempt = replace(attempt, created_at=time.time(), stage=stage, error=error.kind, transient=passing)
+        store.write(attempt)
+        return Failed(error, attempt)
+    store.write(replace(attempt, candidate=made.candidate.id))
+    return made
+
+
+def _attempted(store: Store, outcome: str) -> set[str]:
+    """Interactions that started a round under settings with this hash.
+
+    Rounds whose candidate learned from a user erased since do not count; failures of a model server or the database
+    count for `RETRY_AFTER` seconds.
+    """
+    gone, now = store.tainted(), time.time()
+    return {
+        name
+        for row in store.rows(RoundAttempt, settings=outcome)
+        if row.candidate not in gone
+        if not row.transient or now - row.created_at < RETRY_AFTER
+        for name in row.interactions
+    }
+
+
+def _outcome_hash(settings: Settings) -> str:
+    """Hash of the channel and of the settings that decide how a round ends; without keys of servers."""
+    evaluate = asdict(settings.evaluate) | {"judge_key": None}
+    return content_hash(settings.channel, settings.model, asdict(settings.train), evaluate)
+
+
+def trained_on(store: Store) -> set[str]:
+    """Interactions that some candidate was trained on, whatever the gate decided. After an erasure its candidates do
+    not count, so that the interactions of other users are learned again."""
+    gone = store.tainted()
+    return {name for row in store.rows(Candidate) if row.id not in gone for name in row.interactions}
+
+
+def _learn(store: Store, settings: Settings, progress: Progress, funnel: Funnel, selection: Selection) -> Round:
+    """Train, evaluate, decide and release."""
     candidate = train_stage(store, settings, progress, selection)
     report = evaluate_stage(store, candidate, settings, progress)
     verdict = decide_stage(store, report, settings)
-    release = None
-    if verdict.passed:
-        release = release_stage(store, candidate, verdict, settings)
+    release = release_stage(store, candidate, verdict, settings) if verdict.passed else None
     return Round(funnel=funnel, candidate=candidate, report=report, verdict=verdict, release=release)
 
 
-def next_round(store: Store, settings: Settings, progress: Progress) -> Selection:
-    """What a round could learn now, of slices with enough interpretable signal only; decides what came in before."""
-    collect_stage(store, settings, progress)
-    _measured(store, settings, progress)
-    return select_stage(store, settings, ready=True)
+@dataclass(slots=True)
+class _Work:
+    """A round that runs: `progress` notes each stage in the lock, where `status` reads it."""
+
+    progress: Progress
+    stage: str = "starting"
 
 
-def _measured(store: Store, settings: Settings, progress: Progress) -> None:
-    if settings.select.min_signal > 0:
-        measure_stage(store, settings, progress)
+@contextmanager
+def _working(settings: Settings, progress: Progress) -> Iterator[_Work]:
+    with alone(settings.directory, cycle_lock(settings.channel), "a cycle") as note_stage:
+
+        def bar(title: str, unit: str) -> AbstractContextManager[Advance]:
+            work.stage = title
+            note_stage(title)
+            return progress.bar(title, unit)
+
+        work = _Work(Progress(bar=bar, note=progress.note))
+        yield work
 
 
 def recipe_stage(settings: Settings) -> Json:
-    """The recipe that a training would take, described; ConfigError for one that cannot be trained."""
+    """Describe the recipe that a training would take.
+
+    Raises:
+        ConfigError: The recipe, its verifier or `train.revise` is invalid.
+    """
     from afterword.learn.recipes import describe
     from afterword.learn.recipes.from_config import checked
 
@@ -137,12 +282,22 @@ def recipe_stage(settings: Settings) -> Json:
 def collect_stage(store: Store, settings: Settings, progress: Progress | None = None) -> Funnel:
     """Turns and Feedback -> Interactions and Skips."""
     with (progress or Progress()).bar("collecting", "rows of feedback") as advance:
-        # Of how many is not told: to count the undecided takes as long as to read them.
+        # No total: counting the undecided rows takes as long as reading them.
         return collect(store, settings.collect, progress=lambda rows: advance(rows, None), processes=processes())
 
 
+def _measure_if_needed(store: Store, settings: Settings, progress: Progress) -> None:
+    """Measure when the selection asks for a least signal."""
+    if settings.select.min_signal > 0:
+        measure_stage(store, settings, progress)
+
+
 def measure_stage(store: Store, settings: Settings, progress: Progress) -> int:
-    """Interactions -> Relevances: the model's own signal under the user's words and under others; how many."""
+    """Interactions -> Relevances: the model's signal under the user's words and under control texts.
+
+    Returns:
+        Number of new Relevances.
+    """
     from afterword.evaluate import relevance
 
     with progress.bar("measuring", "steps") as advance:
@@ -150,13 +305,13 @@ def measure_stage(store: Store, settings: Settings, progress: Progress) -> int:
 
 
 def select_stage(store: Store, settings: Settings, *, ready: bool = False) -> Selection:
-    """Which interactions may be learned now; with `ready` only those of slices with enough interpretable signal."""
-    found = select(store, settings.select, settings.review, channel=settings.channel)
-    waiting = [one.task for one in found.slices if not one.ready(settings.select)]
+    """Select the interactions to learn from; with `ready` only slices with enough interpretable signal."""
+    selection = select(store, settings.select, settings.review, channel=settings.channel)
+    waiting = [one.task for one in selection.slices if not one.ready(settings.select)]
     if ready and waiting:
-        tasks = [one.task for one in found.slices if one.task not in waiting]
+        tasks = [one.task for one in selection.slices if one.task not in waiting]
         return select(store, settings.select, settings.review, channel=settings.channel, tasks=tasks)
-    return found
+    return selection
 
 
 def train_stage(store: Store, settings: Settings, progress: Progress, selection: Selection | None = None) -> Candidate:
@@ -180,7 +335,7 @@ def train_stage(store: Store, settings: Settings, progress: Progress, selection:
 
 
 def evaluate_stage(store: Store, candidate: Candidate, settings: Settings, progress: Progress, **extra: Any) -> Report:
-    """Candidate -> Report, paired with what is served now."""
+    """Candidate -> Report, paired with the adapter that is served now."""
     from afterword.evaluate import stage
 
     stage.require_work(store, candidate, extra.get("suites") or settings.evaluate.suites, settings.channel)
@@ -217,7 +372,7 @@ def release_stage(store: Store, candidate: Candidate, verdict: Verdict, settings
 
 @contextmanager
 def model_server(settings: Settings) -> Iterator[str]:
-    """URL of the model server that answers for both arms: the running one, or one for as long as it is needed."""
+    """Give the URL of the model server of both arms: the running one, or one that is started for the evaluation."""
     if settings.engine is not None:
         yield settings.engine
         return

@@ -480,5 +480,27 @@ class Alarm(Record):
     """Both sides' figures, the difference with its interval, the turns that were looked at."""
 
 
-NOTES: tuple[type[Record], ...] = (Review, Relevance, Revision, Alarm)
-"""What is said about interactions and releases beside the spine; rows like all others."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAttempt(Record):
+    """A round of `cycle --watch` that ended; its interactions start no other one. Example: RoundAttempt(id="att-51...",
+    settings="9f...", interactions=("9f...",), stage="training", error="nothing_to_do")"""
+
+    TABLE: ClassVar[str] = "attempts"
+
+    settings: str
+    """Hash of the channel and of the settings that decide how a round ends; under others the same interactions may
+    start one."""
+    interactions: tuple[str, ...]
+    """Interactions that started the round, also those that the training excluded."""
+    candidate: str | None = None
+    """The candidate; None when the round failed."""
+    stage: str | None = None
+    """The stage that failed."""
+    error: str | None = None
+    """Kind of the error (`AfterwordError.kind`); never its message, which may quote a user."""
+    transient: bool = False
+    """True when a model server or the database failed: the same round may succeed later."""
+
+
+NOTES: tuple[type[Record], ...] = (Review, Relevance, Revision, Alarm, RoundAttempt)
+"""Rows beside the spine: notes on interactions, releases and rounds."""

@@ -73,11 +73,11 @@ def test_a_round_takes_the_slices_that_are_ready(model: str, tmp_path: Path, mon
     fill(tmp_path, model, "chat", ("Why is it {}?",), range(20, 35))
     taken: list[set[str]] = []
 
-    def round_of(store: Store, settings: object, progress: object, selection: Selection) -> None:
+    def round_of(store: Store, settings: object, progress: object, funnel: object, selection: Selection) -> None:
         taken.append({store.get(Interaction, name).task or "" for name in selection.weights})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("afterword.cli.stages.run_cycle", round_of)
+    monkeypatch.setattr("afterword.cycle._learn", round_of)
     assert main([*watching(tmp_path, model), "--quiet"]) == 130
     assert taken == [{"code"}]
 
@@ -98,7 +98,7 @@ def test_noise_never_begins_a_round(
         if len(looks) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("afterword.cli.stages.time.sleep", sleep)
+    monkeypatch.setattr("afterword.cycle.time.sleep", sleep)
     assert main([*watching(tmp_path, model), "--quiet"]) == 130
     with Store.open(tmp_path / "afterword.db") as store:
         assert store.count(Candidate) == 0 and store.count(Interaction) + store.counts()["skips"] > 0
@@ -112,15 +112,15 @@ def test_what_a_candidate_has_learned_is_not_new_to_a_watch_that_starts_again(
     assert main(["collect", "--dir", str(tmp_path), "--set", "collect.holdout=0.2", "--quiet"]) == 0
     begun: list[int] = []
 
-    def round_of(store: Store, settings: object, progress: object, selection: Selection) -> None:
+    def round_of(store: Store, settings: object, progress: object, funnel: object, selection: Selection) -> None:
         begun.append(len(selection.worded))
         raise KeyboardInterrupt
 
     def sleep(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("afterword.cli.stages.run_cycle", round_of)
-    monkeypatch.setattr("afterword.cli.stages.time.sleep", sleep)
+    monkeypatch.setattr("afterword.cycle._learn", round_of)
+    monkeypatch.setattr("afterword.cycle.time.sleep", sleep)
     with Store.open(tmp_path / "afterword.db") as store:
         names = tuple(row.id for row in store.usable("train"))
         store.write(Candidate(id="c", path="adapters/c", base="m", parent=None, interactions=names[:-3], recipe={}))

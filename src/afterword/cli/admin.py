@@ -29,6 +29,7 @@ from afterword.records import Feedback, Interaction, Skip, Turn, Verdict
 from afterword.sampling import EngineProcess, start_engine
 from afterword.store import Store
 from afterword.store.feedback_stats import GROUPS, live_figures
+from afterword.store.locks import running_work
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -83,6 +84,7 @@ def run_status(context: Context) -> int:
             "live": [row.to_dict() for row in live_figures(store, context.args.by)],
             "review": _agreement(store),
             "server": running_server(context.dir),
+            "running": running_work(context.dir),
         }
     data["answers"] = health(data["server"]).get("answers")
     if context.json:
@@ -91,6 +93,7 @@ def run_status(context: Context) -> int:
     server = data["server"]
     context.out.print(f"server   {server['url'] if server else 'not running (start it with `afterword serve`)'}")
     _show_engine(context, server)
+    _show_running(context, data["running"])
     since = f" since {when(release.created_at)}: {release.why}" if release else " (nothing was released yet)"
     context.out.print(f"serving  {data['serving']}{since}")
     names = ("turns", "feedback", "interactions", "skips", "candidates", "reports", "verdicts", "releases")
@@ -116,6 +119,16 @@ def run_status(context: Context) -> int:
     if data["undecided"]:
         context.say(f"{data['undecided']} feedback events wait for `afterword collect`")
     return 0
+
+
+def _show_running(context: Context, running: list[dict[str, Any]]) -> None:
+    """A line for each command that works on the directory now; the parts of a cycle are its stage."""
+    cycles = {(one["host"], one["pid"]) for one in running if "stage" in one}
+    for one in running:
+        if "stage" in one or (one["host"], one["pid"]) not in cycles:
+            stage = f", {one['stage']} since {when(one['stage_since'])}" if "stage" in one else ""
+            line = f"{one['doing']}{stage} (process {one['pid']} on {one['host']}, since {when(one['since'])})"
+            context.out.print(f"running  {escape(line)}")
 
 
 def _show_engine(context: Context, server: dict[str, Any] | None) -> None:

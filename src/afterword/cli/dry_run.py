@@ -10,7 +10,7 @@ from afterword.cli.context import Context
 from afterword.cycle import Settings
 from afterword.errors import ModelError, NothingToDo
 from afterword.feedback.select.select import Selection
-from afterword.records import Candidate, Interaction, Json
+from afterword.records import Interaction, Json
 from afterword.store import Store
 
 
@@ -110,17 +110,3 @@ def show_selection(context: Context, store: Store, selection: Selection, setting
 def _most(influence: dict[str, float]) -> str:
     """The three largest shares of a slice's weight."""
     return ", ".join(f"{user or '(unnamed)'} {share:.0%}" for user, share in list(influence.items())[:3])
-
-
-def learned(store: Store) -> set[str]:
-    """Interactions that some candidate was trained on, whatever the gate said of it: they are not new, also to a watch
-    that is started again. After an erasure its candidates are none, so that everybody else is learned from again."""
-    gone = store.tainted()
-    return {name for row in store.rows(Candidate) if row.id not in gone for name in row.interactions}
-
-
-def waiting_line(selection: Selection, waiting: int, needed: int) -> str:
-    """What a watch waits for; `selection` is of the slices that are ready."""
-    line = f"{waiting} new interactions wait, {needed} start a round"
-    later = selection.left["other_slice"]
-    return f"{line}; {later} more are of tasks without enough signal yet" if later else line

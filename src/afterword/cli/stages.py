@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from afterword.cli.context import Context
-from afterword.cli.dry_run import learned, show_selection, waiting_line
+from afterword.cli.dry_run import show_selection
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
 from afterword.cli.report_view import show_figures, show_heatmap, show_verdict
@@ -20,19 +20,24 @@ from afterword.cli.server_state import running_server
 from afterword.cli.target_model import served_model, served_name
 from afterword.config import Config, CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
 from afterword.cycle import (
+    Event,
+    Failed,
+    Postponed,
     Progress,
+    Round,
     Settings,
+    WatchStatus,
     collect_stage,
     decide_stage,
     evaluate_stage,
     measure_stage,
-    next_round,
     recipe_stage,
     run_cycle,
     select_stage,
     train_stage,
+    watch,
 )
-from afterword.errors import AfterwordError, ConflictError, GateRefused, NothingToDo, UsageError
+from afterword.errors import GateRefused, NothingToDo, UsageError
 from afterword.feedback.collect.funnel import Funnel
 from afterword.feedback.select.review_queue import ReviewSettings
 from afterword.feedback.select.select import SelectSettings
@@ -286,7 +291,7 @@ def _write_page(context: Context, path: Path, candidate: Candidate, report: Repo
 
 
 def run_cycle_command(context: Context) -> int:
-    """One round, or rounds for ever."""
+    """Run one round, or with --watch one after another."""
     if context.args.watch:
         return _watch(context)
     with context.open_store() as store:
@@ -301,33 +306,38 @@ def run_cycle_command(context: Context) -> int:
 
 
 def _watch(context: Context) -> int:
-    settings = context.config.get(CycleConfig)
-    least = context.config.get(SelectSettings).min_effective
-    recipe_stage(stage_settings(context, model=False))  # what cannot be trained is told now, not when a round begins
-    context.say(
-        f"watching: a round starts at {settings.min_new} new interactions, of tasks with an effective number of "
-        f"{least:g} or more (Ctrl-C stops)"
-    )
+    when, least = context.config.get(CycleConfig), context.config.get(SelectSettings).min_effective
     with context.open_store(create=True) as store:
-        tried = learned(store)
-        said: str | None = None
-        while True:
-            asked = context.config.get(SelectSettings).min_signal > 0  # only then is a model needed to look
-            selection = next_round(store, stage_settings(context, model=asked), _progress(context))
-            waiting = selection.worded - tried
-            if (news := waiting_line(selection, len(waiting), settings.min_new)) != said:
-                context.say(f"[dim]{(said := news)}[/]")
-            if len(waiting) >= settings.min_new:
-                tried |= waiting
-                try:
-                    result = run_cycle(store, stage_settings(context), _progress(context), selection)
-                    show_verdict(context, result.verdict)
-                except ConflictError as error:  # another process works here: the same interactions once it is done
-                    tried -= waiting
-                    context.say(f"[yellow]this round waits:[/] {escape(error.message)}")
-                except AfterwordError as error:  # the next round may fare better
-                    context.say(f"[yellow]this round ended:[/] {escape(error.message)}")
-            time.sleep(settings.interval)
+        events = watch(store, partial(stage_settings, context), when, _progress(context))
+        context.say(
+            f"watching: a round starts at {when.min_new} new interactions, of tasks with an effective number of "
+            f"{least:g} or more (Ctrl-C stops)"
+        )
+        shown = ""
+        for event in events:
+            if isinstance(event, WatchStatus) and (line := _waiting_line(event)) != shown:
+                context.say(f"[dim]{(shown := line)}[/]")
+            _show_event(context, event)
+    return 0
+
+
+def _waiting_line(event: WatchStatus) -> str:
+    line = f"{event.new} new interactions wait, {event.needed} start a round"
+    if event.not_ready:
+        line += f"; {event.not_ready} more are of tasks without enough signal yet"
+    return f"{line}; none begins before the canary of {event.canary} is decided" if event.canary else line
+
+
+def _show_event(context: Context, event: Event) -> None:
+    match event:
+        case Round() if context.json:
+            context.emit(event.to_dict())
+        case Round():
+            show_verdict(context, event.verdict)
+        case Postponed():
+            context.say(f"[yellow]this round waits:[/] {escape(event.error.message)}")
+        case Failed():
+            context.say(f"[yellow]this round ended:[/] {escape(event.error.message)}")
 
 
 def run_heatmap(context: Context) -> int:

@@ -38,6 +38,7 @@ SEARCHED: dict[str, tuple[str, ...]] = {
     "relevances": ("interaction",),
     "revisions": ("interaction",),
     "alarms": ("channel", "release", "adapter"),
+    "attempts": ("settings",),
 }  # fmt: skip
 ARRAYS = ("prompt_ids", "completion_ids", "logprobs")
 

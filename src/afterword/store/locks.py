@@ -1,4 +1,4 @@
-"""One worker at a time on a data directory: a lock for each kind of work, with who holds it.
+"""One worker at a time on a data directory: a lock for each kind of work, with who holds it and at which stage.
 
 Owns `DIR/locks/NAME.lock`. The lock is the system's (`flock`), which takes it back however its holder ends, so a
 killed run leaves none and a live run is never taken for a killed one, also from another container or, where the file
@@ -14,12 +14,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from afterword.errors import ConflictError, StoreError
+from afterword.records import content_hash
 
 TRAIN, EVALUATE, RELEASE, ERASE = "train", "evaluate", "release", "erase"
 _WORK = {TRAIN: "a training run", EVALUATE: "an evaluation", RELEASE: "a release", ERASE: "an erasure"}
@@ -30,16 +31,31 @@ _mine: dict[Path, int] = {}
 """Locks that this process holds -> the thread that took them, so that work within work goes on."""
 
 
+def cycle_lock(channel: str) -> str:
+    """Name of the lock of a cycle on `channel`, as a hash: the name of a channel may name a user."""
+    return f"cycle-{content_hash(channel)[:12]}"
+
+
 @contextmanager
-def alone(directory: Path, name: str, doing: str, patience: float = _PATIENCE) -> Iterator[None]:
+def alone(directory: Path, name: str, doing: str, patience: float = _PATIENCE) -> Iterator[Callable[[str], None]]:
     """Hold the lock `name` of `directory` while this is open; wait `patience` seconds for whoever holds it.
 
-    `doing` names the work for others ("a training run"). ConflictError when somebody else holds it, StoreError where
-    the file system has no locks.
+    Args:
+        directory: Data directory.
+        name: Name of the lock.
+        doing: The work, named for others ("a training run").
+        patience: Seconds.
+
+    Yields:
+        A function that notes the stage of the work, which `running_work` shows.
+
+    Raises:
+        ConflictError: Another process or thread holds the lock.
+        StoreError: The file system has no locks.
     """
     path = (directory / "locks" / f"{name}.lock").absolute()
     if _mine.get(path) == threading.get_ident():
-        yield
+        yield lambda stage: None
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
@@ -48,11 +64,11 @@ def alone(directory: Path, name: str, doing: str, patience: float = _PATIENCE) -
             if time.monotonic() > end:
                 raise ConflictError(_held(directory, name, file), code="locked")
             time.sleep(0.05)
-        with suppress(OSError):  # on a full disk the lock holds all the same
-            _note(file, doing)
+        note = {"doing": doing, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        _write(file, note)
         _mine[path] = threading.get_ident()
         try:
-            yield
+            yield lambda stage: _write(file, note | {"stage": stage, "stage_since": time.time()})
         finally:
             del _mine[path]
             with suppress(OSError):
@@ -74,11 +90,30 @@ def _taken(file: IO[str]) -> bool:
     return True
 
 
-def _note(file: IO[str], doing: str) -> None:
-    file.truncate(0)
-    # Not the command line: it may name a user who is being erased.
-    json.dump({"doing": doing, "pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
-    file.flush()
+def _write(file: IO[str], note: dict[str, Any]) -> None:
+    """Not the command line: it may name a user who is being erased. On a full disk the lock holds all the same."""
+    with suppress(OSError):
+        file.truncate(0)
+        json.dump(note, file)
+        file.flush()
+
+
+def running_work(directory: Path) -> list[dict[str, Any]]:
+    """List the work that goes on in `directory` now, longest-running first.
+
+    Returns:
+        One {"work", "doing", "pid", "host", "since"} for each lock that is held; "stage" and "stage_since" where the
+        work notes its stages. Times are Unix seconds.
+    """
+    found = []
+    for path in (directory / "locks").glob("*.lock"):
+        with suppress(OSError), path.open("r", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if note := _read(file):
+                    found.append({"work": path.stem, **note})
+    return sorted(found, key=lambda note: float(note.get("since", 0.0)))
 
 
 def _held(directory: Path, name: str, file: IO[str]) -> str:

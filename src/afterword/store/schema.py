@@ -208,6 +208,8 @@ MIGRATIONS: tuple[str, ...] = (
     # 10: requests that a program made by itself.
     "ALTER TABLE turns ADD COLUMN automated TEXT;\n"
     "CREATE INDEX turns_automated ON turns(automated) WHERE automated IS NOT NULL;",
+    # 11: rounds of `cycle --watch`; ids and hashes only.
+    _table("attempts", "settings TEXT NOT NULL", "settings"),
 )  # fmt: skip
 
 
