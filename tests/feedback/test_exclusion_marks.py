@@ -68,6 +68,16 @@ def test_what_is_not_excluded_stays(tmp_path: Path, row: dict[str, Any]) -> None
         assert WRONG in json.dumps(list(out(store, "turns", "sharegpt")))
 
 
+@pytest.mark.parametrize(
+    "row", [chat({"weight": "zero"}), chat({"weight": [0]}), chat({"loss_weight": "off"}), talk({}, weight="zero"),
+            {"prompt": ASK["content"], "completion": WRONG, "label": True, "weight": "zero"}],
+)  # fmt: skip
+def test_a_weight_that_is_no_number_rejects_its_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    with Store.open(tmp_path / "afterword.db") as store:
+        assert load(store, tmp_path, [row, chat({"weight": "0.00"})]).rejected == {"bad_weight": 1}
+        assert not_to_imitate(next(store.rows(Turn)).answer)
+
+
 def test_praise_of_an_excluded_answer_teaches_nothing_and_blame_does(tmp_path: Path) -> None:
     with Store.open(tmp_path / "afterword.db") as store:
         load(store, tmp_path, [chat({"weight": 0}, "Thanks a lot, perfect!"), chat({"weight": 0})])

@@ -230,6 +230,8 @@ def test_thoughts_in_a_field_of_their_own_that_do_not_end_are_an_error_too(serve
     ("written", "said"),
     [
         ("Okay, the person wants brevity.\n</think>\n\nShorter, please.", "Shorter, please."),
+        ("<thinking>They want less.</thinking>Shorter, please.", "Shorter, please."),
+        ("[THINK]They want less.[/THINK]Shorter, please.", "Shorter, please."),
         ("“Shorter, please.”", "Shorter, please."),
         ('Begin with "Hello friend!"', 'Begin with "Hello friend!"'),
         ('"Hello friend" is what I want, not "Hello"', '"Hello friend" is what I want, not "Hello"'),

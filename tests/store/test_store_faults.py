@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from afterword.errors import StoreError
-from afterword.records import Turn
+from afterword.errors import StoreError, UsageError
+from afterword.records import Record, Turn
 from afterword.store import Store
 from tests.store.store_rows import turn
 
@@ -97,3 +99,25 @@ def test_a_database_that_stays_locked_is_an_error(tmp_path: Path) -> None:
         other.execute("ROLLBACK")
         other.close()
         assert store.write(turn("second")) == ["stored"]
+
+
+def test_redaction_runs_in_the_writer_and_its_failure_costs_one_submission(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def clean(record: Record) -> Record:
+        assert go.wait(30) and threading.current_thread().name == "afterword-writer"
+        if record.id == "bad":
+            raise RuntimeError("no model")
+        return dataclasses.replace(record, user="[NAME]")  # type: ignore[call-arg]
+
+    with Store.open(tmp_path / "a.db", clean) as store:
+        first = store.submit([turn("t1", user="ada")])
+        bad, last = store.submit([turn("bad")]), store.submit([turn("t2")])
+        assert not first.done(), "nothing is redacted yet, and nobody waited"
+        with pytest.raises(UsageError, match="cannot be stored"):
+            store.submit([turn("\ud800")])
+        go.set()
+        assert first.result() == last.result() == ["stored"]
+        with pytest.raises(StoreError, match="redaction failed with RuntimeError: no model"):
+            bad.result()
+        assert store.get(Turn, "t1").user == "[NAME]" and store.find(Turn, "bad") is None

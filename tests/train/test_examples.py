@@ -128,6 +128,18 @@ def test_interactions_that_are_left_out(model: str, reason: str, fields: dict[st
         ("ids_unknown", {"completion_ids": (5, 99_999)}),
         ("prompt_differs", {"prompt_ids": (5, 6, 7)}),
         ("prompt_differs", {"messages": ({"role": "user", "content": "Another question?"},)}),
+        ("prompt_differs", {"prompt_ids": (5, 6, 7), "messages": ({"role": "user", "content": ""},)}),
+        (
+            "prompt_differs",
+            {
+                "prompt_ids": (5, 6, 7),
+                "messages": (
+                    {"role": "user", "content": "Question 1?"},
+                    {"role": "assistant", "content": "Yes"},
+                    {"role": "user", "content": " "},
+                ),
+            },
+        ),
     ],
 )
 def test_turns_that_are_left_out(model: str, reason: str, turn: dict[str, Any]) -> None:

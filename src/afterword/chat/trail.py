@@ -281,6 +281,12 @@ def without_reasoning(text: str) -> str:
 
     A thought whose start the template wrote ends at its end mark; one without an end is all there is, and stays.
     """
+    rest = after_reasoning(text)
+    return rest if rest.strip() else text
+
+
+def after_reasoning(text: str) -> str:
+    """The same, "" for an answer that is nothing but a finished thought."""
     if not ("<" in text or "THINK]" in text or "◁" in text or ":::" in text):
         return text
     rest = text
@@ -292,7 +298,7 @@ def without_reasoning(text: str) -> str:
             rest, lowered = _without(rest, lowered, start.lower(), end.lower())
     for mark in _LEFT_OVER:
         rest = rest.replace(mark, "")
-    return rest if rest.strip() else text
+    return rest
 
 
 def _without(text: str, lowered: str, start: str, end: str) -> tuple[str, str]:

@@ -227,25 +227,45 @@ _OFF = ("weight", "train", "training", "trainable", "train_on", "loss", "loss_we
 _ON = ("mask", "masked", "ignore", "ignored", "skip", "exclude", "excluded", "is_masked", "discard", "discarded")
 """Fields that exclude an answer when they are true."""
 
+_WEIGHTS = ("weight", "loss_weight")
+"""Fields whose value must be readable: an unreadable one would train on what a file may exclude."""
+_NO, _YES = ("0", "0.0", "false", "no", "none"), ("1", "true", "yes")
+
 
 def is_excluded(part: Json) -> bool:
-    """Does a message or a row bear a mark that its answers must not be imitated?"""
+    """Does a message or a row bear a mark that its answers must not be imitated? Rejects a weight that is no number."""
     if part.get("status") == "discarded":  # Argilla
         return True
+    for name in _WEIGHTS:
+        if not _is_weight(part.get(name)):
+            raise bad("bad_weight", f"`{name}` is {shown(part[name], 60)}; it must be a number, or true or false")
     return any(_is_no(part[name]) for name in _OFF if name in part) or any(
         _is_yes(part[name]) for name in _ON if name in part
     )
 
 
+def _is_weight(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() in (*_NO, *_YES, "") or _number(value) is not None
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _is_no(value: Any) -> bool:
     if isinstance(value, str):
-        return value.strip().lower() in ("0", "0.0", "false", "no", "none")
+        return value.strip().lower() in _NO or _number(value) == 0
     return isinstance(value, bool | int | float) and not value
 
 
 def _is_yes(value: Any) -> bool:
     if isinstance(value, str):
-        return value.strip().lower() in ("1", "true", "yes")
+        return value.strip().lower() in _YES
     return isinstance(value, bool | int | float) and bool(value)
 
 

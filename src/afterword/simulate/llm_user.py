@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import openai
 
+from afterword.chat.trail import after_reasoning
 from afterword.errors import ConfigError, UpstreamError
 from afterword.simulate.personas import Persona
 from afterword.simulate.users import Reaction
@@ -42,8 +43,6 @@ Later the person wrote:
 """The request of a longer conversation: without the first one the last message ("shorter") would be no request."""
 LONGEST = 128
 """Tokens of a message."""
-_THOUGHT = re.compile(r"^.*</think>", re.DOTALL | re.IGNORECASE)
-"""Up to the last end of a thought: some templates open it themselves, and the answer holds its end alone."""
 _LEAVES = re.compile(r"(?:the (?:person|user) |i )?leaves?", re.IGNORECASE)
 _QUOTES = (('"', '"'), ("“", "”"))
 
@@ -101,7 +100,7 @@ class LLMUser:
         except openai.APIConnectionError as error:
             raise UpstreamError(f"{self} does not answer: {error}") from error
         choice = given.choices[0]
-        text = _THOUGHT.sub("", choice.message.content or "").strip()
+        text = after_reasoning(choice.message.content or "").strip()
         # A server that parses thoughts gives them in a field of their own, and nothing here when they do not end.
         if text.casefold().startswith("<think>") or (not text and choice.finish_reason == "length"):
             raise ConfigError(

@@ -34,7 +34,7 @@ from afterword.store.channels import wider
 from afterword.store.codec import SEARCHED, decoder, encode, select
 from afterword.store.schema import CLEARED, FORGOTTEN, TOMBSTONE, connect, open_database, reader
 from afterword.store.votes import VOTE, Vote, first_id, superseded, voter_of
-from afterword.store.writer import Outcome, Writer
+from afterword.store.writer import Outcome, Rows, Writer
 
 R = TypeVar("R", bound=Record)
 
@@ -108,9 +108,23 @@ class Store:
     # ---- writing
 
     def submit(self, records: Sequence[Record], *, live: bool = False) -> Future[list[Outcome]]:
-        """Queue records for the next commit; never blocks. Done when they are on disk. `live`: they happen now and are
-        not read from a file."""
-        rows = [encode(self.as_stored(record), live=live) for record in records]
+        """Queue records for the next commit; never blocks: redaction runs in the writer's thread.
+
+        Args:
+            records: What to append.
+            live: They happen now and are not read from a file.
+
+        Returns:
+            A future that is done when they are on disk, or fails with StoreError.
+
+        Raises:
+            UsageError: A record cannot be stored (a lone surrogate, a number as an id).
+            StoreError: The database cannot be opened for writing.
+        """
+        rows: Rows = [encode(record, live=live) for record in records]
+        if self._before is not None:
+            taken = list(records)
+            rows = lambda: [encode(self.as_stored(record), live=live) for record in taken]  # noqa: E731
         with self._lock:
             if self._writer is None:
                 try:

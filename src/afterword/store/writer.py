@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,10 @@ from afterword.store.votes import VOTE, Vote, superseded, version_id, voter_of
 
 Outcome = Literal["stored", "duplicate", "conflict", "forgotten"]
 """What became of a row. `forgotten`: it, or the turn that it is about, was erased; nothing was stored."""
-_Item = tuple[list[Row], "Future[list[Outcome]]"]
+Rows = list[Row] | Callable[[], list[Row]]
+"""Rows, or a function that makes them in the writer's thread (redaction, which takes up to half a second)."""
+_Item = tuple[Rows, "Future[list[Outcome]]"]
+_Ready = tuple[list[Row], "Future[list[Outcome]]"]
 
 MAX_GROUP = 512
 """Submissions per commit at most, so that one commit stays short."""
@@ -51,7 +55,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="afterword-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, rows: list[Row]) -> Future[list[Outcome]]:
+    def submit(self, rows: Rows) -> Future[list[Outcome]]:
         """Queue rows; the future holds one outcome per row once they are on disk, or StoreError."""
         future: Future[list[Outcome]] = Future()
         if self._closed:
@@ -90,11 +94,25 @@ class Writer:
             self._commit(group)
 
     def _commit(self, group: list[_Item]) -> None:
-        group = [item for item in group if item[1].set_running_or_notify_cancel()]
-        if group:
-            self._commit_running(group)
+        running = [item for item in group if item[1].set_running_or_notify_cancel()]
+        ready = [(made, future) for rows, future in running if (made := self._made(rows, future)) is not None]
+        if ready:
+            self._commit_running(ready)
 
-    def _commit_running(self, group: list[_Item]) -> None:
+    def _made(self, rows: Rows, future: Future[list[Outcome]]) -> list[Row] | None:
+        """The rows of an item; None when they cannot be made, which fails only this item."""
+        if isinstance(rows, list):
+            return rows
+        try:
+            return rows()
+        except Exception as error:  # noqa: BLE001 - the outermost boundary of the thread, which must go on
+            future.set_exception(StoreError(
+                f"cannot write to {self._path}: redaction failed with {type(error).__name__}: {error}. Nothing of this "
+                "submission was stored; set `privacy.redact_stored` to another mode if it fails again."
+            ))  # fmt: skip
+            return None
+
+    def _commit_running(self, group: list[_Ready]) -> None:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             outcomes = [[self._insert(row) for row in rows] for rows, _ in group]
@@ -110,7 +128,7 @@ class Writer:
         for (_, future), outcome in zip(group, outcomes, strict=True):
             future.set_result(outcome)
 
-    def _fail(self, group: list[_Item], error: Exception) -> None:
+    def _fail(self, group: list[_Ready], error: Exception) -> None:
         failure = StoreError(
             f"cannot write to {self._path}: {error}. Nothing of this group was stored; free disk space or "
             "unlock the database and send it again."

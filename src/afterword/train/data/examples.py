@@ -264,9 +264,10 @@ class _Encoder:
 
     def _holds(self, prompt: tuple[int, ...], turn: Turn) -> bool:
         """Is this a prompt of the turn's conversation, although today's template writes another one (a date, the order
-        of a schema's keys, an empty thought)? Judged by the text of the last message."""
-        last = "".join(text_of(turn.messages[-1].get("content")).split())
-        return last in "".join(decode(self.tokenizer, prompt, special=True).split())
+        of a schema's keys, an empty thought)? Judged by the text of the last message that has one."""
+        texts = ("".join(text_of(message.get("content")).split()) for message in reversed(turn.messages))
+        last = next(filter(None, texts), None)
+        return last is not None and last in "".join(decode(self.tokenizer, prompt, special=True).split())
 
     def _says(self, served: str, text: str, turn: Turn) -> bool:
         """Do the ids write the stored text? With a stop string the text ends before it, and a server that parses
