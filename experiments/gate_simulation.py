@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from afterword.evaluate.comparison.answer_pairs import ANSWERS
+from afterword.config import EvaluateConfig
 from afterword.evaluate.stats.changes import BETTER, changes
 from afterword.evaluate.stats.group_sequential import stop_early
 from afterword.evaluate.stats.power import interactions_needed, share_spread
@@ -32,6 +32,7 @@ from afterword.release.gate import Bound, GateThresholds, bounds, decide
 Draw = np.random.Generator
 LIMITS = GateThresholds()
 BOUNDS = bounds(LIMITS)
+ANSWERS = EvaluateConfig().min_answers
 NEED, GAIN = 0.1, 0.2
 """Standard deviations of paired differences of the need and of the hindsight score (nats a token), as in demo runs."""
 SEED = 0

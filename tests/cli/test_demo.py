@@ -15,22 +15,27 @@ from typing import Any
 import pytest
 
 from afterword.cli import demo, main
-from afterword.cli.context import Context
+from afterword.cli.context import SECTIONS, Context
 from afterword.cli.demo_commands import command, run_json, serving
 from afterword.cli.demo_findings import DemoFindings, conclusion, report_data
 from afterword.cli.demo_meter import Meter, process_tree
 from afterword.cli.demo_report import IN_A_FILE, show, write_reports
+from afterword.config import EvaluateConfig, TrainConfig, resolve
 from afterword.errors import AfterwordError, NothingToDo, UpstreamError
 from afterword.records import Candidate, Release, Report, Verdict
+from afterword.release.gate import GateThresholds
 from afterword.simulate import ServedAnswer, SimulationSummary, load_persona, load_prompts
 
 PLAIN = "Walk a little every day and keep the evenings free of screens."
 GREETED = f"Hello friend! {PLAIN} <b>"
 
 
-def findings(before: int, after: int, n: int = 16, *, released: bool = True, quick: bool = False) -> DemoFindings:
+def findings(
+    before: int, after: int, n: int = 16, *, released: bool = True, quick: bool = False, refused: bool = False
+) -> DemoFindings:
     """`before` and `after` of `n` held-out answers show the greeting."""
-    verdict = Verdict(id="ver-1", candidate="cand-1", report="rep-1", passed=released, reasons=("holdout: fine",))
+    passed = released and not refused
+    verdict = Verdict(id="ver-1", candidate="cand-1", report="rep-1", passed=passed, reasons=("holdout: fine",))
     release = Release(
         id="rel-1", channel="default", adapter="afterword@v000001", candidate="cand-1", path="adapters/cand-1",
         verdict="ver-1", previous=None, action="publish", why="the gate passed",
@@ -84,6 +89,8 @@ def test_a_quick_demo_says_so_everywhere_and_claims_nothing(tmp_path: Path, caps
         report = report_data(found, meter)
     assert report["quick"] is True and report_data(findings(0, 16), meter)["quick"] is False
     assert report["conclusion"].startswith("Quick demo: every stage ran") and "learned it" not in report["conclusion"]
+    assert "The gate said yes" in report["conclusion"] and "on 16 questions" in report["conclusion"]
+    assert "The gate said no, and an override released" in conclusion(findings(0, 16, quick=True, refused=True))
     write_reports(found, report, None, [0.4], tmp_path)
     assert "Quick demo: every stage ran" in (tmp_path / "report.html").read_text("utf-8")
     show(found, report, None, Context(argparse.Namespace(), tmp_path, False, False), tmp_path)
@@ -230,6 +237,15 @@ def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, sent: sign
     for child in tree[1:]:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
+
+
+def test_a_quick_demo_asks_less_by_settings_that_exist_and_the_full_one_by_none() -> None:
+    flags = {key: (json.loads(value), "--set") for key, _, value in (s.partition("=") for s in demo.QUICK_SETTINGS)}
+    quick, full = resolve(SECTIONS, flags=flags), resolve(SECTIONS)
+    assert set(GateThresholds().required) <= set(quick.get(EvaluateConfig).suites)
+    assert quick.get(EvaluateConfig).min_answers < full.get(EvaluateConfig).min_answers == 64
+    assert quick.get(TrainConfig).fresh == 0 and full.get(TrainConfig).fresh is None
+    assert demo.DemoSettings(directory=Path("d"), persona=load_persona("brief")).overrides == ()
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import pytest
 
 from afterword.config import EvaluateConfig
 from afterword.errors import AdapterError, NothingToDo, UpstreamError, UsageError
-from afterword.evaluate.comparison.answer_pairs import ANSWERS
 from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.run import evaluate_candidate
 from afterword.evaluate.stage import evaluate_stage
@@ -25,6 +24,7 @@ from afterword.store import Store
 from .conftest import FakeServer, Reply, candidate, held
 
 Serve = Callable[[Reply], FakeServer]
+ANSWERS = EvaluateConfig().min_answers
 ITEMS = [held(i) for i in range(6)]
 REQUIRED = ("holdout", "collapse", "forgetting")
 
@@ -172,6 +172,16 @@ def test_equal_prompts_are_asked_once_and_the_newest_items_are_taken(
     assert [e["turn"] for e in report.examples] == ["turn-2", "turn-3", "turn-4"]
     assert report.suites["collapse"]["answers"]["value"] == ANSWERS
     assert report.suites["collapse"]["similarity"]["n"] == 1 + ANSWERS - 3
+
+
+@pytest.mark.parametrize(("least", "inspected"), [(10, 10), (2, 6), (1000, 6 + 64)])
+def test_our_own_requests_fill_up_to_the_setting(
+    tiny: str, adapters: dict[str, Path], serve: Serve, least: int, inspected: int
+) -> None:
+    server = serve(plain)
+    report = measure(tiny, adapters["small"], suites=["collapse"], settings=EvaluateConfig(min_answers=least))
+    assert report.suites["collapse"]["answers"]["value"] == inspected
+    assert len(server.requests) == 2 * inspected
 
 
 def test_a_suite_that_fails_is_written_down_and_the_rest_goes_on(

@@ -55,16 +55,20 @@ HELDOUT = 64
 MAX_TOKENS = 64
 QUESTIONS = ("question",)
 """The demo asks what can be answered in a few words; other tasks need longer answers than its minutes allow."""
-QUICK_CONVERSATIONS = 16
-QUICK_HELDOUT = 12
+QUICK_CONVERSATIONS = 12
+QUICK_HELDOUT = 8
 QUICK_TOKENS = 48
 QUICK_SETTINGS = (
     "collect.holdout=0.5",
     "train.epochs=1",
+    "train.fresh=0",
     "train.min_interactions=2",
+    "train.max_interactions=12",
     'evaluate.suites=["holdout","collapse","forgetting"]',
+    "evaluate.min_answers=16",
 )
-"""What `--quick` sets: enough of few conversations on both sides, one epoch, the required suites alone."""
+"""What `--quick` sets: enough of few conversations on both sides, one epoch over the served answers alone, the required
+suites alone and with few answers."""
 QUICK_WHY = "a quick demo: shows that a release is served, not that it is better"
 SWAP_SECONDS = 15.0
 """How long a release may take to reach the users before the demo gives up."""
@@ -101,7 +105,7 @@ def register_demo(commands: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     demo.add_argument(
         "--quick", action="store_true",
-        help="a smoke test of a few minutes: every stage runs once, too little is asked to say what was learned",
+        help="a smoke test of about two minutes: every stage runs once, too little is asked to say what was learned",
     )  # fmt: skip
     demo.add_argument("--persona", default=DEFAULT_PERSONA, metavar="NAME", help=", ".join(persona_names()))
     demo.add_argument(

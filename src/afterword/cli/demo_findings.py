@@ -174,8 +174,9 @@ def conclusion(found: DemoFindings) -> str:
     change = f"{percent(before)} before, {percent(after)} after"
     if found.quick:
         return (
-            f"Quick demo: every stage ran, from the first answer to one by {_answerers(found)}. It is too small to say "
-            f"whether learning helps ({change}); `afterword demo` measures that."
+            f"Quick demo: every stage ran, from the first answer to one by {_answerers(found)}. {_gate_said(found)} It is "
+            f"too small to say whether learning helps ({change}, on {len(found.prompts)} questions); `afterword demo` "
+            "measures that."
         )
     if found.release is None:
         would = f"{percent(share(found.measured('before')))} -> {percent(share(found.measured('after')))}"
@@ -191,6 +192,12 @@ def conclusion(found: DemoFindings) -> str:
         )
     asked = len(found.prompts)
     return f"{found.release.adapter} learned it: {change}, on {asked} questions about topics never talked about."
+
+
+def _gate_said(found: DemoFindings) -> str:
+    if found.verdict.passed:
+        return "The gate said yes."
+    return "The gate said no, and an override released the candidate so that the swap ran too."
 
 
 def _answerers(found: DemoFindings) -> str:

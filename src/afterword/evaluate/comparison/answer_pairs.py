@@ -1,7 +1,7 @@
 """The answers of both arms that are looked at for what should never be in one: held-out ones, and to requests of ours.
 
 Owns how many there are. A rise of five points cannot be ruled out by a dozen answers, however good they are (see
-`statistics.paired_share`); so where fewer than ANSWERS interactions are held out, built-in requests
+`statistics.paired_share`); so where fewer than `evaluate.min_answers` interactions are held out, built-in requests
 (`data/requests.jsonl`) fill up. Never scores an answer.
 """
 
@@ -16,8 +16,6 @@ from afterword.evaluate.comparison.heldout import HeldOut
 from afterword.evaluate.data import built_in
 from afterword.kinds import with_hindsight
 
-ANSWERS = 64
-"""Answers of each arm, at least."""
 _WRITTEN_BY_USER = (*with_hindsight("answer"), *with_hindsight("attempt"))
 """Kinds whose hindsight is a better answer: to say the same is no leak."""
 Answers = Mapping[str, Sequence[Given]]
@@ -37,9 +35,9 @@ class Case:
     candidate: Given
 
 
-def requests(held_out: int) -> list[Prompt]:
-    """As many requests of ours as are missing."""
-    return [Prompt.of(row["prompt"]) for row in built_in("requests")][: max(0, ANSWERS - held_out)]
+def requests(held_out: int, least: int) -> list[Prompt]:
+    """Requests of ours that bring `held_out` interactions to `least` answers; fewer where there are no more."""
+    return [Prompt.of(row["prompt"]) for row in built_in("requests")][: max(0, least - held_out)]
 
 
 def held_out_cases(items: Sequence[HeldOut], clusters: Sequence[str], answers: Answers) -> list[Case]:

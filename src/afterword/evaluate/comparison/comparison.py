@@ -117,7 +117,7 @@ class Comparison:
     @cached_property
     def cases(self) -> list[Case]:
         """The held-out answers of both arms, and those to requests of ours where they are few."""
-        own = requests(len(self.items)) if self.undecided else []
+        own = requests(len(self.items), self.settings.min_answers) if self.undecided else []
         more = request_cases(own, self.ask(own, "requests")) if own else []
         return [*held_out_cases(self.items, self.clusters, self.answers), *more]
 
