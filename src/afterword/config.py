@@ -177,8 +177,8 @@ class EvaluateConfig:
     max_tokens: Count = 96
     """Length bound of an answer."""
     min_answers: Count = 64
-    """Answers of each arm that `collapse` and `privacy` inspect, at least: up to 64 requests of ours fill up where fewer
-    interactions are held out. Fewer answers widen the intervals, so the gate refuses more."""
+    """Answers of each arm that `collapse` and `privacy` inspect, at least: up to 64 requests of ours fill up where
+    fewer interactions are held out. Fewer answers widen the intervals, so the gate refuses more."""
     seed: int = 0
     """Seed of both arms' answers and of the bootstrap."""
     looks: Count = 1

@@ -174,9 +174,9 @@ def conclusion(found: DemoFindings) -> str:
     change = f"{percent(before)} before, {percent(after)} after"
     if found.quick:
         return (
-            f"Quick demo: every stage ran, from the first answer to one by {_answerers(found)}. {_gate_said(found)} It is "
-            f"too small to say whether learning helps ({change}, on {len(found.prompts)} questions); `afterword demo` "
-            "measures that."
+            f"Quick demo: every stage ran, from the first answer to one by {_answerers(found)}. {_gate_said(found)} It "
+            f"is too small to say whether learning helps ({change}, on {len(found.prompts)} questions); "
+            "`afterword demo` measures that."
         )
     if found.release is None:
         would = f"{percent(share(found.measured('before')))} -> {percent(share(found.measured('after')))}"
