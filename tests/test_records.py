@@ -17,7 +17,7 @@ from afterword.records import (
     RECORDS,
     SCHEMA_VERSION,
     Record,
-    Relevance,
+    SignalRatio,
     Turn,
     content_hash,
     new_id,
@@ -50,7 +50,7 @@ def test_every_record_has_a_table_of_its_own() -> None:
 def test_the_ratio_is_taken_against_the_larger_control(
     real: float, shuffled: float | None, neutral: float, ratio: float
 ) -> None:
-    row = Relevance(
+    row = SignalRatio(
         id="r", interaction="i", model="m", real=real, shuffled=shuffled, neutral=neutral, tokens=4
     )  # fmt: skip
     assert row.ratio == pytest.approx(ratio)

@@ -298,10 +298,10 @@ def measure_stage(store: Store, settings: Settings, progress: Progress) -> int:
     Returns:
         Number of new Relevances.
     """
-    from afterword.evaluate import relevance
+    from afterword.evaluate import signal_ratio
 
     with progress.bar("measuring", "steps") as advance:
-        return relevance.measure_stage(store, model=settings.model, device=settings.device, progress=advance)
+        return signal_ratio.measure_stage(store, model=settings.model, device=settings.device, progress=advance)
 
 
 def select_stage(store: Store, settings: Settings, *, ready: bool = False) -> Selection:

@@ -407,12 +407,13 @@ class Review(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Relevance(Record):
+class SignalRatio(Record):
     """What the model itself makes of an interaction's hindsight, before training: mean |log p(y|x,o) - log p(y|x)|
     over the answer's tokens (nats), for the user's own words and for words that are not about this answer. Example:
-    Relevance(id="51...", interaction="9f...", model="smollm2", real=0.61, shuffled=0.30, neutral=0.12, tokens=48)"""
+    SignalRatio(id="51...", interaction="9f...", model="smollm2", real=0.61, shuffled=0.30, neutral=0.12, tokens=48)"""
 
     TABLE: ClassVar[str] = "relevances"
+    """The name of older databases. "Relevance" alone is how much a follow-up is about the answer, by the detectors."""
 
     interaction: str
     """The interaction it is about."""
@@ -502,5 +503,5 @@ class RoundAttempt(Record):
     """True when a model server or the database failed: the same round may succeed later."""
 
 
-NOTES: tuple[type[Record], ...] = (Review, Relevance, Revision, Alarm, RoundAttempt)
+NOTES: tuple[type[Record], ...] = (Review, SignalRatio, Revision, Alarm, RoundAttempt)
 """Rows beside the spine: notes on interactions, releases and rounds."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from afterword.errors import ConfigError
 from afterword.feedback.select.review_queue import ReviewSettings, agreement, blocked, lane
 from afterword.feedback.select.select import Selection, SelectSettings, _cap, select
-from afterword.records import Feedback, Interaction, Record, Release, Relevance, Review
+from afterword.records import Feedback, Interaction, Record, Release, Review, SignalRatio
 from afterword.store import Store
 from tests.feedback.feedback_builders import turn
 
@@ -164,7 +164,7 @@ def test_praise_alone_makes_no_slice_ready(tmp_path: Path) -> None:
 
 
 def test_the_models_own_measure_can_be_asked_for(tmp_path: Path) -> None:
-    notes = [Relevance(id=f"e-{n}", interaction=n, model="m", real=real, shuffled=0.3, neutral=0.2, tokens=9)
+    notes = [SignalRatio(id=f"e-{n}", interaction=n, model="m", real=real, shuffled=0.3, neutral=0.2, tokens=9)
              for n, real in (("a", 0.9), ("b", 0.2))]  # fmt: skip
     rows = [interaction("a"), interaction("b"), interaction("c")]
     found = chosen(tmp_path, *rows, *notes, settings=SelectSettings(min_signal=1.0))

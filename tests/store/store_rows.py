@@ -11,11 +11,11 @@ from afterword.records import (
     Interaction,
     Record,
     Release,
-    Relevance,
     Report,
     Review,
     Revision,
     RoundAttempt,
+    SignalRatio,
     Skip,
     Turn,
     Verdict,
@@ -52,7 +52,7 @@ SPINE: tuple[Record, ...] = (
 
 BESIDE: tuple[Record, ...] = (
     Review(id="w1", interaction="i1", decision="reject", by="ada", why="a quotation"),
-    Relevance(id="e1", interaction="i1", model="m", real=0.6, shuffled=0.3, neutral=0.1, tokens=4),
+    SignalRatio(id="e1", interaction="i1", model="m", real=0.6, shuffled=0.3, neutral=0.1, tokens=4),
     Revision(id="n1", interaction="i1", model="m", text="Six.", draft_score=-0.9, score=-0.4, kept=True),
     Alarm(id="a1", channel="default", release="l1", adapter="a@v000001", against=None, why="approval fell"),
     RoundAttempt(id="t1", settings="5e", interactions=("i1",), stage="training", error="nothing_to_do"),

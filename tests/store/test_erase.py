@@ -14,7 +14,18 @@ from typing import Any
 import pytest
 
 from afterword.errors import StoreError
-from afterword.records import Candidate, Feedback, Interaction, Record, Relevance, Report, Review, Revision, Skip, Turn
+from afterword.records import (
+    Candidate,
+    Feedback,
+    Interaction,
+    Record,
+    Report,
+    Review,
+    Revision,
+    SignalRatio,
+    Skip,
+    Turn,
+)
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser, user_hash
 from afterword.store.schema import CLEARED, PRUNED, connect
@@ -47,7 +58,7 @@ def rows_of_ada() -> list[Record]:
         Skip(id="s2", feedback="f9", turn="b2", reason="thanks", detail="x"),
         Review(id="v1", interaction="i1", decision="reject", by="eve", why=f"she says {SECRET}"),
         Review(id="v3", interaction="i3", decision="approve", by="eve"),
-        Relevance(id="l1", interaction="i2", model="m", real=0.5, shuffled=None, neutral=0.1, tokens=3),
+        SignalRatio(id="l1", interaction="i2", model="m", real=0.5, shuffled=None, neutral=0.1, tokens=3),
         Revision(id="w1", interaction="i2", model="m", text=SECRET, draft_score=-1.0, score=-0.5, kept=True),
         Candidate(id="k1", path="adapters/k1", base="m", parent=None, interactions=("i3",), recipe={}),
         Candidate(

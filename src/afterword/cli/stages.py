@@ -42,7 +42,7 @@ from afterword.feedback.collect.funnel import Funnel
 from afterword.feedback.select.review_queue import ReviewSettings
 from afterword.feedback.select.select import SelectSettings
 from afterword.feedback.settings import CollectSettings
-from afterword.records import Candidate, Interaction, Relevance, Report, Turn, Verdict
+from afterword.records import Candidate, Interaction, Report, SignalRatio, Turn, Verdict
 from afterword.release.gate import GateThresholds, decide
 from afterword.store import Store
 from afterword.store.files import write_whole
@@ -199,7 +199,7 @@ def run_measure(context: Context) -> int:
     """Score every interaction that has no score yet, and print how the ratios lie."""
     with context.open_store() as store:
         fresh = measure_stage(store, stage_settings(context), _progress(context))
-        ratios = sorted(row.ratio for row in store.rows(Relevance))
+        ratios = sorted(row.ratio for row in store.rows(SignalRatio))
     if not ratios:
         raise NothingToDo("there is no interaction with words to measure: run `afterword collect` first")
     least = context.config.get(SelectSettings).min_signal

@@ -16,7 +16,7 @@ from afterword.feedback.select.review_queue import ReviewSettings, blocked
 from afterword.feedback.text.followup_classifier import RELEVANCE
 from afterword.feedback.text.guards import directions
 from afterword.kinds import spoken
-from afterword.records import Feedback, Interaction, Release, Relevance, Turn
+from afterword.records import Feedback, Interaction, Release, SignalRatio, Turn
 from afterword.store import Store
 from afterword.store.channels import covers
 from afterword.store.consent import Withheld
@@ -184,7 +184,7 @@ def _weak(store: Store, settings: SelectSettings) -> dict[str, str]:
     """Interactions whose words say no more about the answer than any words would, as the model itself measures."""
     if settings.min_signal <= 0:
         return {}
-    rows = {row.interaction: row for row in store.rows(Relevance)}
+    rows = {row.interaction: row for row in store.rows(SignalRatio)}
     return {name: "weak_signal" for name, row in rows.items() if row.ratio < settings.min_signal}
 
 

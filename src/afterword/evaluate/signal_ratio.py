@@ -1,4 +1,4 @@
-"""Is what a user wrote about this answer? The model's own signal under the user's words against that under others.
+"""Measures the ratio of the model's own signal under the user's words to that under other words.
 
 The control of arXiv 2603.12273 (Figure 8) as a measure: mean |log p(y|x,o) - log p(y|x)| over the answer's tokens for
 the real follow-up, for follow-ups that other users wrote after other answers of the same slice, and for words that
@@ -24,7 +24,7 @@ from afterword.learn.diagnostics import log_probs, readable_ids, unreadable
 from afterword.learn.parts.contexts import fit_hindsight
 from afterword.model.head import head_of
 from afterword.model.loading import load_model, load_tokenizer, longest_context
-from afterword.records import Interaction, Relevance, Turn, content_hash
+from afterword.records import Interaction, SignalRatio, Turn, content_hash
 from afterword.store import Store
 
 NEUTRAL = ("Okay.", "I see. Let me think about it for a moment.")
@@ -53,12 +53,12 @@ def measure_stage(
     store: Store, *, model: str, device: str = "auto", limit: int | None = None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> int:  # fmt: skip
-    """Write a Relevance row for every usable interaction with words that has none yet (the newest `limit`); how many.
+    """Write a SignalRatio row for every usable interaction with words that has none yet (the newest `limit`); how many.
 
     A run that is killed goes on where it was: what is committed is not measured again. ModelError when the model
     cannot be loaded.
     """
-    known = {row.interaction for row in store.rows(Relevance)}
+    known = {row.interaction for row in store.rows(SignalRatio)}
     rows = [i for split in ("train", "holdout") for i in store.usable(split) if i.hindsight]
     waiting = sorted((i for i in rows if i.id not in known), key=lambda i: i.created_at)[-limit if limit else 0 :]
     if not waiting:
@@ -88,8 +88,8 @@ def _others(rows: Sequence[Interaction], waiting: Sequence[Interaction]) -> dict
     return found
 
 
-def measure(model: Any, tokenizer: Tokenizer, items: Sequence[Item], *, name: str) -> list[Relevance]:
-    """One Relevance for each item whose answer has tokens and whose conversation the model takes and can read. `name`
+def measure(model: Any, tokenizer: Tokenizer, items: Sequence[Item], *, name: str) -> list[SignalRatio]:
+    """One SignalRatio for each item whose answer has tokens and whose conversation the model takes and can read. `name`
     is the model's, for the record. Raises ModelError for a template without a generation header."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     room = longest_context(model)
@@ -137,11 +137,11 @@ def _plan(tokenizer: Tokenizer, item: Item, room: int) -> tuple[Item, list[Pair]
     return item, pairs
 
 
-def _row(item: Item, scores: list[Tensor], name: str) -> Relevance:
+def _row(item: Item, scores: list[Tensor], name: str) -> SignalRatio:
     plain, *others = scores
     sizes = [float((one - plain).abs().mean()) for one in others]
     real, neutral, shuffled = sizes[0], sizes[1 : 1 + len(NEUTRAL)], sizes[1 + len(NEUTRAL) :]
-    return Relevance(
+    return SignalRatio(
         id=content_hash("relevance", item.interaction.id),
         interaction=item.interaction.id,
         model=name,

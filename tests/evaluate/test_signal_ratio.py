@@ -9,11 +9,11 @@ import torch
 
 from afterword.chat.render import encode
 from afterword.errors import UsageError
-from afterword.evaluate.relevance import NEUTRAL, Item, measure, measure_stage
+from afterword.evaluate.signal_ratio import NEUTRAL, Item, measure, measure_stage
 from afterword.learn.diagnostics import token_advantages
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.model.loading import load_model, load_tokenizer
-from afterword.records import Feedback, Interaction, Record, Relevance, Turn
+from afterword.records import Feedback, Interaction, Record, SignalRatio, Turn
 from afterword.store import Store
 from tests.train.tiny_model import example, tiny_folder
 
@@ -83,7 +83,7 @@ def test_the_stage_writes_each_once_and_compares_within_the_task(tiny: str, tmp_
         seen: list[int] = []
         assert measure_stage(store, model=tiny, device="cpu", progress=lambda done, total: seen.append(done)) == 3
         assert measure_stage(store, model=tiny, device="cpu") == 0 and seen == [3]
-        found = {row.interaction: row for row in store.rows(Relevance)}
+        found = {row.interaction: row for row in store.rows(SignalRatio)}
         names = [row.id for row in rows if isinstance(row, Interaction)]
         assert [found[n].shuffled is None for n in names[:3]] == [False, False, True] and names[3] not in found
     assert len(NEUTRAL) == 2

@@ -1,11 +1,11 @@
 """How well does the model's own signal tell follow-ups about the answer from others, beside the detectors?
 
-    python experiments/relevance_gate.py [--model smollm2-135m-instruct] [--labels FILE --store DB]
+    python experiments/signal_ratio_gate.py [--model smollm2-135m-instruct] [--labels FILE --store DB]
 
 Scores the labelled follow-ups of tests/feedback/data with the built-in model: the signal under the real words, under
 words of other exchanges, and under neutral ones. A threshold on the ratio is chosen on the even rows (best F1) and
 reported on the odd ones, alone and together with the detectors; AUC as well. With --labels (`feedback id <tab> kind`
-lines) and --store the same for follow-ups of a store. Prints a table and writes relevance_gate.json beside it.
+lines) and --store the same for follow-ups of a store. Prints a table and writes signal_ratio_gate.json beside it.
 --keep FILE keeps the scores, so that a run that ends (after --seconds, or a kill) goes on there.
 """
 
@@ -18,11 +18,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from afterword.evaluate.relevance import Item, measure
+from afterword.evaluate.signal_ratio import Item, measure
 from afterword.feedback.collect.signals import answer_text, request_of
 from afterword.feedback.text.followup_classifier import categorise
 from afterword.model.loading import load_model, load_tokenizer
-from afterword.records import Feedback, Interaction, Relevance, Turn
+from afterword.records import Feedback, Interaction, SignalRatio, Turn
 from afterword.store import Store
 
 DATA = Path(__file__).parent.parent / "tests" / "feedback" / "data"
@@ -56,7 +56,7 @@ def stored(store: Path, labels: Path) -> list[tuple[Turn, str, str]]:
     return [(_turn(t.id, request_of(t)[-800:], answer_text(t)[:2000]), text[:1000], kind) for t, text, kind in turns]
 
 
-def scored(rows: list[tuple[Turn, str, str]], model: str, keep: Path | None, seconds: float) -> list[Relevance]:
+def scored(rows: list[tuple[Turn, str, str]], model: str, keep: Path | None, seconds: float) -> list[SignalRatio]:
     dice = Random(0)
     items = []
     for number, (turn, text, _) in enumerate(rows):
@@ -67,7 +67,7 @@ def scored(rows: list[tuple[Turn, str, str]], model: str, keep: Path | None, sec
         )  # fmt: skip
         items.append(Item(made, turn, tuple(other)))
     lines = keep.read_text("utf-8").splitlines() if keep is not None and keep.exists() else []
-    found = [Relevance.from_dict(json.loads(line)) for line in lines]
+    found = [SignalRatio.from_dict(json.loads(line)) for line in lines]
     started, base, tokenizer = time.monotonic(), load_model(model, device="cpu"), load_tokenizer(model)
     done = max((int(row.interaction) + 1 for row in found), default=0)
     for start in range(done, len(items), AT_ONCE):
@@ -100,7 +100,7 @@ def best(values: list[float], wanted: list[bool]) -> float:
     return max(sorted(set(values)), key=f1)
 
 
-def report(rows: list[tuple[Turn, str, str]], scores: list[Relevance]) -> dict[str, Any]:
+def report(rows: list[tuple[Turn, str, str]], scores: list[SignalRatio]) -> dict[str, Any]:
     by_number = {int(row.interaction): row for row in scores}
     kept = [(n, by_number[n], rows[n]) for n in sorted(by_number) if rows[n][2] not in LEFT_OUT]
     tune, test = [k for k in kept if k[0] % 2 == 0], [k for k in kept if k[0] % 2]
