@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+from array import array
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -13,11 +16,13 @@ from hypothesis import strategies as st
 from afterword.errors import ConfigError
 from afterword.feedback import CollectSettings
 from afterword.feedback.collect.collect import collect
+from afterword.feedback.collect.decide import SKETCHED
+from afterword.feedback.collect.signals import answer_text, request_of
 from afterword.feedback.text.edits import align
 from afterword.feedback.text.guards import directions
-from afterword.feedback.text.minhash import Index, similarity, sketch_of, unpacked
+from afterword.feedback.text.minhash import Index, is_old, old_sketch_of, packed, similarity, sketch_of, unpacked
 from afterword.feedback.text.outputs import failing_cases, structured_output
-from afterword.records import Feedback, Interaction, Skip
+from afterword.records import Feedback, Interaction, Record, Skip
 from afterword.store import Store
 from tests.feedback.feedback_builders import decided, feedback, turn
 
@@ -142,6 +147,37 @@ def test_duplicates_are_known_in_later_collections_and_can_be_kept(tmp_path: Pat
         assert collect(store, CollectSettings(duplicates=0.0)).interactions == 1
 
 
+@pytest.mark.parametrize(("end", "reason"), [("end.", "duplicate"), ("fin.", "near_duplicate")])
+def test_duplicates_of_what_an_older_version_stored_are_found(tmp_path: Path, end: str, reason: str) -> None:
+    def old(row: Record) -> Record:
+        if not isinstance(row, Interaction):
+            return row
+        of = [request_of(first), answer_text(first), row.hindsight]
+        sketch = array("I", old_sketch_of(*of, limits=SKETCHED)).tobytes()
+        return dataclasses.replace(row, sketch=base64.b64encode(sketch).decode())
+
+    words = " ".join(f"w{i}" for i in range(60))
+    first = turn("t0", f"{words} end.", user="ada")
+    with Store.open(tmp_path / "a.db", old) as store:
+        store.write(first, feedback("accepted", "f0", "t0"))
+        collect(store)
+    with Store.open(tmp_path / "a.db") as store:
+        assert is_old(next(store.rows(Interaction)).sketch)
+        store.write(turn("t1", f"{words} {end}", user="ada"), feedback("accepted", "f1", "t1"))
+        store.write(turn("t2", f"{words} {end}", user="bob"), feedback("accepted", "f2", "t2"))
+        assert collect(store).skipped == {reason: 1}
+        *_, new = store.rows(Interaction)
+        assert new.user == "bob" and not is_old(new.sketch) and len(unpacked(new.sketch)) == 32
+
+
+def test_a_stored_sketch_is_specified() -> None:
+    """CRC-32 of the words of each triple, in base64 of little-endian numbers: every version and machine reads this."""
+    sketch = sketch_of("One two three four", limits=(50,))
+    assert sketch == tuple(sorted((crc32(b"one two three"), crc32(b"two three four"))))
+    assert packed(sketch) == "crc:lrg6PtfTJXg=" and unpacked("crc:lrg6PtfTJXg=") == sketch
+    assert packed(()) == "" and unpacked("") == ()
+
+
 def test_sketches_estimate_how_alike_texts_are() -> None:
     words = [f"w{i}" for i in range(200)]
     one = sketch_of(" ".join(words), limits=(5000,))
@@ -232,7 +268,6 @@ def test_a_sketch_is_the_smallest_hashes_of_all_triples(words: list[str]) -> Non
     parts = text.encode("utf-8", "replace").split()
     if len(parts) * 12 < len(text):
         parts = [c.encode("utf-8", "replace") for c in text]
-    codes = [crc32(part) for part in parts]
-    triples = {hash(t) & 0xFFFFFFFF for t in zip(codes, codes[1:], codes[2:], strict=False)}
-    wanted = sorted(triples or {hash(tuple(codes)) & 0xFFFFFFFF})[:32]
+    triples = {crc32(b" ".join(t)) for t in zip(parts, parts[1:], parts[2:], strict=False)}
+    wanted = sorted(triples or {crc32(b" ".join(parts))})[:32]
     assert sketch_of(text, limits=(100_000,)) == tuple(wanted)

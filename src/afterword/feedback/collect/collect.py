@@ -18,7 +18,7 @@ from afterword.feedback.collect.peers import accepted_attempt
 from afterword.feedback.collect.signals import Case
 from afterword.feedback.collect.workers import decided
 from afterword.feedback.settings import CollectSettings
-from afterword.feedback.text.minhash import Index, unpacked
+from afterword.feedback.text.minhash import Index, is_old, unpacked
 from afterword.records import Feedback, Interaction, Record, Skip, Turn
 from afterword.store import Outcome, Store
 
@@ -70,7 +70,7 @@ def _index(store: Store) -> Index:
     index, gone = Index(), store.retracted() | store.superseded()
     for made in store.rows(Interaction):
         if made.sketch and not gone.intersection(made.feedback):
-            index.add(made.turn, made.user, unpacked(made.sketch))
+            index.add(made.turn, made.user, unpacked(made.sketch), old=is_old(made.sketch))
     return index
 
 

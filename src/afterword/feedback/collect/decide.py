@@ -15,7 +15,7 @@ from afterword.chat.redact import redact
 from afterword.feedback.collect.signals import Case, Refusal, Signal, Waiting, read
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.text.guards import is_injection, is_right_refusal, is_standing
-from afterword.feedback.text.minhash import Index, packed, sketch_of, unpacked
+from afterword.feedback.text.minhash import Index, Sketch, old_sketch_of, packed, sketch_of, unpacked
 from afterword.kinds import KINDS, disproved, spoken
 from afterword.records import Feedback, Interaction, Skip, content_hash, not_to_imitate
 from afterword.store.attribution import speaker
@@ -33,6 +33,8 @@ class Decision:
     """The rows that the interaction was made from."""
     skips: list[tuple[Feedback, Skip]] = field(default_factory=list)
     waiting: list[tuple[Feedback, str]] = field(default_factory=list)
+    said: tuple[str, str] = ("", "")
+    """Request and answer, which the sketches of older versions are compared by."""
 
     def skip(self, feedback: Feedback, refusal: Refusal) -> None:
         """Note why a row teaches nothing."""
@@ -96,7 +98,7 @@ def _length(case: Case, settings: CollectSettings) -> Refusal | None:
 
 def decide(case: Case, settings: CollectSettings) -> Decision:
     """Decide every feedback row of a case."""
-    decision = Decision()
+    decision = Decision(said=(case.request, case.answer))
     refused = turn_refusal(case, settings)
     signals: list[Signal] = []
     for feedback in case.feedback:
@@ -294,7 +296,11 @@ def without_repetition(decision: Decision, index: Index, settings: CollectSettin
     if made is None or not settings.duplicates:
         return
     sketch = unpacked(made.sketch)
-    near = index.nearest(made.turn, made.user, sketch)
+
+    def old_sketch() -> Sketch:
+        return old_sketch_of(*decision.said, made.hindsight, limits=SKETCHED)
+
+    near = index.nearest(made.turn, made.user, sketch, old_sketch)
     if near is None or near[1] < settings.duplicates:
         index.add(made.turn, made.user, sketch)
         return

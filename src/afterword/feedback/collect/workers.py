@@ -167,7 +167,8 @@ def _decision(case: Case, answer: Answered) -> Decision:
     made, kept, skips, waiting = answer
     rows = case.feedback
     return Decision(
-        interaction=made, kept=[rows[n] for n in kept], skips=[(rows[n], skip) for n, skip in skips],
+        interaction=made, said=(case.request, case.answer),
+        kept=[rows[n] for n in kept], skips=[(rows[n], skip) for n, skip in skips],
         waiting=[(rows[n], reason) for n, reason in waiting],
     )  # fmt: skip
 
