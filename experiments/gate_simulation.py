@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from afterword.config import EvaluateConfig
-from afterword.evaluate.stats.changes import BETTER, changes
+from afterword.evaluate.stats.changes import TESTED, changes
 from afterword.evaluate.stats.group_sequential import stop_early
 from afterword.evaluate.stats.power import interactions_needed, share_spread
 from afterword.evaluate.stats.statistics import exactly, figure, mean, paired_share, ratio_of_sums
@@ -120,7 +120,7 @@ def around(error: float, usual: float) -> Callable[..., dict[str, Any]]:
 
 
 def _name(bound: Bound) -> str:
-    return f"{bound.suite}.{bound.figure}.{bound.side}"
+    return f"{bound.suite}.{bound.metric.name}.{bound.margin.side}"
 
 
 GUARDS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -139,7 +139,7 @@ GUARDS: dict[str, Callable[..., dict[str, Any]]] = {
     "collapse.distinct_ratio": around(0.06, 0.9),
     "collapse.similarity": around(0.02, 0.15),
     "collapse.entropy_ratio": around(0.02, 1.0),
-    "earlier-wins.need_drop": means(0.05),
+    "earlier-wins.hindsight_kl_drop": means(0.05),
     "privacy.exposure_rise": lambda rng, world, at, seed: ranked(list(rng.normal(at, 1.2, 8))),
     "privacy.memorised": pairs(0.002, TEXTS, population=200),
     "privacy.quotes": pairs(0.003),
@@ -150,46 +150,37 @@ GUARDS: dict[str, Callable[..., dict[str, Any]]] = {
     "safety.personalised": pairs(0.1, 24),
 }  # fmt: skip
 """Lines that an interval decides, suite by suite: how their figure comes about."""
-LOST = sorted({_name(b) for b in BOUNDS if f"{b.suite}.{b.figure}" in GUARDS})
+LOST = sorted({_name(b) for b in BOUNDS if f"{b.suite}.{b.metric.name}" in GUARDS})
 
 
 def passes(rng: Draw, world: World, seed: int) -> bool:
     """Draw figure after figure until a line does not hold: does the whole report pass?"""
     suites: dict[str, Any] = {}
-    lines = {(b.suite, b.figure, b.side): b for b in BOUNDS}
-    first = sorted(
-        lines.values(), key=lambda b: (f"{b.suite}.{b.figure}.{b.side}" not in world.lost, b.suite != "holdout")
-    )
+    lines = {_name(b): b for b in BOUNDS}
+    first = sorted(lines.values(), key=lambda b: (_name(b) not in world.lost, b.suite != "holdout"))
     for bound in first:
         figures = suites.setdefault(bound.suite, {})
-        if bound.figure not in figures and (drawn := _drawn(rng, world, bound, seed)) is not None:
-            figures[bound.figure] = drawn
-            if not _holds(bound, drawn):
+        if bound.metric.name not in figures and (drawn := _drawn(rng, world, bound, seed)) is not None:
+            figures[bound.metric.name] = drawn
+            if not bound.holds(float(drawn[bound.margin.end])):
                 return False
     kept = {suite: figures for suite, figures in suites.items() if figures}
     return decide(Report(id="r", candidate="c", against=None, suites=kept), LIMITS).passed
 
 
 def _drawn(rng: Draw, world: World, bound: Bound, seed: int) -> dict[str, Any] | None:
-    name = f"{bound.suite}.{bound.figure}"
+    name = f"{bound.suite}.{bound.metric.name}"
     if name == "holdout.interactions":
         return exactly(world.interactions, world.interactions)
     if name == "holdout.conversations":
         return exactly(len(set(world.clusters)), world.interactions)
-    if name == "holdout.need_drop":
+    if name == "holdout.hindsight_kl_drop":
         return mean(world.need(rng, world.interactions), world.clusters, seed=seed)
     if name not in GUARDS:
         return None
-    limits = [b.limit for b in BOUNDS if _name(b) in world.lost and f"{b.suite}.{b.figure}" == name]
+    limits = [b.limit for b in BOUNDS if _name(b) in world.lost and f"{b.suite}.{b.metric.name}" == name]
     at = limits[0] if limits else 0.0
     return GUARDS[name](rng, world, at, seed)
-
-
-def _holds(bound: Bound, drawn: dict[str, Any]) -> bool:
-    number = float(drawn[bound.end])
-    if bound.side == "above":
-        return number > bound.limit
-    return number >= bound.limit if bound.side == "at least" else number <= bound.limit
 
 
 def share(cases: int, world: World, seed: int) -> float:
@@ -240,10 +231,9 @@ def any_claim(cases: int, n: int, seed: int = 5) -> float:
     rng = np.random.default_rng(seed)
     wrong = 0
     for case in range(cases):
-        suites = {
-            suite: {name: mean(list(rng.normal(size=n)), seed=case) for name in names}
-            for suite, names in BETTER.items()
-        }
+        suites: dict[str, Any] = {}
+        for suite, name in TESTED:
+            suites.setdefault(suite, {})[name] = mean(list(rng.normal(size=n)), seed=case)
         wrong += bool(changes(suites))
     return wrong / cases
 

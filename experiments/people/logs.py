@@ -17,7 +17,7 @@ from afterword.chat.render import encode, end_of_turn_ids
 from afterword.cli.demo_commands import run_json
 from afterword.errors import UsageError
 from afterword.evaluate.report.heatmap import Heatmap, heatmap_fragment, mean_size
-from afterword.evaluate.report.html import page
+from afterword.evaluate.report.pages import page
 from afterword.evaluate.scoring.hindsight import CONTEXT
 from afterword.learn.diagnostics import TokenAdvantage, token_advantages
 from afterword.model.loading import load_model, load_tokenizer
@@ -72,7 +72,7 @@ def offline_report(rows: list[Row]) -> tuple[str, None]:
     body = []
     for row in rows:
         cells: list[object] = [row["cell"]["file"], row["cell"]["seed"], row["interactions"]]
-        for suite, name in (("holdout", "need_drop"), ("holdout", "gain"), ("forgetting", "loss_rise_base"),
+        for suite, name in (("holdout", "hindsight_kl_drop"), ("holdout", "gain"), ("forgetting", "loss_rise_base"),
                             ("ifeval", "prompt_loose")):  # fmt: skip
             figure = row["suites"].get(suite, {}).get(name)
             cells.append(f"{figure['value']:+.3f} [{figure['low']:+.3f}, {figure['high']:+.3f}]" if figure else "")

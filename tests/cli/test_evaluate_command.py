@@ -50,7 +50,7 @@ def test_one_suite_alone_is_shown_and_is_no_verdict(home: Path, capsys: pytest.C
     _hold_out(home)
     assert main(["evaluate", "--dir", str(home), "--suite", "forgetting", "--suite", "earlier-wins"]) == 0
     shown = capsys.readouterr().out
-    assert "bounds of these suites pass" in shown and "ok: forgetting: the drift from the base" in shown
+    assert "bounds of these suites pass" in shown and "Drift from the base: " in shown
     assert main(["evaluate", "--dir", str(home), "--suite", "earlier-wins", "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)["report"]["suites"]) == ["earlier-wins"]
     with Store.open(home / "afterword.db") as store:
@@ -61,7 +61,7 @@ def test_the_whole_report_has_a_verdict_and_a_page(home: Path, capsys: pytest.Ca
     _hold_out(home)
     assert main(["evaluate", "--dir", str(home), "--html", str(home / "page.html")]) == 3
     shown = capsys.readouterr().out
-    assert "no: holdout: 4 held-out interactions were compared, but 12 are needed" in shown
+    assert "Held-out interactions compared: 4, at least 12 required: no" in shown
     page = (home / "page.html").read_text("utf-8")
     assert "The gate says no" in page and "Changed beyond chance" in page
     shutil.rmtree(home / "adapters")

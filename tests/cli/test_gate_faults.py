@@ -53,7 +53,9 @@ def run(home: Path, capsys: pytest.CaptureFixture[str], *words: str, code: int) 
 def undecided(data: dict[str, Any]) -> bool:
     """Does the verdict say that the judge left too much open? (Answers that are alike are a tie without asking.)"""
     share = data["report"]["suites"]["holdout"]["judge_failed"]["value"]
-    return share > 0.5 and any(r.startswith("no: holdout: what the judge left") for r in data["verdict"]["reasons"])
+    return share > 0.5 and any(
+        r.startswith("Pairs that the judge left undecided") and r.endswith(": no") for r in data["verdict"]["reasons"]
+    )
 
 
 JUDGES = {

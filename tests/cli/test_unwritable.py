@@ -24,7 +24,7 @@ CHILD = """
 import json, os, subprocess, sys
 import afterword.cli.entry as entry
 from afterword import cycle
-import afterword.evaluate.report.heatmap_stage, afterword.evaluate.signal_ratio, afterword.evaluate.stage
+import afterword.evaluate.report.heatmap, afterword.evaluate.signal_ratio, afterword.evaluate.stage
 import afterword.train.stage
 import afterword.feedback.importing.imports, afterword.forget, afterword.model.loading, afterword.simulate
 import afterword.cli.model_check

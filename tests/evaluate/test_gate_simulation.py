@@ -30,9 +30,11 @@ def test_the_recorded_simulation_keeps_the_promises() -> None:
 
 
 def test_the_simulation_draws_every_line_of_the_default_suites() -> None:
-    drawn = {f"holdout.{name}" for name in ("interactions", "conversations", "need_drop")} | set(simulation.GUARDS)
+    drawn = {f"holdout.{name}" for name in ("interactions", "conversations", "hindsight_kl_drop")} | set(
+        simulation.GUARDS
+    )
     settings = EvaluateConfig()
-    lines = {f"{b.suite}.{b.figure}" for b in bounds(GateThresholds()) if b.suite in settings.suites}
+    lines = {f"{b.suite}.{b.metric.name}" for b in bounds(GateThresholds()) if b.suite in settings.suites}
     by_program_or_judge = {"holdout.checks", "holdout.judge", "holdout.judge_failed"}
     counted_and_not_estimated = {"privacy.extracted"}
     assert lines - drawn == by_program_or_judge | counted_and_not_estimated

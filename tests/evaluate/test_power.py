@@ -109,9 +109,9 @@ def test_an_evaluation_that_looks_early_asks_fewer_answers(tiny: str, adapters: 
     )  # fmt: skip
     looks = report.about["looks"]
     assert looks["why"] == "worse" and looks["n"] < looks["of"] == 32 and looks["level"] > 0.95
-    assert len(report.examples) == looks["n"] == report.suites["holdout"]["need_drop"]["n"]
+    assert len(report.examples) == looks["n"] == report.suites["holdout"]["hindsight_kl_drop"]["n"]
     assert len(server.requests) == 2 * looks["n"]
-    assert report.suites["holdout"]["need_drop"]["high"] < 0
+    assert report.suites["holdout"]["hindsight_kl_drop"]["high"] < 0
 
 
 def test_holm_is_stricter_than_each_p_and_keeps_their_order() -> None:
@@ -132,7 +132,7 @@ def test_p_values_read_off_intervals_are_those_of_the_test() -> None:
 def test_only_what_is_beyond_chance_after_correction_is_called_a_change() -> None:
     suites = {
         "holdout": {
-            "need_drop": statistics.figure(0.1, 0.06, 0.14, 40),
+            "hindsight_kl_drop": statistics.figure(0.1, 0.06, 0.14, 40),
             "gain": statistics.figure(0.1, 0.0, 0.2, 40),
         },
         "collapse": {name: statistics.figure(0.01, -0.1, 0.12, 40) for name in ("empty", "copies", "leaks")},
@@ -140,8 +140,8 @@ def test_only_what_is_beyond_chance_after_correction_is_called_a_change() -> Non
         "forgetting": {"error": "RuntimeError"},
     }
     found = changes(suites)
-    assert [(row["suite"], row["figure"], row["better"]) for row in found] == [
-        ("holdout", "need_drop", True), ("safety", "refusals", False),
+    assert [(row["suite"], row["metric"], row["better"]) for row in found] == [
+        ("holdout", "hindsight_kl_drop", True), ("safety", "refusals", False),
     ]  # fmt: skip
     assert all(row["p"] <= row["adjusted"] < 0.05 for row in found)
 

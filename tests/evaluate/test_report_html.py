@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,12 +12,20 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from afterword.evaluate.report.heatmap import Heatmap, heatmap_fragment, heatmap_html, heatmap_terminal, mean_size
-from afterword.evaluate.report.heatmap_stage import control_for, measure_heatmap
-from afterword.evaluate.report.html import curve, intervals
+from afterword.evaluate.report.heatmap import (
+    Heatmap,
+    control_for,
+    heatmap_fragment,
+    heatmap_html,
+    heatmap_terminal,
+    mean_size,
+    measure_heatmap,
+)
+from afterword.evaluate.report.pages import curve, intervals
 from afterword.evaluate.report.report_html import Section, render_report
 from afterword.learn.diagnostics import TokenAdvantage
 from afterword.records import Feedback, Report, Skip, Verdict
+from afterword.release.gate import decide
 from afterword.store import Store
 
 from .conftest import candidate, held
@@ -91,7 +100,7 @@ def full_report(**suites: Any) -> Report:
 def verdict(**changes: Any) -> Verdict:
     given: dict[str, Any] = {
         "id": "ver-1", "candidate": "cand-1", "report": "rep-1", "passed": False,
-        "reasons": (f"no: holdout: {NASTY}", "ok: collapse: fine"), **changes,
+        "reasons": (f"no: holdout: {NASTY}", "Empty answers: 0.0 points more: ok"), **changes,
     }  # fmt: skip
     return Verdict(**given)
 
@@ -104,7 +113,8 @@ def test_the_page_is_whole_self_contained_and_escaped() -> None:
     assert "1 of 2 checks did not hold" in text
     assert found.tags.count("svg") >= 8 and "main" in found.tags
     assert "Changed for the better: 8" in text and "Changed for the worse: 3" in text and "1 did not change" in text
-    assert "Better on 9, worse on 2 of 24" in text and "unknown" in text
+    assert "Interactions that need less correction: 9 · Interactions that need more correction: 2" in text
+    assert "unknown" in text
 
 
 def test_yes_no_and_override_say_so() -> None:
@@ -245,15 +255,7 @@ def test_a_wide_terminal_has_the_control_beside_and_a_poor_one_keeps_the_directi
     assert max(len(Text.from_ansi(line).plain) for line in said.splitlines()) <= 140
 
 
-def test_every_suite_has_its_words_and_what_changed_is_told_in_order() -> None:
-    from afterword.evaluate.report.labels import ABOUT, ROWS, label_of
-    from afterword.evaluate.stats.changes import BETTER
-    from afterword.evaluate.suites import SUITES
-
-    assert set(ROWS) == set(ABOUT) == set(SUITES)
-    assert all(
-        label_of(suite, name) != name for suite, names in BETTER.items() for name in names if name != "loss_rise"
-    )
+def test_what_changed_is_told_in_order() -> None:
     changed = {"prompt": NASTY, "before": "I can't.", "after": NASTY, "says": "refusals"}
     changes = [{"suite": "safety", "figure": "refusals", "better": False, "p": 0.001, "adjusted": 0.004}]
     report = Report(
@@ -267,3 +269,12 @@ def test_every_suite_has_its_words_and_what_changed_is_told_in_order() -> None:
     assert "Harmful requests declined" in text and "safety: 1 answers changed sides" in text and "Overlap" in text
     assert "Harmful requests declined (p = 0.004)" in text.replace("  ", " ")
     assert page.count("<svg") == 3
+
+
+def test_a_report_that_an_earlier_version_stored_is_shown_under_the_names_of_today() -> None:
+    stored = json.loads((Path(__file__).parent / "data/report_of_0_1.json").read_text(encoding="utf-8"))
+    report = Report.from_dict(stored)
+    text = " ".join(outline(render_report(candidate(), report, decide(report))).text)
+    assert "need_drop" not in text and "need drop" not in text
+    assert text.count("Correction needed (KL to the base that reads the follow-up)") > 1  # in the suite, and by answer
+    assert "\u22120.015 nats a token" in text

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from afterword import metrics
 from afterword.chat.refusals import declines
 from afterword.config import EvaluateConfig
 from afterword.errors import AdapterError, UsageError
@@ -25,6 +26,7 @@ from afterword.evaluate.scoring.secrets import decoys, found_secrets, planted_se
 from afterword.evaluate.suites import SUITES
 from afterword.evaluate.suites.calibration import brier, ece, overconfidence
 from afterword.evaluate.suites.privacy import longest_run
+from afterword.metrics import rows_of
 from afterword.records import Candidate, Feedback, Interaction, Json, Release, Report, Turn, Verdict
 from afterword.release.gate import GateThresholds, decide
 from afterword.store import Store
@@ -71,12 +73,21 @@ def test_the_default_suites_are_known_and_an_unchanged_adapter_loses_none(
     assert not [figures for figures in report.suites.values() if "error" in figures]
     assert set(EvaluateConfig().suites) < set(SUITES) and report.about["changes"] == []
     assert set(report.about["seconds_by_suite"]) == set(report.suites)
-    refused = [reason for reason in decide(report).reasons if reason.startswith("no: ")]
-    few_and_no_gain = [" holdout"] * 3
-    assert [reason.split(":")[1] for reason in refused] == few_and_no_gain
+    refused = [reason for reason in decide(report).reasons if reason.endswith(": no")]
+    assert [reason.split(":")[0] for reason in refused] == [
+        "Held-out interactions compared", "Conversations compared", "Drop of the correction needed",
+    ]  # fmt: skip
+    _every_metric_is_in_the_table(report)
     assert report.suites["privacy"]["secrets"]["value"] == 2 and report.suites["privacy"]["extracted"]["value"] == 0
-    assert report.suites["earlier-wins"]["need_drop"]["value"] == 0.0
+    assert report.suites["earlier-wins"]["hindsight_kl_drop"]["value"] == 0.0
     assert report.suites["collapse"]["entropy_ratio"]["value"] == 1.0
+
+
+def _every_metric_is_in_the_table(report: Report) -> None:
+    """No suite gives a metric that has no label, unit and direction."""
+    for suite, values in report.suites.items():
+        known = {row.spec.name for row in rows_of(suite, values)}
+        assert known <= {spec.name for spec in metrics.SUITES[suite].metrics}, suite
 
 
 # ---- privacy
@@ -97,9 +108,7 @@ def test_a_candidate_that_learned_secrets_by_heart_gives_them_away(
     assert knows["exposure_candidate"]["value"] == 5.0 and knows["exposure_rise"]["value"] > 1.0
     assert knows["memorised_candidate"]["value"] == 1.0 and knows["memorised_base"]["value"] == 0.0
     refused = decide(found, GateThresholds(required=())).reasons
-    assert refused[0] == (
-        "no: privacy: the number of secrets given away is 2.000 on 2, but it must be at most 0.000"
-    )  # fmt: skip
+    assert refused[0] == "Secrets given away that the base does not know: 2, at most 0 allowed: no"
     innocent = measure(tiny, adapters["small"], "privacy", trained=trained).suites["privacy"]
     assert innocent["extracted"]["value"] == 0 and innocent["memorised"]["value"] == 0.0
 
@@ -149,7 +158,7 @@ def test_an_answer_that_quotes_a_training_text_is_seen(tiny: str, adapters: dict
     serve(lambda arm, question: plain(arm, question) if arm == "base" else (f"I {said}.", "stop"))
     found = measure(tiny, adapters["small"], "privacy", trained=trained)
     assert found.suites["privacy"]["quotes"]["value"] == 1.0
-    assert any("quote users" in reason for reason in decide(found).reasons if reason.startswith("no: "))
+    assert any(r.startswith("Answers that quote a training text") and r.endswith(": no") for r in decide(found).reasons)
 
 
 # ---- safety
@@ -189,7 +198,7 @@ def test_lost_refusals_and_needless_remarks_are_counted(tiny: str, adapters: dic
     assert found["benign"]["value"] == 1.0
     assert found["personalised_candidate"]["value"] == pytest.approx(1 / 24)
     assert len(report.about["changed"]["safety"]) == 24 + 32 + 1
-    assert {row["figure"] for row in report.about["changes"] if not row["better"]} == {"refusals"}
+    assert {row["metric"] for row in report.about["changes"] if not row["better"]} == {"refusals"}
     assert not decide(report, GateThresholds(required=())).passed
 
 
@@ -262,13 +271,13 @@ def test_earlier_wins_grow_with_every_release(tmp_path: Path) -> None:
         _store(store)
         assert earlier_wins(store, "default", 9) == []
         _released(store, "c1", (
-            {"interaction": "i0", "need_served": 0.5, "need_candidate": 0.3},
-            {"interaction": "i1", "need_served": 0.5, "need_candidate": 0.6},
+            {"interaction": "i0", "hindsight_kl_served": 0.5, "hindsight_kl_candidate": 0.3},
+            {"interaction": "i1", "hindsight_kl_served": 0.5, "hindsight_kl_candidate": 0.6},
             {"interaction": "i2"},
-            {"interaction": "gone", "need_served": 0.5, "need_candidate": 0.1},
+            {"interaction": "gone", "hindsight_kl_served": 0.5, "hindsight_kl_candidate": 0.1},
         ))  # fmt: skip
         assert [item.interaction.id for item in earlier_wins(store, "default", 9)] == ["i0"]
-        _released(store, "c2", ({"interaction": "i3", "need_served": 0.5, "need_candidate": 0.1},))
+        _released(store, "c2", ({"interaction": "i3", "hindsight_kl_served": 0.5, "hindsight_kl_candidate": 0.1},))
         assert [item.interaction.id for item in earlier_wins(store, "default", 9)] == ["i0", "i3"]
         assert [item.interaction.id for item in earlier_wins(store, "default", 1)] == ["i3"]
         assert earlier_wins(store, "other", 9) == []
@@ -284,7 +293,10 @@ def test_a_lost_win_is_a_no_and_none_yet_is_not(tiny: str, adapters: dict[str, P
     few = measure(tiny, adapters["large"], "earlier-wins", wins=[held(i) for i in range(8)])
     assert list(few.suites["earlier-wins"]) == ["wins"] and decide(few, GateThresholds(required=())).reasons == ()
     lost = measure(tiny, adapters["large"], "earlier-wins", wins=[held(2 * i) for i in range(8)])
-    assert lost.suites["earlier-wins"]["need_drop"]["high"] < 0 and lost.suites["earlier-wins"]["kept"]["value"] == 0.0
+    assert (
+        lost.suites["earlier-wins"]["hindsight_kl_drop"]["high"] < 0
+        and lost.suites["earlier-wins"]["kept"]["value"] == 0.0
+    )
     verdict = decide(lost, GateThresholds(required=()))
     assert not verdict.passed and "earlier wins" in verdict.reasons[0]
 

@@ -35,7 +35,7 @@ def measure_example(store: Store, found: DemoFindings) -> Heatmap | None:
 
     Another complaint would be no control here: this user wants the same thing every time.
     """
-    from afterword.evaluate.report.heatmap_stage import measure_heatmap
+    from afterword.evaluate.report.heatmap import measure_heatmap
 
     learned = (store.get(Interaction, identifier) for identifier in found.candidate.interactions)
     for interaction in learned:
@@ -68,36 +68,19 @@ def _page(found: DemoFindings, report: Json, heatmap: Heatmap | None, losses: Se
 
 def _trait_html(report: Json) -> str:
     """The trait before and after, and the answers behind it."""
-    from afterword.evaluate.report.html import escape as safe
-    from afterword.evaluate.report.html import intervals
+    from afterword.evaluate.report.pages import intervals, render
 
     sides = [(kind, report[side]) for kind, side in (("served", "before"), ("candidate", "after"))]
-    rows = [(kind, (figure["value"], figure["low"], figure["high"])) for kind, figure in sides]
-    numbers = "".join(f"<span class={kind}>{safe(percent(figure))}</span>" for kind, figure in sides)
-    picture = intervals(rows, 0.0, 1.0, None, "Share of held-out answers with the trait, before and after")
-    told = _telling(report["answers"])
-    rest = [row for row in report["answers"] if row not in told]
-    return (
-        f"<p>{safe(report['conclusion'])}</p><p class=dim>The user wants: {safe(report['wants'])} A program "
-        "decides it; training never sees that program.</p><p class='key dim'><span class=served>before</span>"
-        f"<span class=candidate>after</span></p><div class=rows><div class=name>{report['before']['n']} held-out "
-        f"questions that show the trait</div><div>{picture}</div><div class=num>{numbers}</div></div>"
-        + "".join(_pair_html(row) for row in told)
-        + f"<details><summary>All {len(report['answers'])} answers</summary>"
-        + "".join(_pair_html(row) for row in rest)
-        + "</details>"
+    rows = [(kind, (share["value"], share["low"], share["high"])) for kind, share in sides]
+    telling = _telling(report["answers"])
+    return render(
+        "trait.html",
+        report=report,
+        picture=intervals(rows, 0.0, 1.0, None, "Share of held-out answers with the trait, before and after"),
+        numbers=[{"kind": kind, "value": percent(share)} for kind, share in sides],
+        shown=telling,
+        rest=[row for row in report["answers"] if row not in telling],
     )
-
-
-def _pair_html(row: Json) -> str:
-    from afterword.evaluate.report.html import escape as safe
-
-    sides = "".join(
-        f"<div class={side}><small>{side}, grade {row[f'grade_{side}']:.2f}</small>"
-        f"<p class=text>{safe(row[side]) or '<i>(empty)</i>'}</p></div>"
-        for side in ("before", "after")
-    )
-    return f"<div class=example><div class=ask>{safe(row['prompt'])}</div><div class=sides>{sides}</div></div>"
 
 
 def show(found: DemoFindings, report: Json, heatmap: Heatmap | None, context: Context, directory: Path) -> None:

@@ -1,15 +1,17 @@
-"""A report and a verdict in the terminal: every figure with its interval, every reason with its numbers.
+"""Prints a report and a verdict: every metric with unit and interval, every reason with its numbers.
 
-Owns the words and columns; the page of a report is `evaluate.report_html`'s.
+Names and units are `afterword.metrics`'; the page of a report is `evaluate.report.report_html`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from afterword.cli.context import Context
+from afterword.metrics import UNITS, MetricRow, Unit, difference, ends_of, interval, rows_of, spec_of
 from afterword.records import Json, Report, Verdict
 
 if TYPE_CHECKING:
@@ -19,26 +21,39 @@ WIDE = range(100, 1000)
 """Columns of a terminal in which two maps stand side by side; more is no terminal."""
 
 
-def show_figures(context: Context, report: Report) -> None:
-    """Every suite's figures with their intervals; paired differences that are beyond chance (corrected) are marked."""
+def show_metrics(context: Context, report: Report) -> None:
+    """Every suite's metrics with units and intervals; paired differences beyond chance (corrected) are marked."""
     sure = {
-        (row["suite"], row["figure"]): "better" if row["better"] else "worse"
+        (row["suite"], spec_of(row["suite"], row.get("metric") or row["figure"]).name): row["better"]
         for row in report.about.get("changes", ())
-    }  # fmt: skip
-    for suite, figures in report.suites.items():
-        if "error" in figures:
-            context.out.print(f"[red]{escape(suite)} failed: {escape(figures['error'])}[/]")
+    }
+    for suite, values in report.suites.items():
+        if "error" in values:
+            context.out.print(f"[red]{escape(suite)} failed: {escape(values['error'])}[/]")
             continue
         seconds = report.about.get("seconds_by_suite", {}).get(suite)
         context.table(
             suite if seconds is None else f"{suite} ({seconds:.1f} s)",
-            ("figure", "value", "95 % interval", "n", ""),
-            [
-                (name, f"{shown['value']:.4g}", _between(shown), shown["n"], sure.get((suite, name), ""))
-                for name, shown in figures.items()
-            ],
+            ("metric", "served", "candidate", "difference or value", "n", ""),
+            [_cells(row, sure.get((suite, row.spec.name))) for row in rows_of(suite, values)],
         )
         context.out.print()
+
+
+def _cells(row: MetricRow, better: bool | None) -> tuple[str, ...]:
+    """A line of the table; both arms where the report has them."""
+    unit, arms = row.spec.unit, ("", "")
+    if row.paired:
+        level = UNITS[unit].arms or unit
+        arms = _text(row.reference, level), _text(row.candidate, level)
+    shown = row.value if row.value is not None else None if row.paired else row.candidate or row.reference
+    value = "" if shown is None else _text(shown, unit, difference if row.spec.difference else interval)
+    n = next(each["n"] for each in (row.value, row.candidate, row.reference) if each is not None)
+    return row.spec.label, *arms, value, str(n), {None: "", True: "better", False: "worse"}[better]
+
+
+def _text(shown: Json, unit: Unit, write: Callable[[float, float, float, Unit], str] = interval) -> str:
+    return write(*ends_of(shown), unit)
 
 
 def show_heatmap(context: Context, heatmap: Heatmap) -> None:
@@ -48,12 +63,6 @@ def show_heatmap(context: Context, heatmap: Heatmap) -> None:
     out = context.out
     beside = out.is_terminal and out.width in WIDE
     out.print(heatmap_terminal(heatmap, beside=beside, basic=out.color_system == "standard"), soft_wrap=not beside)
-
-
-def _between(shown: Json) -> str:
-    if shown["low"] == shown["value"] == shown["high"]:
-        return ""
-    return f"{shown['low']:.4g} to {shown['high']:.4g}"
 
 
 def show_verdict(context: Context, verdict: Verdict, title: str = "verdict") -> None:

@@ -15,7 +15,7 @@ from afterword.cli.context import Context
 from afterword.cli.dry_run import show_selection
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
-from afterword.cli.report_view import show_figures, show_heatmap, show_verdict
+from afterword.cli.report_view import show_heatmap, show_metrics, show_verdict
 from afterword.cli.server_state import running_server
 from afterword.cli.target_model import served_model, served_name
 from afterword.config import Config, CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
@@ -274,7 +274,7 @@ def run_evaluate(context: Context) -> int:
     if context.json:
         context.emit({"report": report.to_dict(), "verdict": verdict.to_dict()})
     else:
-        show_figures(context, report)
+        show_metrics(context, report)
         show_verdict(context, verdict, "bounds of these suites" if suites else "verdict")
     return 0 if verdict.passed or not verdict.reasons else GateRefused.exit_code
 
@@ -342,8 +342,7 @@ def _show_event(context: Context, event: Event) -> None:
 
 def run_heatmap(context: Context) -> int:
     """Token advantages of a turn under what the user wrote next (or --text), with other words as the control."""
-    from afterword.evaluate.report.heatmap import heatmap_html
-    from afterword.evaluate.report.heatmap_stage import control_for, measure_heatmap
+    from afterword.evaluate.report.heatmap import control_for, heatmap_html, measure_heatmap
 
     page: Path | None = context.args.html
     if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):

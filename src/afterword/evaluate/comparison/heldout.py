@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from afterword.chat.canonical import text_of
 from afterword.errors import NothingToDo
 from afterword.evaluate.comparison.answers import Prompt
+from afterword.metrics import current
 from afterword.records import Candidate, Feedback, Interaction, Json, Release, Report, Turn, Verdict
 from afterword.store import Store
 from afterword.store.channels import covers
@@ -115,7 +116,8 @@ def _newest(store: Store, kept: Sequence[Interaction], limit: int, fits: Fits) -
 
 
 def _drop(example: Json) -> float:
-    before, after = example.get("need_served"), example.get("need_candidate")
+    notes = current(example)
+    before, after = notes.get("hindsight_kl_served"), notes.get("hindsight_kl_candidate")
     return 0.0 if before is None or after is None else float(before) - float(after)
 
 

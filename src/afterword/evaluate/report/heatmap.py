@@ -1,28 +1,34 @@
-"""A heat map of token advantages, as HTML and for the terminal: what the hindsight says about each token of an answer.
+"""Measures a heat map of token advantages and draws it as HTML and for the terminal.
 
-Owns colours and words; the numbers come from `learn.diagnostics.token_advantages`. Blue is for the token, orange
-against it (safe for the common kinds of colour blindness); what is strongly against it is underlined as well, so
-that colour is never alone. Beside the real hindsight stands a control: another interaction's, which should say
-little.
+The base model reads a turn with its own hindsight and with a control, another interaction's, which should say little.
+Blue is for a token, orange against it (safe for the common kinds of colour blindness); what is strongly against it is
+underlined as well, so that colour is never alone. Writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
 
+from markupsafe import Markup
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from afterword.chat.canonical import text_of
 from afterword.chat.printable import printable
-from afterword.evaluate.report.html import escape, page
-from afterword.records import Json
+from afterword.chat.words import words
+from afterword.evaluate.report.pages import render
+from afterword.evaluate.scoring.hindsight import CONTEXT
+from afterword.learn.diagnostics import TokenAdvantage, token_advantages
+from afterword.model.loading import load_model, load_tokenizer
+from afterword.records import Feedback, Interaction, Json, Skip, Turn, content_hash
+from afterword.store import Store
 
-if TYPE_CHECKING:
-    from afterword.learn.diagnostics import TokenAdvantage
-
+LOOKED = 400
+"""Interactions, the newest, among which a control is looked for."""
+ALIKE = 0.2
+"""Share of common words from which two messages may well want the same."""
 FULL = 3.0
 """Nats at which a colour is at its strongest."""
 STRONG = 1.0
@@ -45,6 +51,51 @@ class Heatmap:
     def to_dict(self) -> Json:
         """JSON-compatible."""
         return asdict(self)
+
+
+def measure_heatmap(turn: Turn, hindsight: str, control: str | None, *, model: str, device: str = "auto") -> Heatmap:
+    """The heat map of `turn` under `hindsight`, with `control` (words about another answer) beside it.
+
+    UsageError when the answer is empty or too long for the model; ModelError when the model cannot be loaded.
+    """
+    base, tokenizer = load_model(model, device=device), load_tokenizer(model)
+    asked = [m for m in turn.messages if m.get("role") == "user"]
+    return Heatmap(
+        turn=turn.id,
+        question=text_of(asked[-1].get("content")) if asked else "",
+        hindsight=hindsight,
+        tokens=token_advantages(base, tokenizer, turn, hindsight, CONTEXT),
+        control_hindsight=control,
+        control=() if control is None else token_advantages(base, tokenizer, turn, control, CONTEXT),
+    )
+
+
+def control_for(store: Store, turn: Turn, hindsight: str) -> str | None:
+    """Words about another turn that say something else, always the same ones for the same rows; None without any.
+
+    A user who wants the same every time gives no control by another complaint: where all words are alike, an off-topic
+    message is taken instead.
+    """
+    own = set(words(hindsight))
+    rows = store.rows(Interaction, newest=True, limit=LOOKED)
+    ranked = sorted(
+        (_likeness(own, row.hindsight), content_hash("control", turn.id, row.id), row.hindsight)
+        for row in rows
+        if row.hindsight and row.turn != turn.id and row.hindsight != hindsight
+    )
+    if ranked and ranked[0][0] < ALIKE:
+        return ranked[0][2]
+    for skip in store.rows(Skip, reason="off_topic"):
+        feedback = store.find(Feedback, skip.feedback)
+        if feedback is not None and feedback.text and feedback.turn != turn.id:
+            return feedback.text
+    return ranked[0][2] if ranked else None
+
+
+def _likeness(own: set[str], text: str) -> float:
+    """Words in common over words in either."""
+    other = set(words(text))
+    return len(own & other) / max(1, len(own | other))
 
 
 def mean_size(tokens: Sequence[TokenAdvantage]) -> float:
@@ -70,66 +121,48 @@ def characters(tokens: Sequence[TokenAdvantage]) -> list[TokenAdvantage]:
 
 def heatmap_html(heatmap: Heatmap) -> str:
     """A page of its own, without any external file."""
-    head = f"<p class=kicker>Turn {escape(heatmap.turn)}</p><h1>What the next message says about each token</h1>"
-    return page(f"Token advantages of {heatmap.turn}", head + heatmap_fragment(heatmap))
+    title = f"Token advantages of {heatmap.turn}"
+    return str(render("heatmap_page.html", title=title, turn=heatmap.turn, heatmap=heatmap_fragment(heatmap)))
 
 
-def heatmap_fragment(heatmap: Heatmap) -> str:
-    """The heat map and its control as HTML to put into a page made by `html.page`."""
-    parts = [
-        "<section class=heat>",
-        f"<p class=quote><b>Asked</b> {escape(heatmap.question)}</p>" if heatmap.question else "",
-        "<div class=maps>",
-        _map("What the user wrote next", heatmap.hindsight, heatmap.tokens),
-    ]
+def heatmap_fragment(heatmap: Heatmap) -> Markup:
+    """The heat map and its control as HTML to put into a page made by `pages.page`."""
+    maps = [_map("What the user wrote next", heatmap.hindsight, heatmap.tokens)]
     if heatmap.control_hindsight is not None:
-        parts.append(_map("Control: words about another answer", heatmap.control_hindsight, heatmap.control))
-    parts += ["</div>", _LEGEND, "</section>"]
-    return "\n".join(parts)
+        maps.append(_map("Control: words about another answer", heatmap.control_hindsight, heatmap.control))
+    return render("heatmap.html", question=heatmap.question, maps=maps)
 
 
-_LEGEND = """<p class=legend><span style="background:rgb(217 95 2/.75)">against the token</span>
-<span style="background:rgb(217 95 2/.25)">&nbsp;</span><span>no opinion</span><span
-style="background:rgb(33 102 172/.25)">&nbsp;</span><span style="background:rgb(33 102 172/.75)">for the token</span>
-Each token's log-probability with the follow-up in view minus without it, full colour from 3 nats. Underlined: more than
-1 nat against. Point at a token, or tap it, for both numbers.</p>"""
+def _map(title: str, hindsight: str, tokens: Sequence[TokenAdvantage]) -> Json:
+    rows = [(word, strongest(tokens, sign)) for word, sign in (("against", -1), ("for", 1))]
+    return {
+        "title": title,
+        "hindsight": hindsight,
+        "size": f"{mean_size(tokens):.2f}",
+        "tokens": [_token(token) for token in characters(tokens)],
+        "strongest": [
+            {"word": word, "tokens": [{"text": t.text.strip(), "advantage": f"{t.advantage:+.1f}"} for t in found]}
+            for word, found in rows
+            if found
+        ],
+    }
 
 
-def _map(title: str, hindsight: str, tokens: Sequence[TokenAdvantage]) -> str:
-    spans = "".join(_span(token) for token in characters(tokens))
-    return (
-        f"<figure><figcaption><b>{title}</b> <q>{escape(hindsight)}</q> "
-        f"<small>mean size {mean_size(tokens):.2f} nats</small></figcaption><p class=tokens>{spans}</p>"
-        f"{_strongest_html(tokens)}</figure>"
-    )
-
-
-def _span(token: TokenAdvantage) -> str:
-    shown = escape(printable(token.text)).replace("\n", "<i>↵</i><br>")
-    tip = f"with {token.with_hindsight:.2f}, without {token.without:.2f}, advantage {token.advantage:+.2f} nats"
+def _token(token: TokenAdvantage) -> Json:
     red, green, blue = _AGAINST if token.advantage < 0 else _FOR
     alpha = min(1.0, abs(token.advantage) / FULL) * 0.75
-    underline = " class=u" if token.advantage <= -STRONG else ""
-    return (
-        f'<span{underline} tabindex=0 aria-label="{tip}" data-tip="{tip}" '
-        f'style="background:rgb({red} {green} {blue}/{alpha:.2f})">{shown}</span>'
-    )
+    return {
+        "lines": printable(token.text).split("\n"),
+        "tip": f"with {token.with_hindsight:.2f}, without {token.without:.2f}, advantage {token.advantage:+.2f} nats",
+        "strong": token.advantage <= -STRONG,
+        "colour": f"rgb({red} {green} {blue}/{alpha:.2f})",
+    }
 
 
 def strongest(tokens: Sequence[TokenAdvantage], sign: int, most: int = 4) -> list[TokenAdvantage]:
     """The tokens that are most strongly spoken against (`sign` -1) or for (1), beyond a tenth of a nat."""
     ranked = sorted(characters(tokens), key=lambda t: -sign * t.advantage)
     return [t for t in ranked[:most] if sign * t.advantage > 0.1 and t.text.strip()]
-
-
-def _strongest_html(tokens: Sequence[TokenAdvantage]) -> str:
-    rows = [(word, strongest(tokens, sign)) for word, sign in (("against", -1), ("for", 1))]
-    said = [
-        f"{word} {', '.join(f'<code>{escape(t.text.strip())}</code> {t.advantage:+.1f}' for t in found)}"
-        for word, found in rows
-        if found
-    ]
-    return f"<p class=dim>Strongest {'; '.join(said)}</p>" if said else ""
 
 
 def heatmap_terminal(heatmap: Heatmap, *, beside: bool = False, basic: bool = False) -> Text | Group:

@@ -160,7 +160,7 @@ class Models:
         return [found[i] for i in range(len(pairs))]
 
     @torch.no_grad()
-    def need(
+    def hindsight_kl(
         self, names: Sequence[str | None], pairs: Sequence[tuple[tuple[Ids, Ids], tuple[Ids, Ids]]]
     ) -> list[list[tuple[list[float], list[float]]]]:
         """For each arm and each ((prompt, y), (prompt with hindsight, y)), at every token of y: KL(base reading the

@@ -28,7 +28,7 @@ class Scored:
     """One answer under its hindsight, in nats."""
 
     score: float
-    """See `learn.implied.score`."""
+    """See `learn.hindsight_score.score`."""
     mean: float
     """Plain mean of log p(y|x,o) - log p(y|x) over the answer's tokens."""
     tokens: int
@@ -57,20 +57,28 @@ def score_answers(
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
-    """What one arm still needs of one user's correction, and how sure it is of itself on the way (nats a token)."""
+class HindsightKL:
+    """Distance of one arm to the base that has read one user's correction, and the arm's entropy (nats a token)."""
 
-    need: float
+    kl: float
     entropy: float
 
 
-def needs(comparison: Comparison, arm: Arm, items: Sequence[HeldOut]) -> list[Needed]:
-    """How much correction `arm` still needs: the mean over the tokens of the answer that the user reacted to of
-    KL(base(. | x, o, y_<t) || arm(. | x, y_<t)), nats a token, and of the arm's entropy at the same places.
+def hindsight_kl(comparison: Comparison, arm: Arm, items: Sequence[HeldOut]) -> list[HindsightKL]:
+    """How much correction an arm still needs, for each item.
 
-    This is the distance to the model that has seen the follow-up, the very thing that training lessens (forward form
-    of arXiv 2603.12273, equation 2), on interactions that training has not seen. Both arms are held to the same
-    tokens, so that neither length nor luck of an answer is in the difference.
+    The mean over the tokens of the answer that the user reacted to of KL(base(. | x, o, y_<t) || arm(. | x, y_<t)):
+    the distance to the model that has seen the follow-up, which training lessens (forward form of arXiv 2603.12273,
+    equation 2), on interactions that training has not seen. All arms are measured on the same tokens, so neither
+    length nor luck of an answer is in the difference.
+
+    Args:
+        comparison: Model, caches and both arms.
+        arm: The arm that is measured; the comparison's other arms are computed beside it and cached.
+        items: Held-out interactions with a follow-up.
+
+    Returns:
+        KL and entropy in nats a token, in the order of `items`.
     """
     cache = comparison.cache("needs")
     pairs = [_pairs(comparison, item, _first_answer(item)) for item in items]
@@ -79,16 +87,18 @@ def needs(comparison: Comparison, arm: Arm, items: Sequence[HeldOut]) -> list[Ne
     missing = {i: pair for i, pair in enumerate(pairs) if cache.get(keys[arm.content][i]) is None}
     if missing:  # for the other arm, too: what the base reads is then computed once
         wanted = [one for one in arms if any(cache.get(keys[one][i]) is None for i in missing)]
-        comparison.progress("need", 0, len(missing))
-        found = comparison.models.need([comparison.adapter(arms[one]) for one in wanted], list(missing.values()))
+        comparison.progress("hindsight KL", 0, len(missing))
+        found = comparison.models.hindsight_kl(
+            [comparison.adapter(arms[one]) for one in wanted], list(missing.values())
+        )
         for one, values in zip(wanted, found, strict=True):
             cache.put({keys[one][i]: value for i, value in zip(missing, values, strict=True)})
     kept = map(cache.get, keys[arm.content])
-    return [Needed(sum(kl) / len(kl), sum(entropy) / len(entropy)) for kl, entropy in kept]
+    return [HindsightKL(sum(kl) / len(kl), sum(entropy) / len(entropy)) for kl, entropy in kept]
 
 
-def with_need(items: Sequence[HeldOut]) -> list[HeldOut]:
-    """The items whose need of correction is measured. Edits are left out while there is anything else: a base that
+def with_follow_up(items: Sequence[HeldOut]) -> list[HeldOut]:
+    """The items whose hindsight KL is measured. Edits are left out while there is anything else: a base that
     reads the user's whole text copies it, which needs ten times the correction of a follow-up and drowns it."""
     worded = [item for item in items if item.interaction.hindsight.strip()]
     return [item for item in worded if not item.final_text] or worded

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from afterword.evaluate.comparison.comparison import Comparison
 from afterword.evaluate.comparison.heldout import HeldOut, clusters_of
-from afterword.evaluate.scoring.hindsight import needs, with_need
+from afterword.evaluate.scoring.hindsight import hindsight_kl, with_follow_up
 from afterword.evaluate.stats.group_sequential import stop_early
 from afterword.records import Json
 
@@ -19,13 +19,13 @@ from afterword.records import Json
 def look_first(comparison: Comparison) -> Json:
     """Cut the comparison's items to those that decide, and set the level of its interval; says what was done."""
     everything = _together(comparison.items)
-    judged = with_need(everything)
+    judged = with_follow_up(everything)
     if not judged:
         return {"looks": 0, "of": len(everything)}
 
     def drops(n: int) -> list[float]:
-        served, candidate = (needs(comparison, arm, judged[:n]) for arm in comparison.arms)
-        return [a.need - b.need for a, b in zip(served, candidate, strict=True)]
+        served, candidate = (hindsight_kl(comparison, arm, judged[:n]) for arm in comparison.arms)
+        return [a.kl - b.kl for a, b in zip(served, candidate, strict=True)]
 
     settings = comparison.settings
     look = stop_early(drops, clusters_of(judged), settings.looks, seed=settings.seed)

@@ -1,29 +1,20 @@
-"""One module per way to compare a candidate with what is served; `SUITES` is the list.
+"""One module per suite of `afterword.metrics.SUITES`; `SUITES` here is name -> function.
 
-Owns the names. A suite takes a `Comparison` and gives `Findings`; to add one, write its module and a line here, and
-its bounds in the gate.
+A suite takes a `Comparison` and gives `Findings`. Its module and its function have its name, "-" read as "_".
+docs/evaluation.md says how to add one.
 """
 
-from afterword.evaluate.comparison.comparison import Suite
-from afterword.evaluate.suites.calibration import calibration
-from afterword.evaluate.suites.collapse import collapse
-from afterword.evaluate.suites.earlier_wins import earlier_wins
-from afterword.evaluate.suites.forgetting import forgetting
-from afterword.evaluate.suites.holdout import holdout
-from afterword.evaluate.suites.ifeval import ifeval
-from afterword.evaluate.suites.latency import latency
-from afterword.evaluate.suites.privacy import privacy
-from afterword.evaluate.suites.safety import safety
+from importlib import import_module
 
-SUITES: dict[str, Suite] = {
-    "holdout": holdout,
-    "collapse": collapse,
-    "forgetting": forgetting,
-    "earlier-wins": earlier_wins,
-    "privacy": privacy,
-    "safety": safety,
-    "calibration": calibration,
-    "ifeval": ifeval,
-    "latency": latency,
-}
-"""By name."""
+from afterword import metrics
+from afterword.evaluate.comparison.comparison import Suite
+
+
+def _function(suite: str) -> Suite:
+    name = suite.replace("-", "_")
+    function: Suite = getattr(import_module(f"{__name__}.{name}"), name)
+    return function
+
+
+SUITES: dict[str, Suite] = {suite: _function(suite) for suite in metrics.SUITES}
+"""By name, in the order of the table."""

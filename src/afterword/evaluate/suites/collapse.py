@@ -16,7 +16,7 @@ from afterword.evaluate.comparison.answer_pairs import Case
 from afterword.evaluate.comparison.answers import Given
 from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.comparison.heldout import clusters_of
-from afterword.evaluate.scoring.hindsight import needs, with_need
+from afterword.evaluate.scoring.hindsight import hindsight_kl, with_follow_up
 from afterword.evaluate.stats.statistics import exactly, jackknifed, mean, paired_share, ratio_of_sums, wilson
 from afterword.records import Json
 
@@ -70,10 +70,10 @@ def _variety(cases: Sequence[Case]) -> Json:
 
 def _entropy(comparison: Comparison) -> Json:
     """`entropy_ratio`: how sure of itself the candidate is, against what is served (1: the same, 0: no choice left)."""
-    items = with_need(comparison.items)
+    items = with_follow_up(comparison.items)
     if not items:
         return {}
-    served, candidate = ([one.entropy for one in needs(comparison, arm, items)] for arm in comparison.arms)
+    served, candidate = ([one.entropy for one in hindsight_kl(comparison, arm, items)] for arm in comparison.arms)
     clusters, seed = clusters_of(items), comparison.settings.seed
     if not sum(served):
         return {}

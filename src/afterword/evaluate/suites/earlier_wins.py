@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.comparison.heldout import clusters_of
-from afterword.evaluate.scoring.hindsight import needs
+from afterword.evaluate.scoring.hindsight import hindsight_kl
 from afterword.evaluate.stats.statistics import exactly, mean, wilson
 from afterword.records import Json
 
@@ -19,21 +19,21 @@ CONVERSATIONS = 8
 
 
 def earlier_wins(comparison: Comparison) -> Findings:
-    """`wins` so far; `need_drop` against what is served (below 0: won back less); `kept`, the share that still need
-    less correction from the candidate than from the base."""
+    """`wins` so far; `hindsight_kl_drop` against what is served (below 0: won back less); `kept`, the share that
+    still need less correction from the candidate than from the base."""
     items = list(comparison.wins)
     clusters, seed = clusters_of(items), comparison.settings.seed
     figures: Json = {"wins": exactly(len(items), len(items))}
     if len(set(clusters)) < CONVERSATIONS:
         return Findings(figures)
-    served, candidate = ([n.need for n in needs(comparison, arm, items)] for arm in comparison.arms)
-    base = [n.need for n in needs(comparison, comparison.base, items)]
+    served, candidate = ([n.kl for n in hindsight_kl(comparison, arm, items)] for arm in comparison.arms)
+    base = [n.kl for n in hindsight_kl(comparison, comparison.base, items)]
     drops = [a - b for a, b in zip(served, candidate, strict=True)]
     still = [b < a for a, b in zip(base, candidate, strict=True)]
     figures |= {
-        "need_drop": mean(drops, clusters, seed=seed),
-        "need_served": mean(served, clusters, seed=seed),
-        "need_candidate": mean(candidate, clusters, seed=seed),
+        "hindsight_kl_drop": mean(drops, clusters, seed=seed),
+        "hindsight_kl_served": mean(served, clusters, seed=seed),
+        "hindsight_kl_candidate": mean(candidate, clusters, seed=seed),
         "kept": wilson(sum(still), len(items)),
     }
     return Findings(figures)

@@ -91,7 +91,7 @@ def _figures(suffix: str, picked: Sequence[int], pairs: Any, candidate: Sums, se
         f"loss_rise{suffix}": ratio_of_sums(_minus(own, before), before, seed=seed),
         f"loss_rise_base{suffix}": ratio_of_sums(_minus(own, base), base, seed=seed),
         f"loss{suffix}": ratio_of_sums(own, tokens, seed=seed),
-        f"loss_served{suffix}": ratio_of_sums(before, tokens, seed=seed),
+        f"loss{suffix}_served": ratio_of_sums(before, tokens, seed=seed),
     }
 
 

@@ -15,7 +15,7 @@ from afterword.chat.text_metrics import edit_distance
 from afterword.errors import NothingToDo
 from afterword.evaluate.comparison.comparison import Check, Comparison, Findings
 from afterword.evaluate.comparison.heldout import HeldOut, clusters_of
-from afterword.evaluate.scoring.hindsight import Scored, needs, score_answers, with_need
+from afterword.evaluate.scoring.hindsight import Scored, hindsight_kl, score_answers, with_follow_up
 from afterword.evaluate.scoring.judge import judged
 from afterword.evaluate.scoring.task_checks import check_of
 from afterword.evaluate.stats.power import detectable, interactions_needed
@@ -26,7 +26,7 @@ ARMS = ("served", "candidate")
 
 
 def holdout(comparison: Comparison) -> Findings:
-    """`need_drop` is how much less correction the candidate needs than what is served (nats a token);
+    """`hindsight_kl_drop` is how much less correction the candidate needs than what is served (nats a token);
     `gain` the paired difference of the hindsight scores (candidate minus served, nats a token); `edit_gain` how much
     nearer the answers are to the user's final texts; `checks` the difference of the marks of the tasks' own programs;
     `judge` whom a judge prefers; `NAME_before`, `NAME_after`, `NAME` the marks of a caller's program."""
@@ -58,7 +58,7 @@ def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
     return {
         "interactions": exactly(len(items), len(items)),
         "conversations": exactly(len({item.conversation for item in items}), len(items)),
-        **_needs(comparison, notes),
+        **_correction(comparison, notes),
         "gain": mean(gains, clusters, seed=seed),
         "gain_mean": mean(means, clusters, seed=seed),
         "score_served": mean([s.score for s in found["served"]], clusters, seed=seed),
@@ -66,22 +66,22 @@ def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
     }
 
 
-def _needs(comparison: Comparison, notes: list[Json]) -> Json:
+def _correction(comparison: Comparison, notes: list[Json]) -> Json:
     """The correction that each arm still needs, and what so many interactions could have shown."""
-    items = with_need(comparison.items)
+    items = with_follow_up(comparison.items)
     place = {item.interaction.id: i for i, item in enumerate(comparison.items)}
     clusters, seed = clusters_of(items), comparison.settings.seed
-    need: dict[str, list[float]] = {}
+    kl: dict[str, list[float]] = {}
     for arm in comparison.arms:
-        need[arm.name] = [one.need for one in needs(comparison, arm, items)]
-        for item, needed in zip(items, need[arm.name], strict=True):
-            notes[place[item.interaction.id]][f"need_{arm.name}"] = needed
-    drops = [a - b for a, b in zip(need["served"], need["candidate"], strict=True)]
+        kl[arm.name] = [one.kl for one in hindsight_kl(comparison, arm, items)]
+        for item, value in zip(items, kl[arm.name], strict=True):
+            notes[place[item.interaction.id]][f"hindsight_kl_{arm.name}"] = value
+    drops = [a - b for a, b in zip(kl["served"], kl["candidate"], strict=True)]
     wins, losses = sum(d > 0 for d in drops), sum(d < 0 for d in drops)
     return {
-        "need_drop": mean(drops, clusters, seed=seed, level=comparison.level),
-        "need_served": mean(need["served"], clusters, seed=seed),
-        "need_candidate": mean(need["candidate"], clusters, seed=seed),
+        "hindsight_kl_drop": mean(drops, clusters, seed=seed, level=comparison.level),
+        "hindsight_kl_served": mean(kl["served"], clusters, seed=seed),
+        "hindsight_kl_candidate": mean(kl["candidate"], clusters, seed=seed),
         "wins": exactly(wins, len(items)),
         "losses": exactly(losses, len(items)),
         "sign_p": exactly(sign_test(wins, losses), len(items)),
