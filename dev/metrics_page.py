@@ -6,6 +6,7 @@ python dev/metrics_page.py
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from afterword.release.gate import REQUIRED
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN = "<!-- Written by dev/metrics_page.py from afterword/metrics.py: change the table there. -->\n"
 END = "<!-- end of the table -->\n"
+HEAD = "| metric | name in a report | unit | better | margin | why |\n|---|---|---|---|---|---|\n"
 BETTER = {1: "higher", -1: "lower", 0: ""}
 ENDS = {"value": "value", "low": "lower end", "high": "upper end"}
 
@@ -23,15 +25,11 @@ def metrics_table() -> str:
     """Every metric, suite by suite, as Markdown."""
     parts = []
     for suite in SUITES.values():
-        parts.append(f"**{suite.name}**{' (required)' if suite.required else ''}: {suite.about}\n\n")
-        parts.append(
-            "| metric | name in a report | unit | better | line of the gate | why |\n|---|---|---|---|---|---|\n"
-        )
+        head = f"**{suite.name}**{' (required)' if suite.required else ''}: {suite.about}"
+        parts.append(f"{textwrap.fill(head, 118, break_on_hyphens=False)}\n\n{HEAD}")
         for spec in suite.metrics:
-            lines = [
-                f"`{margin.setting}`: {ENDS[margin.end]} {margin.side} {margin.limit:g}" for margin in spec.margins
-            ]
-            why = "; ".join(margin.why for margin in spec.margins)
+            lines = [f"`{one.setting}`: {ENDS[one.end]} {one.side} {one.limit:g}" for one in spec.margins]
+            why = "; ".join(one.why for one in spec.margins)
             kind = " (difference)" if spec.difference else ""
             unit = f"{UNITS[spec.unit].name or spec.unit}{kind}"
             cells = (spec.label, f"`{spec.name}`", unit, BETTER[spec.direction], "; ".join(lines), why)
