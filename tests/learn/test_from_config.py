@@ -68,7 +68,7 @@ def test_renamed_options_are_read_with_a_warning() -> None:
         ({"beyond": "far"}, "beyond='far' must be a number from 0 to 9; leave it out for 0.25"),
         ({"beyond": 0.2, "contrast": 0.2}, "takes no 'contrast'"),
         ({"batch": [4]}, r"batch=\[4\] must be a whole number"),
-        ({"teacher": {"average": 0.1}}, "must be a teacher"),
+        ({"teacher": {"ema": 0.1}}, "must be one of start, base"),
         ({"max_hindsight": 0}, "max_hindsight=0 must be a whole number of at least 1"),
     ],
 )  # fmt: skip

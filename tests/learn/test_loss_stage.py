@@ -268,6 +268,7 @@ def test_any_function_of_the_served_log_probability_is_autograd_over_numbers() -
         ({"estimator": FORWARD_KL, "teacher": None}, "compares with a teacher"),
         ({"estimator": FORWARD_KL, "target": Extrapolation()}, "reads a reference"),
         ({"estimator": K1()}, "zero in expectation"),
+        ({"estimator": JSD(1.0)}, "use ForwardKL or ReverseKL there"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(changes: dict[str, Any], says: str) -> None:

@@ -1,4 +1,4 @@
-"""Routes, weights, masks, advantages, updates, schedules and anchors, each against what its source says."""
+"""Routes, weights, masks, advantages, policy clips, schedules and anchors, each against what its source says."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from afterword.errors import ConfigError
 from afterword.learn.parts import divergences, schedules, teachers, weights
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.recipes import RECIPES, Lora, recipe
-from afterword.learn.recipes.spec import SLOTS, options, read, word
+from afterword.learn.recipes.spec import SLOTS, _value, options, read, word
 from afterword.learn.recipes.validate import validate
 
 DEFAULT = "sdpo-interactions"
@@ -87,7 +87,7 @@ def test_every_name_is_read_by_some_test() -> None:
         ({"estimator": "forward-kl:1"}, "it takes nothing"),
         ({"schedule": "switch:before=1"}, "lacks at: write switch:at,before=1.0,after=0.0"),
         ({"where": "blok"}, "did you mean 'block'"),
-        ({"teacher": 3}, 'teacher=3 must be a teacher, such as "start"'),
+        ({"teacher": 3}, "teacher=3 must be one of start, base, live, ema:rate"),
         ({"rank": 4, "lora": "lora:8"}, "leave one of them out"),
         ({"name": "x"}, "takes no 'name'"),
         ({"terms": "x"}, "takes no 'terms'"),
@@ -102,7 +102,7 @@ def test_what_is_no_part_is_told_with_what_is(given: dict[str, Any], says: str) 
     ("given", "says"),
     [
         ({"teacher": "ema:fast"}, "EMA.rate='fast' must be a number"),
-        ({"teacher": "ema:2"}, "EMA.rate=2 must be a share above 0"),
+        ({"teacher": "ema:2"}, "EMA.rate=2 must be a number above 0 and at most 1"),
         ({"teacher": "ema:NaN"}, "EMA.rate=nan must be"),
         ({"schedule": "linear:floor=3"}, "Linear.floor=3 must be a number from 0 to 1"),
         ({"estimator": "jsd:1"}, "use ForwardKL or ReverseKL there"),
@@ -126,6 +126,9 @@ def test_any_text_is_a_part_or_refused(text: str, key: str) -> None:
         assert any(text.partition(":")[0] in names for names in SLOTS.values())
 
 
+SLOT_ARGUMENTS = {*DEFAULTS, "where", "context"}
+
+
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_option_set_to_its_own_default_changes_nothing(name: str) -> None:
     needs = INPUTS.get(name, {})
@@ -134,11 +137,7 @@ def test_every_option_set_to_its_own_default_changes_nothing(name: str) -> None:
     assert {"lr", "batch", "max_hindsight", "schedule", "rank"} <= {o.name for o in listed}
     for option in listed:
         if option.default != "none" and option.name not in needs:
-            value: Any = option.default
-            if option.takes in ("number", "whole number"):
-                value = float(value) if option.takes == "number" else int(value)
-            if option.takes == "true or false":
-                value = {"true": True, "false": False}[value]
+            value = option.default if option.name in SLOT_ARGUMENTS else _value(option.default)
             assert recipe(name, **needs, **{option.name: value}) == usual, option
 
 

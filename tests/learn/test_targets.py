@@ -22,6 +22,7 @@ from afterword.learn.parts.divergences import (
     ReverseKL,
     SkewForwardKL,
 )
+from afterword.learn.parts.fields import faults
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import IDENTITY, Extrapolation, GeometricBridge, Target, Temperature, targeted
 
@@ -137,16 +138,19 @@ def test_a_token_that_the_reference_forbids_is_no_target() -> None:
         (Distance(JSD(1.0)), "use ForwardKL or ReverseKL there"),
         (Distance(SkewForwardKL(0.0)), "use ForwardKL or ReverseKL there"),
         (Distance(NegativeLogLikelihood(), GeometricBridge(0.5)), "no target to change"),
-        (Distance(FORWARD_KL, Temperature(0.0)), "must be positive and finite"),
-        (Distance(FORWARD_KL, GeometricBridge(1.5)), "beta lies from 0"),
-        (Distance(FORWARD_KL, Extrapolation(math.nan)), "finite scale"),
-        (Distance(FORWARD_KL, Extrapolation(2.0, plausible=1.0)), "is a probability"),
-        (Distance(FORWARD_KL, support=TopK(0)), "at least 1"),
+        (Distance(FORWARD_KL, Temperature(0.0)), "temperature=0.0 must be a number above 0"),
+        (Distance(FORWARD_KL, GeometricBridge(1.5)), "beta=1.5 must be a number from 0 to 1"),
+        (Distance(FORWARD_KL, Extrapolation(math.nan)), "scale=nan must be a number above 0 and at most 10"),
+        (
+            Distance(FORWARD_KL, Extrapolation(2.0, plausible=1.0)),
+            "plausible=1.0 must be a number of at least 0 and below 1",
+        ),
+        (Distance(FORWARD_KL, support=TopK(0)), "k=0 must be a whole number of at least 1"),
         (Distance(PolicyGradient(), support=TopK(8)), "reads only the served token"),
     ],
 )
 def test_parts_that_do_not_go_together_say_why(distance: Distance, says: str) -> None:
-    (fault,) = distance.faults()
+    (fault,) = (*(fault.message for fault in faults(distance)), *distance.faults())
     assert says in fault
 
 

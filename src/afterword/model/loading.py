@@ -131,9 +131,10 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return cast(torch.dtype, getattr(torch, dtype))
 
 
-def native_dtype(dtype: str, device: str) -> str:
+def native_dtype(dtype: str, device: str) -> Literal["bfloat16", "float32"]:
     """The name of what `dtype` stands for on `device`: "bfloat16" or "float32"."""
-    return str(pick_dtype(dtype, pick_device(device))).removeprefix("torch.")
+    name = str(pick_dtype(dtype, pick_device(device))).removeprefix("torch.")
+    return cast(Literal["bfloat16", "float32"], name)
 
 
 def base_hash(path: Path) -> str:

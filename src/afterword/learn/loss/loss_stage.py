@@ -10,7 +10,6 @@ averages or weights: that is `terms`. Plain torch: on CUDA the same loop runs wi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +19,10 @@ from torch import Tensor
 
 from afterword.errors import ConfigError
 from afterword.learn.loss.tiles import Tile, dot, tile_of, top_k
-from afterword.learn.parts.divergences import JSD, Estimator, Follows, ReverseKL, SkewForwardKL, SkewReverseKL
+from afterword.learn.parts.divergences import Estimator, Follows, ReverseKL
+from afterword.learn.parts.fields import faults
 from afterword.learn.parts.supports import FULL, Support, TopK
-from afterword.learn.parts.targets import IDENTITY, Extrapolation, GeometricBridge, Target, targeted
+from afterword.learn.parts.targets import IDENTITY, Target, targeted
 from afterword.model.head import Head
 
 
@@ -52,7 +52,7 @@ class Distance:
 
     def faults(self) -> list[str]:
         """Why these parts do not fit each other, a sentence with its remedy each; empty when they do."""
-        return [fault for fault in (self._teaches(), self._share(), self._target(), self._support()) if fault]
+        return [fault for fault in (self._teaches(), self._support()) if fault]
 
     def _teaches(self) -> str | None:
         name = type(self.estimator).__name__
@@ -64,34 +64,9 @@ class Distance:
             return f"{name} reads no teacher, so there is no target to change: leave out {self.target}"
         return None
 
-    def _share(self) -> str | None:
-        part = self.estimator
-        share = part.beta if isinstance(part, JSD) else None
-        if isinstance(part, SkewForwardKL | SkewReverseKL):
-            share = part.alpha
-        if share is None or 0 < share < 1:
-            return None
-        return (
-            f"{part} wants a share between 0 and 1: the formula vanishes at the ends; use ForwardKL or ReverseKL there"
-        )
-
-    def _target(self) -> str | None:
-        target = self.target
-        if not (math.isfinite(target.temperature) and target.temperature > 0):
-            return f"a temperature must be positive and finite, got {target.temperature}"
-        if isinstance(target, GeometricBridge) and not 0 <= target.beta <= 1:
-            return f"{target} has no target in between: beta lies from 0 (the teacher) to 1"
-        if isinstance(target, Extrapolation) and not (math.isfinite(target.scale) and target.scale >= 0):
-            return f"{target} must have a finite scale of at least 0 (1 is the teacher)"
-        if isinstance(target, Extrapolation) and not 0 <= target.plausible < 1:
-            return f"{target}: plausible is a probability, from 0 (any token) to below 1"
-        return None
-
     def _support(self) -> str | None:
         if not isinstance(self.support, TopK):
             return None
-        if self.support.k < 1:
-            return f"{self.support} keeps no token: give k of at least 1"
         if self.support.k < 2 and self.support.remainder == "renormalise":
             return f"{self.support} leaves one token with probability 1 on both sides, so the loss is 0: give k of 2"
         if self.support.remainder == "teacher" and isinstance(self.estimator, ReverseKL):
@@ -242,13 +217,13 @@ def token_losses(
 
 
 def _refuse(distance: Distance, teacher: Tensor | None, reference: Tensor | None) -> None:
-    faults = distance.faults()
+    found = [*(fault.message for fault in faults(distance)), *distance.faults()]
     if teacher is None and distance.estimator.needs_teacher:
-        faults.append(f"{type(distance.estimator).__name__} compares with a teacher: give its hidden states")
+        found.append(f"{type(distance.estimator).__name__} compares with a teacher: give its hidden states")
     if reference is None and distance.target.needs_reference:
-        faults.append(f"{type(distance.target).__name__} reads a reference: give its hidden states")
-    if faults:
-        raise ConfigError("; ".join(faults))
+        found.append(f"{type(distance.target).__name__} reads a reference: give its hidden states")
+    if found:
+        raise ConfigError("; ".join(found))
 
 
 class _TokenLosses(torch.autograd.Function):

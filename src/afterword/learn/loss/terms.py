@@ -19,6 +19,7 @@ from afterword.learn.loss.token_batch import TokenBatch
 from afterword.learn.parts.advantages import NO_CLIP, Advantage, PolicyClip, importance_ratio
 from afterword.learn.parts.contexts import CONTEXTS, Context
 from afterword.learn.parts.divergences import Estimator
+from afterword.learn.parts.fields import Positive, SkippedTokens, TermScale
 from afterword.learn.parts.schedules import CONSTANT, Schedule
 from afterword.learn.parts.supports import FULL, Support
 from afterword.learn.parts.targets import IDENTITY, Target
@@ -63,11 +64,11 @@ class Term:
     """A signed factor on each token's loss; for the negative log-likelihood, which it makes a policy gradient."""
     policy_clip: PolicyClip = NO_CLIP
     """How far a batch may move the policy away from the one that sampled."""
-    skip_first: int = 0
+    skip_first: SkippedTokens = 0
     """Tokens at the start of each answer that do not count."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Most that one token's loss can be, after the sum over the vocabulary (a clipped token has no gradient)."""
-    scale: float = 1.0
+    scale: TermScale = 1.0
     """Factor of the term in the objective."""
     schedule: Schedule = CONSTANT
     """Factor on `scale` over the run."""

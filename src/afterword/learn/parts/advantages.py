@@ -7,13 +7,15 @@ prompt in a pass (`token_batch.Group`), never the answers that happen to share a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from afterword.learn.loss.loss_stage import Scores
 from afterword.learn.loss.token_batch import AnswerInfo, TokenBatch
+from afterword.learn.parts.fields import Finite, OpenShare, Positive
 
 _FAR = 20.0
 """Log-ratios beyond are read as this: e^20 is already no weight that anyone wants."""
@@ -55,9 +57,9 @@ class PPOClip:
     enough in its direction stands still. `dual` also stops tokens with A < 0 whose ratio exceeds it (arXiv
     1912.09729)."""
 
-    low: float = 0.2
-    high: float = 0.2
-    dual: float | None = None
+    low: OpenShare = 0.2
+    high: Positive = 0.2
+    dual: Annotated[float, Field(gt=1)] | None = None
     needs_served = True
 
     def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ class PPOClip:
 class Truncated:
     """Importance weights with an upper bound: min(ratio, cap). Biased beyond it, of bounded variance."""
 
-    cap: float = 2.0
+    cap: Positive = 2.0
     needs_served = True
 
     def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
@@ -140,8 +142,8 @@ class LogRatio:
     """
 
     centre: bool = False
-    low: float | None = None
-    high: float | None = None
+    low: Finite | None = None
+    high: Finite | None = None
     needs_teacher = True
     needs_reward = False
 
@@ -161,7 +163,7 @@ class ReturnToGo:
     a batch, which would depend on how the batch is split.
     """
 
-    limit: float = 20.0
+    limit: Positive = 20.0
     needs_teacher = True
     needs_reward = False
 

@@ -14,7 +14,9 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from afterword.chat.canonical import text_of
 from afterword.chat.render import Prompt, Tokenizer, decode, encode_content, render_prompt
@@ -59,7 +61,7 @@ class Context:
     """The control: every interaction is shown another one's text."""
     text: str | None = None
     """The same privileged text for every interaction, in place of their own."""
-    together: int = 1
+    together: Annotated[int, Field(ge=1, le=64)] = 1
     """Messages of one user that are shown at once: an interaction's own, and what the same user asked for elsewhere."""
 
     @property

@@ -12,13 +12,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from afterword.learn.loss.tiles import Tile, dot
 
+MixtureShare = Annotated[
+    float, Field(gt=0, lt=1, description="the formula vanishes at the ends: use ForwardKL or ReverseKL there")
+]
 _FAR = 80.0
 """Log-ratios beyond are cut inside exponentials: e^80 still fits float32, and such a token has no mass."""
 _RATIO = 20.0
@@ -107,7 +111,7 @@ class JSD:
     the formula goes to 0 at both. Gradient (1-beta) S (log S/m - KL(S||m)).
     """
 
-    beta: float = 0.5
+    beta: MixtureShare = 0.5
     needs_teacher = True
     sampled = False
     distance = True
@@ -129,7 +133,7 @@ class SkewForwardKL:
     The gradient flows through the student inside m: -(1-alpha) S (T/m - sum S T/m).
     """
 
-    alpha: float = 0.1
+    alpha: MixtureShare = 0.1
     needs_teacher = True
     sampled = False
     distance = True
@@ -150,7 +154,7 @@ class SkewReverseKL:
     Gradient S (c - sum S c) with c = log S/m - alpha S/m.
     """
 
-    alpha: float = 0.1
+    alpha: MixtureShare = 0.1
     needs_teacher = True
     sampled = False
     distance = True
@@ -197,7 +201,7 @@ class PolicyGradient(_Sampled):
     """
 
     reward: Literal["k1", "k2", "k3"] = "k1"
-    floor: float | None = None
+    floor: Annotated[float, Field(le=0)] | None = None
     distance = False
 
     @property

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from afterword.learn.parts.fields import Count, CountOrZero, Finite, NonNegative, UnitInterval
 
 
 @runtime_checkable
@@ -23,7 +25,7 @@ class Schedule(Protocol):
 class Constant:
     """The same at every step, after `warmup` steps of a linear rise."""
 
-    warmup: int = 0
+    warmup: CountOrZero = 0
 
     def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
         return min(1.0, (step + 1) / (self.warmup + 1))
@@ -40,8 +42,8 @@ class Linear:
     `reach` the last step has it already, for a factor that must end exactly there.
     """
 
-    warmup: int = 0
-    floor: float = 0.0
+    warmup: CountOrZero = 0
+    floor: UnitInterval = 0.0
     reach: bool = False
 
     def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
@@ -54,8 +56,8 @@ class Linear:
 class Cosine:
     """Falls as half a cosine to `floor`, after `warmup` steps of a linear rise; where it ends is as for `Linear`."""
 
-    warmup: int = 0
-    floor: float = 0.0
+    warmup: CountOrZero = 0
+    floor: UnitInterval = 0.0
     reach: bool = False
 
     def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
@@ -69,20 +71,20 @@ class Cosine:
 class Switch:
     """`before` until the share `at` of the run (0 .. 1) is over, then `after`."""
 
-    at: float
-    before: float = 1.0
-    after: float = 0.0
+    at: UnitInterval
+    before: NonNegative = 1.0
+    after: NonNegative = 0.0
 
     def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
         return self.before if step < self.at * steps else self.after
 
 
-METRICS = (
+Metric = Literal[
     "loss", "grad_norm", "divergence", "entropy_student", "entropy_teacher", "entropy_gap", "overlap", "signal",
     "overlap_advantage", "top_mass", "effective", "end_signal", "known", "serve_gap", "ratio", "ratio_effective",
     "length", "drift",
-)  # fmt: skip
-"""Metrics of a step that a schedule may follow."""
+]  # fmt: skip
+"""A metric of a step that a schedule may follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,12 @@ class OnMetric:
     """`before` until the mean of a metric over the last `window` steps that measured it has once been below (or, with
     `above`, above) `threshold`, then `after` for good. Metrics are those of `metrics.jsonl` (`entropy_student` ...)."""
 
-    metric: str
-    threshold: float
+    metric: Metric
+    threshold: Finite
     above: bool = False
-    before: float = 1.0
-    after: float = 0.0
-    window: int = 4
+    before: NonNegative = 1.0
+    after: NonNegative = 0.0
+    window: Count = 4
 
     def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
         values = [float(value) for one in past if (value := getattr(one, self.metric)) is not None]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from afterword.learn.loss.tiles import FLOOR, Tile, top_k
 from afterword.learn.parts.divergences import Estimator
+from afterword.learn.parts.fields import Count
 
 Remainder = Literal["tail", "renormalise", "teacher"]
 
@@ -49,7 +50,7 @@ class TopK:
     the support. The teacher's tokens are those of the target.
     """
 
-    k: int
+    k: Count
     of: Literal["student", "teacher", "both"] = "student"
     remainder: Remainder = "tail"
 

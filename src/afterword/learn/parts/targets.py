@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from afterword.learn.loss.tiles import FLOOR, Tile, normalise, pick
+from afterword.learn.parts.fields import Positive, UnitInterval
 
+Extrapolated = Annotated[float, Field(gt=0, le=10)]
+"""1 is the teacher."""
 _RATIO = 20.0
 """Most nats by which an extrapolation follows log T/R at one token, so that noise in a tail is no target."""
 
@@ -57,7 +61,7 @@ class Temperature:
     """Both sides softened (above 1) or sharpened: softmax(logits / temperature), as GKD and OPSD do when they
     sample at that temperature. The gradient shrinks by 1 / temperature."""
 
-    temperature: float
+    temperature: Positive
     needs_reference = False
 
     def scores(self, s: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
@@ -72,7 +76,7 @@ class GeometricBridge:
     has to fall to 0 over the run, so a schedule belongs to it.
     """
 
-    beta: float
+    beta: UnitInterval
     needs_reference = False
     temperature = 1.0
 
@@ -89,8 +93,8 @@ class Extrapolation:
     With a reference that reads a message of no content in place of the user's own, what any complaint does (an apology)
     is divided out and what this one asks for is raised."""
 
-    scale: float = 1.25
-    plausible: float = 0.0
+    scale: Extrapolated = 1.25
+    plausible: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Tokens that the teacher gives less probability than this are never raised: the ratio of two tails is noise
     (contrastive decoding, arXiv 2210.15097, with a fixed bound)."""
     needs_reference = True

@@ -8,6 +8,9 @@ A teacher of self-distillation is never a second model in memory: it is the same
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from afterword.learn.parts.fields import Count, Positive, Share
 
 _FROZEN = ("base", "start", "released", "external")
 
@@ -40,9 +43,9 @@ class EMA(Teacher):
     update). After k steps from a fixed student (1 - rate)^k of the gap is left. It begins as the student."""
 
     weights: str = "average"
-    rate: float = 0.05
+    rate: Share = 0.05
     """arXiv 2601.20802 uses 0.05 and 0.01, arXiv 2601.19897 0.01."""
-    rank: int | None = None
+    rank: Count | None = None
     """Keep only the best approximation of this rank (less memory, an error of a few thousandths); None is exact."""
 
 
@@ -52,8 +55,8 @@ class TrustRegion(Teacher):
     the last step, is above `bound` nats."""
 
     weights: str = "trust"
-    rate: float = 0.05
-    bound: float = 0.1
+    rate: Share = 0.05
+    bound: Positive = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Copy(Teacher):
     """The student as it was at the last multiple of `every` steps."""
 
     weights: str = "copy"
-    every: int = 50
+    every: Count = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class External(Teacher):
     weights: str = "external"
     model: str = ""
     """As for `afterword train --model`: the built-in name, a folder or a hub id."""
-    dtype: str = "auto"
+    dtype: Literal["bfloat16", "float32", "auto"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from afterword.learn.loss.loss_stage import Scores
 from afterword.learn.loss.token_batch import AnswerInfo, TokenBatch
 from afterword.learn.parts.advantages import importance_ratio
+from afterword.learn.parts.fields import Entropy, Finite, Positive, Share
 
 
 @runtime_checkable
@@ -112,7 +114,7 @@ class ChangedTokens:
     """Where the user edited the answer, its changed tokens count `boost` times as much as the ones that were kept;
     together the tokens of an answer that count at all count as before. 1 for answers that nobody edited."""
 
-    boost: float = 4.0
+    boost: Positive = 4.0
     needs_served = False
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ class ImportanceRatio:
     """min(S(y) now / S(y) when it was served, cap): answers of an older policy count as often as this one would
     say them (arXiv 2601.20802 caps at 2)."""
 
-    cap: float = 2.0
+    cap: Positive = 2.0
     needs_served = True
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ class EntropyGate:
     EOPD adds a forward KL only where the teacher is uncertain, 0.8 nats (arXiv 2603.07079).
     """
 
-    threshold: float = 0.8
+    threshold: Entropy = 0.8
     side: Literal["teacher", "student"] = "teacher"
     above: bool = True
     needs_served = False
@@ -157,7 +159,7 @@ class EntropyGate:
 class Staleness:
     """Half as much for every `half_life` days that an answer is older than the newest of the run."""
 
-    half_life: float = 30.0
+    half_life: Positive = 30.0
     needs_served = False
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
@@ -168,7 +170,7 @@ class Staleness:
 class Position:
     """Half as much for every `half_life` tokens into the answer: later tokens follow from earlier ones."""
 
-    half_life: float = 64.0
+    half_life: Positive = 64.0
     needs_served = False
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
@@ -187,7 +189,7 @@ class Mask(Protocol):
 class Prefix:
     """Only the first `tokens` of an answer."""
 
-    tokens: int
+    tokens: Annotated[int, Field(ge=1, le=1_000_000)]
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         return batch.position < self.tokens
@@ -206,7 +208,7 @@ class Cap:
     """No token counts more than `most` nats: its loss and gradient are scaled down to that, after the sum over the
     vocabulary. Unlike `Term.clip` it keeps the direction of a token that is far beyond."""
 
-    most: float
+    most: Positive
     needs_served = False
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
@@ -218,7 +220,7 @@ class LeastRatio:
     """1 where log T(y) - log S(y) is at least `low`, else 0: tokens that the teacher finds absurd are left alone
     (REOPOLD, arXiv 2603.11137)."""
 
-    low: float
+    low: Finite
     needs_served = False
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
@@ -232,7 +234,7 @@ class TopEntropy:
     By the answer, not by the batch as in REOPOLD, so that nothing depends on how a batch is split.
     """
 
-    share: float = 0.2
+    share: Share = 0.2
     needs_served = False
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from afterword.errors import ConfigError
-from afterword.learn.parts.bounds import NAME, counts, refuse
 from afterword.learn.parts.contexts import Context, context, with_template, with_text
+from afterword.learn.parts.fields import Rank, check_values
 from afterword.learn.recipes.distil import (
     eopd,
     exopd,
@@ -67,7 +67,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 """By the name that `train.recipe` takes."""
 
 _WORDS = ("context", "template", "template_praise")
-_KEYS = {**dict.fromkeys(_WORDS, NAME), "rank": counts(1, 1024)}
+_KEYS: dict[str, Any] = {**dict.fromkeys(_WORDS, str | None), "rank": Rank}
 """What every recipe takes beside the fields of `Recipe` and its own arguments."""
 
 
@@ -85,7 +85,7 @@ def recipe(name: str, /, **overrides: Any) -> Recipe:
         raise ConfigError(f"unknown recipe {name!r}: {guess}use one of {', '.join(sorted(RECIPES))}", param="recipe")
     overrides = current(RECIPES[name], overrides)
     _known(name, overrides)
-    refuse(name, _KEYS, overrides)
+    check_values(name, _KEYS, overrides)
     options = read(name, RECIPES[name], {key: value for key, value in overrides.items() if key not in _WORDS})
     if "rank" in options and "lora" in options:
         raise ConfigError(f"recipe {name!r}: rank and lora both say the rank: leave one of them out", param="rank")

@@ -7,12 +7,13 @@ loaded. They differ in how the distance is taken, over which tokens, and in what
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from afterword.learn.loss.terms import Term
 from afterword.learn.parts.advantages import PPOClip, ReturnToGo, Truncated
 from afterword.learn.parts.anchors import GOLD, gold_mix
-from afterword.learn.parts.bounds import INSIDE, NAME, SHARE, counts, takes, up_to
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import (
     FORWARD_KL,
@@ -22,9 +23,10 @@ from afterword.learn.parts.divergences import (
     PolicyGradient,
     ReverseKL,
 )
+from afterword.learn.parts.fields import Entropy, OpenShare, Share, TermScale, UnitInterval, method
 from afterword.learn.parts.schedules import Linear, Switch
 from afterword.learn.parts.supports import TopK
-from afterword.learn.parts.targets import Extrapolation, GeometricBridge
+from afterword.learn.parts.targets import Extrapolated, Extrapolation, GeometricBridge
 from afterword.learn.parts.teachers import START, External
 from afterword.learn.parts.weights import TOKEN_MEAN, EntropyGate, InteractionWeight, LeastRatio, NotKind, TopEntropy
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
@@ -38,8 +40,8 @@ def _term(teacher: str | None, name: str, estimator: Estimator, **parts: Any) ->
     return Term(name=name, estimator=estimator, teacher=External(model=teacher or ""), **{**fixed, **parts})
 
 
-@takes(teacher=NAME, beta=up_to(1, least=0))
-def gkd(*, teacher: str | None = None, beta: float = 0.5, **settings: Any) -> Recipe:
+@method
+def gkd(*, teacher: str | None = None, beta: UnitInterval = 0.5, **settings: Any) -> Recipe:
     """Generalised distillation: JSD to another model, half logged and half fresh answers (arXiv 2306.13649).
 
     `beta` 0 is the forward KL and 1 the reverse, as in the paper and TRL: the formula itself vanishes there.
@@ -49,7 +51,7 @@ def gkd(*, teacher: str | None = None, beta: float = 0.5, **settings: Any) -> Re
     return Recipe(name="gkd", terms=terms, **{"epochs": 1, "fresh": 1, **settings})
 
 
-@takes(teacher=NAME)
+@method
 def minillm(*, teacher: str | None = None, **settings: Any) -> Recipe:
     """Reverse KL of whole answers: exact at each token, policy gradient for what follows (arXiv 2306.08543)."""
     terms = (
@@ -59,14 +61,14 @@ def minillm(*, teacher: str | None = None, **settings: Any) -> Recipe:
     return Recipe(name="minillm", terms=terms, **{**ON_POLICY, **settings})
 
 
-@takes(teacher=NAME)
+@method
 def opd(*, teacher: str | None = None, **settings: Any) -> Recipe:
     """On-policy distillation by policy gradient: one number a token from another model."""
     return Recipe(name="opd", terms=(_term(teacher, "sampled", PolicyGradient()),), **{**ON_POLICY, **settings})
 
 
-@takes(teacher=NAME, threshold=up_to(12, least=0))
-def eopd(*, teacher: str | None = None, threshold: float = 0.8, **settings: Any) -> Recipe:
+@method
+def eopd(*, teacher: str | None = None, threshold: Entropy = 0.8, **settings: Any) -> Recipe:
     """Policy gradient, and forward KL where the teacher is uncertain (arXiv 2603.07079)."""
     uncertain = _term(
         teacher,
@@ -79,15 +81,17 @@ def eopd(*, teacher: str | None = None, threshold: float = 0.8, **settings: Any)
     return Recipe(name="eopd", terms=terms, **{**ON_POLICY, **settings})
 
 
-@takes(teacher=NAME, beta=up_to(1, least=0))
-def veto(*, teacher: str | None = None, beta: float = 0.8, **settings: Any) -> Recipe:
+@method
+def veto(*, teacher: str | None = None, beta: UnitInterval = 0.8, **settings: Any) -> Recipe:
     """Forward KL to a bridge between student and teacher that ends at the teacher (arXiv 2601.07155)."""
     term = _term(teacher, "bridge", FORWARD_KL, target=GeometricBridge(beta), target_schedule=Linear(reach=True))
     return Recipe(name="veto", terms=(term,), **{**ON_POLICY, **settings})
 
 
-@takes(teacher=NAME, gold=up_to(1000), anchor=up_to(1000))
-def stable_opd(*, teacher: str | None = None, gold: float = 0.1, anchor: float = 0.1, **settings: Any) -> Recipe:
+@method
+def stable_opd(
+    *, teacher: str | None = None, gold: TermScale = 0.1, anchor: TermScale = 0.1, **settings: Any
+) -> Recipe:
     """Policy gradient held by good answers and by the start, against ever longer ones (arXiv 2604.08527)."""
     start = Term(
         name="anchor_start",
@@ -103,15 +107,15 @@ def stable_opd(*, teacher: str | None = None, gold: float = 0.1, anchor: float =
     return Recipe(name="stable-opd", terms=terms, **{**ON_POLICY, **settings})
 
 
-@takes(teacher=NAME, k=counts(2))
-def revisit_opd(*, teacher: str | None = None, k: int = 32, **settings: Any) -> Recipe:
+@method
+def revisit_opd(*, teacher: str | None = None, k: Annotated[int, Field(ge=2)] = 32, **settings: Any) -> Recipe:
     """Reverse KL on the teacher's likeliest tokens, both sides renormalised there (arXiv 2603.25562)."""
     term = _term(teacher, "local", ReverseKL(), support=TopK(k, of="teacher", remainder="renormalise"))
     return Recipe(name="revisit-opd", terms=(term,), **{**ON_POLICY, **settings})
 
 
-@takes(teacher=NAME, scale=up_to(10))
-def exopd(*, teacher: str | None = None, scale: float = 1.25, **settings: Any) -> Recipe:
+@method
+def exopd(*, teacher: str | None = None, scale: Extrapolated = 1.25, **settings: Any) -> Recipe:
     """Policy gradient towards a point beyond the teacher, away from the start (arXiv 2602.12125)."""
     term = _term(
         teacher,
@@ -124,9 +128,14 @@ def exopd(*, teacher: str | None = None, scale: float = 1.25, **settings: Any) -
     return Recipe(name="exopd", terms=(term,), **{**ON_POLICY, **settings})
 
 
-@takes(teacher=NAME, blame=INSIDE, share=SHARE, switch=INSIDE)
+@method
 def reopold(
-    *, teacher: str | None = None, blame: float = 0.3, share: float = 0.2, switch: float = 1 / 3, **settings: Any
+    *,
+    teacher: str | None = None,
+    blame: OpenShare = 0.3,
+    share: Share = 0.2,
+    switch: OpenShare = 1 / 3,
+    **settings: Any,
 ) -> Recipe:
     """Policy gradient with bounded blame, later only where the student is uncertain (arXiv 2603.11137)."""
     floor = math.log(blame) / (1 - blame)

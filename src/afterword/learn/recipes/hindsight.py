@@ -7,13 +7,14 @@ setting; the experiments that chose it are `experiments/default_recipe` and `exp
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from afterword.errors import UsageError
 from afterword.learn.loss.terms import Term
 from afterword.learn.parts.advantages import LogRatio, PPOClip
 from afterword.learn.parts.anchors import GOLD, gold_mix, kl_to_base
-from afterword.learn.parts.bounds import NAME, POSITIVE, SHARE, a_part, counts, optional, takes, up_to
 from afterword.learn.parts.contexts import CONTEXTS, ENVIRONMENT_KINDS, PEER_KINDS, REFERENCE_KINDS, Context, with_text
 from afterword.learn.parts.divergences import (
     FORWARD_KL,
@@ -23,6 +24,7 @@ from afterword.learn.parts.divergences import (
     PolicyGradient,
     ReverseKL,
 )
+from afterword.learn.parts.fields import Count, Positive, Share, SkippedTokens, TermScaleOrZero, method
 from afterword.learn.parts.schedules import Cosine, Linear
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolation
@@ -41,6 +43,8 @@ from afterword.learn.parts.weights import (
 )
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 
+Beyond = Annotated[float, Field(ge=0, le=9)]
+"""How far a target goes beyond its teacher, away from a reference."""
 FALLING = Linear(warmup=1)
 """Ends each round without the noise of its last steps."""
 PLAUSIBLE = 0.01
@@ -50,30 +54,19 @@ _EDITED: tuple[Weight, ...] = (InteractionWeight(), ChangedTokens())
 such a teacher they are what to imitate least."""
 
 
-@takes(
-    estimator=a_part(Estimator, 'a divergence or estimator, such as "forward-kl"'),
-    where=a_part(Context, 'a context, such as "appended"'),
-    teacher=a_part(Teacher, 'a teacher, such as "start"'),
-    reduction=a_part(Reduction, 'a reduction, such as "sequence-mean"'),
-    skip_first=counts(0, 100_000),
-    clip=optional(POSITIVE),
-    anchor=up_to(1000, least=0),
-    contrast=up_to(9, least=0),
-    beyond=up_to(9, least=0),
-    hold=up_to(1000, least=0),
-)
+@method
 def sdpo_interactions(
     *,
     estimator: Estimator = FORWARD_KL,
     where: Context = CONTEXTS["appended"],
     teacher: Teacher = START,
     reduction: Reduction = SEQUENCE_MEAN,
-    skip_first: int = 0,
-    clip: float | None = None,
-    anchor: float = 0.0,
-    contrast: float = 0.0,
-    beyond: float = 0.0,
-    hold: float = 0.0,
+    skip_first: SkippedTokens = 0,
+    clip: Positive | None = None,
+    anchor: TermScaleOrZero = 0.0,
+    contrast: Beyond = 0.0,
+    beyond: Beyond = 0.0,
+    hold: TermScaleOrZero = 0.0,
     **settings: Any,
 ) -> Recipe:
     """Hindsight self-distillation from what users do next (after arXiv 2603.12273).
@@ -111,14 +104,14 @@ def sdpo_interactions(
     return Recipe(name="sdpo-interactions", terms=terms, **settings)
 
 
-@takes(
-    teacher=a_part(Teacher, 'a teacher, such as "start"'),
-    beyond=up_to(9, least=0),
-    hold=up_to(1000, least=0),
-    anchor=up_to(1000, least=0),
-)
+@method
 def follow_ups(
-    *, teacher: Teacher = BASE, beyond: float = 0.25, hold: float = 0.3, anchor: float = 0.0, **settings: Any
+    *,
+    teacher: Teacher = BASE,
+    beyond: Beyond = 0.25,
+    hold: TermScaleOrZero = 0.3,
+    anchor: TermScaleOrZero = 0.0,
+    **settings: Any,
 ) -> Recipe:
     """What `afterword train` does by itself: `sdpo_interactions` in the form that went best over many rounds.
 
@@ -162,8 +155,8 @@ def sdpo_interactions_online(**settings: Any) -> Recipe:
     return Recipe(name="sdpo-interactions-online", terms=(term,), **{**ON_POLICY, **settings})
 
 
-@takes(k=counts(1), rate=SHARE)
-def sdpo(*, k: int = 100, rate: float = 0.05, **settings: Any) -> Recipe:
+@method
+def sdpo(*, k: Count = 100, rate: Share = 0.05, **settings: Any) -> Recipe:
     """Self-distillation from accepted attempts and from what programs said (arXiv 2601.20802)."""
     term = Term(
         name="outcome",
@@ -178,8 +171,8 @@ def sdpo(*, k: int = 100, rate: float = 0.05, **settings: Any) -> Recipe:
     return Recipe(name="sdpo", terms=(term,), **{"epochs": 1, "fresh": 0, **settings})
 
 
-@takes(rate=SHARE, skip_first=counts(0, 100_000))
-def sdft(*, rate: float = 0.01, skip_first: int = 3, **settings: Any) -> Recipe:
+@method
+def sdft(*, rate: Share = 0.01, skip_first: SkippedTokens = 3, **settings: Any) -> Recipe:
     """Self-distillation from demonstrations, over answers that the student writes anew (arXiv 2601.19897)."""
     term = Term(
         name="demonstration",
@@ -207,8 +200,8 @@ def opsd(**settings: Any) -> Recipe:
     return Recipe(name="opsd", terms=(term,), **{**ON_POLICY, **settings})
 
 
-@takes(clip=POSITIVE)
-def opsd_clipped(*, clip: float = 0.05, **settings: Any) -> Recipe:
+@method
+def opsd_clipped(*, clip: Positive = 0.05, **settings: Any) -> Recipe:
     """Self-distillation from reference solutions, second version: forward KL, at most `clip` nats a token."""
     term = Term(
         name="solution",
@@ -222,8 +215,8 @@ def opsd_clipped(*, clip: float = 0.05, **settings: Any) -> Recipe:
     return Recipe(name="opsd-clipped", terms=(term,), **{**ON_POLICY, **settings})
 
 
-@takes(experience=NAME, k=counts(1))
-def opcd(*, experience: str | None = None, k: int = 256, **settings: Any) -> Recipe:
+@method
+def opcd(*, experience: str | None = None, k: Count = 256, **settings: Any) -> Recipe:
     """Context distillation: what `experience` in the system message does, without it (arXiv 2602.12275)."""
     where = with_text(CONTEXTS["system"], experience or "")
     term = Term(

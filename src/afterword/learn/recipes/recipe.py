@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from afterword.learn.loss.terms import Term
 from afterword.learn.parts.contexts import Context
+from afterword.learn.parts.fields import Count, Epochs, Positive, Rank, UnitInterval
 from afterword.learn.parts.schedules import CONSTANT, Schedule
 from afterword.records import Json
 
@@ -19,8 +22,8 @@ from afterword.records import Json
 class Lora:
     """The adapter that is trained. No dropout: with it a teacher could never agree with its student exactly."""
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: Rank = 16
+    alpha: Positive = 32.0
     targets: str | tuple[str, ...] = "all-linear"
     """PEFT's target modules; "all-linear" is every linear layer but the output head."""
 
@@ -31,38 +34,38 @@ class Recipe:
 
     name: str
     terms: tuple[Term, ...]
-    lr: float = 1e-3
+    lr: UnitInterval = 1e-3
     """Peak learning rate of AdamW."""
-    epochs: int = 1
+    epochs: Epochs = 1
     """Times that every served answer is seen."""
-    fresh: int = 1
+    fresh: Epochs = 1
     """Epochs after those, over answers that the student writes anew to the same prompts."""
-    num_generations: int = 1
+    num_generations: Annotated[int, Field(ge=1, le=1024)] = 1
     """Answers that the student writes to each prompt in an epoch over fresh answers."""
     verifier: str | None = None
     """Who judges fresh answers, `package.module:function`: called with the turn and the answer's text, it returns a
     number."""
-    batch: int = 4
+    batch: Count = 4
     """Interactions per optimiser step."""
     schedule: Schedule = CONSTANT
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: UnitInterval = 0.0
     lora: Lora = Lora()
-    dtype: str = "auto"
+    dtype: Literal["bfloat16", "float32", "auto"] = "auto"
     """Of the base model ("bfloat16", "float32"; "auto" as the engine's: bfloat16 where the machine multiplies it
     natively, else float32); the adapter is always float32."""
-    micro_tokens: int = 512
+    micro_tokens: Count = 512
     """Most tokens in one forward pass; it changes speed and memory, not the result."""
     checkpointing: bool = False
     """Compute each layer's activations again in the backward pass: about a third slower, a fraction of the memory."""
-    max_tokens: int = 2048
+    max_tokens: Count = 2048
     """Most tokens of a prompt and its answer; a longer interaction is left out and counted, never cut."""
-    max_hindsight: int = 512
+    max_hindsight: Count = 512
     """Most tokens of an interaction's hindsight that the teacher reads; what is cut is counted. A text that all read
     (`experience`) may be as long as the model's context allows."""
-    max_fresh: int = 128
+    max_fresh: Count = 128
     """Most tokens of an answer that the student writes anew."""
-    redact: str = "rules"
+    redact: Literal["rules", "presidio", "off"] = "rules"
     """Private data is looked for again before training, in hindsight (replaced) and in answers (masked from the loss):
     "rules", "presidio" or "off"."""
     include_off_policy: bool = False

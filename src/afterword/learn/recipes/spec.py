@@ -1,7 +1,7 @@
 """Parts in short words, as a settings file writes them: `ema:0.01`, `linear:warmup=10`, `jsd:0.5`.
 
 A part is its name, after a colon its first field, and any field as `name=value`; several have commas between them. Owns
-the names of the parts that a recipe's argument can take, both ways; what a value may be is `amounts`.
+the names of the parts that a recipe's argument can take, both ways; valid values are annotated at the parts.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, get_type_hints
 
 from afterword.errors import ConfigError
 from afterword.learn.parts import divergences, schedules, teachers, weights
-from afterword.learn.parts.bounds import shown
 from afterword.learn.parts.contexts import CONTEXTS, Context
+from afterword.learn.parts.fields import Rank, allowed, shown
 from afterword.learn.recipes.recipe import Lora, Recipe
 
 SLOTS: dict[Any, Mapping[str, Any]] = {
@@ -80,19 +80,27 @@ def kinds(make: Callable[..., Recipe]) -> dict[str, Any]:
     """The annotation of each argument of a recipe: its own, and the fields of `Recipe`."""
     own = {p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
     of_all = {f.name for f in dataclasses.fields(Recipe)} - {"name", "terms"}
-    hints = get_type_hints(Recipe) | get_type_hints(make)
+    hints = get_type_hints(Recipe, include_extras=True) | get_type_hints(make, include_extras=True)
     return {name: hints[name] for name in (*(n for n in hints if n in own), *sorted(of_all))}
 
 
 def read(recipe: str, make: Callable[..., Recipe], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` with its parts read from words. ConfigError names the argument, the word and the nearest."""
-    wanted = kinds(make)
-    return {
-        key: _part(recipe, key, value, SLOTS[wanted[key]])
-        if isinstance(value, str) and wanted.get(key) in SLOTS
-        else value
-        for key, value in given.items()
-    }
+    wanted, found = kinds(make), dict(given)
+    for key, value in given.items():
+        if (names := _slot(wanted.get(key))) is None:
+            continue
+        if isinstance(value, str):
+            found[key] = _part(recipe, key, value, names)
+        elif isinstance(value, type) or not isinstance(value, wanted[key]):
+            forms = ", ".join(map(_form, names.items()))
+            raise ConfigError(f"recipe {recipe!r}: {key}={shown(value)} must be one of {forms}", param=key)
+    return found
+
+
+def _slot(kind: Any) -> Mapping[str, Any] | None:
+    """The names of the parts of a kind, None for a plain value."""
+    return SLOTS.get(kind) if isinstance(kind, type) else None
 
 
 def current(make: Callable[..., Recipe], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +112,9 @@ def current(make: Callable[..., Recipe], given: Mapping[str, Any]) -> dict[str, 
             _renamed(key, name)
             key = name
         word, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
-        if (new := _OLD_WORDS.get(wanted.get(key), {}).get(word)) is not None:
+        kind = wanted.get(key)
+        old = _OLD_WORDS.get(kind, {}) if isinstance(kind, type) else {}
+        if (new := old.get(word)) is not None:
             _renamed(f"{key}={word}", f"{key}={new}")
             value = f"{new}{colon}{rest}"
         found[key] = value
@@ -196,7 +206,7 @@ def options(make: Callable[..., Recipe]) -> list[Option]:
         Option(name, word(own[name] if name in own else getattr(made, name)), _takes(kind))
         for name, kind in kinds(make).items()
     ]
-    found.append(Option("rank", word(made.lora.rank), _takes(int)))
+    found.append(Option("rank", word(made.lora.rank), _takes(Rank)))
     read_by = [term.context for term in made.terms if term.context.privileged]
     if read_by:
         words = (("context", read_by[0].name, Context), ("template", "none", str), ("template_praise", "none", str))
@@ -205,7 +215,5 @@ def options(make: Callable[..., Recipe]) -> list[Option]:
 
 
 def _takes(kind: Any) -> str:
-    if kind in SLOTS:
-        return ", ".join(map(_form, SLOTS[kind].items()))
-    plain = {int: "whole number", float: "number", float | None: "number", bool: "true or false"}
-    return plain.get(kind, "text")
+    names = _slot(kind)
+    return allowed(kind) if names is None else ", ".join(map(_form, names.items()))

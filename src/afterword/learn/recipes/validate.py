@@ -12,8 +12,8 @@ from afterword.errors import ConfigError
 from afterword.learn.loss.loss_stage import Distance
 from afterword.learn.loss.terms import Term
 from afterword.learn.parts.advantages import GroupBaseline, LogRatio, PPOClip, ReturnToGo
-from afterword.learn.parts.amounts import misfits, out_of_bounds
 from afterword.learn.parts.divergences import K3, Follows
+from afterword.learn.parts.fields import faults
 from afterword.learn.parts.schedules import CONSTANT, OnMetric, Schedule
 from afterword.learn.parts.targets import IDENTITY, GeometricBridge
 from afterword.learn.parts.teachers import External, Released, Routed, Teacher
@@ -27,17 +27,21 @@ _LONG = 1000
 def validate(recipe: Recipe) -> None:
     """Raise ConfigError with every fault of `recipe`, one sentence each; where values are of the wrong kind, with those
     alone."""
-    faults = list(dict.fromkeys(misfits(recipe))) or _faults(recipe)
-    if faults:
-        raise ConfigError(f"recipe {recipe.name!r} cannot be trained: " + "; ".join(faults))
+    invalid = dict.fromkeys(faults(recipe))
+    found = [fault.message for fault in invalid if fault.wrong_type]
+    if not found:
+        found = [*_recipe_faults(recipe), *(fault.message for fault in invalid), *_term_faults(recipe)]
+    if found:
+        raise ConfigError(f"recipe {recipe.name!r} cannot be trained: " + "; ".join(found))
 
 
-def _faults(recipe: Recipe) -> list[str]:
-    faults = [fault for check in _RECIPE_CHECKS if (fault := check(recipe))]
-    faults += dict.fromkeys(out_of_bounds(recipe))
-    for term in recipe.terms:
-        faults += [f"term {term.name!r}: {fault}" for check in _TERM_CHECKS if (fault := check(recipe, term))]
-    return faults
+def _recipe_faults(recipe: Recipe) -> list[str]:
+    return [fault for check in _RECIPE_CHECKS if (fault := check(recipe))]
+
+
+def _term_faults(recipe: Recipe) -> list[str]:
+    pairs = ((term, check) for term in recipe.terms for check in _TERM_CHECKS)
+    return [f"term {term.name!r}: {fault}" for term, check in pairs if (fault := check(recipe, term))]
 
 
 def advice(recipe: Recipe) -> list[str]:

@@ -125,7 +125,7 @@ def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, dev
     """
     if parent is not None:
         check_base(parent, ref)
-    base = load_model(ref, dtype=recipe.dtype, device=device)  # type: ignore[arg-type]
+    base = load_model(ref, dtype=recipe.dtype, device=device)
     with torch.random.fork_rng(devices=_cuda(base.device)), warnings.catch_warnings():
         # peft 0.21 reads a property that transformers 5.23 has renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

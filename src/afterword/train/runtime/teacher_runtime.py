@@ -137,7 +137,7 @@ class TeacherRuntime:
 
 def _external(teacher: External, policy: Policy) -> tuple[Any, Head]:
     """The other model and its head; its vocabulary is checked here, its tokenizer before anything is loaded."""
-    model = load_model(teacher.model, dtype=teacher.dtype, device=str(policy.device))  # type: ignore[arg-type]
+    model = load_model(teacher.model, dtype=teacher.dtype, device=str(policy.device))
     patch_modules(model)  # as the student: of equal weights it says the very same
     head = head_of(model)
     ours, theirs = policy.head.weight.shape[0], head.weight.shape[0]

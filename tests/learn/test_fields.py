@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tests.learn.recipe_inputs import INPUTS
@@ -16,7 +16,7 @@ from afterword.learn.loss.terms import Term
 from afterword.learn.parts.advantages import PPOClip, Truncated
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import FORWARD_KL, PolicyGradient
-from afterword.learn.parts.schedules import METRICS, Linear, OnMetric, Switch
+from afterword.learn.parts.schedules import Linear, Metric, OnMetric, Switch
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolation
 from afterword.learn.parts.teachers import EMA, START, External, Released
@@ -43,7 +43,7 @@ def single(settings: dict[str, Any], changes: dict[str, Any]) -> Recipe:
         ({**AWAY, "reference": External()}, "train.teacher"),
         ({**AWAY, "reference": Released()}, "train.teacher"),
         ({**AWAY, "reference": EMA(rate=5.0)}, "rate=5.0"),
-        ({"schedule": OnMetric("entropy_studnet", 1.0)}, "metric='entropy_studnet' must be one of"),
+        ({"schedule": OnMetric("entropy_studnet", 1.0)}, "metric='entropy_studnet' must be one of"),  # type: ignore[arg-type]
         ({"weights": (Staleness(0.0),)}, "half_life=0.0"),
         ({"weights": (Position(0.0),)}, "half_life=0.0"),
         ({"weights": (ImportanceRatio(cap=-1.0),)}, "cap=-1.0"),
@@ -70,7 +70,7 @@ def test_parts_out_of_bounds_are_refused(changes: dict[str, Any], says: str) -> 
         ({"lora": Lora(rank=1.5)}, "rank=1.5"),  # type: ignore[arg-type]
         ({"batch": 2.5}, "batch=2.5 must be a whole number"),
         ({"redact": "ruels"}, "redact='ruels' must be one of rules"),
-        ({"schedule": OnMetric("nope", 1.0)}, "metric='nope'"),
+        ({"schedule": OnMetric("nope", 1.0)}, "metric='nope'"),  # type: ignore[arg-type]
     ],
 )
 def test_settings_out_of_bounds_are_refused(settings: dict[str, Any], says: str) -> None:
@@ -142,7 +142,7 @@ def test_no_value_of_a_setting_gets_past_or_crashes(name: str, key: str) -> None
 
 @pytest.mark.parametrize("blame", [0, 1, -0.1, 0.0, 1.0])
 def test_a_recipe_that_is_called_directly_names_the_argument_the_range_and_the_default(blame: float) -> None:
-    with pytest.raises(ConfigError, match=rf"'reopold': blame={blame} must be a share above 0 and below 1; .* 0\.3"):
+    with pytest.raises(ConfigError, match=rf"'reopold': blame={blame} must be a number above 0 and below 1; .* 0\.3"):
         RECIPES["reopold"](teacher="x", blame=blame)
 
 
@@ -152,10 +152,10 @@ def test_a_recipe_that_is_called_directly_names_the_argument_the_range_and_the_d
         ({"schedule": Switch(0.0, 1.0, 0.0)}, "is 0 throughout, so the term never counts"),
         ({"masks": (Prefix(2),), "skip_first": 2}, "leave no token: skip fewer"),
         ({"estimator": 5}, "Term.estimator=5 must be a part of the kind Estimator"),
-        ({"weights": (LeastRatio,)}, "must be a tuple, each of it a part of the kind Weight"),
+        ({"weights": (LeastRatio,)}, "must be a tuple, each element a part of the kind Weight"),
         ({"weights": [LeastRatio(0.0)]}, "must be a tuple"),
         ({"support": TopK(1, remainder="renormalise")}, "the loss is 0: give k of 2"),
-        ({"estimator": PolicyGradient(floor=math.nan)}, "floor=nan must be a number or None"),
+        ({"estimator": PolicyGradient(floor=math.nan)}, "floor=nan must be a number at most 0 or None"),
     ],
 )
 def test_terms_that_would_never_count_are_refused(changes: dict[str, Any], says: str) -> None:
@@ -181,4 +181,4 @@ def test_a_schedule_follows_a_metric_that_is_not_measured_at_every_step() -> Non
 
 
 def test_schedules_follow_metrics_that_there_are() -> None:
-    assert set(METRICS) <= {f.name for f in dataclasses.fields(StepMetrics)}
+    assert set(get_args(Metric)) <= {f.name for f in dataclasses.fields(StepMetrics)}
