@@ -6,6 +6,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,35 @@ def test_hidden_nodes_tools_and_pictures_of_chatgpt(store: Store, tmp_path: Path
     assert call["tool_calls"][0]["function"] == {"name": "python", "arguments": '{"input": "print(6)"}'}
     assert result == {"role": "tool", "tool_call_id": "c", "name": "tool", "content": "6"}
     assert said(store) == {("follow_up", "An egg.", "Wrong, it is a ball.", None)}
+
+
+CITED = (
+    "Six minutes \ue200cite\ue202t0search1\ue202t0search3\ue201. See \ue200url\ue202Eggs\ue202t0\ue201 【4†source】, "
+    '\ue200entity\ue202["dish","omelette","x"]\ue201【1:2†eggs.pdf】 too.\ue206'
+)
+PLAIN = "Six minutes. See Eggs, omelette too."
+
+
+def test_citation_marks_of_chatgpt_are_no_words(store: Store, tmp_path: Path) -> None:
+    lines = [("m1", None, "user", "How \ue200 long?"), ("m2", "m1", "assistant", CITED), ("m3", "m2", "user", "Why?"),
+             ("m4", "m3", "assistant", "\ue200cite\ue202turn0\ue201"), ("m5", "m3", "assistant", "Heat.")]  # fmt: skip
+    summary = load(store, tmp_path, [chatgpt(lines)])
+    assert set(answers(store)) == {PLAIN, "Heat."} and summary.left_out == {"citation": 7}
+    assert answers(store)["Heat."].messages[1]["content"] == PLAIN
+    assert answers(store)[PLAIN].messages[0]["content"] == "How \ue200 long?", "what a user wrote stays"
+
+
+def test_chats_with_marks_that_an_older_version_stored_are_known_again(store: Store, tmp_path: Path) -> None:
+    lines = [("m1", None, "user", "How long?"), ("m2", "m1", "assistant", CITED), ("m3", "m2", "user", "Why?"),
+             ("m4", "m3", "assistant", "Heat.")]  # fmt: skip
+    with Store.open(tmp_path / "new.db") as other:
+        load(other, tmp_path, [chatgpt(lines, "m4")])
+        for turn in other.rows(Turn):  # as it was stored then
+            cited = tuple({**m, "content": CITED} if m["content"] == PLAIN else m for m in turn.messages)
+            answer = {**turn.answer, "content": CITED} if turn.answer["content"] == PLAIN else turn.answer
+            store.write(replace(turn, messages=cited, answer=answer))
+    summary = load(store, tmp_path, [chatgpt(lines, "m4")])
+    assert (summary.turns, summary.duplicates, summary.conflicts, store.count(Turn)) == (2, 2, 0, 2)
 
 
 def test_errors_empty_answers_and_thoughts_are_left_out_and_counted(store: Store, tmp_path: Path) -> None:

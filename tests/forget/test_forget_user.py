@@ -149,6 +149,16 @@ def test_rejected_rows_are_forgotten_and_exported(tmp_path: Path, capsys: pytest
     kept = (home / "rejects" / "log.jsonl.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["user"] for line in kept] == ["bob", "zoe77"]
     assert main(["forget", "--user", "zoe7", "--dir", str(home)]) == 4
+    rejects = home / "rejects" / "log.jsonl.jsonl"
+    with Store.open(home / "afterword.db") as store:  # the same file again
+        summary = import_file(store, log, "events")
+        assert summary.rejected == {"unknown_action": 3, "cut_off": 1} and b"zoe7" not in rejects.read_bytes().replace(
+            b"zoe77", b""
+        )
+    again = [json.loads(line) for line in rejects.read_text(encoding="utf-8").splitlines()]
+    assert [line.get("user") for line in again] == [None, "bob", "zoe77", None]
+    assert all("erased" in again[n]["detail"] for n in (0, 3))
+    assert main(["forget", "--user", "zoe7", "--dir", str(home)]) == 4
 
 
 def test_the_report_can_be_checked_by_others(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

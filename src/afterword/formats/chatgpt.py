@@ -7,6 +7,7 @@ Owns the field names of this product.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from afterword.formats.format import Format
@@ -18,6 +19,7 @@ from afterword.formats.parsing import (
     label,
     mapping,
     parents,
+    parsed,
     rated,
     shown,
     text,
@@ -26,6 +28,8 @@ from afterword.formats.parsing import (
 )
 from afterword.records import Json
 
+_MARKS = re.compile(r"[ \t]*(?:\ue200([^\ue201]*)\ue201|【\d+(?::\d+)?†[^】]*】)|[\ue200-\ue20f]")
+"""How answers cite what a tool found: fields between private-use characters, formerly `【4†source】`."""
 _SHOWN = ("text", "multimodal_text", "code", "execution_output")
 """Kinds of content that are words; the others are thoughts, quotations of pages, and settings."""
 _OTHERS = {"messages", "conversation", "conversations", "prompt", "input", "chosen", "chat", "trace_id", "traceId"}
@@ -83,6 +87,12 @@ def _node(key: str, entry: Json, tree: Tree) -> Node:
     if content is None:
         return node
     if role == "assistant":
+        if isinstance(content, str):
+            content, marks = without_marks(content)
+            if marks:
+                tree.left_out["citation"] += marks
+                if not content.strip():
+                    return node
         _answer(key, node, message, about, content)
     elif role == "tool":
         name = text(author.get("name")) if isinstance(author, dict) else None
@@ -90,6 +100,25 @@ def _node(key: str, entry: Json, tree: Tree) -> Node:
     else:
         node.message = {"role": role, "content": content}
     return node
+
+
+def without_marks(words: str) -> tuple[str, int]:
+    """An answer without its citation marks, which the user saw as links, and how many there were."""
+    if not _MARKS.search(words):
+        return words, 0
+    return _MARKS.subn(_shown_of, words)
+
+
+def _shown_of(mark: re.Match[str]) -> str:
+    """What a mark showed within the sentence: the title of a link, the name of an entity; nothing for a citation."""
+    kind, *fields = (mark[1] or "").split("\ue202")
+    if kind == "entity" and fields:
+        entity = parsed(fields[0])
+        said = entity[1] if isinstance(entity, list) and len(entity) > 1 else ""
+    else:
+        said = fields[0] if kind in ("url", "link_title") and fields else ""
+    lead = mark[0][: len(mark[0]) - len(mark[0].lstrip(" \t"))]
+    return lead + said if isinstance(said, str) and said else ""
 
 
 def _content(content: Any, tree: Tree) -> str | list[Json] | None:

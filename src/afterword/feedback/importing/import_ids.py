@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from afterword.chat.canonical import canonical
+from afterword.formats.chatgpt import without_marks
 from afterword.formats.naming import REMEMBERED, RowNames
 from afterword.records import Feedback, Json, Turn, content_hash
 from afterword.store import Store
@@ -29,6 +30,9 @@ class ImportNames(RowNames):
         known = self._said.get(turn.id)
         if known is None and not self._fresh:
             stored = self._store.find(Turn, turn.id)
+            plain = stored if stored is None else _without_marks(stored)
+            if plain != stored and plain is not None and _words(plain) == words:
+                return stored or turn  # an older version kept the citation marks of ChatGPT
             known = None if stored is None else _words(stored)
         if known is not None and known != words and known != _words(self._store.as_stored(turn)):
             return replace(turn, id=f"{turn.id}-{words[:12]}")
@@ -64,6 +68,20 @@ _VOTES = "fb-imp-"
 
 def _says(vote: Feedback) -> tuple[float | None, str | None, Json]:
     return vote.value, vote.text, vote.metadata
+
+
+def _without_marks(turn: Turn) -> Turn:
+    """The turn as its chat is read today."""
+    messages = tuple(map(_plain, turn.messages))
+    return replace(turn, messages=messages, answer=_plain(turn.answer))
+
+
+def _plain(message: Json) -> Json:
+    content = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, str):
+        return message
+    plain, marks = without_marks(content)
+    return {**message, "content": plain} if marks else message
 
 
 def _words(turn: Turn) -> str:

@@ -6,6 +6,7 @@ is known, into a file of their own that is put behind the others at the end. Nev
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -19,9 +20,14 @@ from afterword.feedback.importing.import_progress import ImportSummary, Mark, st
 from afterword.formats.parsing import shown
 from afterword.records import Json, Record
 from afterword.store import Store
+from afterword.store.erasure.erase import user_hash
 
 ROW_KEPT = 1 << 20
 """Characters of a rejected row that are kept, so that it can be mended and imported; a longer one is marked `cut`."""
+
+
+_VALUES = re.compile(r'"([^"]{1,200})"|\b(\d{1,30})\b')
+"""Texts and whole numbers in a row of JSON, also in one that is cut off."""
 
 
 def rejects_file(store: Store, path: Path, name: str) -> Path:
@@ -49,6 +55,7 @@ class Rejects:
 
     def __init__(self, path: Path, summary: ImportSummary, mark: Mark, store: Store) -> None:
         self._summary, self._store, self._of = summary, store, str(Path(summary.file).resolve())
+        self._erased = [(salt, digest) for _, _, salt, digest in store.erasures()]
         self._rows = _Lines(path, mark.rejects)
         self._conflicts = _Lines(path.with_name(f"{path.stem}.conflicts.jsonl"), mark.conflicts)
 
@@ -85,6 +92,8 @@ class Rejects:
 
     def _write(self, lines: _Lines, bad: Bad) -> None:
         self._summary.rejects = str(self._rows.path)
+        if self._names_an_erased_user(bad):
+            bad = Bad(bad.reason, "the row names a user who was erased, so its content is not kept", bad.where, "{}")
         detail, row = self._store.without_private(bad.detail)[0], self._without_private(bad.text)
         line = {"where": bad.where, "reason": bad.reason, "detail": detail, "row": row[:ROW_KEPT], "file": self._of}
         if bad.user is not None:
@@ -93,6 +102,14 @@ class Rejects:
         if len(row) > ROW_KEPT:
             plain["cut"] = True
         lines.write(orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE))
+
+    def _names_an_erased_user(self, bad: Bad) -> bool:
+        """Is a value in the row the name of a user who was erased? Only salted hashes of their names are known."""
+        if not self._erased:
+            return False
+        names = {bad.user} if bad.user is not None else set[str]()
+        names.update(name for pair in _VALUES.findall(bad.text.replace("\\", "")) for name in pair if name)
+        return any(user_hash(name, salt) == digest for name in names for salt, digest in self._erased)
 
     def _without_private(self, text: str) -> str:
         """A row as its file may keep it; JSON stays JSON."""
