@@ -18,10 +18,21 @@ from afterword.errors import AfterwordError, ConflictError, NothingToDo, StoreEr
 from afterword.feedback.collect.collect import collect
 from afterword.feedback.collect.funnel import Funnel
 from afterword.feedback.collect.workers import processes
+from afterword.feedback.select.plan import plan_training
 from afterword.feedback.select.review_queue import ReviewSettings
 from afterword.feedback.select.select import Selection, SelectSettings, select
 from afterword.feedback.settings import CollectSettings
-from afterword.records import Candidate, Json, Release, Report, RoundAttempt, Verdict, content_hash, new_id
+from afterword.records import (
+    Candidate,
+    Json,
+    Release,
+    Report,
+    RoundAttempt,
+    TrainingPlan,
+    Verdict,
+    content_hash,
+    new_id,
+)
 from afterword.release.gate import GateThresholds, decide
 from afterword.release.publish import publish, start_canary
 from afterword.release.settings import CanarySettings
@@ -258,24 +269,11 @@ def _working(settings: Settings, progress: Progress) -> Iterator[_Work]:
 
 
 def recipe_stage(settings: Settings) -> Json:
-    """Describe the recipe that a training would take.
-
-    Raises:
-        ConfigError: The recipe, its verifier or `train.revise` is invalid.
-    """
+    """The recipe that a training would take, described; ConfigError for one that cannot be trained."""
     from afterword.learn.recipes import describe
-    from afterword.learn.recipes.from_config import checked
+    from afterword.train.stage import checked_recipe
 
-    made = checked(settings.train)
-    if settings.train.revise != "off":
-        from afterword.train.generation.revise import check_revision
-
-        check_revision(settings.train.revise, made)
-    if made.verifier:
-        from afterword.train.generation.generation import load_verifier
-
-        load_verifier(made.verifier)
-    described: Json = describe(made)
+    described: Json = describe(checked_recipe(settings.train))
     return described
 
 
@@ -314,21 +312,28 @@ def select_stage(store: Store, settings: Settings, *, ready: bool = False) -> Se
     return selection
 
 
+def plan_stage(store: Store, settings: Settings, selection: Selection | None = None) -> TrainingPlan:
+    """What a training would learn from now; raises NothingToDo, see `plan_training`. Nothing is written.
+
+    Without a model in `settings` nothing is encoded: the plan counts, but knows no exclusions.
+    """
+    from afterword.train.stage import StoreEncoder
+
+    encoder = StoreEncoder(store, settings.train, settings.model)
+    selection = selection or select_stage(store, settings)
+    return plan_training(store, settings.train, selection, channel=settings.channel, encoder=encoder)
+
+
 def train_stage(store: Store, settings: Settings, progress: Progress, selection: Selection | None = None) -> Candidate:
     """Interactions -> Candidate."""
     from afterword.train import stage
 
-    selection = selection or select_stage(store, settings)
     with progress.bar("training", "steps") as advance:
         return stage.train_stage(
             store,
             settings.directory,
-            settings.train,
-            model=settings.model,
-            channel=settings.channel,
+            lambda: plan_stage(store, settings, selection),
             device=settings.device,
-            weights=selection.weights,
-            selection=selection.to_dict(),
             progress=lambda metrics: advance(metrics.step, metrics.steps),
             note=progress.note,
         )

@@ -303,6 +303,53 @@ class Candidate(Record):
     """Final figures of the run."""
 
 
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """An interaction that is not trained. `reason` is a short code that is counted."""
+
+    interaction: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """A training run before it starts: made once by selection, shown by dry runs, executed and resumed by training."""
+
+    candidate: str
+    """Id of the candidate that the run writes: a hash of interactions, parent, model and settings."""
+    interactions: tuple[str, ...]
+    """In the order of training: those trained again first, then the new ones, oldest first."""
+    parent: str | None
+    """Candidate whose adapter the run starts from; None starts a new one."""
+    model: str
+    settings: Json
+    """`[train]`."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Interaction -> factor on its weight, where that is not 1: staleness and the caps on loud users."""
+    selection: Json = field(default_factory=dict)
+    """The selection in numbers, for the candidate's metrics."""
+    replayed: int = 0
+    """How many of the interactions, the first ones, the parent was trained on already."""
+    waiting: int = 0
+    """Selected interactions; `max_interactions` and the balance of praise leave some for a later run."""
+    excluded: tuple[Excluded, ...] = ()
+    """Those of `interactions` that the model cannot be trained on. Empty when the plan was made without a model."""
+    steps: int | None = None
+    """Optimiser steps; None without a model."""
+
+    def to_dict(self) -> Json:
+        """JSON-compatible."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Json) -> Self:
+        """Inverse of `to_dict`; fields that an earlier version did not write take their defaults."""
+        known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+        lists = {"interactions": tuple(data["interactions"])}
+        return cls(**{**known, **lists, "excluded": tuple(Excluded(**one) for one in data.get("excluded", ()))})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report(Record):
     """What a candidate scored, paired with what is served. Example: Report(id="rep-01...",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,9 @@ def test_collect_prints_its_funnel_and_does_nothing_twice(home: Path, capsys: py
         assert store.counts() == counts
 
 
-def test_collect_looks_once_at_what_was_learned(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collect_does_not_look_at_what_was_learned_for_each_interaction(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
     spent = Store.spent
 
@@ -85,8 +88,13 @@ def test_collect_looks_once_at_what_was_learned(home: Path, monkeypatch: pytest.
     ]  # fmt: skip
     with Store.open(home / "afterword.db") as store:
         store.write(*rows)
-    assert main(["collect", "--dir", str(home), "--json"]) == 0
-    assert asked == ["default"]
+    assert main(["collect", "--dir", str(home)]) == 0
+    several = len(asked)
+    with Store.open(home / "afterword.db") as store:
+        store.write(*(replace(row, id=f"{row.id}-again", feedback=(f"{row.id}-again",)) for row in rows))
+    asked.clear()
+    assert main(["collect", "--dir", str(home)]) == 0
+    assert 0 < len(asked) == several
 
 
 def test_lists_and_shows_rows_without_reading_markup_in_them(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

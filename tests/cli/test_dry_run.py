@@ -66,20 +66,40 @@ def test_what_would_be_refused_is_not_promised(tmp_path: Path, capsys: pytest.Ca
             answer = {"role": "assistant", "content": f"It is {n * 7} {'ab' * n}."}
             store.write(
                 Turn(id=f"t{n}", messages=asked, answer=answer, user="ada", finish_reason="stop"),
-                Feedback(id=f"f{n}", turn=f"t{n}", kind="follow_up", text=f"No, I asked for {n} items.", user="ada"),
+                Feedback(id=f"f{n}", turn=f"t{n}", kind="follow_up", text=f"No, I asked for {n}.", user="ada"),
             )
         collect(store, CollectSettings(holdout=0.0))
     where = ["--dir", str(tmp_path)]
     for flags, waiting in (([], 0), (["--off-policy"], 2)):
-        says = f"{waiting} interactions wait, train.min_interactions is 8: nothing would be trained"
+        says = f"nothing would be trained: {waiting} interactions wait to be learned, train.min_interactions is 8"
         assert main(["train", "--dry-run", *flags, *where]) == 0
         shown = capsys.readouterr()
-        assert says in shown.out and "would be learned" not in shown.out
+        assert says in " ".join(shown.out.split()) and "would be learned" not in shown.out
         assert ("2 of those that may be learned have no served token ids" in shown.err) == (not flags)
         assert main(["train", *flags, *where]) == 4
         assert f"{waiting} interactions wait" in capsys.readouterr().err
     assert main(["train", "--dry-run", "--off-policy", "--set", "train.min_interactions=2", *where]) == 0
-    assert "2 interactions would be learned\n" in capsys.readouterr().out
+    assert "2 interactions would be learned, in 2 steps\n" in capsys.readouterr().out
+
+
+def test_collect_advises_what_train_would_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = ["--dir", str(tmp_path)]
+
+    def said(turns: range, ids: tuple[int, ...] | None) -> str:
+        with Store.open(tmp_path / "afterword.db") as store:
+            for n in turns:
+                store.write(
+                    Turn(id=f"t{n}", messages=({"role": "user", "content": f"What is {n} plus {n * 3}?"},), user="ada",
+                         answer={"role": "assistant", "content": f"It is {n * 7} {'ab' * n}."}, finish_reason="stop",
+                         prompt_ids=ids, completion_ids=ids),
+                    Feedback(id=f"f{n}", turn=f"t{n}", kind="follow_up", text=f"No, I asked for {n}.", user="ada"),
+                )  # fmt: skip
+        assert main(["collect", "--set", "collect.holdout=0", *home]) == 0
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "Too few interactions wait" in said(range(2), None)
+    assert "Next: `afterword train --off-policy`" in said(range(2, 10), None)
+    assert "Next: `afterword train`." in said(range(10, 20), (1, 2))
 
 
 def _shown(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -132,7 +152,12 @@ def test_as_many_are_told_as_the_run_then_takes(tmp_path: Path, capsys: pytest.C
     second = _shown(capsys)
     assert told["would_replay"] == second["metrics"]["replayed"] == 5
     assert told["would_learn"] == len(second["interactions"]) - 5 == 10
-    assert "10 interactions would be learned of 16 that wait" in told["says"]
+    steps = len((home / "runs" / second["id"] / "metrics.jsonl").read_text("utf-8").splitlines())
+    assert (
+        told["steps"] == steps and f"10 interactions would be learned of 16 that wait, in {steps} steps" in told["says"]
+    )
+    assert main([*more, "--dry-run"]) == 0  # the same run again
+    assert f"nothing would be trained: candidate {second['id']}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_dry_run_and_doctor_exclude_what_the_run_excludes(

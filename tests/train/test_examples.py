@@ -28,9 +28,9 @@ def left(model: str, bad: Example, *, limit: int = 512) -> str:
     good = example(model, 99)
     found = prepare([good, bad], load_tokenizer(model), sdpo_interactions(), limit=limit, vocabulary=259)
     assert [r.interaction for r in found.rows] == ["int-99"]
-    assert found.reasons == {found.left[0].reason: 1}
-    assert found.left[0].detail
-    return found.left[0].reason
+    assert found.reasons == {found.excluded[0].reason: 1}
+    assert found.excluded[0].detail
+    return found.excluded[0].reason
 
 
 def one(model: str, good: Example, **options: Any) -> Encoded:
@@ -219,8 +219,8 @@ def test_a_token_without_an_embedding_costs_its_interaction_alone(model: str) ->
     for given, left_id in ((told, "int-2"), (told[::-1], "int-2")):
         found = prepare(given, tokenizer, sdpo_interactions(), limit=512, vocabulary=259)
         assert [r.interaction for r in found.rows] == ["int-1"]
-        assert (found.left[0].interaction, found.reasons) == (left_id, {"ids_unknown": 1})
-        assert "'<image>' (id 259), the model embeds 259 ids" in found.left[0].detail
+        assert (found.excluded[0].interaction, found.reasons) == (left_id, {"ids_unknown": 1})
+        assert "'<image>' (id 259), the model embeds 259 ids" in found.excluded[0].detail
     with pytest.raises(NothingToDo, match=r"1 ids_unknown.*Train the model that served"):
         prepare(told[1:], tokenizer, sdpo_interactions(), limit=512, vocabulary=259)
 
@@ -237,7 +237,7 @@ def test_a_row_that_cannot_be_encoded_is_left_out(model: str, monkeypatch: pytes
     plain = tokenizer.apply_chat_template
     monkeypatch.setattr(tokenizer, "apply_chat_template", lambda m, **o: broken() if "tools" in o else plain(m, **o))
     found = prepare([good, bad], tokenizer, sdpo_interactions(), limit=512, vocabulary=259)
-    assert found.reasons == {"template": 1} and "once" in found.left[0].detail
+    assert found.reasons == {"template": 1} and "once" in found.excluded[0].detail
     monkeypatch.setattr("afterword.train.data.examples.sampler_logprobs", lambda turn: broken())
     with pytest.raises(NothingToDo, match=r"1 failed\).*it cannot be encoded \(ZeroDivisionError: once\)"):
         prepare([good], tokenizer, sdpo_interactions(), limit=512, vocabulary=259)

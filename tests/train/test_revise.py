@@ -16,8 +16,7 @@ from afterword.store import Store
 from afterword.train.data.examples import Example, prepare
 from afterword.train.generation import revise
 from afterword.train.generation.revise import check_revision, echoes, revise_stage, with_revisions, worth_revising
-from afterword.train.stage import train_stage
-from tests.train.test_train_stage import filled
+from tests.train.test_train_stage import filled, train
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -101,11 +100,11 @@ def test_a_run_with_revisions_says_what_they_cost(model: str, tmp_path: Path) ->
     said: list[str] = []
     settings = TrainConfig(min_interactions=1, fresh=0, revise="context", max_revisions=2)
     with filled(tmp_path, model, [5, 6, 7]) as store:
-        candidate = train_stage(store, tmp_path, settings, model=model, device="cpu", note=said.append)
+        candidate = train(store, tmp_path, settings, model, note=said.append)
         assert store.count(Revision) == 2
         figures = candidate.metrics
         assert figures["revisions"] == "context" and figures["revisions_looked_at"] == 2 and "second pass" in said[0]
         assert figures["revisions_used"] == sum(row.kept for row in store.rows(Revision))
         alone = TrainConfig(min_interactions=3, recipe="sft", revise="target", max_revisions=0)
         with pytest.raises(NothingToDo, match="better than their drafts"):
-            train_stage(store, tmp_path, alone, model=model, device="cpu")
+            train(store, tmp_path, alone, model)

@@ -229,11 +229,11 @@ def test_what_users_were_content_with_is_held_without_words(model: str, tmp_path
     given = [*some(model, 3), liked]
     held = sdpo_interactions(**{**QUICK, "epochs": 1, "fresh": 1, "hold": 0.5})
     result = run(model, tmp_path / "held", given, held)
-    assert result.metrics["interactions"] == 4 and not result.left
+    assert result.metrics["interactions"] == 4 and not result.excluded
     steps = read_metrics(tmp_path / "held" / "run")
     assert all(m.terms["anchor_gold"] > 0 and m.terms["hindsight"] > 0 for m in steps)
     plain = run(model, tmp_path / "plain", given, sdpo_interactions(**{**QUICK, "epochs": 1, "fresh": 1}))
-    assert [left["reason"] for left in plain.left] == ["no_hindsight"]
+    assert [left["reason"] for left in plain.excluded] == ["no_hindsight"]
     alone = run(
         model, tmp_path / "alone", [liked], held
     )  # nothing but praise: it is imitated, no fresh answers are due

@@ -94,7 +94,7 @@ def test_a_refused_tool_call_is_marked_behind_the_words(model: str) -> None:
     off = replace(turn, prompt_ids=None, completion_ids=None, logprobs=None)
     made = prepare([Example(replace(refused, on_policy=False), off), example(model, 2)], load_tokenizer(model),
                    sdpo_interactions(include_off_policy=True), limit=512, vocabulary=300)  # fmt: skip
-    assert [left.reason for left in made.left] == ["tool_call"] and len(made.rows) == 1
+    assert [left.reason for left in made.excluded] == ["tool_call"] and len(made.rows) == 1
 
 
 def test_changed_tokens_weigh_most_and_an_answer_as_much_as_before() -> None:

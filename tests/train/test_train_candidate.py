@@ -238,7 +238,7 @@ def test_a_token_with_a_broken_embedding_costs_its_interactions_alone(tmp_path: 
     result = run(model, tmp_path, [*good, *bad], recipe)
     assert result.interactions == tuple(e.interaction.id for e in good)
     assert result.metrics["left_out"] == {"not_finite": 2}
-    assert {one["interaction"] for one in result.left} == {"int-7", "int-8"}
+    assert {one["interaction"] for one in result.excluded} == {"int-7", "int-8"}
     assert all(torch.isfinite(torch.tensor(losses(tmp_path))))
     with pytest.raises(NothingToDo, match=r"none of 2 interactions can be trained.*'~'.*not finite"):
         run(model, tmp_path / "none", bad, recipe)

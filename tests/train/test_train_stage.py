@@ -7,20 +7,22 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from afterword.config import TrainConfig
 from afterword.errors import ConfigError, ConflictError, NothingToDo
+from afterword.feedback.select.plan import plan_training
 from afterword.learn.parts.targets import Extrapolation
 from afterword.learn.recipes import describe, recipe
 from afterword.model.loading import load_tokenizer, native_dtype
-from afterword.records import Candidate, Feedback, Release, Report, Verdict
+from afterword.records import Candidate, Feedback, Release, Report, TrainingPlan, Verdict
 from afterword.store import Store
 from afterword.train.artifact import TrainResult, summary_lines
-from afterword.train.data.examples import choose
+from afterword.train.data.examples import newest_trainable
 from afterword.train.monitoring.metrics import StepMetrics
-from afterword.train.stage import train_stage
+from afterword.train.stage import StoreEncoder, train_stage
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -29,6 +31,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def train(store: Store, home: Path, settings: TrainConfig, model: str, **options: Any) -> Candidate:
+    """Plan and train on everything that is usable."""
+
+    def plan() -> TrainingPlan:
+        return plan_training(store, settings, encoder=StoreEncoder(store, settings, model))
+
+    return train_stage(store, home, plan, device="cpu", **options)
 
 
 def filled(home: Path, model: str, lengths: list[int]) -> Store:
@@ -48,7 +59,7 @@ def test_what_is_too_long_is_counted_and_does_not_crowd_out_the_rest(model: str,
     settings = TrainConfig(min_interactions=1, max_interactions=3, max_tokens=60)
     said: list[str] = []
     with filled(tmp_path, model, [5, 6, 7, 100, 8, 100]) as store:
-        candidate = train_stage(store, tmp_path, settings, model=model, device="cpu", note=said.append)
+        candidate = train(store, tmp_path, settings, model, note=said.append)
     assert candidate.interactions == ("int-1", "int-2", "int-4")  # the newest three that fit
     assert candidate.metrics["left_out"] == {"longer_than_max_tokens": 2}
     detail = candidate.metrics["left"][0]["detail"]
@@ -60,7 +71,7 @@ def test_what_is_too_long_is_counted_and_does_not_crowd_out_the_rest(model: str,
 def test_when_nothing_fits_the_remedy_is_named(model: str, tmp_path: Path) -> None:
     settings = TrainConfig(min_interactions=1, max_tokens=30)
     with filled(tmp_path, model, [5, 6]) as store, pytest.raises(NothingToDo, match=r"raise train\.max_tokens"):
-        train_stage(store, tmp_path, settings, model=model, device="cpu")
+        train(store, tmp_path, settings, model)
 
 
 def liked(store: Store, model: str, number: int) -> None:
@@ -77,10 +88,10 @@ def test_answers_that_users_accepted_are_held_beside_words_and_are_no_run_alone(
         for number in (50, 51):
             liked(store, model, number)
         with pytest.raises(NothingToDo, match="2 interactions wait to be learned and none of them carries words"):
-            train_stage(store, tmp_path, settings, model=model, device="cpu")
+            train(store, tmp_path, settings, model)
         assert not (tmp_path / "runs").exists()
     with filled(tmp_path, model, [5]) as store:
-        candidate = train_stage(store, tmp_path, settings, model=model, device="cpu")
+        candidate = train(store, tmp_path, settings, model)
     assert set(candidate.interactions) == {"int-0", "int-50", "int-51"} and not candidate.metrics["left"]
 
 
@@ -90,9 +101,9 @@ def test_accepted_answers_never_crowd_out_those_with_words(model: str, tmp_path:
         for number in range(50, 60):  # newer than those with words
             liked(store, model, number)
         with pytest.raises(NothingToDo, match="12 interactions wait to be learned and 2 of them carry words"):
-            train_stage(store, tmp_path, dataclasses.replace(settings, min_interactions=7), model=model, device="cpu")
-        few = train_stage(store, tmp_path, dataclasses.replace(settings, max_interactions=3), model=model, device="cpu")
-        every = train_stage(store, tmp_path, settings, model=model, device="cpu")
+            train(store, tmp_path, dataclasses.replace(settings, min_interactions=7), model)
+        few = train(store, tmp_path, dataclasses.replace(settings, max_interactions=3), model)
+        every = train(store, tmp_path, settings, model)
     assert few.interactions == ("int-1", "int-58", "int-59")
     assert every.interactions == ("int-0", "int-1", "int-56", "int-57", "int-58", "int-59")
 
@@ -100,7 +111,7 @@ def test_accepted_answers_never_crowd_out_those_with_words(model: str, tmp_path:
 def test_what_was_learned_is_trained_again_beside_what_is_new(model: str, tmp_path: Path) -> None:
     settings = TrainConfig(min_interactions=1, fresh=0, replay=0.5)
     with filled(tmp_path, model, [5, 6, 7, 8, 9]) as store:
-        first = train_stage(store, tmp_path, settings, model=model, device="cpu")
+        first = train(store, tmp_path, settings, model)
         assert len(first.interactions) == 5 and "replayed" not in first.metrics  # nothing was learned before
         released(store, first)
         for number in range(20, 24):
@@ -108,12 +119,12 @@ def test_what_was_learned_is_trained_again_beside_what_is_new(model: str, tmp_pa
             store.write(one.turn)
             store.write(Feedback(id=one.interaction.feedback[0], turn=one.turn.id, kind="follow_up"))
             store.write(one.interaction)
-        second = train_stage(store, tmp_path, settings, model=model, device="cpu")
+        second = train(store, tmp_path, settings, model)
         again = set(second.interactions) & set(first.interactions)
         assert len(again) == 2 == second.metrics["replayed"] and len(second.interactions) == 6
         released(store, second)
         with pytest.raises(NothingToDo, match="0 interactions wait"):  # what is only trained again is nothing new
-            train_stage(store, tmp_path, settings, model=model, device="cpu")
+            train(store, tmp_path, settings, model)
 
 
 def released(store: Store, candidate: Candidate) -> None:
@@ -138,9 +149,9 @@ def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model
     other = dataclasses.replace(own, options={**own.options, "beyond": 0.5})
     with filled(tmp_path, model, [5, 6, 7]) as store:
         with pytest.raises(Killed):
-            train_stage(store, tmp_path, own, model=model, device="cpu", progress=kill)
+            train(store, tmp_path, own, model, progress=kill)
         said: list[str] = []
-        candidate = train_stage(store, tmp_path, other, model=model, device="cpu", note=said.append)
+        candidate = train(store, tmp_path, other, model, note=said.append)
         assert said[0].startswith(f"finishing {candidate.id}, which was interrupted")
         asked = recipe("follow-ups", fresh=0, beyond=0.3, max_hindsight=4, teacher="start")
         assert candidate.recipe == {
@@ -148,7 +159,7 @@ def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model
             "dtype": native_dtype("auto", "cpu"),
         }  # which of them, is told
         assert candidate.metrics["hindsight_cut"] > 0
-        second = train_stage(store, tmp_path, other, model=model, device="cpu")
+        second = train(store, tmp_path, other, model)
     assert second.id != candidate.id
     assert second.recipe["terms"][0]["target"] == describe(Extrapolation(1.5, plausible=0.01))
     for made in (candidate, second):
@@ -158,7 +169,7 @@ def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model
 def test_an_option_that_the_recipe_does_not_take_fails_before_anything_is_written(model: str, tmp_path: Path) -> None:
     settings = TrainConfig(min_interactions=1, options={"beyon": 0.25})
     with filled(tmp_path, model, [5]) as store, pytest.raises(ConfigError, match="did you mean 'beyond'"):
-        train_stage(store, tmp_path, settings, model=model, device="cpu")
+        train(store, tmp_path, settings, model)
     assert not (tmp_path / "runs").exists()
 
 
@@ -166,7 +177,7 @@ def test_choosing_stops_at_a_bound(model: str) -> None:
     long = [example(model, number, text="a" * 100) for number in range(40)]
     settings = recipe("sdpo-interactions", max_tokens=60)
     tokenizer = load_tokenizer(model)
-    assert len(choose(long, tokenizer, settings, limit=512, vocabulary=259, most=2)) == 16
+    assert len(newest_trainable(long, tokenizer, settings, limit=512, vocabulary=259, most=2)) == 16
 
 
 def test_what_was_cut_and_why_a_run_stopped_is_told() -> None:
@@ -174,7 +185,7 @@ def test_what_was_cut_and_why_a_run_stopped_is_told() -> None:
     metrics = {
         "left_out": {"template": 2}, "hindsight_cut": 7, "stopped": "it drifts", "steps": 3, "warnings": ["low"],
     }  # fmt: skip
-    made = TrainResult(path=Path("out"), base="m", interactions=(), left=left, recipe={}, metrics=metrics)
+    made = TrainResult(path=Path("out"), base="m", interactions=(), excluded=left, recipe={}, metrics=metrics)
     assert list(summary_lines(made)) == [
         "left out 2, template: no",
         "7 tokens were cut off the end of hindsight: alignment.txt says of how many interactions",
@@ -192,7 +203,7 @@ def test_a_second_training_is_refused_and_leaves_the_first_alone(model: str, tmp
 
     def again(metrics: StepMetrics) -> None:
         with Store.open(tmp_path / "afterword.db") as other, pytest.raises(ConflictError) as found:
-            train_stage(other, tmp_path, settings, model=model, device="cpu")
+            train(other, tmp_path, settings, model)
         refused.append(found.value.message)
 
     def beside(metrics: StepMetrics) -> None:
@@ -201,7 +212,7 @@ def test_a_second_training_is_refused_and_leaves_the_first_alone(model: str, tmp
         thread.join()
 
     with filled(tmp_path, model, [5, 6]) as store:
-        candidate = train_stage(store, tmp_path, settings, model=model, device="cpu", progress=beside)
+        candidate = train(store, tmp_path, settings, model, progress=beside)
         assert refused and f"process {os.getpid()}" in refused[0] and "Nothing was changed" in refused[0]
         assert [row.id for row in store.rows(Candidate)] == [candidate.id]
         steps = (tmp_path / "runs" / candidate.id / "metrics.jsonl").read_text().splitlines()

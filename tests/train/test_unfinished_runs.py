@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from afterword.config import TrainConfig
-from afterword.records import Feedback, Interaction, Record, Review, Turn
+from afterword.records import Candidate, Feedback, Interaction, Record, Review, TrainingPlan, Turn
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser
-from afterword.train.stage import Plan, _unfinished
+from afterword.train.run_state import interrupted_run, read_runs, write_run
+from afterword.train.stage import _settings
 
 
 @pytest.fixture
@@ -25,16 +28,15 @@ def store(tmp_path: Path) -> Any:
                 Interaction(id=f"i{n}", turn=f"t{n}", feedback=(f"f{n}",), kind="follow_up", hindsight="Shorter.",
                             polarity=-1, weight=1.0, split="train"),
             )  # fmt: skip
-        settings = {name: getattr(TrainConfig(), name) for name in TrainConfig.__dataclass_fields__}
-        plan = Plan("cand-1", ("i1", "i2"), None, "m", settings)
-        (tmp_path / "runs" / "cand-1").mkdir(parents=True)
-        data = {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
-        (tmp_path / "runs" / "cand-1" / "run.json").write_text(json.dumps(data), encoding="utf-8")
+        plan = TrainingPlan(
+            candidate="cand-1", interactions=("i1", "i2"), parent=None, model="m", settings=asdict(TrainConfig())
+        )
+        write_run(tmp_path, plan, "running")
         yield opened
 
 
 def test_a_killed_run_is_found(store: Store, tmp_path: Path) -> None:
-    found = _unfinished(store, tmp_path)
+    found = interrupted_run(store, tmp_path)
     assert found is not None and found.interactions == ("i1", "i2")
 
 
@@ -48,12 +50,46 @@ def test_a_killed_run_is_found(store: Store, tmp_path: Path) -> None:
 )
 def test_what_was_taken_back_is_not_trained_to_its_end(store: Store, tmp_path: Path, row: Record) -> None:
     store.write(row)
-    assert _unfinished(store, tmp_path) is None
+    assert interrupted_run(store, tmp_path) is None
     assert len(store.usable("train")) == 1
 
 
 def test_nor_what_was_erased(store: Store, tmp_path: Path) -> None:
     with Eraser(store.path) as eraser:
         eraser.redact("u1", "era-1")
-    assert _unfinished(store, tmp_path) is None
+    assert interrupted_run(store, tmp_path) is None
     assert [row.id for row in store.usable("train")] == ["i2"]
+
+
+def test_the_status_of_a_run_decides_not_the_times_of_its_files(store: Store, tmp_path: Path) -> None:
+    (first,) = read_runs(tmp_path)
+    assert first.status == "running" and first.code_version
+    write_run(tmp_path, replace(first.plan, candidate="cand-2"), "running")
+    os.utime(tmp_path / "runs" / "cand-1" / "run.json")  # touched later, started earlier
+    newest = interrupted_run(store, tmp_path)
+    assert newest is not None and newest.candidate == "cand-2"
+    write_run(tmp_path, newest, "failed")
+    found = interrupted_run(store, tmp_path)
+    assert found is not None and found.candidate == "cand-1"
+    store.write(Candidate(id="cand-1", path="adapters/cand-1", base="m", parent=None, interactions=(), recipe={}))
+    assert interrupted_run(store, tmp_path) is None  # killed between the row and its status
+    assert [(run.plan.candidate, run.status) for run in read_runs(tmp_path)] == [
+        ("cand-2", "failed"), ("cand-1", "running"),
+    ]  # fmt: skip
+
+
+def test_a_folder_of_a_version_before_is_read(store: Store, tmp_path: Path) -> None:
+    """Without a status; a failed run was marked by a file, settings had their old names."""
+    folder = tmp_path / "runs" / "cand-1"
+    settings = {**asdict(TrainConfig()), "passes": 3}
+    del settings["epochs"]
+    old = {"candidate": "cand-1", "interactions": ["i1"], "parent": None, "model": "m", "settings": settings,
+           "weights": {}, "selection": {}, "replayed": 0}  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(old), encoding="utf-8")
+    (run,) = read_runs(tmp_path)
+    assert run.status == "running" and run.code_version is None and run.plan.interactions == ("i1",)
+    assert interrupted_run(store, tmp_path) == run.plan and _settings(run.plan).epochs == 3
+    (folder / "given-up").touch()
+    assert read_runs(tmp_path)[0].status == "failed" and interrupted_run(store, tmp_path) is None
+    write_run(tmp_path, run.plan, "running")  # asked for again
+    assert interrupted_run(store, tmp_path) == run.plan

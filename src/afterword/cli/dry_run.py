@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from rich.markup import escape
 
 from afterword.cli.context import Context
-from afterword.cycle import Settings
-from afterword.errors import ModelError, NothingToDo
+from afterword.cycle import Settings, plan_stage, select_stage
+from afterword.errors import AdapterError, ModelError, NothingToDo
+from afterword.feedback.select.plan import plan_training
 from afterword.feedback.select.select import Selection
 from afterword.records import Interaction, Json
 from afterword.store import Store
@@ -23,49 +26,54 @@ class Forecast:
     says: str
     """The same in a sentence; where nothing would be trained, why."""
     excluded: tuple[Json, ...] = ()
-    """{reason, interactions, detail} of those that the model cannot learn from: found by encoding as the run does."""
+    """{reason, interactions, detail} of those that the model cannot be trained on."""
+    steps: int | None = None
+    """Optimiser steps; None without a model."""
 
 
 def forecast(store: Store, selection: Selection, settings: Settings) -> Forecast:
-    """How many of the chosen interactions a run would take, exclude, and train again. Without a model in `settings`
-    nothing is encoded, and so nothing is known of what it would exclude."""
-    from afterword.learn.recipes.from_config import checked
-    from afterword.train.data.examples import taught
-    from afterword.train.stage import balanced, rehearse
-
-    train = settings.train
-    made = checked(train)
-    chosen = {name for name, weight in selection.weights.items() if weight > 0}
-    rows = [row for row in store.usable("train") if row.id in chosen and (row.on_policy or train.off_policy)]
-    if len(rows) < max(1, train.min_interactions):
-        few = f"{len(rows)} interactions wait, train.min_interactions is {train.min_interactions}"
-        return Forecast(0, 0, f"{few}: nothing would be trained")
+    """The plan that `train` would execute on this selection, in numbers."""
     try:
-        takes = min(len(balanced(rows, made, train) if taught(made) else rows), train.max_interactions)
-    except NothingToDo as error:
+        plan = plan_stage(store, settings, selection)
+    except (AdapterError, ModelError, NothingToDo) as error:
         return Forecast(0, 0, f"nothing would be trained: {error.message}")
-    if not settings.model:
-        return Forecast(takes, 0, f"{takes} interactions would be learned, if the model can read them")
-    try:
-        prepared, again = rehearse(
-            store, train, model=settings.model, channel=settings.channel, weights=selection.weights
-        )
-    except (ModelError, NothingToDo) as error:
-        return Forecast(0, 0, f"nothing would be trained: {error.message}")
-    first = {one.reason: one.detail for one in reversed(prepared.left)}
+    new = len(plan.interactions) - plan.replayed
+    if plan.steps is None:
+        return Forecast(new, plan.replayed, f"{new} interactions would be learned, if the model can read them")
+    first = {one.reason: one.detail for one in reversed(plan.excluded)}
+    counts = Counter(one.reason for one in plan.excluded)
     excluded = tuple(
-        {"reason": reason, "interactions": number, "detail": first[reason]}
-        for reason, number in sorted(prepared.reasons.items(), key=lambda item: -item[1])
+        {"reason": reason, "interactions": number, "detail": first[reason]} for reason, number in counts.most_common()
     )
-    new = len(prepared.rows) - again
-    says = f"{new} interactions would be learned" if prepared.rows else "nothing would be trained"
-    if max(new, takes) < len(rows):
-        says += f" of {len(rows)} that wait"
+    gone = {one.interaction for one in plan.excluded}
+    again = sum(name not in gone for name in plan.interactions[: plan.replayed])
+    new = len(plan.interactions) - len(gone) - again
+    says = f"{new} interactions would be learned" if plan.steps else "nothing would be trained"
+    if new < plan.waiting:
+        says += f" of {plan.waiting} that wait"
+    if plan.steps:
+        says += f", in {plan.steps} steps"
     if excluded:
-        says += f"; {len(prepared.left)} would be excluded"
-    if train.replay:
-        says += f"; {again} learned before would be trained again (train.replay = {train.replay:g})"
-    return Forecast(new, again, says, excluded)
+        says += f"; {len(gone)} would be excluded"
+    if settings.train.replay:
+        says += f"; {again} learned before would be trained again (train.replay = {settings.train.replay:g})"
+    return Forecast(new, again, says, excluded, plan.steps)
+
+
+def next_training(store: Store, settings: Settings) -> str | None:
+    """The command that would train on what waits; None when too little does. Counts only: no recipe, no model."""
+    selection = select_stage(store, settings)
+    for train, command in (
+        (settings.train, "`afterword train`."),
+        (
+            replace(settings.train, off_policy=True),
+            "`afterword train --off-policy`: too few of the answers that wait have served token ids.",
+        ),
+    ):
+        with suppress(NothingToDo):
+            plan_training(store, train, selection, channel=settings.channel)
+            return f"Next: {command}"
+    return None
 
 
 def show_selection(context: Context, store: Store, selection: Selection, settings: Settings, recipe: Json) -> None:
@@ -74,7 +82,12 @@ def show_selection(context: Context, store: Store, selection: Selection, setting
     off = sum(not store.get(Interaction, name).on_policy for name in selection.weights)
     found["off_policy"] = off
     coming = forecast(store, selection, settings)
-    found |= {"would_learn": coming.learned, "would_replay": coming.replayed, "says": coming.says}
+    found |= {
+        "would_learn": coming.learned,
+        "would_replay": coming.replayed,
+        "steps": coming.steps,
+        "says": coming.says,
+    }
     found["excluded"] = list(coming.excluded)
     for one, row in zip(selection.slices, found["slices"], strict=True):
         row["ready"] = one.ready(settings.select)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 
 from afterword.cli.context import Context
-from afterword.cli.dry_run import show_selection
+from afterword.cli.dry_run import next_training, show_selection
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
 from afterword.cli.report_view import show_heatmap, show_metrics, show_verdict
@@ -166,32 +166,20 @@ def _progress(context: Context) -> Progress:
     )
 
 
-_LOOKED_AT = 256
-"""Interactions of which one with served token ids is looked for, to advise the next command."""
-
-
 def run_collect(context: Context) -> int:
     """Decide about new feedback and print the funnel."""
     with context.open_store() as store:
         settings = stage_settings(context, model=False)
         funnel = collect_stage(store, settings, _progress(context))
-        spent = store.spent(settings.channel)
-        rows = [row for row in store.usable("train") if row.id not in spent]
-        waiting = len(rows)
-        served = any(t is not None and t.on_policy for t in (store.find(Turn, row.turn) for row in rows[:_LOOKED_AT]))
-    if context.json:
-        context.emit(funnel.to_dict())
-        return 0
-    for depth, name, number in _funnel_rows(funnel):
-        context.out.print(f"{'  ' * depth}{number:>7}  {escape(name)}")
-    least = settings.train.min_interactions
-    if waiting >= least:
-        context.say(
-            "Next: `afterword train`." if served else
-            "Next: `afterword train --off-policy`: no answer of these interactions has served token ids."
-        )  # fmt: skip
-    elif funnel.train:
-        context.say(f"{waiting} interactions wait to be learned; `afterword train` starts with {least}.")
+        if context.json:
+            context.emit(funnel.to_dict())
+            return 0
+        for depth, name, number in _funnel_rows(funnel):
+            context.out.print(f"{'  ' * depth}{number:>7}  {escape(name)}")
+        if advised := next_training(store, settings):
+            context.say(advised)
+        elif funnel.train:
+            context.say("Too few interactions wait to be learned; `afterword train --dry-run` says why.")
     return 0
 
 

@@ -23,6 +23,7 @@ from afterword.release.quarantine import FOLDER as QUARANTINE
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser
 from afterword.store.erasure.erasure_search import Words, files_below, name_pattern, search, thinned
+from afterword.train.run_state import run_interactions
 
 _OPERATORS = ("keys.json", "afterword.toml")
 """Never changed; they are searched all the same."""
@@ -108,9 +109,7 @@ def _folders(store: Store, directory: Path, words: Words) -> list[Path]:
     tainted = store.tainted()
     found = [directory / "cache"]
     for run in sorted(f for f in (directory / "runs").glob("*") if f.is_dir()):
-        plan = run / "run.json"
-        seen = set(orjson.loads(plan.read_bytes()).get("interactions", ())) if plan.is_file() else set()
-        if run.name in tainted or seen & words.ids:
+        if run.name in tainted or run_interactions(run) & words.ids:
             found.append(run)
     return [folder for folder in found if folder.is_dir()]
 

@@ -36,7 +36,7 @@ class TrainResult:
     """The model as it was named to the run."""
     interactions: tuple[str, ...]
     """Ids of the trained interactions, in the order in which they were given."""
-    left: tuple[Json, ...]
+    excluded: tuple[Json, ...]
     """{interaction, reason, detail} of those that were not trained."""
     recipe: Json
     metrics: Json
@@ -140,14 +140,16 @@ def finished(run_dir: Path, out: Path, fingerprint: str) -> TrainResult | None:
     data = kept["result"]
     if kept["fingerprint"] != fingerprint or data["path"] != str(out):
         return None
-    lists = {"interactions": tuple(data["interactions"]), "left": tuple(data["left"])}
-    return TrainResult(**{**data, **lists, "path": out})
+    excluded = data.pop("left", None) or data.get("excluded", ())  # "left" until version 0.2
+    return TrainResult(
+        **{**data, "interactions": tuple(data["interactions"]), "excluded": tuple(excluded), "path": out}
+    )
 
 
 def summary_lines(result: TrainResult) -> Iterator[str]:
     """Sentences for a person: what was left out and cut, why the run stopped, what it step_warnings of."""
     for reason, number in result.metrics["left_out"].items():
-        first = next(one for one in result.left if one["reason"] == reason)
+        first = next(one for one in result.excluded if one["reason"] == reason)
         yield f"left out {number}, {reason}: {first['detail']}"
     if cut := result.metrics["hindsight_cut"]:
         yield f"{cut} tokens were cut off the end of hindsight: alignment.txt says of how many interactions"
@@ -165,5 +167,5 @@ def candidate_record(result: TrainResult, *, id: str, path: str, parent: str | N
         parent=parent,
         interactions=result.interactions,
         recipe=result.recipe,
-        metrics={**result.metrics, "left": list(result.left)},
+        metrics={**result.metrics, "left": list(result.excluded)},
     )

@@ -23,6 +23,7 @@ from afterword.learn.recipes.validate import validate
 from afterword.model.loading import load_tokenizer, model_sizes, native_dtype, resolve_model
 from afterword.records import Json
 from afterword.train.artifact import TrainResult, finished, identify, publish
+from afterword.train.checkpoint import clear_checkpoint, load_checkpoint, save_checkpoint
 from afterword.train.data.batches import by_size, plan_steps, rows_of, split
 from afterword.train.data.examples import Encoded, Example, Prepared, prepare
 from afterword.train.generation.generation import clear_rollouts, load_verifier
@@ -31,13 +32,12 @@ from afterword.train.monitoring.alerts import STRICT, StopRules, step_warnings
 from afterword.train.monitoring.alignment import HindsightSignal, write_alignment
 from afterword.train.monitoring.events import Events
 from afterword.train.monitoring.metrics import StepMetrics, Tally, append_step, truncate_metrics
-from afterword.train.run_state import clear_state, load_state, save_state
 from afterword.train.runtime.distributed import Distributed, init_distributed, local_device
 from afterword.train.runtime.malloc import keep_freed_memory
 from afterword.train.runtime.policy import Policy, load_policy
 from afterword.train.runtime.steps import Rollouts, backward, drift, drop_unreadable
 from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
-from afterword.train.runtime.teacher_runtime import TeacherRuntime, check_teachers, teacher_hashes
+from afterword.train.runtime.teacher_runtime import TeacherRuntime, context_limit, teacher_hashes
 
 PROBE_EVERY = 4
 """Steps between measurements of the drift: one interaction through the base, about a hundredth of the run."""
@@ -85,8 +85,8 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         load_verifier(recipe.verifier)
     workers = init_distributed()
     tokenizer = load_tokenizer(model)
-    limit, vocabulary = model_sizes(resolve_model(model))
-    limit = min(limit, check_teachers(recipe, model, tokenizer) or limit)
+    vocabulary = model_sizes(resolve_model(model))[1]
+    limit = context_limit(recipe, model, tokenizer)
     prepared = prepare(examples, tokenizer, recipe, limit=limit, vocabulary=vocabulary)
     identity = identify(model, tokenizer, recipe, parent, list(prepared.used), seed, teacher_hashes(recipe))
     done = workers.broadcast_object(finished(run_dir, out, identity.fingerprint))
@@ -104,10 +104,10 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     parameters = policy.parameters()
     optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
     passes = Rollouts(prepared, recipe, tokenizer, run_dir, identity.fingerprint, seed, workers)
-    steps = plan_steps(len(prepared.rows), recipe, seed, passes.fresh_size)
+    steps = plan_steps(prepared.rows, recipe, seed)
     workers.barrier()
-    save = partial(save_state, run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
-    first = load_state(run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
+    save = partial(save_checkpoint, run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
+    first = load_checkpoint(run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
     history = truncate_metrics(run_dir, before=first, write=workers.is_main)
     events = Events(run_dir, _scalars(history, signal, run_dir)) if workers.is_main else None
     ends, kept = end_of_turn_ids(tokenizer), TeacherCache(cache)
@@ -117,9 +117,9 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     for step in range(first, len(steps)):
         step_started = time.monotonic()
         picked = steps[step].picked
-        if teachers is None or (steps[step].number != number and steps[step].number >= recipe.epochs):
-            rows = passes.rows(policy, steps[step].number, step)  # served answers stay the same from pass to pass
-            answers = passes.answers(steps[step].number)
+        if teachers is None or (steps[step].epoch != number and steps[step].epoch >= recipe.epochs):
+            rows = passes.rows(policy, steps[step].epoch, step)  # served answers stay the same from pass to pass
+            answers = passes.answers(steps[step].epoch)
             if events is not None and answers:
                 events.add(step, generation_scalars(answers))
             stopped = rules.rollout_stop_reason(answers) if history else None
@@ -128,10 +128,10 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
                     save(step=step)
                 break
             keep = (
-                kept if steps[step].number < recipe.epochs else TeacherCache(None)
+                kept if steps[step].epoch < recipe.epochs else TeacherCache(None)
             )  # fresh answers are never read again
             teachers = TeacherStates(teaching, rows, recipe, keep, identity.weights, workers)
-        number = steps[step].number
+        number = steps[step].epoch
         lr = recipe.lr * recipe.schedule(step, len(steps), history)
         terms = [term.at(step, len(steps), history) for term in recipe.terms]
         whole = rows_of([rows[i] for i in picked])
@@ -182,7 +182,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         path=out,
         base=model,
         interactions=tuple(r.interaction for r in prepared.rows),
-        left=tuple(asdict(one) for one in prepared.left),
+        excluded=tuple(asdict(one) for one in prepared.excluded),
         recipe=describe(recipe),
         metrics=_summary(policy, prepared, history, signal, time.monotonic() - started)
         | {
@@ -201,7 +201,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
 def _tidy(workers: Distributed, run_dir: Path, stopped: str | None) -> None:
     """A finished run needs its state no more; one that was stopped may go on."""
     if workers.is_main and not stopped:
-        clear_state(run_dir)
+        clear_checkpoint(run_dir)
         clear_rollouts(run_dir)
 
 

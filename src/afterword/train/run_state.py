@@ -1,77 +1,95 @@
-"""The state of a run on disk: everything that the next step depends on, replaced in one rename.
+"""Records each training run in `runs/ID/run.json`: its plan, its status and when it started; the only reader of both.
 
-Schedules and data order are functions of the step, the seed and the metrics so far, and frozen teachers are functions
-of the model, so what is kept is: adapter, optimiser, random generators, the teachers that follow the student, step.
+A killed run keeps the status "running". It counts as interrupted once no training holds the directory's lock.
 """
 
 from __future__ import annotations
 
-import os
+import json
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
+from afterword import __version__
+from afterword.records import Candidate, TrainingPlan
+from afterword.store import Store
+from afterword.store.files import write_whole
 
-from afterword.errors import ConflictError
-from afterword.train.runtime.policy import Policy
-from afterword.train.runtime.teacher_runtime import TeacherRuntime
-
-_FILE = "state.pt"
-
-
-def save_state(
-    run_dir: Path,
-    policy: Policy,
-    optimiser: torch.optim.Optimizer,
-    teachers: TeacherRuntime,
-    *,
-    step: int,
-    fingerprint: str,
-) -> None:
-    """Write the state before `step` durably; a kill leaves the old state or the new one, never half of it."""
-    state = {
-        "fingerprint": fingerprint,
-        "step": step,
-        "adapter": policy.adapter_state(),
-        "optimiser": optimiser.state_dict(),
-        "teachers": teachers.state(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if policy.device.type == "cuda" else [],
-    }
-    fresh = run_dir / f"{_FILE}.new"
-    with fresh.open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(run_dir / _FILE)
+Status = Literal["running", "failed", "finished"]
+_FILE = "run.json"
+_GIVEN_UP = "given-up"
+"""Mark of a failed run in folders of versions before 0.2, which stored no status."""
 
 
-def load_state(
-    run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, teachers: TeacherRuntime, *, fingerprint: str
-) -> int:
-    """Put the kept state back and return the step to go on with, 0 when there is none.
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """A run as its folder records it."""
 
-    Raises ConflictError when the folder holds the state of another run.
+    plan: TrainingPlan
+    status: Status
+    started_at: float
+    """Unix seconds."""
+    code_version: str | None
+    """None in folders of versions before 0.2."""
+
+
+def run_folder(directory: Path, candidate: str) -> Path:
+    """Where the run that makes `candidate` keeps its files."""
+    return directory / "runs" / candidate
+
+
+def write_run(directory: Path, plan: TrainingPlan, status: Status) -> None:
+    """Record `status`; "running" also records the plan, the time and the version of the code.
+
+    Raises:
+        OSError: when the folder cannot be written.
     """
-    file = run_dir / _FILE
+    folder = run_folder(directory, plan.candidate)
+    folder.mkdir(parents=True, exist_ok=True)
+    before = read_run(folder)
+    started = before.started_at if before is not None and status != "running" else time.time()
+    record = {**plan.to_dict(), "status": status, "started_at": started, "code_version": __version__}
+    write_whole(folder / _FILE, json.dumps(record))
+    (folder / _GIVEN_UP).unlink(missing_ok=True)
+
+
+def read_run(folder: Path) -> TrainingRun | None:
+    """The run of one folder; None when it holds none."""
+    file = folder / _FILE
     if not file.is_file():
-        return 0
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    if state["fingerprint"] != fingerprint:
-        raise ConflictError(
-            f"{str(run_dir)!r} holds the state of another run (other interactions, recipe, model, parent or "
-            "seed): use a new folder, or delete this one to start afresh"
-        )
-    policy.load_adapter_state(state["adapter"])
-    optimiser.load_state_dict(state["optimiser"])
-    teachers.load(state["teachers"])
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"]:
-        torch.cuda.set_rng_state_all(state["random_cuda"])
-    return int(state["step"])
+        return None
+    record = json.loads(file.read_text("utf-8"))
+    old: Status = "failed" if (folder / _GIVEN_UP).exists() else "running"
+    return TrainingRun(
+        plan=TrainingPlan.from_dict(record),
+        status=record.get("status", old),
+        started_at=record.get("started_at", file.stat().st_mtime),
+        code_version=record.get("code_version"),
+    )
 
 
-def clear_state(run_dir: Path) -> None:
-    """Forget the state of a finished run; its metrics and reports stay."""
-    (run_dir / _FILE).unlink(missing_ok=True)
-    (run_dir / f"{_FILE}.new").unlink(missing_ok=True)
+def run_interactions(folder: Path) -> set[str]:
+    """Ids of the interactions of one folder's run, whatever else of its record is missing."""
+    file = folder / _FILE
+    return set(json.loads(file.read_text("utf-8")).get("interactions", ())) if file.is_file() else set()
+
+
+def read_runs(directory: Path) -> list[TrainingRun]:
+    """All runs of a data directory, the newest first."""
+    found = [run for folder in (directory / "runs").glob("*") if (run := read_run(folder)) is not None]
+    return sorted(found, key=lambda run: run.started_at, reverse=True)
+
+
+def interrupted_run(store: Store, directory: Path) -> TrainingPlan | None:
+    """The plan of the newest run that was killed: it did not fail and wrote no Candidate row.
+
+    Call it under the training lock. A run with an interaction that was retracted, rejected or erased since then is not
+    finished: a new run leaves that interaction out.
+    """
+    usable = {row.id for row in store.usable("train")}
+    for run in read_runs(directory):
+        open_ = run.status == "running" and store.find(Candidate, run.plan.candidate) is None
+        if open_ and usable.issuperset(run.plan.interactions):
+            return run.plan
+    return None

@@ -78,6 +78,8 @@ class Selection:
     """What may be trained on: `weights` maps an interaction to the factor on its own weight."""
 
     weights: dict[str, float] = field(default_factory=dict)
+    rows: list[Interaction] = field(default_factory=list, repr=False)
+    """The interactions of `weights`, oldest first."""
     worded: set[str] = field(default_factory=set)
     """Those of them with words for a teacher: what a round begins for."""
     left: Counter[str] = field(default_factory=Counter)
@@ -137,6 +139,7 @@ def select(
     wishes = {} if alone else _wishes(store, [row for group in by_task.values() for row in group])
     for task, group in by_task.items():
         _slice(chosen, task, group, fresh, settings, None if alone else wishes)
+    chosen.rows = [row for row in rows if row.id in chosen.weights]
     return chosen
 
 

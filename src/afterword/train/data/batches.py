@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from afterword.learn.loss.token_batch import TokenBatch, layout
+from afterword.learn.parts.anchors import GOLD
 from afterword.learn.recipes import Recipe
 from afterword.model.packing import Ids, by_budget
 from afterword.train.data.examples import Encoded
@@ -19,22 +20,25 @@ from afterword.train.data.examples import Encoded
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One optimiser step: the pass it belongs to and the indices of its interactions."""
+    """One optimiser step: its epoch and the indices of its rows."""
 
-    number: int
+    epoch: int
     picked: list[int]
 
 
-def plan_steps(n: int, recipe: Recipe, seed: int, fresh: int | None = None) -> list[StepBatch]:
-    """All steps of a run over `n` interactions (`fresh` in the passes over fresh answers): every pass in its own
-    random order, in batches that differ in size by at most one."""
+def plan_steps(rows: Sequence[Encoded], recipe: Recipe, seed: int) -> list[StepBatch]:
+    """All optimiser steps of a run: each epoch in its own random order, in batches that differ in size by at most one.
+
+    An epoch over fresh answers has `num_generations` rows for each prompt and one for each answer of kind "gold".
+    """
+    gold = sum(row.answer.kind == GOLD for row in rows)
+    fresh = gold + (len(rows) - gold) * recipe.num_generations
     steps: list[StepBatch] = []
-    served = n
-    for number in range(recipe.epochs + recipe.fresh):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        n = served if number < recipe.epochs or fresh is None else fresh
+    for epoch in range(recipe.epochs + recipe.fresh):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        n = len(rows) if epoch < recipe.epochs else fresh
         order = torch.randperm(n, generator=generator)
-        steps += [StepBatch(number, part.tolist()) for part in torch.tensor_split(order, -(-n // recipe.batch))]
+        steps += [StepBatch(epoch, part.tolist()) for part in torch.tensor_split(order, -(-n // recipe.batch))]
     return steps
 
 

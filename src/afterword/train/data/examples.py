@@ -33,7 +33,7 @@ from afterword.learn.parts.anchors import GOLD
 from afterword.learn.parts.contexts import Context, fit_hindsight, others
 from afterword.learn.parts.weights import ByKind
 from afterword.learn.recipes import Recipe
-from afterword.records import Interaction, Json, Turn
+from afterword.records import Excluded, Interaction, Json, Turn
 from afterword.train.data.token_spans import changed_positions, private_positions
 
 
@@ -79,20 +79,11 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Excluded:
-    """An interaction that is not trained. `reason` is a short code that is counted."""
-
-    interaction: str
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """What is trained and what is not."""
 
     rows: tuple[Encoded, ...]
-    left: tuple[Excluded, ...]
+    excluded: tuple[Excluded, ...]
     used: tuple[Example, ...] = field(repr=False)
     """The examples behind `rows`, in the same order."""
     limit: int
@@ -100,8 +91,8 @@ class Prepared:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many were left out, by reason."""
-        return dict(Counter(one.reason for one in self.left))
+        """Number of excluded interactions by reason."""
+        return dict(Counter(one.reason for one in self.excluded))
 
 
 REMEDIES = {
@@ -214,7 +205,11 @@ class _Encoder:
             return "no_consent", "its turn may not be trained on"
         if not 0 < interaction.weight < math.inf:
             return "no_weight", f"its weight is {interaction.weight}"
-        if taught(self.recipe) and not interaction.hindsight.strip() and self._answer(interaction).kind != GOLD:
+        if (
+            reads_hindsight(self.recipe)
+            and not interaction.hindsight.strip()
+            and self._answer(interaction).kind != GOLD
+        ):
             return "no_hindsight", "it carries no words for the teacher to read"
         if not turn.on_policy and not self.recipe.include_off_policy and interaction.kind != GOLD:
             why = turn.missing_ids or "the served token ids are unknown"
@@ -352,12 +347,12 @@ def _encoder(
     return _Encoder(tokenizer, recipe, limit, vocabulary, ends, other, standing_requests(among))
 
 
-def choose(
+def newest_trainable(
     examples: Iterable[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int, most: int
 ) -> list[Example]:
-    """The first of `examples` of which `most` can be trained, those between that cannot included.
+    """The first of `examples` of which `most` can be trained, including the untrainable ones between them.
 
-    So that what cannot be trained never stands in the way of what can. Looks at no more than 8 x `most`.
+    Untrainable interactions therefore take no places. Reads at most 8 x `most` examples.
     """
     encoder = _encoder(tokenizer, recipe, limit, vocabulary)
     chosen, good = [], 0
@@ -383,7 +378,7 @@ def prepare(
     """
     prepared = encode_examples(examples, tokenizer, recipe, limit=limit, vocabulary=vocabulary)
     if not prepared.rows:
-        raise NothingToDo(_nothing(len(prepared.left), prepared))
+        raise NothingToDo(_nothing(len(prepared.excluded), prepared))
     return prepared
 
 
@@ -394,14 +389,14 @@ def encode_examples(
     unique = list({e.interaction.id: e for e in examples}.values())
     encoder = _encoder(tokenizer, recipe, limit, vocabulary, unique)
     results = [(e, encoder.encode(e)) for e in unique]
-    left = tuple(r for _, r in results if isinstance(r, Excluded))
+    excluded = tuple(r for _, r in results if isinstance(r, Excluded))
     kept = [(e, r) for e, r in results if isinstance(r, Encoded)]
     rows = with_groups(_aged(kept))
-    return Prepared(tuple(rows), left, tuple(e for e, _ in kept), limit)
+    return Prepared(tuple(rows), excluded, tuple(e for e, _ in kept), limit)
 
 
-def taught(recipe: Recipe) -> bool:
-    """Does a teacher read what users said?"""
+def reads_hindsight(recipe: Recipe) -> bool:
+    """True when a teacher of the recipe reads what users said."""
     return any(t.context.privileged and t.context.text is None for t in recipe.terms)
 
 
@@ -409,7 +404,7 @@ def _nothing(given: int, prepared: Prepared) -> str:
     if not given:
         return "there are no interactions to train on: let users chat, then run `afterword collect`"
     why = ", ".join(f"{n} {reason}" for reason, n in sorted(prepared.reasons.items()))
-    first = prepared.left[0]
+    first = prepared.excluded[0]
     most = max(prepared.reasons, key=lambda reason: prepared.reasons[reason])
     remedy = REMEDIES.get(most, "docs/training.md says what each reason means")
     return (

@@ -211,8 +211,8 @@ def _serve_gap(used: Sequence[Encoded], plain: Sequence[Tensor]) -> str:
 def _counts(prepared: Prepared) -> list[str]:
     cut = [r.cut for r in prepared.rows if r.cut]
     lines = [
-        f"interactions: {len(prepared.rows)} trained, {len(prepared.left)} left out",
+        f"interactions: {len(prepared.rows)} trained, {len(prepared.excluded)} left out",
         f"tokenised here (answers without served ids): {sum(not r.on_policy for r in prepared.rows)}",
         f"hindsight cut: {len(cut)} interactions, {sum(cut)} tokens",
     ]
-    return lines + [f"left out {one.interaction}: {one.reason}: {one.detail}" for one in prepared.left]
+    return lines + [f"left out {one.interaction}: {one.reason}: {one.detail}" for one in prepared.excluded]

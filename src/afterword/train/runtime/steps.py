@@ -22,9 +22,9 @@ from afterword.learn.parts.divergences import ReverseKL
 from afterword.learn.parts.teachers import BASE, LIVE
 from afterword.learn.recipes import Recipe
 from afterword.model.packing import packed
-from afterword.records import Json
+from afterword.records import Excluded, Json
 from afterword.train.data.batches import rows_of, student_pairs
-from afterword.train.data.examples import Encoded, Excluded, Prepared, with_groups, with_private_masked
+from afterword.train.data.examples import Encoded, Prepared, with_groups, with_private_masked
 from afterword.train.generation.generation import reward_function, rollout_rows
 from afterword.train.generation.generation_metrics import read_generation_metrics, write_generation_metrics
 from afterword.train.monitoring.metrics import Tally
@@ -54,7 +54,9 @@ def drop_unreadable(prepared: Prepared, policy: Policy, tokenizer: Tokenizer) ->
     if not left:
         return prepared
     rows = with_groups([row for _, row in kept])
-    return replace(prepared, rows=tuple(rows), used=tuple(example for example, _ in kept), left=(*prepared.left, *left))
+    return replace(
+        prepared, rows=tuple(rows), used=tuple(example for example, _ in kept), excluded=(*prepared.excluded, *left)
+    )
 
 
 def backward(
@@ -149,12 +151,6 @@ class Rollouts:
     key: str
     seed: int
     workers: Distributed
-
-    @property
-    def fresh_size(self) -> int:
-        """Rows of a pass over fresh answers."""
-        gold = sum(r.answer.kind == GOLD for r in self.prepared.rows)
-        return gold + (len(self.prepared.rows) - gold) * self.recipe.num_generations
 
     def rows(self, policy: Policy, number: int, step: int) -> Sequence[Encoded]:
         """The rows of pass `number`, which begins after `step` steps. Of several processes the first writes fresh

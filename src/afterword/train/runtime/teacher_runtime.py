@@ -149,13 +149,16 @@ def _external(teacher: External, policy: Policy) -> tuple[Any, Head]:
     return model, head
 
 
-def check_teachers(recipe: Recipe, model: str, tokenizer: Any) -> int | None:
-    """Refuse, before a model is loaded, teachers that cannot read the student's ids; returns their shortest context.
+def context_limit(recipe: Recipe, model: str, tokenizer: Any) -> int:
+    """Tokens of a prompt and its answer that the student and all external teachers can read.
 
-    Raises ModelError for an external model with another tokenizer or vocabulary, AdapterError for a released adapter
-    of another base.
+    Checks teachers before any model is loaded.
+
+    Raises:
+        ModelError: for an external teacher with another tokenizer or vocabulary than the student.
+        AdapterError: for a released adapter of another base.
     """
-    limits = []
+    limits = [model_sizes(resolve_model(model))[0]]
     for teacher in teachers_of(recipe):
         if isinstance(teacher, External):
             limit, vocabulary = model_sizes(resolve_model(teacher.model))
@@ -169,7 +172,7 @@ def check_teachers(recipe: Recipe, model: str, tokenizer: Any) -> int | None:
                 )
         if isinstance(teacher, Released):
             check_base(Path(teacher.folder), model)
-    return min(limits, default=None)
+    return min(limits)
 
 
 def teacher_hashes(recipe: Recipe) -> dict[str, str]:

@@ -1,0 +1,77 @@
+"""The state of a run on disk: everything that the next step depends on, replaced in one rename.
+
+Schedules and data order are functions of the step, the seed and the metrics so far, and frozen teachers are functions
+of the model, so what is kept is: adapter, optimiser, random generators, the teachers that follow the student, step.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from afterword.errors import ConflictError
+from afterword.train.runtime.policy import Policy
+from afterword.train.runtime.teacher_runtime import TeacherRuntime
+
+_FILE = "state.pt"
+
+
+def save_checkpoint(
+    run_dir: Path,
+    policy: Policy,
+    optimiser: torch.optim.Optimizer,
+    teachers: TeacherRuntime,
+    *,
+    step: int,
+    fingerprint: str,
+) -> None:
+    """Write the state before `step` durably; a kill leaves the old state or the new one, never half of it."""
+    state = {
+        "fingerprint": fingerprint,
+        "step": step,
+        "adapter": policy.adapter_state(),
+        "optimiser": optimiser.state_dict(),
+        "teachers": teachers.state(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if policy.device.type == "cuda" else [],
+    }
+    fresh = run_dir / f"{_FILE}.new"
+    with fresh.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    fresh.replace(run_dir / _FILE)
+
+
+def load_checkpoint(
+    run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, teachers: TeacherRuntime, *, fingerprint: str
+) -> int:
+    """Put the kept state back and return the step to go on with, 0 when there is none.
+
+    Raises ConflictError when the folder holds the state of another run.
+    """
+    file = run_dir / _FILE
+    if not file.is_file():
+        return 0
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    if state["fingerprint"] != fingerprint:
+        raise ConflictError(
+            f"{str(run_dir)!r} holds the state of another run (other interactions, recipe, model, parent or "
+            "seed): use a new folder, or delete this one to start afresh"
+        )
+    policy.load_adapter_state(state["adapter"])
+    optimiser.load_state_dict(state["optimiser"])
+    teachers.load(state["teachers"])
+    torch.set_rng_state(state["random"])
+    if state["random_cuda"]:
+        torch.cuda.set_rng_state_all(state["random_cuda"])
+    return int(state["step"])
+
+
+def clear_checkpoint(run_dir: Path) -> None:
+    """Forget the state of a finished run; its metrics and reports stay."""
+    (run_dir / _FILE).unlink(missing_ok=True)
+    (run_dir / f"{_FILE}.new").unlink(missing_ok=True)
