@@ -72,9 +72,9 @@ def test_each_message_after_the_answer_is_read_by_itself() -> None:
 
 def test_of_very_many_messages_the_newest_are_read() -> None:
     many = [{"role": "user", "content": f"Line {i}: a short one, but too many of them."} for i in range(50_000)]
-    started = time.perf_counter()
+    started = time.process_time()
     words = said_after([*many, {"role": "user", "content": "No, shorter."}]).words
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
     assert words.endswith("No, shorter.") and "Line 49999:" in words
 
 
@@ -117,9 +117,9 @@ def test_a_client_can_say_it(headers: dict[str, str], metadata: dict[str, Any], 
      "[ " * 500_000, "user:\n" * 100_000, '"' + "a" * 1_000_000, "`" * 300_000, "\n" * 500_000],
 )  # fmt: skip
 def test_a_hostile_message_costs_little(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     read_message(text)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def test_a_question_between_retrieved_passages_is_a_persons() -> None:

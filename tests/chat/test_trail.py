@@ -173,6 +173,6 @@ def test_reasoning_is_taken_out(text: str, shown: str) -> None:
 
 @pytest.mark.parametrize("piece", ["<think>", "</think>", '<details type="', "[THINK]", "<think></think>", "İ<think>"])
 def test_long_answers_take_little_time(piece: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     without_reasoning(piece * (400_000 // len(piece)))
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0

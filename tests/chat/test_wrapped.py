@@ -83,14 +83,14 @@ def test_retrieved_text_with_marks_of_its_own_stays_outside() -> None:
 )
 def test_long_messages_take_little_time(piece: str) -> None:
     text = "Use the following context.\n" + piece * (400_000 // len(piece))
-    started = time.perf_counter()
+    started = time.process_time()
     user_words(text)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 @pytest.mark.parametrize("start", ["```", "Use the following context.\n<context>a</context>\nanswer:", "---\nanswer:"])
 @pytest.mark.parametrize("space", [" ", "\n", "* "])
 def test_long_white_space_takes_little_time(start: str, space: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     user_words(f"Given the context\n{start}{space * (200_000 // len(space))}end")
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0

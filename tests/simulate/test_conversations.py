@@ -123,6 +123,20 @@ def test_a_refused_key_ends_the_simulation_at_once(server: FakeServer) -> None:
     assert len(server.requests) < 10
 
 
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_proxy_in_the_environment_is_not_for_this_machine(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    summary = simulate_users(server.url, GREETING, conversations=1, seed=0)
+    assert summary.conversations == 1 and not summary.failed
+
+
+def test_an_address_that_cannot_be_read_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="is no address of a server"):
+        simulate_users("http://[::1", GREETING, conversations=1, seed=0)
+
+
 def test_nobody_there_says_how_to_start_a_server() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -14,13 +14,14 @@ from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
 from afterword.gateway.middleware import boundary, guard
 from afterword.gateway.model_routing import Adapters
-from afterword.gateway.origin_policy import Door, is_loopback
+from afterword.gateway.origin_policy import Door
 from afterword.gateway.requester import NameSources
 from afterword.gateway.retries import Retries
 from afterword.gateway.routes import ROUTES
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.state import GATEWAY, Gateway, Outcomes
 from afterword.sampling import Timeouts, Upstream
+from afterword.sampling.places import is_loopback
 from afterword.store import Store
 
 

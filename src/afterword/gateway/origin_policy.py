@@ -6,13 +6,13 @@ machine come in, and those that the settings name. Owns this check and the CORS 
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from afterword.errors import AfterwordError, ConfigError
+from afterword.sampling.places import is_loopback
 
 _EXPOSED = "x-request-id, x-afterword-turn, x-afterword-adapter, x-afterword-overhead-ms, retry-after"
 _REMEMBERED = 1000
@@ -90,18 +90,6 @@ def _message(what: str, scheme: str) -> str:
         f"{what} is not this machine's, and without API keys nobody else is let in. Name it in the setting "
         f'`serve.allow_origins`, as in ["{scheme}://chat.example"], or make a key with `afterword keys create`.'
     )
-
-
-def is_loopback(name: str | None) -> bool:
-    """Is this host name or address the machine itself?"""
-    if name is None:
-        return False
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _name(host: str) -> str | None:

@@ -21,8 +21,9 @@ from afterword.chat.private import redactor
 from afterword.errors import ConfigError
 from afterword.gateway.app import make_app
 from afterword.gateway.keys import key_file, list_keys
-from afterword.gateway.origin_policy import Door, is_loopback
+from afterword.gateway.origin_policy import Door
 from afterword.gateway.settings import GatewaySettings
+from afterword.sampling.places import is_loopback
 from afterword.store import Store
 
 if sys.platform == "win32":

@@ -1,10 +1,12 @@
-"""Where a model server's routes are, from the one URL that a user gives: with or without a version, or a whole route.
+"""Where a model server's routes are, from the one URL that a user gives: with or without a version, or a whole route;
+and whether a host is this machine.
 
 Pure; whoever asks tries the places in their order until one answers.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from yarl import URL
@@ -40,6 +42,18 @@ def root(place: URL) -> URL:
     path = place.path.rstrip("/")
     head, _, last = path.rpartition("/")
     return place.with_path((head if _VERSION.fullmatch(last) else path) or "/")
+
+
+def is_loopback(name: str | None) -> bool:
+    """Is this host name or address the machine itself?"""
+    if name is None:
+        return False
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _at(given: URL, path: str) -> URL:

@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from afterword.errors import UpstreamError, UsageError
+from afterword.sampling.places import is_loopback
 from afterword.simulate.prompts import TaskPrompt
 
 Progress = Callable[[int, int], None]
@@ -107,7 +109,11 @@ async def connect(
     """A client that was answered once; fatal errors leave as UpstreamError with a remedy, a refused key as that of the
     option `key`."""
     url = api_root(base_url)
-    async with openai.AsyncOpenAI(base_url=url, api_key=api_key, timeout=TIMEOUT, max_retries=2) as client:
+    # A proxy in the environment (`HTTP_PROXY`) is not for this machine, also where `NO_PROXY` does not say so.
+    direct = openai.DefaultAsyncHttpxClient(trust_env=False) if is_loopback(_host(url)) else None
+    async with openai.AsyncOpenAI(
+        base_url=url, api_key=api_key, timeout=TIMEOUT, max_retries=2, http_client=direct
+    ) as client:
         try:
             with suppress(openai.NotFoundError):  # some servers only chat, and list nothing
                 await client.with_options(max_retries=0, timeout=10.0).models.list()
@@ -128,10 +134,17 @@ def api_root(url: str) -> str:
 
     UsageError for one that is no web address.
     """
-    if not re.match(r"https?://[^/]", url):
+    if not re.match(r"https?://[^/]", url) or _host(url) is None:
         raise UsageError(f"{url!r} is no address of a server: begin it with http:// or https://", param="url")
     url = url.rstrip("/")
     return url if re.search(r"/v\d\w*(?:/|$)", url) else f"{url}/v1"
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:  # a bracket without its other half
+        return None
 
 
 def _root(error: BaseException) -> str:
