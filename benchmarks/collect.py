@@ -26,7 +26,7 @@ from pathlib import Path
 from afterword.chat.redact import redact
 from afterword.feedback.collect.collect import collect
 from afterword.feedback.collect.workers import processes
-from afterword.feedback.text.minhash import Index, sketch_of
+from afterword.feedback.text.minhash import DuplicateIndex, sketch_of
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 
@@ -105,7 +105,7 @@ def duplicates_part(texts: int) -> dict[str, float]:
             made.append(" ".join(words))
         else:
             made.append(" ".join(dice.choices(WORDS, k=150)))
-    index, found, false = Index(), 0, 0
+    index, found, false = DuplicateIndex(), 0, 0
 
     def search() -> None:
         nonlocal found, false

@@ -15,8 +15,7 @@ from typing import Any, Protocol
 
 from afterword.config import CycleConfig, EvaluateConfig, TrainConfig
 from afterword.errors import AfterwordError, ConflictError, NothingToDo, StoreError, UpstreamError
-from afterword.feedback.collect.collect import collect
-from afterword.feedback.collect.funnel import Funnel
+from afterword.feedback.collect.collect import Funnel, collect
 from afterword.feedback.collect.workers import processes
 from afterword.feedback.select.plan import plan_training
 from afterword.feedback.select.review_queue import ReviewSettings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from afterword.feedback.collect.decide import Decision, decide
-from afterword.feedback.collect.signals import Case
+from afterword.feedback.collect.decide import CaseDecision, decide
+from afterword.feedback.collect.signals import FeedbackCase
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Feedback, Turn
 
@@ -29,6 +29,8 @@ def feedback(kind: str, name: str = "f1", of: str = "t1", **extra: Any) -> Feedb
     return Feedback(**{"id": name, "turn": of, "kind": kind, "created_at": 200.0, **extra})
 
 
-def decided(*rows: Feedback, of: Turn | None = None, settings: CollectSettings | None = None, **case: Any) -> Decision:
+def decided(
+    *rows: Feedback, of: Turn | None = None, settings: CollectSettings | None = None, **case: Any
+) -> CaseDecision:
     values = {"turn": of or turn(), "feedback": rows, "conversation": "c1", "now": 1000.0, **case}
-    return decide(Case(**values), settings or CollectSettings())
+    return decide(FeedbackCase(**values), settings or CollectSettings())

@@ -21,6 +21,7 @@ from afterword.feedback.collect.collect import collect
 from afterword.feedback.collect.decide import split_of
 from afterword.records import Feedback, Interaction, Record, Skip, Turn
 from afterword.store import Store
+from afterword.store.attribution import ConversationRoots
 from tests.feedback.feedback_builders import decided, feedback, turn
 
 module = importlib.import_module("afterword.feedback.collect.collect")
@@ -279,7 +280,7 @@ def test_the_split_is_a_hash_of_the_conversation() -> None:
 
 
 def test_a_conversation_that_is_never_named_stays_on_one_side(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROOTS", 2)
+    monkeypatch.setattr("afterword.store.attribution.ROOTS", 2)
     monkeypatch.setattr(module, "PAGE", 2)
     with Store.open(path) as store:
         for chain in range(12):
@@ -297,7 +298,7 @@ def test_a_chain_takes_the_name_of_the_nearest_named_turn_and_survives_a_circle(
     with Store.open(path) as store:
         store.write(turn("a", conversation="named"), turn("b", previous="a"), turn("c", previous="b"),
                     turn("x", previous="y"), turn("y", previous="x"), turn("z", previous="gone"))  # fmt: skip
-        roots = module._Roots(store)
+        roots = ConversationRoots(store)
         assert roots.of(store.get(Turn, "c")) == "named"
         assert roots.of(store.get(Turn, "x")) in {"x", "y"}
         assert roots.of(store.get(Turn, "z")) == "z"

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from afterword.errors import ConfigError
-from afterword.feedback.collect.signals import request_of
+from afterword.feedback.collect.signals import request_of, structured_output
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.text.edits import changed_share
-from afterword.feedback.text.outputs import structured_output
 from afterword.records import Interaction
 from tests.feedback.feedback_builders import decided, feedback, tool_turn, turn
 

@@ -17,11 +17,18 @@ from afterword.errors import ConfigError
 from afterword.feedback import CollectSettings
 from afterword.feedback.collect.collect import collect
 from afterword.feedback.collect.decide import SKETCHED
-from afterword.feedback.collect.signals import answer_text, request_of
+from afterword.feedback.collect.signals import answer_text, failing_cases, request_of, structured_output
 from afterword.feedback.text.edits import align
 from afterword.feedback.text.guards import directions
-from afterword.feedback.text.minhash import Index, is_old, old_sketch_of, packed, similarity, sketch_of, unpacked
-from afterword.feedback.text.outputs import failing_cases, structured_output
+from afterword.feedback.text.minhash import (
+    DuplicateIndex,
+    is_old,
+    old_sketch_of,
+    packed,
+    similarity,
+    sketch_of,
+    unpacked,
+)
 from afterword.records import Feedback, Interaction, Record, Skip
 from afterword.store import Store
 from tests.feedback.feedback_builders import decided, feedback, turn
@@ -186,7 +193,7 @@ def test_sketches_estimate_how_alike_texts_are() -> None:
     assert similarity(one, near) > 0.9 and similarity(one, far) < 0.5 and similarity(one, one) == 1.0
     assert sketch_of("番茄喜欢阳光", limits=(50,)) != sketch_of("黄瓜喜欢阳光", limits=(50,))
     assert sketch_of("", limits=(5,)) == sketch_of("", limits=(5,)) and unpacked("!") == ()
-    index = Index()
+    index = DuplicateIndex()
     index.add("a", None, one)
     assert index.nearest("a", None, one) is None and index.nearest("b", "ada", one) is None
     assert index.nearest("b", None, near) == ("a", similarity(one, near))

@@ -38,7 +38,7 @@ from afterword.cycle import (
     watch,
 )
 from afterword.errors import GateRefused, NothingToDo, UsageError
-from afterword.feedback.collect.funnel import Funnel
+from afterword.feedback.collect.collect import Funnel
 from afterword.feedback.select.review_queue import ReviewSettings
 from afterword.feedback.select.select import SelectSettings
 from afterword.feedback.settings import CollectSettings

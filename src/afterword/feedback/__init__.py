@@ -4,7 +4,7 @@ Owns what a user's action means: the table of kinds, the detectors, the decision
 never talks to a model or over HTTP, never updates a row.
 """
 
-from afterword.feedback.collect.funnel import Funnel
+from afterword.feedback.collect.collect import Funnel
 from afterword.feedback.settings import CollectSettings
 
 __all__ = ["CollectSettings", "Funnel"]

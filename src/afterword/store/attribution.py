@@ -1,13 +1,15 @@
-"""Attributes rows to users: when turn and feedback name different users or only one of them, and for old ids.
+"""Attributes rows to users (when turn and feedback name different ones or only one, and for old ids), and turns to
+conversations.
 
 Caps, counts, exports, imports and erasures all ask here, so they give the same answer. Never writes.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
-from afterword.records import Feedback
+from afterword.records import Feedback, Turn
 from afterword.store.schema import IMPORTED, TOMBSTONE
 from afterword.store.store import Store
 
@@ -21,6 +23,37 @@ def speaker(feedback: Iterable[Feedback], asked: str | None) -> str | None:
     rows = list(feedback)
     first = rows[0].user if rows else None
     return first or asked or next((row.user for row in rows if row.user), None)
+
+
+ROOTS = 50_000
+"""Turns whose conversation is remembered."""
+
+
+class ConversationRoots:
+    """Attributes turns to conversations, as the split into training and held-out interactions needs it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: OrderedDict[str, str] = OrderedDict()
+
+    def of(self, turn: Turn) -> str:
+        """The turn's own conversation, else that of the nearest turn before it with one, else the id of the first
+        turn: a conversation that is never named stays together."""
+        if turn.conversation is not None:
+            return turn.conversation
+        root = turn.id if turn.previous is None else self._known.get(turn.previous) or self._walk(turn)
+        self._known[turn.id] = root
+        if len(self._known) > ROOTS:
+            self._known.popitem(last=False)
+        return root
+
+    def _walk(self, turn: Turn) -> str:
+        root = turn.id
+        for name, conversation in self._store.ancestors(turn.id):
+            root = name
+            if conversation is not None:
+                return conversation
+        return root
 
 
 _BODY = "CASE WHEN length(f.digest) > 0 THEN CAST(f.body AS TEXT) END"

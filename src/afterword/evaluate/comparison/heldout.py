@@ -15,6 +15,7 @@ from afterword.evaluate.comparison.answers import Prompt
 from afterword.metrics import current
 from afterword.records import Candidate, Feedback, Interaction, Json, Release, Report, Turn, Verdict
 from afterword.store import Store
+from afterword.store.attribution import ConversationRoots
 from afterword.store.channels import covers
 
 USERS = 8
@@ -141,8 +142,5 @@ def _final_text(store: Store, interaction: Interaction) -> str | None:
 
 def _complete(store: Store, interaction: Interaction) -> HeldOut:
     turn = store.get(Turn, interaction.turn)
-    chain = list(store.ancestors(turn.id))
-    root, named = chain[-1][0], next((c for _, c in chain if c is not None), None)
-    return HeldOut(
-        interaction=interaction, turn=turn, conversation=named or root, final_text=_final_text(store, interaction)
-    )
+    root = ConversationRoots(store).of(turn)
+    return HeldOut(interaction=interaction, turn=turn, conversation=root, final_text=_final_text(store, interaction))

@@ -1,33 +1,107 @@
-"""Feedback to interactions and skips: the thin driver around the pure decisions.
+"""Collects: pages through undecided feedback, lets `decide` decide it, writes the interactions and skips, counts them.
 
-Owns paging through what is undecided, the split's root conversation and the writing in groups. Ids are content
-hashes, so a second run, or a second collector at the same time, changes nothing. Never updates a row.
+Ids are content hashes, so a second run, or a second collector at the same time, changes nothing. Never updates a row.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
 
-from afterword.feedback.collect.decide import without_repetition
-from afterword.feedback.collect.funnel import Funnel
-from afterword.feedback.collect.left_behind import LeftBehind
-from afterword.feedback.collect.peers import accepted_attempt
-from afterword.feedback.collect.signals import Case
+from afterword.feedback.collect.decide import CaseDecision, without_repetition
+from afterword.feedback.collect.neighbours import LeftBehind, accepted_attempt
+from afterword.feedback.collect.signals import FeedbackCase
 from afterword.feedback.collect.workers import decided
 from afterword.feedback.settings import CollectSettings
-from afterword.feedback.text.minhash import Index, is_old, unpacked
+from afterword.feedback.text.minhash import DuplicateIndex, is_old, unpacked
 from afterword.records import Feedback, Interaction, Record, Skip, Turn
 from afterword.store import Outcome, Store
+from afterword.store.attribution import ConversationRoots
 
 PAGE = 1000
 """Feedback rows that are decided and committed together."""
-ROOTS = 50_000
-"""Conversations whose root is remembered."""
 IN_FLIGHT = 2
 """Pages that may wait for their commit while the next one is read."""
+
+
+@dataclass(slots=True)
+class Funnel:
+    """Counts of one run. `feedback` = `kept` + all of `skipped` + all of `waiting`;
+    `interactions` = `train` + `holdout`."""
+
+    captured: int = 0
+    """Turns in the store."""
+    held: int = 0
+    """Feedback in the store whose turn has not arrived."""
+    paired: int = 0
+    """Turns with feedback that was looked at in this run."""
+    feedback: int = 0
+    """Feedback rows that were looked at."""
+    kept: int = 0
+    """Rows that became part of an interaction."""
+    interactions: int = 0
+    train: int = 0
+    holdout: int = 0
+    off_policy: int = 0
+    """Interactions whose turn has no served token ids."""
+    without_hindsight: int = 0
+    """Interactions that only say yes: there is no privileged text to distil from."""
+    redacted: int = 0
+    """Interactions whose words held private data, which was taken out."""
+    own_wishes: int = 0
+    """Interactions of scope `user`: standing wishes of one person."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Rows by reason."""
+    waiting: Counter[str] = field(default_factory=Counter)
+    """Rows left for a later run, by reason."""
+    kinds: dict[str, Counter[str]] = field(default_factory=dict)
+    """Kind -> what became of its rows: `kept`, `waiting` or a reason."""
+    stored: int = 0
+    """Rows that this run wrote."""
+    known: int = 0
+    """Rows that another collector had written first."""
+
+    def add(self, decision: CaseDecision) -> None:
+        """Count one decision."""
+        self.paired += 1
+        for row in decision.kept:
+            self._count(row.kind, "kept")
+        for row, skip in decision.skips:
+            self._count(row.kind, skip.reason)
+            self.skipped[skip.reason] += 1
+        for row, reason in decision.waiting:
+            self._count(row.kind, "waiting")
+            self.waiting[reason] += 1
+        self.kept += len(decision.kept)
+        made = decision.interaction
+        if made is not None:
+            self.interactions += 1
+            self.train += made.split == "train"
+            self.holdout += made.split == "holdout"
+            self.off_policy += not made.on_policy
+            self.without_hindsight += not made.hindsight
+            self.redacted += bool(made.redacted)
+            self.own_wishes += made.scope == "user"
+
+    def _count(self, kind: str, outcome: str) -> None:
+        self.feedback += 1
+        self.kinds.setdefault(kind, Counter())[outcome] += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """All counts as JSON; tables sorted by count, then name."""
+        plain: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        for name in ("skipped", "waiting"):
+            plain[name] = _sorted(plain[name])
+        plain["kinds"] = {kind: _sorted(self.kinds[kind]) for kind in sorted(self.kinds)}
+        return plain
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def collect(
@@ -42,9 +116,9 @@ def collect(
     """
     settings = settings or CollectSettings()
     funnel = Funnel(captured=store.count(Turn), held=store.held())
-    roots = _Roots(store)
+    roots = ConversationRoots(store)
     writes: deque[Future[list[Outcome]]] = deque()
-    index: Index | None = None
+    index: DuplicateIndex | None = None
     for decisions in decided(_pages(store, roots, settings), settings, processes):
         if index is None:  # only when there is something to decide
             index = _index(store)
@@ -65,9 +139,9 @@ def collect(
     return funnel
 
 
-def _index(store: Store) -> Index:
+def _index(store: Store) -> DuplicateIndex:
     """What earlier collections kept and nobody took back or changed."""
-    index, gone = Index(), store.retracted() | store.superseded()
+    index, gone = DuplicateIndex(), store.retracted() | store.superseded()
     for made in store.rows(Interaction):
         if made.sketch and not gone.intersection(made.feedback):
             index.add(made.turn, made.user, unpacked(made.sketch), old=is_old(made.sketch))
@@ -81,7 +155,7 @@ def _settle(funnel: Funnel, write: Future[list[Outcome]]) -> None:
     funnel.known += len(outcomes) - stored
 
 
-def _pages(store: Store, roots: _Roots, settings: CollectSettings) -> Iterator[list[Case]]:
+def _pages(store: Store, roots: ConversationRoots, settings: CollectSettings) -> Iterator[list[FeedbackCase]]:
     last, left = 0, LeftBehind(store)
     while page := store.undecided_after(last, PAGE):
         first, last = page[0][0], page[-1][0]
@@ -89,8 +163,8 @@ def _pages(store: Store, roots: _Roots, settings: CollectSettings) -> Iterator[l
 
 
 def _cases(
-    store: Store, roots: _Roots, left: LeftBehind, settings: CollectSettings, first: int, names: list[str]
-) -> Iterator[Case]:
+    store: Store, roots: ConversationRoots, left: LeftBehind, settings: CollectSettings, first: int, names: list[str]
+) -> Iterator[FeedbackCase]:
     """The cases of a page. A turn whose oldest undecided row lies before the page had its turn on that page."""
     turns = {turn.id: turn for _, turn in store.among(Turn, "id", names)}
     rows: dict[str, list[tuple[int, Feedback]]] = defaultdict(list)
@@ -113,7 +187,7 @@ def _cases(
             continue
         turn, feedback = turns[name], tuple(f for _, f in open_rows)
         retry = tuple(f for f in feedback if f.kind in {"retried", "regenerated"} and f.id not in retracted)
-        yield Case(
+        yield FeedbackCase(
             turn=turn,
             feedback=feedback,
             retracted=retracted,
@@ -124,29 +198,3 @@ def _cases(
             peer=accepted_attempt(store, turn, retry, settings) if retry else None,
             now=now,
         )
-
-
-class _Roots:
-    """Which conversation a turn belongs to: its own name, else that of the nearest turn before it that has one,
-    else the id of the first turn. A conversation that is never named stays together."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._known: OrderedDict[str, str] = OrderedDict()
-
-    def of(self, turn: Turn) -> str:
-        if turn.conversation is not None:
-            return turn.conversation
-        root = turn.id if turn.previous is None else self._known.get(turn.previous) or self._walk(turn)
-        self._known[turn.id] = root
-        if len(self._known) > ROOTS:
-            self._known.popitem(last=False)
-        return root
-
-    def _walk(self, turn: Turn) -> str:
-        root = turn.id
-        for name, conversation in self._store.ancestors(turn.id):
-            root = name
-            if conversation is not None:
-                return conversation
-        return root

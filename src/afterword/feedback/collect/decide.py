@@ -1,7 +1,6 @@
-"""One turn and its feedback -> an interaction, skips, or nothing yet. Pure functions in lists.
+"""Decides one turn with its feedback: an interaction, skips, or nothing yet.
 
-Owns the order of the rules and how several feedback rows on one turn combine. Never reads or writes a store, never
-looks at a clock.
+Owns the order of the rules and how several feedback rows on one turn combine. Pure: reads no store and no clock.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from afterword.chat.redact import redact
-from afterword.feedback.collect.signals import Case, Refusal, Signal, Waiting, read
+from afterword.feedback.collect.signals import FeedbackCase, Signal, SkipReason, Waiting, read
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.text.guards import is_injection, is_right_refusal, is_standing
-from afterword.feedback.text.minhash import Index, Sketch, old_sketch_of, packed, sketch_of, unpacked
+from afterword.feedback.text.minhash import DuplicateIndex, Sketch, old_sketch_of, packed, sketch_of, unpacked
 from afterword.kinds import KINDS, disproved, spoken
 from afterword.records import Feedback, Interaction, Skip, content_hash, not_to_imitate
 from afterword.store.attribution import speaker
@@ -25,8 +24,8 @@ SKETCHED = (250, 500, 250)
 
 
 @dataclass(slots=True)
-class Decision:
-    """What became of a case: every feedback row is in exactly one of the three."""
+class CaseDecision:
+    """The decision on a case: every feedback row is in exactly one of `kept`, `skips` and `waiting`."""
 
     interaction: Interaction | None = None
     kept: list[Feedback] = field(default_factory=list)
@@ -36,8 +35,8 @@ class Decision:
     said: tuple[str, str] = ("", "")
     """Request and answer, which the sketches of older versions are compared by."""
 
-    def skip(self, feedback: Feedback, refusal: Refusal) -> None:
-        """Note why a row teaches nothing."""
+    def skip(self, feedback: Feedback, refusal: SkipReason) -> None:
+        """Add a skip of a row with its reason."""
         identifier = content_hash("skip", feedback.turn, feedback.id)
         self.skips.append(
             (
@@ -53,13 +52,13 @@ class Decision:
         )
 
 
-def _consent(case: Case) -> Refusal | None:
-    return None if case.turn.consent else Refusal("no_consent", "the turn may not be trained on")
+def _consent(case: FeedbackCase) -> SkipReason | None:
+    return None if case.turn.consent else SkipReason("no_consent", "the turn may not be trained on")
 
 
-def _finished(case: Case) -> Refusal | None:
+def _finished(case: FeedbackCase) -> SkipReason | None:
     reason = case.turn.finish_reason or ""
-    return Refusal(reason, _UNFINISHED[reason]) if reason in _UNFINISHED else None
+    return SkipReason(reason, _UNFINISHED[reason]) if reason in _UNFINISHED else None
 
 
 _UNFINISHED = {
@@ -69,51 +68,63 @@ _UNFINISHED = {
 }
 
 
-def _answered(case: Case) -> Refusal | None:
-    return None if case.answer else Refusal("empty_answer", "the answer has neither words nor tool calls")
+def _answered(case: FeedbackCase) -> SkipReason | None:
+    return None if case.answer else SkipReason("empty_answer", "the answer has neither words nor tool calls")
 
 
-def _asked(case: Case) -> Refusal | None:
-    return None if case.request.strip() else Refusal("no_request", "the turn has no message of a user")
+def _asked(case: FeedbackCase) -> SkipReason | None:
+    return None if case.request.strip() else SkipReason("no_request", "the turn has no message of a user")
 
 
-TURN_RULES: tuple[Callable[[Case], Refusal | None], ...] = (_consent, _finished, _answered, _asked)
-"""What a turn must satisfy before any of its feedback is read; the first refusal counts."""
+TURN_RULES: tuple[Callable[[FeedbackCase], SkipReason | None], ...] = (_consent, _finished, _answered, _asked)
+"""Requirements on a turn, checked before its feedback is read; the first unmet one is the reason."""
 
 
-def turn_refusal(case: Case, settings: CollectSettings | None = None) -> Refusal | None:
-    """Why nothing can be learned from this turn, None when something can."""
+def turn_skip_reason(case: FeedbackCase, settings: CollectSettings | None = None) -> SkipReason | None:
+    """The reason to skip all feedback on this turn, None for a usable turn."""
     found = next((refusal for rule in TURN_RULES if (refusal := rule(case)) is not None), None)
     return found or _length(case, settings or CollectSettings())
 
 
-def _length(case: Case, settings: CollectSettings) -> Refusal | None:
+def _length(case: FeedbackCase, settings: CollectSettings) -> SkipReason | None:
     size = len(case.answer)
     if size < settings.min_answer_chars:
-        return Refusal("answer_too_short", f"the answer has {size} characters, less than {settings.min_answer_chars}")
+        return SkipReason(
+            "answer_too_short", f"the answer has {size} characters; the least is {settings.min_answer_chars}"
+        )
     if size > settings.max_answer_chars:
-        return Refusal("answer_too_long", f"the answer has {size} characters, more than {settings.max_answer_chars}")
+        return SkipReason(
+            "answer_too_long", f"the answer has {size} characters; the most is {settings.max_answer_chars}"
+        )
     return None
 
 
-def decide(case: Case, settings: CollectSettings) -> Decision:
-    """Decide every feedback row of a case."""
-    decision = Decision(said=(case.request, case.answer))
-    refused = turn_refusal(case, settings)
+def decide(case: FeedbackCase, settings: CollectSettings) -> CaseDecision:
+    """Decides every feedback row of a case.
+
+    Args:
+        case: A turn with its undecided feedback.
+        settings: Weights, limits and templates.
+
+    Returns:
+        The interaction that its rows make together, the skips with reasons, and the rows that wait.
+    """
+    decision = CaseDecision(said=(case.request, case.answer))
+    refused = turn_skip_reason(case, settings)
     signals: list[Signal] = []
     for feedback in case.feedback:
         if feedback.id in case.retracted:
-            decision.skip(feedback, Refusal("retracted", "the user took it back"))
+            decision.skip(feedback, SkipReason("retracted", "the user retracted it"))
             continue
         if feedback.id in case.changed:
-            decision.skip(feedback, Refusal("changed", "the user changed this vote; the newest one counts"))
+            decision.skip(feedback, SkipReason("changed", "a newer vote of the same user replaces it"))
             continue
         if feedback.id in case.left_behind:
             why = "the conversation went on from another message: a program asked beside it, or the user put it anew"
-            decision.skip(feedback, Refusal("left_behind", why))
+            decision.skip(feedback, SkipReason("left_behind", why))
             continue
         reading = refused or read(case, feedback, settings)
-        if isinstance(reading, Refusal):
+        if isinstance(reading, SkipReason):
             decision.skip(feedback, reading)
         elif isinstance(reading, Waiting):
             decision.waiting.append((feedback, reading.reason))
@@ -131,29 +142,29 @@ def decide(case: Case, settings: CollectSettings) -> Decision:
     return decision
 
 
-def _praise_of_excluded(case: Case, signal: Signal, decision: Decision, signals: list[Signal]) -> None:
-    """Nothing reinforces an answer that its file excludes; what the user made of it may still be shown."""
+def _praise_of_excluded(case: FeedbackCase, signal: Signal, decision: CaseDecision, signals: list[Signal]) -> None:
+    """Skips praise of an answer that its file excludes; keeps an edit of it as neutral hindsight."""
     if signal.feedback.kind == "edited" and signal.hindsight and guarded(case, signal) is None:
         signals.append(replace(signal, polarity=0))
     else:
-        why = "the file marks this answer as one not to imitate (weight 0); praise of it teaches nothing"
-        decision.skip(signal.feedback, Refusal("excluded", why))
+        why = "the file excludes this answer from training (weight 0), so praise of it is skipped"
+        decision.skip(signal.feedback, SkipReason("excluded", why))
 
 
-def guarded(case: Case, signal: Signal) -> Refusal | None:
-    """Why this must not be taught although a user said so, None when it may."""
+def guarded(case: FeedbackCase, signal: Signal) -> SkipReason | None:
+    """The reason that a guard skips a signal (injection, a rightly declined request), None for a safe one."""
     words = spoken(signal.feedback.kind, signal.feedback.text)
     if signal.hindsight and (is_injection(words) or (not words and is_injection(signal.hindsight, said=False))):
-        return Refusal("injection", "the words are aimed at the trainer or the template, not at the answer")
+        return SkipReason("injection", "the words address the trainer or the template, not the answer")
     edited = signal.feedback.kind == "edited" and signal.hindsight
     if signal.polarity >= 0 and signal.category not in {"question", "unsure"} and not edited:
         return None
     if is_right_refusal(case.request, case.answer, words):
-        return Refusal("punished_refusal", "the answer declined what it should decline; that is not unlearned")
+        return SkipReason("punished_refusal", "the answer rightly declined the request")
     return None
 
 
-def _without_who_came_back(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
+def _without_disproved_departures(case: FeedbackCase, signals: list[Signal], decision: CaseDecision) -> list[Signal]:
     """Skips presumed departures before a later reaction, also one that teaches nothing itself."""
     if not any(KINDS[signal.feedback.kind].presumed for signal in signals):
         return signals
@@ -162,7 +173,7 @@ def _without_who_came_back(case: Case, signals: list[Signal], decision: Decision
     kept: list[Signal] = []
     for signal in signals:
         if signal.feedback.id in back:
-            decision.skip(signal.feedback, Refusal("came_back", "the user came back and reacted after that"))
+            decision.skip(signal.feedback, SkipReason("came_back", "the user reacted after that"))
         else:
             kept.append(signal)
     return kept
@@ -172,8 +183,8 @@ _NO_REACTION = frozenset({"retracted", "changed", "left_behind", "automated"})
 """Skipped rows that show no user: taken back, replaced, or written by a program."""
 
 
-def _without_contradictions(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
-    """Two signs of like strength refuse each other; a much weaker one (less than half) gives way."""
+def _without_contradictions(case: FeedbackCase, signals: list[Signal], decision: CaseDecision) -> list[Signal]:
+    """Skips both signs when they are of like strength, else the weaker one (less than half the weight)."""
     if len(signals) < 2:
         return signals
     best = {sign: max((s.weight for s in signals if s.firm and s.polarity == sign), default=0.0) for sign in (-1, 1)}
@@ -183,17 +194,21 @@ def _without_contradictions(case: Case, signals: list[Signal], decision: Decisio
     kept: list[Signal] = []
     for signal in signals:
         if best[weaker] * 2 >= best[-weaker]:
-            decision.skip(signal.feedback, Refusal("contradictory", "feedback on this turn says both yes and no"))
+            decision.skip(
+                signal.feedback, SkipReason("contradictory", "feedback on this turn is both positive and negative")
+            )
         elif signal.firm and signal.polarity == weaker:
-            decision.skip(signal.feedback, Refusal("outweighed", "stronger feedback on this turn says otherwise"))
+            decision.skip(signal.feedback, SkipReason("outweighed", "stronger feedback on this turn contradicts it"))
         else:
             kept.append(signal)
     return kept
 
 
-def _against_earlier(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
-    """Late feedback may add words, but not repeat. One that denies what an earlier collection decided is skipped, and
-    unless it is much weaker (less than half) the earlier interaction is not used any more (`Store.usable`)."""
+def _against_earlier(case: FeedbackCase, signals: list[Signal], decision: CaseDecision) -> list[Signal]:
+    """Skips late feedback that repeats or contradicts an earlier interaction of the turn; keeps new words.
+
+    Unless a contradiction is much weaker (less than half), it also takes the earlier interaction out of use
+    (`Store.usable`)."""
     if not case.earlier:
         return signals
     signs = {interaction.polarity for interaction in case.earlier} - {0}
@@ -202,24 +217,26 @@ def _against_earlier(case: Case, signals: list[Signal], decision: Decision) -> l
     for signal in signals:
         if signs and signal.firm and signal.polarity and signal.polarity not in signs:
             if signal.weight * 2 < strongest:
-                refusal = Refusal("outweighed", "a stronger earlier interaction of this turn says otherwise")
+                refusal = SkipReason("outweighed", "a stronger earlier interaction of this turn contradicts it")
             else:
-                refusal = Refusal("contradictory", "an earlier interaction of this turn says otherwise; both are out")
+                refusal = SkipReason(
+                    "contradictory", "it contradicts an earlier interaction of this turn; neither is used"
+                )
             decision.skip(signal.feedback, refusal)
         elif not signal.hindsight:
-            decision.skip(signal.feedback, Refusal("confirmed", "the turn already gave an interaction of this sign"))
+            decision.skip(signal.feedback, SkipReason("confirmed", "an interaction of this turn already has this sign"))
         else:
             kept.append(signal)
     return kept
 
 
-def _more_than_placeholders(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
-    """Words of which nothing is left without private data teach nothing."""
+def _more_than_placeholders(case: FeedbackCase, signals: list[Signal], decision: CaseDecision) -> list[Signal]:
+    """Skips words with nothing left after redaction."""
     kept: list[Signal] = []
     for signal in signals:
         said = redact(signal.hindsight) if signal.hindsight else None
         if said is not None and said.kinds and not _PLACEHOLDERS.sub("", said.text).strip():
-            decision.skip(signal.feedback, Refusal("private", f"it holds only private data ({', '.join(said.kinds)})"))
+            decision.skip(signal.feedback, SkipReason("private", f"nothing but private data ({', '.join(said.kinds)})"))
         else:
             kept.append(signal)
     return kept
@@ -228,8 +245,8 @@ def _more_than_placeholders(case: Case, signals: list[Signal], decision: Decisio
 _PLACEHOLDERS = re.compile(r"\[[A-Z]+\]|[\W_]")
 
 
-def _with_something_to_teach(case: Case, signals: list[Signal], decision: Decision) -> list[Signal]:
-    """Without words only praise is kept (it reinforces); blame without words says nothing of what was wanted."""
+def _with_something_to_teach(case: FeedbackCase, signals: list[Signal], decision: CaseDecision) -> list[Signal]:
+    """Without hindsight keeps positive signals only: a negative one does not say what was wanted."""
     if any(signal.hindsight for signal in signals):
         return signals
     kept: list[Signal] = []
@@ -238,24 +255,27 @@ def _with_something_to_teach(case: Case, signals: list[Signal], decision: Decisi
             kept.append(signal)
         elif signal.polarity < 0:
             decision.skip(
-                signal.feedback, Refusal("no_hindsight", f"{signal.feedback.kind} says no, but not what instead")
+                signal.feedback,
+                SkipReason("no_hindsight", f"{signal.feedback.kind} is negative and has no words to learn from"),
             )
         else:
-            decision.skip(signal.feedback, Refusal("neutral", f"{signal.feedback.kind} says neither yes nor no"))
+            decision.skip(
+                signal.feedback, SkipReason("neutral", f"{signal.feedback.kind} is neither positive nor negative")
+            )
     return kept
 
 
-SIGNAL_RULES: tuple[Callable[[Case, list[Signal], Decision], list[Signal]], ...] = (
+SIGNAL_RULES: tuple[Callable[[FeedbackCase, list[Signal], CaseDecision], list[Signal]], ...] = (
     _more_than_placeholders,
-    _without_who_came_back,
+    _without_disproved_departures,
     _without_contradictions,
     _against_earlier,
     _with_something_to_teach,
 )
-"""What the signals of one turn must satisfy together, in order."""
+"""Rules for the signals of one turn together, in order."""
 
 
-def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -> Interaction:
+def _interaction(case: FeedbackCase, signals: list[Signal], settings: CollectSettings) -> Interaction:
     ordered = sorted(signals, key=lambda s: -KINDS[s.feedback.kind].rank) if len(signals) > 1 else signals
     first = ordered[0]
     polarity = next((s.polarity for s in ordered if s.polarity), 0)
@@ -290,8 +310,8 @@ def _interaction(case: Case, signals: list[Signal], settings: CollectSettings) -
     )
 
 
-def without_repetition(decision: Decision, index: Index, settings: CollectSettings) -> None:
-    """Turn an interaction that repeats an earlier one of the same user into skips; remember it otherwise."""
+def without_repetition(decision: CaseDecision, index: DuplicateIndex, settings: CollectSettings) -> None:
+    """Replaces an interaction that repeats an earlier one of the same user by skips; remembers it otherwise."""
     made = decision.interaction
     if made is None or not settings.duplicates:
         return
@@ -305,9 +325,9 @@ def without_repetition(decision: Decision, index: Index, settings: CollectSettin
         index.add(made.turn, made.user, sketch)
         return
     reason = "duplicate" if near[1] == 1.0 else "near_duplicate"
-    detail = f"the same user said the like before (turn {near[0]}, similarity {near[1]:.2f})"
+    detail = f"the same user said nearly the same before (turn {near[0]}, similarity {near[1]:.2f})"
     for feedback in decision.kept:
-        decision.skip(feedback, Refusal(reason, detail))
+        decision.skip(feedback, SkipReason(reason, detail))
     decision.interaction, decision.kept = None, []
 
 

@@ -1,12 +1,12 @@
-"""What each kind of feedback says about its turn: one small reader for each, in one table.
+"""Reads one feedback row: its polarity, weight and hindsight as a `Signal`, or a `SkipReason`, or `Waiting`.
 
-Owns the step from a feedback row to a `Signal` (good or bad, how strongly, in which words), or to a `Refusal` or
-`Waiting`. Pure functions; never reads a store, never combines several feedback rows.
+One reader for each kind, in one table; what all kinds share is in `afterword.kinds`. Pure functions, no store.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -16,14 +16,13 @@ from afterword.feedback.settings import CollectSettings
 from afterword.feedback.text.edits import align
 from afterword.feedback.text.followup_classifier import POLARITY, categorise, read_follow_up
 from afterword.feedback.text.guards import blames_the_cut
-from afterword.feedback.text.outputs import structured_output
 from afterword.kinds import KINDS
 from afterword.records import BESIDE, Feedback, Interaction, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One turn and the feedback to decide, with everything that the decision may look at."""
+class FeedbackCase:
+    """One turn and its undecided feedback, with everything that the decision depends on."""
 
     turn: Turn
     feedback: tuple[Feedback, ...]
@@ -54,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What one feedback row says."""
+    """One feedback row as a training signal."""
 
     feedback: Feedback
     polarity: int
@@ -71,8 +70,8 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a feedback row teaches nothing: a code that is counted, and a sentence."""
+class SkipReason:
+    """The reason to skip a feedback row: a code that is counted, and a sentence."""
 
     reason: str
     detail: str
@@ -80,26 +79,30 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Not decided yet: the row is left alone and looked at again by the next collection."""
+    """Not decided yet: the next collection reads the row again."""
 
     reason: str
 
 
-Read = Signal | Refusal | Waiting
-Reader = Callable[[Case, Feedback, CollectSettings, float], Read]
+Read = Signal | SkipReason | Waiting
+Reader = Callable[[FeedbackCase, Feedback, CollectSettings, float], Read]
 
 
-def read(case: Case, feedback: Feedback, settings: CollectSettings) -> Read:
-    """What `feedback` says about its turn."""
+def read(case: FeedbackCase, feedback: Feedback, settings: CollectSettings) -> Read:
+    """Reads one feedback row of a case.
+
+    Returns:
+        Its signal; the reason to skip it; or `Waiting` when a later collection will know more.
+    """
     kind = KINDS.get(feedback.kind)
     if kind is None:
-        return Refusal("unknown_kind", f"the kind {feedback.kind!r:.60} is not one that this version reads")
+        return SkipReason("unknown_kind", f"the kind {feedback.kind!r:.60} is unknown to this version")
     if kind.silent and beside_a_conversation(case.turn):
-        return Refusal("automated", f"{feedback.kind} of an answer that a program asked for beside the conversation")
+        return SkipReason("automated", f"{feedback.kind} on an answer to a program's request beside the conversation")
     weight = settings.weight(feedback.kind, case.turn.task)
     weight = weight and _given_weight(feedback, weight)
     if weight == 0:
-        return Refusal("off", f"feedback of the kind {feedback.kind} has weight 0 for this task")
+        return SkipReason("off", f"{feedback.kind} has weight 0 for this task")
     missing = _missing(feedback, kind.carries, settings.max_hindsight_chars)
     if missing is not None:
         return missing
@@ -136,8 +139,8 @@ def _sure_enough(signal: Signal, settings: CollectSettings) -> Read:
         confidence = signal.confidence * given
         signal = replace(signal, weight=signal.weight * given, confidence=confidence)
     if signal.confidence < settings.min_confidence:
-        return Refusal(
-            "low_confidence", f"{signal.feedback.kind} was read with confidence {signal.confidence:.2f} only"
+        return SkipReason(
+            "low_confidence", f"{signal.feedback.kind} was read with a confidence of {signal.confidence:.2f} only"
         )
     return signal
 
@@ -165,23 +168,23 @@ def _calls(turn: Turn) -> list[dict[str, str]]:
     return [{"name": str(f.get("name", "")), "arguments": str(f.get("arguments", ""))} for f in functions]
 
 
-def _missing(feedback: Feedback, needs: str, limit: int) -> Refusal | None:
+def _missing(feedback: Feedback, needs: str, limit: int) -> SkipReason | None:
     text = feedback.final_text if needs == "final_text" else feedback.text
     if needs in {"text", "final_text"}:
         if not text or not text.strip():
-            return Refusal(
+            return SkipReason(
                 "no_text", f"{feedback.kind} without {'`final_text`' if needs == 'final_text' else '`text`'}"
             )
         if len(text) > limit:
-            return Refusal("too_long", f"{len(text)} characters; at most {limit} are shown to the teacher")
+            return SkipReason("too_long", f"{len(text)} characters; the most is {limit}")
     if needs == "value" and (feedback.value is None or not math.isfinite(feedback.value) or abs(feedback.value) > 1):
-        return Refusal("bad_value", f"the rating is {feedback.value}; it must be between -1 and 1")
+        return SkipReason("bad_value", f"the rating is {feedback.value}; it must be between -1 and 1")
     if needs == "outcome" and feedback.exit_code is None:
-        return Refusal("no_outcome", f"{feedback.kind} without `exit_code`")
+        return SkipReason("no_outcome", f"{feedback.kind} without `exit_code`")
     return None
 
 
-def _plain(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+def _plain(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     return Signal(feedback, KINDS[feedback.kind].polarity, weight)
 
 
@@ -190,26 +193,26 @@ def words_after(answer: str, feedback: Feedback) -> Said:
     return read_message((feedback.text or "").strip(), Hints(after_call=calls_in_text(answer)))
 
 
-def _follow_up(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+def _follow_up(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     said = words_after(case.answer, feedback)
     if said.origin is not None:
-        return Refusal("automated", f"a program wrote this ({said.origin}), no person: {feedback.text!r:.120}")
+        return SkipReason("automated", f"a program wrote this message ({said.origin}): {feedback.text!r:.120}")
     text = said.words
     reading = read_follow_up(case.request, case.answer, text)
     if reading.category == "off_topic":
-        return Refusal("off_topic", f"the user turns to something else: {text!r:.120}")
+        return SkipReason("off_topic", f"the user turns to something else: {text!r:.120}")
     if reading.category == "continuation":
-        return Refusal("continuation", f"the user only asks for more: {text!r:.120}")
+        return SkipReason("continuation", f"the user only asks for more: {text!r:.120}")
     if reading.category == "thanks":
         return Signal(feedback, 1, weight, category="thanks", confidence=reading.confidence)
     if case.turn.finish_reason == "length" and blames_the_cut(text):
-        return Refusal("truncated", f"the answer was cut off at its length limit, which the user minds: {text!r:.120}")
+        return SkipReason("truncated", f"the user minds that the answer ended at its length limit: {text!r:.120}")
     words = settings.words("follow_up", case.turn.task).format(text=text)
     strength = weight * reading.relevance
     return Signal(feedback, reading.polarity, strength, words, category=reading.category, confidence=reading.confidence)
 
 
-def _comment(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+def _comment(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     text = (feedback.text or "").strip()
     category = categorise(case.request, case.answer, text)
     if category == "thanks":
@@ -218,51 +221,51 @@ def _comment(case: Case, feedback: Feedback, settings: CollectSettings, weight: 
     return Signal(feedback, POLARITY[category], weight, words, category=category)
 
 
-def _demonstration(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+def _demonstration(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     words = settings.words(feedback.kind, case.turn.task).format(text=(feedback.text or "").strip())
     return Signal(feedback, -1, weight, words)
 
 
-def _edited(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+def _edited(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     final = (feedback.final_text or "").strip()
     if not text_of(case.turn.answer.get("content")).strip() and _calls(case.turn):
-        return Refusal("edited_call", "the answer is a tool call and has no words to edit: send `tool_rejected`")
+        return SkipReason("edited_call", "the answer is a tool call and has no words to edit: send `tool_rejected`")
     change = align(text_of(case.turn.answer.get("content")), final)
     if change.share == 0:
         strength = settings.weight("accepted", case.turn.task)
         if strength == 0:
-            return Refusal("off", "an edit that changes nothing is an acceptance, which has weight 0 for this task")
+            return SkipReason("off", "an edit that changes nothing is an acceptance, which has weight 0 for this task")
         return Signal(feedback, 1, _given_weight(feedback, strength))
     words = settings.words("edited", case.turn.task).format(final=final)
     strength = weight * (0.25 + 0.75 * change.share)
     return Signal(feedback, 1 if change.share < 0.5 else -1, strength, words, firm=False, spans=change.spans)
 
 
-def _retried(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+def _retried(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     if case.peer is not None:
         if len(case.peer) > settings.max_hindsight_chars:
-            return Refusal("too_long", f"the accepted attempt has {len(case.peer)} characters")
+            return SkipReason("too_long", f"the accepted attempt has {len(case.peer)} characters")
         words = settings.words(feedback.kind, case.turn.task).format(answer=case.peer)
         return Signal(feedback, -1, weight, words)
     # A time far in the future counts as long ago: because of a clock that was wrong nothing waits for ever.
     if abs(case.now - feedback.created_at) < settings.wait_seconds:
         return Waiting("no_accepted_attempt_yet")
-    return Refusal("no_hindsight", "asked again, but no later attempt at the same request was accepted")
+    return SkipReason("no_hindsight", "asked again, and no later attempt at the same request was accepted")
 
 
-def _rating(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+def _rating(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     value, text = feedback.value or 0.0, (feedback.text or "").strip()
     sign = (value > 0) - (value < 0)
     category = categorise(case.request, case.answer, text) if text else "thanks"
     if category == "thanks":
         return Signal(feedback, sign, weight * abs(value))
     if len(text) > settings.max_hindsight_chars:
-        return Refusal("too_long", f"{len(text)} characters; at most {settings.max_hindsight_chars} are shown")
+        return SkipReason("too_long", f"{len(text)} characters; at most {settings.max_hindsight_chars} are shown")
     words = settings.words("rating", case.turn.task).format(text=text)
     return Signal(feedback, sign or POLARITY[category], weight * (abs(value) or 1.0), words, category=category)
 
 
-def _outcome(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+def _outcome(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     if feedback.exit_code == 0:
         return Signal(feedback, 1, weight)
     output = structured_output(feedback.output or "", settings.max_hindsight_chars // 2) or "nothing"
@@ -272,17 +275,17 @@ def _outcome(case: Case, feedback: Feedback, settings: CollectSettings, weight: 
     return Signal(feedback, -1, weight, words)
 
 
-def _tool(case: Case, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
+def _tool(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, weight: float) -> Read:
     calls = _calls(case.turn)
     if not calls:
-        return Refusal("no_tool_call", f"{feedback.kind}, but the answer calls no tool")
+        return SkipReason("no_tool_call", f"{feedback.kind}, but the answer calls no tool")
     if feedback.kind == "tool_approved":
         return Signal(feedback, 1, weight)
     call = ", ".join(f"{c['name']}({c['arguments']})" for c in calls)
     template = settings.words(feedback.kind, case.turn.task)
     words = template.format(call=call[:1000], text=(feedback.text or "").strip()).strip()
     if len(words) > settings.max_hindsight_chars:
-        return Refusal("too_long", f"{len(words)} characters; at most {settings.max_hindsight_chars} are shown")
+        return SkipReason("too_long", f"{len(words)} characters; at most {settings.max_hindsight_chars} are shown")
     said = len(text_of(case.turn.answer.get("content")))
     behind = ((said, said + len(call)),) if said else ()  # nothing to tell apart in an answer that is all call
     return Signal(feedback, -1, weight, words, spans=behind)
@@ -294,3 +297,63 @@ _READERS: dict[str, Reader] = {
     "tool_approved": _tool, "tool_rejected": _tool,
 }  # fmt: skip
 """Kinds that are not here only say good or bad."""
+
+
+# ---- output of programs: the first error and the cases that failed
+
+FEW_LINES = 12
+MAX_CASES = 8
+"""Failing cases that are named."""
+MAX_SEEN = 200_000
+"""Characters that are looked at, half from each end."""
+
+_FIRST = re.compile(
+    r"(?i)(error\b|exception\b|\btraceback|\bfailed|\bassert\w*|\bpanic|\bfatal|\bundefined|\bsegfault)|^E  "
+)
+_CASES = re.compile(
+    r"^(?:FAILED|ERROR) (?P<pytest>\S+::\S+)(?: - (?P<why>.*))?$|^--- FAIL: (?P<go>\S+)"
+    r"|^\s*(?:✕|✗|×|not ok(?: \d+)? ?-?) (?P<tap>.+)$"
+    r"|^(?:FAIL|ERROR): (?P<unittest>\w+ \([\w.]+\))|^test (?P<rust>\S+) \.\.\. FAILED$",
+    re.MULTILINE,
+)
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def structured_output(output: str, limit: int) -> str:
+    """At most about `limit` characters of what was printed. Short output stays as it is; of long output the failing
+    cases are named, then its beginning, the first lines that name an error with what follows them, and its end."""
+    text = _ANSI.sub("", output.replace("\x00", "")).strip()
+    if len(text) <= limit:
+        return text
+    if len(text) > MAX_SEEN:
+        text = text[: MAX_SEEN // 2] + "\n" + text[-MAX_SEEN // 2 :]
+    cases = failing_cases(text)
+    named = "Failed: " + "; ".join(cases) + "\n" if cases else ""
+    return (named[: limit // 2] + _shortened(text, limit - min(len(named), limit // 2))).strip()
+
+
+def failing_cases(text: str) -> list[str]:
+    """Names of the cases that failed, with the reason where one line gives it (pytest, unittest, Go, Rust, TAP)."""
+    found: list[str] = []
+    for match in _CASES.finditer(text):
+        name = next(v for k, v in match.groupdict().items() if k != "why" and v)
+        found.append(f"{name}: {match['why']}"[:200] if match["why"] else name.strip()[:200])
+    unique = list(dict.fromkeys(found))
+    more = len(unique) - MAX_CASES
+    return unique if more <= 0 else [*unique[:MAX_CASES], f"and {more} more"]
+
+
+def _shortened(text: str, limit: int) -> str:
+    """Lines are kept whole where they fit; cuts are marked with "[...]"."""
+    lines = text.splitlines()
+    first = next((i for i, line in enumerate(lines) if _FIRST.search(line)), None)
+    middle = [] if first is None else lines[max(first - 2, 0) : first + FEW_LINES]
+    parts = [lines[:3], middle, text[-limit:].splitlines()[-FEW_LINES:]]
+    share = max(limit // 3, 1)
+    return "\n[...]\n".join(_clip("\n".join(part), share, tail=i == 2) for i, part in enumerate(parts) if part)
+
+
+def _clip(text: str, limit: int, *, tail: bool) -> str:
+    if len(text) <= limit:
+        return text
+    return text[-limit:] if tail else text[:limit]

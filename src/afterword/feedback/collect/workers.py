@@ -1,7 +1,7 @@
-"""Child processes that decide pages of cases while the collector reads the next ones.
+"""Decides pages of cases in child processes while the collector reads the next ones; keeps the order of the pages.
 
-Owns the processes and what goes over their pipes; what is decided is `decide`'s, and the order of the pages is kept.
-A child that is lost costs time and nothing else: its page is decided here. Never reads or writes a store.
+A lost child costs time only: its page is decided here. A child ends with its parent, whose pipe it reads. A pool of
+`concurrent.futures` was slower, survives a killed parent, and needs a main guard in scripts (dev/LOG.md, 2026-11-30).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from afterword.feedback.collect.decide import Decision, decide
-from afterword.feedback.collect.signals import Case
+from afterword.feedback.collect.decide import CaseDecision, decide
+from afterword.feedback.collect.signals import FeedbackCase
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Feedback, Interaction, Skip, Turn
 
@@ -50,7 +50,9 @@ Answered = tuple[Interaction | None, list[int], list[tuple[int, Skip]], list[tup
 """A decision, its feedback rows by their number in the case."""
 
 
-def decided(pages: Iterator[list[Case]], settings: CollectSettings, children: int) -> Iterator[list[Decision]]:
+def decided(
+    pages: Iterator[list[FeedbackCase]], settings: CollectSettings, children: int
+) -> Iterator[list[CaseDecision]]:
     """The decisions of each page, in order; by child processes from the third page on when `children` is over 1."""
     for page in islice(pages, ALONE) if children > 1 else pages:
         yield [decide(case, settings) for case in page]
@@ -92,7 +94,7 @@ class _Child:
 
     def __init__(self, settings: CollectSettings) -> None:
         self._settings = settings
-        self._page: list[Case] = []
+        self._page: list[FeedbackCase] = []
         package = str(Path(__file__).parents[3])
         paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         # A session of its own: Ctrl-C is for the collector, at whose end the pipe ends and with it the child.
@@ -104,12 +106,12 @@ class _Child:
         self._to, self._from = self._process.stdin, self._process.stdout
         self._send(settings)
 
-    def give(self, page: list[Case]) -> None:
+    def give(self, page: list[FeedbackCase]) -> None:
         """Let it decide these."""
         self._page = page
         self._send([_sent(case) for case in page])
 
-    def take(self) -> list[Decision]:
+    def take(self) -> list[CaseDecision]:
         """What became of them."""
         try:
             answers: list[Answered] = pickle.load(self._from)
@@ -132,7 +134,7 @@ class _Child:
             self._to.flush()
 
 
-def _sent(case: Case) -> Sent:
+def _sent(case: FeedbackCase) -> Sent:
     feedback = [_feedback_values(row) for row in case.feedback]
     ids = case.turn.on_policy
     return (
@@ -141,10 +143,10 @@ def _sent(case: Case) -> Sent:
     )  # fmt: skip
 
 
-def _received(sent: Sent) -> Case:
+def _received(sent: Sent) -> FeedbackCase:
     turn, ids, feedback, retracted, earlier, conversation, peer, now, request, answer = sent
     known = (0,) if ids else None
-    case = Case(
+    case = FeedbackCase(
         turn=Turn(**dict(zip(_OF_TURN, turn, strict=True)), messages=(), prompt_ids=known, completion_ids=known),
         feedback=tuple(Feedback(**dict(zip(_OF_FEEDBACK, row, strict=True))) for row in feedback),
         retracted=retracted, earlier=earlier, conversation=conversation, peer=peer, now=now,
@@ -154,7 +156,7 @@ def _received(sent: Sent) -> Case:
     return case
 
 
-def _answered(case: Case, decision: Decision) -> Answered:
+def _answered(case: FeedbackCase, decision: CaseDecision) -> Answered:
     place = {id(row): number for number, row in enumerate(case.feedback)}
     return (
         decision.interaction, [place[id(row)] for row in decision.kept],
@@ -163,10 +165,10 @@ def _answered(case: Case, decision: Decision) -> Answered:
     )  # fmt: skip
 
 
-def _decision(case: Case, answer: Answered) -> Decision:
+def _decision(case: FeedbackCase, answer: Answered) -> CaseDecision:
     made, kept, skips, waiting = answer
     rows = case.feedback
-    return Decision(
+    return CaseDecision(
         interaction=made, said=(case.request, case.answer),
         kept=[rows[n] for n in kept], skips=[(rows[n], skip) for n, skip in skips],
         waiting=[(rows[n], reason) for n, reason in waiting],

@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import itertools
 import re
+import tomllib
 from dataclasses import dataclass
-from typing import Literal
+from importlib.resources import files
+from typing import Any, Literal
 
 from afterword.chat.words import UNSPACED
 from afterword.chat.words import words as units
-from afterword.feedback.text import cues
 from afterword.feedback.text.patterns import Keys, Patterns, keys_of
 
 Category = Literal[
     "thanks", "continuation", "off_topic", "correction", "complaint", "constraint", "rephrase", "question", "unsure"
 ]
+
+_CUES: dict[str, Any] = tomllib.loads(files("afterword.feedback").joinpath("cues.toml").read_text(encoding="utf-8"))
+_FILLERS = frozenset(_CUES["fillers"].split())
+_STOP_WORDS = frozenset(_CUES["stop"].split())
+_STOP_SIGNS = frozenset(_CUES["stop_zh"])
+_FORM_WORDS = frozenset(_CUES["form"].split())
+"""The vocabulary of form."""
 
 SEEN_HEAD, SEEN_TAIL = 400, 200
 """Cues are looked for at the beginning and at the end, in characters: between them lies what the user pasted."""
@@ -45,7 +53,7 @@ RELEVANCE: dict[Category, float] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class FollowUpReading:
     """What a follow-up is, how much it is about the answer (0 .. 1), whether the user is content (-1, 0, +1), and
     how sure that is (0 .. 1)."""
 
@@ -55,10 +63,10 @@ class Reading:
     confidence: float
 
 
-def read_follow_up(request: str, answer: str, text: str) -> Reading:
+def read_follow_up(request: str, answer: str, text: str) -> FollowUpReading:
     """The reading of `text`, which the user wrote after `answer` to `request`."""
     category, confidence = _decide(request, answer, text)
-    return Reading(category, RELEVANCE[category], POLARITY[category], confidence)
+    return FollowUpReading(category, RELEVANCE[category], POLARITY[category], confidence)
 
 
 def categorise(request: str, answer: str, text: str) -> Category:
@@ -152,14 +160,14 @@ def _again(request: str, seen: str, words: list[str]) -> Literal["same", "other"
     unspaced = _UNSPACED.search(seen)
     if not head or not (words or unspaced):
         return None
-    has = _stems(words, cues.STOP)
+    has = _stems(words, _STOP_WORDS)
     if not unspaced and sum([stem in head for stem in has]) < 2 and not all([word in head for word in words[:3]]):
         return None  # neither two words in common nor the same beginning: no need to take the request apart
     asked = _WORDS.findall(head)
     same_start = len(words) >= 5 and len(asked) >= 5 and words[:3] == asked[:3]
     if unspaced and not words:
         same_start = seen[:SAME_START] == head[:SAME_START] and min(len(seen), len(head)) > 2 * SAME_START
-    had = _stems(asked, cues.STOP)
+    had = _stems(asked, _STOP_WORDS)
     if unspaced:
         had, has = had | _pairs(head), has | _pairs(seen)
     common = len(had & has)
@@ -188,14 +196,14 @@ def _after_thanks(seen: str, keys: Keys) -> str | None:
         return None
     rest, said = _THANKS_ALL.subn(" ", seen)
     rest, _ = _ACK_ALL.subn(" ", rest)
-    left = [word for word in _TOKENS.findall(rest) if word not in cues.FILLERS]
+    left = [word for word in _TOKENS.findall(rest) if word not in _FILLERS]
     if not left:
         return ""
     short = len(left) <= 3 and not seen.endswith(("?", "？"))
     return rest if said and (short or _THANKS_ALL.match(seen)) else None
 
 
-def content_words(text: str, without: frozenset[str] = cues.STOP) -> frozenset[str]:
+def content_words(text: str, without: frozenset[str] = _STOP_WORDS) -> frozenset[str]:
     """Stems of the words that carry a topic; pairs of characters of scripts without spaces."""
     lowered = text.lower()
     stems = _stems(_WORDS.findall(lowered), without)
@@ -209,7 +217,7 @@ def _stems(words: list[str], without: frozenset[str]) -> frozenset[str]:
 def _pairs(text: str) -> frozenset[str]:
     found: set[str] = set()
     for run in _UNSPACED.findall(text):
-        kept = [unit for unit in units(run) if unit not in cues.STOP_ZH]
+        kept = [unit for unit in units(run) if unit not in _STOP_SIGNS]
         found.update(a + b for a, b in itertools.pairwise(kept))
     return frozenset(found)
 
@@ -233,7 +241,7 @@ def _window(text: str) -> str:
     return text if len(text) <= WINDOW else text[: WINDOW * 2 // 3] + " " + text[-WINDOW // 3 :]
 
 
-def _all(table: cues.ByLanguage) -> list[str]:
+def _all(table: dict[str, list[str]]) -> list[str]:
     return [pattern for patterns in table.values() for pattern in patterns]
 
 
@@ -252,26 +260,26 @@ _QUOTED = re.compile(
     r"\"[^\"]{1,200}\"|“[^”]{1,200}”|«[^»]{1,200}»|(?<!\w)'[^']{1,200}'(?!\w)|`[^`]{1,200}`|「[^」]{1,200}」"
 )
 _SPACES = str.maketrans(dict.fromkeys("\n\t.,;:!?()[]{}<>\"'`*_/\\-=|#", " "))
-_THANKS, _ACK = Patterns(_all(cues.THANKS)), Patterns(_all(cues.ACK))
-_THANKS_ALL, _ACK_ALL = _anywhere(_all(cues.THANKS)), _anywhere(_all(cues.ACK))
-_CORRECTION = Patterns(_all(cues.CORRECTION))
+_THANKS, _ACK = Patterns(_all(_CUES["thanks"])), Patterns(_all(_CUES["ack"]))
+_THANKS_ALL, _ACK_ALL = _anywhere(_all(_CUES["thanks"])), _anywhere(_all(_CUES["ack"]))
+_CORRECTION = Patterns(_all(_CUES["correction"]))
 _FAULTS = re.compile(r"(?:error|exception):|traceback \(most")
-_COMPLAINT = Patterns(_all(cues.COMPLAINT))
-_CONSTRAINT = Patterns(_all(cues.CONSTRAINT))
-_CONTINUE = re.compile("|".join(cues.CONTINUE))
-_ABOUT = Patterns(cues.ABOUT)
-_ABOUT_WEAKLY = Patterns(cues.ABOUT_WEAKLY)
-_EMPTY_IT = _anywhere(cues.EMPTY_IT)
-_NEW_TASK = re.compile("|".join(cues.NEW_TASK))
-_SWITCH = Patterns(cues.SWITCH)
-_ASKS = re.compile(cues.ASKS)
+_COMPLAINT = Patterns(_all(_CUES["complaint"]))
+_CONSTRAINT = Patterns(_all(_CUES["constraint"]))
+_CONTINUE = re.compile("|".join(_CUES["continue"]))
+_ABOUT = Patterns(_CUES["about"])
+_ABOUT_WEAKLY = Patterns(_CUES["about_weakly"])
+_EMPTY_IT = _anywhere(_CUES["empty_it"])
+_NEW_TASK = re.compile("|".join(_CUES["new_task"]))
+_SWITCH = Patterns(_CUES["switch"])
+_ASKS = re.compile(_CUES["asks"])
 _NUMBERS = re.compile(r"[0-9]+")
-_WISHES = re.compile(cues.WISHES)
+_WISHES = re.compile(_CUES["wishes"])
 _NEGATION = re.compile(
     r"\bnot\b|n't\b|\bno\b|\bnicht\b|\bpas\b|\bkein\w*|\bnão\b|\bnon\b|\bне\b|不(?!错)|没|ない|ません"
 )
 _DOUBT = re.compile(
     r"(?<!\w)(?:but|however|except|although|though|pero|mais|aber|sauf|jedoch|mas|porém|ma|però|но|однако)(?!\w)|但|不过|でも|けど"
 )
-_FORM = cues.STOP | cues.FORM
+_FORM = _STOP_WORDS | _FORM_WORDS
 _FORM_STEMS = frozenset(word[:6] for word in _FORM)

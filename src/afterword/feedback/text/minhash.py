@@ -97,7 +97,7 @@ def similarity(one: Sketch, two: Sketch) -> float:
     return len(set(one).intersection(two, smallest)) / size
 
 
-class Index:
+class DuplicateIndex:
     """Sketches seen so far, each within its group (a user): who says it twice repeats himself, two who say the same
     agree."""
 

@@ -1,18 +1,19 @@
-"""Peer success: a later attempt at the same request that the user accepted.
+"""Reads the turns around a turn: an accepted later attempt at its request, and follow-ups that nobody went on from.
 
-Owns the search through the store; what counts as accepted is decided by the same readings as everything else.
-Never writes.
+A request of a program beside a conversation (a title) never stands in a later history: the user's next message
+continues the answer before it. That sign needs no words and no language. Reads the store, never writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from afterword.chat.trail import DEPTH, asked_key, trail_of
-from afterword.feedback.collect.decide import turn_refusal
-from afterword.feedback.collect.signals import Case, Signal, answer_text, read
+from afterword.feedback.collect.decide import turn_skip_reason
+from afterword.feedback.collect.signals import FeedbackCase, Signal, answer_text, read
 from afterword.feedback.settings import CollectSettings
-from afterword.records import Feedback, Turn, not_to_imitate
+from afterword.records import Feedback, Skip, Turn, content_hash, not_to_imitate
 from afterword.store import Store
 from afterword.store.attribution import speaker
 
@@ -76,8 +77,8 @@ def _accepted(store: Store, attempt: Turn, user: str | None, settings: CollectSe
     rows = tuple(f for _, f in store.among(Feedback, "turn", [attempt.id]) if speaker((f,), attempt.user) == user)
     gone = {f.retracts for _, f in store.among(Feedback, "retracts", [f.id for f in rows])}
     gone |= store.superseded([attempt.id])
-    case = Case(turn=attempt, feedback=rows)
-    if turn_refusal(case) is not None:
+    case = FeedbackCase(turn=attempt, feedback=rows)
+    if turn_skip_reason(case) is not None:
         return None
     signals = [s for f in rows if f.id not in gone and isinstance(s := read(case, f, settings), Signal)]
     if any(s.firm and s.polarity < 0 for s in signals):
@@ -88,3 +89,65 @@ def _accepted(store: Store, attempt: Turn, user: str | None, settings: CollectSe
     if not_to_imitate(attempt.answer):
         return None
     return answer_text(attempt) if any(s.polarity > 0 for s in signals) else None
+
+
+# ---- follow-ups that the conversation did not go on from
+
+REASON = "left_behind"
+TIMES = 2
+"""Conversations that must have left the same text behind before it is taken for a template everywhere."""
+SHORTEST = 40
+"""Characters of a text that may be a template; a shorter one is said by many people."""
+
+
+class LeftBehind:
+    """What conversations left behind, as far as it was seen."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._turns: dict[str, set[str]] | None = None
+        """Turns on which a text was left behind, by the hash of the text."""
+
+    def among(self, rows: Mapping[str, Sequence[Feedback]], turns: Mapping[str, Turn]) -> frozenset[str]:
+        """Ids of follow-ups that were left behind, of the feedback on some turns.
+
+        Only for what the gateway saw: in a file that holds several branches a person wrote each of them.
+        """
+        follow_ups = {
+            turn: [f for f in group if f.kind == "follow_up" and f.source == "detector" and f.next_turn]
+            for turn, group in rows.items()
+            if turn in turns and turns[turn].source == "gateway"
+        }
+        named = [f.next_turn for group in follow_ups.values() for f in group if f.next_turn]
+        if not named:
+            return frozenset()
+        went_on = self._store.continued(named)
+        found = set()
+        for group in follow_ups.values():
+            for at, row in enumerate(group):
+                if row.next_turn in went_on:
+                    continue
+                if any(later.next_turn in went_on and later.text != row.text for later in group[at + 1 :]):
+                    self._add([row])
+                    found.add(row.id)
+                elif self._is_template(row):
+                    found.add(row.id)
+        return frozenset(found)
+
+    def _is_template(self, row: Feedback) -> bool:
+        text = row.text or ""
+        return len(text) >= SHORTEST and len(self._known().get(content_hash(text), set()) - {row.turn}) >= TIMES
+
+    def _add(self, rows: Iterable[Feedback]) -> None:
+        known = self._known()
+        for row in rows:
+            if row.text and len(row.text) >= SHORTEST:
+                known[content_hash(row.text)].add(row.turn)
+
+    def _known(self) -> dict[str, set[str]]:
+        """By text, from what earlier collections skipped; read when it is first needed."""
+        if self._turns is None:
+            self._turns = defaultdict(set)
+            ids = [skip.feedback for skip in self._store.rows(Skip, reason=REASON)]
+            self._add([row for _, row in self._store.among(Feedback, "id", ids)])
+        return self._turns
