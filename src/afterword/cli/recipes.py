@@ -45,6 +45,7 @@ def run_list(context: Context) -> int:
 def run_show(context: Context) -> int:
     """The composition of one recipe as its manifest will record it, and what can be set of it."""
     from afterword.learn.recipes import RECIPES, describe, recipe
+    from afterword.learn.recipes.formula import formula
     from afterword.learn.recipes.from_config import SETTINGS
     from afterword.learn.recipes.spec import options
 
@@ -55,10 +56,17 @@ def run_show(context: Context) -> int:
         for o in options(RECIPES[made.name])
     ]
     if context.json:
-        found = {"recipe": described, "summary": _summary(RECIPES[made.name]), "needs": _missing(made)}
+        found = {
+            "recipe": described,
+            "formula": formula(made),
+            "summary": _summary(RECIPES[made.name]),
+            "needs": _missing(made),
+        }
         context.emit(found | {"options": settable})
         return 0
     context.out.print(f"[bold]{made.name}[/]: {escape(_summary(RECIPES[made.name]))}")
+    for line in formula(made):
+        context.out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
     context.table("", ("slot", "part"), [(slot, escape(part)) for slot, part in _slots(described)])
     context.table(
         "what can be set", ("setting", "default", "takes"), [[*map(escape, row.values())] for row in settable]
