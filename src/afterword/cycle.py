@@ -270,9 +270,9 @@ def _working(settings: Settings, progress: Progress) -> Iterator[_Work]:
 def recipe_stage(settings: Settings) -> Json:
     """The recipe that a training would take, described; ConfigError for one that cannot be trained."""
     from afterword.learn.recipes import describe
-    from afterword.train.stage import checked_recipe
+    from afterword.learn.recipes.from_config import recipe_of
 
-    described: Json = describe(checked_recipe(settings.train))
+    described: Json = describe(recipe_of(settings.train))
     return described
 
 

@@ -12,7 +12,7 @@ from afterword.errors import ConfigError
 from afterword.learn.parts.schedules import Linear
 from afterword.learn.parts.teachers import BASE, EMA
 from afterword.learn.recipes import RECIPES, follow_ups, recipe, sdpo_interactions
-from afterword.learn.recipes.from_config import SETTINGS, checked, recipe_of
+from afterword.learn.recipes.from_config import SETTINGS, read_recipe, recipe_of
 from afterword.learn.recipes.spec import kinds
 
 
@@ -31,7 +31,7 @@ def test_options_are_the_arguments_of_the_function(tmp_path: Path) -> None:
     made = sdpo_interactions(
         beyond=0.25, hold=0.3, teacher=BASE, schedule=Linear(warmup=1), lr=5e-4, max_hindsight=64, batch=8
     )
-    assert checked(settings) == made
+    assert recipe_of(settings) == made
 
 
 def test_no_options_and_no_settings_are_the_recipe() -> None:
@@ -55,7 +55,7 @@ def test_renamed_options_are_read_with_a_warning() -> None:
     with pytest.warns(FutureWarning, match="passes is now called epochs"):
         assert recipe_of(TrainConfig(options={"passes": 3})).epochs == 3
     with pytest.warns(FutureWarning, match="answers is now called num_generations"):
-        assert recipe_of(TrainConfig(recipe="grpo", verifier="a:b", options={"answers": 3})).num_generations == 3
+        assert read_recipe(TrainConfig(recipe="grpo", verifier="a:b", options={"answers": 3})).num_generations == 3
     with pytest.raises(ConfigError, match=r"train.epochs=2 and train.options.epochs=3 are one setting"):
         recipe_of(TrainConfig(epochs=2, options={"passes": 3}))
 
@@ -74,7 +74,7 @@ def test_renamed_options_are_read_with_a_warning() -> None:
 )  # fmt: skip
 def test_what_the_recipe_does_not_take_is_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        checked(TrainConfig(options=options))
+        recipe_of(TrainConfig(options=options))
 
 
 def test_every_setting_that_stands_for_an_argument_is_one() -> None:
@@ -82,3 +82,23 @@ def test_every_setting_that_stands_for_an_argument_is_one() -> None:
     taken = {*kinds(RECIPES["opcd"]), *kinds(RECIPES["gkd"]), "context", "template", "template_praise"}
     assert {name for name in SETTINGS.values() if name not in fields} == set()
     assert set(SETTINGS) - taken == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (TrainConfig(revise="target"), r"imitates revisions off-policy.*--recipe sft"),
+        (TrainConfig(recipe="sft", revise="context"), r"has none that reads.*use follow-ups"),
+        (TrainConfig(recipe="grpo", verifier="no.such:function"), r"cannot be imported .*package\.module:function"),
+        (TrainConfig(recipe="grpo", verifier="math:pi"), r"is 3\.14.*, not a function"),
+        (TrainConfig(recipe="gkd"), r"train\.teacher"),
+    ],
+)
+def test_a_configured_recipe_is_ready_to_run_or_rejected(settings: TrainConfig, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        recipe_of(settings)
+
+
+def test_revisions_go_with_recipes_that_use_them() -> None:
+    recipe_of(TrainConfig(revise="context"))
+    recipe_of(TrainConfig(recipe="sft", revise="target"))

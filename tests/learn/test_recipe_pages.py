@@ -12,7 +12,7 @@ from afterword.cli.context import SECTIONS, Context
 from afterword.cli.entry import parser
 from afterword.config import Config, TrainConfig, resolve
 from afterword.learn.recipes import RECIPES
-from afterword.learn.recipes.from_config import recipe_of
+from afterword.learn.recipes.from_config import read_recipe
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes"
 PAGES = sorted(path for path in DOCS.glob("*.md") if path.name != "README.md")
@@ -32,7 +32,7 @@ def config_of(command: list[str]) -> Config:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_the_commands_of_a_page_run_its_recipe(page: Path) -> None:
-    found = [recipe_of(config_of(command).get(TrainConfig)).name for command in commands(page)]
+    found = [read_recipe(config_of(command).get(TrainConfig)).name for command in commands(page)]
     assert found
     assert all(name == page.stem or name.startswith(f"{page.stem}-") for name in found)
     text = page.read_text(encoding="utf-8")

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from afterword.config import TrainConfig
-from afterword.errors import ConfigError, NothingToDo
+from afterword.errors import NothingToDo
 from afterword.learn.recipes import recipe, sdpo_interactions
 from afterword.model.loading import load_tokenizer
 from afterword.records import Revision
 from afterword.store import Store
 from afterword.train.data.examples import Example, prepare
 from afterword.train.generation import revise
-from afterword.train.generation.revise import check_revision, echoes, revise_stage, with_revisions, worth_revising
+from afterword.train.generation.revise import echoes, revise_stage, with_revisions, worth_revising
 from tests.train.test_train_stage import filled, train
 from tests.train.tiny_model import example, tiny_folder
 
@@ -85,15 +85,6 @@ def test_an_echo_of_the_users_words_is_no_better_draft() -> None:
     assert echoes("A quick answer is enough for me.", "A quick answer is enough for me, thanks.")
     assert not echoes("Six minutes.", "How many minutes? A quick answer is enough.")
     assert not echoes("", "Shorter.")
-
-
-def test_a_mode_that_the_recipe_cannot_use_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--recipe sft"):
-        check_revision("target", sdpo_interactions())
-    with pytest.raises(ConfigError, match=r"has none that reads"):
-        check_revision("context", recipe("sft"))
-    check_revision("target", recipe("sft"))
-    check_revision("context", sdpo_interactions())
 
 
 def test_a_run_with_revisions_says_what_they_cost(model: str, tmp_path: Path) -> None:

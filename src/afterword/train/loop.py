@@ -19,14 +19,14 @@ import torch
 from afterword.chat.render import end_of_turn_ids
 from afterword.errors import AfterwordError, ConflictError
 from afterword.learn.recipes import Recipe, describe
-from afterword.learn.recipes.validate import validate
+from afterword.learn.recipes.validate import check_runnable
 from afterword.model.loading import load_tokenizer, model_sizes, native_dtype, resolve_model
 from afterword.records import Json
 from afterword.train.artifact import TrainResult, finished, identify, publish
 from afterword.train.checkpoint import clear_checkpoint, load_checkpoint, save_checkpoint
 from afterword.train.data.batches import by_size, plan_steps, rows_of, split
 from afterword.train.data.examples import Encoded, Example, Prepared, prepare
-from afterword.train.generation.generation import clear_rollouts, load_verifier
+from afterword.train.generation.generation import clear_rollouts
 from afterword.train.generation.generation_metrics import generation_scalars, read_generation_metrics
 from afterword.train.monitoring.alerts import STRICT, StopRules, step_warnings
 from afterword.train.monitoring.alignment import HindsightSignal, write_alignment
@@ -79,10 +79,8 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     ConflictError when `out` or `run_dir` belong to something else, TrainingDiverged on NaN.
     """
     started = time.monotonic()
-    validate(recipe)
+    check_runnable(recipe)
     recipe = replace(recipe, dtype=native_dtype(recipe.dtype, local_device(device)))
-    if recipe.verifier:
-        load_verifier(recipe.verifier)
     workers = init_distributed()
     tokenizer = load_tokenizer(model)
     vocabulary = model_sizes(resolve_model(model))[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from afterword.config import TrainConfig, current_names
 from afterword.errors import NothingToDo
-from afterword.learn.recipes.from_config import checked, recipe_of
+from afterword.learn.recipes.from_config import recipe_of
 from afterword.learn.recipes.recipe import Recipe
 from afterword.learn.recipes.validate import advice
 from afterword.model.loading import load_tokenizer, model_sizes, resolve_model
@@ -23,8 +23,7 @@ from afterword.store.locks import TRAIN, alone
 from afterword.train.artifact import candidate_record, summary_lines
 from afterword.train.data.batches import plan_steps
 from afterword.train.data.examples import Example, encode_examples, newest_trainable, reads_hindsight
-from afterword.train.generation.generation import load_verifier
-from afterword.train.generation.revise import check_revision, revise_stage, revision_model, with_revisions
+from afterword.train.generation.revise import revise_stage, revision_model, with_revisions
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.alerts import OFF, STRICT
 from afterword.train.monitoring.metrics import StepMetrics
@@ -33,26 +32,12 @@ from afterword.train.runtime.distributed import Distributed, init_distributed
 from afterword.train.runtime.teacher_runtime import context_limit
 
 
-def checked_recipe(settings: TrainConfig) -> Recipe:
-    """The recipe of `[train]`, checked before anything is loaded.
-
-    Raises:
-        ConfigError: for an unknown option, a recipe that cannot be trained, a missing verifier, or a second pass that
-            the recipe cannot use.
-    """
-    recipe = checked(settings)
-    check_revision(settings.revise, recipe)
-    if recipe.verifier:
-        load_verifier(recipe.verifier)
-    return recipe
-
-
 class StoreEncoder:
     """Encodes stored interactions for a plan, as the run will: `feedback.select.plan.PlanEncoder`."""
 
     def __init__(self, store: Store, settings: TrainConfig, model: str) -> None:
         """An empty `model` is unknown: then nothing can be encoded, only counted."""
-        self.store, self.model, self._recipe = store, model, checked_recipe(settings)
+        self.store, self.model, self._recipe = store, model, recipe_of(settings)
         self.recipe, self.reads_hindsight = self._recipe.name, reads_hindsight(self._recipe)
 
     def newest_trainable(self, newest: Iterable[Interaction], most: int) -> list[Interaction]:
@@ -122,17 +107,18 @@ def _executed(
 ) -> Candidate:
     """Train what is planned and write the candidate."""
     settings = _settings(plan)
-    for sentence in advice(recipe_of(settings)):
-        note(sentence)
     folder = f"adapters/{plan.candidate}"
     parent = store.get(Candidate, plan.parent) if plan.parent else None
     try:
-        examples, revisions = _revised(store, directory, plan, _examples(store, plan), device, workers, note)
+        recipe = recipe_of(settings)
+        for sentence in advice(recipe):
+            note(sentence)
+        examples, revisions = _revised(store, directory, plan, recipe, device, workers, note)
         result = train_candidate(
             examples,
             model=plan.model,
             out=directory / folder,
-            recipe=recipe_of(settings),
+            recipe=recipe,
             parent=directory / parent.path if parent else None,
             run_dir=run_folder(directory, plan.candidate),
             seed=settings.seed,
@@ -165,13 +151,13 @@ def _revised(
     store: Store,
     directory: Path,
     plan: TrainingPlan,
-    examples: list[Example],
+    recipe: Recipe,
     device: str,
     workers: Distributed,
     note: Callable[[str], None],
 ) -> tuple[list[Example], Json]:
     """The examples with the model's second drafts, where the plan wants them, and the figures of that pass."""
-    settings = _settings(plan)
+    settings, examples = _settings(plan), _examples(store, plan)
     if settings.revise == "off":
         return examples, {}
     cost: Json = {}
@@ -180,7 +166,7 @@ def _revised(
         spent = revise_stage(
             store,
             examples,
-            recipe_of(settings),
+            recipe,
             model=plan.model,
             parent=(parent.id, directory / parent.path) if parent else None,
             most=settings.max_revisions,

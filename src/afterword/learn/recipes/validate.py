@@ -6,7 +6,9 @@ Owns what terms and settings may stand together. What an estimator, a target and
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 from afterword.errors import ConfigError
 from afterword.learn.loss.loss_stage import Distance
@@ -19,6 +21,7 @@ from afterword.learn.parts.targets import IDENTITY, GeometricBridge
 from afterword.learn.parts.teachers import External, Released, Routed, Teacher
 from afterword.learn.parts.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio, LeastRatio, Prefix
 from afterword.learn.recipes import Recipe
+from afterword.records import Turn
 
 _LONG = 1000
 """Steps of a run that stands for all runs where a schedule is looked at."""
@@ -33,6 +36,38 @@ def validate(recipe: Recipe) -> None:
         found = [*_recipe_faults(recipe), *(fault.message for fault in invalid), *_term_faults(recipe)]
     if found:
         raise ConfigError(f"recipe {recipe.name!r} cannot be trained: " + "; ".join(found))
+
+
+def check_runnable(recipe: Recipe) -> None:
+    """Check everything that a run needs of a recipe, before a model is loaded: `validate`, and the verifier's import.
+
+    Raises:
+        ConfigError: The recipe cannot be trained, or its verifier cannot be imported.
+    """
+    validate(recipe)
+    if recipe.verifier:
+        load_verifier(recipe.verifier)
+
+
+def load_verifier(name: str) -> Callable[[Turn, str], Any]:
+    """Import a verifier.
+
+    Args:
+        name: `package.module:function`; the function takes a turn and an answer's text and returns a number.
+
+    Raises:
+        ConfigError: It cannot be imported, or is no function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"the verifier {name!r} cannot be imported ({error}): name it `package.module:function`", param="verifier"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"the verifier {name!r} is {found!r}, not a function", param="verifier")
+    return found  # type: ignore[no-any-return]
 
 
 def _recipe_faults(recipe: Recipe) -> list[str]:

@@ -7,7 +7,6 @@ same answers. It never changes the weights: the adapter is merged_adapter into c
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from afterword.errors import AfterwordError, ConfigError
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.loss.token_batch import ALONE
 from afterword.learn.parts.anchors import GOLD
+from afterword.learn.recipes.validate import load_verifier
 from afterword.model.packing import by_budget
 from afterword.records import Json, Turn
 from afterword.store.files import write_whole
@@ -129,20 +129,6 @@ def reward_function(verifier: str | None, used: Mapping[str, Turn], tokenizer: T
         return float(value)
 
     return judge
-
-
-def load_verifier(name: str) -> Callable[[Turn, str], Any]:
-    """The function `package.module:function`. ConfigError when there is none."""
-    module, _, function = name.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"the verifier {name!r} cannot be imported ({error}): name it `package.module:function`", param="verifier"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"the verifier {name!r} is {found!r}, not a function", param="verifier")
-    return found  # type: ignore[no-any-return]
 
 
 def clear_rollouts(run_dir: Path) -> None:

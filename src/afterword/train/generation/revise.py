@@ -24,7 +24,7 @@ from afterword.chat.render import (
     generation_header,
     render_prompt,
 )
-from afterword.errors import ConfigError, ModelError
+from afterword.errors import ModelError
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.hindsight_score import score
 from afterword.learn.parts.contexts import CONTEXTS, PEER_KINDS, REFERENCE_KINDS, Context, fit_hindsight
@@ -69,23 +69,6 @@ class RevisionCost:
         return (
             f"second pass: {self.looked_at} answers looked at, {self.written} written again ({self.tokens} tokens), "
             f"{self.kept} of them better than the draft, in {self.seconds:.1f} s"
-        )
-
-
-def check_revision(mode: str, recipe: Recipe) -> None:
-    """ConfigError when revisions are to be imitated by a recipe that has a teacher, or shown where none reads."""
-    taught = any(term.teacher is not None and term.context.privileged for term in recipe.terms)
-    if mode == "target" and any(term.teacher is not None for term in recipe.terms):
-        raise ConfigError(
-            f"train.revise = 'target' imitates revisions off-policy, but {recipe.name!r} learns from a teacher: use "
-            "--recipe sft, or train.revise = 'context'",
-            param="train.revise",
-        )
-    if mode == "context" and not taught:
-        raise ConfigError(
-            f"train.revise = 'context' shows revisions to a teacher, but {recipe.name!r} has none that reads: "
-            "use follow-ups, or train.revise = 'target' with sft",
-            param="train.revise",
         )
 
 
