@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from afterword.chat.machine import NO_HINTS, Hints, Said, declared, hints_of, origin_of, read_message, said_after
+from afterword.chat import machine_classifier
+from afterword.chat.machine import (
+    NO_HINTS,
+    Hints,
+    Said,
+    declared,
+    features_of,
+    hints_of,
+    origin_of,
+    read_message,
+    said_after,
+)
 
 DATA = Path(__file__).parents[1] / "feedback" / "data" / "machine_messages.tsv"
 ROWS = [line.split("\t") for line in DATA.read_text(encoding="utf-8").splitlines()[1:]]
@@ -197,3 +211,42 @@ def test_variants_of_the_usual_forms_are_recognised_in_six_languages() -> None:
 def test_parameters_alone_make_no_program_of_a_person(text: str) -> None:
     hints = Hints(sampling={"max_tokens": 16, "response_format": {"type": "json_object"}}, dropped_tools=True)
     assert read_message(text, hints) == Said(text)
+
+
+def _training() -> ModuleType:
+    path = Path(__file__).parents[2] / "dev" / "train_machine_classifier.py"
+    spec = importlib.util.spec_from_file_location("train_machine_classifier", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_kinds_of_messages_that_were_not_trained_on_are_told_apart() -> None:
+    training = _training()
+    found = training.cross_validate(training.examples())
+    (missed, machines), (lost, people) = found[True], found[False]
+    assert machines > 1_700 and people > 1_600
+    assert missed <= 0.22 * machines and lost <= 0.05 * people, found
+
+
+def test_the_training_set_is_written_in_many_languages() -> None:
+    path = Path(__file__).parents[2] / "dev" / "data" / "machine_training.tsv"
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    for label in ("machine", "person"):
+        assert len({row[2] for row in rows if row[0] == label}) >= 12
+    assert len({row[3] for row in rows}) >= len(rows) - 5, "no text twice"
+
+
+def test_a_score_costs_little_and_grows_with_the_length_up_to_a_bound() -> None:
+    text = "Please look at this harbour report and tell me which of the figures changed. " * 4
+    read_message(text)
+    started = time.perf_counter()
+    for number in range(200):
+        machine_classifier.score(features_of(f"{number} {text}"))
+    assert time.perf_counter() - started < 200 * 0.003, "seconds; a tenth of it on a quiet machine"
+    started = time.perf_counter()
+    machine_classifier.score(features_of(text * 10_000))
+    assert time.perf_counter() - started < 0.5
+    assert len(features_of(text * 10_000)) < 2 * machine_classifier.MOST_TOKENS

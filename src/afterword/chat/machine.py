@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import orjson
 
+from afterword.chat import machine_classifier
 from afterword.chat.canonical import text_of
-from afterword.chat.template_signs import template_points, voice_points
 from afterword.chat.wrapped import user_words
 from afterword.records import BESIDE
 
@@ -35,8 +35,10 @@ THRESHOLD, FOR_SUMMARY, WITHOUT_META = 2.0, 3.0, 3.5
 which people ask too; and when it speaks of no conversation."""
 MOST_NEW = 64
 """Messages after the last answer that are read, the newest ones: nobody says more at once."""
-UNSURE = 2.5
-"""Points from which a message may be a template: nothing is learned from it, and nothing else follows."""
+UNSURE = 1.2
+"""Log odds from which a message may be a program's prompt: nothing is learned from it, and nothing else follows."""
+EDGE = 150
+"""Characters at the beginning and at the end in which the classifier looks for signs of a task."""
 SHORTEST_TEMPLATE = 40
 """Characters that a template has at least."""
 LONGEST = 200_000
@@ -251,19 +253,32 @@ def _origin(low: str, text: str, hints: Hints) -> Origin | None:
     points, needed = _task_points(low, hints)
     if points >= needed:
         return "task"
-    points -= _parameter_points(hints)  # many clients set the same for every request
-    beside = max(points, 0.0) * (0.5 if needed == WITHOUT_META else 1.0)  # wishes about form are people's, too
-    return "unsure" if _may_be_a_template(low, text, beside) else None
+    return "unsure" if _may_be_a_template(text) else None
 
 
-def _may_be_a_template(low: str, text: str, task: float) -> bool:
-    if len(low) < SHORTEST_TEMPLATE:
+def _may_be_a_template(text: str) -> bool:
+    if len(text) < SHORTEST_TEMPLATE:
         return False
-    signs = template_points(text if len(text) <= HEAD + TAIL else text[:HEAD] + "\n" + text[-TAIL:], low)
-    points = signs + task
-    if points < UNSURE:
-        return False
-    return points - voice_points(_instruction(low).lstrip()) >= UNSURE
+    return machine_classifier.score(features_of(text)) >= UNSURE
+
+
+def features_of(text: str) -> dict[str, float]:
+    """What the classifier reads of a message: the words of its beginning and end, its form, signs of a task."""
+    if len(text) > HEAD + TAIL:
+        text = text[:HEAD] + "\n" + text[-TAIL:]
+    text = unicodedata.normalize("NFKC", text).replace("’", "'")
+    low = text.lower()
+    asked = _edges(_instruction(low))
+    found = machine_classifier.features(text, low)
+    found.update({f"#{name}": 0.5 for name, pattern in _SIGNS.items() if pattern.search(asked)})
+    low = _edges(low)
+    found.update({f"#{name}": 0.5 for name, pattern in _STRUCTURE.items() if pattern.search(low)})
+    return found
+
+
+def _edges(low: str) -> str:
+    """Where a message says what it wants: what it is about is in the middle, and may hold any word."""
+    return low if len(low) <= 2 * EDGE else low[:EDGE] + "\n" + low[-EDGE:]
 
 
 def _is_result(low: str, text: str, hints: Hints) -> bool:
@@ -475,3 +490,14 @@ _TEMPLATE = re.compile(r"\{\s*\"[a-z_ -]{2,30}\"\s*:")
 _SPEAKER = re.compile(rf"(?:^|\n)[\s>*#-]*({'|'.join(_DATA['structure']['speakers'])})\**\s*(?:[:：]|\n)")
 _FENCED = re.compile(r"```.*?(?:```|$)|\"\"\".*?(?:\"\"\"|$)", re.DOTALL)
 _QUOTED = re.compile(r"\"[^\"\n]{12,300}\"|“[^”\n]{12,300}”|«[^»\n]{12,300}»|(?<!\w)'[^'\n]{12,300}'(?!\w)")
+
+_SIGNS = {
+    "action": _ACTION, "summary": _SUMMARY, "conversation": _OBJECT, "part": _PART, "third": _THIRD, "only": _ONLY,
+    "limit": _LIMIT, "purpose": _PURPOSE, "language": _LANGUAGE, "things": _THINGS, "mild": _MILD, "strong": _STRONG,
+    "system": _SYSTEM, "addressed": _ADDRESSED,
+}  # fmt: skip
+_STRUCTURE = {
+    "beside": _BESIDE, "format": _FORMAT, "heading": _HEADING, "history": _HISTORY, "json": _TEMPLATE,
+    "speaker": _SPEAKER, "result": _OUTCOME, "subject": _SUBJECT,
+}  # fmt: skip
+"""Signs that the classifier weighs, of what a message asks and of all of it."""

@@ -51,40 +51,47 @@ _REACTION = _pattern("reaction", r"^[\W_]{0,3}")
 
 NEAR, QUOTED = 90, 16
 """Characters before a quotation in which its condition stands, and quotations that are looked at."""
-MOST = 2.5
-"""Points that one kind of sign gives at most."""
-LENGTHS = ((1500, 2.0), (700, 1.5), (300, 1.0))
-"""Characters and the points of a text that is so long: few people write so much about an answer."""
+MOST = 4
+"""Times that a sign counts at most."""
 
 
-def template_points(text: str, low: str) -> float:
-    """Points for each sign that a program's template has and a person's message seldom.
+def template_signs(text: str, low: str) -> dict[str, float]:
+    """Signs that a program's template has and a person's message seldom, and how often (most count once).
 
     Args:
         text: The message, without envelopes; its beginning and its end are enough.
         low: The same in lower case.
     """
-    points = next((given for length, given in LENGTHS if len(text) >= length), 0.0)
-    labels = len({m.group().strip() for m in _LABEL.finditer(text)})
-    points += min(MOST, 0.75 * labels) if labels > 1 else 0.0
-    points += 1.5 * (len(_FIELD.findall(text)) > 2)
-    points += 2.0 * (_CUE.search(text.rstrip()) is not None)
-    points += 1.0 * (_DELIMITER.search(text) is not None)
-    points += min(2.0, 1.0 * len({m.group() for m in _CAPITALS.finditer(text)})) if not _shouted(text) else 0.0
-    points += 0.5 * (len(_STEP.findall(text)) > 2) + 1.0 * (_PLACE.search(text) is not None)
-    points += 1.0 * (_VERBS.search(low) is not None) + 2.5 * (_bracketed(text, low))
-    points += 1.5 * _repeats_an_opener(low) + 1.5 * _names_a_fallback(low)
-    points += 2.5 * (_ROLE.search(low) is not None) + 1.5 * (_START.search(low) is not None)
-    report = _REPORT.search(low) is not None
-    points += 2.5 if report else 2.0 * (_PASSIVE.search(low) is not None)
-    points += 1.5 * (_FOLLOWING.search(low) is not None)
-    return points + min(MOST, 1.5 * len({m.group() for m in _HARNESS.finditer(low)}))
+    signs = {
+        "labels": len({m.group().strip() for m in _LABEL.finditer(text)}) - 1,
+        "fields": len(_FIELD.findall(text)) > 2,
+        "cue": _CUE.search(text.rstrip()) is not None,
+        "delimiter": _DELIMITER.search(text) is not None,
+        "capitals": 0 if _shouted(text) else len({m.group() for m in _CAPITALS.finditer(text)}),
+        "steps": len(_STEP.findall(text)) > 2,
+        "places": _PLACE.search(text) is not None,
+        "verb": _VERBS.match(low) is not None,
+        "bracketed": _bracketed(text, low),
+        "opener": _repeats_an_opener(low),
+        "fallback": _names_a_fallback(low),
+        "role": _ROLE.match(low) is not None,
+        "start": _START.match(low) is not None,
+        "report": _REPORT.search(low) is not None,
+        "passive": _PASSIVE.search(low) is not None,
+        "following": _FOLLOWING.search(low) is not None,
+        "harness": len({m.group() for m in _HARNESS.finditer(low)}),
+    }
+    return {name: float(min(MOST, value)) for name, value in signs.items() if value > 0}
 
 
-def voice_points(low: str) -> float:
-    """Points against a template: somebody speaks for themselves, or reacts to what was answered."""
-    asked = low.rstrip().endswith(("?", "？"))
-    return 1.5 * (_VOICE.search(low) is not None or asked) + 2.0 * (_REACTION.search(low) is not None)
+def voice_signs(low: str) -> dict[str, float]:
+    """Signs that somebody speaks for themselves, or reacts to what was answered."""
+    signs = {
+        "voice": _VOICE.search(low) is not None,
+        "asks": low.rstrip().endswith(("?", "？")),
+        "reaction": _REACTION.search(low) is not None,
+    }
+    return {name: 1.0 for name, value in signs.items() if value}
 
 
 def _bracketed(text: str, low: str) -> bool:
