@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 from afterword.chat import machine, machine_classifier
@@ -32,6 +33,8 @@ FILLED = 3
 """Messages made of a text with places."""
 SMALLEST = 0.06
 """Weights below it are left out of the file."""
+By = Literal["source", "group"]
+"""What is held out together: a text with all its fillings, or all texts of a kind."""
 _PLACE = re.compile(r"\{(doc|code|log|json|hist|q)\}")
 
 
@@ -106,20 +109,20 @@ def train(rows: Sequence[Example]) -> dict[str, float]:
     return weights
 
 
-def folds(rows: Sequence[Example], count: int = 5) -> Iterator[tuple[dict[str, float], list[Example]]]:
-    """Weights, and the examples that they were not trained on: whole groups (a kind of message of one side)."""
-    groups = sorted({row.group for row in rows})
+def folds(rows: Sequence[Example], by: By, count: int) -> Iterator[tuple[dict[str, float], list[Example]]]:
+    """Weights, and the examples that they were not trained on: all of a text, or of a kind of message of one side."""
+    groups = sorted({str(getattr(row, by)) for row in rows})
     random.Random(1).shuffle(groups)
     fold = {group: at % count for at, group in enumerate(groups)}
     for held_out in range(count):
-        weights = train([row for row in rows if fold[row.group] != held_out])
-        yield weights, [row for row in rows if fold[row.group] == held_out]
+        weights = train([row for row in rows if fold[str(getattr(row, by))] != held_out])
+        yield weights, [row for row in rows if fold[str(getattr(row, by))] == held_out]
 
 
-def cross_validate(rows: Sequence[Example]) -> dict[bool, tuple[int, int]]:
+def cross_validate(rows: Sequence[Example], by: By, count: int = 5) -> dict[bool, tuple[int, int]]:
     """For machines (True) and people (False): messages read wrongly by rules and held-out weights, and all of them."""
     wrong, total = Counter[bool](), Counter[bool]()
-    for weights, held_out in folds(rows):
+    for weights, held_out in folds(rows, by, count):
         with mock.patch.object(machine_classifier, "weights", lambda table=weights: table):
             for row in held_out:
                 wrong[row.machine] += (machine.read_message(row.text).origin is not None) != row.machine
@@ -130,11 +133,16 @@ def cross_validate(rows: Sequence[Example]) -> dict[bool, tuple[int, int]]:
 def main() -> None:
     """Write the weights, or print what cross-validation says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cross-validate", action="store_true", help="hold out groups in turn, write nothing")
+    parser.add_argument(
+        "--cross-validate", action="store_true", help="hold out texts, then kinds, in turn, write nothing"
+    )
     rows = examples()
     if parser.parse_args().cross_validate:
-        for side, (wrong, total) in cross_validate(rows).items():
-            print(f"{'machines missed' if side else 'people lost'}: {wrong} of {total}, {wrong / total:.1%}")
+        for by in ("source", "group"):
+            for side, (wrong, total) in cross_validate(rows, by).items():
+                print(
+                    f"by {by}, {'machines missed' if side else 'people lost'}: {wrong} of {total}, {wrong / total:.1%}"
+                )
         return
     weights = train(rows)
     lines = [f"{n}\t{w:.2f}" for n, w in sorted(weights.items()) if abs(w) >= SMALLEST or not n]

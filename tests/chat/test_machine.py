@@ -223,12 +223,12 @@ def _training() -> ModuleType:
     return module
 
 
-def test_kinds_of_messages_that_were_not_trained_on_are_told_apart() -> None:
+def test_messages_that_were_not_trained_on_are_told_apart() -> None:
     training = _training()
-    found = training.cross_validate(training.examples())
+    found = training.cross_validate(training.examples(), "source", 3)
     (missed, machines), (lost, people) = found[True], found[False]
     assert machines > 1_700 and people > 1_600
-    assert missed <= 0.22 * machines and lost <= 0.05 * people, found
+    assert missed <= 0.22 * machines and lost <= 0.04 * people, found
 
 
 def test_the_training_set_is_written_in_many_languages() -> None:
@@ -242,11 +242,11 @@ def test_the_training_set_is_written_in_many_languages() -> None:
 def test_a_score_costs_little_and_grows_with_the_length_up_to_a_bound() -> None:
     text = "Please look at this harbour report and tell me which of the figures changed. " * 4
     read_message(text)
-    started = time.perf_counter()
-    for number in range(200):
+    started = time.process_time()
+    for number in range(100):
         machine_classifier.score(features_of(f"{number} {text}"))
-    assert time.perf_counter() - started < 200 * 0.003, "seconds; a tenth of it on a quiet machine"
-    started = time.perf_counter()
+    assert time.process_time() - started < 100 * 0.004, "seconds; a sixth of it on a quiet machine"
+    assert len(features_of(text * 10_000)) < 3 * machine_classifier.MOST_TOKENS
+    started = time.process_time()
     machine_classifier.score(features_of(text * 10_000))
-    assert time.perf_counter() - started < 0.5
-    assert len(features_of(text * 10_000)) < 2 * machine_classifier.MOST_TOKENS
+    assert time.process_time() - started < 0.1
