@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "feedback.md"
 BEGIN = "<!-- Written by dev/kinds_page.py from afterword/kinds.py: change the table there. -->\n"
 END = "<!-- end of the table -->\n"
 HEAD = ("kind", "meaning", "carries", "polarity", "weight", "hindsight", "counts as", "`user_action`")
-CARRIES = {"": "", "outcome": "`exit_code`, `output`"}
+CARRIES = {"": "", "exit_code": "`exit_code`, `output`"}
 COUNTED = {
     "by_value": "its sign",
     "by_exit_code": "exit code",

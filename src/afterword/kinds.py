@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Carries = Literal["", "text", "final_text", "value", "outcome"]
+Carries = Literal["", "text", "final_text", "value", "exit_code"]
 Hindsight = Literal["", "words", "answer", "attempt", "environment"]
 Reaction = Literal["accepted", "edited", "corrected", "retried", "abandoned"]
 """What a user did with an answer, as the live metrics and the canaries count it."""
@@ -30,7 +30,7 @@ class FeedbackKind:
     counted: Counted
     """The reaction that it counts as, or the field that decides (`reaction_of`)."""
     carries: Carries = ""
-    """Required content: `text`, `final_text`, `value`, or `outcome` (an exit code)."""
+    """The field that it must have."""
     template: str = ""
     """Rendering for the teacher, a format string over `text`, `final`, `answer`, `code`, `output`, `call`; "" for a
     kind without hindsight."""
@@ -107,13 +107,13 @@ KINDS: dict[str, FeedbackKind] = {
     ),
     "executed": FeedbackKind(
         meaning="The answer was run: exit code 0 is a success; otherwise the output is the hindsight.",
-        polarity=0, weight=1.0, counted="by_exit_code", carries="outcome", rank=5,
+        polarity=0, weight=1.0, counted="by_exit_code", carries="exit_code", rank=5,
         template="I ran it. It failed{code}. It printed:\n{output}", hindsight="environment",
         actions=("executed", "ran", "executed successfully"),
     ),
     "tests": FeedbackKind(
         meaning="Tests were run on the answer; as `executed`.",
-        polarity=0, weight=1.0, counted="by_exit_code", carries="outcome", rank=5,
+        polarity=0, weight=1.0, counted="by_exit_code", carries="exit_code", rank=5,
         template="I ran the tests. They failed{code}:\n{output}", hindsight="environment",
     ),
     "reverted": FeedbackKind(

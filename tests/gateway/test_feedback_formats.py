@@ -10,7 +10,7 @@ import pytest
 from tests.gateway.gateway_setup import Setup
 
 from afterword.feedback.importing.imports import import_file
-from afterword.formats.events import ACTIONS
+from afterword.kinds import ACTIONS
 from afterword.records import Feedback, Json, Turn, content_hash
 from afterword.store import Store
 

@@ -12,17 +12,10 @@ from typing import Any
 from afterword.formats.export_filter import ExportFilter
 from afterword.formats.format import Export, Format
 from afterword.formats.parsing import MISSING_IDS, Hashed, bad, checked, iso_time, shown, text, unix_time, weighed
+from afterword.kinds import ACTIONS
 from afterword.records import Feedback, Json, Record, Turn, content_hash, not_to_imitate
 from afterword.store.attribution import speaker
 
-ACTIONS = {
-    "accepted": "accepted", "accepted unchanged": "accepted", "accept": "accepted", "edited": "edited",
-    "edit": "edited", "accepted after edit": "edited", "retry": "retried", "retried": "retried",
-    "reformulated": "retried", "regenerated": "regenerated", "abandoned": "abandoned", "copied": "copied",
-    "saved": "saved", "executed": "executed", "ran": "executed", "executed successfully": "executed",
-    "reverted": "reverted", "user reverted": "reverted", "stopped": "stopped",
-}  # fmt: skip
-"""`user_action`, in small letters and with spaces for underscores -> kind of feedback."""
 _KINDS = frozenset(ACTIONS.values())
 _COMMENTS = ("follow_up", "comment")
 _TEXTS = ("model_version", "task", "user_edit", "follow_up", "user", "conversation")

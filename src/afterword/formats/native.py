@@ -14,6 +14,7 @@ from afterword.errors import UsageError
 from afterword.formats.export_filter import ExportFilter
 from afterword.formats.format import Export, Format, Writer
 from afterword.formats.parsing import bad, checked, shown
+from afterword.kinds import KINDS
 from afterword.records import (
     FEEDBACK_KINDS,
     RECORDS,
@@ -136,11 +137,6 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool] | None, str]] = {
 
 _STRINGS = ("id", "turn", "kind", "text", "final_text", "output", "user", "source")
 _KNOWN = (*_STRINGS, "value", "exit_code", "occurred_at", "metadata")
-_KINDS = tuple(kind for kind in FEEDBACK_KINDS if kind != "retraction")
-_NEEDS = {
-    "edited": "final_text", "rating": "value", "follow_up": "text", "comment": "text", "demonstration": "text",
-    "executed": "exit_code", "tests": "exit_code",
-}  # fmt: skip
 
 
 def read_event(event: Json) -> Feedback:
@@ -157,8 +153,8 @@ def read_event(event: Json) -> Feedback:
     turn, kind, source = event.get("turn"), event.get("kind"), event.get("source", "api")
     if not turn:
         raise _invalid("turn", "`turn` is missing: the id of the answer that the event is about.")
-    if kind not in _KINDS:
-        hint = "Retract with DELETE /v1/feedback/{id}." if kind == "retraction" else f"Known: {', '.join(_KINDS)}."
+    if kind not in KINDS:
+        hint = "Retract with DELETE /v1/feedback/{id}." if kind == "retraction" else f"Known: {', '.join(KINDS)}."
         raise _invalid("kind", f"`kind` is {shown(kind, 80)}, which cannot be sent. {hint}")
     if source not in SOURCES:
         raise _invalid("source", f"`source` is {shown(source, 80)}; it must be one of {', '.join(SOURCES)}.")
@@ -168,8 +164,8 @@ def read_event(event: Json) -> Feedback:
     exit_code = event.get("exit_code")
     if exit_code is not None and (not isinstance(exit_code, int) or isinstance(exit_code, bool)):
         raise _invalid("exit_code", f"`exit_code` must be an integer, got {shown(exit_code, 80)}.")
-    need = _NEEDS.get(kind)
-    if need is not None and event.get(need) in (None, ""):
+    need = KINDS[kind].carries
+    if need and event.get(need) in (None, ""):
         raise _invalid(need, f"an event of kind `{kind}` needs `{need}`.")
     metadata = event.get("metadata") or {}
     if not isinstance(metadata, dict):

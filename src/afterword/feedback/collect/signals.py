@@ -179,7 +179,7 @@ def _missing(feedback: Feedback, needs: str, limit: int) -> SkipReason | None:
             return SkipReason("too_long", f"{len(text)} characters; the most is {limit}")
     if needs == "value" and (feedback.value is None or not math.isfinite(feedback.value) or abs(feedback.value) > 1):
         return SkipReason("bad_value", f"the rating is {feedback.value}; it must be between -1 and 1")
-    if needs == "outcome" and feedback.exit_code is None:
+    if needs == "exit_code" and feedback.exit_code is None:
         return SkipReason("no_outcome", f"{feedback.kind} without `exit_code`")
     return None
 
