@@ -19,7 +19,7 @@ from afterword.model.loading import load_model, load_tokenizer
 from afterword.train.artifact import TrainResult
 from afterword.train.data.batches import rows_of
 from afterword.train.data.examples import Example, prepare
-from afterword.train.generation.generation import generate, merged_adapter
+from afterword.train.generation.generation import generate
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.metrics import Tally, read_metrics
 from afterword.train.runtime.policy import Policy, load_policy
@@ -146,9 +146,8 @@ def test_fresh_answers_and_kills(model: str, tmp_path: Path) -> None:
     prompt = example(model, 0).turn.prompt_ids or ()
     embedding = policy.model.get_input_embeddings().weight.detach().clone()
     weight = policy.model.get_base_model().get_output_embeddings().base_layer.weight
-    with merged_adapter(policy):
-        written = generate(policy, [prompt], [2], 8, greedy=True)[0]
-        assert torch.equal(policy.model.get_input_embeddings().weight, embedding)
+    written = generate(policy, [prompt], [2], [8], temperature=0.0)[0].tokens
+    assert torch.equal(policy.model.get_input_embeddings().weight, embedding)
     assert policy.model.get_base_model().get_output_embeddings().base_layer.weight is weight
     with torch.no_grad():
         ids = list(prompt)

@@ -42,17 +42,15 @@ def build(options: argparse.Namespace) -> Host:
     from afterword.engine.host import Host
     from afterword.model import loading
     from afterword.model.generation.runner import Runner
-    from afterword.model.generation.text import Codec
+    from afterword.model.generation.text import Codec, stop_ids
 
     if sys.platform == "linux":
         _keep_memory()
     start_log()
     tokenizer = loading.load_tokenizer(options.model)
     model = loading.load_model(options.model, dtype=options.dtype, device=options.device)
-    ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     with stage("checking the model"):
-        runner = Runner(model, ends=frozenset(ends), max_model_len=options.max_model_len)
+        runner = Runner(model, ends=frozenset(stop_ids(model, tokenizer)), max_model_len=options.max_model_len)
     base = loading.base_hash(loading.resolve_model(options.model))
     return Host(runner, Codec(tokenizer), options.served_model_name, base, max_batch=options.max_batch)
 

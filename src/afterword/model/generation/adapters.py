@@ -145,6 +145,11 @@ class AdapterBank:
         self._adapters.remove(adapter)
         self._lay()
 
+    def clear(self) -> None:
+        """Take all adapters' columns out; nothing may be running."""
+        self._adapters.clear()
+        self._lay()
+
     def select(self, users: list[tuple[Adapter | None, int]]) -> None:
         """Set the mask of a step: each adapter with its number of tokens, in the order of the tokens."""
         if self._table is None or all(adapter is None for adapter, _ in users):

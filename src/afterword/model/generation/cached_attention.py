@@ -92,6 +92,21 @@ class Plan:
         return mask.masked_fill_(~seen, float("-inf"))
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What some families add to attention."""
+
+    softcap: float | None = None
+    """Scores become softcap * tanh(score / softcap) (Gemma 2)."""
+    sinks: torch.Tensor | None = None
+    """[heads] the logit of a token beside the others that takes weight and gives nothing (gpt-oss)."""
+
+    @property
+    def none(self) -> bool:
+        """Is it plain attention?"""
+        return self.softcap is None and self.sinks is None
+
+
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -105,22 +120,21 @@ def attend(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention signature: query [1, heads, tokens, width] -> [1, tokens, heads, width]."""
-    for name in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            raise ModelError(f"the engine's attention has no {name!r}, which {type(module).__name__} needs")
+    if kwargs.get("position_bias") is not None:
+        raise ModelError(f"the engine's attention has no position bias, which {type(module).__name__} needs")
+    extras = Extras(kwargs.get("softcap"), kwargs.get("s_aux"))
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if isinstance(plan, Probe):
         plan.shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-        return mixed.transpose(1, 2), None
+        return mix(query, key, value, None, scaling, extras).transpose(1, 2), None
     assert plan is not None
     _store(plan.cache.keys[layer], key, plan)
     _store(plan.cache.values[layer], value, plan)
     parts = []
     if plan.decoding:
-        parts.append(_decode(plan, layer, query, scaling, sliding_window))
+        parts.append(_decode(plan, layer, query, scaling, sliding_window, extras))
     for number in range(len(plan.chunks)):
-        parts.append(_read(plan, number, layer, query, scaling, sliding_window))
+        parts.append(_read(plan, number, layer, query, scaling, sliding_window, extras))
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
@@ -129,7 +143,46 @@ def _store(store: torch.Tensor, fresh: torch.Tensor, plan: Plan) -> None:
     store.view(-1, width).index_copy_(0, plan.index(heads), fresh[0].transpose(0, 1).reshape(-1, width))
 
 
-def _decode(plan: Plan, layer: int, query: torch.Tensor, scaling: float | None, window: int | None) -> torch.Tensor:
+def mix(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    extras: Extras,
+) -> torch.Tensor:
+    """Attention of query [rows, heads, m, width] over key and value [rows, key heads, n, ..]: [rows, heads, m, ..].
+
+    Args:
+        mask: additive, broadcast to [rows, heads, m, n]; None is causal with m = n.
+        scaling: of the scores; None is 1 / sqrt(width).
+        extras: what some families add to it; then the scores are written out, as transformers' eager attention does.
+    """
+    if extras.none:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = (query @ key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if extras.softcap is not None:
+        scores = torch.tanh(scores / extras.softcap) * extras.softcap
+    if mask is None:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    else:
+        scores = scores + mask
+    if extras.sinks is not None:
+        sink = extras.sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, sink], -1).softmax(-1, dtype=torch.float32)[..., :-1]
+    else:
+        weights = scores.softmax(-1, dtype=torch.float32)
+    return weights.to(value.dtype) @ value
+
+
+def _decode(
+    plan: Plan, layer: int, query: torch.Tensor, scaling: float | None, window: int | None, extras: Extras
+) -> torch.Tensor:
     """One query a row against that row: [decoding, heads, width]. The heads that share a key head stand
     where other queries of the same row would, so that keys are read once and never repeated."""
     cache, n = plan.cache, plan.decoding
@@ -139,31 +192,37 @@ def _decode(plan: Plan, layer: int, query: torch.Tensor, scaling: float | None, 
         full = fresh.new_zeros(plan.span, *fresh.shape[1:])
         full[plan.rows[:n]] = fresh
         fresh = full
-    mixed = F.scaled_dot_product_attention(
-        fresh.reshape(plan.span, heads, -1, fresh.shape[-1]),
-        cache.keys[layer][: plan.span, :, : plan.longest],
-        cache.values[layer][: plan.span, :, : plan.longest],
-        attn_mask=plan.decode_mask(window),
-        scale=scaling,
-    )
+    seen = slice(plan.span), slice(None), slice(plan.longest)
+    keys, values, mask = cache.keys[layer][seen], cache.values[layer][seen], plan.decode_mask(window)
+    if extras.none:
+        mixed = F.scaled_dot_product_attention(
+            fresh.reshape(plan.span, heads, -1, fresh.shape[-1]), keys, values, attn_mask=mask, scale=scaling
+        )
+    else:
+        mixed = mix(fresh[:, :, None], keys, values, keys.new_zeros(1) if mask is None else mask, scaling, extras)
     mixed = mixed.reshape(plan.span, query.shape[1], -1)
     return mixed if plan.dense else mixed[plan.rows[:n]]
 
 
 def _read(
-    plan: Plan, number: int, layer: int, query: torch.Tensor, scaling: float | None, window: int | None
+    plan: Plan,
+    number: int,
+    layer: int,
+    query: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    extras: Extras,
 ) -> torch.Tensor:
     """A chunk of a prompt against what is stored of it: [chunk, heads, width]."""
     start, row, begin, end = plan.chunks[number]
     mask = plan.chunk_mask(number, window)
-    mixed = F.scaled_dot_product_attention(
+    mixed = mix(
         query[:, :, start : start + end - begin],
         plan.cache.keys[layer][row : row + 1, :, :end],
         plan.cache.values[layer][row : row + 1, :, :end],
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=True,
+        mask,
+        scaling,
+        extras,
     )
     return mixed[0].transpose(0, 1)
 

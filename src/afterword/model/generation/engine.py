@@ -34,7 +34,13 @@ class Request:
     """One answer in the making. `limit` is the largest number of new tokens that fits and was asked for."""
 
     def __init__(
-        self, number: int, ask: GenerationRequest, prompt: list[int], limit: int, adapter: Adapter | None, codec: Codec
+        self,
+        number: int,
+        ask: GenerationRequest,
+        prompt: list[int],
+        limit: int,
+        adapter: Adapter | None,
+        codec: Codec | None,
     ) -> None:
         self.number, self.ask, self.limit, self.adapter = number, ask, limit, adapter
         self.tokens = list(prompt)
@@ -47,7 +53,9 @@ class Request:
         self.repetition = Repetition() if ask.stop_repetition else None
         self.uniform: float | None = None
         """What the next token is drawn with, until it is chosen: a step that is repeated draws the same."""
-        self.detokenizer, self.stopper = Detokenizer(codec), Stopper(ask.stop)
+        self.detokenizer = None if codec is None else Detokenizer(codec)
+        """None where only the ids are wanted."""
+        self.stopper = Stopper(ask.stop)
 
     @property
     def written(self) -> int:
@@ -115,6 +123,10 @@ class Engine:
     def remove_adapter(self, adapter: Adapter) -> Future[None]:
         """Take an adapter out once the requests that use it are done; no new one may name it."""
         return self._call(lambda: self._retired.append(adapter))
+
+    def drop_adapters(self) -> None:
+        """Take all adapters out of the layers, once `run` has ended."""
+        self._bank.clear()
 
     @property
     def alive(self) -> bool:
@@ -345,11 +357,13 @@ class Engine:
         tokens: list[int] = chosen.tolist()
         wanted = any(r.ask.logprobs for r in ready)
         values: list[Any] = sampler.logprobs(raw, chosen) if wanted else [None] * len(ready)
+        plain = not held and all(d.temperature == 1.0 and d.top_p >= 1.0 for d in draws)
+        drawn: list[Any] = sampler.sampled_logprobs(logits, draws, chosen) if wanted and not plain else values
         pieces = []
         for i, request in enumerate(ready):
             piece = TokenOutput(token=tokens[i])
             if request.ask.logprobs:
-                piece.logprob = values[i]
+                piece.logprob, piece.sampled_logprob = values[i], drawn[i]
                 if request.ask.top_logprobs:
                     piece.top = sampler.top_logprobs(raw[i], request.ask.top_logprobs)
             pieces.append(piece)
@@ -370,11 +384,11 @@ class Engine:
         request.tokens.append(token)
         request.uniform = None
         ended = token in self.runner.ends and not request.ask.ignore_eos
-        text = request.detokenizer.push(token)
+        text = "" if request.detokenizer is None else request.detokenizer.push(token)
         repeats = request.repetition is not None and request.repetition.push(token) and not ended
         repeats = repeats and request.written >= request.ask.min_tokens
         full = repeats or request.written >= request.limit
-        if ended or full:
+        if (ended or full) and request.detokenizer is not None:
             text += request.detokenizer.flush()
         stopped = False
         if request.written >= request.ask.min_tokens:

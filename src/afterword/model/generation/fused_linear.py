@@ -11,8 +11,19 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from transformers.pytorch_utils import Conv1D
+
+from afterword.model.matmul import matmul
 
 _BATCH_HINT = 16
+_LINEAR = (torch.nn.Linear, Conv1D)
+"""Conv1D is GPT-2's linear layer, with its weight transposed."""
+
+
+def _weight(linear: torch.nn.Module) -> torch.Tensor:
+    """[out, in]"""
+    weight = cast(torch.Tensor, linear.weight).detach()
+    return weight.t().contiguous() if isinstance(linear, Conv1D) else weight
 
 
 class AdapterMask:
@@ -53,10 +64,13 @@ class FusedLinear:
     in bf16, whose set-up costs more than the product.
     """
 
-    def __init__(self, linears: list[torch.nn.Linear], mask: AdapterMask, *, head: bool = False) -> None:
+    def __init__(
+        self, linears: list[torch.nn.Module], mask: AdapterMask, *, head: bool = False, wide: bool = False
+    ) -> None:
         self._head = head
-        self.in_features = linears[0].in_features
-        self.sizes = [linear.out_features for linear in linears]
+        weights = [_weight(linear) for linear in linears]
+        self.in_features = weights[0].shape[1]
+        self.sizes = [weight.shape[0] for weight in weights]
         biases = [bias.detach() for linear in linears if (bias := cast(torch.Tensor | None, linear.bias)) is not None]
         self.bias = torch.cat(biases) if biases else None
         self.weight: torch.Tensor | None = None
@@ -67,8 +81,10 @@ class FusedLinear:
         self._seen: torch.Tensor | None = None
         self._made: tuple[torch.Tensor, ...] = ()
         self._read = 0
-        weights = [linear.weight.detach() for linear in linears]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        self._wide = wide and weight.dtype in (torch.bfloat16, torch.float16)
+        if self._wide and weight.device.type == "cpu":
+            weight = weight.float()
         if weight.device.type == "cpu" and _packs(weight.dtype):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _BATCH_HINT)
         else:
@@ -88,7 +104,9 @@ class FusedLinear:
 
     def _compute(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor
-        if self.packed is not None:
+        if self._wide:
+            y = self._logits(x)
+        elif self.packed is not None:
             y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         else:
             y = F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
@@ -100,6 +118,19 @@ class FusedLinear:
         for part, mine, up in zip(parts, low.chunk(len(self.sizes), -1), self.up, strict=True):
             part.add_(torch.mm(mine, up))
         return y
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """A half-precision head's logits in float32, as training computes them. In bf16 two logits near 20 differ by
+        0.125 or not at all, so what is sampled would not be what is scored."""
+        flat = x.reshape(-1, self.in_features)
+        if self.packed is not None:
+            y = torch.ops.mkldnn._linear_pointwise(flat.float(), self.packed, None, "none", [], "")
+        else:
+            assert self.weight is not None
+            y = matmul(flat.to(self.weight.dtype), self.weight)
+        if self.bias is not None:
+            y = y + self.bias.float()
+        return cast(torch.Tensor, y).view(*x.shape[:-1], -1)
 
 
 class FusedSlice(torch.nn.Module):
@@ -133,8 +164,8 @@ def note_inputs(model: torch.nn.Module) -> Iterator[list[list[str]]]:
     groups: list[list[str]] = []
     last: list[Any] = [None, None, None]  # parent, input, has a bias
 
-    def note(path: str, linear: torch.nn.Linear, x: torch.Tensor) -> None:
-        where = [path.rpartition(".")[0], x, linear.bias is None]
+    def note(path: str, linear: torch.nn.Module, x: torch.Tensor) -> None:
+        where = [path.rpartition(".")[0], x, getattr(linear, "bias", None) is None]
         if where[0] == last[0] and where[1] is last[1] and where[2] == last[2]:
             groups[-1].append(path)
         else:
@@ -144,7 +175,7 @@ def note_inputs(model: torch.nn.Module) -> Iterator[list[list[str]]]:
     hooks = [
         module.register_forward_pre_hook(lambda linear, args, path=path: note(path, linear, args[0]))
         for path, module in model.named_modules()
-        if type(module) is torch.nn.Linear
+        if type(module) in _LINEAR
     ]
     try:
         yield groups
@@ -154,19 +185,22 @@ def note_inputs(model: torch.nn.Module) -> Iterator[list[list[str]]]:
         last[:] = [None, None, None]
 
 
-def replace_parts(model: torch.nn.Module, groups: list[list[str]]) -> tuple[dict[str, FusedSlice], AdapterMask]:
+def replace_parts(
+    model: torch.nn.Module, groups: list[list[str]], *, wide_head: bool = False
+) -> tuple[dict[str, FusedSlice], AdapterMask]:
     """Put the faster parts in place; returns the linear layers by their module path. `groups` from `note_inputs`;
-    a layer that stands in several groups or in none is left by itself."""
+    a layer that stands in several groups or in none is left by itself. `wide_head`: the output head gives float32."""
     mask, lines = AdapterMask(), {}
     output = getattr(model, "get_output_embeddings", lambda: None)()
-    linears = {path: m for path, m in model.named_modules() if type(m) is torch.nn.Linear}
+    linears = {path: m for path, m in model.named_modules() if type(m) in _LINEAR}
     times: dict[str, int] = {}
     for path in (path for group in groups for path in group):
         times[path] = times.get(path, 0) + 1
     whole = [group for group in groups if all(times[path] == 1 for path in group)]
     alone = [[path] for path in linears if not any(path in group for group in whole)]
     for group in whole + alone:
-        block = FusedLinear([linears[path] for path in group], mask, head=linears[group[0]] is output)
+        head = linears[group[0]] is output
+        block = FusedLinear([linears[path] for path in group], mask, head=head, wide=head and wide_head)
         for place, path in enumerate(group):
             lines[path] = FusedSlice(block, place)
             model.set_submodule(path, lines[path])

@@ -18,21 +18,21 @@ class RequestError(UsageError):
 class GenerationRequest:
     """A checked request. `max_tokens` None means up to the end of the context."""
 
-    model: str
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
-    max_tokens: int | None
-    min_tokens: int
-    temperature: float
-    top_p: float
-    stop: tuple[str, ...]
-    seed: int | None
-    ignore_eos: bool
-    stream: bool
-    include_usage: bool
-    logprobs: bool
-    top_logprobs: int
-    return_token_ids: bool
+    model: str = ""
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    ignore_eos: bool = False
+    stream: bool = False
+    include_usage: bool = False
+    logprobs: bool = False
+    top_logprobs: int = 0
+    return_token_ids: bool = False
     stop_repetition: bool = False
     """End an answer that says the same again and again, as if it had reached its bound."""
     min_room: int = 1
@@ -45,6 +45,9 @@ class TokenOutput:
 
     token: int | None = None
     logprob: float | None = None
+    """Under the model's plain softmax."""
+    sampled_logprob: float | None = None
+    """Under the distribution that the token was drawn from: temperature, top-p and masks included."""
     top: list[tuple[int, float]] = field(default_factory=list)
     text: str = ""
     finish: str | None = None

@@ -22,8 +22,9 @@ _CUDA_CACHE_SHARE = 0.7
 
 
 class Runner:
-    """`model`: a causal LM from `learn.models.load_model`, changed in place; `max_model_len` None takes the
+    """`model`: a causal LM from `model.loading.load_model`, changed in place; `max_model_len` None takes the
     model's own context, less when the cache cannot hold it. `cache_bytes` bounds the cache.
+    `wide_head`: logits in float32 of a half-precision model, as training computes them; a larger head to read a step.
 
     Raises ModelError when the architecture does not give the same answers through the engine's attention.
     """
@@ -35,6 +36,7 @@ class Runner:
         ends: frozenset[int],
         max_model_len: int | None = None,
         cache_bytes: int | None = None,
+        wide_head: bool = False,
     ) -> None:
         self._model = model
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
@@ -49,7 +51,7 @@ class Runner:
                 own = model(input_ids=check, use_cache=False).logits[0].float()
             model.set_attn_implementation(NAME)
             shapes = self._probe(check)
-            self.lines, self.mask = replace_parts(model, groups)
+            self.lines, self.mask = replace_parts(model, groups, wide_head=wide_head)
             per_token = sum(heads * (k + v) for heads, k, v in shapes) * self.dtype.itemsize
             budget = (cache_bytes or self._cache_bytes()) // per_token
             self.max_model_len = self._context(max_model_len, budget)

@@ -1,6 +1,6 @@
 """Logits to tokens, all rows of a step at once. Owns temperature, top-p, the draw and the log-probabilities
-that are reported; keeps no state. Log-probabilities are of the raw softmax (temperature 1, before top-p), as
-vLLM reports them by default (`logprobs_mode=raw_logprobs`)."""
+that are reported; keeps no state. `logprobs` are of the plain softmax (temperature 1, before top-p and masks), as
+vLLM reports them by default (`logprobs_mode=raw_logprobs`); `sampled_logprobs` of what the token was drawn from."""
 
 from __future__ import annotations
 
@@ -43,6 +43,31 @@ def logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> list[float]:
     """Log-probability (nats) of each row's token under the raw softmax."""
     picked = logits.gather(1, tokens[:, None])[:, 0]
     values: list[float] = (picked - logits.logsumexp(-1)).tolist()
+    return values
+
+
+def sampled_logprobs(logits: torch.Tensor, draws: list[Draw], tokens: torch.Tensor) -> list[float]:
+    """Log-probability (nats) of each row's token under the distribution that it was drawn from.
+
+    Args:
+        logits: [rows, vocabulary] float32 with the masks that were applied.
+        draws: as `sample` was given them.
+        tokens: [rows] what was drawn.
+    Returns:
+        0 for the likeliest token at temperature 0, which had no alternative.
+    """
+    heat = torch.tensor([d.temperature or 1.0 for d in draws], device=logits.device)[:, None]
+    scaled = (logits / heat).log_softmax(-1)
+    picked = scaled.gather(1, tokens[:, None])[:, 0]
+    for i, draw in enumerate(draws):
+        if draw.temperature == 0.0:
+            picked[i] = 0.0
+        elif draw.top_p < 1.0:
+            # the mass of the nucleus: tokens before which less than top_p lies
+            ordered = scaled[i].exp().sort(descending=True).values
+            held = ordered[ordered.cumsum(-1) - ordered < draw.top_p].sum()
+            picked[i] -= held.log()
+    values: list[float] = picked.clamp(max=0.0).tolist()
     return values
 
 

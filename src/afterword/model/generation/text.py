@@ -7,11 +7,27 @@ from __future__ import annotations
 from typing import Any
 
 from afterword.chat.control_tokens import control_tokens
-from afterword.chat.render import template_faults, write_prompt
+from afterword.chat.render import end_of_turn_ids, template_faults, write_prompt
 from afterword.errors import ModelError
 from afterword.model.generation.request import RequestError
 
 _BROKEN = "\ufffd"
+
+
+def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end an answer, served or drawn in training.
+
+    Returns:
+        What the chat template writes after an answer (first), the tokenizer's end token, and those of the model's
+        generation settings.
+    """
+    named = getattr(model.generation_config, "eos_token_id", None)
+    try:
+        first = end_of_turn_ids(tokenizer)
+    except ModelError:  # told by `template_faults` where it matters
+        first = ()
+    own = (tokenizer.eos_token_id, *(named if isinstance(named, list) else [named]))
+    return tuple(dict.fromkeys(int(i) for i in (*first, *own) if i is not None))
 
 
 def too_long(tokens: int, context: int, about: str = "") -> RequestError:

@@ -20,7 +20,6 @@ from afterword.chat.render import (
     Tokenizer,
     decode,
     encode_content,
-    end_of_turn_ids,
     generation_header,
     render_prompt,
 )
@@ -29,11 +28,12 @@ from afterword.learn.diagnostics import log_probs
 from afterword.learn.hindsight_score import score
 from afterword.learn.parts.contexts import CONTEXTS, PEER_KINDS, REFERENCE_KINDS, Context, fit_hindsight
 from afterword.learn.recipes import Recipe
+from afterword.model.generation.text import stop_ids
 from afterword.model.loading import load_tokenizer, longest_context
 from afterword.records import Revision, content_hash
 from afterword.store import Store
 from afterword.train.data.examples import Example
-from afterword.train.generation.generation import generate, merged_adapter
+from afterword.train.generation.generation import generate
 from afterword.train.runtime.policy import Policy, load_policy
 
 _WORD = re.compile(r"\w+")
@@ -125,7 +125,7 @@ def revised(
 ) -> tuple[list[Revision], int]:
     """A Revision for each example, and how many tokens were written. Its text is empty where the user's words do not
     speak against the draft, or where they do not fit the model: then nothing was written."""
-    ends = end_of_turn_ids(tokenizer)
+    ends = stop_ids(policy.model.get_base_model(), tokenizer)
     room = longest_context(policy.model) - longest
     drafts = [_draft(example, tokenizer, ends) for example in examples]
     before = _scores(policy, tokenizer, examples, drafts, room)
@@ -133,9 +133,8 @@ def revised(
     chosen = [i for i, (one, p) in enumerate(zip(before, prompts, strict=True)) if p and one is not None and one < 0]
     answers: dict[int, list[int]] = {}
     if chosen:
-        with merged_adapter(policy):
-            texts = generate(policy, [prompts[i] or () for i in chosen], ends, longest, greedy=True)
-        answers = dict(zip(chosen, texts, strict=True))
+        drawn = generate(policy, [prompts[i] or () for i in chosen], ends, [longest] * len(chosen), temperature=0.0)
+        answers = {i: one.tokens for i, one in zip(chosen, drawn, strict=True)}
     after = _scores(policy, tokenizer, [examples[i] for i in chosen], list(answers.values()), room)
     scores = dict(zip(chosen, after, strict=True))
     rows = []

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from afterword.chat.render import Tokenizer, decode, end_of_turn_ids
+from afterword.chat.render import Tokenizer, decode
 from afterword.errors import NothingToDo
 from afterword.learn.diagnostics import readable_ids, unreadable
 from afterword.learn.loss.loss_stage import Scores, token_losses
@@ -21,6 +21,7 @@ from afterword.learn.parts.anchors import GOLD
 from afterword.learn.parts.divergences import ReverseKL
 from afterword.learn.parts.teachers import BASE, LIVE
 from afterword.learn.recipes import Recipe
+from afterword.model.generation.text import stop_ids
 from afterword.model.packing import packed
 from afterword.records import Excluded, Json
 from afterword.train.data.batches import rows_of, student_pairs
@@ -176,7 +177,7 @@ class Rollouts:
         """The rows of a pass over answers that the student writes anew."""
         if not self.workers.is_main:
             self.workers.barrier()
-        ends, served = end_of_turn_ids(self.tokenizer), self.prepared.rows
+        ends, served = stop_ids(policy.model.get_base_model(), self.tokenizer), self.prepared.rows
         rows = rollout_rows(
             policy,
             served,
@@ -188,7 +189,6 @@ class Rollouts:
             most=self.recipe.max_fresh,
             limit=self.prepared.limit,
             answers=self.recipe.num_generations,
-            scored=any(t.needs_served for t in self.recipe.terms),
             judge=reward_function(
                 self.recipe.verifier, {e.interaction.id: e.turn for e in self.prepared.used}, self.tokenizer
             ),
