@@ -57,3 +57,13 @@ def test_logprobs_are_of_the_raw_softmax() -> None:
     assert sampler.logprobs(row, torch.tensor([2])) == pytest.approx([torch.tensor(0.3).log().item()])
     top = sampler.top_logprobs(row[0], 2)
     assert [token for token, _ in top] == [1, 2]
+
+
+def test_sampled_logprobs_are_of_what_was_drawn_from() -> None:
+    probabilities = torch.tensor([0.1, 0.6, 0.3])
+    rows, tokens = probabilities.log().repeat(4, 1), torch.tensor([2, 2, 1, 1])
+    draws = [Draw(1.0, 1.0, 0.5), Draw(0.5, 1.0, 0.5), Draw(1.0, 0.7, 0.5), Draw(0.0, 1.0, 0.5)]
+    wanted = torch.tensor([0.3, 0.09 / 0.46, 0.6 / 0.9, 1.0]).log()
+    assert sampler.sampled_logprobs(rows, draws, tokens) == pytest.approx(wanted.tolist(), abs=1e-6)
+    masked = torch.tensor([[float("-inf"), 0.0, 0.0]])  # an end token that `min_tokens` forbids
+    assert sampler.sampled_logprobs(masked, draws[:1], tokens[:1]) == pytest.approx([torch.tensor(0.5).log().item()])
