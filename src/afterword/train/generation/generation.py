@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from afterword.chat.render import Tokenizer, decode
 from afterword.errors import AfterwordError, ConfigError
