@@ -19,7 +19,7 @@ from typing import Any
 
 from openai import OpenAI
 
-from afterword.cli.demo_commands import serving
+from afterword.cli.demo_processes import serving
 from afterword.feedback.examples import EXAMPLES
 from afterword.records import Feedback, Turn
 from afterword.store import Store

@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from afterword.cli.demo_commands import run_json, serving
+from afterword.cli.demo_processes import run_json, serving
 from afterword.records import Candidate, Interaction, Release, Verdict
 from afterword.simulate import load_persona, simulate_users
 from afterword.store import Store

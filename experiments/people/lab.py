@@ -24,7 +24,7 @@ from afterword import cycle
 from afterword.chat.render import encode, end_of_turn_ids, render_prompt
 from afterword.chat.text_metrics import loops
 from afterword.cli.demo import wait_for_release
-from afterword.cli.demo_commands import serving
+from afterword.cli.demo_processes import serving
 from afterword.config import EvaluateConfig
 from afterword.evaluate.scoring.adapter_scorer import Models
 from afterword.evaluate.suites.forgetting import PREFIX, general

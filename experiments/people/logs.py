@@ -14,7 +14,7 @@ from lab import open_lab
 from learning import seeds
 
 from afterword.chat.render import encode, end_of_turn_ids
-from afterword.cli.demo_commands import run_json
+from afterword.cli.demo_processes import run_json
 from afterword.errors import UsageError
 from afterword.evaluate.report.heatmap import Heatmap, heatmap_fragment, mean_size
 from afterword.evaluate.report.pages import page

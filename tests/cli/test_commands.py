@@ -244,7 +244,7 @@ def test_doctor_checks_each_thing(home: Path, capsys: pytest.CaptureFixture[str]
     [
         (["trian"], "no command 'trian': did you mean 'train'? `afterword --help`"),
         (["turns", "shwo"], "no command 'shwo': did you mean 'show'? `afterword turns --help`"),
-        (["zzz"], "no command 'zzz': it is one of demo, simulate"),
+        (["zzz"], "no command 'zzz': it is one of demo, serve"),
         (["collect", "--jsn"], "'--jsn' is not understood here: did you mean '--json'?"),
         (["cycle", "--watch", "--every", "20"], "'--every' is not understood here. `afterword cycle --help`"),
         (["turns", "show"], "'turns show' needs id."),

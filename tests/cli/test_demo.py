@@ -16,9 +16,8 @@ import pytest
 
 from afterword.cli import demo, main
 from afterword.cli.context import SECTIONS, Context
-from afterword.cli.demo_commands import command, run_json, serving
 from afterword.cli.demo_findings import DemoFindings, conclusion, report_data
-from afterword.cli.demo_meter import Meter, process_tree
+from afterword.cli.demo_processes import Meter, command, process_tree, run_json, serving
 from afterword.cli.demo_report import IN_A_FILE, show, write_reports
 from afterword.config import EvaluateConfig, TrainConfig, resolve
 from afterword.errors import AfterwordError, NothingToDo, UpstreamError
@@ -175,7 +174,7 @@ def test_a_command_that_fails_speaks_for_itself(tmp_path: Path) -> None:
 
 def test_nothing_to_do_stays_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = 'import sys; print(\'{"error": {"message": "too few"}}\'); sys.exit(4)'
-    monkeypatch.setattr("afterword.cli.demo_commands.command", lambda *a, **k: [sys.executable, "-c", program])
+    monkeypatch.setattr("afterword.cli.demo_processes.command", lambda *a, **k: [sys.executable, "-c", program])
     with pytest.raises(NothingToDo, match="too few"):
         run_json(tmp_path, "cycle")
     assert run_json(tmp_path, "cycle", fine=(0, 4)) == {"error": {"message": "too few"}}
@@ -209,11 +208,11 @@ def test_the_meter_counts_children_too() -> None:
 _PARENT = """
 import signal, sys, time
 from pathlib import Path
-from afterword.cli import demo, demo_commands
+from afterword.cli import demo, demo_processes
 from afterword.cli.context import Context
 import argparse
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with SIGINT ignored
-demo_commands.command = lambda *a, **k: [sys.executable, "-c", "import time; time.sleep(60)"]
+demo_processes.command = lambda *a, **k: [sys.executable, "-c", "import time; time.sleep(60)"]
 settings = demo.DemoSettings(directory=Path(sys.argv[1]), persona=demo.load_persona("greeting"))
 context = Context(argparse.Namespace(), Path(sys.argv[1]), False, True)
 try:

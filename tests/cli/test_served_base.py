@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from afterword.cli import target_model
+from afterword.cli import server_state
 from afterword.cli.entry import main
 from afterword.cli.server_state import announce, owned
 from afterword.config import BUILT_IN, Config, resolve
@@ -70,26 +70,26 @@ def upstream() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def test_without_a_server_the_setting_counts(tmp_path: Path) -> None:
-    assert target_model.served_model(context(tmp_path)) == "smollm2-135m-instruct"
-    assert target_model.served_name(context(tmp_path, name="x")) == "x"
+    assert server_state.served_model(context(tmp_path)) == "smollm2-135m-instruct"
+    assert server_state.served_name(context(tmp_path, name="x")) == "x"
 
 
 def test_the_running_server_is_asked_unless_the_setting_was_given(tmp_path: Path) -> None:
     running(tmp_path, upstream="http://127.0.0.1:1", embedded=True)
-    assert target_model.served_model(context(tmp_path)) == "tiny-folder"
-    assert target_model.served_name(context(tmp_path)) == "mine"
-    assert target_model.served_model(context(tmp_path, model="other")) == "other"
-    assert target_model.served_name(context(tmp_path, name="said")) == "said"
+    assert server_state.served_model(context(tmp_path)) == "tiny-folder"
+    assert server_state.served_name(context(tmp_path)) == "mine"
+    assert server_state.served_model(context(tmp_path, model="other")) == "other"
+    assert server_state.served_name(context(tmp_path, name="said")) == "said"
 
 
 def test_a_foreign_upstream_says_what_its_base_is(tmp_path: Path, upstream: tuple[str, list[dict[str, Any]]]) -> None:
     url, cards = upstream
     running(tmp_path, upstream=url, embedded=False)
     cards += [{"id": "qwen@v1", "parent": "qwen", "root": "/a"}, {"id": "qwen", "parent": None, "root": "/models/qwen"}]
-    assert target_model.served_model(context(tmp_path)) == "/models/qwen"
+    assert server_state.served_model(context(tmp_path)) == "/models/qwen"
     del cards[1]["root"]
     with pytest.raises(UsageError, match=r"does not say where its model 'qwen' comes from.*serve\.model"):
-        target_model.served_model(context(tmp_path))
+        server_state.served_model(context(tmp_path))
 
 
 def test_a_stage_without_a_model_does_not_ask(tmp_path: Path) -> None:

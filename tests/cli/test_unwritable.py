@@ -27,7 +27,7 @@ from afterword import cycle
 import afterword.evaluate.report.heatmap, afterword.evaluate.signal_ratio, afterword.evaluate.stage
 import afterword.train.stage
 import afterword.feedback.importing.imports, afterword.forget, afterword.model.loading, afterword.simulate
-import afterword.cli.model_check
+import afterword.cli.doctor
 import transformers, transformers.models.llama.modeling_llama, transformers.models.llama.tokenization_llama
 
 place, home, commands = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])

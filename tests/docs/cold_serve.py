@@ -12,7 +12,7 @@ from pathlib import Path
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
-from afterword.cli.demo_commands import serving
+from afterword.cli.demo_processes import serving
 
 
 def main(folder: Path) -> None:

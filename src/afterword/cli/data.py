@@ -1,4 +1,4 @@
-"""Commands that move and show rows: import, export, and `list`/`show` of every kind."""
+"""Commands for rows: import, export, list, show and forget."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from afterword.chat.canonical import text_of
 from afterword.chat.private import redactor
 from afterword.cli.context import Context
 from afterword.cli.progress import step_bar
-from afterword.cli.target_model import served_model
-from afterword.errors import UsageError
+from afterword.cli.server_state import served_model
+from afterword.errors import NothingToDo, UsageError
 from afterword.feedback.examples import EXAMPLES, EXAMPLES_MODEL
 from afterword.feedback.importing.imports import files_of, import_file
 from afterword.feedback.importing.rejects import rejects_file
 from afterword.feedback.settings import CollectSettings
+from afterword.forget import as_text, check, forget_user, held_of, read_report
 from afterword.formats.containers import Out, container
 from afterword.formats.export import Exported, export, export_user
 from afterword.formats.export_filter import SPLITS
@@ -34,7 +35,7 @@ from afterword.store.codec import calendar_time
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands."""
-    into = commands.add_parser("import", parents=[common], help="read conversations or events from files")
+    into = commands.add_parser("import", parents=[common])
     into.add_argument(
         "files",
         nargs="*",
@@ -52,7 +53,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     into.add_argument("--encoding", metavar="NAME", help="of the text; default: look at the file")
     into.set_defaults(run=run_import)
 
-    out = commands.add_parser("export", parents=[common], help="write rows, or all that is held of a user")
+    out = commands.add_parser("export", parents=[common])
     out.add_argument("what", nargs="?", choices=dict.fromkeys(what for what, _ in EXPORTS))
     out.add_argument("--user", metavar="U", help="everything that is held of this user, in our own form")
     out.add_argument("--format", default="afterword", choices=dict.fromkeys(form for _, form in EXPORTS))
@@ -66,7 +67,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     out.set_defaults(run=run_export)
 
     for name, (kind, _, _) in LISTS.items():
-        group = commands.add_parser(name, parents=[common], help=f"list {name}, or show one")
+        group = commands.add_parser(name, parents=[common])
         verbs = group.add_subparsers(dest="verb", metavar="list|show")
         group.set_defaults(run=run_list, kind=name, limit=20)
         listing = verbs.add_parser("list", parents=[common], help="the newest first")
@@ -79,6 +80,8 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
             verify = verbs.add_parser("verify", parents=[common], help="every byte and row is as it was released")
             verify.add_argument("--key", metavar="HEX", help="a public key kept elsewhere; default: DIR/release.pub")
             verify.set_defaults(run=run_verify)
+
+    _register_forget(commands, common)
 
 
 def run_import(context: Context) -> int:
@@ -296,3 +299,58 @@ def run_verify(context: Context) -> int:
         word = "[red]not as they were released[/]" if found.problems else "whole, signed, and as they were released"
         context.out.print(f"{found.releases} releases: {word}")
     return 1 if found.problems else 0
+
+
+def _register_forget(commands: Any, common: argparse.ArgumentParser) -> None:
+    forget = commands.add_parser("forget", parents=[common])
+    forget.add_argument("--user", metavar="U", help="as the client named them")
+    forget.add_argument("--dry-run", action="store_true", help="only say what is held")
+    forget.add_argument(
+        "--delete-adapters", action="store_true", help="delete adapters that learned from them, instead of quarantine"
+    )
+    forget.add_argument("--check", type=Path, metavar="REPORT", help="is all that this report says still so?")
+    forget.set_defaults(run=run_forget)
+
+
+def run_forget(context: Context) -> int:
+    """Erase, look, or check; exit 1 when bytes are left or a check fails."""
+    args = context.args
+    if args.check is not None:
+        return _check_report(context, args.check, args.user)
+    if not args.user:
+        raise UsageError("name the user to forget: `afterword forget --user U`.", param="user")
+    with context.open_store() as store:
+        if args.dry_run:
+            return _show_held(context, held_of(store, args.user))
+        report = forget_user(
+            store, args.user, delete_adapters=args.delete_adapters, note=lambda text: context.say(f"[dim]{text}[/]")
+        )
+        written = store.path.parent / "forget" / f"{report['erasure']}.json"
+    if context.json:
+        context.emit(report)
+    else:
+        context.out.print(escape(as_text(report)), end="")
+    context.say(f"report written to {written}")
+    return 0 if report["clean"] else 1
+
+
+def _show_held(context: Context, counts: dict[str, int]) -> int:
+    if not any(counts.values()):
+        raise NothingToDo(f"nothing is held of the user {context.args.user!r}.")
+    if context.json:
+        context.emit(counts)
+    else:
+        context.table("would be erased", ("what", "rows"), counts.items())
+    return 0
+
+
+def _check_report(context: Context, path: Path, user: str | None) -> int:
+    with context.open_store() as store:
+        checks = check(store, read_report(path), user)
+    if context.json:
+        context.emit({"checks": checks})
+    else:
+        for one in checks:
+            word = "[green]ok[/]  " if one["ok"] else "[red]FAIL[/]"
+            context.out.print(f"{word} {one['check']:<9} {escape(one['detail'])}")
+    return 0 if all(one["ok"] for one in checks) else 1

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from afterword.cli.context import Context
-from afterword.cli.demo_commands import run_json, serving
 from afterword.cli.demo_findings import DemoFindings, report_data
-from afterword.cli.demo_meter import Meter
+from afterword.cli.demo_processes import Meter, run_json, serving
 from afterword.cli.demo_report import measure_example, show, write_reports
 from afterword.cli.extras import require_extra
 from afterword.cli.progress import step_bar
@@ -96,10 +95,10 @@ class DemoSettings:
     """A smoke test: it releases also against the gate, so that every stage runs, and claims nothing about learning."""
 
 
-def register_demo(commands: Any, common: argparse.ArgumentParser) -> None:
+def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command."""
     demo = commands.add_parser(
-        "demo", parents=[common], help="the whole loop with a simulated user, in minutes",
+        "demo", parents=[common],
         description="Serve, chat, collect, train, evaluate, gate, release, serve again, and show what changed. "
         "Exit 0: released and better on held-out questions; 3: not. With --quick 0: every stage ran.",
     )  # fmt: skip

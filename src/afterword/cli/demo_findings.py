@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from afterword.cli.demo_meter import Meter
+from afterword.cli.demo_processes import Meter
 from afterword.records import (
     Candidate,
     Interaction,

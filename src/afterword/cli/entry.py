@@ -1,36 +1,80 @@
-"""Parse, run one command, turn every outcome into an exit code.
+"""Parses the command line, runs one command and turns every outcome into an exit code.
 
-0 done, 1 failed, 2 usage or configuration, 3 the gate said no, 4 nothing to do, 130 interrupted.
+0 done, 1 failed, 2 usage or configuration, 3 rejected by the gate, 4 nothing to do, 130 interrupted. Only the module of
+the command is imported, so that `--help` is immediate.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-from rich.markup import escape
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from afterword import __version__
-from afterword.cli import admin, data, privacy, recipes, releases, review, run, stages
-from afterword.cli.context import Context
-from afterword.cli.extras import missing_package
-from afterword.cli.follow import following
-from afterword.cli.parsing import Parser
 from afterword.errors import AfterwordError, error_response
-from afterword.store.files import refused
+
+if TYPE_CHECKING:
+    from afterword.cli.context import Context
+
+COMMANDS = {
+    "demo": ("demo", "run the whole loop with a simulated user, in minutes"),
+    "serve": ("run", "run the gateway, and the embedded engine behind it"),
+    "simulate": ("simulate", "let simulated users talk to a running server"),
+    "import": ("data", "read conversations or events from files"),
+    "export": ("data", "write rows to a file, or everything stored of one user"),
+    "turns": ("data", "list turns, or show one"),
+    "interactions": ("data", "list interactions, or show one"),
+    "candidates": ("data", "list candidates, or show one"),
+    "releases": ("data", "list releases, show or verify one"),
+    "forget": ("data", "erase a user and everything derived from their data"),
+    "collect": ("stages", "turn feedback into interactions and skips"),
+    "measure": ("stages", "measure the model's signal under users' words"),
+    "train": ("stages", "train a candidate adapter on new interactions"),
+    "evaluate": ("stages", "compare a candidate with what is served, and decide"),
+    "cycle": ("stages", "collect, train, evaluate, decide and publish"),
+    "heatmap": ("stages", "show the hindsight advantage of each token of an answer"),
+    "release": ("releases", "publish, promote or roll back; show what is served"),
+    "recipes": ("recipes", "list the training recipes and their parts"),
+    "review": ("review", "approve or reject interactions of the audit lane"),
+    "status": ("admin", "show counts, what is served and what runs now"),
+    "doctor": ("doctor", "check the installation and the data directory"),
+    "config": ("admin", "show the resolved settings"),
+    "keys": ("admin", "create, list and revoke API keys of the gateway"),
+}
+"""Command -> (module of this room that runs it, help)."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+class _Commands:
+    """Adds the subparsers of the modules that are loaded; each command's help comes from `COMMANDS`."""
+
+    def __init__(self, subparsers: Any) -> None:
+        self._subparsers = subparsers
+
+    def add_parser(self, name: str, **options: Any) -> Any:
+        """As argparse's; the description is the help unless another one is given."""
+        text = COMMANDS[name][1]
+        options.setdefault("description", f"{text[0].upper()}{text[1:]}.")
+        return self._subparsers.add_parser(name, help=text, **options)
+
+
+def parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Make the parser of the command line.
+
+    Args:
+        words: The command line, to load only the modules of the commands that it names; None loads all.
+    """
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     shared.add_argument("--dir", metavar="DIR", help="data directory (AFTERWORD_HOME, default ./afterword-data)")
-    shared.add_argument("--json", action="store_true", help="print data as JSON on stdout, nothing else there")
+    shared.add_argument("--json", action="store_true", help="print JSON on stdout and nothing else")
     shared.add_argument("--quiet", action="store_true", help="no progress and no logs on stderr")
     common = argparse.ArgumentParser(add_help=False, parents=[shared], argument_default=argparse.SUPPRESS)
     common.add_argument("--config", dest="config_file", metavar="FILE", help="settings (default DIR/afterword.toml)")
@@ -44,15 +88,75 @@ def parser() -> argparse.ArgumentParser:
         epilog="Start with `afterword demo` (the whole loop in minutes) or `afterword serve`.",
     )
     root.add_argument("--version", action="version", version=f"afterword {__version__}")
-    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (run, data, stages, releases, recipes, review, admin, privacy):
-        module.register(commands, common)
+    commands = _Commands(root.add_subparsers(dest="command", metavar="COMMAND", required=True))
+    loaded = {module for name, (module, _) in COMMANDS.items() if words is None or name in words}
+    for module in dict.fromkeys(module for module, _ in COMMANDS.values()):
+        if module in loaded:
+            importlib.import_module(f"afterword.cli.{module}").register(commands, common)
+        else:
+            for name in (name for name, (owner, _) in COMMANDS.items() if owner == module):
+                commands.add_parser(name)
     return root
+
+
+_CHOICE = re.compile(r"argument (?P<what>.+?): invalid choice: '(?P<given>.*)' \(choose from (?P<known>.*)\)")
+_UNKNOWN = re.compile(r"unrecognized arguments: (?P<given>\S+)")
+_MISSING = re.compile(r"the following arguments are required: (?P<names>.+)")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with a sentence in place of its usage block. Exit code 2, as everywhere for what was typed wrong."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's, but what a command does not understand is told by that command and not by the program: its
+        own flags are the near ones."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        sentence = self._sentence(message)
+        end = "" if sentence.endswith("?") else "."
+        self.exit(2, f"afterword: {sentence}{end} `{self.prog} --help` shows what there is.\n")
+
+    def _sentence(self, message: str) -> str:
+        if (found := _CHOICE.match(message)) is not None:
+            known = [name.strip().strip("'") for name in found["known"].split(",")]  # quoted before Python 3.12.8
+            what = "command" if found["what"] in ("COMMAND", "verb") or "|" in found["what"] else found["what"]
+            near = _near(found["given"], known)
+            return f"there is no {what} {found['given']!r}{near or ': it is one of ' + ', '.join(known)}"
+        if (found := _UNKNOWN.match(message)) is not None:
+            near = _near(found["given"].split("=")[0], sorted(set(_flags(self)))) if found["given"][:1] == "-" else ""
+            return f"{found['given']!r} is not understood here{near}"
+        if (found := _MISSING.match(message)) is not None:
+            return f"{self.prog.removeprefix('afterword ')!r} needs {found['names']}"
+        return message
+
+
+def _near(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Every flag of the parser and of all commands below it."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _flags(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the return value is the exit code."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(words).parse_args(words)
+    from afterword.cli.context import Context
+    from afterword.cli.extras import missing_package
+    from afterword.cli.progress import following
+    from afterword.store.files import refused
+
     context = Context.of(args)
     try:
         with _terminable(), following(context):
@@ -109,6 +213,8 @@ def _fail(context: Context, error: AfterwordError) -> int:
         sys.stdout.flush()
     except OSError:  # stdout itself is what cannot be written
         _drop_stdout()
+    from rich.markup import escape
+
     # Not through `context.err`: an error is shown even with --quiet.
     colour = {3: "yellow", 4: "yellow"}.get(error.exit_code, "red")
     context.err.quiet = False

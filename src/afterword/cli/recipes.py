@@ -19,7 +19,7 @@ _RUN_FIRST = ("lr", "epochs", "fresh", "batch")
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command."""
-    recipes = commands.add_parser("recipes", parents=[common], help="the training methods and their parts")
+    recipes = commands.add_parser("recipes", parents=[common])
     verbs = recipes.add_subparsers(dest="verb", metavar="list|show")
     recipes.set_defaults(run=run_list)
     listing = verbs.add_parser("list", parents=[common], help="every recipe in a line")

@@ -35,7 +35,7 @@ from afterword.store.channels import DEFAULT, check_channel
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands."""
-    release = commands.add_parser("release", parents=[common], help="publish a candidate, to all or a share; roll back")
+    release = commands.add_parser("release", parents=[common])
     verbs = release.add_subparsers(dest="verb", metavar="publish|promote|rollback|status")
     release.set_defaults(run=run_status)
     out = verbs.add_parser("publish", parents=[common], help="serve a candidate that the gate passed")

@@ -21,7 +21,7 @@ from afterword.store import Store
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command."""
-    review = commands.add_parser("review", parents=[common], help="the audit lane: look at what was decided by itself")
+    review = commands.add_parser("review", parents=[common])
     verbs = review.add_subparsers(dest="verb", metavar="list|next|approve|reject")
     review.set_defaults(run=run_list, limit=20)
     listing = verbs.add_parser("list", parents=[common], help="what waits for a person, oldest first")

@@ -1,4 +1,4 @@
-"""Commands that run something: serve, demo; simulate is in `simulate`."""
+"""`afterword serve`: runs the gateway, and the embedded engine behind it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from urllib.parse import urlsplit
 from rich.markup import escape
 
 from afterword.cli.context import Context
-from afterword.cli.demo import register_demo
 from afterword.cli.extras import require_extra
 from afterword.cli.releases import watching
 from afterword.cli.server_state import announce, owned, update
-from afterword.cli.simulate import register_simulate
 from afterword.config import PrivacyConfig, ServeConfig
 from afterword.errors import AfterwordError, ConfigError, UpstreamError
 from afterword.gateway.server import bind, check_address, run_gateway
@@ -34,9 +32,7 @@ _PATIENCE = 5.0
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands."""
-    register_demo(commands, common)
-    register_simulate(commands, common)
-    serve = commands.add_parser("serve", parents=[common], help="the gateway, and the embedded engine behind it")
+    serve = commands.add_parser("serve", parents=[common])
     serve.add_argument("--host", dest="serve.host", help="address (default 127.0.0.1)")
     serve.add_argument("--port", dest="serve.port", type=int, help="port (default 8400; 0 takes a free one)")
     serve.add_argument("--upstream", dest="serve.upstream", metavar="URL", help="an OpenAI-compatible server")

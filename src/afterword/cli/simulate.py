@@ -27,10 +27,10 @@ from afterword.simulate import (
 CONVERSATIONS = 32
 
 
-def register_simulate(commands: Any, common: argparse.ArgumentParser) -> None:
+def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command."""
     simulate = commands.add_parser(
-        "simulate", parents=[common], help="simulated users against a running server",
+        "simulate", parents=[common],
         description="Users with lasting preferences talk with a server through the openai client and react as people "
         "do: they complain, thank, edit, ask again, rate and leave (docs/simulate.md).",
     )  # fmt: skip

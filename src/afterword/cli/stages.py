@@ -16,8 +16,7 @@ from afterword.cli.dry_run import next_training, show_selection
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
 from afterword.cli.report_view import show_heatmap, show_metrics, show_verdict
-from afterword.cli.server_state import running_server
-from afterword.cli.target_model import served_model, served_name
+from afterword.cli.server_state import running_server, served_model, served_name
 from afterword.config import Config, CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
 from afterword.cycle import (
     Event,
@@ -60,13 +59,13 @@ MONITORS = {
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands."""
-    collect = commands.add_parser("collect", parents=[common], help="feedback to interactions and skips")
+    collect = commands.add_parser("collect", parents=[common])
     collect.set_defaults(run=run_collect)
 
-    measure = commands.add_parser("measure", parents=[common], help="the model's signal under users' words")
+    measure = commands.add_parser("measure", parents=[common])
     measure.set_defaults(run=run_measure)
 
-    train = commands.add_parser("train", parents=[common], help="interactions to a candidate adapter")
+    train = commands.add_parser("train", parents=[common])
     train.add_argument("--recipe", dest="train.recipe")
     train.add_argument("--lr", dest="train.learning_rate", type=float)
     train.add_argument("--epochs", dest="train.epochs", type=int)
@@ -90,7 +89,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     train.set_defaults(run=run_train)
 
-    evaluate = commands.add_parser("evaluate", parents=[common], help="a candidate against what is served")
+    evaluate = commands.add_parser("evaluate", parents=[common])
     evaluate.add_argument("candidate", nargs="?", help="default: the newest")
     evaluate.add_argument(
         "--suite", action="append", metavar="NAME",
@@ -99,14 +98,14 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--html", type=Path, metavar="FILE", help="also write the report as a page")
     evaluate.set_defaults(run=run_evaluate)
 
-    cycle = commands.add_parser("cycle", parents=[common], help="collect, train, evaluate, decide, publish")
+    cycle = commands.add_parser("cycle", parents=[common])
     cycle.add_argument("--watch", action="store_true", help="again whenever enough new interactions came in")
     canary_flag(cycle)
     cycle.set_defaults(run=run_cycle_command)
     for stage in (train, evaluate, cycle):
         channel_flag(stage)
 
-    heatmap = commands.add_parser("heatmap", parents=[common], help="what the hindsight says about each token")
+    heatmap = commands.add_parser("heatmap", parents=[common])
     heatmap.add_argument(
         "turn", nargs="?",
         help="its id, or the beginning of it; default: the turn of the newest interaction with hindsight",
