@@ -2,7 +2,7 @@
 
 Owns the signs of form: headings, delimiters, emphasis in capitals, a label at the end that waits for an answer, a
 value for the case that there is nothing to say, reports without anybody who speaks. Vocabulary: `[template]` in
-`machine.toml`. Pure; never decides alone (`machine` adds these points to its own).
+`machine.toml`. Pure; never decides alone (`machine_classifier` weighs these signs).
 """
 
 from __future__ import annotations
