@@ -38,8 +38,8 @@ import aiohttp
 import orjson
 
 from afterword.feedback.collect.collect import collect
+from afterword.feedback.importing.branches import ImportNames
 from afterword.feedback.importing.files import Row, Source
-from afterword.feedback.importing.import_ids import ImportNames
 from afterword.feedback.importing.imports import ImportSummary, _parsed, import_file
 from afterword.feedback.importing.unfold import Threads
 from afterword.forget import forget_user

@@ -18,7 +18,7 @@ import pytest
 from afterword.cli import main
 from afterword.records import FEEDBACK_KINDS, Candidate, Feedback, Release, Report, Turn, Verdict
 from afterword.store import Store
-from tests.serving import serving
+from tests.serving import serving, until
 
 PACKED = Path(__file__).parent / "data" / "home-0.1.tar.xz"
 COUNTS = {"turns": 26, "feedback": 35, "interactions": 13, "skips": 15, "candidates": 1, "reports": 1, "releases": 5}
@@ -132,6 +132,7 @@ def test_the_adapter_answers_and_a_cycle_goes_on(home: Path, capsys: pytest.Capt
         body = {"model": "afterword", "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 4}
         answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
+        until(lambda: store.find(Turn, answer.json()["id"]) is not None)  # late on a busy machine
         assert store.get(Turn, answer.json()["id"]).adapter == store.newest(Release).adapter  # type: ignore[union-attr]
         for number in range(12):
             chat = [{"role": "user", "content": f"What is {number} plus one?"}]

@@ -36,7 +36,7 @@ from afterword.release.publish import publish, rollback
 from afterword.simulate import Persona, ServedAnswer, TaskPrompt, Wish, ask_heldout, simulate_users
 from afterword.simulate.checkers import substance
 from afterword.store import Store
-from afterword.store.folder_hash import folder_hash
+from afterword.store.files import folder_hash
 from afterword.train.artifact import candidate_record
 from afterword.train.data.examples import Example
 from afterword.train.loop import train_candidate

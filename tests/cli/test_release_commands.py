@@ -14,7 +14,7 @@ from afterword.cli import main
 from afterword.cli.releases import reading
 from afterword.records import Candidate, Feedback, Report, Turn, Verdict
 from afterword.store import Store
-from afterword.store.folder_hash import folder_hash
+from afterword.store.files import folder_hash
 
 
 def proved(home: Path, name: str, against: str | None) -> None:

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from afterword.cli import main
-from afterword.feedback.importing.import_ids import ImportNames
+from afterword.feedback.importing.branches import ImportNames
 from afterword.feedback.importing.imports import ImportSummary, import_file
 from afterword.records import Feedback, Turn
 from afterword.store import Store

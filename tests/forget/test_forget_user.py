@@ -27,7 +27,7 @@ from afterword.formats.registry import TRAINING
 from afterword.records import Candidate, Feedback, Interaction, Release, Report, Turn, Verdict
 from afterword.release.publish import publish, rollback
 from afterword.store import Store
-from afterword.store.folder_hash import folder_hash
+from afterword.store.files import folder_hash
 from afterword.store.locks import alone
 from tests.release.conftest import write_adapter
 

@@ -25,7 +25,7 @@ from afterword.release.settings import CanarySettings
 from afterword.simulate.personas import Persona, load_persona
 from afterword.simulate.users import react
 from afterword.store import Store
-from afterword.store.folder_hash import folder_hash
+from afterword.store.files import folder_hash
 
 V1, V2 = "afterword@v000001", "afterword@v000002"
 KIND = ("Hello friend! ", "The sky is blue ", "because of the air.")

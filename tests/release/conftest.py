@@ -11,7 +11,7 @@ import pytest
 
 from afterword.records import Candidate, Report, Verdict
 from afterword.store import Store
-from afterword.store.folder_hash import folder_hash
+from afterword.store.files import folder_hash
 
 Ready = Callable[..., tuple[Candidate, Verdict]]
 

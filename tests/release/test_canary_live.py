@@ -16,7 +16,7 @@ import pytest
 from afterword.model.loading import base_hash
 from afterword.records import Candidate, Report, Verdict
 from afterword.store import Store
-from afterword.store.folder_hash import folder_hash
+from afterword.store.files import folder_hash
 from tests.engine.conftest import write_adapter as write_lora
 from tests.engine.conftest import write_tiny
 from tests.serving import Server, afterword, serving, until

@@ -7,7 +7,6 @@ proves little; it is used again, and every container has a 1.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import time
@@ -20,9 +19,11 @@ from typing import Any
 
 from afterword.cli.context import Context
 from afterword.config import ServeConfig
-from afterword.errors import ConfigError, UsageError
+from afterword.errors import ConfigError, StoreError, UsageError
 from afterword.records import Json
 from afterword.sampling import Upstream
+from afterword.store.files import write_whole
+from afterword.store.locks import try_lock
 
 _PATIENCE = 1.0
 """Seconds: somebody who only looks holds the lock for a moment, too."""
@@ -38,7 +39,7 @@ def owned(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "server.lock").open("ab") as lock:
         end = time.monotonic() + _PATIENCE
-        while not _taken(lock.fileno(), fcntl.LOCK_EX):
+        while not try_lock(lock):
             if time.monotonic() > end:
                 raise ConfigError(_busy(directory), param="dir")
             time.sleep(0.05)
@@ -47,14 +48,6 @@ def owned(directory: Path) -> Iterator[None]:
             yield
         finally:
             _path(directory).unlink(missing_ok=True)
-
-
-def _taken(file: int, how: int) -> bool:
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _busy(directory: Path) -> str:
@@ -79,9 +72,7 @@ def update(directory: Path, data: dict[str, Any]) -> None:
 
 
 def _write(directory: Path, data: dict[str, Any]) -> None:
-    fresh = directory / "server.json.new"
-    fresh.write_text(json.dumps(data), encoding="utf-8")
-    fresh.replace(_path(directory))
+    write_whole(_path(directory), json.dumps(data), durable=False)
 
 
 def _read(directory: Path) -> dict[str, Any] | None:
@@ -96,9 +87,9 @@ def running_server(directory: Path) -> dict[str, Any] | None:
     """What the server of this directory says about itself; None when none runs or it is not ready."""
     try:
         with (directory / "server.lock").open("rb") as lock:
-            if _taken(lock.fileno(), fcntl.LOCK_SH):
+            if try_lock(lock, shared=True):
                 return None
-    except OSError:
+    except (OSError, StoreError):
         return None
     return _read(directory)
 

@@ -22,7 +22,7 @@ from afterword.evaluate.stats.interim import look_first
 from afterword.evaluate.suites import SUITES
 from afterword.model.loading import base_hash, resolve_model
 from afterword.records import Candidate, Json, Report, new_id
-from afterword.store.folder_hash import folder_hash
+from afterword.store.files import folder_hash
 
 _SUITE_FAILURES = (AfterwordError, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What a suite may fail with and still leave a report, whose verdict is then no. Our own broken promises

@@ -7,7 +7,6 @@ whole; what it left is removed by the next one.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import IO, Any
 from afterword.errors import ModelError
 from afterword.model.embedded import WAITING, gguf_source, is_whole
 from afterword.processes import Pulse, dump_stacks_when_asked
+from afterword.store.locks import try_lock
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PINNED = {
@@ -62,13 +62,9 @@ def _take(lock: IO[str]) -> None:
     """Lock the file and write our process id into it. While another process has it and makes progress, say so on stdout
     now and then: whoever waits for us cannot see that progress in us."""
     pulses: dict[int, Pulse] = {}
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            lock.seek(0)
-            holder = int(lock.read() or 0)
+    while not try_lock(lock):
+        lock.seek(0)
+        holder = int(lock.read() or 0)
         pulse = pulses.setdefault(holder, Pulse(holder))
         time.sleep(0.5)
         if holder and pulse.check() == 0.0:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from afterword.errors import AdapterError
-from afterword.store.folder_hash import MANIFEST, folder_hash
+from afterword.store.files import MANIFEST, folder_hash
 
 __all__ = ["MANIFEST", "Manifest", "check_adapter", "folder_hash", "read_manifest"]
 

@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from afterword.errors import ConfigError, StoreError
+from afterword.store.files import write_whole
 
 SECRET, PUBLIC = "release.key", "release.pub"
 
@@ -60,13 +61,7 @@ def _secret(path: Path) -> Ed25519PrivateKey | None:
 def _made(directory: Path) -> Ed25519PrivateKey:
     """A new key, on disk before anything is signed with it. Only one publisher at a time comes here."""
     key = Ed25519PrivateKey.generate()
-    fresh = directory / f"{SECRET}.new"
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-        file.write(key.private_bytes_raw().hex())
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(directory / SECRET)
+    write_whole(directory / SECRET, key.private_bytes_raw().hex(), private=True)
     return key
 
 

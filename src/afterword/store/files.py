@@ -1,20 +1,22 @@
-"""Files beside the database, whole or not at all, and what to do when the system does not let us write.
+"""Files beside the database: write-then-rename, the hash of an adapter folder, errors of the operating system.
 
-Owns write-then-rename, and the sentence for an error of the operating system.
+Every file that must never be half written is written here.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from afterword.errors import AfterwordError
+from afterword.errors import AdapterError, AfterwordError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM)
@@ -28,24 +30,41 @@ class SystemRefused(AfterwordError):
     kind = "system_error"
 
 
-def write_whole(path: Path, data: str | bytes, *, private: bool = False) -> None:
-    """Replace `path` by `data`, durably; on any error the old file stays and nothing half lies beside it.
+@contextmanager
+def replacing(path: Path, *, private: bool = False, durable: bool = True) -> Iterator[BinaryIO]:
+    """A stream whose content replaces `path` at the end, whole; after any error the old file stays and nothing is left.
 
-    With `private` only the user of this process may read it. Raises OSError that names `path`.
+    Args:
+        path: The file.
+        private: Only the user of this process may read it.
+        durable: Sync the file and its name to disk. Without it a power loss may lose the new content.
+
+    Raises:
+        OSError: That names `path`.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666)
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data.encode("utf-8") if isinstance(data, str) else data)
+            yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         fresh.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
+        if durable:
+            _sync_folder(path.parent)
+    except BaseException as error:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def write_whole(path: Path, data: str | bytes, *, private: bool = False, durable: bool = True) -> None:
+    """Replace `path` by `data`; see `replacing`."""
+    with replacing(path, private=private, durable=durable) as stream:
+        stream.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -121,3 +140,29 @@ def _full(places: Iterable[Path]) -> list[Path]:
             if shutil.disk_usage(there).free < _LEAST and place not in found:
                 found.append(place)
     return found
+
+
+MANIFEST = "afterword.json"
+"""Left out of the hash: it may carry the hash itself, and later a report and a verdict."""
+
+
+def folder_hash(folder: Path) -> str:
+    """Content hash of an adapter folder, by which reports, caches and releases name its very bytes.
+
+    Returns:
+        32 hex digits over the names and bytes of all files below `folder` but its manifest.
+
+    Raises:
+        AdapterError: There is no such folder, or it holds no file.
+    """
+    if not folder.is_dir():
+        raise AdapterError(f"there is no adapter folder {str(folder)!r}: it was moved or deleted")
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
+    if not files:
+        raise AdapterError(f"the adapter folder {str(folder)!r} is empty")
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        with file.open("rb") as stream:
+            inner = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + inner.digest())
+    return digest.hexdigest()

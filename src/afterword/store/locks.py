@@ -60,7 +60,7 @@ def alone(directory: Path, name: str, doing: str, patience: float = _PATIENCE) -
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         end = time.monotonic() + patience
-        while not _taken(file):
+        while not try_lock(file):
             if time.monotonic() > end:
                 raise ConflictError(_held(directory, name, file), code="locked")
             time.sleep(0.05)
@@ -75,17 +75,25 @@ def alone(directory: Path, name: str, doing: str, patience: float = _PATIENCE) -
                 file.truncate(0)
 
 
-def _taken(file: IO[str]) -> bool:
+def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+    """Lock an open file until it is closed, without waiting.
+
+    Returns:
+        False when another process holds the lock.
+
+    Raises:
+        StoreError: The file system has no locks.
+    """
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file.fileno(), (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
         raise StoreError(
-            f"{file.name} cannot be locked ({error.strerror}): two runs at once would spoil each other. Put the data "
-            "directory (--dir) on a file system with locks."
+            f"{file.name} cannot be locked ({error.strerror}): two runs at once would spoil each other. Put the "
+            "directory (--dir, AFTERWORD_CACHE) on a file system with locks."
         ) from error
     return True
 
@@ -107,12 +115,9 @@ def running_work(directory: Path) -> list[dict[str, Any]]:
     """
     found = []
     for path in (directory / "locks").glob("*.lock"):
-        with suppress(OSError), path.open("r", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if note := _read(file):
-                    found.append({"work": path.stem, **note})
+        with suppress(OSError, StoreError), path.open("r", encoding="utf-8") as file:
+            if not try_lock(file, shared=True) and (note := _read(file)):
+                found.append({"work": path.stem, **note})
     return sorted(found, key=lambda note: float(note.get("since", 0.0)))
 
 

@@ -16,7 +16,7 @@ from afterword.evaluate.data import built_in
 from afterword.evaluate.scoring.multiple_choice import general_knowledge, probabilities, right
 from afterword.evaluate.stats.statistics import paired_share, ratio_of_sums, wilson
 from afterword.records import Json
-from afterword.store.folder_hash import folder_hash
+from afterword.store.files import folder_hash
 
 PREFIX = 4
 """Ids of a plain text that are read but not scored."""

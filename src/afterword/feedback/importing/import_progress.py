@@ -7,7 +7,6 @@ stored. Never reads a row, never stores one.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import orjson
 
 from afterword.records import RECORDS, Json, Record
 from afterword.store import Store
+from afterword.store.files import write_whole
 
 
 @dataclass(slots=True)
@@ -109,9 +109,7 @@ class Mark:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         data = {"source": self.source, "rows": self.rows, "gathered": self.gathered, "rejects": rejects,
                 "conflicts": conflicts, "table": last.TABLE, "last": last.id, "summary": summary}  # fmt: skip
-        work = self.file.with_name(f"{self.file.name}.{os.getpid()}")
-        work.write_bytes(orjson.dumps(data))
-        work.replace(self.file)
+        write_whole(self.file, orjson.dumps(data), durable=False)
 
     def finish(self) -> None:
         """The import came to its end: another run begins anew."""

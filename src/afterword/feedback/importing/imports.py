@@ -19,9 +19,8 @@ from typing import Any
 import orjson
 
 from afterword.errors import UsageError
-from afterword.feedback.importing.branches import Unfolded, remarked, unfolded_tree
+from afterword.feedback.importing.branches import ImportNames, Unfolded, remarked, unfolded_tree
 from afterword.feedback.importing.files import Bad, Row, Source
-from afterword.feedback.importing.import_ids import ImportNames
 from afterword.feedback.importing.import_progress import ImportSummary, Mark, state_file
 from afterword.feedback.importing.rejects import ROW_KEPT, Rejects, rejects_file
 from afterword.feedback.importing.sink import Sink

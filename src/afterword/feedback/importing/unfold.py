@@ -18,7 +18,7 @@ from afterword.chat.machine import hints_of, origin_of
 from afterword.chat.matching import SURE, Earlier, choose
 from afterword.chat.trail import DEPTH, SIZE, aside, newest_question, trail_of, trail_of_turn
 from afterword.feedback.importing.files import Bad, Row
-from afterword.feedback.importing.import_ids import ImportNames
+from afterword.formats.naming import RowNames
 from afterword.formats.parsing import MISSING_IDS, Conversation, bad
 from afterword.formats.wildfeedback import UTTERANCES, is_utterance
 from afterword.records import BESIDE, Feedback, Json, Record, Turn
@@ -167,7 +167,7 @@ def _of_answer(thread: str) -> str:
     return thread[1:SIZE]
 
 
-def unfolded(talk: Conversation, format: str, names: ImportNames) -> tuple[list[Record], int, int]:
+def unfolded(talk: Conversation, format: str, names: RowNames) -> tuple[list[Record], int, int]:
     """The turns and follow-ups of a conversation, how many answers nobody had asked for, and its size in bytes."""
     records: list[Record] = []
     unasked = 0
