@@ -27,6 +27,8 @@ RECORD = {"model_version": "m", "task": "email", "prompt": "Write to Bob.", "dra
           "created_at": "2026-11-01T10:00:00Z"}  # fmt: skip
 """Sent to `POST /v1/feedback` of the old version, which gave it ids of its own."""
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is now called:FutureWarning")
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -64,7 +66,8 @@ def test_collect_decides_as_before_and_adds_nothing(home: Path, capsys: pytest.C
 
 
 def test_the_settings_file_is_read(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = run(home, capsys, "config", "show")
+    with pytest.warns(FutureWarning, match="train.passes"):
+        shown = run(home, capsys, "config", "show")
     text = json.dumps(shown)
     assert "tiny" in text and "0.4" in text  # serve.model, collect.holdout
     assert run(home, capsys, "train", "--dry-run", codes=(0, 4)) is not None

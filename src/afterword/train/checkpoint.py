@@ -6,13 +6,13 @@ of the model, so what is kept is: adapter, optimiser, random generators, the tea
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from afterword.errors import ConflictError
+from afterword.store.files import replacing
 from afterword.train.runtime.policy import Policy
 from afterword.train.runtime.teacher_runtime import TeacherRuntime
 
@@ -38,12 +38,8 @@ def save_checkpoint(
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if policy.device.type == "cuda" else [],
     }
-    fresh = run_dir / f"{_FILE}.new"
-    with fresh.open("wb") as stream:
+    with replacing(run_dir / _FILE) as stream:
         torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(run_dir / _FILE)
 
 
 def load_checkpoint(
@@ -74,4 +70,6 @@ def load_checkpoint(
 def clear_checkpoint(run_dir: Path) -> None:
     """Forget the state of a finished run; its metrics and reports stay."""
     (run_dir / _FILE).unlink(missing_ok=True)
-    (run_dir / f"{_FILE}.new").unlink(missing_ok=True)
+    for pattern in (f"{_FILE}.new", f".{_FILE}.*.new"):  # what a killed run left, of older versions too
+        for file in run_dir.glob(pattern):
+            file.unlink(missing_ok=True)
