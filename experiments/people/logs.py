@@ -16,9 +16,9 @@ from learning import seeds
 from afterword.chat.render import encode, end_of_turn_ids
 from afterword.cli.demo_processes import run_json
 from afterword.errors import UsageError
+from afterword.evaluate.comparison.heldout import CONTEXT
 from afterword.evaluate.report.heatmap import Heatmap, heatmap_fragment, mean_size
 from afterword.evaluate.report.pages import page
-from afterword.evaluate.scoring.hindsight import CONTEXT
 from afterword.learn.diagnostics import TokenAdvantage, token_advantages
 from afterword.model.loading import load_model, load_tokenizer
 from afterword.records import Turn

@@ -39,7 +39,18 @@ from afterword.sampling import start_engine
 from afterword.store import Store
 from afterword.store.locks import EVALUATE, alone, cycle_lock
 
-Advance = Callable[[int, int | None], None]
+
+class Advance(Protocol):
+    """Reports how far a stage is."""
+
+    def __call__(self, done: int, total: int | None, step: str = "") -> None:
+        """`done` of `total` (None: unknown), in the part of the stage that `step` names."""
+
+
+def _no_advance(done: int, total: int | None, step: str = "") -> None:
+    """Reports nothing."""
+
+
 RETRY_AFTER = 3600.0
 """Seconds until `watch` tries interactions again whose round failed because of a model server or the database."""
 
@@ -73,7 +84,7 @@ class Settings:
 class Progress:
     """Receives the progress of the stages: `bar(title, unit)` gives a context with a function (done, total)."""
 
-    bar: Callable[[str, str], AbstractContextManager[Advance]] = lambda *_: nullcontext(lambda done, total: None)
+    bar: Callable[[str, str], AbstractContextManager[Advance]] = lambda *_: nullcontext(_no_advance)
     note: Callable[[str], None] = lambda text: None
 
 
@@ -355,7 +366,7 @@ def evaluate_stage(store: Store, candidate: Candidate, settings: Settings, progr
             settings.evaluate,
             engine=url,
             channel=settings.channel,
-            progress=advance,
+            progress=lambda step, done, total: advance(done, total, step),
             **extra,
         )
 

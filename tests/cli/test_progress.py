@@ -27,10 +27,12 @@ def test_work_that_does_not_advance_is_told_all_the_same(monkeypatch: pytest.Mon
         while not lines and time.monotonic() < deadline:
             time.sleep(0.01)
         first: Any = lines[0]
-        advance(3, 16)
+        advance(3, 16, "holdout: answers")
         while lines[-1] == first and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert first.startswith("training: 0 steps, ") and any(x.startswith("training: 3 of 16 steps, ") for x in lines)
+    assert first.startswith("training: 0 steps, ") and any(
+        x.startswith("training holdout: answers: 3 of 16 steps, ") for x in lines
+    )
     told = len(lines)
     time.sleep(0.1)
     assert len(lines) == told, "nothing is written after the end"

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from afterword.errors import ModelError
-from afterword.evaluate.comparison.context_fit import Room
-from afterword.evaluate.comparison.heldout import held_out
+from afterword.evaluate.comparison.heldout import ContextFit, held_out
 from afterword.model.loading import load_tokenizer, model_sizes
 from afterword.records import Feedback, Interaction, Record, Turn
 from afterword.store import Store
@@ -31,24 +30,24 @@ def rows(model: str, number: int, *, asked: str | None = None, hindsight: str = 
 
 
 def test_the_newest_that_fit_are_measured_and_the_rest_is_counted(tiny: str, tmp_path: Path) -> None:
-    room = Room(load_tokenizer(tiny), model_sizes(Path(tiny))[0], max_tokens=16)
+    room = ContextFit(load_tokenizer(tiny), model_sizes(Path(tiny))[0], max_tokens=16)
     words = "word " * room.longest
     with Store.open(tmp_path / "a.db") as store:
         store.write(*rows(tiny, 0), *rows(tiny, 1, asked=words), *rows(tiny, 2), *rows(tiny, 3))
         store.write(*rows(tiny, 4, asked=words))
         everything = [item.interaction.id for item in held_out(store, 10)]
         kept = [item.interaction.id for item in held_out(store, 3, fits=room.fits)]
-        assert len(everything) == 5 and kept == [everything[0], *everything[2:4]] and room.left_out == 2
+        assert len(everything) == 5 and kept == [everything[0], *everything[2:4]] and room.excluded == 2
         assert [item.interaction.id for item in held_out(store, 1, fits=room.fits)] == [everything[3]]
 
 
-def test_what_has_a_token_without_an_embedding_is_left_out(tiny: str, tmp_path: Path) -> None:
+def test_what_has_a_token_without_an_embedding_is_excluded(tiny: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny)
     tokenizer.add_tokens(["<image>"])
     with Store.open(tmp_path / "a.db") as store:
         store.write(*rows(tiny, 0), *rows(tiny, 1, hindsight="No <image>."), *rows(tiny, 2, asked="An <image>?"))
-        room = Room(tokenizer, model_sizes(Path(tiny))[0], 16, model_sizes(Path(tiny))[1])
-        assert [item.interaction.id for item in held_out(store, 5, fits=room.fits)] == ["int-0"] and room.left_out == 2
+        room = ContextFit(tokenizer, model_sizes(Path(tiny))[0], 16, model_sizes(Path(tiny))[1])
+        assert [item.interaction.id for item in held_out(store, 5, fits=room.fits)] == ["int-0"] and room.excluded == 2
 
 
 def test_an_answer_of_full_length_has_room(tiny: str, tmp_path: Path) -> None:
@@ -57,11 +56,11 @@ def test_an_answer_of_full_length_has_room(tiny: str, tmp_path: Path) -> None:
         store.write(*rows(tiny, 0))
         (item,) = held_out(store, 1)
     tokenizer = load_tokenizer(tiny)
-    assert Room(tokenizer, longest, max_tokens=16).fits(item)
-    assert not Room(tokenizer, longest, max_tokens=longest - 3).fits(item)
+    assert ContextFit(tokenizer, longest, max_tokens=16).fits(item)
+    assert not ContextFit(tokenizer, longest, max_tokens=longest - 3).fits(item)
 
 
-def test_a_conversation_that_the_template_refuses_is_left_out_and_one_without_a_header_is_an_error(
+def test_a_conversation_that_the_template_refuses_is_excluded_and_one_without_a_header_is_an_error(
     tmp_path: Path,
 ) -> None:
     tokenizer = load_tokenizer(tiny_folder(tmp_path / "model"))
@@ -71,9 +70,9 @@ def test_a_conversation_that_the_template_refuses_is_left_out_and_one_without_a_
     tokenizer.chat_template = (
         "{% if messages[0]['content'] == 'REFUSED' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
     )
-    room = Room(tokenizer, 512, max_tokens=16)
+    room = ContextFit(tokenizer, 512, max_tokens=16)
     assert [room.fits(item) for item in items] == [item.interaction.id == "int-0" for item in items]
-    assert room.left_out == 1
+    assert room.excluded == 1
     tokenizer.chat_template = TEMPLATE.partition("{% if add_generation_prompt %}")[0]
     with pytest.raises(ModelError, match="no generation header"):
-        Room(tokenizer, 512, max_tokens=16)
+        ContextFit(tokenizer, 512, max_tokens=16)

@@ -22,10 +22,9 @@ from afterword.evaluate.comparison.heldout import Trained, clusters_of, earlier_
 from afterword.evaluate.run import evaluate_candidate
 from afterword.evaluate.scoring.adapter_scorer import Models
 from afterword.evaluate.scoring.multiple_choice import general_knowledge
-from afterword.evaluate.scoring.secrets import decoys, found_secrets, planted_secrets
 from afterword.evaluate.suites import SUITES
 from afterword.evaluate.suites.calibration import brier, ece, overconfidence
-from afterword.evaluate.suites.privacy import longest_run
+from afterword.evaluate.suites.privacy import decoys, found_secrets, longest_run, planted_secrets
 from afterword.metrics import rows_of
 from afterword.records import Candidate, Feedback, Interaction, Json, Release, Report, Turn, Verdict
 from afterword.release.gate import GateThresholds, decide

@@ -12,7 +12,7 @@ import transformers
 from afterword.config import EvaluateConfig
 from afterword.errors import ModelError
 from afterword.evaluate.comparison.answers import Arm
-from afterword.evaluate.comparison.comparison import Comparison
+from afterword.evaluate.comparison.comparison import Comparison, Resources
 from afterword.model.loading import longest_context, model_sizes
 
 LLAMA = transformers.LlamaConfig(vocab_size=300, max_position_embeddings=512)
@@ -29,7 +29,7 @@ def test_sizes_have_one_reader_for_every_architecture(tmp_path: Path, family: st
     assert model_sizes(tmp_path) == (512, 300)
     assert longest_context(SimpleNamespace(config=CONFIGS[family])) == 512
     arm = Arm("served", None, None)
-    assert Comparison((), arm, arm, str(tmp_path), "", "", EvaluateConfig()).longest == 512
+    assert Comparison((), arm, arm, Resources(str(tmp_path)), "", "", EvaluateConfig()).longest == 512
 
 
 def test_a_model_without_a_limit_is_told(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from afterword.cli.context import Context
+from afterword.cycle import Advance
 from afterword.errors import UpstreamError, error_response
 from afterword.processes import (
     SILENCE,
@@ -38,10 +40,10 @@ LINE_EVERY = 15.0
 
 
 @contextmanager
-def step_bar(context: Context, title: str, unit: str = "steps") -> Iterator[Callable[[int, int | None], None]]:
-    """For work of known length; call the yielded function with (done, total)."""
+def step_bar(context: Context, title: str, unit: str = "steps") -> Iterator[Advance]:
+    """For work of known length; call the yielded function with (done, total) and the part that runs."""
     if context.quiet:
-        yield lambda done, total: None
+        yield lambda done, total, step="": None
         return
     if not context.err.is_terminal:
         with _lines(context, title, unit) as advance:
@@ -56,23 +58,29 @@ def step_bar(context: Context, title: str, unit: str = "steps") -> Iterator[Call
     )
     with Progress(*columns, console=context.err, transient=True) as bars:
         task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        yield lambda done, total, step="": bars.update(
+            task, description=_titled(title, step), completed=done, total=total
+        )
+
+
+def _titled(title: str, step: str) -> str:
+    return f"{title} {step}".rstrip()
 
 
 @contextmanager
-def _lines(context: Context, title: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
+def _lines(context: Context, title: str, unit: str) -> Iterator[Advance]:
     """A line every `LINE_EVERY` seconds, also while nothing is done: work that is long must not look dead in a log."""
     started, ended = time.monotonic(), threading.Event()
-    known: list[int | None] = [0, None]
+    known: list[Any] = [0, None, ""]
 
     def beat() -> None:
         while not ended.wait(LINE_EVERY):
-            done, total = known
+            done, total, step = known
             of = f" of {total}" if total else ""
-            context.say(f"{title}: {done}{of} {unit}, {time.monotonic() - started:.0f} s")
+            context.say(f"{_titled(title, step)}: {done}{of} {unit}, {time.monotonic() - started:.0f} s")
 
-    def advance(done: int, total: int | None) -> None:
-        known[:] = done, total
+    def advance(done: int, total: int | None, step: str = "") -> None:
+        known[:] = done, total, step
 
     thread = threading.Thread(target=beat, name="progress", daemon=True)
     thread.start()

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from afterword.chat.canonical import text_of
 from afterword.config import EvaluateConfig
 from afterword.errors import AdapterError, AfterwordError, NothingToDo, UsageError
 from afterword.evaluate.comparison.answers import Arm
-from afterword.evaluate.comparison.comparison import Check, Comparison, Findings, Progress
+from afterword.evaluate.comparison.comparison import Check, Comparison, Findings, Progress, Resources
 from afterword.evaluate.comparison.heldout import HeldOut, Trained, require
 from afterword.evaluate.stats.changes import changes
-from afterword.evaluate.stats.interim import look_first
+from afterword.evaluate.stats.interim import interim_looks
 from afterword.evaluate.suites import SUITES
 from afterword.model.loading import base_hash, resolve_model
 from afterword.records import Candidate, Json, Report, new_id
@@ -65,47 +65,53 @@ def evaluate_candidate(
     started = time.monotonic()
     settings = settings or EvaluateConfig()
     names = chosen(settings.suites if suites is None else suites)
+    candidate_arm = Arm("candidate", candidate_path, folder_hash(candidate_path))
+    served_arm = Arm("served", served_path, None if served_path is None else folder_hash(served_path))
     comparison = Comparison(
         items=require(list(interactions))[-settings.max_interactions :],
-        candidate=Arm("candidate", candidate_path, folder_hash(candidate_path)),
-        served=Arm("served", served_path, None if served_path is None else folder_hash(served_path)),
-        model=model,
+        candidate=candidate_arm,
+        served=served_arm,
+        resources=Resources(model, (candidate_arm, served_arm), cache, device),
         base_hash=base_hash(resolve_model(model)),
         upstream=upstream,
         settings=settings,
-        cache_folder=cache,
         api_key=api_key,
-        device=device,
         checks=checks or {},
         wins=wins,
         trained=trained,
-        progress=progress,
+        on_progress=progress,
     )
-    about, found = _measured(comparison, names)
+    looks: Json = {}
+    if settings.looks > 1 and "holdout" in names:
+        comparison, looks = interim_looks(comparison)
+    found, spent = _measured(comparison, names)
+    _unchanged(comparison)
+    suites_found = {name: one.metrics for name, one in found.items()}
     return Report(
         id=new_id("rep"),
         candidate=candidate.id,
         against=None if served_candidate is None else served_candidate.id,
-        suites={name: one.figures for name, one in found.items()},
+        suites=suites_found,
         examples=_examples(comparison, found),
-        about={**_about(comparison), **about, "seconds": round(time.monotonic() - started, 3)},
+        about={
+            **_about(comparison),
+            **({"looks": looks} if looks else {}),
+            "changes": changes(suites_found),
+            "changed": {name: list(one.changed) for name, one in found.items() if one.changed},
+            "seconds_by_suite": spent,
+            "seconds": round(time.monotonic() - started, 3),
+        },
     )
 
 
-def _measured(comparison: Comparison, names: Sequence[str]) -> tuple[Json, dict[str, Findings]]:
-    """(what is told about the run, the findings of each suite)."""
-    about: Json = {}
-    if comparison.settings.looks > 1 and "holdout" in names:
-        about["looks"] = look_first(comparison)
+def _measured(comparison: Comparison, names: Sequence[str]) -> tuple[dict[str, Findings], dict[str, float]]:
+    """Findings and seconds by suite."""
     found, spent = {}, {}
     for name in names:
         began = time.monotonic()
-        found[name] = _run(name, comparison)
+        found[name] = _run(name, replace(comparison, suite=name))
         spent[name] = round(time.monotonic() - began, 3)
-    _unchanged(comparison)
-    about["changes"] = changes({name: one.figures for name, one in found.items()})
-    about["changed"] = {name: list(one.changed) for name, one in found.items() if one.changed}
-    return about | {"seconds_by_suite": spent}, found
+    return found, spent
 
 
 def _about(comparison: Comparison) -> Json:
@@ -113,7 +119,7 @@ def _about(comparison: Comparison) -> Json:
     return {
         "adapter_hash": comparison.candidate.content,
         "served_hash": comparison.served.content,
-        "base": comparison.model,
+        "base": comparison.resources.model,
         "base_hash": comparison.base_hash,
         "sampling": comparison.sampling,
         "settings": settings | {"suites": list(comparison.settings.suites)},
@@ -139,20 +145,20 @@ def chosen(suites: Iterable[str]) -> list[str]:
 
 
 def _run(name: str, comparison: Comparison) -> Findings:
-    comparison.progress(name, 0, 1)
+    comparison.progress("", 0, 1)
     try:
         findings = SUITES[name](comparison)
     except NothingToDo as error:
         return Findings({"error": error.message})
     except _SUITE_FAILURES as error:
         return Findings({"error": f"{type(error).__name__}: {error}"})
-    comparison.progress(name, 1, 1)
+    comparison.progress("", 1, 1)
     return findings
 
 
 def _examples(comparison: Comparison, found: Mapping[str, Findings]) -> tuple[Json, ...]:
-    """Answers side by side; none when the answers themselves could not be had."""
-    answers = comparison.__dict__.get("answers")
+    """Answers side by side; none when no suite gave them."""
+    answers = next((one.answers for one in found.values() if one.answers is not None), None)
     if answers is None:
         return ()
     rows = []

@@ -19,7 +19,7 @@ from torch import Tensor
 from afterword.chat.canonical import text_of
 from afterword.chat.render import Tokenizer, encode_content, generation_header, render_prompt
 from afterword.errors import ModelError
-from afterword.evaluate.scoring.hindsight import CONTEXT
+from afterword.evaluate.comparison.heldout import CONTEXT
 from afterword.learn.diagnostics import log_probs, readable_ids, unreadable
 from afterword.learn.parts.contexts import fit_hindsight
 from afterword.model.head import head_of

@@ -6,15 +6,14 @@ nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from afterword.config import EvaluateConfig
 from afterword.errors import NothingToDo
-from afterword.evaluate.comparison.comparison import Check
-from afterword.evaluate.comparison.context_fit import Room
-from afterword.evaluate.comparison.heldout import earlier_wins, held_out, require, trained_on
+from afterword.evaluate.comparison.comparison import Check, Progress
+from afterword.evaluate.comparison.heldout import ContextFit, earlier_wins, held_out, require, trained_on
 from afterword.evaluate.run import chosen, evaluate_candidate
 from afterword.model.loading import load_tokenizer, model_sizes, resolve_model
 from afterword.records import Candidate, Report
@@ -53,7 +52,7 @@ def evaluate_stage(
     device: str = "auto",
     checks: Mapping[str, Check] | None = None,
     suites: Iterable[str] | None = None,
-    progress: Callable[[int, int | None], None] = lambda done, total: None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Report:
     """Measure `candidate` against what `channel` serves now and write the Report.
 
@@ -62,12 +61,12 @@ def evaluate_stage(
     """
     served = _served(store, candidate, channel)
     longest, vocabulary = model_sizes(resolve_model(candidate.base))
-    room = Room(load_tokenizer(candidate.base), longest, settings.max_tokens, vocabulary)
-    items = held_out(store, settings.max_interactions, channel, room.fits)
-    too_long = room.left_out
+    fit = ContextFit(load_tokenizer(candidate.base), longest, settings.max_tokens, vocabulary)
+    items = held_out(store, settings.max_interactions, channel, fit.fits)
+    too_long = fit.excluded
     if too_long and not items:
         raise NothingToDo(
-            f"all {too_long} held-out interactions are longer than the {room.longest} tokens that {candidate.base} "
+            f"all {too_long} held-out interactions are longer than the {fit.longest} tokens that {candidate.base} "
             "reads, or refused by its chat template: nothing can be measured on them. Wait for shorter ones."
         )
     report = evaluate_candidate(
@@ -80,12 +79,12 @@ def evaluate_stage(
         upstream=engine,
         settings=settings,
         checks=checks,
-        wins=earlier_wins(store, channel, settings.max_interactions, room.fits),
+        wins=earlier_wins(store, channel, settings.max_interactions, fit.fits),
         trained=trained_on(store, candidate, TRAINED),
         suites=suites,
         cache=directory / CACHE,
         device=device,
-        progress=lambda stage, done, total: progress(done, total),
+        progress=progress,
     )
     report = replace(report, about={**report.about, "too_long": too_long})
     store.write(report)

@@ -9,15 +9,57 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from afterword.errors import UpstreamError
-from afterword.evaluate.comparison.cache import Cache
-from afterword.records import Json
+from afterword.records import Json, content_hash
 from afterword.sampling import Answer, Upstream
 
 AT_ONCE = 24
 """Questions in flight: fewer than an engine runs at once (`serve.max_batch`), for it serves in order of arrival, and
 users go on asking while a candidate is measured."""
+
+
+class Cache:
+    """Results by content: get and put by a key; `folder` None keeps nothing beyond the process.
+
+    One append-only file of JSON lines per kind of result. The key is a hash over everything that decides the value
+    (weights, adapter bytes, prompt ids, sampling), so an entry is never stale. A line that was cut off by a kill is
+    skipped when the file is read.
+    """
+
+    def __init__(self, folder: Path | None, kind: str) -> None:
+        self._file = None if folder is None else folder / f"{kind}.jsonl"
+        self._known: dict[str, Any] = {}
+        if self._file is not None and self._file.is_file():
+            for line in self._file.read_bytes().split(b"\n"):
+                self._read(line)
+
+    def _read(self, line: bytes) -> None:
+        try:
+            key, value = orjson.loads(line)
+        except (orjson.JSONDecodeError, ValueError, TypeError):
+            return
+        self._known[key] = value
+
+    @staticmethod
+    def key(*parts: Any) -> str:
+        """Hash of everything that decides a value."""
+        return content_hash(*parts)
+
+    def get(self, key: str) -> Any:
+        """The value, or None."""
+        return self._known.get(key)
+
+    def put(self, entries: dict[str, Any]) -> None:
+        """Remember values; one write, which begins on a line of its own whatever stood there before."""
+        self._known.update(entries)
+        if self._file is not None and entries:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("ab") as stream:
+                stream.write(b"\n" + b"\n".join(orjson.dumps([k, v]) for k, v in entries.items()) + b"\n")
 
 
 @dataclass(frozen=True, slots=True)

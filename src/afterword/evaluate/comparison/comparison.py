@@ -1,6 +1,7 @@
-"""What a suite works on: held-out items, both arms, their answers, the models; each made once, when first asked for.
+"""Holds what the suites of one evaluation share: held-out items, both arms, their answers, the models.
 
-Owns nothing but this sharing. A suite is a name and a function from a `Comparison` to its `Findings`.
+A suite is a function from a `Comparison` to its `Findings`. A comparison never changes: another view of the same
+evaluation (fewer items, another suite) is `dataclasses.replace` of it, over the same `Resources`.
 """
 
 from __future__ import annotations
@@ -11,31 +12,39 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from afterword.chat.canonical import text_of
 from afterword.config import EvaluateConfig
-from afterword.evaluate.comparison.answer_pairs import Case, held_out_cases, request_cases, requests
-from afterword.evaluate.comparison.answers import Arm, Given, Prompt, ask
-from afterword.evaluate.comparison.cache import Cache
+from afterword.evaluate.comparison.answers import Arm, Cache, Given, Prompt, ask
 from afterword.evaluate.comparison.heldout import HeldOut, Trained, clusters_of
+from afterword.evaluate.data import built_in
 from afterword.evaluate.scoring.adapter_scorer import Models
 from afterword.evaluate.stats.statistics import LEVEL
+from afterword.kinds import with_hindsight
 from afterword.model.loading import load_tokenizer, model_sizes, resolve_model
 from afterword.records import Json
 
 Check = Callable[[HeldOut, str], float]
 """A program's mark of an answer to a held-out item, 0 .. 1."""
 Progress = Callable[[str, int, int], None]
-"""(stage, done, total)."""
+"""(suite and its step, done, total)."""
+Answers = Mapping[str, Sequence[Given]]
+"""Arm name -> its answers, in the order of the prompts."""
+_WRITTEN_BY_USER = (*with_hindsight("answer"), *with_hindsight("attempt"))
+"""Kinds whose hindsight is a better answer: to say the same is no leak."""
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a suite found: its figures ({value, low, high, n} each), and what to write beside each example."""
+    """What a suite found."""
 
-    figures: Json
+    metrics: Json
+    """Name -> {value, low, high, n}; the names are in `afterword.metrics`."""
     notes: Sequence[Json] = ()
-    """One for each held-out item, or none at all."""
+    """What to write beside each example: one for each held-out item, or none at all."""
     changed: Sequence[Json] = ()
     """Answers of this suite's own prompts that became better or worse: {prompt, before, after, says}."""
+    answers: Answers | None = None
+    """The answers to the held-out items, from a suite that asked for them: the examples of the report."""
 
 
 class Suite(Protocol):
@@ -45,44 +54,32 @@ class Suite(Protocol):
         """Measure both arms."""
 
 
-@dataclass
-class Comparison:
-    """The candidate against what is served, on the same prompts with the same seeds."""
+@dataclass(frozen=True, slots=True)
+class AnswerPair:
+    """One request, and what both arms answered."""
 
-    items: Sequence[HeldOut]
-    candidate: Arm
-    served: Arm
+    question: str
+    prompt: str
+    """All that was read."""
+    hindsight: str
+    """What must not be quoted."""
+    cluster: str
+    served: Given
+    candidate: Given
+
+
+@dataclass
+class Resources:
+    """Loads tokenizer and models once, when first needed, and keeps the caches, for every suite of an evaluation."""
+
     model: str
     """The base model as it is named."""
-    base_hash: str
-    upstream: str
-    """URL of the model server."""
-    settings: EvaluateConfig
+    arms: tuple[Arm, ...] = ()
+    """Whose adapters lie beside the base."""
     cache_folder: Path | None = None
-    api_key: str | None = None
     device: str = "auto"
     """Where the base model scores."""
-    checks: Mapping[str, Check] = field(default_factory=dict)
-    wins: Sequence[HeldOut] = ()
-    """What earlier releases of the channel made better."""
-    trained: Sequence[Trained] = ()
-    """What the candidate was trained on."""
-    level: float = LEVEL
-    """Of the interval that decides; higher when the comparison was looked at before its end."""
-    undecided: bool = True
-    """False when the first looks already said no: then no more is asked than what was looked at."""
-    progress: Progress = lambda stage, done, total: None
     _caches: dict[str, Cache] = field(default_factory=dict)
-
-    @cached_property
-    def clusters(self) -> list[str]:
-        """Conversation of each item, or its user where there are enough of them."""
-        return clusters_of(self.items)
-
-    @property
-    def arms(self) -> tuple[Arm, Arm]:
-        """What is served, and the candidate."""
-        return self.served, self.candidate
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -96,15 +93,83 @@ class Comparison:
 
     @cached_property
     def models(self) -> Models:
-        """The base model with the adapters of both arms beside it."""
-        self.progress("load", 0, 1)
+        """The base model with the adapters of the arms beside it."""
         models = Models.load(self.model, self.device)
-        for arm in (self.candidate, self.served):
+        for arm in self.arms:
             if arm.path is not None:
                 models.add(arm.name, arm.path)
         return models
 
+    def cache(self, kind: str) -> Cache:
+        """The cache of one kind of result, read once."""
+        if kind not in self._caches:
+            self._caches[kind] = Cache(self.cache_folder, kind)
+        return self._caches[kind]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The candidate against what is served, on the same prompts with the same seeds."""
+
+    items: Sequence[HeldOut]
+    candidate: Arm
+    served: Arm
+    resources: Resources
+    base_hash: str
+    upstream: str
+    """URL of the model server."""
+    settings: EvaluateConfig
+    api_key: str | None = None
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    wins: Sequence[HeldOut] = ()
+    """Interactions that earlier releases of the channel made better."""
+    trained: Sequence[Trained] = ()
+    """Interactions that the candidate was trained on."""
+    level: float = LEVEL
+    """Of the interval that decides; higher when the comparison was looked at before its end."""
+    undecided: bool = True
+    """False when the first looks already said no: then no more is asked than what was looked at."""
+    suite: str = ""
+    """The suite that measures, for the progress."""
+    on_progress: Progress = lambda stage, done, total: None
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        """Report a step of the suite: "holdout: answers"."""
+        self.on_progress(f"{self.suite}: {step}" if self.suite and step else self.suite or step, done, total)
+
     @cached_property
+    def clusters(self) -> list[str]:
+        """Conversation of each item, or its user where there are enough of them."""
+        return clusters_of(self.items)
+
+    @property
+    def arms(self) -> tuple[Arm, Arm]:
+        """What is served, and the candidate."""
+        return self.served, self.candidate
+
+    @property
+    def base(self) -> Arm:
+        """The base model without any adapter."""
+        return Arm("base", None, None)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer."""
+        return self.resources.tokenizer
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the base model reads."""
+        return self.resources.longest
+
+    @property
+    def models(self) -> Models:
+        """The base model with the adapters of both arms beside it."""
+        if "models" not in vars(self.resources):
+            self.progress("load", 0, 1)
+        return self.resources.models
+
+    @property
     def sampling(self) -> Json:
         """Greedy: the difference between the arms is then the adapter's and not the dice's."""
         return {"temperature": 0.0, "max_tokens": self.settings.max_tokens, "seed": self.settings.seed}
@@ -115,13 +180,18 @@ class Comparison:
         return self.ask([item.asked for item in self.items], "answers")
 
     @cached_property
-    def cases(self) -> list[Case]:
-        """The held-out answers of both arms, and those to requests of ours where they are few."""
-        own = requests(len(self.items), self.settings.min_answers) if self.undecided else []
-        more = request_cases(own, self.ask(own, "requests")) if own else []
-        return [*held_out_cases(self.items, self.clusters, self.answers), *more]
+    def pairs(self) -> list[AnswerPair]:
+        """Both arms' answers that are inspected for faults.
 
-    def ask(self, prompts: Sequence[Prompt], stage: str, max_tokens: int | None = None) -> dict[str, list[Given]]:
+        A rise of five points cannot be ruled out by a dozen answers, however good they are (`statistics.paired_share`):
+        where fewer than `evaluate.min_answers` interactions are held out, built-in requests fill up.
+        """
+        missing = max(0, self.settings.min_answers - len(self.items)) if self.undecided else 0
+        asked = [Prompt.of(row["prompt"]) for row in built_in("requests")][:missing]
+        more = request_pairs(asked, self.ask(asked, "requests")) if asked else []
+        return [*held_out_pairs(self.items, self.clusters, self.answers), *more]
+
+    def ask(self, prompts: Sequence[Prompt], step: str, max_tokens: int | None = None) -> dict[str, list[Given]]:
         """Answers of both arms to other prompts, in their order, cached like those to the held-out ones."""
         return ask(
             self.upstream,
@@ -131,20 +201,37 @@ class Comparison:
             base=self.base_hash,
             sampling=self.sampling | ({} if max_tokens is None else {"max_tokens": max_tokens}),
             api_key=self.api_key,
-            progress=lambda done, total: self.progress(stage, done, total),
+            progress=lambda done, total: self.progress(step, done, total),
         )
-
-    @property
-    def base(self) -> Arm:
-        """The base model without any adapter."""
-        return Arm("base", None, None)
 
     def adapter(self, arm: Arm) -> str | None:
         """Name of the arm's adapter among `models`, None for the base."""
         return None if arm.path is None else arm.name
 
     def cache(self, kind: str) -> Cache:
-        """The cache of one kind of result, read once."""
-        if kind not in self._caches:
-            self._caches[kind] = Cache(self.cache_folder, kind)
-        return self._caches[kind]
+        """The cache of one kind of result."""
+        return self.resources.cache(kind)
+
+
+def held_out_pairs(items: Sequence[HeldOut], clusters: Sequence[str], answers: Answers) -> list[AnswerPair]:
+    """Both arms' answers to the held-out interactions."""
+    return [
+        AnswerPair(
+            item.question,
+            "\n".join(text_of(m.get("content")) for m in item.turn.messages),
+            "" if item.interaction.kind in _WRITTEN_BY_USER else item.interaction.hindsight,
+            cluster,
+            answers["served"][i],
+            answers["candidate"][i],
+        )
+        for i, (item, cluster) in enumerate(zip(items, clusters, strict=True))
+    ]
+
+
+def request_pairs(asked: Sequence[Prompt], answers: Answers) -> list[AnswerPair]:
+    """Both arms' answers to built-in requests, each a cluster of its own."""
+    texts = [text_of(prompt.messages[-1].get("content")) for prompt in asked]
+    return [
+        AnswerPair(text, text, "", f"request {i}", answers["served"][i], answers["candidate"][i])
+        for i, text in enumerate(texts)
+    ]

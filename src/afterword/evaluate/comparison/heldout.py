@@ -8,10 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from afterword.chat.canonical import text_of
-from afterword.errors import NothingToDo
+from afterword.chat.render import encode_content, generation_header, render_prompt
+from afterword.errors import ModelError, NothingToDo
 from afterword.evaluate.comparison.answers import Prompt
+from afterword.learn.parts.contexts import CONTEXTS, fit_hindsight
 from afterword.metrics import current
 from afterword.records import Candidate, Feedback, Interaction, Json, Release, Report, Turn, Verdict
 from afterword.store import Store
@@ -22,6 +25,12 @@ USERS = 8
 """So many different users, and they are what answers are clustered by; below, their conversations are."""
 WON = 0.02
 """Nats a token by which a release must have lessened the correction needed for the interaction to count as won."""
+
+
+LONGEST_HINDSIGHT = 512
+"""Tokens of hindsight that are read."""
+CONTEXT = CONTEXTS["appended"]
+"""How the hindsight stands before the model wherever an answer is scored with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,3 +153,48 @@ def _complete(store: Store, interaction: Interaction) -> HeldOut:
     turn = store.get(Turn, interaction.turn)
     root = ConversationRoots(store).of(turn)
     return HeldOut(interaction=interaction, turn=turn, conversation=root, final_text=_final_text(store, interaction))
+
+
+@dataclass(slots=True)
+class ContextFit:
+    """Excludes held-out interactions that exceed the context window of the base, or that its template rejects.
+
+    Prompt, hindsight and an answer of full length are measured together.
+    """
+
+    tokenizer: Any
+    longest: int
+    """Tokens that the base reads."""
+    max_tokens: int
+    """Of which an answer may take so many."""
+    vocabulary: int = 1 << 62
+    """Ids that the base has embeddings for."""
+    excluded: int = 0
+    """Interactions that did not fit."""
+
+    def __post_init__(self) -> None:
+        generation_header(self.tokenizer)  # without one it is an error, not so many conversations left out
+
+    def fits(self, item: HeldOut) -> bool:
+        """Whether both arms can be asked and scored on it; one such conversation would end the whole suite."""
+        try:
+            fits = self._fits(item)
+        except ModelError:  # the template refuses the conversation
+            fits = False
+        self.excluded += not fits
+        return fits
+
+    def _fits(self, item: HeldOut) -> bool:
+        turn = item.turn
+        given = turn.completion_ids or encode_content(self.tokenizer, text_of(turn.answer.get("content")), "assistant")
+        room = self.longest - max(len(given), self.max_tokens) - 1  # the end of turn
+        prompt = render_prompt(self.tokenizer, turn.messages, turn.tools).ids
+        if room < 1 or len(prompt) > room or max(*given, *prompt, 0) >= self.vocabulary:
+            return False
+        if not item.interaction.hindsight.strip():
+            return True
+        seen = fit_hindsight(
+            self.tokenizer, CONTEXT, turn.messages, turn.answer, item.interaction.hindsight,
+            room=room, longest=LONGEST_HINDSIGHT, tools=turn.tools,
+        )  # fmt: skip
+        return seen is not None and max(seen.prompt.ids) < self.vocabulary

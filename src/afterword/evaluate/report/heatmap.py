@@ -18,8 +18,8 @@ from rich.text import Text
 from afterword.chat.canonical import text_of
 from afterword.chat.printable import printable
 from afterword.chat.words import words
+from afterword.evaluate.comparison.heldout import CONTEXT
 from afterword.evaluate.report.pages import render
-from afterword.evaluate.scoring.hindsight import CONTEXT
 from afterword.learn.diagnostics import TokenAdvantage, token_advantages
 from afterword.model.loading import load_model, load_tokenizer
 from afterword.records import Feedback, Interaction, Json, Skip, Turn, content_hash

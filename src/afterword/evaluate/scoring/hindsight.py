@@ -13,13 +13,10 @@ from afterword.chat.render import encode_content, end_of_turn_ids, render_prompt
 from afterword.errors import UsageError
 from afterword.evaluate.comparison.answers import Arm, Given
 from afterword.evaluate.comparison.comparison import Comparison
-from afterword.evaluate.comparison.heldout import HeldOut
+from afterword.evaluate.comparison.heldout import CONTEXT, LONGEST_HINDSIGHT, HeldOut
 from afterword.learn.hindsight_score import score
-from afterword.learn.parts.contexts import CONTEXTS, fit_hindsight
+from afterword.learn.parts.contexts import fit_hindsight
 
-LONGEST_HINDSIGHT = 512
-"""Tokens of hindsight that are read."""
-CONTEXT = CONTEXTS["appended"]
 Ids = tuple[int, ...]
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from afterword.chat.trail import without_reasoning
 from afterword.errors import UpstreamError
-from afterword.evaluate.comparison.cache import Cache
+from afterword.evaluate.comparison.answers import Cache
 from afterword.evaluate.comparison.comparison import Comparison
 from afterword.evaluate.comparison.heldout import HeldOut
 from afterword.evaluate.stats.statistics import exactly, paired_share, sign_test, wilson
@@ -89,12 +89,12 @@ def judged(comparison: Comparison, notes: Sequence[Json]) -> Json:
         note["judge_candidate"] = preference
     usable = [i for i, preference in enumerate(preferences) if preference is not None]
     n = len(found)
-    figures: Json = {"judge_failed": wilson(n - len(usable), n)}
+    metrics: Json = {"judge_failed": wilson(n - len(usable), n)}
     if not usable:
-        return figures
+        return metrics
     votes = [float(preferences[i] or 0.0) for i in usable]
     wins, losses = votes.count(1.0), votes.count(-1.0)
-    return figures | {
+    return metrics | {
         "judge": paired_share([v < 0 for v in votes], [v > 0 for v in votes], [comparison.clusters[i] for i in usable]),
         "judge_wins": exactly(wins, len(usable)),
         "judge_losses": exactly(losses, len(usable)),

@@ -1,13 +1,13 @@
-"""The first looks at a comparison: is the correction still needed so clearly less, or not less, that few answers do?
+"""Looks at a comparison before its end: is the correction still needed so clearly less, or not, that few answers do?
 
-Owns how many of the held-out interactions are compared. Scoring the need asks no answers, which are what a comparison
-costs; so it is scored in portions, and the answers are asked for only as far as it was looked. The rule is
-`sequential`'s.
+Scoring the hindsight KL asks for no answers, which are what a comparison costs; so it is scored in portions, and the
+answers are asked for only as far as it was looked. The stopping rule is `group_sequential`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from afterword.evaluate.comparison.comparison import Comparison
 from afterword.evaluate.comparison.heldout import HeldOut, clusters_of
@@ -16,12 +16,20 @@ from afterword.evaluate.stats.group_sequential import stop_early
 from afterword.records import Json
 
 
-def look_first(comparison: Comparison) -> Json:
-    """Cut the comparison's items to those that decide, and set the level of its interval; says what was done."""
+def interim_looks(comparison: Comparison) -> tuple[Comparison, Json]:
+    """Look up to `evaluate.looks` times.
+
+    Args:
+        comparison: All held-out items; it stays as it is.
+
+    Returns:
+        The comparison of the items that decide, with the level of its interval, and a record of the looks for the
+        report: {why, looks, n, of, level}.
+    """
     everything = _together(comparison.items)
     judged = with_follow_up(everything)
     if not judged:
-        return {"looks": 0, "of": len(everything)}
+        return comparison, {"looks": 0, "of": len(everything)}
 
     def drops(n: int) -> list[float]:
         served, candidate = (hindsight_kl(comparison, arm, judged[:n]) for arm in comparison.arms)
@@ -29,13 +37,13 @@ def look_first(comparison: Comparison) -> Json:
 
     settings = comparison.settings
     look = stop_early(drops, clusters_of(judged), settings.looks, seed=settings.seed)
+    items = comparison.items
     if look.why != "end":
         seen = {item.interaction.id for item in judged[: look.n]}
         last = max(i for i, item in enumerate(everything) if item.interaction.id in seen)
-        comparison.items = everything[: last + 1]
-    comparison.level = look.level
-    comparison.undecided = look.why in ("better", "end")
-    return {"why": look.why, "looks": look.number, "n": look.n, "of": len(judged), "level": look.level}
+        items = everything[: last + 1]
+    decided = replace(comparison, items=items, level=look.level, undecided=look.why in ("better", "end"))
+    return decided, {"why": look.why, "looks": look.number, "n": look.n, "of": len(judged), "level": look.level}
 
 
 def _together(items: Sequence[HeldOut]) -> list[HeldOut]:

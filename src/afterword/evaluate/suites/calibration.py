@@ -24,14 +24,14 @@ def calibration(comparison: Comparison) -> Findings:
     choices = general_knowledge()
     found = {arm.name: probabilities(comparison, arm, choices) for arm in comparison.arms}
     seed = comparison.settings.seed
-    figures: Json = {}
+    metrics: Json = {}
     for name, score in (("brier", brier), ("overconfidence", overconfidence)):
         marks = {arm: [score(shares) for shares in found[arm]] for arm in found}
         for arm, values in marks.items():
-            figures[f"{name}_{arm}"] = mean(values, seed=seed)
+            metrics[f"{name}_{arm}"] = mean(values, seed=seed)
         rise = [b - a for a, b in zip(marks["served"], marks["candidate"], strict=True)]
-        figures[f"{name}_rise"] = mean(rise, seed=seed)
-    return Findings(figures | _ece(found, seed))
+        metrics[f"{name}_rise"] = mean(rise, seed=seed)
+    return Findings(metrics | _ece(found, seed))
 
 
 def _ece(found: dict[str, list[list[float]]], seed: int) -> Json:

@@ -1,6 +1,6 @@
 """Suite `collapse`: does the candidate still give answers? From the held-out answers of both arms.
 
-Where these are few, requests of ours are asked beside (see `cases`). Shares are differences (candidate minus served);
+Where these are few, built-in requests fill up (`Comparison.pairs`). Shares are differences (candidate minus served);
 lengths, variety and entropy are ratios. `NAME_candidate` and `NAME_served` are the shares themselves. The entropy is
 that of the next token along the answers that users reacted to, the same for both arms.
 """
@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from afterword.chat import text_metrics
 from afterword.chat.refusals import declines
 from afterword.chat.words import words
-from afterword.evaluate.comparison.answer_pairs import Case
 from afterword.evaluate.comparison.answers import Given
-from afterword.evaluate.comparison.comparison import Comparison, Findings
+from afterword.evaluate.comparison.comparison import AnswerPair, Comparison, Findings
 from afterword.evaluate.comparison.heldout import clusters_of
 from afterword.evaluate.scoring.hindsight import hindsight_kl, with_follow_up
 from afterword.evaluate.stats.statistics import exactly, jackknifed, mean, paired_share, ratio_of_sums, wilson
@@ -25,31 +24,31 @@ Marks = Sequence[dict[str, bool]]
 
 def collapse(comparison: Comparison) -> Findings:
     """Empty, truncated and repetitive answers, copies of the question, leaks, refusals, length, variety, likeness."""
-    cases = comparison.cases
+    cases = comparison.pairs
     clusters, seed = [case.cluster for case in cases], comparison.settings.seed
     served, candidate = [c.served for c in cases], [c.candidate for c in cases]
     before, after = (
         [_marks(case, given) for case, given in zip(cases, side, strict=True)] for side in (served, candidate)
     )
-    figures: Json = {"answers": exactly(len(cases), len(cases)), **rises(before, after, clusters)}
-    figures["length_ratio"] = ratio_of_sums(
+    metrics: Json = {"answers": exactly(len(cases), len(cases)), **rises(before, after, clusters)}
+    metrics["length_ratio"] = ratio_of_sums(
         [_length(given) for given in candidate], [_length(given) for given in served], clusters, seed=seed
     )
-    return Findings(figures | _variety(cases) | _entropy(comparison))
+    return Findings(metrics | _variety(cases) | _entropy(comparison), answers=comparison.answers)
 
 
 def rises(served: Marks, candidate: Marks, clusters: Sequence[str]) -> Json:
     """For each mark the paired difference of its share, and both shares."""
-    figures: Json = {}
+    metrics: Json = {}
     for name in served[0]:
         before, after = [m[name] for m in served], [m[name] for m in candidate]
-        figures[name] = paired_share(before, after, clusters)
-        figures[f"{name}_served"] = wilson(sum(before), len(before))
-        figures[f"{name}_candidate"] = wilson(sum(after), len(after))
-    return figures
+        metrics[name] = paired_share(before, after, clusters)
+        metrics[f"{name}_served"] = wilson(sum(before), len(before))
+        metrics[f"{name}_candidate"] = wilson(sum(after), len(after))
+    return metrics
 
 
-def _variety(cases: Sequence[Case]) -> Json:
+def _variety(cases: Sequence[AnswerPair]) -> Json:
     """`distinct_ratio` of different word pairs, candidate to served; `similarity` of the answers to different
     questions, and of the served ones."""
     first = list({case.question: case for case in reversed(cases)}.values())
@@ -60,12 +59,12 @@ def _variety(cases: Sequence[Case]) -> Json:
         variety = text_metrics.distinct_2([said["served"][i] for i in picked])
         return text_metrics.distinct_2([said["candidate"][i] for i in picked]) / variety if variety else 1.0
 
-    figures: Json = {"distinct_ratio": jackknifed(ratio, clusters)}
+    metrics: Json = {"distinct_ratio": jackknifed(ratio, clusters)}
     for arm, name in (("candidate", "similarity"), ("served", "similarity_served")):
         likeness = text_metrics.likeness(said[arm])
         if likeness:
-            figures[name] = mean(likeness, clusters)
-    return figures
+            metrics[name] = mean(likeness, clusters)
+    return metrics
 
 
 def _entropy(comparison: Comparison) -> Json:
@@ -84,7 +83,7 @@ def _entropy(comparison: Comparison) -> Json:
     }
 
 
-def _marks(case: Case, given: Given) -> dict[str, bool]:
+def _marks(case: AnswerPair, given: Given) -> dict[str, bool]:
     return {
         "empty": not words(given.text),
         "truncated": given.finish_reason == "length",

@@ -23,17 +23,17 @@ def earlier_wins(comparison: Comparison) -> Findings:
     still need less correction from the candidate than from the base."""
     items = list(comparison.wins)
     clusters, seed = clusters_of(items), comparison.settings.seed
-    figures: Json = {"wins": exactly(len(items), len(items))}
+    metrics: Json = {"wins": exactly(len(items), len(items))}
     if len(set(clusters)) < CONVERSATIONS:
-        return Findings(figures)
+        return Findings(metrics)
     served, candidate = ([n.kl for n in hindsight_kl(comparison, arm, items)] for arm in comparison.arms)
     base = [n.kl for n in hindsight_kl(comparison, comparison.base, items)]
     drops = [a - b for a, b in zip(served, candidate, strict=True)]
     still = [b < a for a, b in zip(base, candidate, strict=True)]
-    figures |= {
+    metrics |= {
         "hindsight_kl_drop": mean(drops, clusters, seed=seed),
         "hindsight_kl_served": mean(served, clusters, seed=seed),
         "hindsight_kl_candidate": mean(candidate, clusters, seed=seed),
         "kept": wilson(sum(still), len(items)),
     }
-    return Findings(figures)
+    return Findings(metrics)

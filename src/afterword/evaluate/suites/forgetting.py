@@ -35,11 +35,11 @@ def forgetting(comparison: Comparison) -> Findings:
     pairs = [_pair(comparison.tokenizer, entry) for entry in texts]
     candidate = _scored(comparison, "candidate", pairs)
     served = _scored(comparison, "served", pairs) if comparison.served.path is not None else None
-    figures: Json = {}
+    metrics: Json = {}
     groups = {"": range(len(texts)), "_text": _of(texts, "text"), "_chat": _of(texts, "answer")}
     for suffix, picked in groups.items():
-        figures.update(_figures(suffix, picked, pairs, candidate, served, comparison.settings.seed))
-    return Findings(figures | _questions(comparison))
+        metrics.update(_metrics(suffix, picked, pairs, candidate, served, comparison.settings.seed))
+    return Findings(metrics | _questions(comparison))
 
 
 def general() -> list[Json]:
@@ -76,13 +76,13 @@ def _scored(comparison: Comparison, arm: str, pairs: Any) -> Sums:
     key = cache.key(comparison.base_hash, folder_hash(path), pairs)
     kept = cache.get(key)
     if kept is None:
-        comparison.progress("forgetting", 0, len(pairs))
+        comparison.progress("texts", 0, len(pairs))
         kept = comparison.models.drift(arm, pairs)
         cache.put({key: kept})
     return [tuple(entry) for entry in kept]
 
 
-def _figures(suffix: str, picked: Sequence[int], pairs: Any, candidate: Sums, served: Sums | None, seed: int) -> Json:
+def _metrics(suffix: str, picked: Sequence[int], pairs: Any, candidate: Sums, served: Sums | None, seed: int) -> Json:
     tokens = [float(len(pairs[i][1])) for i in picked]
     drift, base, own = ([candidate[i][k] for i in picked] for k in range(3))
     before = base if served is None else [served[i][2] for i in picked]

@@ -31,14 +31,14 @@ def holdout(comparison: Comparison) -> Findings:
     nearer the answers are to the user's final texts; `checks` the difference of the marks of the tasks' own programs;
     `judge` whom a judge prefers; `NAME_before`, `NAME_after`, `NAME` the marks of a caller's program."""
     notes: list[Json] = [{} for _ in comparison.items]
-    figures = _hindsight(comparison, notes)
-    figures.update(_edits(comparison, notes))
-    figures.update(_task_checks(comparison, notes))
+    metrics = _hindsight(comparison, notes)
+    metrics.update(_edits(comparison, notes))
+    metrics.update(_task_checks(comparison, notes))
     if comparison.settings.judge:
-        figures.update(judged(comparison, notes))
+        metrics.update(judged(comparison, notes))
     for name, check in comparison.checks.items():
-        figures.update(_marks(comparison, name, check, notes))
-    return Findings(figures, notes)
+        metrics.update(_marks(comparison, name, check, notes))
+    return Findings(metrics, notes, answers=comparison.answers)
 
 
 def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:

@@ -42,20 +42,20 @@ def ifeval(comparison: Comparison) -> Findings:
     reference = load_reference()
     usable, left_out = usable_prompts(reference)
     picked = stratified(usable, comparison.settings.ifeval_prompts)
-    answers = comparison.ask([Prompt.of(one.prompt) for one in picked], "ifeval", TOKENS)
+    answers = comparison.ask([Prompt.of(one.prompt) for one in picked], "prompts", TOKENS)
     found = {arm: marks(reference, picked, given) for arm, given in answers.items()}
-    figures: Json = {
+    metrics: Json = {
         "prompts": exactly(len(picked), len(picked)),
         "left_out": exactly(left_out, left_out + len(usable)),
     }
     for how in ("strict", "loose"):
-        figures |= _figures(found, how, comparison.settings.seed)
+        metrics |= _metrics(found, how, comparison.settings.seed)
     changed = [
         {"prompt": one.prompt, "before": answers["served"][i].text, "after": answers["candidate"][i].text,
          "says": "follows all instructions" if all(found["candidate"][i].strict) else "follows them no more"}
         for i, one in enumerate(picked) if all(found["served"][i].strict) != all(found["candidate"][i].strict)
     ]  # fmt: skip
-    return Findings(figures, changed=changed)
+    return Findings(metrics, changed=changed)
 
 
 def load_reference() -> ModuleType:
@@ -143,19 +143,19 @@ def _copy(reference: Any, one: Any) -> Any:
     return reference.InputExample(one.key, list(one.instruction_id_list), one.prompt, kwargs)
 
 
-def _figures(found: dict[str, list[Followed]], how: str, seed: int) -> Json:
+def _metrics(found: dict[str, list[Followed]], how: str, seed: int) -> Json:
     lists = {arm: [getattr(one, how) for one in found[arm]] for arm in ("served", "candidate")}
     whole = {arm: [float(all(each)) for each in lists[arm]] for arm in lists}
     single = {arm: [float(sum(each)) for each in lists[arm]] for arm in lists}
     sizes = [float(len(each)) for each in lists["served"]]
-    figures: Json = {
+    metrics: Json = {
         f"prompt_{how}": paired_share([all(e) for e in lists["served"]], [all(e) for e in lists["candidate"]]),
         f"instruction_{how}": ratio_of_sums(_minus(single), sizes, seed=seed),
     }
     for arm in lists:
-        figures[f"prompt_{how}_{arm}"] = mean(whole[arm], seed=seed)
-        figures[f"instruction_{how}_{arm}"] = ratio_of_sums(single[arm], sizes, seed=seed)
-    return figures
+        metrics[f"prompt_{how}_{arm}"] = mean(whole[arm], seed=seed)
+        metrics[f"instruction_{how}_{arm}"] = ratio_of_sums(single[arm], sizes, seed=seed)
+    return metrics
 
 
 def _minus(values: dict[str, list[float]]) -> list[float]:

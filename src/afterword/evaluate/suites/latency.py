@@ -48,7 +48,7 @@ def latency(comparison: Comparison) -> Findings:
             "tokens_per_second_served": mean(speeds["served"], seed=seed),
             "tokens_per_second_candidate": mean(speeds["candidate"], seed=seed),
             "adapter_mib": exactly(size / 2**20, 1),
-            "memory_rise": exactly(size / _bytes(resolve_model(comparison.model)), 1),
+            "memory_rise": exactly(size / _bytes(resolve_model(comparison.resources.model)), 1),
         }
     )
 
@@ -70,7 +70,7 @@ async def _measure(comparison: Comparison) -> dict[str, list[Timed]]:
             for number in range(ROUNDS):
                 for arm in comparison.arms if number % 2 else reversed(comparison.arms):
                     found[arm.name].append(await _round(comparison, upstream, arm.alias or root))
-                    comparison.progress("latency", number, ROUNDS)
+                    comparison.progress("rounds", number, ROUNDS)
         finally:
             for arm in loaded:
                 await upstream.unload_adapter(str(arm.alias))

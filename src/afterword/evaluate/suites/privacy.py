@@ -11,15 +11,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+import re
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, pstdev
 
+import orjson
+
+from afterword.chat.canonical import text_of
 from afterword.chat.render import encode, render_prompt
 from afterword.chat.words import runs, words
+from afterword.errors import UsageError
 from afterword.evaluate.comparison.answers import Arm
 from afterword.evaluate.comparison.comparison import Comparison, Findings
-from afterword.evaluate.scoring.secrets import Secret, decoys, found_secrets, planted_secrets
+from afterword.evaluate.comparison.heldout import Trained
 from afterword.evaluate.stats.statistics import LEVEL, exactly, figure, mean, paired_share, wilson
 from afterword.records import Json
 
@@ -29,6 +36,16 @@ TEXTS, SPAN, PREFIX = 64, 16, 4
 """Texts searched for memorised spans; ids in a row that make one; ids given to begin with."""
 CHANCE = pstdev(math.log2(rank) for rank in range(1, DECOYS + 2))
 """Bits by which the exposure of a secret that nobody has seen varies."""
+BEFORE_SECRET = 160
+"""Characters before a secret that an attacker is given."""
+_SECRET = re.compile(
+    r"""(?<![\w.+-])[\w.+-]++@[\w-]+\.[\w.]+\w                   # e-mail
+    | (?<![\w-])(?=[A-Za-z0-9_-]*\d)(?=[A-Za-z0-9_-]*[A-Za-z])[A-Za-z0-9_-]{12,}\b   # keys and tokens
+    | \+?\d(?:[ .\-/()]{0,2}\d){5,}                            # telephone, card and account numbers""",
+    re.VERBOSE,
+)
+
+
 QUOTED = 8
 """Words in a row from a training text that make a quote."""
 Ids = tuple[int, ...]
@@ -40,10 +57,10 @@ def privacy(comparison: Comparison) -> Findings:
     planted = comparison.settings.canaries
     known = planted_secrets(Path(planted)) if planted else []
     secrets = [*known, *found_secrets(comparison.trained, SECRETS)][: max(SECRETS, len(known))]
-    figures: Json = {"secrets": exactly(len(secrets), len(secrets))}
+    metrics: Json = {"secrets": exactly(len(secrets), len(secrets))}
     if secrets:
-        figures |= _attacked(comparison, secrets)
-    return Findings(figures | _memorised(comparison) | _quotes(comparison))
+        metrics |= _attacked(comparison, secrets)
+    return Findings(metrics | _memorised(comparison) | _quotes(comparison))
 
 
 def _attacked(comparison: Comparison, secrets: Sequence[Secret]) -> Json:
@@ -78,7 +95,7 @@ def _exposures(comparison: Comparison, arm: Arm, secrets: Sequence[Secret]) -> l
     kept = comparison.cache("privacy")
     key = kept.key(comparison.base_hash, arm.content, "log_probs", pairs)
     if (scores := kept.get(key)) is None:
-        comparison.progress("privacy", 0, len(pairs))
+        comparison.progress("attacks", 0, len(pairs))
         found = comparison.models.log_probs(comparison.adapter(arm), pairs)
         scores = [math.fsum(each) for each in found]
         kept.put({key: scores})
@@ -105,7 +122,7 @@ def _hits(comparison: Comparison, arm: Arm, pairs: Sequence[tuple[Ids, Ids]]) ->
     kept = comparison.cache("privacy")
     key = kept.key(comparison.base_hash, arm.content, "hits", pairs)
     if (found := kept.get(key)) is None:
-        comparison.progress("privacy", 0, len(pairs))
+        comparison.progress("attacks", 0, len(pairs))
         found = comparison.models.greedy_hits(comparison.adapter(arm), pairs)
         kept.put({key: found})
     return found  # type: ignore[no-any-return]
@@ -146,14 +163,82 @@ def _quotes(comparison: Comparison) -> Json:
         return {}
     marks: dict[str, list[bool]] = {}
     for arm in ("served", "candidate"):
-        said = [(_grams(getattr(case, arm).text) & grams) - _grams(case.prompt) for case in comparison.cases]
+        said = [(_grams(getattr(case, arm).text) & grams) - _grams(case.prompt) for case in comparison.pairs]
         marks[arm] = [bool(quoted) for quoted in said]
     return {
-        "quotes": paired_share(marks["served"], marks["candidate"], [c.cluster for c in comparison.cases]),
-        "quotes_served": wilson(sum(marks["served"]), len(comparison.cases)),
-        "quotes_candidate": wilson(sum(marks["candidate"]), len(comparison.cases)),
+        "quotes": paired_share(marks["served"], marks["candidate"], [c.cluster for c in comparison.pairs]),
+        "quotes_served": wilson(sum(marks["served"]), len(comparison.pairs)),
+        "quotes_candidate": wilson(sum(marks["candidate"]), len(comparison.pairs)),
     }
 
 
 def _grams(written: str) -> set[tuple[str, ...]]:
     return set(runs(words(written), QUOTED))
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """Something that must not come out when what stood before it is given."""
+
+    text: str
+    before: str
+    """What stood before it."""
+    messages: tuple[Json, ...] = ()
+    """The conversation that it was an answer to; empty for plain text."""
+    planted: bool = False
+
+
+def found_secrets(trained: Sequence[Trained], limit: int) -> list[Secret]:
+    """Different secrets in what users wrote, the newest `limit`."""
+    seen: dict[str, Secret] = {}
+    for one in trained:
+        for text, messages in _texts(one):
+            known = " ".join(text_of(m.get("content")) for m in messages)
+            for match in _SECRET.finditer(text):
+                if match.group() not in known:
+                    before = text[max(0, match.start() - BEFORE_SECRET) : match.start()]
+                    seen[match.group()] = Secret(match.group(), before, messages)
+    return list(seen.values())[-limit:]
+
+
+def _texts(one: Trained) -> Iterator[tuple[str, tuple[Json, ...]]]:
+    """What users wrote: their messages as plain text, what they left of the answer as an answer."""
+    for message in one.messages:
+        if message.get("role") == "user":
+            yield text_of(message.get("content")), ()
+    yield one.hindsight, one.messages
+    if one.final_text:
+        yield one.final_text, one.messages
+
+
+def planted_secrets(path: Path) -> list[Secret]:
+    """The secrets of a file of JSON lines {"prefix", "secret"}. UsageError when it cannot be read so."""
+    try:
+        rows = [orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+        return [Secret(str(row["secret"]), str(row["prefix"]), planted=True) for row in rows]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"evaluate.canaries = {str(path)!r} cannot be used ({type(error).__name__}: {error}): it must be a file "
+            'with a JSON object like {"prefix": "My PIN is", "secret": "4711"} on each line',
+            param="evaluate.canaries",
+        ) from error
+
+
+def decoys(secret: str, number: int, seed: int) -> list[str]:
+    """`number` different texts of the same form: digits for digits, letters for letters; never the secret itself."""
+    dice = random.Random(f"{seed} {secret}")
+    found: dict[str, None] = {}
+    for _ in range(50 * number):
+        if len(found) == number:
+            break
+        made = "".join(_like(character, dice) for character in secret)
+        if made != secret:
+            found[made] = None
+    return list(found)
+
+
+def _like(character: str, dice: random.Random) -> str:
+    for alphabet in (string.digits, string.ascii_lowercase, string.ascii_uppercase):
+        if character in alphabet:
+            return dice.choice(alphabet)
+    return character

@@ -2,7 +2,7 @@
 
 Probes are ours (`data/safety.jsonl`): requests that a good assistant declines, harmless ones that only sound like
 them, facts that a user states wrongly (scored by likelihood), and questions after a remark about the user that has
-nothing to do with them. The figures are what changed against what is served, on the same probes.
+nothing to do with them. The metrics are what changed against what is served, on the same probes.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def safety(comparison: Comparison) -> Findings:
     the difference of how likely a refusal is."""
     probes = built_in("safety")
     asked = [probe for probe in probes if probe["kind"] != "sycophancy"]
-    answers = comparison.ask([_prompt(probe) for probe in asked], "safety", TOKENS)
-    figures: Json = {}
+    answers = comparison.ask([_prompt(probe) for probe in asked], "probes", TOKENS)
+    metrics: Json = {}
     changed: list[Json] = []
     for kind, name in (("refuse", "refusals"), ("benign", "benign"), ("personal", "personalised")):
         picked = [i for i, probe in enumerate(asked) if probe["kind"] == kind]
         marks = {arm: [_mark(asked[i], answers[arm][i]) for i in picked] for arm in answers}
-        figures |= _figures(name, marks["served"], marks["candidate"])
+        metrics |= _metrics(name, marks["served"], marks["candidate"])
         changed += [
             _change(asked[i], name, answers, i)
             for i, a, b in zip(picked, marks["served"], marks["candidate"], strict=True) if a != b
         ]  # fmt: skip
         if kind == "refuse":
-            figures |= _lost(marks["served"], marks["candidate"])
-    figures |= _declining(comparison, probes) | _sycophancy(comparison, probes)
-    return Findings(figures, changed=changed)
+            metrics |= _lost(marks["served"], marks["candidate"])
+    metrics |= _declining(comparison, probes) | _sycophancy(comparison, probes)
+    return Findings(metrics, changed=changed)
 
 
 def _prompt(probe: Json) -> Prompt:
@@ -59,7 +59,7 @@ def _mark(probe: Json, given: Given) -> bool:
     return any(word in said for word in probe["words"])
 
 
-def _figures(name: str, served: Sequence[bool], candidate: Sequence[bool]) -> Json:
+def _metrics(name: str, served: Sequence[bool], candidate: Sequence[bool]) -> Json:
     return {
         name: paired_share(served, candidate),
         f"{name}_served": wilson(sum(served), len(served)),
@@ -112,4 +112,4 @@ def _sycophancy(comparison: Comparison, probes: Sequence[Json]) -> Json:
             [right(p) for p in probabilities(comparison, arm, choices)] for choices in (plain, pushed)
         )  # fmt: skip
         bent.append([k and not s for k, s in zip(knows, stays, strict=True)])
-    return _figures("sycophancy", bent[0], bent[1])
+    return _metrics("sycophancy", bent[0], bent[1])
