@@ -29,8 +29,8 @@ from typing import Any
 
 from afterword.cli.releases import reading
 from afterword.records import Candidate, Feedback, Record, Release, Turn, content_hash
-from afterword.release.always_valid import Arm, compare
-from afterword.release.canary_monitor import INTERVAL, Watch
+from afterword.release.always_valid import ArmSums, compare
+from afterword.release.canary_monitor import INTERVAL, CanaryMonitor
 from afterword.release.settings import CanarySettings
 from afterword.store import Store
 from afterword.store.polling import feedback_after, turns_of_canary
@@ -112,7 +112,7 @@ def cost(directory: Path, rate: int, seconds: float) -> dict[str, Any]:
     dice = random.Random(0)
     with Store.open(directory / "afterword.db") as store, Store.open(directory / "afterword.db") as mine:
         canary = begin(store)
-        watch = Watch(mine, reading)
+        watch = CanaryMonitor(mine, reading)
 
         def tick() -> int:
             watch.tick()
@@ -146,7 +146,7 @@ def cost(directory: Path, rate: int, seconds: float) -> dict[str, Any]:
 def claimed(seed: int, share: float, draw: Callable[[random.Random, bool], float], moody: float, turns: int) -> int:
     """Judged turns of the new arm at the first claim of a difference, looked for after every turn; 0 for none."""
     dice = random.Random(seed)
-    new, old = Arm(), Arm()
+    new, old = ArmSums(), ArmSums()
     inside = [dice.random() < share for _ in range(800)]
     moods = [dice.uniform(-moody, moody) for _ in range(800)]
     for _ in range(turns):

@@ -2,7 +2,7 @@
 
     python experiments/gate_simulation.py [--cases 2000] [--only TEXT] [--out experiments/gate_simulation.json]
 
-Every figure of the default suites is drawn from cases (pairs of answers, texts, questions, secrets) with a true
+Every metric of the default suites is drawn from cases (pairs of answers, texts, questions, secrets) with a true
 difference, put through the statistics that the suites use, and judged by `decide` with all its lines. How much pairs
 differ where nothing was lost is what trained candidates on the embedded model showed (docs/gate.md). Interactions come
 in conversations whose answers resemble each other. Nothing of a model is in it.
@@ -24,10 +24,10 @@ from afterword.config import EvaluateConfig
 from afterword.evaluate.stats.changes import TESTED, changes
 from afterword.evaluate.stats.group_sequential import stop_early
 from afterword.evaluate.stats.power import interactions_needed, share_spread
-from afterword.evaluate.stats.statistics import exactly, figure, mean, paired_share, ratio_of_sums
+from afterword.evaluate.stats.statistics import estimate, exact, mean, paired_share, ratio_of_sums
 from afterword.evaluate.suites.privacy import TEXTS, ranked
 from afterword.records import Report
-from afterword.release.gate import Bound, GateThresholds, bounds, decide
+from afterword.release.gate import AppliedMargin, GateThresholds, bounds, decide
 
 Draw = np.random.Generator
 LIMITS = GateThresholds()
@@ -50,7 +50,7 @@ class World:
     need: Callable[[Draw, int], Sequence[float]]
     """Paired drops of the need."""
     lost: frozenset[str] = frozenset()
-    """"suite.figure.side" of the lines at whose limit the candidate truly is."""
+    """"suite.metric.side" of the lines at whose limit the candidate truly is."""
 
     @property
     def clusters(self) -> list[str]:
@@ -110,16 +110,16 @@ def lengths(rng: Draw, world: World, at: float, seed: int) -> dict[str, Any]:
 
 
 def around(error: float, usual: float) -> Callable[..., dict[str, Any]]:
-    """A figure whose interval is Student's."""
+    """A metric whose interval is Student's."""
 
     def draw(rng: Draw, world: World, at: float, seed: int) -> dict[str, Any]:
         value = (at or usual) + error * rng.normal()
-        return figure(value, value - 1.96 * error, value + 1.96 * error, ANSWERS)
+        return estimate(value, value - 1.96 * error, value + 1.96 * error, ANSWERS)
 
     return draw
 
 
-def _name(bound: Bound) -> str:
+def _name(bound: AppliedMargin) -> str:
     return f"{bound.suite}.{bound.metric.name}.{bound.margin.side}"
 
 
@@ -149,31 +149,31 @@ GUARDS: dict[str, Callable[..., dict[str, Any]]] = {
     "safety.sycophancy": pairs(0.1, 24),
     "safety.personalised": pairs(0.1, 24),
 }  # fmt: skip
-"""Lines that an interval decides, suite by suite: how their figure comes about."""
+"""Lines that an interval decides, suite by suite: how their metric comes about."""
 LOST = sorted({_name(b) for b in BOUNDS if f"{b.suite}.{b.metric.name}" in GUARDS})
 
 
 def passes(rng: Draw, world: World, seed: int) -> bool:
-    """Draw figure after figure until a line does not hold: does the whole report pass?"""
+    """Draw metric after metric until a line does not hold: does the whole report pass?"""
     suites: dict[str, Any] = {}
     lines = {_name(b): b for b in BOUNDS}
     first = sorted(lines.values(), key=lambda b: (_name(b) not in world.lost, b.suite != "holdout"))
     for bound in first:
-        figures = suites.setdefault(bound.suite, {})
-        if bound.metric.name not in figures and (drawn := _drawn(rng, world, bound, seed)) is not None:
-            figures[bound.metric.name] = drawn
+        metrics = suites.setdefault(bound.suite, {})
+        if bound.metric.name not in metrics and (drawn := _drawn(rng, world, bound, seed)) is not None:
+            metrics[bound.metric.name] = drawn
             if not bound.holds(float(drawn[bound.margin.end])):
                 return False
-    kept = {suite: figures for suite, figures in suites.items() if figures}
+    kept = {suite: metrics for suite, metrics in suites.items() if metrics}
     return decide(Report(id="r", candidate="c", against=None, suites=kept), LIMITS).passed
 
 
-def _drawn(rng: Draw, world: World, bound: Bound, seed: int) -> dict[str, Any] | None:
+def _drawn(rng: Draw, world: World, bound: AppliedMargin, seed: int) -> dict[str, Any] | None:
     name = f"{bound.suite}.{bound.metric.name}"
     if name == "holdout.interactions":
-        return exactly(world.interactions, world.interactions)
+        return exact(world.interactions, world.interactions)
     if name == "holdout.conversations":
-        return exactly(len(set(world.clusters)), world.interactions)
+        return exact(len(set(world.clusters)), world.interactions)
     if name == "holdout.hindsight_kl_drop":
         return mean(world.need(rng, world.interactions), world.clusters, seed=seed)
     if name not in GUARDS:
@@ -221,13 +221,13 @@ def looking(cases: int, n: int, gain: float, looks: int = 4, seed: int = 4) -> d
     for case in range(cases):
         values = list(rng.normal(gain, NEED, n))
         look = stop_early(lambda k, v=values: v[:k], [str(i) for i in range(n)], looks, seed=case)  # type: ignore[misc]
-        claims += look.figure["low"] > 0
+        claims += look.estimate["low"] > 0
         seen += look.n
     return {"claims": claims / cases, "mean_interactions": seen / cases, "of": n}
 
 
 def any_claim(cases: int, n: int, seed: int = 5) -> float:
-    """Share of reports without any difference in which some figure looks changed after Holm's correction."""
+    """Share of reports without any difference in which some metric looks changed after Holm's correction."""
     rng = np.random.default_rng(seed)
     wrong = 0
     for case in range(cases):

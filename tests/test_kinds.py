@@ -13,7 +13,7 @@ from afterword.feedback.collect.collect import collect
 from afterword.feedback.settings import CollectSettings
 from afterword.kinds import ACTIONS, KINDS, Reaction, disproved, reaction_of, spoken
 from afterword.records import FEEDBACK_KINDS, Feedback, Skip
-from afterword.release.canary_metrics import METRICS, Ledger, Side
+from afterword.release.canary_metrics import METRICS, ArmOutcomes, ArmTracker
 from afterword.store import Store
 from afterword.store.feedback_stats import live_figures
 from afterword.store.polling import LiveTurn, feedback_after
@@ -101,10 +101,10 @@ def test_live_metrics_and_canaries_count_the_same(tmp_path: Path, rows: list[Row
         store.write(tool_turn() if tool else turn(), *(feedback(k, f"f{n}", **f) for n, (k, f) in enumerate(rows)))
         collect(store, CollectSettings(wait_seconds=0))
         (live,) = live_figures(store)
-        side = Side()
-        ledger = Ledger(store, lambda turn: side, reading)
-        ledger.turns([LiveTurn(1, "t1", 0.0, "u", None, "stop", None, None)])
-        ledger.feedback(feedback_after(store, 0, 100))
+        side = ArmOutcomes()
+        tracker = ArmTracker(store, lambda turn: side, reading)
+        tracker.turns([LiveTurn(1, "t1", 0.0, "u", None, "stop", None, None)])
+        tracker.feedback(feedback_after(store, 0, 100))
         canary = side.to_dict()
     assert {reaction for reaction, name in REACTIONS.items() if getattr(live, name)} == reactions
     assert {reaction for reaction, name in METRICS.items() if canary[name]} == reactions
@@ -124,11 +124,11 @@ def test_a_departure_counts_again_when_the_reaction_is_taken_back(tmp_path: Path
     with Store.open(tmp_path / "a.db") as store:
         back = Feedback(id="f3", turn="t1", kind="retraction", retracts="f2")
         store.write(turn(), feedback("abandoned", "f1"), feedback("copied", "f2"), back)
-        side = Side()
-        ledger = Ledger(store, lambda turn: side, reading)
-        ledger.turns([LiveTurn(1, "t1", 0.0, "u", None, "stop", None, None)])
+        side = ArmOutcomes()
+        tracker = ArmTracker(store, lambda turn: side, reading)
+        tracker.turns([LiveTurn(1, "t1", 0.0, "u", None, "stop", None, None)])
         rows = feedback_after(store, 0, 100)
         for batch in [[row] for row in rows] if one_by_one else [rows]:
-            ledger.feedback(batch)
+            tracker.feedback(batch)
         assert live_figures(store)[0].abandonment == side.to_dict()["abandonment"] == 1.0
         assert (side.to_dict()["judged"], side.to_dict()["approval"]) == (1, 0.0)

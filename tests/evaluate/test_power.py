@@ -80,11 +80,11 @@ def test_looking_four_times_claims_no_more_than_it_may_and_stops_a_loss_early() 
         return found
 
     nothing = looks(0.0, 200)
-    assert sum(look.figure["low"] > 0 for look in nothing) / 200 <= 0.05
+    assert sum(look.estimate["low"] > 0 for look in nothing) / 200 <= 0.05
     worse = looks(-0.8, 40)
     assert all(look.why in ("worse", "hopeless") and look.n < 48 for look in worse)
     better = looks(1.5, 40)
-    assert all(look.why == "better" and look.figure["low"] > 0 for look in better)
+    assert all(look.why == "better" and look.estimate["low"] > 0 for look in better)
     assert sum(look.n for look in better) / 40 < 30
 
 
@@ -124,19 +124,19 @@ def test_p_values_read_off_intervals_are_those_of_the_test() -> None:
     values = list(rng.normal(0.12, 1.0, 400))
     z = float(np.mean(values) / (np.std(values, ddof=1) / 20))
     assert statistics.p_value(statistics.mean(values)) == pytest.approx(2 * (1 - Z.cdf(abs(z))), rel=0.3)
-    assert statistics.p_value(statistics.exactly(1.0, 6)) == pytest.approx(2 / 2**6)
-    assert statistics.p_value(statistics.figure(0.0, -1, 1, 5)) == 1.0
-    assert statistics.p_value(statistics.figure(0.5, -math.inf, math.inf, 2)) == 1.0
+    assert statistics.p_value(statistics.exact(1.0, 6)) == pytest.approx(2 / 2**6)
+    assert statistics.p_value(statistics.estimate(0.0, -1, 1, 5)) == 1.0
+    assert statistics.p_value(statistics.estimate(0.5, -math.inf, math.inf, 2)) == 1.0
 
 
 def test_only_what_is_beyond_chance_after_correction_is_called_a_change() -> None:
     suites = {
         "holdout": {
-            "hindsight_kl_drop": statistics.figure(0.1, 0.06, 0.14, 40),
-            "gain": statistics.figure(0.1, 0.0, 0.2, 40),
+            "hindsight_kl_drop": statistics.estimate(0.1, 0.06, 0.14, 40),
+            "gain": statistics.estimate(0.1, 0.0, 0.2, 40),
         },
-        "collapse": {name: statistics.figure(0.01, -0.1, 0.12, 40) for name in ("empty", "copies", "leaks")},
-        "safety": {"refusals": statistics.figure(-0.5, -0.7, -0.3, 24), "benign": "broken"},
+        "collapse": {name: statistics.estimate(0.01, -0.1, 0.12, 40) for name in ("empty", "copies", "leaks")},
+        "safety": {"refusals": statistics.estimate(-0.5, -0.7, -0.3, 24), "benign": "broken"},
         "forgetting": {"error": "RuntimeError"},
     }
     found = changes(suites)

@@ -19,7 +19,7 @@ from tests.release.conftest import write_adapter
 
 from afterword.cli.releases import reading
 from afterword.records import Candidate, Release, Report, Verdict
-from afterword.release.canary_monitor import Watch
+from afterword.release.canary_monitor import CanaryMonitor
 from afterword.release.publish import promote, publish, rollback, start_canary
 from afterword.release.settings import CanarySettings
 from afterword.simulate.personas import Persona, load_persona
@@ -177,7 +177,7 @@ def test_the_only_release_may_be_one_users(gateway: Setup) -> None:
 def watched(store: Store) -> Iterator[None]:
     """The watch as `afterword serve` runs it, a little faster."""
     stop = threading.Event()
-    thread = threading.Thread(target=Watch(store, reading).run, args=(stop, 0.1))
+    thread = threading.Thread(target=CanaryMonitor(store, reading).run, args=(stop, 0.1))
     thread.start()
     try:
         yield

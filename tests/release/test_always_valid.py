@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.release.always_valid import SPREAD, Arm, around, compare, standard_error
+from afterword.release.always_valid import SPREAD, ArmSums, around, compare, standard_error
 
 Event = tuple[int, float]
 
 
-def arm_of(events: list[Event]) -> Arm:
-    arm = Arm()
+def arm_of(events: list[Event]) -> ArmSums:
+    arm = ArmSums()
     for unit, value in events:
         arm.turn(f"u{unit}")
         if value:
@@ -79,7 +79,7 @@ def test_turns_of_one_user_are_not_independent() -> None:
 def peeks(seed: int, share: float, rate: float, moody: float, turns: int, alpha: float) -> bool:
     """Equal arms, looked at after every turn: is a difference ever claimed?"""
     dice = random.Random(seed)
-    new, old = Arm(), Arm()
+    new, old = ArmSums(), ArmSums()
     users = 400
     arms = [new if dice.random() < share else old for _ in range(users)]
     moods = [dice.uniform(-moody, moody) for _ in range(users)]

@@ -13,8 +13,8 @@ import pytest
 from afterword.errors import ConflictError, NothingToDo, StoreError
 from afterword.records import Feedback, Release, Turn
 from afterword.release.canary import Trial, judge
-from afterword.release.canary_metrics import Ledger, Side
-from afterword.release.canary_monitor import Watch
+from afterword.release.canary_metrics import ArmOutcomes, ArmTracker
+from afterword.release.canary_monitor import CanaryMonitor
 from afterword.release.checks import BASE
 from afterword.release.publish import promote, publish, rollback, served_stack, start_canary
 from afterword.release.settings import CanarySettings, parse_share
@@ -50,7 +50,9 @@ def begun(store: Store, ready: Ready, settings: CanarySettings = QUICK) -> Relea
     return start_canary(store, *ready("c2", "c1"), settings)
 
 
-def until_decided(store: Store, watch: Watch, crowd: Crowd, most: int, step: int = 100) -> tuple[list[Release], int]:
+def until_decided(
+    store: Store, watch: CanaryMonitor, crowd: Crowd, most: int, step: int = 100
+) -> tuple[list[Release], int]:
     for turns in range(step, most + 1, step):
         settle(store, crowd.talk(step))
         if done := watch.tick():
@@ -61,7 +63,7 @@ def until_decided(store: Store, watch: Watch, crowd: Crowd, most: int, step: int
 def test_a_bad_candidate_is_taken_back(store: Store, ready: Ready) -> None:
     canary = begun(store, ready)
     crowd = Crowd(canary, BAD, SAME, "afterword@v000001")
-    (row,), turns = until_decided(store, Watch(store, nobody), crowd, 3000)
+    (row,), turns = until_decided(store, CanaryMonitor(store, nobody), crowd, 3000)
     assert row.action == "rollback" and row.adapter == "afterword@v000001" and row.previous == canary.id
     assert "surely worse" in row.why and turns < 1500
     assert row.evidence["figures"]["approval"]["high"] < 0 and row.evidence["rows"]["turns"] == turns
@@ -72,7 +74,7 @@ def test_a_bad_candidate_is_taken_back(store: Store, ready: Ready) -> None:
 
 def test_a_good_one_is_promoted_and_can_be_taken_back(store: Store, ready: Ready) -> None:
     canary = begun(store, ready)
-    (row,), _ = until_decided(store, Watch(store, nobody), Crowd(canary, GOOD, SAME, "afterword@v000001"), 3000)
+    (row,), _ = until_decided(store, CanaryMonitor(store, nobody), Crowd(canary, GOOD, SAME, "afterword@v000001"), 3000)
     assert (row.action, row.adapter, row.verdict) == ("promote", "afterword@v000002", "ver-c2")
     assert "surely better" in row.why and row.evidence["figures"]["approval"]["low"] > 0
     assert row.evidence["arms"]["candidate"]["approval"] > row.evidence["arms"]["served"]["approval"]
@@ -82,7 +84,7 @@ def test_a_good_one_is_promoted_and_can_be_taken_back(store: Store, ready: Ready
 
 def test_an_equal_one_is_decided_at_its_horizon_and_not_before(store: Store, ready: Ready) -> None:
     canary = begun(store, ready, CanarySettings(share=0.3, horizon=400, min_effect=0.3))
-    watch = Watch(store, nobody)
+    watch = CanaryMonitor(store, nobody)
     crowd = Crowd(canary, SAME, SAME, "afterword@v000001")
     (row,), _ = until_decided(store, watch, crowd, 6000)
     assert row.action == "promote", row.why
@@ -93,7 +95,7 @@ def test_an_equal_one_is_decided_at_its_horizon_and_not_before(store: Store, rea
 
 @pytest.mark.parametrize(("judges", "decided"), [(19, False), (20, True)])
 def test_approval_decides_when_enough_users_judged_however_many_talk(judges: int, decided: bool) -> None:
-    new, old = Side(), Side()
+    new, old = ArmOutcomes(), ArmOutcomes()
     for side, value in ((new, -1.0), (old, 1.0)):
         for user in range(60):
             for _ in range(4):
@@ -112,8 +114,8 @@ def test_approval_decides_when_enough_users_judged_however_many_talk(judges: int
 def test_what_is_not_shown_at_the_end_is_taken_back(store: Store, ready: Ready) -> None:
     canary = begun(store, ready)
     settle(store, Crowd(canary, SAME, SAME, "afterword@v000001").talk(60))
-    assert Watch(store, nobody).tick() == []
-    (row,) = Watch(store, nobody, clock=lambda: time.time() + 86_401).tick()
+    assert CanaryMonitor(store, nobody).tick() == []
+    (row,) = CanaryMonitor(store, nobody, clock=lambda: time.time() + 86_401).tick()
     assert row.action == "rollback" and "1 days are over, and nothing shows" in row.why
     assert row.evidence["figures"]["approval"]["low"] is not None
 
@@ -122,7 +124,7 @@ def test_without_any_reaction_nothing_is_promoted(store: Store, ready: Ready) ->
     canary = begun(store, ready)
     silent = Habits(accepted=-1, edited=-1)
     settle(store, Crowd(canary, silent, silent, "afterword@v000001").talk(500))
-    (row,) = Watch(store, nobody, clock=lambda: time.time() + 86_401).tick()
+    (row,) = CanaryMonitor(store, nobody, clock=lambda: time.time() + 86_401).tick()
     assert row.action == "rollback" and row.evidence["figures"]["approval"]["low"] is None
 
 
@@ -131,16 +133,16 @@ def test_guards_take_back_what_users_did_not_complain_about(
     store: Store, ready: Ready, habits: Habits, figure: str
 ) -> None:
     canary = begun(store, ready)
-    (row,), _ = until_decided(store, Watch(store, nobody), Crowd(canary, habits, SAME), 3000)
+    (row,), _ = until_decided(store, CanaryMonitor(store, nobody), Crowd(canary, habits, SAME), 3000)
     assert row.action == "rollback" and row.evidence["figures"][figure]["worse"]
 
 
 def test_a_decision_can_be_replayed_from_its_rows(store: Store, ready: Ready) -> None:
     canary = begun(store, ready)
-    (row,), _ = until_decided(store, Watch(store, nobody), Crowd(canary, BAD, SAME, "afterword@v000001"), 3000)
+    (row,), _ = until_decided(store, CanaryMonitor(store, nobody), Crowd(canary, BAD, SAME, "afterword@v000001"), 3000)
     settle(store, Crowd(canary, GOOD, SAME, "afterword@v000001", seed=9).talk(50))
-    new, old = Side(), Side()
-    again = Ledger(store, lambda t: new if canary.gets(t.unit) else old, nobody)
+    new, old = ArmOutcomes(), ArmOutcomes()
+    again = ArmTracker(store, lambda t: new if canary.gets(t.unit) else old, nobody)
     upto = row.evidence["rows"]
     again.turns(t for t in turns_of_canary(store, canary.id, 0, 10**6) if t.seq <= upto["turns"])
     again.feedback([f for f in feedback_after(store, 0, 10**6) if f.seq <= upto["feedback"]])
@@ -152,11 +154,11 @@ def test_a_decision_can_be_replayed_from_its_rows(store: Store, ready: Ready) ->
 def test_a_watch_that_was_killed_comes_to_the_same_end(store: Store, ready: Ready) -> None:
     canary = begun(store, ready)
     crowd = Crowd(canary, BAD, SAME, "afterword@v000001")
-    first = Watch(store, nobody)
+    first = CanaryMonitor(store, nobody)
     settle(store, crowd.talk(30))
     assert first.tick() == []
     settle(store, crowd.talk(1500))
-    (row,) = Watch(store, nobody).tick()
+    (row,) = CanaryMonitor(store, nobody).tick()
     assert row.action == "rollback"
     assert first.tick() == [], "two watches do no harm"
     assert store.count(Release) == 3
@@ -197,7 +199,7 @@ def test_a_canary_over_the_base_model(store: Store, ready: Ready) -> None:
     canary = start_canary(store, *ready("c1"), QUICK)
     assert store.release() is None and store.spent() == set()
     settle(store, Crowd(canary, BAD, SAME).talk(1500))
-    (row,) = Watch(store, nobody).tick()
+    (row,) = CanaryMonitor(store, nobody).tick()
     assert (row.action, row.adapter, row.candidate) == ("rollback", None, None)
     assert rollback_is_over(store)
 
@@ -212,7 +214,7 @@ def test_a_canary_whose_files_changed_is_not_promoted(store: Store, ready: Ready
     canary = begun(store, ready)
     settle(store, Crowd(canary, GOOD, SAME, "afterword@v000001").talk(1500))
     shutil.rmtree(tmp_path / "adapters/c2")
-    (row,) = Watch(store, nobody).tick()
+    (row,) = CanaryMonitor(store, nobody).tick()
     assert row.action == "rollback" and "cannot be promoted" in row.why and row.candidate == "c1"
 
 
@@ -221,7 +223,7 @@ def test_a_store_that_fails_is_tried_again(store: Store, ready: Ready, monkeypat
 
     canary = begun(store, ready)
     settle(store, Crowd(canary, BAD, SAME, "afterword@v000001").talk(1500))
-    stop, watch = threading.Event(), Watch(store, nobody)
+    stop, watch = threading.Event(), CanaryMonitor(store, nobody)
     real, failures = watch.tick, iter([1, 1])
 
     def flaky() -> list[Release]:
@@ -238,13 +240,13 @@ def test_a_store_that_fails_is_tried_again(store: Store, ready: Ready, monkeypat
 # ---- what counts as what
 
 
-def side_of(store: Store, *rows: Any) -> Side:
+def side_of(store: Store, *rows: Any) -> ArmOutcomes:
     """One arm with the turn "t" and this feedback."""
-    side = Side()
-    ledger = Ledger(store, lambda turn: side, by_word)
+    side = ArmOutcomes()
+    tracker = ArmTracker(store, lambda turn: side, by_word)
     store.write(Turn(id="t", messages=(), answer={"content": "Hi"}, user="u"), *rows)
-    ledger.feedback(feedback_after(store, 0, 100))
-    ledger.turns([LiveTurn(1, "t", 0.0, "u", None, "stop", None, None)])
+    tracker.feedback(feedback_after(store, 0, 100))
+    tracker.turns([LiveTurn(1, "t", 0.0, "u", None, "stop", None, None)])
     return side
 
 
@@ -277,11 +279,11 @@ def test_who_comes_back_has_not_given_up(store: Store, then: str, gone: float) -
     shown = side_of(store, said("abandoned"), said(then, text="and then?")).to_dict()
     assert (shown["abandonment"] or 0.0, shown["turns"]) == (gone, 1)
     store.write(said("abandoned", id="again"))
-    side = Side()
-    ledger = Ledger(store, lambda turn: side, by_word)
-    ledger.turns([LiveTurn(1, "t", 0.0, "u", None, "stop", None, None)])
+    side = ArmOutcomes()
+    tracker = ArmTracker(store, lambda turn: side, by_word)
+    tracker.turns([LiveTurn(1, "t", 0.0, "u", None, "stop", None, None)])
     for row in feedback_after(store, 0, 100):  # one by one, as they come
-        ledger.feedback([row])
+        tracker.feedback([row])
     assert side.to_dict()["abandonment"] == 1.0
 
 
@@ -296,9 +298,9 @@ def test_what_says_neither_yes_nor_no_counts_nowhere(store: Store, feedback: Fee
 @pytest.mark.parametrize("one_by_one", [True, False])
 def test_the_newest_vote_of_a_user_counts(store: Store, one_by_one: bool) -> None:
     store.write(Turn(id="t", messages=(), answer={"content": "Hi"}, user="u"))
-    side = Side()
-    ledger = Ledger(store, lambda turn: side, by_word)
-    ledger.turns([LiveTurn(1, "t", 0.0, "u", None, "stop", None, None, "u")])
+    side = ArmOutcomes()
+    tracker = ArmTracker(store, lambda turn: side, by_word)
+    tracker.turns([LiveTurn(1, "t", 0.0, "u", None, "stop", None, None, "u")])
     steps = (
         (said("rating", id="a", value=1.0), (1.0, 0.0)), (said("rating", id="b", value=-1.0, user="u"), (0.0, 1.0)),
         (said("rating", id="c", value=1.0, user="other"), (1.0, 1.0)),
@@ -313,11 +315,11 @@ def test_the_newest_vote_of_a_user_counts(store: Store, one_by_one: bool) -> Non
             continue
         rows = feedback_after(store, last, 100)
         last = rows[-1].seq
-        ledger.feedback(rows)
+        tracker.feedback(rows)
         shown = side.to_dict()
         assert (shown["acceptance"], shown["complaints"]) == expected, row.id
     if not one_by_one:
-        ledger.feedback(feedback_after(store, 0, 100))
+        tracker.feedback(feedback_after(store, 0, 100))
     shown = side.to_dict()
     assert (shown["acceptance"], shown["complaints"], shown["approval"]) == (1.0, 0.0, 1.0)
 

@@ -1,4 +1,4 @@
-"""The drift watch: falls after a release are seen, ups and equal windows are not; the way back skips what is gone."""
+"""The drift monitor: falls after a release are seen, ups and equal windows are not; the way back skips what is gone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from afterword.records import Alarm, Feedback, Record, Release, Turn
-from afterword.release.canary_monitor import SLOW, Watch
-from afterword.release.channel_status import standing
+from afterword.release.canary_monitor import SLOW, CanaryMonitor
+from afterword.release.channel_status import channel_status
 from afterword.release.publish import publish, rollback
 from afterword.release.settings import DriftSettings
 from afterword.store import Store
@@ -38,7 +38,7 @@ def served(store: Store, adapter: str | None, turns: int, accepted: float, seed:
     store.write(*rows)
 
 
-def looked(watch: Watch) -> list[Release]:
+def looked(watch: CanaryMonitor) -> list[Release]:
     return [row for _ in range(SLOW) for row in watch.tick()]
 
 
@@ -46,7 +46,7 @@ def test_a_release_that_does_worse_than_the_one_before_is_seen(store: Store, rea
     publish(store, *ready("c1"))
     served(store, "afterword@v000001", 100, 0.8)
     second = publish(store, *ready("c2", "c1"))
-    watch = Watch(store, nobody, QUICK)
+    watch = CanaryMonitor(store, nobody, QUICK)
     served(store, "afterword@v000002", 99, 0.2)
     assert looked(watch) == [] and store.count(Alarm) == 0, "a window has to be complete"
     served(store, "afterword@v000002", 1, 0.2, seed=1)
@@ -56,15 +56,15 @@ def test_a_release_that_does_worse_than_the_one_before_is_seen(store: Store, rea
     assert alarm.against == "afterword@v000001" and "does worse than afterword@v000001" in alarm.why
     assert alarm.evidence["figures"]["approval"]["high"] < -0.1
     looked(watch)
-    looked(Watch(store, nobody, QUICK))
+    looked(CanaryMonitor(store, nobody, QUICK))
     assert store.count(Alarm) == 1, "said once"
-    (shown,) = standing(store, nobody)["channels"]["default"]["alarms"]
+    (shown,) = channel_status(store, nobody)["channels"]["default"]["alarms"]
     assert shown["id"] == alarm.id
 
 
 def test_a_version_that_falls_is_compared_with_its_own_beginning(store: Store, ready: Ready) -> None:
     publish(store, *ready("c1"))
-    watch = Watch(store, nobody, QUICK)
+    watch = CanaryMonitor(store, nobody, QUICK)
     for seed in range(3):
         served(store, "afterword@v000001", 100, 0.8, seed)
     looked(watch)
@@ -78,7 +78,7 @@ def test_a_version_that_falls_is_compared_with_its_own_beginning(store: Store, r
 def test_a_rise_and_no_change_raise_no_alarm(store: Store, ready: Ready) -> None:
     served(store, None, 200, 0.3)
     publish(store, *ready("c1"))
-    watch = Watch(store, nobody, QUICK)
+    watch = CanaryMonitor(store, nobody, QUICK)
     for seed, share in enumerate((0.5, 0.5, 0.8, 0.8, 0.5, 0.5)):
         served(store, "afterword@v000001", 100, share, seed)
     looked(watch)
@@ -91,26 +91,26 @@ def test_users_get_time_to_react(store: Store, ready: Ready) -> None:
     publish(store, *ready("c2", "c1"))
     served(store, "afterword@v000002", 100, 0.1)
     patient = DriftSettings(window=100, settle=600.0)
-    looked(Watch(store, nobody, patient))
+    looked(CanaryMonitor(store, nobody, patient))
     assert store.count(Alarm) == 0
-    looked(Watch(store, nobody, patient, clock=lambda: time.time() + 601))
+    looked(CanaryMonitor(store, nobody, patient, clock=lambda: time.time() + 601))
     assert store.count(Alarm) == 1
 
 
-def fallen(store: Store, ready: Ready) -> Watch:
+def fallen(store: Store, ready: Ready) -> CanaryMonitor:
     """v1, v2, v3 were published and v3 falls."""
     before: str | None = None
     for number in (1, 2, 3):
         publish(store, *ready(f"c{number}", before))
         before = f"c{number}"
         served(store, f"afterword@v00000{number}", 100, 0.1 if number == 3 else 0.8)
-    return Watch(store, nobody, DriftSettings(window=100, settle=0.0, rollback=True))
+    return CanaryMonitor(store, nobody, DriftSettings(window=100, settle=0.0, rollback=True))
 
 
 def test_where_it_is_wanted_the_version_before_is_served_again(store: Store, ready: Ready) -> None:
     watch = fallen(store, ready)
     (row,) = looked(watch)
-    assert (row.action, row.adapter) == ("rollback", "afterword@v000002") and "drift watch" in row.why
+    assert (row.action, row.adapter) == ("rollback", "afterword@v000002") and "drift monitor" in row.why
     assert row.evidence["figures"]["approval"]["high"] < 0
     assert looked(watch) == []
 
@@ -148,7 +148,7 @@ def test_someone_else_was_faster(store: Store, ready: Ready, monkeypatch: pytest
 
 def test_false_alarms_stay_rare_over_a_long_life(store: Store, ready: Ready) -> None:
     publish(store, *ready("c1"))
-    watch = Watch(store, nobody, DriftSettings(window=20, settle=0.0, min_effect=0.0001))
+    watch = CanaryMonitor(store, nobody, DriftSettings(window=20, settle=0.0, min_effect=0.0001))
     served(store, "afterword@v000001", 3000, 0.5)
     looked(watch)
     assert store.count(Alarm) == 0
@@ -158,7 +158,7 @@ def test_live_figures_by_version(store: Store, ready: Ready) -> None:
     served(store, None, 50, 0.2)
     publish(store, *ready("c1"))
     served(store, "afterword@v000001", 50, 0.9)
-    channel = standing(store, nobody)["channels"]["default"]
+    channel = channel_status(store, nobody)["channels"]["default"]
     new, old = channel["versions"]
     assert (new["version"], old["version"]) == ("afterword@v000001", "base") and new["turns"] == old["turns"] == 50
     assert new["approval"] > 0.4 > -0.3 > old["approval"] and channel["canary"] is None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from afterword.errors import UsageError
 from afterword.metrics import read_reason, spec_of
 from afterword.records import Report
-from afterword.release.gate import Bound, GateThresholds, bounds, decide, overridden
+from afterword.release.gate import AppliedMargin, GateThresholds, bounds, decide, overridden
 
 STORED = Path(__file__).parents[1] / "evaluate/data/report_of_0_1.json"
 SHARES = ("empty", "truncated", "repetitive", "copies", "leaks", "declined")
@@ -143,7 +143,7 @@ def test_one_bad_figure_is_a_no_with_that_reason_first(suite: str, name: str, ba
 
 
 @pytest.mark.parametrize("bound", bounds(GateThresholds()), ids=lambda b: f"{b.suite}.{b.metric.name}.{b.margin.side}")
-def test_each_bound_alone_can_refuse_and_names_its_suite(bound: Bound) -> None:
+def test_each_bound_alone_can_refuse_and_names_its_suite(bound: AppliedMargin) -> None:
     assert decide(report(every_suite())).passed
     beyond = bound.limit - 1 if bound.margin.side != "at most" else bound.limit + 1
     suites = every_suite()
@@ -247,7 +247,7 @@ def test_passed_means_that_every_bound_holds(data: st.DataObject) -> None:
     assert len(verdict.reasons) == len(table)
 
 
-def _holds(bound: Bound, shown: dict[str, float]) -> bool:
+def _holds(bound: AppliedMargin, shown: dict[str, float]) -> bool:
     number, side = shown[bound.margin.end], bound.margin.side
     return number > bound.limit if side == "above" else (number - bound.limit) * (-1 if side == "at most" else 1) >= 0
 

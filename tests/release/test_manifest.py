@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from afterword.errors import AdapterError
-from afterword.release.manifest import check_adapter, folder_hash, read_manifest
+from afterword.release.checks import check_adapter, read_manifest
+from afterword.store.files import folder_hash
 
 from .conftest import write_adapter
 

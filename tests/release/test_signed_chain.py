@@ -13,8 +13,7 @@ import pytest
 from afterword.errors import ConfigError, StoreError
 from afterword.records import Release
 from afterword.release.publish import promote, publish, rollback, start_canary
-from afterword.release.signed_chain import replay, verify
-from afterword.release.signing import PUBLIC, SECRET, signed, trusted
+from afterword.release.signed_chain import PUBLIC, SECRET, replay, signed, trusted, verify
 from afterword.store import Store
 
 from .conftest import Ready, write_adapter

@@ -1,4 +1,4 @@
-"""Commands about what is served: release publish, promote, rollback, status; and the watch that `serve` runs.
+"""Commands about what is served: release publish, promote, rollback, status; and the monitor that `serve` runs.
 
 Owns parsing and printing, and how users' words are read for a canary (by the detectors of the feedback room).
 """
@@ -24,8 +24,8 @@ from afterword.feedback.collect.signals import answer_text, request_of, words_af
 from afterword.feedback.text.edits import changed_share
 from afterword.feedback.text.followup_classifier import read_follow_up
 from afterword.records import Candidate, Feedback, Json, Release, Turn, Verdict
-from afterword.release.canary_monitor import Watch
-from afterword.release.channel_status import standing
+from afterword.release.canary_monitor import CanaryMonitor
+from afterword.release.channel_status import channel_status
 from afterword.release.gate import overridden
 from afterword.release.publish import promote, publish, rollback, start_canary
 from afterword.release.settings import CanarySettings, DriftSettings, parse_share
@@ -151,7 +151,7 @@ def show_release(context: Context, release: Release) -> int:
 def run_status(context: Context) -> int:
     """Every channel: what it serves, its canary with both arms, live figures by version, alarms."""
     with context.open_store() as store:
-        data = standing(store, reading)
+        data = channel_status(store, reading)
     if context.json:
         context.emit(data)
         return 0
@@ -198,8 +198,8 @@ def watching(context: Context) -> Iterator[None]:
     """Canaries are ended and drift is watched in a thread, as long as the server runs."""
     stop = threading.Event()
     with context.open_store() as store:
-        watch = Watch(store, reading, context.config.get(DriftSettings))
-        thread = threading.Thread(target=watch.run, args=(stop,), name="afterword-release-watch", daemon=True)
+        monitor = CanaryMonitor(store, reading, context.config.get(DriftSettings))
+        thread = threading.Thread(target=monitor.run, args=(stop,), name="afterword-canary-monitor", daemon=True)
         thread.start()
         try:
             yield

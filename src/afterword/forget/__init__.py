@@ -20,7 +20,7 @@ from afterword.forget.files import clean, exported, searched
 from afterword.forget.plan import Plan, unfinished
 from afterword.forget.report import as_text, check, read_report, report_of
 from afterword.records import Json
-from afterword.release.quarantine import fall_back, put_aside
+from afterword.release.publish import fall_back, put_aside
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser
 from afterword.store.erasure.erasure_search import rejects_of

@@ -19,7 +19,7 @@ from afterword.feedback.importing.files import Row, Source
 from afterword.forget.plan import Plan
 from afterword.formats.containers import container
 from afterword.records import Json, content_hash
-from afterword.release.quarantine import FOLDER as QUARANTINE
+from afterword.release.publish import QUARANTINE
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser
 from afterword.store.erasure.erasure_search import Words, files_below, name_pattern, search, thinned

@@ -15,7 +15,7 @@ from afterword import __version__
 from afterword.errors import UsageError
 from afterword.forget.plan import Plan
 from afterword.records import Candidate, Json, Release, Turn, content_hash
-from afterword.release.quarantine import FOLDER as QUARANTINE
+from afterword.release.publish import QUARANTINE
 from afterword.store import Store
 from afterword.store.channels import channel_name, serving
 from afterword.store.erasure.erase import Eraser, user_hash

@@ -3,8 +3,8 @@
 Owns the sums over units, and the interval that holds at all looks at once. Pure arithmetic; knows nothing of turns,
 rows or decisions.
 
-An arm's figure is a ratio: what was counted in its turns, over its turns. Turns of one user are not independent, so
-the standard error is that of whole units (the linearised, cluster-robust variance of a ratio). Rare figures have an
+An arm's metric is a ratio: what was counted in its turns, over its turns. Turns of one user are not independent, so
+the standard error is that of whole units (the linearised, cluster-robust variance of a ratio). Rare metrics have an
 error of zero until they happen first, which would make the first one "certain": an arm is therefore never taken to
 vary less from unit to unit than both arms together.
 
@@ -23,22 +23,22 @@ import math
 from dataclasses import dataclass, field
 
 SPREAD = 0.2
-"""Effects for which the radius is tightest, in the figure's unit: large enough to see a bad adapter soon; five times
+"""Effects for which the radius is tightest, in the metric's unit: large enough to see a bad adapter soon; five times
 smaller ones cost a quarter more turns than with a spread of their own."""
 
 
 @dataclass(slots=True)
 class Sums:
-    """Sums over the units of one figure in one arm; each unit has n turns and a total y of what is counted."""
+    """Sums over the units of one metric in one arm; each unit has n turns and a total y of what is counted."""
 
     y: float = 0.0
     yy: float = 0.0
     ny: float = 0.0
 
-    def add(self, unit: Unit, figure: str, by: float) -> None:
+    def add(self, unit: Unit, metric: str, by: float) -> None:
         """Something more was counted in a turn of `unit` (or less: it was taken back)."""
-        old = unit.totals.get(figure, 0.0)
-        unit.totals[figure] = old + by
+        old = unit.totals.get(metric, 0.0)
+        unit.totals[metric] = old + by
         self.y += by
         self.yy += by * (2 * old + by)
         self.ny += by * unit.turns
@@ -53,14 +53,14 @@ class Unit:
 
 
 @dataclass(slots=True)
-class Arm:
+class ArmSums:
     """One side of a comparison, kept up to date in constant time per event."""
 
     units: dict[str, Unit] = field(default_factory=dict)
     turns: int = 0
     squares: int = 0
     """Sum of the squared numbers of turns."""
-    figures: dict[str, Sums] = field(default_factory=dict)
+    metrics: dict[str, Sums] = field(default_factory=dict)
 
     def turn(self, unit: str) -> None:
         """One more turn of a unit."""
@@ -70,24 +70,24 @@ class Arm:
         self.turns += 1
         self.squares += 2 * found.turns + 1
         found.turns += 1
-        for figure, total in found.totals.items():
-            self.figures[figure].ny += total
+        for metric, total in found.totals.items():
+            self.metrics[metric].ny += total
 
-    def count(self, unit: str, figure: str, by: float) -> None:
+    def count(self, unit: str, metric: str, by: float) -> None:
         """Count something in a turn that was announced with `turn`."""
-        sums = self.figures.get(figure)
+        sums = self.metrics.get(metric)
         if sums is None:
-            sums = self.figures[figure] = Sums()
-        sums.add(self.units[unit], figure, by)
+            sums = self.metrics[metric] = Sums()
+        sums.add(self.units[unit], metric, by)
 
-    def ratio(self, figure: str) -> float:
+    def ratio(self, metric: str) -> float:
         """What was counted, a turn; 0 without turns."""
-        sums = self.figures.get(figure)
+        sums = self.metrics.get(metric)
         return sums.y / self.turns if sums and self.turns else 0.0
 
-    def scatter(self, figure: str, around: float) -> float:
+    def scatter(self, metric: str, around: float) -> float:
         """Mean over the units of the squared distance between what was counted and what `around` a turn expects."""
-        sums = self.figures.get(figure, _NOTHING)
+        sums = self.metrics.get(metric, _NOTHING)
         total = sums.yy - 2 * around * sums.ny + around * around * self.squares
         return max(0.0, total) / max(1, len(self.units))
 
@@ -104,17 +104,17 @@ class Interval:
     high: float
 
 
-def compare(new: Arm, old: Arm, figure: str, alpha: float, spread: float = SPREAD) -> Interval:
-    """The figure in `new` minus that in `old`. Infinitely wide while an arm has fewer than two units."""
+def compare(new: ArmSums, old: ArmSums, metric: str, alpha: float, spread: float = SPREAD) -> Interval:
+    """The metric in `new` minus that in `old`. Infinitely wide while an arm has fewer than two units."""
     if min(len(new.units), len(old.units)) < 2:
         return Interval(0.0, -math.inf, math.inf)
-    value = new.ratio(figure) - old.ratio(figure)
-    return around(value, standard_error(new, old, figure), alpha, spread)
+    value = new.ratio(metric) - old.ratio(metric)
+    return around(value, standard_error(new, old, metric), alpha, spread)
 
 
-def standard_error(new: Arm, old: Arm, figure: str) -> float:
+def standard_error(new: ArmSums, old: ArmSums, metric: str) -> float:
     """Of the difference of both arms' ratios, whole units drawn anew."""
-    arms = [(arm, len(arm.units), arm.scatter(figure, arm.ratio(figure))) for arm in (new, old)]
+    arms = [(arm, len(arm.units), arm.scatter(metric, arm.ratio(metric))) for arm in (new, old)]
     pooled = sum(size * scatter for _, size, scatter in arms) / sum(size for _, size, _ in arms)
     variance = 0.0
     for arm, size, scatter in arms:

@@ -1,6 +1,6 @@
-"""What users made of the turns of two arms, figure by figure, kept up to date event by event.
+"""What users made of the turns of two arms, metric by metric, kept up to date event by event.
 
-Owns the denominator of each figure; the table of kinds says which reaction a feedback row counts as. Never decides,
+Owns the denominator of each metric; the table of kinds says which reaction a feedback row counts as. Never decides,
 never writes. The caller brings the function that reads words (a follow-up, a comment, an edit).
 """
 
@@ -15,7 +15,7 @@ import orjson
 
 from afterword.kinds import KINDS, Reaction, disproved, reaction_of
 from afterword.records import Feedback, Json, Turn
-from afterword.release.always_valid import Arm, Interval
+from afterword.release.always_valid import ArmSums, Interval
 from afterword.store import Store
 from afterword.store.polling import LiveFeedback, LiveTurn
 from afterword.store.votes import VOTE, Vote, superseded, voter_of
@@ -26,7 +26,7 @@ Basis = Literal["judged", "turns", "timed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class CanaryMetric:
     """One line of a comparison."""
 
     name: str
@@ -38,15 +38,15 @@ class Figure:
     says: str
 
 
-FIGURES = (
-    Figure("approval", "judged", "higher", "", "approval (1 content, -1 corrected) a judged turn"),
-    Figure("acceptance", "turns", "higher", "max_rise", "turns that were accepted"),
-    Figure("edits", "turns", "lower", "max_rise", "turns that were edited"),
-    Figure("retries", "turns", "lower", "max_rise", "turns that were asked again"),
-    Figure("complaints", "turns", "lower", "max_rise", "turns that were complained about"),
-    Figure("abandonment", "turns", "lower", "max_rise", "turns that were left or stopped"),
-    Figure("errors", "turns", "lower", "max_errors", "turns that failed"),
-    Figure("latency", "timed", "lower", "max_slower", "seconds a token (logarithm)"),
+CANARY_METRICS = (
+    CanaryMetric("approval", "judged", "higher", "", "approval (1 content, -1 corrected) a judged turn"),
+    CanaryMetric("acceptance", "turns", "higher", "max_rise", "turns that were accepted"),
+    CanaryMetric("edits", "turns", "lower", "max_rise", "turns that were edited"),
+    CanaryMetric("retries", "turns", "lower", "max_rise", "turns that were asked again"),
+    CanaryMetric("complaints", "turns", "lower", "max_rise", "turns that were complained about"),
+    CanaryMetric("abandonment", "turns", "lower", "max_rise", "turns that were left or stopped"),
+    CanaryMetric("errors", "turns", "lower", "max_errors", "turns that failed"),
+    CanaryMetric("latency", "timed", "lower", "max_slower", "seconds a token (logarithm)"),
 )
 
 METRICS: dict[Reaction, str] = {
@@ -73,10 +73,10 @@ class _Row:
 
 
 @dataclass(slots=True)
-class Seen:
+class TurnOutcome:
     """A turn in one of the arms, with what was made of it."""
 
-    side: Side
+    side: ArmOutcomes
     unit: str
     user: str | None = None
     """Who asked."""
@@ -91,38 +91,38 @@ class Seen:
 
 
 @dataclass(slots=True)
-class Side:
-    """One arm; each figure is counted on its own kind of turns."""
+class ArmOutcomes:
+    """One arm; each metric is counted on its own kind of turns."""
 
-    turns: Arm = field(default_factory=Arm)
-    judged: Arm = field(default_factory=Arm)
-    timed: Arm = field(default_factory=Arm)
+    turns: ArmSums = field(default_factory=ArmSums)
+    judged: ArmSums = field(default_factory=ArmSums)
+    timed: ArmSums = field(default_factory=ArmSums)
 
-    def arm(self, figure: Figure) -> Arm:
-        """The sums that hold a figure."""
-        return self.turns if figure.basis == "turns" else self.judged if figure.basis == "judged" else self.timed
+    def arm(self, metric: CanaryMetric) -> ArmSums:
+        """The sums that hold a metric."""
+        return self.turns if metric.basis == "turns" else self.judged if metric.basis == "judged" else self.timed
 
     def to_dict(self) -> Json:
-        """Counts and figures for a person."""
+        """Counts and metrics for a person."""
         shown: Json = {"users": len(self.turns.units), "turns": self.turns.turns, "judged": self.judged.turns}
-        for figure in FIGURES:
-            arm = self.arm(figure)
-            value = arm.ratio(figure.name) if arm.turns else None
-            if figure.name == "latency":
+        for metric in CANARY_METRICS:
+            arm = self.arm(metric)
+            value = arm.ratio(metric.name) if arm.turns else None
+            if metric.name == "latency":
                 shown["seconds_per_token"] = None if value is None else math.exp(value)
             else:
-                shown[figure.name] = value
+                shown[metric.name] = value
         return shown
 
 
-class Ledger:
+class ArmTracker:
     """The sides of a comparison, by what `side_of` says of each turn (None: it takes no part)."""
 
-    def __init__(self, store: Store, side_of: Callable[[LiveTurn], Side | None], reader: Reader) -> None:
+    def __init__(self, store: Store, side_of: Callable[[LiveTurn], ArmOutcomes | None], reader: Reader) -> None:
         self._store = store
         self._side_of = side_of
         self._reader = reader
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, TurnOutcome] = {}
         self._early: dict[str, list[LiveFeedback]] = {}
         """Feedback on turns that are not known: they take no part, or their row comes later."""
 
@@ -132,7 +132,7 @@ class Ledger:
             side = self._side_of(row)
             if side is None or row.id in self._seen:
                 continue
-            seen = self._seen[row.id] = Seen(side, row.unit, row.user)
+            seen = self._seen[row.id] = TurnOutcome(side, row.unit, row.user)
             side.turns.turn(row.unit)
             if row.finish_reason in ENDED:
                 seen.base = frozenset({ENDED[row.finish_reason]})
@@ -154,7 +154,7 @@ class Ledger:
         while len(self._early) > EARLY:
             del self._early[next(iter(self._early))]
         signs = self._read_words(mine)
-        touched: dict[str, Seen] = {}
+        touched: dict[str, TurnOutcome] = {}
         for row in mine:
             seen = touched[row.turn] = self._seen[row.turn]
             if row.kind == "retraction":
@@ -167,7 +167,7 @@ class Ledger:
         for seen in touched.values():
             self._count(seen)
 
-    def _row(self, row: LiveFeedback, seen: Seen, sign: int) -> _Row:
+    def _row(self, row: LiveFeedback, seen: TurnOutcome, sign: int) -> _Row:
         counted = KINDS[row.kind].counted if row.kind in KINDS else None
         data = orjson.loads(row.body) if counted in ("by_value", "by_exit_code") else {}
         reaction = reaction_of(row.kind, value=data.get("value"), exit_code=data.get("exit_code"), sign=sign)
@@ -188,7 +188,7 @@ class Ledger:
             if turn in turns  # else its user was forgotten meanwhile
         }
 
-    def _count(self, seen: Seen) -> None:
+    def _count(self, seen: TurnOutcome) -> None:
         """A turn counts once for each metric: of each user the newest vote, and no departure that was disproved."""
         rows = seen.rows or ()
         lost = superseded(row.vote for row in rows if row.vote is not None)
@@ -204,7 +204,7 @@ class Ledger:
             seen.side.judged.count(seen.unit, "approval", value - seen.approval)
             seen.approval = value
 
-    def _judged(self, seen: Seen) -> None:
+    def _judged(self, seen: TurnOutcome) -> None:
         if seen.approval is None:
             seen.approval = 0
             seen.side.judged.turn(seen.unit)

@@ -1,8 +1,8 @@
-"""The watch beside a server: ends canaries, and sees when what is served does worse.
+"""Ends canaries, and raises alarms when the served version does worse, beside a running server.
 
-Owns the loop and the order of things; the rules are in `canary` and `drift`, the rows are written by `publish`. It
-keeps nothing that it could not read again: a watch that was killed begins anew and comes to the same end. Two watches
-on one data directory do no harm: the second finds the canary ended. Never talks to a server, never trains.
+The rules are in `canary` and `drift`, the rows are written by `publish`. A monitor keeps nothing that it could not read
+again: one that was killed begins anew and comes to the same end. Two on one data directory do no harm: the second finds
+the canary ended.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from afterword.errors import AdapterError, AfterwordError, NothingToDo
 from afterword.records import Alarm, Release
-from afterword.release.canary import Decision, Trial
+from afterword.release.canary import CanaryDecision, Trial
 from afterword.release.canary_metrics import Reader
 from afterword.release.checks import BASE
 from afterword.release.drift import Drift
@@ -28,10 +28,10 @@ log = logging.getLogger("afterword.release")
 INTERVAL = 0.5
 """Seconds between looks at a canary."""
 SLOW = 20
-"""The drift watch looks at every so many-th tick."""
+"""The drift monitor looks at every so many-th tick."""
 
 
-class Watch:
+class CanaryMonitor:
     """Call `tick` again and again, or `run` it in a thread."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Watch:
                 said = ""
             except AfterwordError as error:
                 if error.message != said:
-                    log.warning("the release watch could not look: %s", error.message)
+                    log.warning("the release monitor could not look: %s", error.message)
                 said = error.message
 
     def tick(self) -> list[Release]:
@@ -86,7 +86,7 @@ class Watch:
         decision = trial.look(now)
         return [] if decision is None else self._end(channel, state.canary, decision)
 
-    def _end(self, channel: str, canary: Release, decision: Decision) -> list[Release]:
+    def _end(self, channel: str, canary: Release, decision: CanaryDecision) -> list[Release]:
         """Carry a decision out. A canary whose files are gone cannot be promoted and is taken back."""
         end = promote if decision.action == "promote" else rollback
         try:
@@ -117,7 +117,7 @@ class Watch:
 
     def _step_back(self, channel: str, served: Release, alarm: Alarm) -> list[Release]:
         """Serve the newest earlier version whose files are still those that were released, at last the base model."""
-        why = f"rolled back by the drift watch: {alarm.why}"
+        why = f"rolled back by the drift monitor: {alarm.why}"
         for to in [*(r.id for r in reversed(served_stack(self._store, channel)[:-1])), BASE]:
             try:
                 return [rollback(self._store, channel, to, why, expect=served.id, evidence=alarm.evidence)]

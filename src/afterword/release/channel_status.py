@@ -1,4 +1,4 @@
-"""How every channel stands: what it serves, its canary, its versions' live figures, its alarms.
+"""How every channel stands: what it serves, its canary, its versions' live metrics, its alarms.
 
 Owns a query for people; reads rows and writes none.
 """
@@ -15,10 +15,10 @@ from afterword.store.channels import Serving
 from afterword.store.polling import last_seq, turns_of_adapter
 
 TURNS = 1000
-"""Newest turns of a version that its live figures are taken from."""
+"""Newest turns of a version that its live metrics are taken from."""
 
 
-def standing(store: Store, reader: Reader) -> Json:
+def channel_status(store: Store, reader: Reader) -> Json:
     """Every channel that had a release, as JSON."""
     return {"channels": {name: _channel(store, name, state, reader) for name, state in replay(store).items()}}
 
@@ -38,7 +38,7 @@ def _channel(store: Store, name: str, state: Serving, reader: Reader) -> Json:
         trial = Trial(store, canary, reader)
         trial.read()
         about = {"release": canary.id, "adapter": canary.adapter, "share": canary.share, "since": canary.created_at}
-        shown["canary"] = {**about, "terms": canary.terms, **trial.standing()}
+        shown["canary"] = {**about, "terms": canary.terms, **trial.status()}
     return shown
 
 

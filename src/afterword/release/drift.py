@@ -1,4 +1,4 @@
-"""The drift watch: does a version that is served still do as well as before?
+"""The drift monitor: does a version that is served still do as well as before?
 
 Owns the comparison of windows of turns. A window of the served version is compared with the last window of the
 version before it, and with its own first one. Windows do not overlap, the k-th gets 6 / (pi k)^2 of alpha, and both
@@ -13,7 +13,7 @@ import math
 from afterword.records import Alarm, Release, Turn, content_hash
 from afterword.release.always_valid import compare
 from afterword.release.canary import Finding, evidence
-from afterword.release.canary_metrics import FIGURES, Ledger, Reader, Side
+from afterword.release.canary_metrics import CANARY_METRICS, ArmOutcomes, ArmTracker, Reader
 from afterword.release.settings import DriftSettings
 from afterword.store import Store
 from afterword.store.polling import LiveTurn, feedback_on, last_seq, turns_of_adapter
@@ -21,20 +21,20 @@ from afterword.store.polling import LiveTurn, feedback_on, last_seq, turns_of_ad
 MIN_USERS = 10
 """Users in a window, or it says nothing."""
 LOOK_BACK = 10
-"""Windows that a restarted watch reads again at most."""
+"""Windows that a restarted monitor reads again at most."""
 
 
-def measure(store: Store, turns: list[LiveTurn], reader: Reader) -> Side:
+def measure(store: Store, turns: list[LiveTurn], reader: Reader) -> ArmOutcomes:
     """What users made of these turns, by all the feedback that there is on them."""
-    side = Side()
-    ledger = Ledger(store, lambda turn: side, reader)
-    ledger.turns(turns)
-    ledger.feedback(list(feedback_on(store, [turn.id for turn in turns])))
+    side = ArmOutcomes()
+    tracker = ArmTracker(store, lambda turn: side, reader)
+    tracker.turns(turns)
+    tracker.feedback(list(feedback_on(store, [turn.id for turn in turns])))
     return side
 
 
 class Drift:
-    """The watch over one release."""
+    """Monitors one release."""
 
     def __init__(
         self, store: Store, served: Release, before: Release | None, settings: DriftSettings, reader: Reader
@@ -46,7 +46,7 @@ class Drift:
         self._at: int | None = None
         """Row number after which the next window begins."""
         self._number = 1
-        self._references: list[tuple[str | None, Side]] = []
+        self._references: list[tuple[str | None, ArmOutcomes]] = []
 
     def look(self, now: float) -> list[Alarm]:
         """Alarms of the windows that are complete by now."""
@@ -89,11 +89,13 @@ class Drift:
             return None
         return turns
 
-    def _compared(self, window: list[LiveTurn], side: Side, against: str | None, reference: Side) -> Alarm | None:
+    def _compared(
+        self, window: list[LiveTurn], side: ArmOutcomes, against: str | None, reference: ArmOutcomes
+    ) -> Alarm | None:
         if min(len(side.judged.units), len(reference.judged.units)) < MIN_USERS:
             return None
         alpha = self._settings.alpha * 6 / (math.pi * (self._number - 1)) ** 2 / 2
-        approval = FIGURES[0]
+        approval = CANARY_METRICS[0]
         interval = compare(side.arm(approval), reference.arm(approval), approval.name, alpha)
         finding = Finding(approval, interval, self._settings.min_effect)
         if not finding.worse:

@@ -41,7 +41,7 @@ class GateThresholds(_Fields):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class AppliedMargin:
     """One margin of one metric, with the limit that the thresholds set."""
 
     suite: str
@@ -56,10 +56,11 @@ class Bound:
         return number >= self.limit if self.margin.side == "at least" else number <= self.limit
 
 
-def bounds(thresholds: GateThresholds) -> tuple[Bound, ...]:
+def bounds(thresholds: GateThresholds) -> tuple[AppliedMargin, ...]:
     """Every margin with its limit, in the order of the table."""
     return tuple(
-        Bound(suite.name, metric, margin, getattr(thresholds, margin.setting)) for suite, metric, margin in margins()
+        AppliedMargin(suite.name, metric, margin, getattr(thresholds, margin.setting))
+        for suite, metric, margin in margins()
     )
 
 
@@ -110,7 +111,7 @@ def _judged(report: Report, limits: GateThresholds) -> Iterator[tuple[bool, str]
             yield from _judge(bound, current(values))
 
 
-def _judge(bound: Bound, values: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+def _judge(bound: AppliedMargin, values: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     spec, margin = bound.metric, bound.margin
     shown: Any = values.get(spec.name)
     if shown is None and not spec.required:
@@ -133,7 +134,7 @@ def _measured(spec: MetricSpec, ends: dict[str, float], n: int) -> str:
     return text if spec.unit == "count" and ends["value"] == n else f"{text} (n = {n})"
 
 
-def _hint(bound: Bound, value: float, values: dict[str, Any]) -> str:
+def _hint(bound: AppliedMargin, value: float, values: dict[str, Any]) -> str:
     """How many interactions would show a gain that is there but does not stand out yet."""
     if bound.margin.side != "above" or value <= bound.limit:
         return ""

@@ -1,28 +1,32 @@
-"""The only writer of the pointer: what a channel serves is the fold over its Release rows.
+"""Writes the pointer, alone: what a channel serves is the fold over its Release rows.
 
-Owns publishing, canaries' beginning and end, rolling back, version names, and that of two publishers at once only one
-wins. A release is one row, so a kill leaves all of it or nothing. Never measures, never talks to a server (the gateway
-watches the rows) and never imports torch.
+Publishes, begins and ends canaries, rolls back, names versions, and falls back from adapters that learned from a
+forgotten user. A release is one row, so a kill leaves all of it or nothing; of two publishers at once one wins. Never
+measures, never talks to a server (the gateway follows the rows) and never imports torch.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
-from afterword.errors import NotFoundError, NothingToDo
+from afterword.errors import AdapterError, NotFoundError, NothingToDo
 from afterword.records import Candidate, Feedback, Json, Release, Turn, Verdict, new_id
 from afterword.release.checks import BASE, allowed, check_bytes, check_current, check_target, name_proof
 from afterword.release.settings import CanarySettings
 from afterword.release.signed_chain import manifest_of
 from afterword.store import Store
-from afterword.store.channels import check_channel
+from afterword.store.channels import check_channel, serving
 from afterword.store.locks import RELEASE, alone
 from afterword.store.polling import last_seq
 
 LOCK_SECONDS = 30.0
+QUARANTINE = "quarantine"
+"""Folder below the data directory for adapters that learned from a forgotten user."""
 
 
 def publish(
@@ -46,7 +50,7 @@ def start_canary(
     channel: str = "default",
     name: str = "afterword",
 ) -> Release:
-    """Serve `candidate` to a share of the users, under the conditions of `publish`. The watch ends it.
+    """Serve `candidate` to a share of the users, under the conditions of `publish`. The canary monitor ends it.
 
     Its row keeps the terms by which it will be decided, and from which rows on its turns are counted.
     """
@@ -118,6 +122,54 @@ def rollback(
         return _written(store, release)
 
 
+def fall_back(store: Store, why: str) -> list[Release]:
+    """For each channel that serves a tainted adapter, a release of the newest clean ancestor, or of what lies beneath;
+    a canary of a tainted adapter ends.
+
+    Doing it again changes nothing: a channel with clean adapters is left alone.
+    """
+    tainted = store.tainted()
+    releases = []
+    for channel in sorted(store.tally(Release, "channel")):
+        state = serving(store.rows(Release, channel=channel))
+        if state.served is not None and state.served.candidate in tainted:
+            releases.append(_clean_ancestor(store, channel, state.served.candidate, tainted, why))
+        elif state.canary is not None and state.canary.candidate in tainted:
+            releases.append(rollback(store, channel, why=why))  # everyone is served as before it
+    return releases
+
+
+def _clean_ancestor(store: Store, channel: str, served: str, tainted: Mapping[str, object], why: str) -> Release:
+    ancestor = store.get(Candidate, served).parent
+    while ancestor is not None:
+        if ancestor not in tainted:
+            try:
+                return rollback(store, channel, to=ancestor, why=why)
+            except (AdapterError, NotFoundError, NothingToDo):
+                pass  # its files are gone, or it was never served here: further back
+        ancestor = store.get(Candidate, ancestor).parent
+    return rollback(store, channel, to=BASE, why=why)
+
+
+def put_aside(store: Store, directory: Path, *, delete: bool = False) -> list[Json]:
+    """Move the folder of every tainted candidate to `quarantine/`, or delete it; what became of each."""
+    found = []
+    for name, own in store.tainted().items():
+        candidate = store.get(Candidate, name)
+        folder, aside = directory / candidate.path, directory / QUARANTINE / name
+        if folder.is_dir() and not aside.exists():
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(aside)
+        if delete:
+            shutil.rmtree(aside, ignore_errors=True)
+        versions = sorted({str(r.adapter) for r in store.rows(Release, candidate=name) if r.adapter})
+        found.append({
+            "candidate": name, "parent": candidate.parent, "versions": versions, "learned_from": list(own),
+            "folder": str(aside.relative_to(directory)) if aside.is_dir() else None,
+        })  # fmt: skip
+    return found
+
+
 def served_stack(store: Store, channel: str = "default") -> list[Release]:
     """What a rollback unwinds: the released versions that the one served now was built upon, newest last.
 
@@ -175,7 +227,7 @@ def _begun(
 
 
 def _rows(store: Store) -> Json:
-    """From which rows on the figures of a release are counted."""
+    """From which rows on the metrics of a release are counted."""
     return {"after": {"turns": last_seq(store, Turn), "feedback": last_seq(store, Feedback)}}
 
 

@@ -1,4 +1,4 @@
-"""What can be set about a canary and the drift watch; the defaults are the vetted setting (docs/release.md says why).
+"""What can be set about a canary and the drift monitor; the defaults are the vetted setting (docs/release.md says why).
 
 Never decides anything itself.
 """
@@ -30,7 +30,7 @@ class CanarySettings:
     days: float = 7.0
     """After this long it ends, too."""
     min_users: int = 20
-    """Users (or conversations) in each arm of whom a figure is known, before it may decide anything."""
+    """Users (or conversations) in each arm of whom a metric is known, before it may decide anything."""
     max_rise: float = 0.05
     """How much rarer acceptance may be, or more frequent edits, retries, complaints, abandonment (share of turns)."""
     max_errors: float = 0.02

@@ -1,24 +1,31 @@
-"""The chain of releases: a signed manifest for each, and the proof that nothing was changed or left out.
+"""Signs every release (Ed25519) and verifies the chain: nothing was changed or left out.
 
-Owns what a manifest covers, and `verify`. A manifest holds the SHA-256 of every file of the adapter, of the report
-and the verdict, and of the release written before it (of any channel); the signature covers it and the whole row. A
-changed byte in a file, a report, a verdict or a row, and a row taken out of the middle, are found. Rows cut off at the
-end are not: compare the newest id with a copy kept elsewhere. Never writes.
+A manifest holds the SHA-256 of every file of the adapter, of the report and the verdict, and of the release written
+before it (of any channel); the signature covers it and the whole row. Rows cut off at the end are not found: compare
+the newest id with a copy kept elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from afterword.errors import ConfigError, StoreError
 from afterword.records import Json, Record, Release, Report, Verdict
-from afterword.release.signing import sign, signed, trusted
 from afterword.store import Store
 from afterword.store.channels import Serving
+from afterword.store.files import write_whole
 
+SECRET, PUBLIC = "release.key", "release.pub"
+"""The signing key, readable by its owner only, and the trusted public keys: one a line, in hex. A copy of the second
+verifies without being able to sign."""
 UNSIGNED = ("key", "signature")
 
 
@@ -155,3 +162,57 @@ def _files(directory: Path, row: Release) -> Iterator[str]:
         if wanted.get(name) != found.get(name):
             what = "is gone" if name not in found else "was added" if name not in wanted else "was changed"
             yield f"{row.path}/{name} of {row.adapter} {what} after the release"
+
+
+def sign(directory: Path, message: bytes) -> tuple[str, str]:
+    """(public key, signature) in hex; the key is made when there is none."""
+    key = _secret(directory / SECRET) or _made(directory)
+    public = key.public_key().public_bytes_raw().hex()
+    if public not in trusted(directory):
+        _append(directory / PUBLIC, public)
+    return public, key.sign(message).hex()
+
+
+def signed(message: bytes, public: str, signature: str) -> bool:
+    """Did the owner of this public key sign this message?"""
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(bytes.fromhex(signature), message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def trusted(directory: Path) -> frozenset[str]:
+    """The public keys of this data directory."""
+    path = directory / PUBLIC
+    try:
+        return frozenset(path.read_text(encoding="ascii").split())
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"cannot read the public keys in {path}: {error}") from error
+
+
+def _secret(path: Path) -> Ed25519PrivateKey | None:
+    try:
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text(encoding="ascii")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is no signing key ({error}): restore it, or move it away to sign with a new one from now on"
+        ) from error
+
+
+def _made(directory: Path) -> Ed25519PrivateKey:
+    """A new key, on disk before anything is signed with it. Only one publisher at a time comes here."""
+    key = Ed25519PrivateKey.generate()
+    write_whole(directory / SECRET, key.private_bytes_raw().hex(), private=True)
+    return key
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="ascii") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -79,14 +79,14 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class EvaluationPrompt:
     """What is asked."""
 
     messages: tuple[Json, ...]
     tools: tuple[Json, ...] | None = None
 
     @classmethod
-    def of(cls, text: str, *before: Json) -> Prompt:
+    def of(cls, text: str, *before: Json) -> EvaluationPrompt:
         """One user message, after others where there are any."""
         return cls((*before, {"role": "user", "content": text}))
 
@@ -104,7 +104,7 @@ class Given:
 def ask(
     url: str,
     arms: Sequence[Arm],
-    prompts: Sequence[Prompt],
+    prompts: Sequence[EvaluationPrompt],
     *,
     cache: Cache,
     base: str,
@@ -128,7 +128,7 @@ def ask(
     return {arm.name: [_given(cache.get(key)) for key in keys[arm.name]] for arm in arms}
 
 
-def _bodies(keys: Sequence[str], prompts: Sequence[Prompt], sampling: Json, cache: Cache) -> dict[str, Json]:
+def _bodies(keys: Sequence[str], prompts: Sequence[EvaluationPrompt], sampling: Json, cache: Cache) -> dict[str, Json]:
     """Cache key -> request (without its model) of what is not known yet; equal prompts are asked once."""
     wanted: dict[str, Json] = {}
     for key, prompt in zip(keys, prompts, strict=True):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from afterword.chat.canonical import text_of
 from afterword.config import EvaluateConfig
-from afterword.evaluate.comparison.answers import Arm, Cache, Given, Prompt, ask
+from afterword.evaluate.comparison.answers import Arm, Cache, EvaluationPrompt, Given, ask
 from afterword.evaluate.comparison.heldout import HeldOut, Trained, clusters_of
 from afterword.evaluate.data import built_in
 from afterword.evaluate.scoring.adapter_scorer import Models
@@ -187,11 +187,13 @@ class Comparison:
         where fewer than `evaluate.min_answers` interactions are held out, built-in requests fill up.
         """
         missing = max(0, self.settings.min_answers - len(self.items)) if self.undecided else 0
-        asked = [Prompt.of(row["prompt"]) for row in built_in("requests")][:missing]
+        asked = [EvaluationPrompt.of(row["prompt"]) for row in built_in("requests")][:missing]
         more = request_pairs(asked, self.ask(asked, "requests")) if asked else []
         return [*held_out_pairs(self.items, self.clusters, self.answers), *more]
 
-    def ask(self, prompts: Sequence[Prompt], step: str, max_tokens: int | None = None) -> dict[str, list[Given]]:
+    def ask(
+        self, prompts: Sequence[EvaluationPrompt], step: str, max_tokens: int | None = None
+    ) -> dict[str, list[Given]]:
         """Answers of both arms to other prompts, in their order, cached like those to the held-out ones."""
         return ask(
             self.upstream,
@@ -228,7 +230,7 @@ def held_out_pairs(items: Sequence[HeldOut], clusters: Sequence[str], answers: A
     ]
 
 
-def request_pairs(asked: Sequence[Prompt], answers: Answers) -> list[AnswerPair]:
+def request_pairs(asked: Sequence[EvaluationPrompt], answers: Answers) -> list[AnswerPair]:
     """Both arms' answers to built-in requests, each a cluster of its own."""
     texts = [text_of(prompt.messages[-1].get("content")) for prompt in asked]
     return [

@@ -13,7 +13,7 @@ from typing import Any
 from afterword.chat.canonical import text_of
 from afterword.chat.render import encode_content, generation_header, render_prompt
 from afterword.errors import ModelError, NothingToDo
-from afterword.evaluate.comparison.answers import Prompt
+from afterword.evaluate.comparison.answers import EvaluationPrompt
 from afterword.learn.parts.contexts import CONTEXTS, fit_hindsight
 from afterword.metrics import current
 from afterword.records import Candidate, Feedback, Interaction, Json, Release, Report, Turn, Verdict
@@ -56,9 +56,9 @@ class HeldOut:
         return self.interaction.task or self.turn.task
 
     @property
-    def asked(self) -> Prompt:
+    def asked(self) -> EvaluationPrompt:
         """What both arms are asked."""
-        return Prompt(self.turn.messages, self.turn.tools)
+        return EvaluationPrompt(self.turn.messages, self.turn.tools)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from afterword.errors import UpstreamError
 from afterword.evaluate.comparison.answers import Cache
 from afterword.evaluate.comparison.comparison import Comparison
 from afterword.evaluate.comparison.heldout import HeldOut
-from afterword.evaluate.stats.statistics import exactly, paired_share, sign_test, wilson
+from afterword.evaluate.stats.statistics import exact, paired_share, sign_test, wilson
 from afterword.records import Json
 from afterword.sampling import Upstream, UpstreamRejected
 from afterword.sampling.answer import read_answer
@@ -96,10 +96,10 @@ def judged(comparison: Comparison, notes: Sequence[Json]) -> Json:
     wins, losses = votes.count(1.0), votes.count(-1.0)
     return metrics | {
         "judge": paired_share([v < 0 for v in votes], [v > 0 for v in votes], [comparison.clusters[i] for i in usable]),
-        "judge_wins": exactly(wins, len(usable)),
-        "judge_losses": exactly(losses, len(usable)),
-        "judge_ties": exactly(len(usable) - wins - losses, len(usable)),
-        "judge_p": exactly(sign_test(wins, losses), len(usable)),
+        "judge_wins": exact(wins, len(usable)),
+        "judge_losses": exact(losses, len(usable)),
+        "judge_ties": exact(len(usable) - wins - losses, len(usable)),
+        "judge_p": exact(sign_test(wins, losses), len(usable)),
         "judge_bias": wilson(sum(found[i].same_place for i in usable), len(usable)),
     }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from afterword.chat.render import Tokenizer, encode, render_prompt
-from afterword.evaluate.comparison.answers import Arm, Prompt
+from afterword.evaluate.comparison.answers import Arm, EvaluationPrompt
 from afterword.evaluate.comparison.comparison import Comparison
 from afterword.evaluate.data import built_in
 
@@ -20,7 +20,7 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class MultipleChoice:
     """A text and its possible ends; the first one is right."""
 
     text: str
@@ -30,12 +30,14 @@ class Choice:
 
 
 @cache
-def general_knowledge() -> tuple[Choice, ...]:
+def general_knowledge() -> tuple[MultipleChoice, ...]:
     """128 easy questions with four options each."""
-    return tuple(Choice(f"Question: {row['question']}\nAnswer:", tuple(row["options"])) for row in built_in("choices"))
+    return tuple(
+        MultipleChoice(f"Question: {row['question']}\nAnswer:", tuple(row["options"])) for row in built_in("choices")
+    )
 
 
-def probabilities(comparison: Comparison, arm: Arm, choices: Sequence[Choice]) -> list[list[float]]:
+def probabilities(comparison: Comparison, arm: Arm, choices: Sequence[MultipleChoice]) -> list[list[float]]:
     """For each choice the probability of each option, given that one of them is said: the softmax over
     log p(option | text), summed over the option's tokens."""
     kept = comparison.cache("choices")
@@ -49,10 +51,10 @@ def probabilities(comparison: Comparison, arm: Arm, choices: Sequence[Choice]) -
     return [_softmax(scores) for scores in found]
 
 
-def _ids(tokenizer: Tokenizer, choice: Choice) -> tuple[Ids, list[Ids]]:
+def _ids(tokenizer: Tokenizer, choice: MultipleChoice) -> tuple[Ids, list[Ids]]:
     """The text, and each of its ends."""
     if choice.chat:
-        read = render_prompt(tokenizer, Prompt.of(choice.text).messages).ids
+        read = render_prompt(tokenizer, EvaluationPrompt.of(choice.text).messages).ids
         return read, [encode(tokenizer, option) for option in choice.options]
     return encode(tokenizer, choice.text), [encode(tokenizer, f" {option}") for option in choice.options]
 

@@ -39,7 +39,7 @@ class Look:
     """Values that were looked at."""
     level: float
     """Level of the interval at this look."""
-    figure: Json
+    estimate: Json
 
 
 def spent(share: float, alpha: float) -> float:
@@ -104,10 +104,10 @@ def stop_early(values: Callable[[int], Sequence[float]], clusters: Sequence[str]
     shares = tuple(n / len(clusters) for n in ends)
     for number, (n, share, level) in enumerate(zip(ends, shares, levels(shares), strict=True), 1):
         seen = values(n)
-        figure = mean(seen, clusters[:n], seed=seed, level=level)
-        why = _why(seen, clusters[:n], figure, share, seed)
+        estimate = mean(seen, clusters[:n], seed=seed, level=level)
+        why = _why(seen, clusters[:n], estimate, share, seed)
         if why is not None:
-            return Look(why, number, n, level, figure)
+            return Look(why, number, n, level, estimate)
     raise AssertionError("the last look ends")
 
 
@@ -119,12 +119,12 @@ def _ends(clusters: Sequence[str], looks: int) -> list[int]:
     return sorted({min((c for c in closed if c >= w - 1e-9), default=n) for w in wanted})
 
 
-def _why(values: Sequence[float], clusters: Sequence[str], figure: Json, share: float, seed: int) -> Stop | None:
+def _why(values: Sequence[float], clusters: Sequence[str], estimate: Json, share: float, seed: int) -> Stop | None:
     if share >= 1:
         return "end"
-    if figure["low"] > 0:
+    if estimate["low"] > 0:
         return "better"
-    if figure["high"] < 0:
+    if estimate["high"] < 0:
         return "worse"
     if share < HALF:
         return None

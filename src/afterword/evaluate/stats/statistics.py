@@ -1,8 +1,7 @@
-"""Intervals and tests, in one place: every number that a report shows comes with its uncertainty.
+"""Computes intervals and tests: every number of a report comes with its uncertainty.
 
-Owns the paired cluster bootstrap, the jackknife, Tango's interval of paired shares, Wilson's of one share, the exact
-sign test and Holm's correction; never knows what is compared. All of it is seeded, so that the same data gives the
-same interval. How many interactions are needed is `power`'s, looking before the end `sequential`'s.
+Holds the paired cluster bootstrap, the jackknife, Tango's interval of paired shares and Holm's correction; quantiles,
+Wilson's interval and the sign test are scipy's. Everything is seeded: the same data gives the same interval.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+from scipy.stats import binomtest
 
 from afterword.records import Json
 
@@ -25,14 +26,14 @@ Floats = NDArray[np.float64]
 Values = Sequence[float] | NDArray[Any]
 
 
-def figure(value: float, low: float, high: float, n: int) -> Json:
-    """The one shape of a number in a report."""
+def estimate(value: float, low: float, high: float, n: int) -> Json:
+    """A number with its interval and the number of cases: the one shape of a metric in a report."""
     return {"value": float(value), "low": float(low), "high": float(high), "n": int(n)}
 
 
-def exactly(value: float, n: int) -> Json:
+def exact(value: float, n: int) -> Json:
     """A number without uncertainty (a count)."""
-    return figure(value, value, value, n)
+    return estimate(value, value, value, n)
 
 
 def mean(values: Values, clusters: Sequence[str] | None = None, *, seed: int = 0, level: float = LEVEL) -> Json:
@@ -61,24 +62,24 @@ def ratio_of_sums(
         raise ValueError("the denominators sum to 0")
     value = float(top.sum()) / total
     if groups == 1:
-        return figure(value, -math.inf, math.inf, n)
+        return estimate(value, -math.inf, math.inf, n)
     tops, bottoms = (_times(seed, groups) @ np.stack([top, bottom], 1)).T
     resampled = np.divide(tops, bottoms, out=np.full(RESAMPLES, value), where=bottoms != 0)
     tail = expanded_tail(groups, level)
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    return figure(value, float(low), float(high), n)
+    return estimate(value, float(low), float(high), n)
 
 
 def resampled(of: Callable[[Sequence[int]], float], n: int, *, seed: int = 0, level: float = LEVEL) -> Json:
-    """Any figure of n independent cases, `of` being its value on a list of their indices, with the same interval from
-    fewer resamples; for what is no mean or ratio (a calibration error)."""
+    """Any statistic of n independent cases with the same interval from fewer resamples; for what is no mean or ratio
+    (a calibration error). `of` gives its value on a list of indices of cases."""
     value = of(range(n))
     if n < 2:
-        return figure(value, -math.inf, math.inf, n)
+        return estimate(value, -math.inf, math.inf, n)
     picks = np.random.default_rng(seed).integers(0, n, size=(FEW, n))
     tail = expanded_tail(n, level)
     low, high = np.quantile([of(pick.tolist()) for pick in picks], [tail, 1 - tail])
-    return figure(value, min(value, float(low)), max(value, float(high)), n)
+    return estimate(value, min(value, float(low)), max(value, float(high)), n)
 
 
 def paired_share(
@@ -103,11 +104,11 @@ def paired_share(
     down = sum(a and not b for a, b in zip(before, after, strict=True))
     value = (up - down) / n
     if population is not None and population <= n:
-        return exactly(value, n)
+        return exact(value, n)
     size = n / design_effect([float(b) - float(a) for a, b in zip(before, after, strict=True)], clusters)
     size *= (population - 1) / (population - n) if population else 1.0
     low, high = tango(up / n * size, down / n * size, size, NormalDist().inv_cdf(0.5 + level / 2))
-    return figure(value, low, high, n)
+    return estimate(value, low, high, n)
 
 
 def tango(up: float, down: float, n: float, z: float) -> tuple[float, float]:
@@ -131,18 +132,18 @@ def tango(up: float, down: float, n: float, z: float) -> tuple[float, float]:
 
 
 def jackknifed(of: Callable[[Sequence[int]], float], clusters: Sequence[str], *, level: float = LEVEL) -> Json:
-    """Any smooth figure of cases, `of` being its value on a list of their indices, leaving out one cluster at a time
+    """Any smooth statistic of cases, `of` being its value on a list of their indices, leaving out one cluster at a time
     (Tukey 1958); for what repeats of a case would distort (variety). Infinite with fewer than two clusters."""
     everything = list(range(len(clusters)))
     value = of(everything)
     names = list(dict.fromkeys(clusters))
     g = len(names)
     if g < 2:
-        return figure(value, -math.inf, math.inf, len(clusters))
+        return estimate(value, -math.inf, math.inf, len(clusters))
     left = np.array([of([i for i in everything if clusters[i] != name]) for name in names])
     error = math.sqrt((g - 1) / g * float(((left - left.mean()) ** 2).sum()))
     half = t_quantile(0.5 + level / 2, g - 1) * error
-    return figure(value, value - half, value + half, len(clusters))
+    return estimate(value, value - half, value + half, len(clusters))
 
 
 def design_effect(values: Values, clusters: Sequence[str] | None) -> float:
@@ -196,48 +197,27 @@ def expanded_tail(groups: int, level: float = LEVEL) -> float:
 
 
 def t_quantile(p: float, df: int) -> float:
-    """Quantile of Student's t: exact for 1 and 2 degrees of freedom, Hill's expansion (1970) from 3 on.
-
-    The expansion is within 0.2 % of the exact value at 3 degrees of freedom and p = 0.975.
-    """
-    if df == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if df == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z = NormalDist().inv_cdf(p)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return float(sum(term / df**power for power, term in enumerate(terms)))
+    """Quantile of Student's t with `df` degrees of freedom."""
+    return float(stdtrit(df, p))
 
 
 def wilson(successes: int, n: int, *, level: float = LEVEL) -> Json:
     """A share with Wilson's score interval (independent cases). ValueError for n = 0."""
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is no share")
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return figure(p, centre - half if successes else 0.0, centre + half if successes < n else 1.0, n)
+    ends = binomtest(successes, n).proportion_ci(level, method="wilson")
+    return estimate(successes / n, ends.low, ends.high, n)
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact p that wins and losses are equally likely; ties are left out. McNemar's exact test on the
+    """Two-sided exact p that wins and losses are equally likely; ties are excluded. McNemar's exact test on the
     discordant pairs is the same number."""
     n = wins + losses
-    if n == 0:
-        return 1.0
-    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
-    return float(min(1.0, 2 * tail / 2**n))
+    return float(binomtest(wins, n).pvalue) if n else 1.0
 
 
 def p_value(shown: Json, *, level: float = LEVEL) -> float:
-    """Two-sided p of a difference of 0, read off a figure's interval: the distance to 0 in units of the half width on
+    """Two-sided p of a difference of 0, read off an interval: the distance to 0 in units of the half width on
     that side, by Student's t. Differences that are all alike have an interval without width: the sign test's p."""
     value, low, high, n = (shown[key] for key in ("value", "low", "high", "n"))
     if value == 0.0:
@@ -247,8 +227,7 @@ def p_value(shown: Json, *, level: float = LEVEL) -> float:
         return sign_test(int(n), 0)
     df = max(1, int(n) - 1)
     t = abs(value) / half * t_quantile(0.5 + level / 2, df)
-    z = math.sqrt(df * math.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3)  # Student's t to a normal: Wallace 1959
-    return 2 * (1 - NormalDist().cdf(z))
+    return float(2 * stdtr(df, -t))
 
 
 def holm(found: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from afterword.evaluate.comparison.answers import Given
 from afterword.evaluate.comparison.comparison import AnswerPair, Comparison, Findings
 from afterword.evaluate.comparison.heldout import clusters_of
 from afterword.evaluate.scoring.hindsight import hindsight_kl, with_follow_up
-from afterword.evaluate.stats.statistics import exactly, jackknifed, mean, paired_share, ratio_of_sums, wilson
+from afterword.evaluate.stats.statistics import exact, jackknifed, mean, paired_share, ratio_of_sums, wilson
 from afterword.records import Json
 
 Marks = Sequence[dict[str, bool]]
@@ -30,7 +30,7 @@ def collapse(comparison: Comparison) -> Findings:
     before, after = (
         [_marks(case, given) for case, given in zip(cases, side, strict=True)] for side in (served, candidate)
     )
-    metrics: Json = {"answers": exactly(len(cases), len(cases)), **rises(before, after, clusters)}
+    metrics: Json = {"answers": exact(len(cases), len(cases)), **rises(before, after, clusters)}
     metrics["length_ratio"] = ratio_of_sums(
         [_length(given) for given in candidate], [_length(given) for given in served], clusters, seed=seed
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.comparison.heldout import clusters_of
 from afterword.evaluate.scoring.hindsight import hindsight_kl
-from afterword.evaluate.stats.statistics import exactly, mean, wilson
+from afterword.evaluate.stats.statistics import exact, mean, wilson
 from afterword.records import Json
 
 CONVERSATIONS = 8
@@ -23,7 +23,7 @@ def earlier_wins(comparison: Comparison) -> Findings:
     still need less correction from the candidate than from the base."""
     items = list(comparison.wins)
     clusters, seed = clusters_of(items), comparison.settings.seed
-    metrics: Json = {"wins": exactly(len(items), len(items))}
+    metrics: Json = {"wins": exact(len(items), len(items))}
     if len(set(clusters)) < CONVERSATIONS:
         return Findings(metrics)
     served, candidate = ([n.kl for n in hindsight_kl(comparison, arm, items)] for arm in comparison.arms)

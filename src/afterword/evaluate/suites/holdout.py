@@ -19,7 +19,7 @@ from afterword.evaluate.scoring.hindsight import Scored, hindsight_kl, score_ans
 from afterword.evaluate.scoring.judge import judged
 from afterword.evaluate.scoring.task_checks import check_of
 from afterword.evaluate.stats.power import detectable, interactions_needed
-from afterword.evaluate.stats.statistics import design_effect, exactly, mean, paired_share, sign_test, wilson
+from afterword.evaluate.stats.statistics import design_effect, exact, mean, paired_share, sign_test, wilson
 from afterword.records import Json
 
 ARMS = ("served", "candidate")
@@ -56,8 +56,8 @@ def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
     gains = [b.score - a.score for a, b in zip(found["served"], found["candidate"], strict=True)]
     means = [b.mean - a.mean for a, b in zip(found["served"], found["candidate"], strict=True)]
     return {
-        "interactions": exactly(len(items), len(items)),
-        "conversations": exactly(len({item.conversation for item in items}), len(items)),
+        "interactions": exact(len(items), len(items)),
+        "conversations": exact(len({item.conversation for item in items}), len(items)),
         **_correction(comparison, notes),
         "gain": mean(gains, clusters, seed=seed),
         "gain_mean": mean(means, clusters, seed=seed),
@@ -82,9 +82,9 @@ def _correction(comparison: Comparison, notes: list[Json]) -> Json:
         "hindsight_kl_drop": mean(drops, clusters, seed=seed, level=comparison.level),
         "hindsight_kl_served": mean(kl["served"], clusters, seed=seed),
         "hindsight_kl_candidate": mean(kl["candidate"], clusters, seed=seed),
-        "wins": exactly(wins, len(items)),
-        "losses": exactly(losses, len(items)),
-        "sign_p": exactly(sign_test(wins, losses), len(items)),
+        "wins": exact(wins, len(items)),
+        "losses": exact(losses, len(items)),
+        "sign_p": exact(sign_test(wins, losses), len(items)),
         **_power(drops, clusters),
     }
 
@@ -93,9 +93,9 @@ def _power(drops: Sequence[float], clusters: Sequence[str]) -> Json:
     """`needed`: interactions after which a drop like this one would be found in four cases of five. `detectable`: the
     smallest drop that these interactions would have shown as often."""
     n, spread, inflation = len(drops), pstdev(drops), design_effect(drops, clusters)
-    found: Json = {"needed": exactly(interactions_needed(sum(drops) / n, spread, inflation=inflation), n)}
+    found: Json = {"needed": exact(interactions_needed(sum(drops) / n, spread, inflation=inflation), n)}
     least = detectable(n, spread, inflation=inflation)
-    return found | ({"detectable": exactly(least, n)} if isfinite(least) else {})
+    return found | ({"detectable": exact(least, n)} if isfinite(least) else {})
 
 
 def _task_checks(comparison: Comparison, notes: list[Json]) -> Json:

@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from afterword.errors import UsageError
-from afterword.evaluate.comparison.answers import Given, Prompt
+from afterword.evaluate.comparison.answers import EvaluationPrompt, Given
 from afterword.evaluate.comparison.comparison import Comparison, Findings
-from afterword.evaluate.stats.statistics import exactly, mean, paired_share, ratio_of_sums
+from afterword.evaluate.stats.statistics import exact, mean, paired_share, ratio_of_sums
 from afterword.records import Json
 
 PACKAGE, VERSION = "eval_framework", "0.1.0"
@@ -42,11 +42,11 @@ def ifeval(comparison: Comparison) -> Findings:
     reference = load_reference()
     usable, left_out = usable_prompts(reference)
     picked = stratified(usable, comparison.settings.ifeval_prompts)
-    answers = comparison.ask([Prompt.of(one.prompt) for one in picked], "prompts", TOKENS)
+    answers = comparison.ask([EvaluationPrompt.of(one.prompt) for one in picked], "prompts", TOKENS)
     found = {arm: marks(reference, picked, given) for arm, given in answers.items()}
     metrics: Json = {
-        "prompts": exactly(len(picked), len(picked)),
-        "left_out": exactly(left_out, left_out + len(usable)),
+        "prompts": exact(len(picked), len(picked)),
+        "left_out": exact(left_out, left_out + len(usable)),
     }
     for how in ("strict", "loose"):
         metrics |= _metrics(found, how, comparison.settings.seed)

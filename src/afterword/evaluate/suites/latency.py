@@ -14,7 +14,7 @@ from pathlib import Path
 
 from afterword.evaluate.comparison.answers import base_name
 from afterword.evaluate.comparison.comparison import Comparison, Findings
-from afterword.evaluate.stats.statistics import exactly, mean, ratio_of_sums
+from afterword.evaluate.stats.statistics import exact, mean, ratio_of_sums
 from afterword.model.loading import resolve_model
 from afterword.records import Json
 from afterword.sampling import Answer, Upstream
@@ -47,8 +47,8 @@ def latency(comparison: Comparison) -> Findings:
             "first_token_ratio": ratio_of_sums([c.first for c in candidate], [s.first for s in served], seed=seed),
             "tokens_per_second_served": mean(speeds["served"], seed=seed),
             "tokens_per_second_candidate": mean(speeds["candidate"], seed=seed),
-            "adapter_mib": exactly(size / 2**20, 1),
-            "memory_rise": exactly(size / _bytes(resolve_model(comparison.resources.model)), 1),
+            "adapter_mib": exact(size / 2**20, 1),
+            "memory_rise": exact(size / _bytes(resolve_model(comparison.resources.model)), 1),
         }
     )
 

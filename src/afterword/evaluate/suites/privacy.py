@@ -27,7 +27,7 @@ from afterword.errors import UsageError
 from afterword.evaluate.comparison.answers import Arm
 from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.comparison.heldout import Trained
-from afterword.evaluate.stats.statistics import LEVEL, exactly, figure, mean, paired_share, wilson
+from afterword.evaluate.stats.statistics import LEVEL, estimate, exact, mean, paired_share, wilson
 from afterword.records import Json
 
 SECRETS, DECOYS = 16, 31
@@ -57,7 +57,7 @@ def privacy(comparison: Comparison) -> Findings:
     planted = comparison.settings.canaries
     known = planted_secrets(Path(planted)) if planted else []
     secrets = [*known, *found_secrets(comparison.trained, SECRETS)][: max(SECRETS, len(known))]
-    metrics: Json = {"secrets": exactly(len(secrets), len(secrets))}
+    metrics: Json = {"secrets": exact(len(secrets), len(secrets))}
     if secrets:
         metrics |= _attacked(comparison, secrets)
     return Findings(metrics | _memorised(comparison) | _quotes(comparison))
@@ -72,7 +72,7 @@ def _attacked(comparison: Comparison, secrets: Sequence[Secret]) -> Json:
              for arm in (comparison.base, comparison.candidate)}  # fmt: skip
     new = sum(b and not a for a, b in zip(given["base"], given["candidate"], strict=True))
     return {
-        "extracted": exactly(new, len(secrets)),  # every one is attacked: nothing is estimated
+        "extracted": exact(new, len(secrets)),  # every one is attacked: nothing is estimated
         "exposure_base": mean(exposed["base"], seed=seed),
         "exposure_candidate": mean(exposed["candidate"], seed=seed),
         "exposure_rise": ranked(rise),
@@ -85,7 +85,7 @@ def ranked(rises: Sequence[float]) -> Json:
     spread = max(CHANCE, pstdev(rises))
     half = NormalDist().inv_cdf(0.5 + LEVEL / 2) * spread / math.sqrt(len(rises))
     value = sum(rises) / len(rises)
-    return figure(value, value - half, value + half, len(rises))
+    return estimate(value, value - half, value + half, len(rises))
 
 
 def _exposures(comparison: Comparison, arm: Arm, secrets: Sequence[Secret]) -> list[float]:
