@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import runpy
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -71,3 +76,43 @@ def test_numbers_are_written_with_their_unit() -> None:
     assert interval(-0.00001, -0.1, 0.1, "score") == "0.000 [-0.100, 0.100]"
     assert interval(0.5, float("-inf"), float("inf"), "share") == "50.0 % [unknown, unknown]"
     assert interval(0.0123, 0.0123, 0.0123, "p") == "0.012"
+
+
+USES_THE_SUITE = """
+from types import SimpleNamespace as Simple
+from afterword.evaluate.comparison.answers import Arm, Given
+from afterword.evaluate.report.report_html import render_report
+from afterword.evaluate.suites import SUITES
+from afterword.records import Candidate, Report
+from afterword.release.gate import GateThresholds, decide
+
+polite, curt = Given("Please sit.", None, "stop"), Given("Sit.", None, "stop")
+arms = Arm("served", None, None), Arm("candidate", None, None)
+answers = {"served": [polite] * 20, "candidate": [polite] * 8 + [curt] * 12}
+found = SUITES["tone"](Simple(arms=arms, answers=answers, clusters=[str(i) for i in range(20)])).metrics
+report = Report(id="r", candidate="c", against=None, suites={"tone": found})
+verdict = decide(report, GateThresholds(required=()))
+print(verdict.reasons[0], decide(report, GateThresholds(required=(), min_polite=-0.9)).passed)
+print("Polite answers" in render_report(
+    Candidate(id="c", path="p", base="b", parent=None, interactions=(), recipe={}), report, verdict
+))
+"""
+
+
+def test_adding_a_suite_is_one_file_and_one_line_as_the_docs_say(tmp_path: Path) -> None:
+    page = (ROOT / "docs/evaluation.md").read_text("utf-8").partition("## Add a suite")[2]
+    file, line = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "src/afterword/evaluate/suites/tone.py").write_text(file, encoding="utf-8")
+    table = tmp_path / "src/afterword/metrics.py"
+    before, marker, after = table.read_text("utf-8").partition("_LATENCY,\n")
+    assert marker
+    table.write_text(f"{before}{marker}        {line}{after}", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", USES_THE_SUITE], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "Polite answers: 60.0 points fewer [34.2, 78.1] (n = 20), at most 20 allowed at the upper end: no True", "True",
+    ]  # fmt: skip
