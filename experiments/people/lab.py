@@ -26,7 +26,7 @@ from afterword.chat.text_metrics import loops
 from afterword.cli.demo import wait_for_release
 from afterword.cli.demo_processes import serving
 from afterword.config import EvaluateConfig
-from afterword.evaluate.scoring.adapter_scorer import Models
+from afterword.evaluate.scoring.adapter_scorer import AdapterScorer
 from afterword.evaluate.suites.forgetting import PREFIX, general
 from afterword.feedback.settings import CollectSettings
 from afterword.learn.recipes import Recipe, recipe
@@ -217,7 +217,7 @@ class Lab:
                 prompt = render_prompt(tokenizer, entry["messages"]).ids
                 pairs.append((prompt, (*encode(tokenizer, entry["answer"]), end)))
         with self.timed("general"):
-            models = Models.load(self.model, self.device)
+            models = AdapterScorer.load(self.model, self.device)
             models.add("candidate", self.directory / candidate.path)
             sums = [sum(column) for column in zip(*models.drift("candidate", pairs), strict=True)]
         tokens = sum(len(scored) for _, scored in pairs)

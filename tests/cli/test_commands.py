@@ -285,7 +285,7 @@ REFUSED = [
     ("train.options.foo=1", "takes no 'foo'"),
     ("train.verifier=nosuch:thing", "the verifier 'nosuch:thing' cannot be imported"),
     ("train.revise=target", "learns from a teacher"),
-    ('evaluate.suites=["holdot"]', "there is no suite 'holdot'"),
+    ('evaluate.suites=["holdot"]', "unknown suite 'holdot'"),
     ('evaluate.checks={"sums": "jsn"}', "evaluate.checks has 'jsn'"),
 ]
 

@@ -20,7 +20,7 @@ from afterword.errors import AdapterError, UsageError
 from afterword.evaluate.comparison.comparison import Comparison, Findings
 from afterword.evaluate.comparison.heldout import Trained, clusters_of, earlier_wins, trained_on
 from afterword.evaluate.run import evaluate_candidate
-from afterword.evaluate.scoring.adapter_scorer import Models
+from afterword.evaluate.scoring.adapter_scorer import AdapterScorer
 from afterword.evaluate.scoring.multiple_choice import general_knowledge
 from afterword.evaluate.suites import SUITES
 from afterword.evaluate.suites.calibration import brier, ece, overconfidence
@@ -342,7 +342,7 @@ def test_latency_is_paired_and_counts_the_adapters_bytes(
 def test_ends_of_a_text_that_is_read_once_are_as_likely_as_each_read_alone(
     tiny: str, adapters: dict[str, Path], adapter: str | None
 ) -> None:
-    models = Models.load(tiny)
+    models = AdapterScorer.load(tiny)
     models.add("small", adapters["small"])
     dice = np.random.default_rng(2)
 
@@ -360,7 +360,7 @@ def test_ends_of_a_text_that_is_read_once_are_as_likely_as_each_read_alone(
 
 
 def test_greedy_hits_are_what_greedy_decoding_writes(tiny: str) -> None:
-    models = Models.load(tiny)
+    models = AdapterScorer.load(tiny)
     read = (5, 9, 30)
     with torch.no_grad():
         written = models._model.generate(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from afterword.errors import ConfigError
-from afterword.evaluate.scoring.adapter_scorer import Models
+from afterword.evaluate.scoring.adapter_scorer import AdapterScorer
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.teachers import BASE, EMA, LIVE, START, Copy, Released, Routed, Teacher
 from afterword.learn.recipes import Lora, Recipe, sdpo_interactions
@@ -119,11 +119,13 @@ def test_a_run_leaves_a_folder_that_peft_loads_and_that_is_measured_as_it_was_tr
     with torch.no_grad():
         logs = tuned(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     want = logs.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
-    measured = Models(load_model(model, dtype="float32"))
+    measured = AdapterScorer(load_model(model, dtype="float32"))
     measured.add("new", result.path)
     assert measured.log_probs("new", [(prompt, completion)])[0] == pytest.approx(want, abs=1e-4)
     base = measured.log_probs(None, [(prompt, completion)])[0]
-    assert base == pytest.approx(Models(load_model(model, dtype="float32")).log_probs(None, [(prompt, completion)])[0])
+    assert base == pytest.approx(
+        AdapterScorer(load_model(model, dtype="float32")).log_probs(None, [(prompt, completion)])[0]
+    )
     kl, lost, kept = measured.drift("new", [(prompt, completion)])[0]
     assert (lost, kept) == pytest.approx((-sum(base), -sum(want)), abs=1e-3) and kl > 0
     assert measured.options("new", [(prompt, [completion])])[0] == pytest.approx([sum(want)], abs=1e-3)

@@ -1,7 +1,7 @@
-"""A candidate against what is served: run the suites, put their findings into a Report.
+"""Runs the suites on a candidate and what is served, and puts their findings into a Report.
 
-Owns the order, the recording of a suite that fails, the examples, and that the folder measured is the folder reported;
-never decides whether the candidate is good.
+Records a suite that fails, chooses the examples, and makes sure that the folder measured is the folder reported. Never
+decides whether the candidate is good.
 """
 
 from __future__ import annotations
@@ -52,15 +52,34 @@ def evaluate_candidate(
     device: str = "auto",
     progress: Progress = _quiet,
 ) -> Report:
-    """Measure a candidate in pairs with what is served (the base model when `served_path` is None).
+    """Measure a candidate in pairs with what is served.
 
-    `interactions` are held-out ones (`held_out(store, n)`); `model` names the base (the embedded one, a folder, a hub
-    id); `upstream` is the URL of a model server that reads adapter folders of this machine. `checks` are programs of
-    the caller whose marks are reported and never decide; `wins` and `trained` are what earlier releases made better
-    and what the candidate learned from. `suites` are the settings' unless named here. `cache` is a folder for answers
-    and scores: a second run on the same bytes asks nothing again. Raises NothingToDo without held-out interactions,
-    AdapterError when a folder is missing or changes meanwhile, ModelError when the base is missing; a suite that fails
-    is written into the report as {"error": why}.
+    Args:
+        candidate: The candidate's row.
+        candidate_path: Its adapter folder.
+        served_path: Adapter folder of what is served; None is the base model.
+        served_candidate: Its row, where it has one.
+        interactions: Held-out ones, oldest first (`held_out`); the newest `settings.max_interactions` are used.
+        model: The base: the embedded one, a folder or a hub id.
+        upstream: URL of a model server that reads adapter folders of this machine.
+        settings: `[evaluate]`; the defaults without it.
+        checks: Programs of the caller by name; their marks are reported and never decide.
+        wins: Interactions that earlier releases made better.
+        trained: Interactions that the candidate was trained on.
+        suites: Names; those of the settings without it.
+        cache: Folder for answers and scores; a second run on the same bytes asks for nothing again.
+        api_key: For the model server.
+        device: Where the base model scores.
+        progress: Called with (suite and its step, done, total).
+
+    Returns:
+        The report. A suite that fails is in it as {"error": why}.
+
+    Raises:
+        NothingToDo: No held-out interaction.
+        AdapterError: A folder is missing, or changed while it was measured.
+        ModelError: The base is missing.
+        UsageError: A suite is unknown.
     """
     started = time.monotonic()
     settings = settings or EvaluateConfig()
@@ -127,12 +146,10 @@ def _about(comparison: Comparison) -> Json:
 
 
 def _unchanged(comparison: Comparison) -> None:
-    """AdapterError when an arm's folder is no longer what it was: half of the figures would be of other bytes."""
+    """AdapterError when an arm's folder is no longer what it was: half of the metrics would be of other bytes."""
     for arm in comparison.arms:
         if arm.path is not None and folder_hash(arm.path) != arm.content:
-            raise AdapterError(
-                f"the adapter folder {str(arm.path)!r} was changed while it was measured: measure it again"
-            )
+            raise AdapterError(f"the adapter folder {str(arm.path)!r} changed while it was measured: evaluate again")
 
 
 def chosen(suites: Iterable[str]) -> list[str]:
@@ -140,7 +157,7 @@ def chosen(suites: Iterable[str]) -> list[str]:
     names = list(dict.fromkeys(suites))
     for name in names:
         if name not in SUITES:
-            raise UsageError(f"there is no suite {name!r}; the suites are {', '.join(SUITES)}", param="suite")
+            raise UsageError(f"unknown suite {name!r}; the suites are {', '.join(SUITES)}", param="suite")
     return names
 
 

@@ -1,7 +1,6 @@
-"""The evaluate stage: Candidate row in, Report row out.
+"""Evaluates a candidate of the store: Candidate row in, one Report row out, nothing else written.
 
-Owns what the stage reads from the store and where the cache lies; the measuring is `run`'s. Writes one Report and
-nothing else.
+Chooses the rows that are measured and the place of the cache; `run` measures.
 """
 
 from __future__ import annotations
@@ -54,10 +53,24 @@ def evaluate_stage(
     suites: Iterable[str] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Report:
-    """Measure `candidate` against what `channel` serves now and write the Report.
+    """Measure a candidate against what its channel serves now, and write the report.
 
-    `engine` is the URL of a model server that reads this machine's folders. Raises NothingToDo without held-out
-    interactions or when the candidate is what is served, AdapterError, ModelError.
+    Args:
+        store: Where the rows are.
+        directory: The data directory, with the adapter folders and the cache.
+        candidate: The candidate.
+        settings: `[evaluate]`.
+        engine: URL of a model server that reads this machine's folders.
+        channel: Whose requests it is for.
+        device: Where the base model scores.
+        checks: Programs of the caller by name; reported only.
+        suites: Names; those of the settings without it.
+        progress: Called with (suite and its step, done, total).
+
+    Raises:
+        NothingToDo: No held-out interaction that the base can read, or the candidate is served already.
+        AdapterError: A folder is missing or changed.
+        ModelError: The base is missing.
     """
     served = _served(store, candidate, channel)
     longest, vocabulary = model_sizes(resolve_model(candidate.base))
@@ -66,8 +79,8 @@ def evaluate_stage(
     too_long = fit.excluded
     if too_long and not items:
         raise NothingToDo(
-            f"all {too_long} held-out interactions are longer than the {fit.longest} tokens that {candidate.base} "
-            "reads, or refused by its chat template: nothing can be measured on them. Wait for shorter ones."
+            f"all {too_long} held-out interactions exceed the context of {candidate.base} ({fit.longest} tokens), or "
+            "its chat template rejects them: wait for shorter conversations"
         )
     report = evaluate_candidate(
         candidate=candidate,

@@ -1,6 +1,6 @@
-"""One canary: both arms' metrics as they come in, and the decision when there is one.
+"""Decides a canary from both arms' metrics as they come in.
 
-Owns the rule. Approval decides: surely higher promotes, surely lower rolls back. Every other metric guards: surely
+Approval decides: surely higher promotes, surely lower rolls back. Every other metric guards: surely
 worse by more than its limit rolls back. "Surely" holds for all looks together (see `sequential`): approval gets half
 of alpha, the guards share the other half. At the horizon a candidate that is shown not to be worse by the smallest
 effect that matters is promoted, and any other rolled back. Never writes a row.

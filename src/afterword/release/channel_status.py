@@ -1,7 +1,4 @@
-"""How every channel stands: what it serves, its canary, its versions' live metrics, its alarms.
-
-Owns a query for people; reads rows and writes none.
-"""
+"""Reports every channel: what it serves, its canary, its versions' live metrics, its alarms. Writes nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The drift monitor: does a version that is served still do as well as before?
+"""Compares windows of turns: does a version that is served still do as well as before?
 
-Owns the comparison of windows of turns. A window of the served version is compared with the last window of the
+A window of the served version is compared with the last window of the
 version before it, and with its own first one. Windows do not overlap, the k-th gets 6 / (pi k)^2 of alpha, and both
 comparisons share that: over the whole life of a version a false alarm comes with probability alpha at most. A window
 is judged when its users had time to react. Never writes a row.

@@ -32,12 +32,24 @@ QUARANTINE = "quarantine"
 def publish(
     store: Store, candidate: Candidate, verdict: Verdict, channel: str = "default", name: str = "afterword"
 ) -> Release:
-    """Serve `candidate` on `channel` from now on, as version `NAME@v000001` and up.
+    """Serve a candidate on a channel from now on, as version `NAME@v000001` and up.
 
-    The verdict must be written, be about this candidate, and have passed or carry an override {by, why}; its report
-    must have compared the candidate with what the channel serves at this moment, on the bytes that are in the
-    folder now. Raises GateRefused, NothingToDo (already served), ConflictError (another release came in between, or
-    a canary runs), AdapterError (folder gone, corrupt or changed).
+    Args:
+        store: Where the rows are.
+        candidate: The candidate.
+        verdict: Written, about this candidate, and passed or with an override {by, why}. Its report must have compared
+            the candidate with what the channel serves at this moment, on the bytes that are in the folder now.
+        channel: Whose requests get it.
+        name: Of the versions.
+
+    Returns:
+        The release row; the gateway follows it.
+
+    Raises:
+        GateRefused: The verdict neither passed nor carries an override.
+        NothingToDo: The channel serves the candidate already.
+        ConflictError: Another release came in between, or a canary runs.
+        AdapterError: The folder is gone, corrupt or changed.
     """
     return _begun(store, candidate, verdict, channel, name, None)
 
@@ -60,9 +72,18 @@ def start_canary(
 def promote(
     store: Store, channel: str = "default", why: str = "", *, expect: str | None = None, evidence: Json | None = None
 ) -> Release:
-    """Everyone gets what the canary's share has; `expect` is the canary that must still run.
+    """End a canary by serving its candidate to everyone.
 
-    Raises NothingToDo without a canary, AdapterError when its folder is gone or changed since it was measured.
+    Args:
+        store: Where the rows are.
+        channel: Whose canary.
+        why: For the row; "promoted by hand" without it.
+        expect: The canary that must still run.
+        evidence: What the decision rests on.
+
+    Raises:
+        NothingToDo: No canary runs, or another one.
+        AdapterError: Its folder is gone or changed since it was measured.
     """
     with _one_publisher(store):
         running = store.canary(channel)
@@ -89,12 +110,22 @@ def rollback(
     expect: str | None = None,
     evidence: Json | None = None,
 ) -> Release:
-    """End the canary of `channel`; without one serve what it served before, or `to`: a version name, release id,
-    candidate id or "base". `expect` is the release that must still be the channel's newest.
+    """End the canary of a channel; without one serve what the channel served before.
 
-    A second rollback goes one further back, never forth again. Raises NothingToDo when nothing is released, `to` is
-    served already or something newer than `expect` is there, NotFoundError for an unknown `to`, AdapterError when the
-    files of the target are gone.
+    A second rollback goes one further back, never forth again.
+
+    Args:
+        store: Where the rows are.
+        channel: Which channel.
+        to: What to serve instead: a version name, release id, candidate id or "base".
+        why: For the row.
+        expect: The release that must still be the channel's newest.
+        evidence: What the decision rests on.
+
+    Raises:
+        NothingToDo: Nothing is released, `to` is served already, or something newer than `expect` is there.
+        NotFoundError: The channel never served `to`.
+        AdapterError: The files of the target are gone or changed.
     """
     with _one_publisher(store):
         newest = store.newest(Release, channel=channel)

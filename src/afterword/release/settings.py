@@ -1,7 +1,4 @@
-"""What can be set about a canary and the drift monitor; the defaults are the vetted setting (docs/release.md says why).
-
-Never decides anything itself.
-"""
+"""Holds the settings of canaries and the drift monitor; docs/release.md gives the reasons for the defaults."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Both arms answer the same prompts, in one batch of the model server, under temporary adapter names.
+"""Asks both arms the same prompts, with the same sampling and seed, in one batch, and caches results by content.
 
-Owns the questions (same prompt, same sampling, same seed for both arms) and the cache of answers; never scores one.
+Adapters get temporary names on the model server. Never scores an answer.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from afterword.config import EvaluateConfig
 from afterword.evaluate.comparison.answers import Arm, Cache, EvaluationPrompt, Given, ask
 from afterword.evaluate.comparison.heldout import HeldOut, Trained, clusters_of
 from afterword.evaluate.data import built_in
-from afterword.evaluate.scoring.adapter_scorer import Models
+from afterword.evaluate.scoring.adapter_scorer import AdapterScorer
 from afterword.evaluate.stats.statistics import LEVEL
 from afterword.kinds import with_hindsight
 from afterword.model.loading import load_tokenizer, model_sizes, resolve_model
@@ -92,9 +92,9 @@ class Resources:
         return model_sizes(resolve_model(self.model))[0]
 
     @cached_property
-    def models(self) -> Models:
+    def models(self) -> AdapterScorer:
         """The base model with the adapters of the arms beside it."""
-        models = Models.load(self.model, self.device)
+        models = AdapterScorer.load(self.model, self.device)
         for arm in self.arms:
             if arm.path is not None:
                 models.add(arm.name, arm.path)
@@ -163,7 +163,7 @@ class Comparison:
         return self.resources.longest
 
     @property
-    def models(self) -> Models:
+    def models(self) -> AdapterScorer:
         """The base model with the adapters of both arms beside it."""
         if "models" not in vars(self.resources):
             self.progress("load", 0, 1)

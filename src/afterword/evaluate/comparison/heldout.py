@@ -1,6 +1,6 @@
-"""The interactions that a candidate is measured on, with all that is known of each: held out, won before, trained on.
+"""Reads the interactions that a candidate is measured on: held out, won before, trained on; and their clusters.
 
-Owns which rows of the store are looked at and by what they are clustered; never asks a model and never writes.
+Excludes held-out interactions that exceed the context window. Never asks a model and never writes.
 """
 
 from __future__ import annotations

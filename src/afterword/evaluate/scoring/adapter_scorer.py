@@ -1,6 +1,6 @@
-"""The frozen base model and the adapters under comparison, in one process.
+"""Scores texts under the frozen base model and the adapters under comparison, in one process.
 
-Owns which adapter is active while something is scored; the scoring itself is `learn`'s. Never trains.
+Switches the active adapter; the losses are `learn`'s. Never trains.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUDGET = 4096
 """Packed tokens in one forward pass."""
 
 
-class Models:
+class AdapterScorer:
     """A base model and named adapters on it; without an active adapter it is the base, bit for bit."""
 
     def __init__(self, base: Any) -> None:
@@ -39,7 +39,7 @@ class Models:
             parameter.requires_grad_(False)
 
     @classmethod
-    def load(cls, ref: str, device: str = "auto") -> Models:
+    def load(cls, ref: str, device: str = "auto") -> AdapterScorer:
         """The base model `ref` in the machine's native dtype, which is the engine's default."""
         return cls(load_model(ref, device=device))
 

@@ -1,7 +1,6 @@
-"""A language model as a judge: which of two answers would this user rather have had?
+"""Asks a language model which of two answers this user would rather have had.
 
-Owns the question, how its answer is read, and what is done with a judge that is slow, talks otherwise or contradicts
-itself. Each pair is asked in both orders; only a judge who prefers the same answer both times has preferred it. What
+Each pair is asked in both orders; only a judge who prefers the same answer both times has preferred it. What
 it says is reported and bounded, and never the target: a judge is a model, too.
 """
 

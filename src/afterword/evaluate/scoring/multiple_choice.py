@@ -1,7 +1,7 @@
-"""Multiple choice scored by likelihood: which of a few answers does an arm hold to be most likely, and how surely?
+"""Scores multiple-choice questions by likelihood, and caches the scores.
 
-Owns the built-in questions (`data/choices.jsonl`, ours), how they are put to a model, and the cache of their scores.
-No answer is generated, so that a model that has learned another manner is not marked down for its manner.
+The built-in questions are ours (`data/choices.jsonl`). No answer is generated, so that a model that has learned another
+manner is not marked down for its manner.
 """
 
 from __future__ import annotations

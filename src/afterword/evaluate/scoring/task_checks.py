@@ -1,7 +1,4 @@
-"""Programs that decide whether an answer does what its task wants, named in the configuration by task.
-
-Owns the few built-in ones and the way to call one's own; never decides what a mark is worth.
-"""
+"""Runs the programs that accept or reject an answer, named in the configuration by task (`[evaluate.checks]`)."""
 
 from __future__ import annotations
 
@@ -65,7 +62,9 @@ def _regex(pattern: str) -> Check:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"evaluate.checks: {pattern!r} is no pattern ({error})", param="evaluate.checks") from error
+        raise UsageError(
+            f"evaluate.checks: {pattern!r} is an invalid regular expression ({error})", param="evaluate.checks"
+        ) from error
     return lambda item, answer: float(bool(compiled.search(answer)))
 
 

@@ -1,7 +1,7 @@
-"""Looking before the end: a group-sequential rule that stops early and still errs no more often than promised.
+"""Stops a comparison early and still errs no more often than promised (group-sequential design).
 
-Owns the bounds of the looks (Lan and DeMets 1983, spending like O'Brien and Fleming) and the decision at each; never
-measures. Stopping for lack of hope is not binding: it can only lower the share of false claims.
+Boundaries by Lan and DeMets (1983), spending like O'Brien and Fleming. The futility boundary is non-binding, so it
+cannot inflate the type I error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How many held-out interactions does a decision need, and what could so many have shown?
+"""Computes how many held-out interactions a decision needs, and the smallest gain that so many show.
 
-Owns the sample sizes for paired comparisons, with the same t quantiles that the intervals of `statistics` use; never
-looks at a report. All are for a two-sided interval at `level` whose low end must lie above 0.
+Sample sizes for paired comparisons, with the t quantiles of the intervals in `statistics`, for a two-sided interval at
+`level` whose low end must lie above 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GUARDED = 0.91
 """Share of candidates that lose nothing which all the gate's other lines let through (there, too): what is promised is
 found by the whole gate, so its target is found more often."""
 MOST = 1_000_000
-"""No decision is worth more interactions; what would need more is told as this many."""
+"""No decision is worth more interactions; more than this is reported as this many."""
 
 
 def interactions_needed(

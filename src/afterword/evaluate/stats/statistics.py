@@ -37,11 +37,23 @@ def exact(value: float, n: int) -> Json:
 
 
 def mean(values: Values, clusters: Sequence[str] | None = None, *, seed: int = 0, level: float = LEVEL) -> Json:
-    """Mean with a bootstrap interval that resamples whole clusters (conversations); paired differences go in here.
+    """Mean with a bootstrap interval that resamples whole clusters; paired differences go in here.
 
-    Percentile interval, widened to the t quantile of the number of clusters (Hesterberg 2015, "expanded
-    percentile"): the plain one is too short for a dozen clusters. With one cluster nothing is known of the spread
-    and the interval is infinite. ValueError for no values or values that are not finite.
+    The percentile interval is widened to the t quantile of the number of clusters ("expanded percentile", Hesterberg
+    2015): the plain one is too short for a dozen clusters.
+
+    Args:
+        values: One for each case, in any unit.
+        clusters: The conversation or user of each case; without it every case is independent.
+        seed: Of the resampling.
+        level: Of the two-sided interval.
+
+    Returns:
+        {value, low, high, n} in the unit of the values; infinite ends with one cluster, which tells nothing of the
+        spread.
+
+    Raises:
+        ValueError: No values, or values that are not finite.
     """
     return ratio_of_sums(values, [1.0] * len(values), clusters, seed=seed, level=level)
 
@@ -90,12 +102,24 @@ def paired_share(
     population: int | None = None,
     level: float = LEVEL,
 ) -> Json:
-    """Share of `after` minus share of `before`, the same cases, with Tango's score interval (1998).
+    """Share of `after` minus share of `before` on the same cases, with Tango's score interval (1998).
 
     A bootstrap of pairs that all agree has no width, as if a dozen cases could rule out any loss; this one says that
-    64 of them rule out a rise of 5.7 points and 12 of them one of 24. Clusters count for as many cases as their design
-    effect leaves. `population` is how many cases there are in all where these were drawn from: when all were looked
-    at, nothing is uncertain. ValueError for no cases.
+    64 of them rule out a rise of 5.7 points and 12 of them one of 24.
+
+    Args:
+        before: One yes or no for each case.
+        after: The same cases, in the same order.
+        clusters: Conversation or user of each case; they count for as many cases as their design effect leaves.
+        population: How many cases there are in all where these were drawn from; when all were looked at, nothing is
+            uncertain.
+        level: Of the two-sided interval.
+
+    Returns:
+        {value, low, high, n}, a difference of shares, -1 .. 1.
+
+    Raises:
+        ValueError: No cases, or lists of different lengths.
     """
     if not before or len(before) != len(after):
         raise ValueError(f"need as many cases before as after and at least one, got {len(before)} and {len(after)}")
