@@ -20,6 +20,7 @@ from afterword.evaluate.comparison.heldout import CONTEXT
 from afterword.evaluate.report.heatmap import Heatmap, heatmap_fragment, mean_size
 from afterword.evaluate.report.pages import page
 from afterword.learn.diagnostics import TokenAdvantage, token_advantages
+from afterword.metrics import current
 from afterword.model.loading import load_model, load_tokenizer
 from afterword.records import Turn
 from afterword.simulate import load_persona, load_prompts
@@ -74,8 +75,8 @@ def offline_report(rows: list[Row]) -> tuple[str, None]:
         cells: list[object] = [row["cell"]["file"], row["cell"]["seed"], row["interactions"]]
         for suite, name in (("holdout", "hindsight_kl_drop"), ("holdout", "gain"), ("forgetting", "loss_rise_base"),
                             ("ifeval", "prompt_loose")):  # fmt: skip
-            figure = row["suites"].get(suite, {}).get(name)
-            cells.append(f"{figure['value']:+.3f} [{figure['low']:+.3f}, {figure['high']:+.3f}]" if figure else "")
+            shown = current(row["suites"].get(suite, {})).get(name)
+            cells.append(f"{shown['value']:+.3f} [{shown['low']:+.3f}, {shown['high']:+.3f}]" if shown else "")
         body.append([*cells, f"{row['seconds'] / 60:.1f}"])
     head = ["log", "seed", "interactions", "correction needed less by, nats", "gain, nats", "loss on general text",
             "IFEval, difference", "minutes"]  # fmt: skip

@@ -1,7 +1,7 @@
 """Decides a canary from both arms' metrics as they come in.
 
 Approval decides: surely higher promotes, surely lower rolls back. Every other metric guards: surely
-worse by more than its limit rolls back. "Surely" holds for all looks together (see `sequential`): approval gets half
+worse by more than its limit rolls back. "Surely" holds for all looks together (see `always_valid`): approval gets half
 of alpha, the guards share the other half. At the horizon a candidate that is shown not to be worse by the smallest
 effect that matters is promoted, and any other rolled back. Never writes a row.
 """
