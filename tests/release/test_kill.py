@@ -38,7 +38,7 @@ with Store.open(Path(sys.argv[1])) as store:
 @pytest.mark.parametrize(
     ("module", "name", "after"),
     [("publish", "check_bytes", True), ("publish", "name_proof", True), ("signed_chain", "sign", True),
-     ("signing", "_append", False), ("publish", "_written", False)],
+     ("signed_chain", "_append", False), ("publish", "_written", False)],
 )  # fmt: skip
 def test_a_kill_leaves_all_or_nothing(
     store: Store, ready: Ready, tmp_path: Path, module: str, name: str, after: bool
