@@ -138,7 +138,7 @@ def compared(**changes: Any) -> Recipe:
         (single(teacher=Copy(every=0)), "every=0 must be a whole number of at least 1"),
         (single(teacher=Released()), r"train\.teacher"),
         (compared(teacher=External()), r"train\.teacher"),
-        (recipe("opd", teacher="http://localhost:8000/v1"), "reads whole distributions: name the folder"),
+        (recipe("opd", teacher="http://localhost:8000/v1"), "needs whole distributions: name the folder"),
         (compared(teacher=Routed(routes=(("code", External(model="x")),))), "a term with a route"),
         (compared(target=GeometricBridge(0.5)), r"sharper than the teacher.*target_schedule=Linear\(reach=True\)"),
         (compared(target=GeometricBridge(1.5)), "beta=1.5 must be a number from 0 to 1"),

@@ -1,5 +1,4 @@
-"""The learning engine: what is compared with what, how far, and how that becomes a gradient.
+"""The learning engine: parts of objectives, the loss stage, and recipes composed of parts.
 
-Owns the mathematics (contexts, teachers, targets, divergences, weights, the loss stage without logits), the models that
-it needs and the recipes made of its parts. It knows no store, no run and no user; importing it loads no torch.
+Owns the mathematics and knows no store, no run and no user. Importing this package loads no torch.
 """

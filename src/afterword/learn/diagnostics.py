@@ -1,6 +1,6 @@
-"""What the hindsight says about each served token: log p(y|x), log p(y|x,o) and their difference.
+"""Computes log p(y|x), log p(y|x,o) and their difference for each served token.
 
-For heat maps, alignment reports and controls. Reads a model, never changes it.
+For heat maps, alignment reports and controls. Reads a model without changing it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from afterword.model.packing import Ids, by_budget, hidden_states, packed
 from afterword.records import Turn
 
 _ROWS = 1 << 14
-"""Embeddings that are looked at together."""
+"""Embedding rows in a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,17 @@ def unreadable(readable: Tensor, ids: Iterable[int]) -> int | None:
 
 @torch.no_grad()
 def log_probs(model: Any, head: Head, pairs: Sequence[tuple[Ids, Ids]], *, budget: int = 4096) -> list[Tensor]:
-    """For each (prompt, completion) the log-probabilities [n] of the completion's ids, float32 on the CPU."""
+    """Log-probabilities of completions.
+
+    Args:
+        model: A transformers or PEFT causal model.
+        head: Its head.
+        pairs: (prompt ids, completion ids).
+        budget: Most tokens of a forward pass.
+
+    Returns:
+        For each pair [n] nats, float32 on the CPU.
+    """
     found: dict[int, Tensor] = {}
     for group in by_budget([len(p) + len(c) for p, c in pairs], budget):
         batch = packed([pairs[i] for i in group], head.weight.device)
@@ -66,11 +76,21 @@ def log_probs(model: Any, head: Head, pairs: Sequence[tuple[Ids, Ids]], *, budge
 def token_advantages(
     model: Any, tokenizer: Tokenizer, turn: Turn, hindsight: str, context: Context
 ) -> list[TokenAdvantage]:
-    """The tokens of `turn`'s answer with what `hindsight` says about each under `context`.
+    """Compute the advantage of each token of an answer under hindsight.
 
-    With the context "none" every advantage is 0 up to rounding (the control); another interaction's hindsight
-    gives the other control. A turn without served ids is tokenised here. Raises UsageError when the answer is
-    empty or the prompt with hindsight does not fit the model.
+    With the context "none" every advantage is 0 up to rounding (a control); another interaction's hindsight is the
+    other control.
+
+    Args:
+        model: A transformers or PEFT causal model.
+        tokenizer: Its tokenizer.
+        turn: The turn; without served ids its answer is tokenised here.
+        hindsight: The privileged text.
+        context: Its template.
+
+    Raises:
+        UsageError: The answer is empty, the prompt with hindsight exceeds the context length, or a token has no
+            embedding.
     """
     completion = turn.completion_ids or encode_content(tokenizer, text_of(turn.answer.get("content")), "assistant")
     if not completion:

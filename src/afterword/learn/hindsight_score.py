@@ -1,6 +1,6 @@
-"""What a user's words say about an answer, as one bounded number: the implied reward, made hard to game.
+"""Computes the hindsight score of an answer: the implied reward of the user's words, bounded against gaming.
 
-Owns the score over log-probabilities with and without the words. docs/gate.md tells how it was chosen.
+docs/gate.md explains the choice of the bounds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Attention within each sequence of a packed row: several sequences one after the other, nothing padded.
+"""Restricts a transformers model to attention within each sequence of a packed row, with nothing padded.
 
-Owns the attention that a transformers model calls while a row is being read: on a CPU that of `blocks`, on CUDA each
-sequence goes through torch's. It never decides what is packed.
+On a CPU `attention_kernel` computes it, on CUDA torch's own attention, sequence by sequence. `packing` builds the rows.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class _Row:
     keep: KeyValues | None
     after: SharedPrefix | None
     layouts: list[tuple[Any, AttentionLayout]] = field(default_factory=list)
-    """What the layers have asked for so far: mostly all the same."""
+    """(scale, rotary) of the layers so far with their layout: mostly one."""
 
 
 _READ: ContextVar[_Row | None] = ContextVar("afterword_row", default=None)
@@ -39,10 +38,16 @@ _READ: ContextVar[_Row | None] = ContextVar("afterword_row", default=None)
 def reading(
     model: Any, sizes: Sequence[int], keep: KeyValues | None = None, after: SharedPrefix | None = None
 ) -> Iterator[None]:
-    """Inside, `model` attends only within the sequences of these lengths that make up its one row.
+    """Inside, `model` reads one packed row and attends only within its sequences.
 
-    Layers that compute whole (`layers`) put their keys and values into `keep`, and go on `after` others: then the
-    lengths are those of what is new. Raises Unsupported when a layer that does not is to go on after others.
+    Args:
+        model: A transformers model.
+        sizes: Tokens of each sequence in the row; with `after`, only the new ones.
+        keep: Fused layers store their keys and values here.
+        after: Keys and values of prefixes to go on after.
+
+    Raises:
+        Unsupported: `after` is given and a layer is not fused.
     """
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     with _entered(_Row(tuple(sizes), tuple(configs.values()), keep, after)):
@@ -50,8 +55,7 @@ def reading(
 
 
 def same_row(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` as of now, wherever it is called later: activations that are computed again in a backward pass must
-    see the row that they were computed from."""
+    """Bind `forward` to the row that is being read now: activation checkpointing recomputes it in the backward pass."""
     row = _READ.get()
     if row is None:
         return forward
@@ -87,7 +91,8 @@ def _attend(
     dropout: float = 0.0,
     **wanted: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: query [1, heads, T, D], key and value [1, fewer, T, D] -> [1, T, heads, D]."""
+    """The attention function for transformers: query [1, heads, T, D], key and value [1, key heads, T, D] give
+    [1, T, heads, D]."""
     row = _READ.get()
     odd = [k for k in ("sliding_window", "softcap", "s_aux", "position_bias") if wanted.get(k) is not None]
     if row is None or odd or attention_mask is not None or dropout or query.shape[:3:2] != (1, sum(row.sizes)):
@@ -110,8 +115,15 @@ AttentionInterface.register(_NAME, _attend)
 
 
 def attention_layout(scale: float, rotary: tuple[Tensor, Tensor] | None) -> AttentionLayout | None:
-    """How the row that is being read is attended to, `rotary` [1, T, D] as transformers has them; None outside
-    `reading`."""
+    """The layout of the row that is being read.
+
+    Args:
+        scale: Factor on the scores.
+        rotary: Cosines and sines [1, T, D], as transformers computes them; None when q and k are rotated already.
+
+    Returns:
+        None outside of `reading`.
+    """
     row = _READ.get()
     if row is None:
         return None
@@ -126,13 +138,23 @@ def attention_layout(scale: float, rotary: tuple[Tensor, Tensor] | None) -> Atte
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -> Tensor:
-    """[T, heads, D] of q [T, heads, D], k and v [T, fewer, D] on a CPU, causal within each sequence."""
+    """Causal attention within each sequence, on a CPU, with a gradient.
+
+    Args:
+        q: [T, heads, D]
+        k: [T, key heads, D]
+        v: [T, key heads, D]
+        layout: Layout of the row.
+
+    Returns:
+        [T, heads, D]
+    """
     out: Tensor = _Attention.apply(q, k, v, layout)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Attention(torch.autograd.Function):
-    """`forward` and `backward` below, for autograd."""
+    """`attention_kernel.forward` and `backward` for autograd."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -> Tensor:

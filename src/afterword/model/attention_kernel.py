@@ -1,8 +1,7 @@
-"""The arithmetic of attention within the sequences of a row, forward and backward, for CPUs.
+"""Computes causal attention within the sequences of a packed row, forward and backward, on a CPU.
 
-Owns how the sequences are laid out (padded to like length, in blocks of queries) and the products they take: torch's
-own bf16 attention takes three times as long forward and backward as the products it consists of, so those are taken
-one by one. It never knows which row a model is reading; that is `attention`.
+Sequences are padded to one length and scored in blocks of queries. The products are separate calls: torch's own bf16
+attention takes three times as long as the products it consists of. `attention` knows which row a model reads.
 """
 
 from __future__ import annotations
@@ -18,33 +17,33 @@ from torch import Tensor
 from afterword.model.matmul import matmul
 
 _BLOCK = 128
-"""Queries that are scored at once, so that little is computed of what no query may see."""
+"""Queries in a block: small, so that few masked scores are computed."""
 _KEPT = 256
-"""Most keys of a block whose weights are kept: what is kept does not grow with the square of a sequence."""
+"""Most keys of a block whose weights are saved for backward, so that memory does not grow with length squared."""
 
 
 _MATMUL: Any = getattr(torch.backends.mkldnn, "matmul", None)
-"""Where torch is told that float32 products of a bf16 model may be taken in bf16. Then oneDNN takes them: where a
-processor has no tiles for bf16, in float32 all the same, in half the time of the library that does otherwise."""
+"""Setting that allows bf16 in float32 products of a bf16 model. oneDNN then computes them: on a processor without bf16
+tiles still in float32, in half the time of the default library."""
 
 
 class Unsupported(Exception):
-    """The model wants something of its attention that is not done here: a window, a soft cap, sinks."""
+    """The model needs attention that is not implemented here: a sliding window, a soft cap, sinks."""
 
 
 KeyValues = dict[int, tuple[Tensor, Tensor]]
-"""By layer: the keys and values, [S, K, L, D], of a row's sequences, padded."""
+"""Layer number -> (keys, values), each [S, K, L, D]: S padded sequences, K key heads, L tokens, head width D."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefix:
-    """Sequences that begin as some of another row did, whose keys and values are there already."""
+    """Keys and values of prefixes that another row has computed already."""
 
     kept: KeyValues
     rows: tuple[int, ...]
-    """For each sequence, the one of that row."""
+    """For each sequence, the index of its prefix in `kept`."""
     lengths: tuple[int, ...]
-    """How much of it."""
+    """Tokens of each prefix."""
 
 
 class AttentionLayout:
@@ -66,12 +65,12 @@ class AttentionLayout:
         self.sizes, self.scale, self.longest, self.keep, self.after = sizes, scale, max(sizes), keep, after
         self.prefix_length = 0 if after is None else max(after.lengths)
         self.unpadded = len(set(sizes)) == 1
-        """Is there no padding?"""
+        """True when all sequences have one length, so that there is no padding."""
         self._places = torch.cat([torch.arange(n) + i * self.longest for i, n in enumerate(sizes)])
         self.rotary = None if rotary is None else _signed(*(self.pad(t[:, None]).transpose(1, 2) for t in rotary))
 
     def pad(self, x: Tensor) -> Tensor:
-        """[T, h, D] to [S, longest, h, D], zero where there is no token."""
+        """[T, h, D] to [S, longest, h, D], zero at padding."""
         if not self.unpadded:
             x = x.new_zeros(len(self.sizes) * self.longest, *x.shape[1:]).index_copy_(0, self._places, x)
         return x.view(len(self.sizes), self.longest, *x.shape[1:])
@@ -82,7 +81,7 @@ class AttentionLayout:
         return x if self.unpadded else x.index_select(0, self._places)
 
     def with_prefix(self, old: Tensor, new: Tensor) -> Tensor:
-        """[S, K, ahead + longest, D]: what was there already, up to column `ahead`, and the new [S, K, longest, D]."""
+        """[S, K, prefix_length + longest, D]: prefixes `old`, right-aligned, before `new` [S, K, longest, D]."""
         assert self.after is not None
         out = new.new_zeros(*new.shape[:2], self.prefix_length + self.longest, new.shape[-1])
         out[:, :, self.prefix_length :] = new
@@ -92,7 +91,7 @@ class AttentionLayout:
 
     @cached_property
     def prefix_mask(self) -> Tensor | None:
-        """[S, 1, 1, ahead] added to the scores: columns before a sequence begins. None where there is none."""
+        """[S, 1, 1, prefix_length] to add to scores: -inf before a shorter prefix begins; None for equal prefixes."""
         if self.after is None or len(set(self.after.lengths)) == 1:
             return None
         first = self.prefix_length - torch.tensor(self.after.lengths)
@@ -103,11 +102,23 @@ class AttentionLayout:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, layer: int | None = None
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """softmax(scale q k') v, causal, in blocks of queries of all sequences; and what `backward` needs of it.
+    """Compute softmax(scale q k') v, causal, with rotary embedding and grouped keys.
 
-    Heads that share keys are one product. Scores and weights are float32; in bf16 the products with the weights take
-    them in bf16, as torch's own attention does. Kept are q and k (turned), v, and the weights of blocks with few keys;
-    other weights are computed again. `layer` is the number under which keys and values are kept or found.
+    Scores and weights are float32; bf16 models multiply values by bf16 weights, as torch's own attention does.
+
+    Args:
+        q: [T, heads, D] queries of all tokens of the row.
+        k: [T, key heads, D]
+        v: [T, key heads, D]
+        layout: Layout of the row.
+        layer: Number under which keys and values are stored in `layout.keep` or found in `layout.after`.
+
+    Returns:
+        The output [T, heads, D], and the tensors that `backward` needs: rotated q and k, v, and the weights of blocks
+        with few keys (other weights are computed again).
+
+    Raises:
+        Unsupported: `layout` goes on after a prefix and `layer` is None.
     """
     rows, heads = len(layout.sizes), q.shape[1]
     wide_q, wide_k = (
@@ -117,7 +128,7 @@ def forward(
     values = layout.pad(v).transpose(1, 2).contiguous()
     if layout.after is not None:
         if layer is None:
-            raise Unsupported("going on after another row's keys and values")
+            raise Unsupported("a shared prefix needs fused layers")
         wide_k, values = (
             layout.with_prefix(*pair) for pair in zip(layout.after.kept[layer], (wide_k, values), strict=True)
         )
@@ -136,7 +147,16 @@ def forward(
 
 
 def backward(d_out: Tensor, saved: Sequence[Tensor | None], layout: AttentionLayout) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients towards q, k and v [T, ., D] from that towards what `forward` returned, [T, heads, D]."""
+    """Compute the gradients of `forward`.
+
+    Args:
+        d_out: [T, heads, D] gradient of the output.
+        saved: Tensors that `forward` returned for this call.
+        layout: The same layout.
+
+    Returns:
+        Gradients of q, k and v, in their shapes and dtypes.
+    """
     q, k, v, *kept = saved
     assert q is not None and k is not None and v is not None
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -163,13 +183,13 @@ def backward(d_out: Tensor, saved: Sequence[Tensor | None], layout: AttentionLay
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Some places of every sequence, and the keys up to the last of them."""
+    """A range of query positions in every sequence, and the keys up to the last of them."""
 
     queries: slice
     keys: slice
 
     def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype, early: Tensor | None = None) -> Tensor:
-        """[S*K, G*n, m] in `dtype` for the queries [S, K*G, ., D] of the G heads that share each of K keys
+        """Attention weights [S*K, G*n, m] in `dtype`, for queries [S, K*G, ., D] with G heads to each of K key heads
         [S, K, ., D]."""
         keys = k.view(-1, *k.shape[2:])
         scores = _scores(_shared(q[:, :, self.queries], len(keys)), keys[:, self.keys], dtype)
@@ -188,12 +208,12 @@ def _blocks(longest: int, ahead: int = 0) -> Iterator[_Block]:
 
 
 def _shared(heads: Tensor, keys: int) -> Tensor:
-    """[S, heads, n, D] to [keys, S*heads/keys * n, D], gapless: oneDNN crawls over gaps."""
+    """[S, heads, n, D] to [keys, S*heads/keys * n, D], contiguous: oneDNN is slow on strided input."""
     return heads.reshape(keys, -1, heads.shape[-1]).contiguous()
 
 
 def _scores(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """[K, a, b] in the tensors' dtype: left [K, a, d] times right' [K, b, d], for a model in `dtype`."""
+    """left [K, a, d] times right' [K, b, d] for a model in `dtype`: [K, a, b] in the tensors' dtype."""
     if left.dtype != torch.float32:
         return torch.bmm(left, right.transpose(1, 2))
     if _MATMUL is None or dtype == torch.float32:
@@ -207,13 +227,13 @@ def _scores(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _signed(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """x turned is x cos + (x with its halves exchanged) sin, with the sign of a rotation in sin."""
+    """Cosines, and sines with the sign of the rotation: rotated x = x cos + roll(x, D/2) sin."""
     wide, half = torch.promote_types(cos.dtype, torch.float32), sin.shape[-1] // 2
     return cos.to(wide), torch.cat((-sin[..., :half], sin[..., half:]), -1).to(wide)
 
 
 def _apply_rope(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-    """[S, n, heads, D] to new [S, heads, n, D], float32 or wider."""
+    """Rotary embedding (arXiv 2104.09864) of x [S, n, heads, D], as a new [S, heads, n, D] in float32 or wider."""
     heads = x.new_empty(
         x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=torch.promote_types(x.dtype, torch.float32)
     )

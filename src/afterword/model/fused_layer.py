@@ -1,9 +1,7 @@
-"""A whole decoder layer in one go, forward and backward: norm, attention, norm, gated product, with LoRA on any.
+"""Computes a decoder layer in one autograd function: RMS norm, attention, RMS norm, SwiGLU, with LoRA on any product.
 
-Owns the order of a layer's parts and what is kept of them for the backward pass; the parts are `blocks`', `lora`'s
-and its own norms and gated products. On a CPU a pass over the activations costs as much as a small product: here the
-residual is added within a product, the A's of layers that read the same tensor are one product, and what a pass over
-kept tensors gives again (the normed inputs, the gated product) is not kept. `patch_modules` selects the layers.
+On a CPU a pass over the activations costs as much as a small product. Residuals are added within a product, layers that
+read one tensor share the product with their A matrices, and backward recomputes the norms and the gated product.
 """
 
 from __future__ import annotations
@@ -22,7 +20,16 @@ from afterword.model.lora import LoraLinearWeights, linear_weights, lora_linear,
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """weight x / rms(x) over the last dimension, and 1/rms [.., 1] in float32 or wider."""
+    """RMS norm (arXiv 1910.07467): weight x / sqrt(mean(x^2) + epsilon) over the last dimension.
+
+    Args:
+        x: [.., H]
+        weight: [H]
+        epsilon: Added to the mean square.
+
+    Returns:
+        The norm [.., H] in x's dtype, and 1/rms [.., 1] in float32 or wider, for the backward pass.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     inverse = size.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
@@ -30,7 +37,18 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]
 
 
 def rms_norm_backward(d_out: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
-    """The gradient towards x from that towards `rms_norm`, plus `add`; the weight is frozen."""
+    """Gradient of `rms_norm` with respect to x, for a frozen weight.
+
+    Args:
+        d_out: [.., H] gradient of the norm.
+        x: [.., H] its input.
+        inverse: [.., 1] 1/rms, as `rms_norm` returned it.
+        weight: [H]
+        add: [.., H] added to the result: the gradient that reaches x on the residual path.
+
+    Returns:
+        [.., H] in x's dtype.
+    """
     even, gradient = x * inverse, d_out * weight.to(inverse.dtype)
     along = (gradient * even).mean(-1, keepdim=True)
     gradient.sub_(even.mul_(along)).mul_(inverse)
@@ -38,34 +56,34 @@ def rms_norm_backward(d_out: Tensor, x: Tensor, inverse: Tensor, weight: Tensor,
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) up."""
+    """SwiGLU (arXiv 2002.05202): silu(gate) * up, both [.., F]."""
     return F.silu(gate).mul_(up)
 
 
 @dataclass(frozen=True, slots=True)
 class FusedLayer:
-    """A decoder layer as it is at the moment: frozen weights, norms (weight, epsilon), and its row."""
+    """A decoder layer in its present state: frozen weights, norms (weight, epsilon), active adapters, packed row."""
 
     first: tuple[Tensor, float]
     second: tuple[Tensor, float]
     readers: Sequence[LoraLinearWeights]
-    """q, k, v"""
+    """The projections q, k, v."""
     o: LoraLinearWeights
     gates: Sequence[LoraLinearWeights]
-    """gate, up"""
+    """The projections gate and up."""
     down: LoraLinearWeights
     width: int
-    """Of a head."""
+    """Of an attention head."""
     layout: attention_kernel.AttentionLayout
     number: int
 
     @property
     def adapters(self) -> list[Tensor | None]:
-        """A and B of all, in the order in which `back` gives their gradients."""
+        """A and B of every projection, in the order of the gradients that `backward` returns."""
         return [t for p in (*self.readers, self.o, *self.gates, self.down) for t in (p.down, p.up)]
 
-    def read(self, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        """[T, H] of [T, H], and what `back` needs."""
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Output [T, H] for input [T, H], and the tensors that `backward` needs."""
         inside, inverse = rms_norm(x, *self.first)
         qkv, to_qkv = lora_linear(inside, self.readers)
         del inside
@@ -80,8 +98,8 @@ class FusedLayer:
         (out,), to_down = lora_linear(swiglu(gate, up), [self.down], add=middle)
         return out, [x, inverse, attended, middle, second, gate, up, to_qkv, to_o, to_gates, to_down, *kept]
 
-    def back(self, d_out: Tensor, saved: Sequence[Tensor | None], to_x: bool) -> tuple[Tensor | None, ...]:
-        """Gradients towards x (None unless wanted) and `adapters`."""
+    def backward(self, d_out: Tensor, saved: Sequence[Tensor | None], to_x: bool) -> tuple[Tensor | None, ...]:
+        """Gradients of x (None unless `to_x`) and of `adapters`."""
         x, inverse, attended, middle, second, gate, up, to_qkv, to_o, to_gates, to_down, *kept = saved
         assert x is not None and inverse is not None and middle is not None and second is not None
         assert gate is not None and up is not None and attended is not None
@@ -117,20 +135,27 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FusedLayer, *adapters: Tensor | None) -> Tensor:
-        out, saved = layer.read(x)
+        out, saved = layer.forward(x)
         ctx.layer = layer
         ctx.save_for_backward(*saved)
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        d_x, *others = ctx.layer.back(d_out, ctx.saved_tensors, ctx.needs_input_grad[0])
+        d_x, *others = ctx.layer.backward(d_out, ctx.saved_tensors, ctx.needs_input_grad[0])
         return d_x, None, *others
 
 
 def fused_layer_of(module: Any, rotary: tuple[Tensor, Tensor]) -> FusedLayer | None:
-    """What a decoder layer of transformers is made of at the moment. None when one of its weights is in training, or
-    computes in a way that is not known here, or no packed row is being read."""
+    """Read the present state of a decoder layer of transformers.
+
+    Args:
+        module: A layer with `self_attn`, `mlp` and two norms.
+        rotary: Cosines and sines [1, T, D] of the positions.
+
+    Returns:
+        None when a frozen weight is in training, a projection is of an unknown kind, or no packed row is being read.
+    """
     block, mlp = module.self_attn, module.mlp
     norms = module.input_layernorm, module.post_attention_layernorm
     places = block.q_proj, block.k_proj, block.v_proj, block.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
@@ -146,8 +171,8 @@ def fused_layer_of(module: Any, rotary: tuple[Tensor, Tensor]) -> FusedLayer | N
 
 
 def run_layer(layer: FusedLayer, x: Tensor) -> Tensor:
-    """[1, T, H] of [1, T, H]."""
+    """Output [1, T, H] of the layer for x [1, T, H], with gradients for x and the adapters."""
     if not torch.is_grad_enabled():
-        return layer.read(x[0])[0][None]
+        return layer.forward(x[0])[0][None]
     out: Tensor = _Layer.apply(x[0], layer, *layer.adapters)  # type: ignore[no-untyped-call]
     return out[None]

@@ -1,7 +1,6 @@
-"""The output head: hidden states to logits and back.
+"""Computes the output head, hidden states to logits, and its gradient: bias, LoRA, scale and soft cap included.
 
-Owns the projection with its bias, LoRA, scale and soft cap, and their gradients. It never sees more rows than the
-loss stage hands it. The head's own weight is never trained here; an adapter on it can be.
+The loss stage passes a few rows at a time. The head's own weight is frozen; an adapter on it can be trained.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:  # loading PEFT takes most of a second, and no head needs it
 
 @dataclass(frozen=True, slots=True)
 class HeadAdapter:
-    """LoRA on the head: adds scale * (h down') up'."""
+    """LoRA on the head: logits gain scale * (h down') up'."""
 
     down: Tensor
     """[r, H], float32 or wider."""
@@ -32,7 +31,12 @@ class HeadAdapter:
     scale: float
 
     def gradients(self, hidden: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """d loss / d (down, up) from hidden [n, H] and d loss / d (h W' + ...) [n, V]."""
+        """Gradients of `down` [r, H] and `up` [V, r].
+
+        Args:
+            hidden: [n, H]
+            gradient: [n, V] with respect to the product, before scale and cap.
+        """
         wide = hidden.to(self.down.dtype)
         gradient = gradient.to(self.up.dtype)
         return self.scale * (gradient @ self.up).T @ wide, self.scale * gradient.T @ (wide @ self.down.T)
@@ -84,7 +88,15 @@ class Head:
         return out
 
     def unscaled(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """d loss / d logits [n, V] (overwritten) to d loss / d (h W' + ...) [n, V]."""
+        """Gradient with respect to the product before scale and cap.
+
+        Args:
+            gradient: [n, V] with respect to the logits; overwritten.
+            logits: [n, V] as `logits` returned them.
+
+        Returns:
+            [n, V]
+        """
         if self.cap is not None:
             gradient *= 1 - (logits / self.cap).square()
         if self.scale != 1.0:
@@ -92,8 +104,16 @@ class Head:
         return gradient
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """d loss / d (h W' + ...) [n, V] to d loss / d hidden [n, H]. A bf16 head takes it in bf16 on a CPU as on CUDA:
-        what comes out becomes bf16 in the layer below anyway."""
+        """Gradient with respect to the hidden states.
+
+        A bf16 head multiplies in bf16, on a CPU too: the layer below rounds the result to bf16 anyway.
+
+        Args:
+            gradient: [n, V] with respect to the product before scale and cap.
+
+        Returns:
+            [n, H]
+        """
         if self.narrow is None:
             back = matmul(gradient.to(self.weight.dtype), self.weight.T)
         else:
@@ -105,12 +125,16 @@ class Head:
 
 
 def head_of(model: Any, *, adapter: str | None = None) -> Head:
-    """The head of a transformers causal model, checked against the model's own logits on a few ids.
+    """Read the head of a causal language model and compare it with the model's own logits on a few ids.
 
-    For a head with PEFT's LoRA on it, `adapter` names the one that becomes part of the head (its parameters keep
-    their gradient); `Head.bare` is then what a teacher without it reads. Raises ModelError when the head is adapted
-    and no adapter is named, when it is trained itself or adapted by something else, or when the model does
-    something else between its last hidden states and its logits.
+    Args:
+        model: A transformers or PEFT causal model.
+        adapter: PEFT's LoRA adapter on the head that becomes part of it, with its gradient. `Head.bare` is the head of
+            a teacher without it.
+
+    Raises:
+        ModelError: The head is trained itself, is adapted and `adapter` is None, or has another kind of adapter; or the
+            model computes its logits in an unknown way.
     """
     layer = model.get_output_embeddings()
     plain = getattr(layer, "base_layer", layer)
@@ -136,7 +160,7 @@ def head_of(model: Any, *, adapter: str | None = None) -> Head:
 
 
 def with_adapter(head: Head, model: Any, name: str | None) -> Head:
-    """`head` of a transformers model as this adapter of PEFT's leaves it; without one that touches it, bare."""
+    """`head` with the PEFT adapter `name` of `model`; bare where that adapter has no weights on the head."""
     layer = model.get_output_embeddings()
     adapter = _adapter(layer, name) if name is not None and hasattr(layer, "lora_A") else None
     return replace(head, adapter=adapter)
@@ -187,6 +211,6 @@ def _check(model: Any, head: Head) -> None:
     worst = float((want - got).abs().max() / want.abs().max().clamp(min=1e-6))
     if not worst < 0.02:
         raise ModelError(
-            f"{type(model).__name__} computes its logits in a way that Afterword does not know (relative "
+            f"{type(model).__name__} computes its logits in an unsupported way (relative "
             f"difference {worst:.3f} on a probe): this model cannot be trained yet"
         )

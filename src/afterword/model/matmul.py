@@ -1,4 +1,4 @@
-"""One matrix product, through whichever library does it fastest. Owns no meaning of what is multiplied."""
+"""Multiplies two matrices with the fastest library for their dtype and device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ library that runs at half of what they can do; where the operator is missing, th
 
 
 def matmul(left: Tensor, weight: Tensor) -> Tensor:
-    """left [n, k] times weight' for weight [m, k], with a float32 (or wider) result; bf16 only on CUDA."""
+    """Multiply left [n, k] by the transpose of weight [m, k].
+
+    Args:
+        left: [n, k], float32 or wider; bf16 on CUDA only.
+        weight: [m, k] in the same dtype.
+
+    Returns:
+        [n, m] in float32 or wider.
+    """
     if left.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(left, weight.T, out_dtype=torch.float32)
     if _ONEDNN is not None and left.device.type == "cpu" and left.dtype == torch.float32 and left.numel():

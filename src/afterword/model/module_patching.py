@@ -1,8 +1,7 @@
-"""Norms, gated products and attention modules of a transformers model with fewer passes and less kept for backward.
+"""Replaces the forward of norms, SwiGLU, attention and decoder layers on a CPU by faster ones that save less memory.
 
-Owns their computation on a CPU, where a pass over the activations costs as much as a small product, and the trial by
-which a module is known to compute just this: whatever differs by more than rounding keeps its own way. On CUDA every
-module does. It never touches a layer's products: those are PEFT's, or `lora`'s.
+A trial pass compares each module with its replacement; one that differs by more than rounding keeps its own forward.
+Models on CUDA are not patched. Linear layers belong to PEFT and `lora`.
 """
 
 from __future__ import annotations
@@ -20,12 +19,19 @@ from afterword.model.fused_layer import fused_layer_of, rms_norm, rms_norm_backw
 from afterword.model.packing import can_pack, packed, packed_states
 
 _NEAR = {torch.bfloat16: 0.02, torch.float16: 0.01}
-"""Relative distance that is rounding; in other dtypes 1e-4."""
+"""Largest relative difference that counts as rounding; 1e-4 in other dtypes."""
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
 def patch_modules(causal: Any) -> list[str]:
-    """Let the modules of a transformers causal model that are known here compute here; returns their names."""
+    """Patch the modules of a causal language model.
+
+    Args:
+        causal: A transformers model, not wrapped by PEFT.
+
+    Returns:
+        Names of the patched modules; none on CUDA and for models whose sequences cannot be packed.
+    """
     if next(causal.parameters()).device.type != "cpu" or not can_pack(causal):
         return []
     tried = {module: forward for module in causal.base_model.modules() if (forward := _known(module)) is not None}
@@ -37,7 +43,7 @@ def patch_modules(causal: Any) -> list[str]:
 
 
 def _known(module: nn.Module) -> Callable[..., Any] | None:
-    """How the module would compute here, by the names of what it consists of."""
+    """The replacement of a module's forward, by the names of its children; None for an unknown module."""
     if "forward" in module.__dict__:
         return None
     parts = set(dict(module.named_children()))
@@ -54,13 +60,13 @@ def _known(module: nn.Module) -> Callable[..., Any] | None:
 
 @torch.no_grad()
 def _failed(causal: Any, tried: dict[nn.Module, Callable[..., Any]]) -> set[nn.Module]:
-    """Those that say something else than the model's own on what it gives them while it reads a few ids."""
+    """Modules whose replacement differs from the model's own output while it reads a few ids."""
     failed = set(tried)
 
     def compare(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         try:
             if tried[module] is _layer_forward and fused_layer_of(module, kwargs["position_embeddings"]) is None:
-                return  # it would go its own way here, unlike later
+                return  # it would call the model's own forward here, unlike later
             got = tried[module](module, *args, **kwargs)
         except (
             AttributeError,
@@ -69,7 +75,7 @@ def _failed(causal: Any, tried: dict[nn.Module, Callable[..., Any]]) -> set[nn.M
             RuntimeError,
             TypeError,
             ValueError,
-        ):  # it wants something else of itself
+        ):  # its attributes are not those of the known module
             return
         want, got = (one[0] if isinstance(one, tuple) else one for one in (out, got))
         if want.shape == got.shape and (want - got).norm() <= _NEAR.get(want.dtype, 1e-4) * want.norm():
@@ -88,7 +94,7 @@ def _failed(causal: Any, tried: dict[nn.Module, Callable[..., Any]]) -> set[nn.M
 
 
 class _Norm(torch.autograd.Function):
-    """weight x / rms(x) over the last dimension, the weight frozen. Keeps x as it came and 1/rms [.., 1]."""
+    """`rms_norm` with a frozen weight for autograd. Saves x and 1/rms [.., 1]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -102,7 +108,7 @@ class _Norm(torch.autograd.Function):
 
 
 class _Gated(torch.autograd.Function):
-    """silu(gate) up. Keeps gate and up."""
+    """`swiglu` for autograd. Saves gate and up."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:

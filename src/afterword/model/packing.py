@@ -1,7 +1,7 @@
-"""Served ids through a model: sequences packed into one row in, the hidden states that predict each served token out.
+"""Runs sequences through a model as one packed row and returns the hidden states that predict each completion token.
 
-Owns the alignment of prompts and completions (which hidden state predicts which id), and padding for models whose
-attention cannot be packed. It never computes logits and never decides which adapter is active.
+Owns the alignment of hidden states with ids, and padding for models whose attention cannot be packed. Computes no
+logits and chooses no adapter.
 """
 
 from __future__ import annotations
@@ -25,19 +25,25 @@ Ids = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Sequences one after the other. `picks` [N] indexes their T ids: the place before each completion id."""
+    """A row of sequences with T tokens, N of them in completions."""
 
     ids: Tensor
     """[T]"""
     sizes: tuple[int, ...]
     """Length of each sequence."""
     picks: Tensor
+    """[N] for each completion token, the position in the row that predicts it."""
     targets: Tensor
-    """[N] the completion ids, one after the other."""
+    """[N] the completion ids."""
 
 
 def packed(pairs: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu") -> Packed:
-    """Lay out (prompt, completion) pairs; no prompt is empty."""
+    """Lay out pairs in one row.
+
+    Args:
+        pairs: (prompt ids, completion ids); no prompt is empty.
+        device: Where the tensors go.
+    """
     sizes = tuple(len(p) + len(c) for p, c in pairs)
     picks, start = [], 0
     for (prompt, completion), size in zip(pairs, sizes, strict=True):
@@ -52,8 +58,16 @@ def packed(pairs: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu")
 
 
 def hidden_states(model: Any, batch: Packed, keep: KeyValues | None = None) -> Tensor:
-    """[N, H] last hidden states (after the final norm) of a transformers or PEFT causal model. Layers that compute
-    whole put their keys and values into `keep`."""
+    """Hidden states that predict the completion tokens.
+
+    Args:
+        model: A transformers or PEFT causal model.
+        batch: The row to read.
+        keep: Fused layers store their keys and values here.
+
+    Returns:
+        [N, H] last hidden states, after the final norm.
+    """
     causal = _causal(model)
     if not can_pack(causal):
         return _padded_states(causal, batch.ids, batch.sizes)[batch.picks]
@@ -62,16 +76,25 @@ def hidden_states(model: Any, batch: Packed, keep: KeyValues | None = None) -> T
 
 @dataclass(frozen=True, slots=True)
 class ReadBatch:
-    """What the model has read already: its sequences, their hidden states [N, H], keys and values."""
+    """A row that the model has read, for `hidden_states_after`."""
 
     pairs: Sequence[tuple[Ids, Ids]]
     states: Tensor
+    """[N, H] hidden states of its completion tokens."""
     kept: KeyValues
 
 
 def hidden_states_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: ReadBatch) -> Tensor:
-    """[N, H] as `hidden_states`, without a gradient, of other prompts with the same completions under the same weights:
-    what begins like its partner in `read` is not read again, and what equals it is its states."""
+    """Hidden states for other prompts before the same completions, without a gradient, reusing shared prefixes.
+
+    Args:
+        model: The model that read `read`, with the same weights.
+        pairs: (prompt ids, completion ids) in the order of `read.pairs`.
+        read: The row that was read before; a pair that equals its partner there is not computed again.
+
+    Returns:
+        [N, H] as `hidden_states` returns it.
+    """
     causal = _causal(model)
     if len(read.kept) < causal.config.num_hidden_layers:
         return hidden_states(model, packed(pairs, read.states.device))
@@ -90,8 +113,8 @@ def hidden_states_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: Read
 
 
 def _common(old: tuple[Ids, Ids], new: tuple[Ids, Ids], switch: int | None) -> int | None:
-    """How many ids of the new prompt need not be read again, never its last, which predicts; None when all is alike. 0
-    where the two lengths have other rotary factors (`rotary.switch_length`)."""
+    """Length of the shared prefix, without the new prompt's last id, which predicts; None for equal pairs, 0 where the
+    two lengths have different rotary factors (`rotary.switch_length`)."""
     first, second = tuple(old[0]), tuple(new[0])
     if first == second and tuple(old[1]) == tuple(new[1]):
         return None
@@ -109,7 +132,18 @@ def _causal(model: Any) -> Any:
 def packed_states(
     causal: Any, ids: Tensor, sizes: Sequence[int], keep: KeyValues | None = None, after: SharedPrefix | None = None
 ) -> Tensor:
-    """[T, H] last hidden states of a row of sequences of these lengths, or of what comes `after` others."""
+    """Last hidden states of every token of a row.
+
+    Args:
+        causal: A transformers causal model.
+        ids: [T] the sequences one after the other.
+        sizes: Length of each sequence; they sum to T.
+        keep: Fused layers store their keys and values here.
+        after: Prefixes that the sequences go on after.
+
+    Returns:
+        [T, H]
+    """
     starts = [0] * len(sizes) if after is None else after.lengths
     places = torch.cat([torch.arange(n, device=ids.device) + start for n, start in zip(sizes, starts, strict=True)])
     totals = [start + n for n, start in zip(sizes, starts, strict=True)]
@@ -120,7 +154,7 @@ def packed_states(
 
 
 def _padded_states(causal: Any, ids: Tensor, sizes: Sequence[int]) -> Tensor:
-    """[T, H]. The pad id is 0 and masked, so it never matters whether it equals a real id."""
+    """[T, H] by a padded pass. The pad id 0 is masked, so it may equal a real id."""
     rows = pad_sequence(list(torch.split(ids, list(sizes))), batch_first=True)
     mask = torch.arange(rows.shape[1], device=ids.device) < torch.tensor(sizes, device=ids.device)[:, None]
     with sequence_lengths(causal, torch.tensor(sizes, device=ids.device)[:, None]):
@@ -132,8 +166,10 @@ _CAN_PACK: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def can_pack(causal: Any) -> bool:
-    """Does no sequence of a row see another? Tried once for every model: one that wants a window or a soft cap, or
-    mixes tokens in other ways than attention, has its rows padded."""
+    """Whether sequences of a packed row stay independent in this model, by one trial for each model.
+
+    Sliding windows, soft caps and token mixing other than attention need padded rows.
+    """
     if causal not in _CAN_PACK:
         _CAN_PACK[causal] = _tried(causal)
     return _CAN_PACK[causal]
@@ -156,9 +192,14 @@ def _tried(causal: Any) -> bool:
 
 
 def by_budget(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped so that (rows x longest) stays within `budget` tokens, longest first.
+    """Group sequences so that (count x longest) of each group stays within a budget.
 
-    A single row over the budget is a group of its own. Equal input, equal groups.
+    Args:
+        sizes: Tokens of each sequence.
+        budget: Tokens; a single longer sequence is a group of its own.
+
+    Returns:
+        Groups of indices, longest first; the same for the same input.
     """
     groups: list[list[int]] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

@@ -1,10 +1,7 @@
-"""Rotary factors that depend on the length of a sequence: longrope of Phi-3 and Phi-4-mini.
+"""Chooses rotary factors by sequence length: longrope of Phi-3 and Phi-4-mini.
 
-transformers picks one of two sets of factors for a whole call, by its largest position. A row or a batch of several
-sequences needs the set of each. Owns that choice; what a set is stays transformers' own computation.
-
-An answer that grew over the switch was sampled under both sets, and training reads it whole under the long one, as a
-pass of transformers over the finished sequence does: its tokens before the switch have other log-probabilities there.
+transformers picks one of two sets for a whole call; rows of several sequences need one for each. An answer that grew
+over the switch was sampled under both sets; training reads it under the long one, as transformers does when finished.
 """
 
 from __future__ import annotations
@@ -38,8 +35,12 @@ def switch_length(causal: Any) -> int | None:
 
 @contextmanager
 def sequence_lengths(causal: Any, lengths: Tensor) -> Iterator[None]:
-    """Inside, each token takes the factors of its sequence. `lengths`: the length in tokens of the sequence of each
-    token, in a shape that broadcasts to [B, T]."""
+    """Inside, each token takes the factors of its sequence.
+
+    Args:
+        causal: A transformers causal model.
+        lengths: Length in tokens of each token's sequence, in a shape that broadcasts to [B, T].
+    """
     if switch_length(causal) is None:
         yield
         return

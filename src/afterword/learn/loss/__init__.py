@@ -1,1 +1,1 @@
-"""From the parts to a number and its gradient: terms, the loss stage without logits, what is watched on the way."""
+"""Turns parts into a loss and its gradient: terms, the loss stage without stored logits, the token batch."""

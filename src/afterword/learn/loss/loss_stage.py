@@ -1,11 +1,7 @@
-"""The loss stage: hidden states of both sides in, per-token losses out, and never a [tokens, vocabulary] tensor.
+"""Computes per-token losses and their gradient from hidden states, without a [tokens, vocabulary] tensor.
 
-A tile of tokens at a time goes through the heads; within it, a strip of a few tokens at a time (so that its passes
-stay in the processor's cache) through the distance, whose gradient overwrites the student's logits; then the whole
-tile is pulled back to the student's hidden states. What is kept for backward is [N, H]. A tile has as many tokens
-as fit a fixed number of bytes, so that memory grows neither with the tokens nor with the vocabulary. Entropies,
-log-probabilities of the served ids and what the most likely tokens say come from the same pass. Nothing here
-averages or weights: that is `terms`. Plain torch: on CUDA the same loop runs with larger strips.
+Tokens pass through the heads in tiles of a fixed number of bytes. Within a tile, strips that fit the processor's cache
+pass through the distance, whose gradient overwrites the student's logits. Saved for backward: [N, H]. `terms` weights.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ from afterword.model.head import Head
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """A divergence or estimator, towards which target, over which tokens."""
+    """An estimator with its target and support: the loss of one term at a token."""
 
     estimator: Estimator
     target: Target = IDENTITY
@@ -37,9 +33,17 @@ class Distance:
     def __call__(
         self, tile: Tile, student: Tensor, teacher: Tensor | None, reference: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(loss [n], gradient towards the student's logits [n, V], its mass on the support or None for all).
+        """Apply temperature, target, support and estimator, in this order.
 
-        `tile` holds the plain softmax of the logits [n, V] of `student` and `teacher`.
+        Args:
+            tile: Plain softmax of the logits of student and teacher.
+            student: [n, V] logits.
+            teacher: [n, V] logits, None for an estimator without a teacher.
+            reference: [n, V] logits, None for a target without a reference.
+
+        Returns:
+            Loss [n] in nats, gradient with respect to the student's logits [n, V], and the student's probability of the
+            support [n] (None for the whole vocabulary).
         """
         heat = self.target.temperature
         if heat != 1.0:
@@ -51,7 +55,7 @@ class Distance:
         return loss, gradient if heat == 1.0 else gradient.div_(heat), mass
 
     def faults(self) -> list[str]:
-        """Why these parts do not fit each other, a sentence with its remedy each; empty when they do."""
+        """Conflicts between these parts, a sentence with its remedy each. Field values: `parts.fields`."""
         return [fault for fault in (self._teaches(), self._support()) if fault]
 
     def _teaches(self) -> str | None:
@@ -88,7 +92,7 @@ class Distance:
 
 
 TOP = 16
-"""Tokens per side that are compared."""
+"""Most likely tokens of each side that the overlap compares."""
 COLUMNS = (
     "loss",
     "logp_student",
@@ -103,7 +107,16 @@ COLUMNS = (
 
 
 def observe(tile: Tile, loss: Tensor, mass: Tensor | None) -> Tensor:
-    """[len(COLUMNS), n] from the tile of the plain softmax, its loss, and the student's mass on the support."""
+    """Monitors of each token from tensors that the pass has anyway (overlap: arXiv 2604.13016).
+
+    Args:
+        tile: Plain softmax of both sides.
+        loss: [n]
+        mass: [n] the student's probability of the support, None for the whole vocabulary.
+
+    Returns:
+        [len(COLUMNS), n]
+    """
     alone = tile.t is tile.s
     ours = top_k(tile.s, TOP)
     entropy = -dot(tile.S, tile.s)
@@ -135,7 +148,7 @@ def _overlap(tile: Tile, ours: Tensor) -> tuple[Tensor, Tensor]:
 
 
 TILE = 128
-"""Most tokens of a tile: more make the products of a CPU no faster."""
+"""Most tokens of a tile on a CPU, where larger products are no faster."""
 _TILE_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
 """Most bytes of a tile's logits, per side."""
 _STRIP_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
@@ -165,7 +178,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What a pass reads besides the student, none of it with a gradient."""
+    """Inputs of a pass besides the student, without gradients."""
 
     head: Head
     ids: Tensor
@@ -192,11 +205,24 @@ def token_losses(
 ) -> Scores:
     """Score N served tokens.
 
-    `student` [N, H], `teacher` and `reference` are the last hidden states from which each of `ids` [N] is
-    predicted. `teacher` may be None for an estimator that needs none, `reference` for a target that needs none.
-    Their heads are the student's `head` unless named: one without its adapter, or another model's over the same
-    vocabulary. `tile` bounds the tokens of a tile. float64 heads give float64 scores. Raises ConfigError when the
-    parts do not go together or a side is missing.
+    Args:
+        student: [N, H] last hidden states, each predicting the id at its position. Receives the gradient.
+        teacher: [N, H'] hidden states of the teacher; None for an estimator without a teacher.
+        head: The student's output head.
+        ids: [N] served token ids.
+        estimator: The divergence or estimator.
+        target: Transforms the teacher's scores.
+        support: Restricts the vocabulary.
+        reference: [N, H''] hidden states of the reference; None for a target without one.
+        teacher_head: The teacher's head over the same vocabulary; the student's by default.
+        reference_head: The reference's head; the student's by default.
+        tile: Most tokens of a tile.
+
+    Returns:
+        Scores in nats, float32 (float64 for a float64 head).
+
+    Raises:
+        ConfigError: Parts conflict, a part has an invalid value, or a side is missing.
     """
     distance = Distance(estimator, target, support)
     _refuse(distance, teacher, reference)
@@ -227,8 +253,8 @@ def _refuse(distance: Distance, teacher: Tensor | None, reference: Tensor | None
 
 
 class _TokenLosses(torch.autograd.Function):
-    """Forms the gradient towards the hidden states in the forward pass, while the logits are at hand. An adapter
-    of the head sums over tokens, whose weights are not known before backward: then the logits are formed again."""
+    """Computes the gradient of the hidden states in the forward pass, from the logits of each tile. The gradient of a
+    head adapter sums over tokens, whose weights are known only in backward: the logits are then computed again."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, down: Tensor | None, up: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
@@ -276,7 +302,7 @@ def _scaled(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def _passes(student: Tensor, job: _Job, columns: Tensor | None, pull: Callable[[slice, Tensor], None] | None) -> None:
-    """Tile by tile, fill `columns` and hand (its tokens, d loss / d the student's product [n, V]) to `pull`."""
+    """Tile by tile, fill `columns` and call `pull` with its tokens and the gradient [n, V] of its product."""
     tiles = max(1, -(-len(student) // job.tile))
     size = max(1, -(-len(student) // tiles))  # all of like size: the products of one token take a third of a tile's
     for start in range(0, len(student), size):
@@ -293,7 +319,7 @@ def _passes(student: Tensor, job: _Job, columns: Tensor | None, pull: Callable[[
                 columns[:, part][:, rows] = observe(tile, loss, mass)
             if pull is not None:
                 z.copy_(job.head.unscaled(d_logits, z))
-        del others, more  # what pulling back takes has their place, and the next tile that of the logits
+        del others, more  # frees memory for the backward product, and `del logits` for the next tile
         if pull is not None:
             pull(part, logits)
         del logits, z

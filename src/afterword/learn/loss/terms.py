@@ -1,8 +1,7 @@
-"""The objective: a sum of terms, each (sum of weight x loss) over that term's own count.
+"""Composes the objective: a sum of terms, each the sum of weight x loss divided by the term's own count.
 
-A term names what the teacher reads, whose weights score, how the distance is taken and how tokens are
-averaged. Counts are taken over the whole optimiser batch before it is split, so that neither micro-batches nor
-accumulation change the result (`learning.md`, property 7). This module never runs a model.
+Counts cover the whole optimiser batch before it is split, so micro-batches and accumulation do not change the result.
+Runs no model.
 """
 
 from __future__ import annotations
@@ -38,23 +37,23 @@ from afterword.learn.parts.weights import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One summand of the objective."""
+    """One term of the objective. `recipes.formula` prints it."""
 
     name: str
-    """For metrics; nothing depends on it."""
+    """Name in metrics; unique in a recipe."""
     estimator: Estimator
     teacher: Teacher | None
     """None for estimators that read only the served ids."""
     context: Context
-    """What the teacher reads."""
+    """The context that the teacher reads."""
     reference: Teacher | None = None
     """Whose weights give the reference of a target that needs one."""
     reference_context: Context = CONTEXTS["none"]
-    """What the reference reads; what the student reads unless named."""
+    """The context that the reference reads; the student's by default."""
     target: Target = IDENTITY
-    """What is distilled instead of the teacher as it is."""
+    """Transforms the teacher's scores."""
     support: Support = FULL
-    """The tokens of the vocabulary that are compared."""
+    """Tokens of the vocabulary that are compared."""
     reduction: Reduction = SEQUENCE_MEAN
     route: TermRoute = EVERYTHING
     """Which answers belong to the term."""
@@ -63,11 +62,11 @@ class Term:
     advantage: Advantage | None = None
     """A signed factor on each token's loss; for the negative log-likelihood, which it makes a policy gradient."""
     policy_clip: PolicyClip = NO_CLIP
-    """How far a batch may move the policy away from the one that sampled."""
+    """Bounds the change of the policy by one batch, relative to the one that sampled."""
     skip_first: SkippedTokens = 0
-    """Tokens at the start of each answer that do not count."""
+    """Tokens excluded at the start of each answer."""
     clip: Positive | None = None
-    """Most that one token's loss can be, after the sum over the vocabulary (a clipped token has no gradient)."""
+    """Largest loss of one token (nats), after the sum over the vocabulary; a clipped token has no gradient."""
     scale: TermScale = 1.0
     """Factor of the term in the objective."""
     schedule: Schedule = CONSTANT
@@ -90,8 +89,14 @@ class Term:
         return replace(self, scale=self.scale * self.schedule(step, steps, past), target=target)
 
     def keep(self, batch: TokenBatch) -> Tensor:
-        """[N] True for tokens that count: a term leaves out answers without the hindsight, the reward or the
-        log-probabilities that it needs, and every term what is private."""
+        """Select the tokens that count in this term.
+
+        Excluded are private tokens, masked tokens, answers of another route, and answers without the hindsight, the
+        reward or the sampler's log-probabilities that the term needs.
+
+        Returns:
+            [N] bool
+        """
         keep = (batch.position >= self.skip_first) & ~batch.private
         for mask in self.masks:
             keep = keep & mask(batch)
@@ -108,7 +113,16 @@ class Term:
         return self.reduction.count(self.keep(batch), batch)
 
     def value(self, scores: Scores, batch: TokenBatch, count: float) -> Tensor:
-        """This term's part of the objective, from some rows of a batch whose count is `count`; 0 when it is 0."""
+        """The term's part of the objective, scale x sum(weight x loss) / count.
+
+        Args:
+            scores: Scores of the N tokens of `batch`.
+            batch: Some answers of an optimiser batch.
+            count: `count()` of the whole optimiser batch; 0 gives 0.
+
+        Returns:
+            A scalar with a gradient.
+        """
         keep = self.keep(batch)
         loss = scores.loss if self.clip is None else scores.loss.clamp(max=self.clip)
         factors = self.reduction.share(keep, batch).to(loss.dtype) * chain(self.weights, scores, batch, keep).detach()
@@ -132,6 +146,16 @@ class Term:
 
 
 def objective(terms: Sequence[Term], scores: Sequence[Scores], batch: TokenBatch, counts: Sequence[float]) -> Tensor:
-    """Sum of all terms over some rows of a batch (a scalar with a gradient)."""
+    """Sum the terms over some answers of an optimiser batch.
+
+    Args:
+        terms: Terms as `Term.at` gives them for this step.
+        scores: Scores for each term.
+        batch: The layout of the scored tokens.
+        counts: Divisor of each term, over the whole optimiser batch.
+
+    Returns:
+        A scalar with a gradient.
+    """
     values = [t.value(s, batch, n) for t, s, n in zip(terms, scores, counts, strict=True)]
     return torch.stack(values).sum()

@@ -1,7 +1,6 @@
-"""A few tokens over the whole vocabulary, normalised: what every estimator, target and support reads.
+"""Holds normalised distributions of a few tokens over the vocabulary, the input of estimators, targets and supports.
 
-Owns the numerics that they share (log-probabilities that never hold -inf, row-wise products, an exact top-k that
-is cheap). It knows nothing of hidden states, distances or batches.
+Owns their shared numerics: log-probabilities without -inf, row-wise products, a fast exact top-k.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor
 
 FLOOR = -1e4
-"""Log-probabilities below are read as this: a token that both sides forbid (-inf) then contributes exactly 0."""
+"""Least log-probability (nats): a token that both sides forbid (-inf) then contributes exactly 0."""
 _BLOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A few tokens. All tensors are float32 or wider, carry no gradient and may be read but never written to."""
+    """n tokens. All tensors are float32 or wider, carry no gradient and must not be changed."""
 
     s: Tensor
     """[n, V] student log-probabilities."""
@@ -38,9 +37,15 @@ class Tile:
 
 
 def normalise(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and probabilities [n, V] of logits [n, V]; equal logits give equal bits.
+    """Log-probabilities and probabilities of logits; equal logits give equal bits.
 
-    Not log_softmax: its single-precision sum is off by 1e-5 at 50,000 tokens, and a second exp costs more.
+    torch's log_softmax has an error of 1e-5 in single precision at 50,000 tokens, and a second exp costs more.
+
+    Args:
+        logits: [n, V]
+
+    Returns:
+        log-probabilities [n, V] (nats, at least FLOOR) and probabilities [n, V].
     """
     logs = logits - logits.amax(-1, keepdim=True)
     probabilities = logs.exp()
@@ -49,7 +54,13 @@ def normalise(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tile_of(student_logits: Tensor, teacher_logits: Tensor | None, ids: Tensor) -> Tile:
-    """Normalise the logits [n, V] of both sides."""
+    """Normalise the logits of both sides.
+
+    Args:
+        student_logits: [n, V]
+        teacher_logits: [n, V]; None makes the student its own teacher.
+        ids: [n] served token ids.
+    """
     s, S = normalise(student_logits)
     s_y = pick(s, ids)
     if teacher_logits is None:
@@ -69,10 +80,17 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def top_k(rows: Tensor, k: int) -> Tensor:
-    """[n, k] indices of the k largest entries of each row [n, V], largest first.
+    """Indices of the k largest entries of each row, largest first. Exact, several times faster than `Tensor.topk`.
 
-    Exact, and several times faster than topk over a whole vocabulary: an entry among the k largest lies in one of
-    the k columns of blocks whose maxima are largest, so only those are searched.
+    The row is cut into 64 blocks; entries among the k largest lie in the k columns whose maxima over the blocks are
+    largest, so only those columns are searched.
+
+    Args:
+        rows: [n, V]
+        k: At most V; a larger one gives V.
+
+    Returns:
+        [n, k]
     """
     n, vocabulary = rows.shape
     width = vocabulary // _BLOCKS

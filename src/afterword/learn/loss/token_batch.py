@@ -1,6 +1,6 @@
-"""The flat layout of scored tokens: which answer each token belongs to, and what is known of that answer.
+"""Lays out scored tokens flat: the answer of each token, and the facts about each answer.
 
-Owns no arithmetic: weights, routes and advantages read from here, never from other answers of a batch.
+Weights, routes and advantages read these facts alone, never other answers that share the batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rewards of all answers to one prompt, over the whole pass: so that nothing depends on how it is split."""
+    """Statistics of the rewards of all answers to one prompt, over the whole pass: independent of its split."""
 
     size: int = 0
     """Answers whose reward is known."""
@@ -30,13 +30,13 @@ ALONE = Group()
 
 @dataclass(frozen=True, slots=True)
 class AnswerInfo:
-    """What is known of one answer beside its tokens."""
+    """Facts about one answer besides its tokens."""
 
     kind: str = ""
     """Kind of the feedback that made the interaction."""
     task: str | None = None
     reward: float | None = None
-    """-1 .. 1 from the user or a verifier; None when nobody judged it."""
+    """-1 .. 1 from the user or a verifier; None when unknown."""
     group: Group = ALONE
     age: float = 0.0
     """Days between this answer and the newest of the run."""
@@ -46,17 +46,17 @@ UNKNOWN = AnswerInfo()
 
 
 Informed = bool | frozenset[Any]
-"""The contexts that hold privileged text for an answer; True is every context, False none."""
+"""Contexts with privileged text for an answer; True is every context, False none."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """N scored tokens of R answers, in order of the answers. Prompt and padding tokens are not among them."""
+    """N scored tokens of R answers, in order of the answers, without prompts and padding."""
 
     row: Tensor
     """[N] index of the token's answer, 0 .. R-1."""
     position: Tensor
-    """[N] place of the token in its answer, 0 for the first."""
+    """[N] position of the token in its answer, from 0."""
     length: Tensor
     """[R] scored tokens of the answer."""
     weight: Tensor
@@ -74,17 +74,17 @@ class TokenBatch:
     """[N] True for tokens that the user changed in the answer."""
 
     def informed(self, context: Hashable) -> Tensor:
-        """[N] True for the tokens of the answers of which `context` tells the teacher something."""
-        told = [p if isinstance(p, bool) else context in p for p in self.privileged]
-        return torch.tensor(told, dtype=torch.bool, device=self.row.device)[self.row]
+        """[N] True for tokens of answers with privileged text under `context`."""
+        known = [p if isinstance(p, bool) else context in p for p in self.privileged]
+        return torch.tensor(known, dtype=torch.bool, device=self.row.device)[self.row]
 
     def each(self, read: Callable[[AnswerInfo], float]) -> Tensor:
-        """[N] a figure of every token's answer, float32."""
+        """[N] float32: `read` of each token's answer."""
         values = torch.tensor([read(a) for a in self.answers], dtype=torch.float32, device=self.row.device)
         return values[self.row]
 
     def where(self, test: Callable[[AnswerInfo], bool]) -> Tensor:
-        """[N] True for the tokens of the answers that pass."""
+        """[N] True for tokens of answers that pass `test`."""
         passed = torch.tensor([test(a) for a in self.answers], dtype=torch.bool, device=self.row.device)
         return passed[self.row]
 
@@ -100,8 +100,18 @@ def layout(
     private: Sequence[Sequence[int]] = (),
     changed: Sequence[Sequence[int]] = (),
 ) -> TokenBatch:
-    """The layout of answers of these lengths. `served` has one log-probability per token (NaN: unknown); `private` and
-    `changed` have for each answer the places of its tokens that are (none when left out)."""
+    """Build the layout of R answers with N tokens.
+
+    Args:
+        lengths: [R] scored tokens of each answer.
+        weights: [R] strength of each interaction.
+        privileged: [R] contexts with privileged text.
+        device: Where the tensors go.
+        answers: [R] facts; unknown by default.
+        served: [N] log-probability (nats) of each token at sampling, NaN where unknown; all unknown by default.
+        private: [R] positions of private tokens in each answer.
+        changed: [R] positions of tokens that the user changed.
+    """
     length = torch.tensor(list(lengths), dtype=torch.long, device=device)
     row = torch.repeat_interleave(torch.arange(len(lengths), device=device), length)
     first = torch.cumsum(length, 0) - length
@@ -122,7 +132,7 @@ def layout(
 
 
 def _marked(places: Sequence[Sequence[int]], first: Tensor, size: int) -> Tensor:
-    """[N] True at these places of each answer; `first` [R] is where each begins."""
+    """[N] True at these positions of each answer; `first` [R] is the index of its first token."""
     found = torch.zeros(size, dtype=torch.bool, device=first.device)
     flat = [begin + place for begin, some in zip(first.tolist(), places, strict=False) for place in some]
     found[torch.tensor(flat, dtype=torch.long, device=first.device)] = True

@@ -1,1 +1,1 @@
-"""The parts that an objective is made of, one kind a module: contexts, teachers, targets, divergences, weights."""
+"""Parts of an objective, one slot a module: contexts, teachers, targets, supports, divergences, weights, advantages."""

@@ -18,29 +18,36 @@ from afterword.learn.loss.token_batch import AnswerInfo, TokenBatch
 from afterword.learn.parts.fields import Finite, OpenShare, Positive
 
 _FAR = 20.0
-"""Log-ratios beyond are read as this: e^20 is already no weight that anyone wants."""
+"""Bound of the log-ratio (nats), against overflow."""
 
 
 def importance_ratio(scores: Scores, batch: TokenBatch) -> Tensor:
-    """[N] S(y) now over S(y) at sampling, NaN where the sampler's log-probability is unknown. No gradient."""
+    """Importance ratio S(y) now / S(y) at sampling.
+
+    Returns:
+        [N] without a gradient; NaN where the sampler's log-probability is unknown.
+    """
     return (scores.logp_student.detach() - batch.served.to(scores.logp_student.dtype)).clamp(-_FAR, _FAR).exp()
 
 
 @runtime_checkable
 class PolicyClip(Protocol):
-    """Factors for tokens of advantage A and importance ratio `ratio`."""
+    """Bounds the change of the policy by one batch: a factor on the gradient of -A log S(y).
+
+    The factor carries no gradient: the term has the gradient of the clipped surrogate, not its value.
+    """
 
     @property
     def needs_served(self) -> bool:
         """True when tokens without the sampler's log-probability cannot count."""
 
     def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
-        """[N] factors on the gradient of -A log S(y)."""
+        """[N] factors, from advantages [N] and importance ratios [N]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """The sampled gradient as it is: right while the policy is the one that sampled."""
+    """Factor 1: unbiased only while the policy is the one that sampled."""
 
     needs_served = False
 
@@ -53,9 +60,8 @@ NO_CLIP = Plain()
 
 @dataclass(frozen=True, slots=True)
 class PPOClip:
-    """Gradient of min(ratio A, clip(ratio, 1 - low, 1 + high) A) (arXiv 1707.06347): a token that has moved far
-    enough in its direction stands still. `dual` also stops tokens with A < 0 whose ratio exceeds it (arXiv
-    1912.09729)."""
+    """Gradient of min(ratio A, clip(ratio, 1 - low, 1 + high) A) (PPO, arXiv 1707.06347). `dual` also stops tokens with
+    A < 0 whose ratio exceeds it (arXiv 1912.09729)."""
 
     low: OpenShare = 0.2
     high: Positive = 0.2
@@ -71,7 +77,7 @@ class PPOClip:
 
 @dataclass(frozen=True, slots=True)
 class Truncated:
-    """Importance weights with an upper bound: min(ratio, cap). Biased beyond it, of bounded variance."""
+    """Truncated importance weight min(ratio, cap): bounded variance, biased beyond `cap`."""
 
     cap: Positive = 2.0
     needs_served = True
@@ -82,7 +88,7 @@ class Truncated:
 
 @runtime_checkable
 class Advantage(Protocol):
-    """Positive: more of it; negative: less of it; 0: nothing is learned from this token."""
+    """Factor on the gradient of -log S(y): positive makes a token likelier, negative less likely."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -93,13 +99,21 @@ class Advantage(Protocol):
         """True when answers without a reward cannot count."""
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
-        """[N], no gradient; `keep` [N] is True for tokens that count. The others' scores may be anything: neither they
-        nor their number may change the value of a token that counts."""
+        """Compute the advantages.
+
+        Args:
+            scores: Scores of the N tokens; those of excluded tokens may hold any value.
+            batch: Their layout.
+            keep: [N] True for tokens that count. Excluded tokens must not change the value of another token.
+
+        Returns:
+            [N] without a gradient.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class FeedbackPolarity:
-    """The user's own verdict: +1 content, -1 not; what nobody judged does not count."""
+    """The user's own reward, +1 or -1; answers without one are excluded."""
 
     needs_teacher = False
     needs_reward = True

@@ -1,6 +1,6 @@
-"""What holds the model back: terms that pull towards the base, towards answers known to be good, or towards chance.
+"""Composes regularising terms: towards the base, towards gold answers, or towards higher entropy.
 
-An anchor is an ordinary term. A teacher of an anchor reads what the student reads.
+An anchor is an ordinary term whose teacher reads the student's context.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from afterword.learn.parts.teachers import BASE
 from afterword.learn.parts.weights import TOKEN_MEAN, ByKind
 
 GOLD = "gold"
-"""Kind of the interactions that are only imitated: their answers were written, not sampled, and have no hindsight."""
+"""Kind of interactions that are imitated: their answers were written, not sampled, and have no hindsight."""
 
 
 def kl_to_base(scale: float) -> Term:
@@ -26,7 +26,7 @@ def kl_to_base(scale: float) -> Term:
 
 
 def imitation(scale: float) -> Term:
-    """Negative log-likelihood of the served ids: keep saying what was said."""
+    """Negative log-likelihood of the served ids."""
     return Term(
         name="anchor_nll",
         estimator=NegativeLogLikelihood(),
@@ -50,7 +50,7 @@ def gold_mix(scale: float) -> Term:
 
 @dataclass(frozen=True, slots=True)
 class NegativeEntropy:
-    """sum S log S, the negative entropy of the student: minimised, it keeps the student from hardening."""
+    """sum S log S, the negative entropy of the student (nats). Minimising it keeps the student's entropy up."""
 
     needs_teacher = False
     sampled = False

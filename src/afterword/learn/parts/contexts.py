@@ -1,9 +1,7 @@
-"""What the teacher reads: versioned templates that put privileged text into the conversation.
+"""Places privileged text in the teacher's conversation by versioned templates.
 
-A context says where the text goes and in which words, by the kind and the polarity of what the user did. It maps
-(messages, answer, text) to the messages of the teacher's prompt. It never renders, never tokenizes and never
-cuts; `fit_hindsight` shortens the privileged text, and only that, before the template is applied. A change of a
-template's words is a new version.
+A context maps (messages, answer, text) to the messages of the teacher's prompt; position and words depend on the kind
+and polarity of the feedback. `fit_hindsight` shortens the privileged text alone. Changed words are a new version.
 """
 
 from __future__ import annotations
@@ -25,20 +23,20 @@ from afterword.kinds import with_hindsight
 from afterword.records import Json
 
 PLACEHOLDERS = ("hindsight", "answer")
-"""What a template may name: the privileged text, and the served answer's text."""
+"""Placeholders of a template: the privileged text, and the served answer's text."""
 
 Where = Literal["last_user", "system", "next_turn", "nowhere"]
 
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """The text around the privileged text, by what the user meant. A praise must not be read as a complaint: told
-    "improve on this", a teacher unlearns what the user liked."""
+    """The words around the privileged text, by polarity. Praise needs its own: a teacher that reads "improve on this"
+    unlearns what the user liked."""
 
     otherwise: str
-    """For a complaint, and for words of unknown polarity."""
+    """For polarity -1 and 0."""
     praise: str | None = None
-    """For polarity +1; None says it in the same words."""
+    """For polarity +1; None takes the same words."""
 
     def write(self, text: str, answer: str, polarity: int) -> str:
         """The text with its words around it. Braces inside `text` and `answer` stay as they are."""
@@ -166,7 +164,11 @@ user asked for after other answers: a lasting wish is followed better when it is
 
 
 def context(name: str) -> Context:
-    """The context of that name. ConfigError names the nearest and the known ones."""
+    """Find a context by name.
+
+    Raises:
+        ConfigError: The name is unknown; names the nearest and all known contexts.
+    """
     if name not in CONTEXTS:
         near = difflib.get_close_matches(name.lower(), CONTEXTS, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
@@ -210,14 +212,21 @@ def with_text(where: Context, text: str) -> Context:
 
 
 def shuffled(hindsights: Sequence[str], seed: int) -> list[str]:
-    """The control: every interaction gets another one's hindsight (see `others`), its own where there is no other."""
+    """The hindsights in the order of `others`, an interaction's own where no other exists."""
     found = others(hindsights, seed)
     return [own if i is None else hindsights[i] for own, i in zip(hindsights, found, strict=True)]
 
 
 def others(hindsights: Sequence[str], seed: int) -> list[int | None]:
-    """For each interaction the index of another one with other words, the next in a random order; None where there
-    is none. Of words that all differ each is given once."""
+    """Assign each interaction another one's hindsight, for the control.
+
+    Args:
+        hindsights: Text of each interaction.
+        seed: Of the random order.
+
+    Returns:
+        For each interaction the index of one with different text, None without one; distinct texts are each used once.
+    """
     order = list(range(len(hindsights)))
     Random(seed).shuffle(order)
     given: list[int | None] = [None] * len(order)
@@ -229,7 +238,7 @@ def others(hindsights: Sequence[str], seed: int) -> list[int | None]:
 
 @dataclass(frozen=True, slots=True)
 class TeacherPrompt:
-    """A prompt with hindsight; `cut` is the number of hindsight tokens that were left out."""
+    """A prompt with hindsight; `cut` counts the hindsight tokens that were removed."""
 
     prompt: Prompt
     hindsight: str
@@ -249,10 +258,24 @@ def fit_hindsight(
     polarity: int = 0,
     kind: str = "",
 ) -> TeacherPrompt | None:
-    """Render the teacher's prompt in at most `room` ids, the hindsight cut to `longest` ids or fewer.
+    """Render the teacher's prompt, cutting the end of the hindsight where it does not fit.
 
-    The end of the hindsight is cut, never the conversation and never the rendered prompt. None when even the
-    shortest hindsight (one id) does not fit.
+    The conversation and the rendered prompt are never cut.
+
+    Args:
+        tokenizer: The teacher's tokenizer.
+        where: The context.
+        messages: Conversation before the answer.
+        answer: The served answer.
+        hindsight: The privileged text.
+        room: Most tokens of the prompt.
+        longest: Most tokens of the hindsight.
+        tools: Tool definitions of the turn.
+        polarity: -1, 0 or 1.
+        kind: Kind of the feedback.
+
+    Returns:
+        None when even one token of hindsight does not fit.
     """
     ids = encode_content(tokenizer, hindsight)
     kept = min(len(ids), longest)

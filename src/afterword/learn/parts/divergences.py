@@ -1,10 +1,7 @@
-"""Per-token losses, each with its exact gradient with respect to the student's logits.
+"""Computes per-token losses, each with its exact gradient with respect to the student's logits.
 
-Every estimator is a small frozen object that maps a `Tile` (log-probabilities of both sides for a few tokens) to
-(loss [n], gradient [n, V]). Nothing here knows of hidden states, targets, weights or batches. Convention: T
-teacher, S student; beta 0 is KL(T||S), beta 1 is KL(S||T), between them the generalised JSD (GKD, arXiv
-2306.13649). Each says as data whose gradient it follows, so that `validate` can refuse combinations that teach
-nothing or something else (`docs/loss-stage.md`).
+An estimator maps a `Tile` to (loss [n], gradient [n, V]), in nats. T is the teacher, S the student. beta 0 is KL(T||S),
+beta 1 KL(S||T), between them the generalised JSD (GKD, arXiv 2306.13649). `follows` names the gradient, for `validate`.
 """
 
 from __future__ import annotations
@@ -24,33 +21,33 @@ MixtureShare = Annotated[
     float, Field(gt=0, lt=1, description="the formula vanishes at the ends: use ForwardKL or ReverseKL there")
 ]
 _FAR = 80.0
-"""Log-ratios beyond are cut inside exponentials: e^80 still fits float32, and such a token has no mass."""
+"""Bound of log-ratios (nats) inside exponentials: e^80 fits float32, and such a token has no mass."""
 _RATIO = 20.0
 """Bound of the sampled log-ratio inside the exponential of k3 and the square of k2 (as in verl)."""
 
 
 class Follows(StrEnum):
-    """Whose gradient an estimator follows: exactly, or in expectation over the student's samples."""
+    """The gradient of an estimator, exact or in expectation over the student's samples."""
 
     FORWARD_KL = "KL(T||S)"
     REVERSE_KL = "KL(S||T)"
     FLOORED_REVERSE_KL = "KL(S||T), its blame bounded"
-    """Biased: that of KL(S||T) but at tokens whose advantage lies below the floor, which count no more than it."""
+    """Biased: tokens with an advantage below the floor count as if they were at it."""
     JSD = "JSD"
     SKEW_FORWARD_KL = "skewed KL(T||S)"
     SKEW_REVERSE_KL = "skewed KL(S||T)"
     LIKELIHOOD = "-log S(y)"
     ENTROPY = "-H(S)"
-    """No distance, and none is meant: it reads the student alone."""
+    """Reads the student alone; no distance is meant."""
     NOTHING = "zero in expectation"
-    """The teacher cancels: training on it is training on noise."""
+    """The teacher cancels, so training learns noise."""
     NO_DISTANCE = "the gradient of no distance"
     """It does not vanish where the sides agree, or not only there."""
 
 
 @runtime_checkable
 class Estimator(Protocol):
-    """How the distance between student and teacher is taken at each token."""
+    """The distance between student and teacher at each token."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -62,19 +59,26 @@ class Estimator(Protocol):
 
     @property
     def distance(self) -> bool:
-        """True when its value is one: at least 0 at every token, 0 at agreement, so that it can be clipped."""
+        """True when its value is at least 0 and 0 at agreement, so that it can be clipped."""
 
     @property
     def follows(self) -> Follows:
-        """Whose gradient it is."""
+        """The gradient that it has."""
 
     def __call__(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """(loss [n], d loss / d student logits [n, V]), the gradient a new tensor."""
+        """Compute loss and gradient.
+
+        Args:
+            tile: Distributions of n tokens; must not be changed.
+
+        Returns:
+            loss [n] (nats), and d loss / d student logits [n, V] as a new tensor.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardKL:
-    """KL(T||S), beta = 0: covers all that the teacher would say. Gradient S - T."""
+    """KL(T||S), beta = 0: mass-covering. Gradient S - T."""
 
     needs_teacher = True
     sampled = False
@@ -90,7 +94,7 @@ FORWARD_KL = ForwardKL()
 
 @dataclass(frozen=True, slots=True)
 class ReverseKL:
-    """KL(S||T), beta = 1: sharpens what the student already says. Gradient S (log S/T - KL)."""
+    """KL(S||T), beta = 1: mode-seeking. Gradient S (log S/T - KL)."""
 
     needs_teacher = True
     sampled = False
@@ -174,7 +178,7 @@ def _odds(away: Tensor, share: float) -> Tensor:
 
 
 class _Sampled(ABC):
-    """Estimators that are a function of log S(y) and log T(y) alone: gradient slope (onehot(y) - S)."""
+    """Estimators of log S(y) and log T(y) alone: gradient slope (onehot(y) - S)."""
 
     __slots__ = ()
     needs_teacher = True

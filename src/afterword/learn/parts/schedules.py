@@ -1,6 +1,6 @@
-"""What changes over a run: factors as pure functions of the step and of what was measured before it.
+"""Computes factors that change over a run, as pure functions of the step and of past metrics.
 
-The past comes from the run's metrics file, which a resumed run reads back, so a schedule has nothing to save.
+Past metrics come from the run's metrics file, which a resumed run reads back, so schedules have no state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ class Schedule(Protocol):
     """A factor, for the learning rate or the scale of a term."""
 
     def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
-        """Factor at `step` (0 .. steps-1) of `steps`; `past` holds the metrics of the steps before it."""
+        """Compute the factor.
+
+        Args:
+            step: 0 .. steps - 1.
+            steps: Steps of the run.
+            past: Metrics of the steps before.
+        """
 
 
 @dataclass(frozen=True, slots=True)

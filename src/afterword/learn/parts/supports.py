@@ -1,8 +1,7 @@
-"""Which tokens of the vocabulary a distance is taken over, and what becomes of the rest.
+"""Restricts a distance to some tokens of the vocabulary, with a rule for the remaining mass.
 
-A support turns a tile over the vocabulary into one over a few tokens, on which any full-vocabulary estimator
-works, and spreads its gradient back. The choice of tokens is held constant. A truncated sum with neither tail nor
-renormalisation is no divergence (it can be negative), so there is no such remainder.
+A support maps a tile over the vocabulary to one over a few tokens, and the gradient back; the choice of tokens has no
+gradient. A truncated sum with neither tail nor renormalisation can be negative, so it is not offered.
 """
 
 from __future__ import annotations
@@ -22,15 +21,24 @@ Remainder = Literal["tail", "renormalise", "teacher"]
 
 @runtime_checkable
 class Support(Protocol):
-    """Takes an estimator over its tokens."""
+    """A subset of the vocabulary for each token."""
 
     def apply(self, tile: Tile, estimator: Estimator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(loss [n], gradient [n, V], student's probability on the support [n] or None for all of it)."""
+        """Apply an estimator on the support.
+
+        Args:
+            tile: Distributions over the vocabulary.
+            estimator: A full-vocabulary estimator.
+
+        Returns:
+            loss [n], gradient with respect to the student's logits [n, V], and the student's probability of the support
+            [n] (None for the whole vocabulary).
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """The whole vocabulary: exact, and what the loss stage is made for."""
+    """The whole vocabulary, exact."""
 
     def apply(self, tile: Tile, estimator: Estimator) -> tuple[Tensor, Tensor, Tensor | None]:
         return *estimator(tile), None
@@ -74,7 +82,7 @@ class TopK:
         return loss, gradient.scatter_add_(1, at, inside), 1 - tail_S[:, 0]
 
     def _tokens(self, tile: Tile) -> tuple[Tensor, Tensor | None]:
-        """Indices [n, k], and [n, k] True where one does not count after all."""
+        """Indices [n, k], and [n, k] True at tokens outside of the other side's top k (None for one side)."""
         at = top_k(tile.t if self.of == "teacher" else tile.s, self.k)
         if self.of != "both":
             return at, None

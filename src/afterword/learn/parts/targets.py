@@ -1,9 +1,7 @@
-"""What is distilled instead of the teacher as it is: small frozen objects that change its scores.
+"""Transforms the teacher's scores into the distribution that is distilled.
 
-A target is a formula over log-probabilities that is the same for one token and for a vocabulary; here the
-vocabulary is normalised, the sampled token is not (the papers' advantages leave the constant out, which changes
-no expected gradient). A target is held constant: no gradient flows through the student inside it. A field that a
-schedule moves is changed with `dataclasses.replace`.
+A target is one formula for a token and for a vocabulary. The vocabulary is normalised; the sampled token is not, as in
+the papers' advantages, which changes no expected gradient. No gradient flows through the student inside a target.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ from afterword.learn.parts.fields import Positive, UnitInterval
 Extrapolated = Annotated[float, Field(gt=0, le=10)]
 """1 is the teacher."""
 _RATIO = 20.0
-"""Most nats by which an extrapolation follows log T/R at one token, so that noise in a tail is no target."""
+"""Bound of log T/R (nats) in an extrapolation, against noise in the tails."""
 
 
 @runtime_checkable
 class Target(Protocol):
-    """How the teacher's scores are changed before the distance is taken."""
+    """A transform of the teacher's scores before the distance."""
 
     @property
     def needs_reference(self) -> bool:
@@ -35,11 +33,19 @@ class Target(Protocol):
 
     @property
     def temperature(self) -> float:
-        """What the logits of both sides are divided by before anything else; monitors stay at 1."""
+        """Divides the logits of both sides first; monitors stay at 1."""
 
     def scores(self, s: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
-        """Log-scores up to a constant per token, from log-probabilities of student, teacher and reference, all of
-        one shape; new or `t` itself."""
+        """Compute the scores of the target.
+
+        Args:
+            s: Log-probabilities of the student, [n, V] or [n].
+            t: The same of the teacher.
+            r: The same of the reference, None for a target without one.
+
+        Returns:
+            Log-scores up to a constant per token, in the same shape: a new tensor or `t` itself.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,16 @@ class Extrapolation:
 
 
 def targeted(tile: Tile, target: Target, reference: Tensor | None) -> Tile:
-    """The tile whose teacher is the target; `reference` [n, V] are the third side's logits."""
+    """Replace the teacher of a tile by the target.
+
+    Args:
+        tile: Distributions of student and teacher.
+        target: The transform.
+        reference: [n, V] logits of the reference, None for a target without one.
+
+    Returns:
+        A tile with the target as its teacher; `tile` itself where nothing changes.
+    """
     if reference is None:
         r, r_y = None, None
     else:

@@ -1,8 +1,7 @@
-"""Whose weights score the served ids. A teacher is data; the holder of the model switches weights by it.
+"""Names the weights that score the served ids. A teacher is data; `train.runtime` holds and switches weights.
 
-A teacher of self-distillation is never a second model in memory: it is the same base with another low-rank update
-(none, the one that the run started from, the one in training, an average of it, a copy, a released one). Only
-`External` is another model. No teacher's scores ever carry a gradient.
+A self-distillation teacher is the same base with another low-rank update, never a second model in memory; only
+`External` is another model. Teachers' scores carry no gradient.
 """
 
 from __future__ import annotations
@@ -17,30 +16,32 @@ _FROZEN = ("base", "start", "released", "external")
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """Named weights; the subclasses say how they come about."""
+    """Named weights; subclasses define how they change."""
 
     weights: str
 
     @property
     def key(self) -> str:
-        """Its name among the weights that a run holds."""
+        """Key of its weights in a run and in the run's checkpoint."""
         return self.weights if type(self) is Teacher else repr(self)
 
     @property
     def frozen(self) -> bool:
-        """True when its scores do not change during the run, so that they are computed once."""
+        """True when its scores stay constant during the run, so that they are computed once."""
         return self.weights in _FROZEN
 
     @property
     def moving(self) -> bool:
-        """True when it has a state of its own that follows the student."""
+        """True when it has state of its own that follows the student."""
         return isinstance(self, EMA | TrustRegion | Copy)
 
 
 @dataclass(frozen=True, slots=True)
 class EMA(Teacher):
-    """Exponential moving average of the merged update B A (not of A and B: their averages multiply to another
-    update). After k steps from a fixed student (1 - rate)^k of the gap is left. It begins as the student."""
+    """Exponential moving average of the merged update B A, starting at the student.
+
+    After k steps (1 - rate)^k of the gap to a fixed student remains. Averages of A and B would give another update.
+    """
 
     weights: str = "average"
     rate: Share = 0.05
@@ -51,8 +52,7 @@ class EMA(Teacher):
 
 @dataclass(frozen=True, slots=True)
 class TrustRegion(Teacher):
-    """An average that stops following the student while its mean KL(start || teacher) per token, on the tokens of
-    the last step, is above `bound` nats."""
+    """An EMA that stands still while its mean KL(start || teacher) per token of the last step exceeds `bound` nats."""
 
     weights: str = "trust"
     rate: Share = 0.05

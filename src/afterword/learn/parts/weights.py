@@ -22,10 +22,10 @@ from afterword.learn.parts.fields import Entropy, Finite, Positive, Share
 
 @runtime_checkable
 class TermRoute(Protocol):
-    """Does this answer belong to the term?"""
+    """Selects the answers of a term; others count in neither its numerator nor its denominator."""
 
     def __call__(self, answer: AnswerInfo) -> bool:
-        """True when it does."""
+        """True when the answer belongs to the term."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,7 @@ class NotKind:
 
 @dataclass(frozen=True, slots=True)
 class ByCorrectness:
-    """Answers that were judged right (reward above 0), or those judged wrong (0, as verifiers say it, or below). What
-    nobody judged is neither."""
+    """Answers with a reward above 0 (`correct`), or with a reward of at most 0; none without a reward."""
 
     correct: bool
 
@@ -82,9 +81,9 @@ class ByTask:
 
 @runtime_checkable
 class Weight(Protocol):
-    """Factors for the tokens of a batch; needs only rows of the same answer, never other answers.
+    """Factors for the tokens of a batch, from each token's own answer alone.
 
-    A token whose factor is 0 still counts in the denominator: what must not count is for `Mask` and `Route`.
+    A token with factor 0 still counts in the denominator; `Mask` and `TermRoute` exclude tokens from both.
     """
 
     @property
@@ -92,16 +91,24 @@ class Weight(Protocol):
         """True when tokens without the sampler's log-probability cannot count."""
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
-        """[N] factors, no gradient; `keep` [N] is True for tokens that count. The others' factors are not read and
-        their scores may be anything: neither they nor their number may change the factor of a token that counts."""
+        """Compute the factors.
+
+        Args:
+            scores: Scores of the N tokens; those of excluded tokens may hold any value.
+            batch: Their layout.
+            keep: [N] True for tokens that count. Excluded tokens must not change the factor of another token.
+
+        Returns:
+            [N] without a gradient.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class InteractionWeight:
-    """The strength of the interaction that a token belongs to, in the numerator only.
+    """The weight of the token's interaction, in the numerator only.
 
-    Strengths act relative to the other rows of a batch. An optimiser that normalises the gradient, as AdamW does, takes
-    the same step when all of them are halved."""
+    It acts relative to the other interactions: AdamW normalises the gradient, so halving all changes nothing.
+    """
 
     needs_served = False
 
@@ -111,8 +118,7 @@ class InteractionWeight:
 
 @dataclass(frozen=True, slots=True)
 class ChangedTokens:
-    """Where the user edited the answer, its changed tokens count `boost` times as much as the ones that were kept;
-    together the tokens of an answer that count at all count as before. 1 for answers that nobody edited."""
+    """Tokens that the user changed weigh `boost` times as much as unchanged ones; the mean over an answer stays 1."""
 
     boost: Positive = 4.0
     needs_served = False
@@ -128,8 +134,7 @@ class ChangedTokens:
 
 @dataclass(frozen=True, slots=True)
 class ImportanceRatio:
-    """min(S(y) now / S(y) when it was served, cap): answers of an older policy count as often as this one would
-    say them (arXiv 2601.20802 caps at 2)."""
+    """Truncated importance weight: min(S(y) now / S(y) at sampling, cap) (arXiv 2601.20802 caps at 2)."""
 
     cap: Positive = 2.0
     needs_served = True
@@ -140,7 +145,7 @@ class ImportanceRatio:
 
 @dataclass(frozen=True, slots=True)
 class EntropyGate:
-    """1 where the entropy (nats) of one side is above `threshold`, else 0; `above` False turns it round.
+    """1 where the entropy (nats) of one side exceeds `threshold`, else 0; the reverse with `above` False.
 
     EOPD adds a forward KL only where the teacher is uncertain, 0.8 nats (arXiv 2603.07079).
     """
@@ -157,7 +162,7 @@ class EntropyGate:
 
 @dataclass(frozen=True, slots=True)
 class Staleness:
-    """Half as much for every `half_life` days that an answer is older than the newest of the run."""
+    """0.5^(age / half_life), age in days before the newest answer of the run."""
 
     half_life: Positive = 30.0
     needs_served = False
@@ -168,7 +173,7 @@ class Staleness:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Half as much for every `half_life` tokens into the answer: later tokens follow from earlier ones."""
+    """0.5^(position / half_life) for the token position in the answer: later tokens follow from earlier ones."""
 
     half_life: Positive = 64.0
     needs_served = False
@@ -179,7 +184,7 @@ class Position:
 
 @runtime_checkable
 class Mask(Protocol):
-    """Which tokens count at all, above and below. Reads the layout only, so counts are known before scoring."""
+    """Selects tokens for numerator and denominator. Reads the layout alone, so counts are known before scoring."""
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """[N] True for tokens that count."""
@@ -205,8 +210,8 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """No token counts more than `most` nats: its loss and gradient are scaled down to that, after the sum over the
-    vocabulary. Unlike `Term.clip` it keeps the direction of a token that is far beyond."""
+    """Scales a token's loss and gradient down to `most` nats, after the sum over the vocabulary. Unlike `Term.clip` it
+    keeps the gradient's direction."""
 
     most: Positive
     needs_served = False
@@ -217,8 +222,7 @@ class Cap:
 
 @dataclass(frozen=True, slots=True)
 class LeastRatio:
-    """1 where log T(y) - log S(y) is at least `low`, else 0: tokens that the teacher finds absurd are left alone
-    (REOPOLD, arXiv 2603.11137)."""
+    """1 where log T(y) - log S(y) is at least `low` nats, else 0 (REOPOLD, arXiv 2603.11137)."""
 
     low: Finite
     needs_served = False
@@ -229,9 +233,9 @@ class LeastRatio:
 
 @dataclass(frozen=True, slots=True)
 class TopEntropy:
-    """1 at the share of each answer's counted tokens with the highest student entropy, else 0; at least one token.
+    """1 at the share of each answer's tokens with the highest student entropy (at least one token), else 0.
 
-    By the answer, not by the batch as in REOPOLD, so that nothing depends on how a batch is split.
+    REOPOLD takes the share of the batch; by answer it does not depend on how a batch is split.
     """
 
     share: Share = 0.2
@@ -248,7 +252,7 @@ class TopEntropy:
 
 
 def chain(weights: Sequence[Weight], scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
-    """[N] product of all factors, ones for an empty chain."""
+    """Multiply the factors of several weights: [N], ones for none."""
     factors = torch.ones_like(scores.entropy_student)
     for weight in weights:
         factors = factors * weight(scores, batch, keep).to(factors.dtype)
@@ -257,18 +261,18 @@ def chain(weights: Sequence[Weight], scores: Scores, batch: TokenBatch, keep: Te
 
 @runtime_checkable
 class Reduction(Protocol):
-    """What the losses of a term are divided by."""
+    """The divisor of a term's losses."""
 
     def share(self, keep: Tensor, batch: TokenBatch) -> Tensor:
-        """[N] share of each kept token; `keep` [N] is True for tokens that count."""
+        """[N] share of each token, 0 where `keep` [N] is False."""
 
     def count(self, keep: Tensor, batch: TokenBatch) -> float:
-        """The divisor: the sum of all shares of a whole batch."""
+        """The divisor for a whole optimiser batch: the sum of its shares."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceMean:
-    """Every answer counts the same: one decisive first token is not lost in a mean over long answers."""
+    """Mean over the tokens of each answer, then over answers: one decisive first token is not lost in long answers."""
 
     def share(self, keep: Tensor, batch: TokenBatch) -> Tensor:
         kept = torch.zeros(len(batch.length), device=keep.device).index_add_(0, batch.row, keep.float())
@@ -283,7 +287,7 @@ SEQUENCE_MEAN = SequenceMean()
 
 @dataclass(frozen=True, slots=True)
 class TokenMean:
-    """Every token counts the same, so long answers count more."""
+    """Mean over all tokens, so long answers count more."""
 
     def share(self, keep: Tensor, batch: TokenBatch) -> Tensor:
         return keep.float()

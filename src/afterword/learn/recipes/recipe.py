@@ -1,6 +1,6 @@
-"""What a recipe is: the terms of its objective and the settings of its run, as plain data that describes itself.
+"""Defines a recipe: the terms of its objective and the settings of its run, as plain data.
 
-Knows no method and never runs one.
+Knows no method and runs none.
 """
 
 from __future__ import annotations

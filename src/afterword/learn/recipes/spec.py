@@ -1,4 +1,4 @@
-"""Parts in short words, as a settings file writes them: `ema:0.01`, `linear:warmup=10`, `jsd:0.5`.
+"""Reads and writes parts in short words, as a settings file has them: `ema:0.01`, `linear:warmup=10`, `jsd:0.5`.
 
 A part is its name, after a colon its first field, and any field as `name=value`; several have commas between them. Owns
 the names of the parts that a recipe's argument can take, both ways; valid values are annotated at the parts.
@@ -56,7 +56,7 @@ SLOTS: dict[Any, Mapping[str, Any]] = {
     Context: CONTEXTS,
     Lora: {"lora": Lora},
 }
-"""What an argument of that kind is called. A class takes its fields after a colon."""
+"""Kind of argument -> part by name. A class takes its fields after a colon."""
 OLD_ARGUMENTS = {"average": "reduction", "passes": "epochs", "answers": "num_generations"}
 _OLD_WORDS: dict[Any, Mapping[str, str]] = {
     teachers.Teacher: {"average": "ema"},
@@ -72,7 +72,7 @@ class Option:
     name: str
     default: str
     takes: str
-    """The names of the parts of a slot, each with what stands after its colon; else the kind of value."""
+    """The parts of a slot, each with its fields after a colon; else the valid values in words."""
 
 
 @cache
@@ -85,7 +85,16 @@ def kinds(make: Callable[..., Recipe]) -> dict[str, Any]:
 
 
 def read(recipe: str, make: Callable[..., Recipe], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with its parts read from words. ConfigError names the argument, the word and the nearest."""
+    """Read the parts in `given` from words.
+
+    Args:
+        recipe: Name of the recipe, for messages.
+        make: Its function.
+        given: Arguments; plain values pass through.
+
+    Raises:
+        ConfigError: A part is unknown or its fields are invalid; names the argument, the word and the nearest part.
+    """
     wanted, found = kinds(make), dict(given)
     for key, value in given.items():
         if (names := _slot(wanted.get(key))) is None:
@@ -131,7 +140,7 @@ def _part(recipe: str, key: str, text: str, names: Mapping[str, Any]) -> Any:
     if name not in names:
         near = difflib.get_close_matches(name.lower(), names, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"{where} names no part: {guess}use one of {', '.join(map(_form, names.items()))}", param=key)
+        raise ConfigError(f"{where} is unknown: {guess}use one of {', '.join(map(_form, names.items()))}", param=key)
     part = names[name]
     if not isinstance(part, type):
         if colon:
@@ -140,7 +149,7 @@ def _part(recipe: str, key: str, text: str, names: Mapping[str, Any]) -> Any:
     values = _values(where, key, name, rest, _fields(part))
     missing = [f.name for f in _fields(part) if f.name not in values and _needed(f)]
     if missing:
-        raise ConfigError(f"{where} lacks {missing[0]}: write {_form((name, part))}", param=key)
+        raise ConfigError(f"{where} is missing {missing[0]}: write {_form((name, part))}", param=key)
     return part(**values)
 
 
@@ -167,12 +176,12 @@ def _value(text: str) -> Any:
 
 
 def _fields(part: type) -> tuple[dataclasses.Field[Any], ...]:
-    """Those that can be told: a teacher's weights are its name."""
+    """Fields that a user can set; a teacher's weights are its name."""
     return tuple(f for f in dataclasses.fields(part) if f.name != "weights")
 
 
 def _form(named: tuple[str, Any]) -> str:
-    """How the part is written."""
+    """The form in which a part is written."""
     name, part = named
     fields = _fields(part) if isinstance(part, type) else ()
     if not fields:
@@ -181,7 +190,7 @@ def _form(named: tuple[str, Any]) -> str:
 
 
 def _needed(field: dataclasses.Field[Any]) -> bool:
-    """Has it no default that says anything?"""
+    """Whether a user must set the field."""
     return field.default is dataclasses.MISSING or field.default == ""
 
 
@@ -193,13 +202,13 @@ def word(value: Any) -> str:
                 return name
             if isinstance(part, type) and type(value) is part:
                 usual = {f.name: f.default for f in _fields(part)}
-                told = [f"{k}={word(getattr(value, k))}" for k, d in usual.items() if getattr(value, k) != d]
-                return f"{name}:{','.join(told)}" if told else name
+                changed = [f"{k}={word(getattr(value, k))}" for k, d in usual.items() if getattr(value, k) != d]
+                return f"{name}:{','.join(changed)}" if changed else name
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def options(make: Callable[..., Recipe]) -> list[Option]:
-    """What the recipe takes, its own arguments first."""
+    """Arguments of a recipe with default and valid values, its own first."""
     own = {p.name: p.default for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
     made = make()
     found = [

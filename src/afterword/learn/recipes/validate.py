@@ -1,7 +1,7 @@
-"""Combinations that cannot work are refused before a model is loaded, each with its reason and remedy.
+"""Rejects recipes that cannot work before a model is loaded, each with its reason and remedy.
 
-Owns what terms and settings may stand together. What an estimator, a target and a support say of each other is in
-`distances`; what only makes a run weaker is `advice`, never a refusal.
+Owns the constraints between terms and settings. `loss_stage.Distance` owns those between estimator, target and support,
+`parts.fields` those of single values. `advice` only warns.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from afterword.learn.recipes import Recipe
 from afterword.records import Turn
 
 _LONG = 1000
-"""Steps of a run that stands for all runs where a schedule is looked at."""
+"""Steps of the run on which schedules are tried."""
 
 
 def validate(recipe: Recipe) -> None:
-    """Raise ConfigError with every fault of `recipe`, one sentence each; where values are of the wrong kind, with those
-    alone."""
+    """Check a recipe.
+
+    Raises:
+        ConfigError: With every fault, a sentence each; values of a wrong type alone where there are any.
+    """
     invalid = dict.fromkeys(faults(recipe))
     found = [fault.message for fault in invalid if fault.wrong_type]
     if not found:
@@ -80,13 +83,13 @@ def _term_faults(recipe: Recipe) -> list[str]:
 
 
 def advice(recipe: Recipe) -> list[str]:
-    """What can be trained but was seen to go wrong, a sentence each."""
+    """Warnings about settings that can be trained but went wrong in experiments, a sentence each."""
     found = []
     if not recipe.lr:
-        found.append("the rate is 0: the run measures and learns nothing")
+        found.append("the learning rate is 0: the run measures and learns nothing")
     teachers = {t.teacher.weights for t in recipe.terms if t.teacher is not None}
     if teachers == {"live"}:
-        found.append("the live model is its own teacher and nothing holds it: an average or the start was more stable")
+        found.append("the live model is its own teacher without an anchor: an EMA or the start was more stable")
     if recipe.epochs > 1 and any(_sampled(t) or _credits(t) for t in recipe.terms if not t.policy_clip.needs_served):
         found.append("from the second epoch on the served answers are no longer the student's own samples")
     if any(isinstance(t.advantage, ReturnToGo) for t in recipe.terms):
@@ -103,7 +106,7 @@ def _work(recipe: Recipe) -> str | None:
 
 
 def _zero(schedule: Schedule) -> bool:
-    """Is it 0 whatever happens? One that waits for a metric is looked at before it does and taken at its word."""
+    """Whether a schedule is 0 at every step."""
     if isinstance(schedule, OnMetric):
         return schedule.before == 0 and schedule.after == 0
     return all(schedule(step, _LONG) == 0 for step in range(_LONG))
@@ -113,19 +116,19 @@ def _has_terms(recipe: Recipe) -> str | None:
     if not recipe.terms:
         return "it has no terms: give at least one"
     if len({t.name for t in recipe.terms}) < len(recipe.terms):
-        return f"two terms have one name ({', '.join(t.name for t in recipe.terms)}): metrics are kept by name"
+        return f"two terms have one name ({', '.join(t.name for t in recipe.terms)}): metrics are stored by name"
     if recipe.fresh and all(t.teacher is None and t.advantage is None for t in recipe.terms):
         return "without a teacher the student would imitate its own fresh answers: set fresh to 0"
     if not any(_teaches(t) for t in recipe.terms):
         return (
-            "no term shows the teacher anything that the student does not read, so there is nothing to learn: "
+            "in every term the teacher reads the same as the student, so nothing can be learned: "
             "use a context with hindsight"
         )
     return None
 
 
 def _teaches(term: Term) -> bool:
-    """Can the term say anything that the student at the start does not say itself?"""
+    """Whether the term can differ from the student at the start of the run."""
     if term.teacher is None or term.context.privileged:
         return True
     return any(isinstance(t, External | Released) for t in _all(term.teacher))
@@ -136,7 +139,7 @@ def _all(teacher: Teacher) -> tuple[Teacher, ...]:
 
 
 def _sampled(term: Term) -> bool:
-    """Does it compare with a teacher at the served tokens alone?"""
+    """Whether it compares with a teacher at the served tokens alone."""
     return term.estimator.sampled and term.estimator.needs_teacher
 
 
@@ -172,7 +175,7 @@ def _teacher_settings(recipe: Recipe, term: Term) -> str | None:
             return "it learns from another model: name its folder in train.teacher"
         if isinstance(teacher, External) and "://" in teacher.model:
             return (
-                f"a server such as {teacher.model!r} tells the log-probabilities of a few tokens, and a distance reads "
+                f"a server such as {teacher.model!r} returns the log-probabilities of a few tokens, a distance needs "
                 "whole distributions: name the folder or hub id of the model in train.teacher"
             )
         if isinstance(teacher, External) and isinstance(term.teacher, Routed) and teacher in _all(term.teacher):
@@ -241,11 +244,11 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
     if isinstance(term.advantage, LogRatio) and (fault := _one_sided(term.advantage)):
         return fault
     if term.advantage is not None and term.advantage.needs_reward and recipe.fresh and not recipe.verifier:
-        return "nobody judges the answers that the student writes anew: name a function in train.verifier"
+        return "fresh answers have no reward: name a function in train.verifier"
     if isinstance(term.advantage, GroupBaseline) and recipe.num_generations < 2:
         return "it compares the answers to one prompt: set num_generations to 2 or more"
     if isinstance(term.advantage, GroupBaseline) and not recipe.fresh:
-        return "it compares the answers that the student writes anew to one prompt: set fresh to 1 or more"
+        return "it compares fresh answers to one prompt: set fresh to 1 or more"
     if term.policy_clip.needs_served and any(isinstance(w, ImportanceRatio) for w in term.weights):
         return f"{type(term.policy_clip).__name__} weighs by the importance ratio already: leave out ImportanceRatio"
     return None
