@@ -151,7 +151,7 @@ def test_a_second_run_asks_and_scores_nothing(
     asked = len(server.requests)
     for file in tmp_path.glob("*.jsonl"):
         file.write_bytes(file.read_bytes() + b'["cut off", {"te')
-    monkeypatch.setattr("afterword.evaluate.comparison.comparison.Models.load", None)  # loading would now fail
+    monkeypatch.setattr("afterword.evaluate.comparison.comparison.AdapterScorer.load", None)  # loading would now fail
     second = measure(tiny, adapters["small"], cache=tmp_path)
     assert asked == 2 * ANSWERS == len(server.requests)
     assert second.suites == first.suites and second.examples == first.examples

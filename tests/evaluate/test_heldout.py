@@ -1,4 +1,4 @@
-"""Which held-out interactions a channel is measured on."""
+"""Held-out interactions: those of the channel, and only those that the model can read; the others are counted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from afterword.errors import NothingToDo
-from afterword.evaluate.comparison.heldout import held_out
+from afterword.errors import ModelError, NothingToDo
+from afterword.evaluate.comparison.heldout import ContextFit, held_out
 from afterword.evaluate.stage import require_work
-from afterword.records import Candidate, Interaction
+from afterword.model.loading import load_tokenizer, model_sizes
+from afterword.records import Candidate, Feedback, Interaction, Record, Turn
 from afterword.store import Store
 from tests.feedback.feedback_builders import feedback, turn
+from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 
 def test_a_channel_is_measured_on_its_own(tmp_path: Path) -> None:
@@ -28,3 +30,67 @@ def test_a_channel_is_measured_on_its_own(tmp_path: Path) -> None:
         require_work(store, new, ["holdout"], "user:ada")
         with pytest.raises(NothingToDo):
             require_work(store, new, ["holdout"], "user:eve")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def rows(model: str, number: int, *, asked: str | None = None, hindsight: str = "Shorter.") -> list[Record]:
+    made = example(model, number, hindsight=hindsight)
+    served = made.turn.to_dict()
+    if asked is not None:
+        served |= {"messages": [{"role": "user", "content": asked}], "prompt_ids": None}
+    kept = made.interaction.to_dict() | {"split": "holdout", "feedback": (f"f{number}",)}
+    said = Feedback(id=f"f{number}", turn=made.turn.id, kind="comment", text=hindsight)
+    return [Turn.from_dict(served), said, Interaction.from_dict(kept)]
+
+
+def test_the_newest_that_fit_are_measured_and_the_rest_is_counted(tiny: str, tmp_path: Path) -> None:
+    room = ContextFit(load_tokenizer(tiny), model_sizes(Path(tiny))[0], max_tokens=16)
+    words = "word " * room.longest
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(*rows(tiny, 0), *rows(tiny, 1, asked=words), *rows(tiny, 2), *rows(tiny, 3))
+        store.write(*rows(tiny, 4, asked=words))
+        everything = [item.interaction.id for item in held_out(store, 10)]
+        kept = [item.interaction.id for item in held_out(store, 3, fits=room.fits)]
+        assert len(everything) == 5 and kept == [everything[0], *everything[2:4]] and room.excluded == 2
+        assert [item.interaction.id for item in held_out(store, 1, fits=room.fits)] == [everything[3]]
+
+
+def test_what_has_a_token_without_an_embedding_is_excluded(tiny: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    tokenizer.add_tokens(["<image>"])
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(*rows(tiny, 0), *rows(tiny, 1, hindsight="No <image>."), *rows(tiny, 2, asked="An <image>?"))
+        room = ContextFit(tokenizer, model_sizes(Path(tiny))[0], 16, model_sizes(Path(tiny))[1])
+        assert [item.interaction.id for item in held_out(store, 5, fits=room.fits)] == ["int-0"] and room.excluded == 2
+
+
+def test_an_answer_of_full_length_has_room(tiny: str, tmp_path: Path) -> None:
+    longest = model_sizes(Path(tiny))[0]
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(*rows(tiny, 0))
+        (item,) = held_out(store, 1)
+    tokenizer = load_tokenizer(tiny)
+    assert ContextFit(tokenizer, longest, max_tokens=16).fits(item)
+    assert not ContextFit(tokenizer, longest, max_tokens=longest - 3).fits(item)
+
+
+def test_a_conversation_that_the_template_refuses_is_excluded_and_one_without_a_header_is_an_error(
+    tmp_path: Path,
+) -> None:
+    tokenizer = load_tokenizer(tiny_folder(tmp_path / "model"))
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(*rows(str(tmp_path / "model"), 0), *rows(str(tmp_path / "model"), 1, asked="REFUSED"))
+        items = held_out(store, 5)
+    tokenizer.chat_template = (
+        "{% if messages[0]['content'] == 'REFUSED' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
+    )
+    room = ContextFit(tokenizer, 512, max_tokens=16)
+    assert [room.fits(item) for item in items] == [item.interaction.id == "int-0" for item in items]
+    assert room.excluded == 1
+    tokenizer.chat_template = TEMPLATE.partition("{% if add_generation_prompt %}")[0]
+    with pytest.raises(ModelError, match="no generation header"):
+        ContextFit(tokenizer, 512, max_tokens=16)

@@ -1,7 +1,7 @@
-"""A candidate against what is served, in pairs, with intervals: the Report, and its page.
+"""Measures a candidate against what is served, in pairs and with intervals, into a Report.
 
-Owns measuring; never trains, never decides (that is `release`). `stage` reads and writes the store, `run` measures,
-`suites` is what is measured, `report_html` shows it.
+`stage` reads and writes the store, `run` runs the suites, `suites` has one module each, `comparison` what they share,
+`scoring` and `stats` the numbers, `report` the pages. Never trains, never decides (that is `release`).
 """
 
 from afterword.model import openmp

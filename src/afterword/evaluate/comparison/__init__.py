@@ -1,1 +1,1 @@
-"""Candidate and base answer the same questions, in pairs."""
+"""Holds what the suites share: held-out interactions, both arms and their answers."""

@@ -1,1 +1,1 @@
-"""The Report as rows and as a page."""
+"""Renders reports and heat maps as pages."""

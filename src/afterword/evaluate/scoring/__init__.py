@@ -1,1 +1,1 @@
-"""Scores of an answer: likelihood, hindsight, checks, judges, text."""
+"""Scores answers: by likelihood, by hindsight, by programs, by a judge."""

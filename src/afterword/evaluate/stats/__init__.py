@@ -1,1 +1,1 @@
-"""Intervals, tests and interim looks over paired scores."""
+"""Computes intervals, tests, sample sizes and interim looks over paired scores."""
