@@ -39,7 +39,7 @@ import orjson
 
 from afterword.feedback.collect.collect import collect
 from afterword.feedback.importing.branches import ImportNames
-from afterword.feedback.importing.files import Row, Source
+from afterword.feedback.importing.files import FileRow, Source
 from afterword.feedback.importing.imports import ImportSummary, _parsed, import_file
 from afterword.feedback.importing.unfold import Threads
 from afterword.forget import forget_user
@@ -104,7 +104,7 @@ def bare_inserts(folder: Path, path: Path) -> float:
     records = (
         record
         for row in source.rows()
-        if isinstance(row, Row)
+        if isinstance(row, FileRow)
         for record in _parsed(row.value, summary, "sharegpt", known)[0]
     )
     seconds = 0.0

@@ -15,7 +15,7 @@ from afterword.kinds import ACTIONS, KINDS, Reaction, disproved, reaction_of, sp
 from afterword.records import FEEDBACK_KINDS, Feedback, Skip
 from afterword.release.canary_metrics import METRICS, ArmOutcomes, ArmTracker
 from afterword.store import Store
-from afterword.store.feedback_stats import live_figures
+from afterword.store.feedback_stats import feedback_stats
 from afterword.store.polling import LiveTurn, feedback_after
 from tests.feedback.feedback_builders import feedback, tool_turn, turn
 
@@ -100,7 +100,7 @@ def test_live_metrics_and_canaries_count_the_same(tmp_path: Path, rows: list[Row
         tool = rows[0][0].startswith("tool_")
         store.write(tool_turn() if tool else turn(), *(feedback(k, f"f{n}", **f) for n, (k, f) in enumerate(rows)))
         collect(store, CollectSettings(wait_seconds=0))
-        (live,) = live_figures(store)
+        (live,) = feedback_stats(store)
         side = ArmOutcomes()
         tracker = ArmTracker(store, lambda turn: side, reading)
         tracker.turns([LiveTurn(1, "t1", 0.0, "u", None, "stop", None, None)])
@@ -130,5 +130,5 @@ def test_a_departure_counts_again_when_the_reaction_is_taken_back(tmp_path: Path
         rows = feedback_after(store, 0, 100)
         for batch in [[row] for row in rows] if one_by_one else [rows]:
             tracker.feedback(batch)
-        assert live_figures(store)[0].abandonment == side.to_dict()["abandonment"] == 1.0
+        assert feedback_stats(store)[0].abandonment == side.to_dict()["abandonment"] == 1.0
         assert (side.to_dict()["judged"], side.to_dict()["approval"]) == (1, 0.0)

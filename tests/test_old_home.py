@@ -26,7 +26,19 @@ RECORD = {"model_version": "m", "task": "email", "prompt": "Write to Bob.", "dra
           "user_action": "edited", "user_edit": "Hi Bob,", "signal_weight": 0.8,
           "created_at": "2026-11-01T10:00:00Z"}  # fmt: skip
 """Sent to `POST /v1/feedback` of the old version, which gave it ids of its own."""
-
+CHATS = (
+    ("How tall is the Eiffel tower?", "I need the height in metres, nothing else."),
+    ("What rhymes with orange?", "Too long; one word would have been enough."),
+    ("Who wrote Faust?", "That is wrong, it was Goethe."),
+    ("Name a prime above 90.", "No explanations, only the number, please."),
+    ("Translate `house` into German.", "Please keep to German when I ask for German."),
+    ("What is the boiling point of water?", "Give Celsius and not Fahrenheit."),
+    ("List three rivers of France.", "As bullet points, please, not as a sentence."),
+    ("How do I reverse a list in Python?", "Show code instead of prose."),
+    ("When did the Berlin wall fall?", "Only the year is of interest to me."),
+    ("What does HTTP stand for?", "Spell it out, and then stop."),
+)
+"""A question, and what its user would rather have had."""
 pytestmark = pytest.mark.filterwarnings("ignore:.*is now called:FutureWarning")
 
 
@@ -137,11 +149,12 @@ def test_the_adapter_answers_and_a_cycle_goes_on(home: Path, capsys: pytest.Capt
         assert answer.status_code == 200, answer.text
         until(lambda: store.find(Turn, answer.json()["id"]) is not None)  # late on a busy machine
         assert store.get(Turn, answer.json()["id"]).adapter == store.newest(Release).adapter  # type: ignore[union-attr]
-        for number in range(12):
-            chat = [{"role": "user", "content": f"What is {number} plus one?"}]
-            first = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "messages": chat}, timeout=60).json()
-            chat += [first["choices"][0]["message"], {"role": "user", "content": "Too long. Shorter, please."}]
-            httpx.post(f"{server.url}/v1/chat/completions", json={**body, "messages": chat}, timeout=60)
+        for number, (question, wish) in enumerate(CHATS):
+            who = {"user": f"new-{number}", "metadata": {"conversation": f"n{number}"}}
+            chat = [{"role": "user", "content": question}]
+            sent = httpx.post(f"{server.url}/v1/chat/completions", json={**body, **who, "messages": chat}, timeout=60)
+            event = {"turn": sent.json()["id"], "kind": "comment", "text": wish, "user": f"new-{number}"}
+            httpx.post(f"{server.url}/v1/feedback", json=event, timeout=60).raise_for_status()
     run(home, capsys, "cycle", codes=(0, 3))
     with Store.open(home / "afterword.db") as store:
         assert store.count(Candidate) == 2 and store.count(Report) == 2

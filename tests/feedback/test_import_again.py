@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from afterword.feedback.importing import sink
-from afterword.feedback.importing.import_progress import Mark
+from afterword.feedback.importing.import_progress import ImportProgress
 from afterword.feedback.importing.imports import import_file
 from afterword.formats.containers import container
 from afterword.records import Feedback, Turn
@@ -77,7 +77,7 @@ import os, signal, sys
 from pathlib import Path
 from afterword.feedback.importing import sink
 from afterword.feedback.importing.imports import import_file
-from afterword.feedback.importing.import_progress import Mark
+from afterword.feedback.importing.import_progress import ImportProgress
 from afterword.store import Store
 sink.GROUP = 50
 if len(sys.argv) > 3:
@@ -199,14 +199,14 @@ def test_no_mark_passes_over_a_row_that_is_not_stored(
         else:
             rows.append({"messages": said(f"How {n}?", "So.", "Hm.", "S.")})
     seen: list[int] = []
-    note = Mark.note
+    note = ImportProgress.note
 
-    def checked(mark: Mark, summary: dict[str, Any], *rest: Any) -> None:
+    def checked(mark: ImportProgress, summary: dict[str, Any], *rest: Any) -> None:
         settled = sum(summary[name] for name in ("stored", "duplicates", "conflicts", "forgotten"))
         assert summary["turns"] + summary["feedback"] == settled
         seen.append(summary["rows"])
         note(mark, summary, *rest)
 
-    monkeypatch.setattr(Mark, "note", checked)
+    monkeypatch.setattr(ImportProgress, "note", checked)
     summary = load(store, tmp_path, rows, "openai")
     assert len(seen) > 5 and seen[-1] == 120 and summary.stored == summary.turns + summary.feedback

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterword.errors import UsageError
-from afterword.feedback.importing.files import Bad, Row, Source
+from afterword.feedback.importing.files import FileRow, InvalidRow, Source
 from afterword.feedback.importing.imports import files_of, import_file
 from afterword.records import Turn
 from afterword.store import Store
@@ -95,7 +95,7 @@ def test_garbage_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(files, "_TRIES", 5)
     path = write(tmp_path, "[" + 'x {"a": 1}' * 50, "bad.json")
     source = Source(path)
-    assert [type(item) for item in source.rows()] == [Bad]
+    assert [type(item) for item in source.rows()] == [InvalidRow]
     source.close()
 
 
@@ -158,7 +158,7 @@ def test_any_bytes_can_be_read(data: bytes, rows: list[Any], tmp_path_factory: p
     except UsageError as error:
         assert "Parquet" in error.message or "zip" in error.message
         return
-    assert all(isinstance(item, Row | Bad) for item in source.rows())
+    assert all(isinstance(item, FileRow | InvalidRow) for item in source.rows())
     source.close()
 
 
@@ -196,7 +196,7 @@ def test_rows_are_passed_over_in_every_container(tmp_path: Path, skip: int) -> N
         whole, rest = Source(file), Source(file)
         everything = list(whole.rows())
         assert list(rest.rows(skip)) == everything[skip:], file.name
-        assert sum(isinstance(item, Bad) for item in everything) == (file.name == "a.jsonl")
+        assert sum(isinstance(item, InvalidRow) for item in everything) == (file.name == "a.jsonl")
         whole.close()
         rest.close()
 

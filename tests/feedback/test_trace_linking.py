@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from afterword.feedback.importing.import_progress import ImportSummary, Mark, state_file
+from afterword.feedback.importing.import_progress import ImportProgress, ImportSummary, state_file
 from afterword.feedback.importing.imports import import_file
 from afterword.feedback.importing.unfold import CROWD, Threads
 from afterword.records import Feedback, Json, Turn
@@ -82,7 +82,7 @@ def test_an_import_that_goes_on_after_a_kill_links_as_if_nothing_had_happened(st
         first = tmp_path / "first.jsonl"
         first.write_text("".join(json.dumps(r) + "\n" for r in rows[:9]), "utf-8")
         import_file(other, first)
-        mark = Mark.of(state_file(other, path), path, "auto", other)
+        mark = ImportProgress.of(state_file(other, path), path, "auto", other)
         last = other.newest(Turn)
         assert last is not None
         mark.note({**ImportSummary(str(path), "langfuse", rows=9).to_dict()}, 0, 0, last)

@@ -9,7 +9,7 @@ import pytest
 from afterword.errors import UsageError
 from afterword.records import Feedback, Record
 from afterword.store import Store
-from afterword.store.feedback_stats import live_figures
+from afterword.store.feedback_stats import feedback_stats
 from tests.store.store_rows import interaction, turn
 
 WEEK = 1_700_000_000.0
@@ -37,19 +37,22 @@ def rows() -> list[Record]:
 
 def test_figures_for_all_and_by_group(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a.db") as store:
-        assert live_figures(store) == []
+        assert feedback_stats(store) == []
         store.write(*rows())
-        (every,) = live_figures(store)
+        (every,) = feedback_stats(store)
         shares = [every.acceptance, every.edited, every.correction, every.retry, every.abandonment]
         assert every.turns == 6 and [round(share * 6, 6) for share in shares] == [2, 1, 3, 1, 1], (
             "a vote against the answer corrects it"
         )
         assert every.post_correction_success == pytest.approx(0.5), "b was accepted after a, d not after c"
-        by_task = {row.name: row for row in live_figures(store, "task")}
+        by_task = {row.name: row for row in feedback_stats(store, "task")}
         assert by_task["code"].turns == 3 and by_task["code"].correction == pytest.approx(2 / 3)
         assert by_task[""].post_correction_success is None
-        assert [(row.name, row.turns) for row in live_figures(store, "adapter")] == [("a@v1", 2), ("base", 4)]
-        assert [(row.name, row.turns) for row in live_figures(store, "week")] == [("2023-11-13", 5), ("2023-11-20", 1)]
+        assert [(row.name, row.turns) for row in feedback_stats(store, "adapter")] == [("a@v1", 2), ("base", 4)]
+        assert [(row.name, row.turns) for row in feedback_stats(store, "week")] == [
+            ("2023-11-13", 5),
+            ("2023-11-20", 1),
+        ]
         assert set(every.to_dict()) >= {"acceptance", "post_correction_success"}
 
 
@@ -63,14 +66,14 @@ def test_figures_for_all_and_by_group(tmp_path: Path) -> None:
 def test_who_comes_back_has_not_given_up(tmp_path: Path, kinds: tuple[str, ...], gone: int) -> None:
     with Store.open(tmp_path / "a.db") as store:
         store.write(turn("t"), *(said("t", kind, n, text="hm") for n, kind in enumerate(kinds)))
-        (every,) = live_figures(store)
+        (every,) = feedback_stats(store)
         assert (every.turns, every.abandonment) == (1, gone)
         last = f"f-t-{kinds[-1]}-{len(kinds) - 1}"
         if kinds[0] == "abandoned" and not gone:  # taking the reaction back leaves what was before it
             store.write(Feedback(id="x", turn="t", kind="retraction", retracts=last))
-            assert live_figures(store)[0].abandonment == 1
+            assert feedback_stats(store)[0].abandonment == 1
 
 
 def test_an_unknown_group_is_named(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a.db") as store, pytest.raises(UsageError, match="task, adapter, week"):
-        live_figures(store, "mood")
+        feedback_stats(store, "mood")

@@ -11,7 +11,7 @@ import pytest
 from afterword.feedback.collect.collect import collect
 from afterword.records import Feedback, Interaction, Skip
 from afterword.store import Store
-from afterword.store.feedback_stats import live_figures
+from afterword.store.feedback_stats import feedback_stats
 from afterword.store.votes import first_id, version_id
 from tests.store.store_rows import turn
 
@@ -107,6 +107,6 @@ def test_votes_that_were_changed_before_collection_are_skipped_with_the_reason(s
 
 def test_the_figures_follow_the_newest_vote(store: Store) -> None:
     send(store, vote("a", 1), vote("b", -1))
-    assert live_figures(store)[0].acceptance == 0.0
+    assert feedback_stats(store)[0].acceptance == 0.0
     send(store, vote("c", 1))
-    assert live_figures(store)[0].acceptance == 1.0
+    assert feedback_stats(store)[0].acceptance == 1.0

@@ -15,7 +15,7 @@ from afterword.feedback.select.review_queue import ReviewSettings, agreement
 from afterword.gateway import keys
 from afterword.records import Feedback, Interaction, Skip, Turn, Verdict
 from afterword.store import Store
-from afterword.store.feedback_stats import GROUPS, live_figures
+from afterword.store.feedback_stats import GROUPS, feedback_stats
 from afterword.store.locks import running_work
 
 
@@ -63,7 +63,7 @@ def run_status(context: Context) -> int:
             "serving": release.adapter if release and release.adapter else "base",
             "release": release.to_dict() if release else None,
             "verdict": list(verdict.reasons) if verdict else None,
-            "live": [row.to_dict() for row in live_figures(store, context.args.by)],
+            "live": [row.to_dict() for row in feedback_stats(store, context.args.by)],
             "review": _agreement(store),
             "server": running_server(context.dir),
             "running": running_work(context.dir),

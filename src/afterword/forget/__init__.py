@@ -17,7 +17,7 @@ import orjson
 from afterword.chat.redact import redact
 from afterword.errors import NothingToDo
 from afterword.forget.files import clean, exported, searched
-from afterword.forget.plan import Plan, unfinished
+from afterword.forget.plan import ErasurePlan, unfinished
 from afterword.forget.report import as_text, check, read_report, report_of
 from afterword.records import Json
 from afterword.release.publish import fall_back, put_aside
@@ -77,13 +77,13 @@ def forget_user(
     return report
 
 
-def _planned(store: Store, eraser: Eraser, user: str, directory: Path) -> Plan:
+def _planned(store: Store, eraser: Eraser, user: str, directory: Path) -> ErasurePlan:
     """The plan of this erasure: that of a run that was killed, if there is one, together with what is held now."""
     plan = unfinished(directory, user)
     held = eraser.find(user)
     if plan is None and not held and not any(True for _ in rejects_of(directory, user)):
         raise NothingToDo(f"nothing is held of the user {user!r}. Users are matched as the client named them.")
-    plan = plan or Plan.new(directory, user)
+    plan = plan or ErasurePlan.new(directory, user)
     words = plan.words()
     for table, row in eraser.bodies(held):
         words.add(table, row)

@@ -15,8 +15,8 @@ from pathlib import Path
 import orjson
 
 from afterword.errors import UsageError
-from afterword.feedback.importing.files import Row, Source
-from afterword.forget.plan import Plan
+from afterword.feedback.importing.files import FileRow, Source
+from afterword.forget.plan import ErasurePlan
 from afterword.formats.containers import container
 from afterword.records import Json, content_hash
 from afterword.release.publish import QUARANTINE
@@ -54,7 +54,7 @@ class Finder:
         return sum(self._living.values())
 
 
-def clean(eraser: Eraser, store: Store, directory: Path, plan: Plan) -> None:
+def clean(eraser: Eraser, store: Store, directory: Path, plan: ErasurePlan) -> None:
     """Delete caches and the runs that saw their interactions, take their rows out of every other file.
 
     The rows in the database are redacted by now: what is still in it are the words of others.
@@ -83,7 +83,7 @@ def _below(file: Path, directory: Path) -> bool:
     return file.is_relative_to(directory) and file.relative_to(directory).parts[0] in _NAMED
 
 
-def _names(file: Path, directory: Path, plan: Plan) -> bool:
+def _names(file: Path, directory: Path, plan: ErasurePlan) -> bool:
     """Is this a file below `_NAMED` in which the user's name stands (or, in rejects, one that has a row of theirs)?"""
     if not _below(file, directory):
         return False
@@ -126,7 +126,7 @@ def _others(store: Store, directory: Path, outside: list[Path]) -> list[Path]:
     return sorted({*inside, *(f for f in outside if f.is_file())})
 
 
-def _filter(file: Path, words: Words, needles: list[bytes], plan: Plan, *, named: bool = False) -> None:
+def _filter(file: Path, words: Words, needles: list[bytes], plan: ErasurePlan, *, named: bool = False) -> None:
     """Take their rows out of a file of rows; delete one that is no such file."""
     if file.suffix.lower() not in _PAGES:
         try:
@@ -140,17 +140,17 @@ def _filter(file: Path, words: Words, needles: list[bytes], plan: Plan, *, named
 
 
 def _rewrite(
-    file: Path, source: Source, words: Words, needles: list[bytes], plan: Plan, name: re.Pattern[bytes] | None
+    file: Path, source: Source, words: Words, needles: list[bytes], plan: ErasurePlan, name: re.Pattern[bytes] | None
 ) -> None:
     kept = dropped = 0
     fresh = file.with_name(f".{file.stem.split('.')[0]}.forget{''.join(file.suffixes)}")
     with container(fresh) as out:
         for item in source.rows():
-            line = orjson.dumps(item.value) if isinstance(item, Row) else item.text.encode()
+            line = orjson.dumps(item.value) if isinstance(item, FileRow) else item.text.encode()
             theirs = any(n in line for n in needles) or (name is not None and name.search(line) is not None)
-            if theirs or (isinstance(item, Row) and words.match(item.value)):
+            if theirs or (isinstance(item, FileRow) and words.match(item.value)):
                 dropped += 1
-            elif isinstance(item, Row):
+            elif isinstance(item, FileRow):
                 kept += 1
                 out.write(line + b"\n")
     if dropped:
@@ -163,7 +163,7 @@ def _rewrite(
         file.unlink()
 
 
-def searched(eraser: Eraser, directory: Path, plan: Plan, outside: list[Path]) -> Json:
+def searched(eraser: Eraser, directory: Path, plan: ErasurePlan, outside: list[Path]) -> Json:
     """Look for their words in every byte: of the database and its log, of all files beside it, of known exports."""
     files = [f for f in files_below(directory) if f.relative_to(directory).parts[0] != "forget"]
     files += [f for f in outside if f.is_file() and f not in files]

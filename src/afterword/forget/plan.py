@@ -18,7 +18,7 @@ from afterword.store.files import write_whole
 
 
 @dataclass(slots=True, kw_only=True)
-class Plan:
+class ErasurePlan:
     """One erasure."""
 
     file: Path
@@ -35,7 +35,7 @@ class Plan:
     """File -> what was done with it."""
 
     @classmethod
-    def new(cls, directory: Path, user: str) -> Plan:
+    def new(cls, directory: Path, user: str) -> ErasurePlan:
         """A fresh plan; nothing is written yet."""
         erasure = new_id("era")
         return cls(file=directory / "forget" / f"{erasure}.pending", erasure=erasure, user=user, started=time.time())
@@ -55,10 +55,10 @@ class Plan:
         self.keep()
 
 
-def unfinished(directory: Path, user: str) -> Plan | None:
+def unfinished(directory: Path, user: str) -> ErasurePlan | None:
     """The plan of an erasure of this user that was started and not finished."""
     for file in sorted((directory / "forget").glob("*.pending")):
         data = orjson.loads(file.read_bytes())
         if data["user"] == user:
-            return Plan(file=file, **data)
+            return ErasurePlan(file=file, **data)
     return None

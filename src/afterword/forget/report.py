@@ -13,7 +13,7 @@ from pathlib import Path
 
 from afterword import __version__
 from afterword.errors import UsageError
-from afterword.forget.plan import Plan
+from afterword.forget.plan import ErasurePlan
 from afterword.records import Candidate, Json, Release, Turn, content_hash
 from afterword.release.publish import QUARANTINE
 from afterword.store import Store
@@ -24,7 +24,7 @@ from afterword.store.schema import CLEARED
 RETRAIN = "afterword cycle"
 
 
-def report_of(store: Store, plan: Plan, adapters: list[Json], searched: Json) -> Json:
+def report_of(store: Store, plan: ErasurePlan, adapters: list[Json], searched: Json) -> Json:
     """All that was done, as JSON."""
     moment, salt, digest = {e: rest for e, *rest in store.erasures()}[plan.erasure]
     rows = {table: [name for name, erasure in store.tombstones(table) if erasure == plan.erasure] for table in CLEARED}

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from afterword.records import BESIDE, Feedback, Interaction, Json, Record, Turn, content_hash, not_to_imitate
-from afterword.store.consent import Withheld
+from afterword.store.consent import ConsentFilter
 from afterword.store.store import Store
 
 R = TypeVar("R", bound=Record)
@@ -162,8 +162,8 @@ class ExportFilter:
         return turn.id in turns or turn.conversation in conversations
 
     @cached_property
-    def _withheld(self) -> Withheld:
-        return Withheld(self.store)
+    def _withheld(self) -> ConsentFilter:
+        return ConsentFilter(self.store)
 
     @cached_property
     def _holdout(self) -> tuple[set[str], set[str]]:

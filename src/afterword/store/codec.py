@@ -43,7 +43,7 @@ SEARCHED: dict[str, tuple[str, ...]] = {
 ARRAYS = ("prompt_ids", "completion_ids", "logprobs")
 
 
-class Row(NamedTuple):
+class EncodedRow(NamedTuple):
     """One insert: its statement, its values and what is needed to tell a duplicate from a conflict."""
 
     table: str
@@ -84,7 +84,7 @@ OPTIONAL = frozenset(
 """Searched columns that may be empty (in one table at least); the schema refuses the others."""
 
 
-def encode(record: Record, *, live: bool = False) -> Row:
+def encode(record: Record, *, live: bool = False) -> EncodedRow:
     """The row of a record. UsageError when a value cannot be stored (a lone surrogate, a number as an id)."""
     table = record.TABLE
     data = dict(zip(FIELDS[table], _VALUES[table](record), strict=True))
@@ -108,7 +108,7 @@ def encode(record: Record, *, live: bool = False) -> Row:
         hashed.update(b"\0" if blob is None else blob)
     digest = hashed.digest()
     values = (identifier, created, digest, *searched, *extra, body)
-    return Row(table, identifier, digest, values, record.kind if isinstance(record, Feedback) else "", live)
+    return EncodedRow(table, identifier, digest, values, record.kind if isinstance(record, Feedback) else "", live)
 
 
 YOUNGER = {"turns": ("unlinked", "automated")}

@@ -18,7 +18,7 @@ from afterword.store.store import Store
 _NOT_SAID = ("system", "developer")
 
 
-class Withheld:
+class ConsentFilter:
     """The turns of a store that may not be trained on, and where their words stand again."""
 
     def __init__(self, store: Store) -> None:

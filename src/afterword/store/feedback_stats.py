@@ -81,7 +81,7 @@ WHERE s.corrected GROUP BY 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class FeedbackStats:
     """Shares of the turns that users reacted to; None when there is nothing to divide by."""
 
     name: str
@@ -106,7 +106,7 @@ class Figures:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-def live_figures(store: Store, by: str = "all") -> list[Figures]:
+def feedback_stats(store: Store, by: str = "all") -> list[FeedbackStats]:
     """The figures for each value of `by` (a key of GROUPS). UsageError for another one."""
     if by not in GROUPS:
         raise UsageError(f"figures cannot be grouped by {by!r}; use one of {', '.join(GROUPS)}.", param="by")
@@ -117,7 +117,7 @@ def live_figures(store: Store, by: str = "all") -> list[Figures]:
         accepted, edited, corrected, retried, abandoned = (count / turns for count in counts)
         followed, mended = after.get(name, (0, 0))
         found.append(
-            Figures(
+            FeedbackStats(
                 name=name, turns=turns, acceptance=accepted, edited=edited, correction=corrected, retry=retried,
                 abandonment=abandoned, post_correction_success=mended / followed if followed else None,
             )

@@ -19,16 +19,16 @@ import orjson
 
 from afterword.errors import StoreError
 from afterword.records import Feedback, Json
-from afterword.store.codec import INSERT, Row
+from afterword.store.codec import INSERT, EncodedRow
 from afterword.store.schema import connect
 from afterword.store.votes import VOTE, Vote, superseded, version_id, voter_of
 
 Outcome = Literal["stored", "duplicate", "conflict", "forgotten"]
 """What became of a row. `forgotten`: it, or the turn that it is about, was erased; nothing was stored."""
-Rows = list[Row] | Callable[[], list[Row]]
+Rows = list[EncodedRow] | Callable[[], list[EncodedRow]]
 """Rows, or a function that makes them in the writer's thread (redaction, which takes up to half a second)."""
 _Item = tuple[Rows, "Future[list[Outcome]]"]
-_Ready = tuple[list[Row], "Future[list[Outcome]]"]
+_Ready = tuple[list[EncodedRow], "Future[list[Outcome]]"]
 
 MAX_GROUP = 512
 """Submissions per commit at most, so that one commit stays short."""
@@ -99,7 +99,7 @@ class Writer:
         if ready:
             self._commit_running(ready)
 
-    def _made(self, rows: Rows, future: Future[list[Outcome]]) -> list[Row] | None:
+    def _made(self, rows: Rows, future: Future[list[Outcome]]) -> list[EncodedRow] | None:
         """The rows of an item; None when they cannot be made, which fails only this item."""
         if isinstance(rows, list):
             return rows
@@ -140,7 +140,7 @@ class Writer:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
-    def _insert(self, row: Row) -> Outcome:
+    def _insert(self, row: EncodedRow) -> Outcome:
         if self._connection.execute(INSERT[row.table], row.values).rowcount == 1:
             return "stored"
         found = self._connection.execute(f"SELECT digest FROM {row.table} WHERE id = ?", (row.id,)).fetchone()
@@ -150,7 +150,7 @@ class Writer:
             return self._vote(row)
         return "duplicate" if found[0] == row.digest else "conflict"
 
-    def _vote(self, row: Row) -> Outcome:
+    def _vote(self, row: EncodedRow) -> Outcome:
         """A vote under an id that is known: the same again, or a changed one, which becomes a version of its own."""
         sql = "SELECT seq, id, digest, turn, kind, body FROM feedback WHERE id = ? OR (id > ? AND id < ?) ORDER BY seq"
         known = self._connection.execute(sql, (row.id, f"{row.id}#v", f"{row.id}#w")).fetchall()

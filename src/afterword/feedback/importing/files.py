@@ -24,14 +24,14 @@ import zstandard
 
 from afterword.errors import UsageError
 
-__all__ = ["Bad", "Row", "Source"]
+__all__ = ["FileRow", "InvalidRow", "Source"]
 
 BATCH = 256
 """Rows that are decoded at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FileRow:
     """One JSON value and where it was found ("line 3", "character 1200")."""
 
     value: Any
@@ -43,7 +43,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
+class InvalidRow:
     """A stretch of the file that is no row: a code, a sentence, and its beginning."""
 
     reason: str
@@ -77,7 +77,7 @@ class ParquetRows:
         """About how many bytes of the file are behind us."""
         return self._size * self._done // max(1, int(self._file.metadata.num_rows))
 
-    def rows(self, skip: int = 0) -> Iterator[Row | Bad]:
+    def rows(self, skip: int = 0) -> Iterator[FileRow | InvalidRow]:
         """All rows but the first `skip`."""
         groups, passed = self._groups(skip)
         number = passed
@@ -87,9 +87,9 @@ class ParquetRows:
                     number += 1
                     self._done = number
                     if number > skip:
-                        yield Row(_without_nulls(value), f"row {number}")
+                        yield FileRow(_without_nulls(value), f"row {number}")
         except (OSError, ValueError) as error:
-            yield Bad("broken_archive", f"the file breaks off after row {number}: {error}", f"row {number + 1}")
+            yield InvalidRow("broken_archive", f"the file breaks off after row {number}: {error}", f"row {number + 1}")
 
     def _groups(self, skip: int) -> tuple[list[int], int]:
         """The row groups that are not wholly passed over, and how many rows lie before them."""
@@ -328,8 +328,8 @@ class Source:
     def close(self) -> None:
         self._file.close()
 
-    def rows(self, skip: int = 0) -> Iterator[Row | Bad]:
-        """Everything in the file, in order: rows, and one `Bad` for each stretch that is none.
+    def rows(self, skip: int = 0) -> Iterator[FileRow | InvalidRow]:
+        """Everything in the file, in order: rows, and one `InvalidRow` for each stretch that is none.
 
         The first `skip` of them are passed over, in JSON lines without parsing them.
         """
@@ -340,7 +340,7 @@ class Source:
         else:
             yield from self._of_stream(self._open(self._magic), skip)
 
-    def _of_members(self) -> Iterator[Row | Bad]:
+    def _of_members(self) -> Iterator[FileRow | InvalidRow]:
         for name in self._members:
             try:
                 member = self._zip.open(name)
@@ -351,14 +351,14 @@ class Source:
                 RuntimeError,
                 EOFError,
             ) as error:  # damaged, with a password
-                yield Bad("broken_archive", f"{name} cannot be unpacked: {error}", name)
+                yield InvalidRow("broken_archive", f"{name} cannot be unpacked: {error}", name)
                 continue
             with member:
                 assert isinstance(member, zipfile.ZipExtFile)
                 for item in self._of_stream(member, 0):
                     yield replace(item, where=f"{name}, {item.where}")
 
-    def _of_stream(self, packed: _Packed, skip: int) -> Iterator[Row | Bad]:
+    def _of_stream(self, packed: _Packed, skip: int) -> Iterator[FileRow | InvalidRow]:
         plain = _Plain(packed)
         stream = io.BufferedReader(plain, CHUNK)
         self.encoding = self._known or encoding_of(stream.peek(CHUNK))
@@ -376,7 +376,7 @@ class Source:
             else:
                 yield from itertools.islice(_values(_Buffer(again), self._is_row), skip, None)
         if plain.broken is not None:
-            yield Bad("broken_archive", f"the compressed file ends early: {plain.broken}", "the end")
+            yield InvalidRow("broken_archive", f"the compressed file ends early: {plain.broken}", "the end")
 
 
 IsRow = Callable[[Any], bool]
@@ -419,7 +419,7 @@ _FOREIGN = "\ufffd" * 4
 _NAME_IT = "the text is neither UTF-8 nor UTF-16 nor cp1252; name its encoding, e.g. --encoding gb18030"
 
 
-def _lines(stream: _Again, skip: int) -> Iterator[Row | Bad]:
+def _lines(stream: _Again, skip: int) -> Iterator[FileRow | InvalidRow]:
     number = seen = 0
     while line := stream.readline(MAX_ROW):
         number += 1
@@ -432,7 +432,9 @@ def _lines(stream: _Again, skip: int) -> Iterator[Row | Bad]:
             seen += 1
             if seen <= skip:
                 continue
-            yield Bad("too_long", f"a line of more than {MAX_ROW} bytes", where, line[:500].decode(errors="replace"))
+            yield InvalidRow(
+                "too_long", f"a line of more than {MAX_ROW} bytes", where, line[:500].decode(errors="replace")
+            )
         elif content := line.strip(_AROUND).removeprefix(codecs.BOM_UTF8):
             seen += 1
             if seen <= skip:
@@ -440,19 +442,19 @@ def _lines(stream: _Again, skip: int) -> Iterator[Row | Bad]:
             yield _line(content, where, whole)
 
 
-def _line(line: bytes, where: str, whole: bool) -> Row | Bad:
+def _line(line: bytes, where: str, whole: bool) -> FileRow | InvalidRow:
     try:
-        return Row(orjson.loads(line), where, sound=True)
+        return FileRow(orjson.loads(line), where, sound=True)
     except orjson.JSONDecodeError:
         text = line.decode("cp1252" if _is_cp1252(line) else "utf-8", errors="replace")
     if _FOREIGN in text and _FOREIGN.encode() not in line:
-        return Bad("encoding", _NAME_IT, where, text)
+        return InvalidRow("encoding", _NAME_IT, where, text)
     try:
         value = _lenient(text)
     except (ValueError, RecursionError) as error:
         reason = "bad_json" if whole else "cut_off"
-        return Bad(reason, f"no JSON: {error}", where, text)
-    return Row(value, where, mended=b"\xef\xbf\xbd" not in line and "\ufffd" in text)
+        return InvalidRow(reason, f"no JSON: {error}", where, text)
+    return FileRow(value, where, mended=b"\xef\xbf\xbd" not in line and "\ufffd" in text)
 
 
 _COMMAS = re.compile(r'("(?:[^"\\]++|\\.)*+(?:"|\\?\Z))|,(?=\s*+(?:[}\]]|\Z))', re.DOTALL)
@@ -620,7 +622,7 @@ class _Buffer:
                 return look + self.at
 
 
-def _values(buffer: _Buffer, is_row: IsRow, lists: bool = False) -> Iterator[Row | Bad]:
+def _values(buffer: _Buffer, is_row: IsRow, lists: bool = False) -> Iterator[FileRow | InvalidRow]:
     """The values of a stream. With `lists`, objects that list rows are entered."""
     while buffer.skip():
         here = buffer.text[buffer.at]
@@ -633,19 +635,19 @@ def _values(buffer: _Buffer, is_row: IsRow, lists: bool = False) -> Iterator[Row
         if not why:
             said = buffer.text[start - buffer.passed : buffer.at] if buffer.broken else ""
             if _FOREIGN in said:
-                yield Bad("encoding", _NAME_IT, where, said[:500])
+                yield InvalidRow("encoding", _NAME_IT, where, said[:500])
             else:
-                yield Row(value, where, mended="\ufffd" in said)
+                yield FileRow(value, where, mended="\ufffd" in said)
             continue
         beginning = buffer.text[buffer.at : buffer.at + 500]
         found = _recover(buffer, is_row)
         cut = why == _ENDS and found is None
-        yield Bad("cut_off" if cut else "too_long" if why == _LONG else "bad_json", why, where, beginning)
+        yield InvalidRow("cut_off" if cut else "too_long" if why == _LONG else "bad_json", why, where, beginning)
         if found is not None:
             yield found
 
 
-def _recover(buffer: _Buffer, is_row: IsRow) -> Row | None:
+def _recover(buffer: _Buffer, is_row: IsRow) -> FileRow | None:
     """The next row after garbage: an object that is one, and no member of another, so that a fragment of a broken row
     is not taken for a row."""
     for _ in range(_TRIES):
@@ -665,7 +667,7 @@ def _recover(buffer: _Buffer, is_row: IsRow) -> Row | None:
         value, why = buffer.value()
         if not why:
             if is_row(value):
-                return Row(value, where)
+                return FileRow(value, where)
             buffer.at -= 1
     buffer.at = len(buffer.text)
     return None

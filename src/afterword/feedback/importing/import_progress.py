@@ -70,7 +70,7 @@ def state_file(store: Store, path: Path) -> Path:
 
 
 @dataclass(slots=True)
-class Mark:
+class ImportProgress:
     """How far an import of this very file came in this very database."""
 
     file: Path
@@ -86,7 +86,7 @@ class Mark:
     summary: ImportSummary | None = None
 
     @classmethod
-    def of(cls, file: Path, path: Path, format: str, store: Store) -> Mark:
+    def of(cls, file: Path, path: Path, format: str, store: Store) -> ImportProgress:
         """The mark of an interrupted import, if the file is unchanged and its last record is in the store."""
         stat = path.stat()
         fresh = cls(file, [stat.st_size, stat.st_mtime_ns, format])

@@ -20,8 +20,8 @@ import orjson
 
 from afterword.errors import UsageError
 from afterword.feedback.importing.branches import ImportNames, Unfolded, remarked, unfolded_tree
-from afterword.feedback.importing.files import Bad, Row, Source
-from afterword.feedback.importing.import_progress import ImportSummary, Mark, state_file
+from afterword.feedback.importing.files import FileRow, InvalidRow, Source
+from afterword.feedback.importing.import_progress import ImportProgress, ImportSummary, state_file
 from afterword.feedback.importing.rejects import ROW_KEPT, Rejects, rejects_file
 from afterword.feedback.importing.sink import Sink
 from afterword.feedback.importing.unfold import Threads, gathered, unfolded
@@ -75,7 +75,7 @@ def import_file(
 ) -> ImportSummary:
     """Store the turns and follow-ups of a file in any of `formats.FORMATS`, or find out which one it is.
 
-    Bad rows are counted and written to `rejects` (by default `rejects/NAME.jsonl` beside the database) with their
+    Invalid rows are counted and written to `rejects` (by default `rejects/NAME.jsonl` beside the database) with their
     place and reason. `progress(position, size)` is called after each group, in bytes of the file. An import that
     was interrupted goes on behind its last commit; one that is run again after its end stores nothing twice.
     `encoding`: of the text, when neither a byte order mark nor the bytes say it.
@@ -89,7 +89,7 @@ def import_file(
     started = time.monotonic()
     rejects = rejects or rejects_file(store, path, path.name)
     with _undisturbed(), closing(Source(path, encoding, is_row)) as source:
-        mark = Mark.of(state_file(store, path), path, f"{format} {encoding or ''}".strip(), store)
+        mark = ImportProgress.of(state_file(store, path), path, f"{format} {encoding or ''}".strip(), store)
         summary = mark.summary or ImportSummary(file=str(path), format=format)
         summary.resumed_at = mark.rows
         traces = Traces(store)
@@ -104,9 +104,11 @@ def import_file(
                     records, size = _records(item, summary, known, refuse, named=format != "auto")
                     sink.add(records, item.where, size)
                 except UsageError as error:
-                    refuse(Bad(error.code or "bad_row", error.message, item.where, *_whole(item)))
+                    refuse(InvalidRow(error.code or "bad_row", error.message, item.where, *_whole(item)))
                 except RecursionError:
-                    refuse(Bad("too_deep", "the row is nested too deeply to be stored", item.where, *_whole(item)))
+                    refuse(
+                        InvalidRow("too_deep", "the row is nested too deeply to be stored", item.where, *_whole(item))
+                    )
                 if sink.flushed and progress is not None:
                     progress(source.position, source.size)
             traces.flush()
@@ -163,7 +165,7 @@ def _undisturbed() -> Iterator[None]:
         sys.setswitchinterval(interval)
 
 
-def _items(source: Source, mark: Mark) -> Iterator[Row | Bad]:
+def _items(source: Source, mark: ImportProgress) -> Iterator[FileRow | InvalidRow]:
     """What is left of the file. Utterances are counted by conversation, so they are gathered before they are passed."""
     if not mark.gathered:
         items = source.rows(skip=mark.rows)
@@ -171,7 +173,7 @@ def _items(source: Source, mark: Mark) -> Iterator[Row | Bad]:
         if first is None:
             return iter(())
         items = itertools.chain((first,), items)
-        if not (isinstance(first, Row) and gathers(first.value)):
+        if not (isinstance(first, FileRow) and gathers(first.value)):
             return items
         mark.gathered = True
         return gathered(items)
@@ -196,8 +198,8 @@ def gathers(value: Any) -> bool:
     return isinstance(value, dict) and "UtterranceId" in value
 
 
-def _records(item: Row | Bad, summary: ImportSummary, known: Known, refuse: Rejects, named: bool) -> Parsed:
-    if isinstance(item, Bad):
+def _records(item: FileRow | InvalidRow, summary: ImportSummary, known: Known, refuse: Rejects, named: bool) -> Parsed:
+    if isinstance(item, InvalidRow):
         refuse(item)
         return [], 0
     item = replace(item, value=_inner(item.value))
@@ -218,7 +220,7 @@ def _records(item: Row | Bad, summary: ImportSummary, known: Known, refuse: Reje
     return records, size
 
 
-def _sound(item: Row) -> tuple[Json, bool]:
+def _sound(item: FileRow) -> tuple[Json, bool]:
     """The object of a row as text that can be stored; True when something in it was replaced."""
     if not isinstance(item.value, dict):
         raise UsageError(f"the row is no object: {shown(item.value, 80)}", code="no_object")
@@ -287,9 +289,9 @@ def replace_surrogates(value: Any) -> Any:
     return value
 
 
-def _whole(item: Row | Bad) -> tuple[str, str | None]:
+def _whole(item: FileRow | InvalidRow) -> tuple[str, str | None]:
     """A row as it can be mended and imported again, and whom it names as its user."""
-    if isinstance(item, Bad):
+    if isinstance(item, InvalidRow):
         return item.text, item.user
     value = item.value
     whole = value[UTTERANCES] if isinstance(value, dict) and UTTERANCES in value else value

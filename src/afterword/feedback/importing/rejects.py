@@ -15,8 +15,8 @@ from typing import BinaryIO, Self
 
 import orjson
 
-from afterword.feedback.importing.files import Bad
-from afterword.feedback.importing.import_progress import ImportSummary, Mark, state_file
+from afterword.feedback.importing.files import InvalidRow
+from afterword.feedback.importing.import_progress import ImportProgress, ImportSummary, state_file
 from afterword.formats.parsing import shown
 from afterword.records import Json, Record
 from afterword.store import Store
@@ -53,7 +53,7 @@ def _written_for(file: Path) -> str | None:
 class Rejects:
     """The file of rejected rows: written anew by each import, and only when there are any."""
 
-    def __init__(self, path: Path, summary: ImportSummary, mark: Mark, store: Store) -> None:
+    def __init__(self, path: Path, summary: ImportSummary, mark: ImportProgress, store: Store) -> None:
         self._summary, self._store, self._of = summary, store, str(Path(summary.file).resolve())
         self._erased = [(salt, digest) for _, _, salt, digest in store.erasures()]
         self._rows = _Lines(path, mark.rejects)
@@ -76,7 +76,7 @@ class Rejects:
         """Bytes of both files, once what is buffered is written."""
         return self._rows.flush(), self._conflicts.flush()
 
-    def __call__(self, bad: Bad) -> None:
+    def __call__(self, bad: InvalidRow) -> None:
         """Count a bad row and write it down."""
         self._summary.rejected[bad.reason] += 1
         self._write(self._rows, bad)
@@ -88,12 +88,14 @@ class Rejects:
         other = ", ".join(f"`{n}`" for n in names if known is None or getattr(known, n) != getattr(record, n))
         detail = f"the {record.TABLE} row {record.id} is stored with another {other}; the one that was first stays"
         row = shown({"record": record.TABLE, **record.to_dict()}, 2 * ROW_KEPT)
-        self._write(self._conflicts, Bad("conflict", detail, where, row, getattr(record, "user", None)))
+        self._write(self._conflicts, InvalidRow("conflict", detail, where, row, getattr(record, "user", None)))
 
-    def _write(self, lines: _Lines, bad: Bad) -> None:
+    def _write(self, lines: _Lines, bad: InvalidRow) -> None:
         self._summary.rejects = str(self._rows.path)
         if self._names_an_erased_user(bad):
-            bad = Bad(bad.reason, "the row names a user who was erased, so its content is not kept", bad.where, "{}")
+            bad = InvalidRow(
+                bad.reason, "the row names a user who was erased, so its content is not kept", bad.where, "{}"
+            )
         detail, row = self._store.without_private(bad.detail)[0], self._without_private(bad.text)
         line = {"where": bad.where, "reason": bad.reason, "detail": detail, "row": row[:ROW_KEPT], "file": self._of}
         if bad.user is not None:
@@ -103,7 +105,7 @@ class Rejects:
             plain["cut"] = True
         lines.write(orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE))
 
-    def _names_an_erased_user(self, bad: Bad) -> bool:
+    def _names_an_erased_user(self, bad: InvalidRow) -> bool:
         """Is a value in the row the name of a user who was erased? Only salted hashes of their names are known."""
         if not self._erased:
             return False

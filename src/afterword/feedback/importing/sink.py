@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from afterword.feedback.importing.import_progress import ImportSummary, Mark
+from afterword.feedback.importing.import_progress import ImportProgress, ImportSummary
 from afterword.feedback.importing.rejects import Rejects
 from afterword.records import Feedback, Json, Record, Turn
 from afterword.store import Outcome, Store
@@ -55,7 +55,7 @@ class Sink:
     its own in every index, in the order of ids a group touches few. A window is written while the next one is read.
     """
 
-    def __init__(self, store: Store, summary: ImportSummary, mark: Mark, refuse: Rejects) -> None:
+    def __init__(self, store: Store, summary: ImportSummary, mark: ImportProgress, refuse: Rejects) -> None:
         self._store, self._summary, self._mark, self._refuse = store, summary, mark, refuse
         self._group: Rows = []
         self._window: Rows = []

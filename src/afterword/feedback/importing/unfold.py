@@ -17,7 +17,7 @@ from afterword.chat.canonical import text_of, thread_hashes
 from afterword.chat.machine import hints_of, origin_of
 from afterword.chat.matching import SURE, Earlier, choose
 from afterword.chat.trail import DEPTH, SIZE, aside, newest_question, trail_of, trail_of_turn
-from afterword.feedback.importing.files import Bad, Row
+from afterword.feedback.importing.files import FileRow, InvalidRow
 from afterword.formats.naming import RowNames
 from afterword.formats.parsing import MISSING_IDS, Conversation, bad
 from afterword.formats.wildfeedback import UTTERANCES, is_utterance
@@ -35,14 +35,14 @@ LINKED = 100_000
 """Threads that are remembered while a file of traces is read; older ones are found in the store."""
 
 
-def gathered(items: Iterator[Row | Bad]) -> Iterator[Row | Bad]:
+def gathered(items: Iterator[FileRow | InvalidRow]) -> Iterator[FileRow | InvalidRow]:
     """The items, with utterances that follow each other put together into one row for each conversation."""
     pending: list[Json] = []
     where = ""
     for item in items:
-        single = isinstance(item, Row) and is_utterance(item.value)
+        single = isinstance(item, FileRow) and is_utterance(item.value)
         if pending and not (single and _number(item.value) > _number(pending[-1])):  # type: ignore[union-attr]
-            yield Row({UTTERANCES: pending}, where)
+            yield FileRow({UTTERANCES: pending}, where)
             pending = []
         if single:
             where = where if pending else item.where
@@ -50,7 +50,7 @@ def gathered(items: Iterator[Row | Bad]) -> Iterator[Row | Bad]:
         else:
             yield item
     if pending:
-        yield Row({UTTERANCES: pending}, where)
+        yield FileRow({UTTERANCES: pending}, where)
 
 
 def _number(row: Json) -> float:

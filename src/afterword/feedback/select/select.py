@@ -19,7 +19,7 @@ from afterword.kinds import spoken
 from afterword.records import Feedback, Interaction, Release, SignalRatio, Turn
 from afterword.store import Store
 from afterword.store.channels import covers
-from afterword.store.consent import Withheld
+from afterword.store.consent import ConsentFilter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ def select(
     fresh = _fresh(store, rows, settings, channel)
     weak = _weak(store, settings)
     alone = channel.startswith("user:") or len(_users(store, rows)) <= 1
-    carrying = Withheld(store).among([row.turn for row in rows])
+    carrying = ConsentFilter(store).among([row.turn for row in rows])
     by_task: dict[str | None, list[Interaction]] = defaultdict(list)
     wanted = None if tasks is None else set(tasks)
     for row in rows:
