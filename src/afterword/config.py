@@ -110,6 +110,11 @@ class ServeConfig:
     max_tokens: NoneOrMore | None = None
     """Most tokens of an answer whose request names no bound; 0 is no bound. By default 512 for the built-in model, 4096
     for another model of the engine; an upstream gets none."""
+    upstream_sampling: Literal["unknown", "plain"] = "unknown"
+    """What an upstream does where a request names no temperature, top_p, top_k, min_p or repetition_penalty.
+
+    "plain": it takes none from the model's folder (vLLM with `--generation-config vllm`). With "unknown", estimators
+    that need samples of the model's own distribution leave such answers out."""
     on_full_context: Literal["drop_oldest", "error"] | None = None
     """When the messages are longer than the model's context: leave out the oldest turns ("drop_oldest", the engine's
     default; system messages and the newest message stay), or answer with an error ("error", an upstream's default)."""

@@ -44,7 +44,7 @@ def some(model: str, n: int, **changes: Any) -> list[Example]:
     for i in range(n):
         served = example(model, i, text=f"Answer {i}" + "!" * (i % 3), hindsight=f"Wish {i}.")
         size = len(served.turn.completion_ids or ())
-        turn = dataclasses.replace(served.turn, logprobs=(-5.5,) * size, sampling={"temperature": 1.0})
+        turn = dataclasses.replace(served.turn, logprobs=(-5.5,) * size)
         fields: dict[str, Any] = {"kind": KINDS[i % 4], "polarity": 1 if i == 4 else -1, **changes}
         found.append(Example(dataclasses.replace(served.interaction, **fields), turn))
     return found

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
+from afterword.chat.sampling_fields import PLAIN
 from afterword.errors import ConfigError
 from afterword.learn.loss.terms import Term
 from afterword.learn.parts.advantages import GroupBaseline, PPOClip
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import NegativeLogLikelihood
-from afterword.learn.recipes import Recipe, sdpo_interactions
+from afterword.learn.recipes import Recipe, recipe, sdpo_interactions
 from afterword.model.loading import load_tokenizer
 from afterword.records import Turn
 from afterword.train.artifact import TrainResult
+from afterword.train.data.batches import rows_of
 from afterword.train.data.examples import Example, prepare, sampler_logprobs
 from afterword.train.generation.generation_metrics import read_generation_metrics, self_similarity
 from afterword.train.loop import train_candidate
@@ -147,7 +149,7 @@ def test_fresh_answers_are_described(model: str, tmp_path: Path) -> None:
 def test_log_probabilities_are_compared_only_where_they_may_be(model: str) -> None:
     turn = example(model, 1, text="ab").turn
     n = len(turn.completion_ids or ())
-    good = dataclasses.replace(turn, logprobs=(-1.0,) * n, sampling={"temperature": 1.0, "max_tokens": 8})
+    good = dataclasses.replace(turn, logprobs=(-1.0,) * n, sampling={**PLAIN, "max_tokens": 8})
     assert sampler_logprobs(good) == ((-1.0,) * n, None)
     one = dataclasses.replace(good, logprobs=(-1.0, None, float("inf")))
     values, why = sampler_logprobs(one)
@@ -155,9 +157,11 @@ def test_log_probabilities_are_compared_only_where_they_may_be(model: str) -> No
     for change, reason in (
         ({"logprobs": None}, "reported no"),
         ({"logprobs": (-1.0,)}, "1 log-probabilities for 3"),
-        ({"sampling": {"temperature": 0.7}}, "temperature=0.7"),
-        ({"sampling": {"top_p": 0.9}}, "top_p=0.9"),
-        ({"sampling": {"top_k": 20}}, "top_k=20"),
+        ({"sampling": {**PLAIN, "temperature": 0.7}}, "temperature=0.7"),
+        ({"sampling": {**PLAIN, "top_p": 0.9}}, "top_p=0.9"),
+        ({"sampling": {**PLAIN, "top_k": 20}}, "top_k=20"),
+        ({"sampling": {**PLAIN, "guided_regex": "a+"}}, "guided_regex=a+"),
+        ({"sampling": {"temperature": 1.0}}, "left top_p unset"),
         ({"logprobs": (None, float("nan"), float("-inf"))}, "missing or not finite"),
     ):
         values, why = sampler_logprobs(dataclasses.replace(good, **change))
@@ -250,3 +254,16 @@ def test_the_served_log_probabilities_are_in_the_alignment_report(model: str, tm
     text = (tmp_path / "run" / "alignment.txt").read_text()
     assert "ours minus theirs" in text
     assert json.loads((tmp_path / "run" / "signal.json").read_text())["n"] == 2
+
+
+def test_a_sampled_estimator_leaves_out_what_was_not_sampled_from_the_model(model: str, tmp_path: Path) -> None:
+    """The same tokens under another temperature are no samples of the student: the expected gradient is another one."""
+    tokenizer, offline = load_tokenizer(model), recipe("sdpo-interactions-offline")
+    given = [example(model, i, sampling={**PLAIN, "temperature": t}) for i, t in enumerate((1.0, 0.7, 0.0))]
+    given.append(example(model, 3, sampling={}))
+    prepared = prepare(given, tokenizer, offline, limit=512, vocabulary=259)
+    assert [r.interaction for r in prepared.rows] == ["int-0"] and dict(prepared.reasons) == {"other_sampling": 3}
+    exact = prepare(given, tokenizer, recipe("follow-ups"), limit=512, vocabulary=259)
+    assert len(exact.rows) == 4  # a divergence over the whole vocabulary does not ask how a token was drawn
+    batch = rows_of(exact.rows)
+    assert offline.terms[0].keep(batch)[batch.row > 0].sum() == 0

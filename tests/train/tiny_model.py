@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from afterword.chat.render import encode, end_of_turn_ids, render_prompt
+from afterword.chat.sampling_fields import PLAIN
 from afterword.model.loading import load_tokenizer
 from afterword.records import Interaction, Turn
 from afterword.train.data.examples import Example
@@ -58,6 +59,7 @@ def example(model: str, number: int, *, hindsight: str = "Shorter, please.", tex
         "answer": {"role": "assistant", "content": text},
         "prompt_ids": render_prompt(tokenizer, messages).ids,
         "completion_ids": (*encode(tokenizer, text), end_of_turn_ids(tokenizer)[0]),
+        "sampling": PLAIN,
         **changes,
     }
     interaction = Interaction(

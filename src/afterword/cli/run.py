@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from rich.markup import escape
 
+from afterword.chat.sampling_fields import PLAIN
 from afterword.cli.context import Context
 from afterword.cli.extras import require_extra
 from afterword.cli.releases import watching
@@ -65,6 +66,7 @@ def run_serve(context: Context) -> int:
         preferred_model=_preferred_model(context),
         embedded=config.upstream is None,
         max_tokens=_max_tokens(config),
+        sampling_defaults=PLAIN if not config.upstream or config.upstream_sampling == "plain" else {},
         on_full_context=config.on_full_context or ("error" if config.upstream else "drop_oldest"),
     )
     if config.upstream is None:

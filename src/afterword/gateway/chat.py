@@ -351,7 +351,9 @@ class Exchange:
             prompt_ids=tuple(served.prompt_ids) if served.prompt_ids else None,
             completion_ids=tuple(served.ids) if served.ids else None,
             logprobs=served.aligned_logprobs(),
-            sampling=chat.sampling() | {n: v for n, v in self._asked.items() if n in (LIMIT, NEWER_LIMIT)},
+            sampling=self.gateway.settings.sampling_defaults
+            | chat.sampling()
+            | {n: v for n, v in self._asked.items() if n in (LIMIT, NEWER_LIMIT)},
             model=self.gateway.adapters.base if self.route.adapter else self.route.model,
             adapter=self.adapter,
             finish_reason=finish_reason,

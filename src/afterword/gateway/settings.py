@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,9 @@ class GatewaySettings:
     """The same, but only where the upstream lists it or lists nothing."""
     embedded: bool = False
     """The upstream is our own engine."""
+    sampling_defaults: Json = field(default_factory=dict)
+    """What the upstream uses for sampling fields that a request leaves unset, as far as it is known; recorded with each
+    turn (`chat.sampling_fields`)."""
     max_tokens: int | None = None
     """Bound of an answer whose request names none; None sets none."""
     on_full_context: Literal["drop_oldest", "error"] = "error"

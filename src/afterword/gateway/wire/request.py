@@ -11,14 +11,11 @@ import orjson
 
 from afterword.chat.canonical import check_messages
 from afterword.chat.machine import NOBODY, Said, declared, hints_of, new_words, said_after
+from afterword.chat.sampling_fields import sampling_of
 from afterword.errors import UsageError
 from afterword.gateway.requester import KNOWN_SOURCES, NameSources, Who, name_from, name_of, unit_of
 from afterword.records import BESIDE, Json
 
-SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n",
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
-)  # fmt: skip
 _DEEP = 250
 """Levels that a body may be nested; orjson writes 254, and error bodies and rows add some of their own."""
 _OURS = ("store", "metadata")
@@ -79,7 +76,7 @@ class ChatRequest:
 
     def sampling(self) -> Json:
         """The sampling parameters that the client set."""
-        return {name: self.body[name] for name in SAMPLING if self.body.get(name) is not None}
+        return sampling_of(self.body)
 
 
 def load_json(body: bytes) -> Any:

@@ -79,6 +79,13 @@ class Term:
         """True when tokens without the sampler's log-probability cannot count."""
         return self.policy_clip.needs_served or any(w.needs_served for w in self.weights)
 
+    @property
+    def needs_plain(self) -> bool:
+        """True when the term is right only over samples of the student itself: it compares with a teacher at the tokens
+        that were sampled, and no importance ratio corrects for how."""
+        credits = self.advantage is not None and self.advantage.needs_teacher
+        return not self.needs_served and (credits or (self.estimator.sampled and self.estimator.needs_teacher))
+
     def at(self, step: int, steps: int, past: Sequence[Any]) -> Term:
         """The term as its schedules make it at this step."""
         if self.schedule == CONSTANT and self.target_schedule == CONSTANT:
@@ -106,6 +113,8 @@ class Term:
             keep = keep & batch.where(self.route)
         if self.advantage is not None and self.advantage.needs_reward:
             keep = keep & batch.where(lambda a: a.reward is not None)
+        if self.needs_plain:
+            keep = keep & batch.where(lambda a: a.plain)
         return keep & torch.isfinite(batch.served) if self.needs_served else keep
 
     def count(self, batch: TokenBatch) -> float:

@@ -40,6 +40,9 @@ class AnswerInfo:
     group: Group = ALONE
     age: float = 0.0
     """Days between this answer and the newest of the run."""
+    plain: bool = True
+    """False for a served answer that is not known to be a sample of the model's own distribution: another temperature,
+    a cut-off vocabulary, a penalty, a grammar, or fields whose value the server chose."""
 
 
 UNKNOWN = AnswerInfo()

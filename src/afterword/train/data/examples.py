@@ -25,6 +25,7 @@ from afterword.chat.render import (
     generation_header,
     render_prompt,
 )
+from afterword.chat.sampling_fields import why_not_plain
 from afterword.chat.splice import spliced
 from afterword.chat.trail import without_reasoning
 from afterword.errors import ModelError, NothingToDo
@@ -33,7 +34,7 @@ from afterword.learn.parts.anchors import GOLD
 from afterword.learn.parts.contexts import Context, fit_hindsight, others
 from afterword.learn.parts.weights import ByKind
 from afterword.learn.recipes import Recipe
-from afterword.records import Excluded, Interaction, Json, Turn
+from afterword.records import Excluded, Interaction, Turn
 from afterword.train.data.token_spans import changed_positions, private_positions
 
 
@@ -103,6 +104,7 @@ REMEDIES = {
     "off_policy": "`afterword train --off-policy` trains their text",
     "too_long": "Use a model with a longer context",
     "longer_than_max_tokens": "Raise train.max_tokens",
+    "other_sampling": "Take a recipe with full-vocabulary divergences (the default), or serve at temperature 1",
     "no_hindsight": "Wait for words of users, or take a recipe that learns from votes (`afterword recipes list`)",
 }
 """What to do when nothing can be trained, by the commonest reason."""
@@ -159,6 +161,9 @@ class _Encoder:
             served, why = sampler_logprobs(turn)
             if why and self.needs_served and self.recipe.epochs:
                 return Excluded(interaction.id, "no_logprobs", why)
+            odd = why_not_plain(turn.sampling)
+            if odd and self.recipe.epochs and all(t.needs_plain for t in self.recipe.terms):
+                return Excluded(interaction.id, "other_sampling", odd)
         else:
             prompt = own
             # An answer that was cut by its length limit did not end there, and its end is nothing to learn.
@@ -177,7 +182,7 @@ class _Encoder:
         return replace(
             row,
             served=served,
-            answer=self._answer(interaction),
+            answer=replace(self._answer(interaction), plain=not turn.on_policy or not why_not_plain(turn.sampling)),
             private=private_positions(self.tokenizer, completion, self.recipe.redact),
             changed=changed_positions(self.tokenizer, completion, text, interaction.spans),
         )
@@ -414,18 +419,6 @@ def _nothing(given: int, prepared: Prepared) -> str:
 
 # ---- sampler log-probabilities
 
-_PLAIN: Json = {
-    "temperature": (None, 1, 1.0),
-    "top_p": (None, 1, 1.0),
-    "top_k": (None, 0, -1),
-    "min_p": (None, 0, 0.0),
-    "typical_p": (None, 1, 1.0),
-    "frequency_penalty": (None, 0, 0.0),
-    "presence_penalty": (None, 0, 0.0),
-    "repetition_penalty": (None, 1, 1.0),
-    "logit_bias": (None, {}),
-}
-
 
 def sampler_logprobs(turn: Turn) -> tuple[tuple[float, ...], str | None]:
     """One log-probability per completion id, NaN where there is none to compare with, and why all are missing."""
@@ -435,9 +428,8 @@ def sampler_logprobs(turn: Turn) -> tuple[tuple[float, ...], str | None]:
         return none, "the server reported no log-probabilities"
     if len(turn.logprobs) != n:
         return none, f"{len(turn.logprobs)} log-probabilities for {n} tokens"
-    for name, plain in _PLAIN.items():
-        if (value := turn.sampling.get(name)) not in plain:
-            return none, f"it was sampled with {name}={value}, so its log-probabilities are not those of the model"
+    if why := why_not_plain(turn.sampling):
+        return none, f"its log-probabilities are not those of the model: {why}"
     # a log-probability above 0 is none; tiny excess is rounding
     known = tuple(x if x is not None and math.isfinite(x) and x <= 1e-3 else math.nan for x in turn.logprobs)
     return known, None if any(map(math.isfinite, known)) else "all of its log-probabilities are missing or not finite"

@@ -82,7 +82,7 @@ def rollout_rows(
             completion=tuple(a),
             on_policy=True,
             served=tuple(s),
-            answer=replace(row.answer, reward=reward, group=ALONE, age=0.0),
+            answer=replace(row.answer, reward=reward, group=ALONE, age=0.0, plain=True),
         )
         for row, a, s, reward in zip(asked, written, served, rewards or [None] * n, strict=True)
     ]
