@@ -41,11 +41,22 @@ def held_of(store: Store, user: str) -> dict[str, int]:
 def forget_user(
     store: Store, user: str, *, delete_adapters: bool = False, note: Callable[[str], None] = lambda text: None
 ) -> Json:
-    """Erase `user` and everything derived; the report, which is also in `forget/ID.json` beside the database.
+    """Erase a user and everything derived from their rows.
 
-    Raises ConflictError while a training or an evaluation runs, NothingToDo when nothing is held, StoreError when the
-    database cannot be rewritten now (rows are redacted by then; running it again goes on). `report["clean"]` is False
-    when a byte of theirs was found at the end.
+    Args:
+        store: The database; closed at the end, because its readers would keep the old log alive.
+        user: As the client named them.
+        delete_adapters: Delete adapters that learned from them, instead of moving them to `quarantine/`.
+        note: Called with each step.
+
+    Returns:
+        The report, which is also in `forget/ID.json` beside the database. `clean` is False when a byte of theirs was
+        found at the end.
+
+    Raises:
+        ConflictError: A training or an evaluation runs.
+        NothingToDo: Nothing is held about the user.
+        StoreError: The database cannot be rewritten now; rows are redacted by then, and a second run goes on.
     """
     directory = store.path.parent
     (directory / "forget").mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
-"""Files beside the database that may hold the words of a forgotten user: caches, runs, exports, rejects, pages.
+"""Cleans files that may hold the words of an erased user: caches, runs, exports, rejects, pages.
 
-Owns what becomes of each, and the search of all bytes at the end. Never touches the database, adapters, keys or
-settings.
+Also searches all bytes at the end. Never touches the database, adapters, keys or settings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What one erasure has to do, on disk until it is done: whom, which rows, which words, which files.
+"""Plans one erasure and keeps the plan in `forget/ID.pending` until it is done: user, rows, words, files.
 
-Owns `forget/ID.pending`. It holds the very words that are to go, so only its owner may read it, and it is deleted
-with the last step.
+The plan holds the words to erase: only its owner may read it, and the last step deletes it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The report of an erasure, for machines and for people, and the check that anybody with the data can repeat.
+"""Writes the report of an erasure, as JSON and as text, and checks it against the data directory.
 
-Owns what is said about an erasure. It names rows by their ids and the user by a salted hash, never by words.
+The report names rows by their ids and the user by a salted hash, never by words.
 """
 
 from __future__ import annotations

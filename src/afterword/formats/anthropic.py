@@ -1,7 +1,5 @@
 """Conversations in the form of Anthropic's Messages API: `system` beside `messages`, content in blocks, results of
-tools as blocks of user messages.
-
-Owns the step from these to OpenAI's form, which is the one that is stored.
+tools as blocks of user messages. Converts them to OpenAI's form, which is the stored one.
 """
 
 from __future__ import annotations

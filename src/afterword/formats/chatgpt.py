@@ -1,7 +1,5 @@
 """Exports of ChatGPT: `conversations.json` (a tree in `mapping`, of which the user saw the branch that ends at
 `current_node`) and `message_feedback.json`.
-
-Owns the field names of this product.
 """
 
 from __future__ import annotations

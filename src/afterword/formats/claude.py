@@ -1,6 +1,6 @@
 """The export of Claude.ai: conversations with `chat_messages`.
 
-Owns the field names of this product. Newer exports name each message's parent; in older ones the list is the branch.
+Newer exports name each message's parent; in older ones the list is the branch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Files that an export is written to: JSON lines, one JSON list, Parquet; gzip or zstd by the name.
+"""Writes rows to files: JSON lines, one JSON list, or Parquet; gzip or zstd by the name.
 
-Owns the containers, not the rows. A file appears under its name when it is whole; an export that is interrupted
-leaves nothing but a `.part` file beside it.
+A file appears under its name when it is whole; a killed export leaves only a `.part` file.
 """
 
 from __future__ import annotations

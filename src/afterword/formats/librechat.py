@@ -1,6 +1,6 @@
 """Conversations that LibreChat exports: a flat list with `parentMessageId`, or nested in `children`.
 
-Owns the field names of this product. It does not say which branch the user saw last: the newest counts.
+It does not say which branch the user saw last: the newest counts.
 """
 
 from __future__ import annotations

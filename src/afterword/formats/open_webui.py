@@ -1,6 +1,6 @@
 """Exports of Open WebUI: all chats (a tree of messages, thumbs in `annotation`), and the history of feedback.
 
-Owns the field names of this product. A chat may also come alone, or as the list of messages that older versions wrote.
+A chat may also come alone, or as the list of messages that older versions wrote.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which turns must not leave for want of consent: their own, or that of a turn whose text their history carries.
+"""Finds turns that must not be trained on: without consent, or with the text of such a turn in their history.
 
-A client sends its history again with each request, so that a turn holds what was said before it, also what may not be
-trained on. Owns how such a history is recognised. Reads the store, never writes.
+Clients send the history again with each request, so a turn with consent may carry text without it. Reads the store,
+never writes.
 """
 
 from __future__ import annotations

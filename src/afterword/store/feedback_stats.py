@@ -1,7 +1,6 @@
-"""The live figures: how often users accept, edit, correct, ask again and give up, by task, adapter version and week.
+"""Computes live metrics: how often users accept, edit, correct, ask again and give up, by task, adapter and week.
 
-Owns these named queries. A turn counts when users did something after it that was not taken back or changed. Never
-writes.
+A turn counts when it has feedback that was neither retracted nor changed. Never writes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Named queries for those who watch: the newest rows after a row number, a few columns each.
+"""Queries that poll for new rows: those after a row number, a few columns each.
 
-Owns reads that run again and again beside serving, so they touch no token ids and no history of messages. Never
-writes, never interprets.
+They run again and again beside serving, so they read no token ids and no messages. Never writes, never interprets.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which of several votes of one user on one turn counts: the newest. Earlier ones stay in the store as history.
+"""Selects the vote that counts among several of one user on one turn: the newest. Earlier ones stay as history.
 
-Owns that question and how the versions of one id are named. Pure; never reads the database.
+Also names the versions of one id. Pure; never reads the database.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A chat with branches unfolded into turns and feedback: answers generated again, follow-ups, votes.
+"""Turns a chat with branches into turns and feedback: regenerated answers, follow-ups, votes.
 
-Owns what the shape of a tree says. Every answer to a question is a turn, with the messages on the way to it; one that
-was generated again and that the user left is `regenerated`. Ids come from the chat's own ids, so that a newer export
-of the same chat adds only what is new. Never reads a file, never writes to the store.
+Every answer is a turn with the messages on the way to it. Ids come from the chat's own ids, so that a newer export of
+the same chat adds only new rows. Never reads a file, never writes to the store.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""How far an import came: its counts, and the mark up to which everything is stored.
+"""Records the progress of an import: its counts, and the row up to which everything is stored.
 
-The mark is written after a commit, never before it: a kill in between costs a group that is read again and found to be
-stored. Never reads a row, never stores one.
+Written after a commit, never before it: after a kill in between, one group is read again and is a duplicate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Logs from elsewhere become turns and follow-ups: `import_file`, and `files_of` for directories.
+"""Imports files: reads rows, turns them into records, stores and counts them (`import_file`, `files_of`).
 
-Owns the driver: stream, parse, hand over to the store, count. Ids are content hashes, so nothing is ever stored
-twice; an interrupted import goes on where its last commit was. Never learns anything, never guesses consent away.
+Ids are content hashes or ids of the source, so no record is stored twice. Formats are defined in `formats`.
 """
 
 from __future__ import annotations
@@ -73,19 +72,28 @@ def import_file(
     progress: Progress | None = None,
     encoding: str | None = None,
 ) -> ImportSummary:
-    """Store the turns and follow-ups of a file in any of `formats.FORMATS`, or find out which one it is.
+    """Store the turns and the feedback in a file.
 
-    Invalid rows are counted and written to `rejects` (by default `rejects/NAME.jsonl` beside the database) with their
-    place and reason. `progress(position, size)` is called after each group, in bytes of the file. An import that
-    was interrupted goes on behind its last commit; one that is run again after its end stores nothing twice.
-    `encoding`: of the text, when neither a byte order mark nor the bytes say it.
+    An interrupted import goes on behind its last commit. Importing a file again stores nothing twice.
 
-    Raises UsageError for an unknown format, a file that cannot be read or holds no row of a known format, and
-    StoreError when the database cannot be written; what was committed before stays.
+    Args:
+        store: Receives the rows.
+        path: The file.
+        format: A name of `registry.FORMATS`, an alias, or "auto" to recognise it by its rows.
+        rejects: File for invalid rows with place and reason; by default `rejects/NAME.jsonl` beside the database.
+        progress: Called after each group with position and size of the file, in bytes.
+        encoding: Of the text, where neither a byte order mark nor the bytes show it.
+
+    Returns:
+        Counts of rows, records and rejected rows by reason.
+
+    Raises:
+        UsageError: The format is unknown, the file cannot be read, or no row is of a known format.
+        StoreError: The database cannot be written; what was committed before stays.
     """
     format = ALIASES.get(format, format)
     if format != "auto" and format not in FORMATS:
-        raise UsageError(f"the format {format!r} is not known; choose from auto, {', '.join(FORMATS)}.")
+        raise UsageError(f"the format {format!r} is unknown; use auto or one of {', '.join(FORMATS)}.")
     started = time.monotonic()
     rejects = rejects or rejects_file(store, path, path.name)
     with _undisturbed(), closing(Source(path, encoding, is_row)) as source:

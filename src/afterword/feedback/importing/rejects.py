@@ -1,7 +1,7 @@
-"""The file of rejected rows: what could not be taken from an import, with its place and its reason.
+"""Writes invalid rows and conflicting records of an import to `rejects/`, with place and reason.
 
-Owns `rejects/`. Rows that cannot be read are written when they are met, records that contradict a stored one when that
-is known, into a file of their own that is put behind the others at the end. Never decides what is rejected.
+Conflicts are known only after the commit: they go to a file of their own, which is appended at the end. Rows of erased
+users are counted without their content. Never decides what is invalid.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Where an import writes: records in groups, in the order that costs the database least.
+"""Writes the records of an import in groups, in the order that costs the database least.
 
-Owns the commits of an import, what came of each record, and when the mark moves on. Never parses a row.
+Counts the outcome of each record, and notes the progress after each commit. Never parses a row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""A conversation unfolded into turns and follow-ups, and turns of traces linked to the ones they continue.
+"""Turns a conversation into turns and follow-ups, and links turns of traces to the ones that they continue.
 
-Owns what history a turn keeps, and how the rows of one conversation find each other. Never reads a file, never writes
-to the store.
+Decides which history a turn keeps. Never reads a file, never writes to the store.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The words of a user who is to be forgotten: what to look for in files, and which lines are theirs.
+"""Searches files for the words of a user to erase, and decides which rows of a file are theirs.
 
-Owns the search of bytes. A needle is a run of plain characters, so that it reads the same in UTF-8, JSON, HTML and
-Python's own notation. Never changes a file.
+A needle is a run of plain characters, so that it reads the same in UTF-8, JSON, HTML and Python's notation. Never
+changes a file.
 """
 
 from __future__ import annotations
