@@ -388,7 +388,7 @@ def test_the_memory_is_bounded_and_the_store_knows_the_rest(tmp_path: Path) -> N
         assert links.find(request("Hi 9")).repeats == twin.id, "forgetting the older one leaves the newer"
         links.forget(twin.id)
         assert links.find(request("Hi 9", "a", "Go on")).previous == "t9"
-        assert len(links._answers) <= 3 and len(links._asked) <= 3
+        assert len(links._recent._answers) <= 3 and len(links._asked) <= 3
 
 
 @pytest.mark.parametrize("restarted", [False, True])

@@ -7,12 +7,12 @@ only within one API key and user, and never guesses (`chat.matching` has the rul
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from afterword.chat.canonical import text_of, thread_hashes
+from afterword.chat.linking import RecentTurns, last_answer, stored_questions, stored_turn_of
 from afterword.chat.matching import SURE, Choice, Earlier, choose
 from afterword.chat.trail import DEPTH, SIZE, Trail, aside, asked_key, newest_question, trail_of
 from afterword.chat.wrapped import user_words, words_like
@@ -108,10 +108,7 @@ class Links:
 
     def __init__(self, store: Store, remembered: int = REMEMBERED) -> None:
         self._store = store
-        self._size = remembered
-        self._turns: OrderedDict[str, Known] = OrderedDict()
-        self._answers: dict[str, list[str]] = {}
-        """Turns by the fingerprint of their answer."""
+        self._recent: RecentTurns[Known] = RecentTurns(remembered)
         self._asked: dict[Request, str] = {}
         self._order = 0
 
@@ -123,28 +120,21 @@ class Links:
         thread = turn.thread or ""
         self._order += 1
         known = Known(turn.id, (turn.key, turn.user), turn.conversation, thread, request, time.monotonic(), self._order)
-        self._turns[turn.id] = known
-        self._answers.setdefault(thread[:SIZE], []).append(turn.id)
+        self._without_request(self._recent.add(turn.id, thread[:SIZE], known))
         if turn.finish_reason not in UNFINISHED:
             self._asked[request] = turn.id
-        if len(self._turns) > self._size:
-            self.forget(next(iter(self._turns)))
 
     def forget(self, turn: str) -> None:
         """Take a turn out again: it is old, or it could not be stored."""
-        known = self._turns.pop(turn, None)
-        if known is None:
-            return
-        same = self._answers[known.thread[:SIZE]]
-        same.remove(turn)  # most often the first
-        if not same:
-            del self._answers[known.thread[:SIZE]]
-        if self._asked.get(known.request) == turn:
+        self._without_request(self._recent.drop(turn))
+
+    def _without_request(self, known: Known | None) -> None:
+        if known is not None and self._asked.get(known.request) == known.id:
             del self._asked[known.request]
 
     def recent(self, turn: str) -> bool:
         """Is this turn in memory?"""
-        return turn in self._turns
+        return turn in self._recent
 
     # ---- the question
 
@@ -186,7 +176,9 @@ class Links:
             return Choice(None, "none"), None, None
         found, crowded = self._candidates(trail, chat.conversation)
         least = SURE if chat.user is None else 0
-        choice = choose(trail, found, chat.conversation, self._questions, crowded=crowded, least=least)
+        choice = choose(
+            trail, found, chat.conversation, partial(stored_questions, self._store), crowded=crowded, least=least
+        )
         if choice.turn is not None:
             return choice, choice.turn.id, choice.turn.conversation
         if choice.outcome == "unmatched" and (old := self._of_an_older_version(chat)) is not None:
@@ -200,7 +192,7 @@ class Links:
         found: dict[str, Earlier] = {}
         crowded = False
         for prints in (plain, held):
-            known = [self._turns[name] for name in self._answers.get(prints[0], ())]
+            known = self._recent.answered(prints[0])
             stored = [row for row in rows if row.thread[0] == prints[0][0]]
             if len(known) > CROWD or len(stored) > CROWD:
                 crowded = True
@@ -231,18 +223,14 @@ class Links:
                 return own + same[: CROWD + 1], stored + later
         return own, stored
 
-    def _questions(self, turns: Sequence[str]) -> dict[str, str]:
-        return {row.id: newest_question(row.messages) for _, row in self._store.among(Turn, "id", turns)}
-
     def _of_an_older_version(self, chat: ChatRequest) -> str | None:
         """Turns that were stored before there were trails are found by the hash of the whole history."""
-        last = _last_answer(chat.messages)
+        last = last_answer(chat.messages)
         hashes = [] if last is None else thread_hashes(chat.scope, chat.messages[: last + 1])
-        found = self._store.turns_of_thread(hashes[-1]) if hashes else []
-        return found[0] if len(found) == 1 else None
+        return stored_turn_of(self._store, hashes[-1]) if hashes else None
 
     def _scope(self, turn: str) -> tuple[tuple[str | None, str | None] | None, str | None]:
-        known = self._turns.get(turn)
+        known = self._recent.get(turn)
         if known is not None:
             return known.scope, known.conversation
         row = self._store.find(Turn, turn)
@@ -258,8 +246,8 @@ class Links:
         """
         earlier = self._asked.get((asked, previous, conversation, chat.model))
         if earlier is not None:
-            known = self._turns[earlier]
-            recent = chat.user is not None and time.monotonic() - known.at < SAME_REQUEST
+            known = self._recent.get(earlier)
+            recent = known is not None and chat.user is not None and time.monotonic() - known.at < SAME_REQUEST
             return earlier if previous or conversation or recent else None
         if previous is not None:
             rows = self._store.rows(Turn, newest=True, limit=8, previous=previous)
@@ -268,7 +256,7 @@ class Links:
         else:
             return None
         for row in rows:
-            if row.finish_reason in UNFINISHED or (row.key, row.user) != chat.scope or row.id in self._turns:
+            if row.finish_reason in UNFINISHED or (row.key, row.user) != chat.scope or row.id in self._recent:
                 continue
             if "@" in chat.model and row.adapter != adapter:
                 continue  # a version that was named, where another one had answered
@@ -280,7 +268,7 @@ class Links:
         """The client puts text around the newest question in a way of its own, as the previous turn shows: the user's
         words now, if they can be told from it, and what has to be corrected about that turn."""
         turn = self._store.find(Turn, previous)
-        answer = _last_answer(chat.messages) or 0
+        answer = last_answer(chat.messages) or 0
         words = _words_before(chat.messages, answer)
         if turn is None or not words:
             return None, ()
@@ -301,14 +289,6 @@ class Links:
         retract = partial(_said, "retraction", turn=turn.previous, user=user)
         wrong = [retract(name=content_hash("unwrapped", row.id), retracts=row.id) for row in told]
         return (*wrong, fresh)
-
-
-def _last_answer(messages: list[Json]) -> int | None:
-    """Index of the last assistant message, None when there is none."""
-    for index in range(len(messages) - 1, -1, -1):
-        if messages[index].get("role") == "assistant":
-            return index
-    return None
 
 
 def _words_before(messages: list[Json], answer: int) -> str | None:

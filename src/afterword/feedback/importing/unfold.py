@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 
 import orjson
 
 from afterword.chat.canonical import text_of, thread_hashes
+from afterword.chat.linking import RecentTurns, last_answer, stored_questions, stored_turn_of
 from afterword.chat.machine import hints_of, origin_of
 from afterword.chat.matching import SURE, Earlier, choose
-from afterword.chat.trail import DEPTH, SIZE, aside, newest_question, trail_of, trail_of_turn
+from afterword.chat.trail import DEPTH, SIZE, aside, trail_of, trail_of_turn
 from afterword.feedback.importing.files import FileRow, InvalidRow
 from afterword.formats.naming import RowNames
 from afterword.formats.parsing import MISSING_IDS, Conversation, bad
@@ -67,25 +69,28 @@ class Threads:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: OrderedDict[str, str] = OrderedDict()
-        self._endings = _Endings(store)
+        self._recent: RecentTurns[Earlier] = RecentTurns(LINKED)
 
     def recall(self, source: str) -> None:
         """Make the newest stored turns of `source` known, as far as they would be remembered: for an import that goes
         on after a kill."""
-        self._endings.add_all(self._store.rows(Turn, newest=True, limit=LINKED, source=source))
+        newest_first = self._store.rows(Turn, newest=True, limit=LINKED, source=source)
+        for one in reversed([_earlier(turn) for turn in newest_first if turn.automated not in BESIDE]):
+            self._recent.add(one.id, _of_answer(one.thread), one)
 
     def link(self, turn: Turn) -> list[Record]:
         """The turn with its thread and what it continues, and the follow-up that it is to that one."""
         messages = list(turn.messages)
         hashes = thread_hashes((turn.source, turn.user), [*messages, turn.answer])
-        last = max((i for i, m in enumerate(messages) if m.get("role") == "assistant"), default=None)
-        previous = None if last is None else self._find(hashes[last]) or self._endings.find(turn)
+        last = last_answer(messages)
+        previous = None if last is None else self._find(hashes[last]) or self._by_end(turn)
         self._known[hashes[-1]] = turn.id
         if len(self._known) > LINKED:
             self._known.popitem(last=False)
         automated = origin_of(messages, hints_of(messages, turn.sampling, turn.tools))
         if automated not in BESIDE:
-            self._endings.add(turn)
+            one = _earlier(turn)
+            self._recent.add(one.id, _of_answer(one.thread), one)
         after = None if automated in BESIDE else previous
         linked = dataclasses.replace(turn, thread=hashes[-1], previous=after, automated=automated)
         if previous is None or last is None:
@@ -101,59 +106,25 @@ class Threads:
         return [linked, follow_up]
 
     def _find(self, thread: str) -> str | None:
-        known = self._known.get(thread)
-        if known is not None:
-            return known
-        found = self._store.turns_of_thread(thread)
-        return found[0] if len(found) == 1 else None
+        return self._known.get(thread) or stored_turn_of(self._store, thread)
 
-
-class _Endings:
-    """The newest turns of a file by the fingerprint of their answer."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._order: OrderedDict[str, str] = OrderedDict()
-        """Turn -> fingerprint."""
-        self._turns: dict[str, dict[str, Earlier]] = {}
-
-    def add(self, turn: Turn) -> None:
-        """Make a turn known; the oldest one is forgotten when there are too many."""
-        self._keep(_earlier(turn))
-
-    def add_all(self, newest_first: Iterable[Turn]) -> None:
-        """Make stored turns known."""
-        for one in reversed([_earlier(turn) for turn in newest_first if turn.automated not in BESIDE]):
-            self._keep(one)
-
-    def _keep(self, turn: Earlier) -> None:
-        answer = _of_answer(turn.thread)
-        self._turns.setdefault(answer, {})[turn.id] = turn
-        self._order[turn.id] = answer
-        if len(self._order) > LINKED:
-            name, oldest = self._order.popitem(last=False)
-            self._turns[oldest].pop(name, None)
-            if not self._turns[oldest]:
-                del self._turns[oldest]
-
-    def find(self, turn: Turn) -> str | None:
-        """The turn that this one continues; None when there is none, or when it is not certain."""
+    def _by_end(self, turn: Turn) -> str | None:
+        """The turn that this one continues by the end of its conversation; None for none, or for an uncertain one."""
         trail = trail_of((turn.source, turn.user), turn.messages, DEPTH + 1).answered()
         if not trail.prints:
             return None
-        found = self._turns.get(_of_answer(trail.prints[0]), {})
+        found = self._recent.answered(_of_answer(trail.prints[0]))
         if len(found) > CROWD:  # of an answer that everybody gets, those that agree in all that the request shows
             starts = "".join(trail.prints), "".join(aside(trail.prints))
-            same = [one for one in found.values() if one.thread.startswith(starts)]
+            same = [one for one in found if one.thread.startswith(starts)]
         else:
-            same = [one for one in found.values() if one.id != turn.id]
+            same = [one for one in found if one.id != turn.id]
         least = SURE if turn.user is None else 0
         crowded = len(found) > CROWD
-        choice = choose(trail, same, turn.conversation, self._questions, crowded=crowded, least=least)
+        choice = choose(
+            trail, same, turn.conversation, partial(stored_questions, self._store), crowded=crowded, least=least
+        )
         return choice.turn.id if choice.turn else None
-
-    def _questions(self, turns: Sequence[str]) -> dict[str, str]:
-        return {row.id: newest_question(row.messages) for _, row in self._store.among(Turn, "id", turns)}
 
 
 def _earlier(turn: Turn) -> Earlier:
