@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from afterword.cli import demo, main
-from afterword.cli.context import SECTIONS, Context
+from afterword.cli.context import SECTIONS, CommandContext
 from afterword.cli.demo_findings import DemoFindings, conclusion, report_data
 from afterword.cli.demo_processes import Meter, command, process_tree, run_json, serving
 from afterword.cli.demo_report import IN_A_FILE, show, write_reports
@@ -92,7 +92,7 @@ def test_a_quick_demo_says_so_everywhere_and_claims_nothing(tmp_path: Path, caps
     assert "The gate said no, and an override released" in conclusion(findings(0, 16, quick=True, refused=True))
     write_reports(found, report, None, [0.4], tmp_path)
     assert "Quick demo: every stage ran" in (tmp_path / "report.html").read_text("utf-8")
-    show(found, report, None, Context(argparse.Namespace(), tmp_path, False, False), tmp_path)
+    show(found, report, None, CommandContext(argparse.Namespace(), tmp_path, False, False), tmp_path)
     assert "Quick demo: every stage ran" in capsys.readouterr().out
 
 
@@ -112,7 +112,7 @@ def test_what_is_told_can_be_read_in_a_file_too(tmp_path: Path, capsys: pytest.C
     found = findings(0, 16)
     with Meter() as meter:
         report = report_data(found, meter)
-    show(found, report, None, Context(argparse.Namespace(), tmp_path, False, False), tmp_path)
+    show(found, report, None, CommandContext(argparse.Namespace(), tmp_path, False, False), tmp_path)
     told = capsys.readouterr().out
     boxes = [line for line in told.splitlines() if "│" in line or "─" in line]
     assert "Hello friend!" in told and boxes and max(map(len, boxes)) <= IN_A_FILE
@@ -209,12 +209,12 @@ _PARENT = """
 import signal, sys, time
 from pathlib import Path
 from afterword.cli import demo, demo_processes
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 import argparse
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with SIGINT ignored
 demo_processes.command = lambda *a, **k: [sys.executable, "-c", "import time; time.sleep(60)"]
 settings = demo.DemoSettings(directory=Path(sys.argv[1]), persona=demo.load_persona("greeting"))
-context = Context(argparse.Namespace(), Path(sys.argv[1]), False, True)
+context = CommandContext(argparse.Namespace(), Path(sys.argv[1]), False, True)
 try:
     demo.run_demo(settings, context)
 except KeyboardInterrupt:

@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 from afterword.cli import progress
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 
 
-def log(quiet: bool = False) -> tuple[Context, list[str]]:
+def log(quiet: bool = False) -> tuple[CommandContext, list[str]]:
     lines: list[str] = []
     err = SimpleNamespace(is_terminal=False, file=io.StringIO())
-    return cast(Context, SimpleNamespace(quiet=quiet, err=err, say=lines.append)), lines
+    return cast(CommandContext, SimpleNamespace(quiet=quiet, err=err, say=lines.append)), lines
 
 
 def test_work_that_does_not_advance_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

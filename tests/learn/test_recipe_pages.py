@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from afterword.cli.context import SECTIONS, Context
+from afterword.cli.context import SECTIONS, CommandContext
 from afterword.cli.entry import parser
 from afterword.config import Config, TrainConfig, resolve
 from afterword.learn.recipes import RECIPES
@@ -26,7 +26,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def config_of(command: list[str]) -> Config:
-    context = Context.of(parser().parse_args(command))
+    context = CommandContext.of(parser().parse_args(command))
     return resolve(SECTIONS, flags=context._flags())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cli.data import when
 from afterword.cli.doctor import config_errors
 from afterword.cli.server_state import health, running_server
@@ -44,7 +44,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     revoke.set_defaults(run=run_key_revoke)
 
 
-def run_status(context: Context) -> int:
+def run_status(context: CommandContext) -> int:
     """Counts of the spine, skips by reason, the release, and whether a server runs."""
     with context.open_store() as store:
         release = store.release()
@@ -103,7 +103,7 @@ def run_status(context: Context) -> int:
     return 0
 
 
-def _show_running(context: Context, running: list[dict[str, Any]]) -> None:
+def _show_running(context: CommandContext, running: list[dict[str, Any]]) -> None:
     """A line for each command that works on the directory now; the parts of a cycle are its stage."""
     cycles = {(one["host"], one["pid"]) for one in running if "stage" in one}
     for one in running:
@@ -113,7 +113,7 @@ def _show_running(context: Context, running: list[dict[str, Any]]) -> None:
             context.out.print(f"running  {escape(line)}")
 
 
-def _show_engine(context: Context, server: dict[str, Any] | None) -> None:
+def _show_engine(context: CommandContext, server: dict[str, Any] | None) -> None:
     """What happened to the built-in engine since the server started."""
     engine = (server or {}).get("engine") or {}
     if engine.get("restarts"):
@@ -130,7 +130,7 @@ def _agreement(store: Store) -> dict[str, Any]:
     return {name: found[name] for name in ("approved", "rejected", "agreement")}
 
 
-def _show_live(context: Context, rows: list[dict[str, Any]]) -> None:
+def _show_live(context: CommandContext, rows: list[dict[str, Any]]) -> None:
     """What users do after an answer, as shares."""
     if not rows:
         return
@@ -141,7 +141,7 @@ def _show_live(context: Context, rows: list[dict[str, Any]]) -> None:
     )  # fmt: skip
 
 
-def run_config(context: Context) -> int:
+def run_config(context: CommandContext) -> int:
     """The tree, one line a setting; ConfigError for what a later command would refuse."""
     rows, wrong = context.config.rows(), config_errors(context)
     if context.json and not wrong:
@@ -158,7 +158,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str | list | dict) else str(value)
 
 
-def run_key_create(context: Context) -> int:
+def run_key_create(context: CommandContext) -> int:
     """Make a key and show it once."""
     text, key = keys.create_key(
         context.dir, context.args.scope or ("infer", "feedback"), context.args.note, context.args.days
@@ -176,7 +176,7 @@ def _key(key: keys.Key) -> dict[str, Any]:
     return {name: getattr(key, name) for name in names}
 
 
-def run_key_list(context: Context) -> int:
+def run_key_list(context: CommandContext) -> int:
     """All keys, never their secrets."""
     found = [_key(key) for key in keys.list_keys(context.dir)]
     if context.json:
@@ -190,7 +190,7 @@ def run_key_list(context: Context) -> int:
     return 0
 
 
-def run_key_revoke(context: Context) -> int:
+def run_key_revoke(context: CommandContext) -> int:
     """End a key; running gateways notice."""
     key = keys.revoke_key(context.dir, context.args.id)
     context.say(f"key {key.id} is revoked")

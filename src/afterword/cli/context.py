@@ -42,7 +42,7 @@ DEFAULT_DIR = "./afterword-data"
 
 
 @dataclass
-class Context:
+class CommandContext:
     """One run of the command line."""
 
     args: argparse.Namespace
@@ -51,7 +51,7 @@ class Context:
     quiet: bool
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Context:
+    def of(cls, args: argparse.Namespace) -> CommandContext:
         """Global flags, wherever they stood; --dir > AFTERWORD_HOME > ./afterword-data."""
         where = getattr(args, "dir", None) or os.environ.get("AFTERWORD_HOME") or DEFAULT_DIR
         return cls(args, Path(where).expanduser(), getattr(args, "json", False), getattr(args, "quiet", False))

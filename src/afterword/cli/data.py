@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from afterword.chat.canonical import text_of
 from afterword.chat.private import redactor
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cli.progress import step_bar
 from afterword.cli.server_state import served_model
 from afterword.errors import NothingToDo, UsageError
@@ -84,7 +84,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     _register_forget(commands, common)
 
 
-def run_import(context: Context) -> int:
+def run_import(context: CommandContext) -> int:
     """Import every file; a bad row is counted and set aside, the rest is kept."""
     found: list[dict[str, Any]] = []
     failed = 0
@@ -128,7 +128,7 @@ def run_import(context: Context) -> int:
     return 1 if failed or refused else 0
 
 
-def _wanted(context: Context) -> list[Path]:
+def _wanted(context: CommandContext) -> list[Path]:
     """The files to read. UsageError for none, and for examples that the served model did not write."""
     paths = list(context.args.files)
     if context.args.examples:
@@ -171,7 +171,7 @@ def _why_nothing(summary: dict[str, Any]) -> str:
     )
 
 
-def run_export(context: Context) -> int:
+def run_export(context: CommandContext) -> int:
     """Stream rows to a file or stdout; say on stderr (or, beside a file, as JSON) what was left out and why."""
     args = context.args
     if (args.what is None) == (args.user is None):
@@ -244,7 +244,7 @@ LISTS: dict[str, tuple[type[Record], tuple[str, ...], Callable[[Any], tuple[Any,
 }
 
 
-def run_list(context: Context) -> int:
+def run_list(context: CommandContext) -> int:
     """The newest rows of a kind."""
     kind, columns, row_of = LISTS[context.args.kind]
     with context.open_store() as store:
@@ -257,7 +257,7 @@ def run_list(context: Context) -> int:
     return 0
 
 
-def run_show(context: Context) -> int:
+def run_show(context: CommandContext) -> int:
     """One record with everything that came of it."""
     kind = LISTS[context.args.kind][0]
     with context.open_store() as store:
@@ -284,7 +284,7 @@ def run_show(context: Context) -> int:
     return 0
 
 
-def run_verify(context: Context) -> int:
+def run_verify(context: CommandContext) -> int:
     """Signatures, hashes, and the chain from the first release to the newest; exit 1 when anything is wrong."""
     with context.open_store() as store:
         found = verify(store, key=context.args.key)
@@ -312,7 +312,7 @@ def _register_forget(commands: Any, common: argparse.ArgumentParser) -> None:
     forget.set_defaults(run=run_forget)
 
 
-def run_forget(context: Context) -> int:
+def run_forget(context: CommandContext) -> int:
     """Erase, look, or check; exit 1 when bytes are left or a check fails."""
     args = context.args
     if args.check is not None:
@@ -334,7 +334,7 @@ def run_forget(context: Context) -> int:
     return 0 if report["clean"] else 1
 
 
-def _show_held(context: Context, counts: dict[str, int]) -> int:
+def _show_held(context: CommandContext, counts: dict[str, int]) -> int:
     if not any(counts.values()):
         raise NothingToDo(f"nothing is held of the user {context.args.user!r}.")
     if context.json:
@@ -344,7 +344,7 @@ def _show_held(context: Context, counts: dict[str, int]) -> int:
     return 0
 
 
-def _check_report(context: Context, path: Path, user: str | None) -> int:
+def _check_report(context: CommandContext, path: Path, user: str | None) -> int:
     with context.open_store() as store:
         checks = check(store, read_report(path), user)
     if context.json:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cli.demo_findings import DemoFindings, report_data
 from afterword.cli.demo_processes import Meter, run_json, serving
 from afterword.cli.demo_report import measure_example, show, write_reports
@@ -116,7 +116,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     demo.set_defaults(run=run)
 
 
-def run(context: Context) -> int:
+def run(context: CommandContext) -> int:
     """The command: check what was asked for, then run."""
     args = context.args
     require_extra("model", "the demo")
@@ -151,7 +151,7 @@ def fresh_directory(wanted: Path) -> Path:
     return found
 
 
-def run_demo(settings: DemoSettings, context: Context) -> int:
+def run_demo(settings: DemoSettings, context: CommandContext) -> int:
     """Run the loop, print what changed, write `report.json` and `report.html`; returns the exit code.
 
     0 when the release is better on held-out questions, 3 when the gate said no or the trait did not rise; 0 for a
@@ -194,7 +194,7 @@ def prepare(settings: DemoSettings) -> None:
     (directory / "afterword.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _loop(settings: DemoSettings, context: Context, meter: Meter) -> DemoFindings:
+def _loop(settings: DemoSettings, context: CommandContext, meter: Meter) -> DemoFindings:
     """The demo from top to bottom."""
     directory, persona = settings.directory, settings.persona
     prompts = load_prompts("heldout", QUESTIONS)[: settings.heldout]
@@ -241,12 +241,14 @@ def _details(directory: Path, findings: DemoFindings) -> tuple[Heatmap | None, l
     return heatmap, [step.loss for step in read_metrics(directory / "runs" / findings.candidate.id)]
 
 
-def _ask(settings: DemoSettings, context: Context, url: str, prompts: Sequence[TaskPrompt]) -> list[ServedAnswer]:
+def _ask(
+    settings: DemoSettings, context: CommandContext, url: str, prompts: Sequence[TaskPrompt]
+) -> list[ServedAnswer]:
     with step_bar(context, "held-out questions", "answers") as advance:
         return ask_heldout(url, prompts, seed=settings.seed, max_tokens=settings.max_tokens, progress=advance)
 
 
-def _chat(settings: DemoSettings, context: Context, url: str) -> SimulationSummary:
+def _chat(settings: DemoSettings, context: CommandContext, url: str) -> SimulationSummary:
     with step_bar(context, f"{settings.persona.name} chats", "conversations") as advance:
         return simulate_users(
             url, settings.persona, conversations=settings.conversations, seed=settings.seed,

@@ -14,7 +14,7 @@ from rich.columns import Columns
 from rich.markup import escape
 from rich.panel import Panel
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cli.demo_findings import DemoFindings, percent
 from afterword.cli.report_view import show_heatmap
 from afterword.records import Feedback, Interaction, Json, Skip, Turn
@@ -83,7 +83,7 @@ def _trait_html(report: Json) -> str:
     )
 
 
-def show(found: DemoFindings, report: Json, heatmap: Heatmap | None, context: Context, directory: Path) -> None:
+def show(found: DemoFindings, report: Json, heatmap: Heatmap | None, context: CommandContext, directory: Path) -> None:
     """Tell a person what changed, on stdout."""
     out = context.out
     out.print()
@@ -112,7 +112,7 @@ def show(found: DemoFindings, report: Json, heatmap: Heatmap | None, context: Co
     out.print(f"\nTry it: [bold]afterword serve --dir {escape(str(directory))}[/]")
 
 
-def _show_yield(found: DemoFindings, report: Json, context: Context) -> None:
+def _show_yield(found: DemoFindings, report: Json, context: CommandContext) -> None:
     talk = report["simulation"]
     skipped = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in found.skips.items())
     held = found.interactions.get("holdout", 0)
@@ -135,7 +135,7 @@ def _telling(rows: Sequence[Json]) -> list[Json]:
     return picked[1:SHOWN] + picked[:1]
 
 
-def _show_pair(row: Json, context: Context) -> None:
+def _show_pair(row: Json, context: CommandContext) -> None:
     across = context.out.width if context.out.is_terminal else IN_A_FILE
     width = max(30, across // 2 - 2)
     panels = [
@@ -146,7 +146,7 @@ def _show_pair(row: Json, context: Context) -> None:
     context.out.print(Columns(panels, padding=(0, 1)))
 
 
-def _show_cost(report: Json, context: Context) -> None:
+def _show_cost(report: Json, context: CommandContext) -> None:
     stages = ", ".join(f"{name} {spent['wall']:.0f} s" for name, spent in report["stages"].items())
     parts = [f"{report['seconds']:.0f} s ({stages})"]
     if report["cpu_seconds"] is not None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from afterword.cli.context import SECTIONS, Context
+from afterword.cli.context import SECTIONS, CommandContext
 from afterword.cli.dry_run import forecast
 from afterword.cli.extras import install_line
 from afterword.cli.server_state import ask, health, running_server, served_model
@@ -43,7 +43,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     doctor.set_defaults(run=run_doctor)
 
 
-def run_doctor(context: Context) -> int:
+def run_doctor(context: CommandContext) -> int:
     """Each check as a line; exit 1 when one fails."""
     checks = [
         ("Python", *_check_python()),
@@ -78,7 +78,7 @@ def _check_packages() -> tuple[bool, str]:
     return True, "torch, transformers, peft and the embedded model are installed"
 
 
-def _check_settings(context: Context) -> tuple[bool, str]:
+def _check_settings(context: CommandContext) -> tuple[bool, str]:
     try:
         changed = [key for key, _, source in context.config.rows() if source != "default"]
         wrong = config_errors(context)
@@ -100,7 +100,7 @@ def _check_directory(directory: Path) -> tuple[bool, str]:
     return free > 2**30, f"{directory} is writable, {free / 2**30:.1f} GiB free (1 GiB is needed)"
 
 
-def _check_store(context: Context) -> tuple[bool, str]:
+def _check_store(context: CommandContext) -> tuple[bool, str]:
     if not (context.dir / "afterword.db").exists():
         return True, "none yet"
     try:
@@ -110,7 +110,7 @@ def _check_store(context: Context) -> tuple[bool, str]:
         return False, error.message
 
 
-def _check_server(context: Context) -> tuple[bool, str]:
+def _check_server(context: CommandContext) -> tuple[bool, str]:
     server = running_server(context.dir)
     if server is None:
         with suppress(AfterwordError):  # of the settings another line speaks
@@ -123,7 +123,7 @@ def _check_server(context: Context) -> tuple[bool, str]:
     return found["status"] != "down", f"{server['url']} says {': '.join([found['status'], *problems[:1]])}"
 
 
-def check_cold_start(context: Context) -> tuple[bool, str]:
+def check_cold_start(context: CommandContext) -> tuple[bool, str]:
     """Convert the built-in model into an empty cache, load it and get one answer; the seconds of each."""
     with tempfile.TemporaryDirectory(prefix="afterword-doctor-") as place:
         variables = {"AFTERWORD_CACHE": f"{place}/cache", "XDG_CACHE_HOME": f"{place}/xdg", "HF_HOME": f"{place}/hf"}
@@ -146,7 +146,7 @@ def _one_answer(engine: EngineProcess) -> str:
     return str(ask(request, 60.0)["choices"][0]["message"]["content"])
 
 
-def _check_model(context: Context) -> tuple[bool, str]:
+def _check_model(context: CommandContext) -> tuple[bool, str]:
     """Whether the model can be trained, with the conversations that its template refuses and what a run would exclude
     of what waits now."""
     try:
@@ -172,7 +172,7 @@ def _check_model(context: Context) -> tuple[bool, str]:
     return True, "; ".join(notes)
 
 
-def _waiting(context: Context) -> list[str]:
+def _waiting(context: CommandContext) -> list[str]:
     """What a run would do with the interactions that wait; nothing where there are none or the store cannot be read."""
     path = context.dir / "afterword.db"
     if not path.exists():
@@ -187,7 +187,7 @@ def _waiting(context: Context) -> list[str]:
     return [found.says + (f": {', '.join(told)}" if told else "")]
 
 
-def config_errors(context: Context) -> list[AfterwordError]:
+def config_errors(context: CommandContext) -> list[AfterwordError]:
     """One error for each section, and for the recipe and the suites, that a later command would refuse."""
     checks: list[Callable[[], object]] = [partial(context.config.get, section) for section in SECTIONS.values()]
     changed = {key.partition(".")[0] for key, _, source in context.config.rows() if source != "default"}
@@ -204,11 +204,11 @@ def config_errors(context: Context) -> list[AfterwordError]:
     return list(found.values())
 
 
-def _recipe(context: Context) -> None:
+def _recipe(context: CommandContext) -> None:
     recipe_stage(Settings(directory=context.dir, train=context.config.get(TrainConfig)))
 
 
-def _suites(context: Context) -> None:
+def _suites(context: CommandContext) -> None:
     from afterword.evaluate.run import chosen
     from afterword.evaluate.scoring.task_checks import check_of
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from rich.markup import escape
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cycle import Settings, plan_stage, select_stage
 from afterword.errors import AdapterError, ModelError, NothingToDo
 from afterword.feedback.select.plan import plan_training
@@ -76,7 +76,9 @@ def next_training(store: Store, settings: Settings) -> str | None:
     return None
 
 
-def show_selection(context: Context, store: Store, selection: Selection, settings: Settings, recipe: Json) -> None:
+def show_selection(
+    context: CommandContext, store: Store, selection: Selection, settings: Settings, recipe: Json
+) -> None:
     """The choice as tables, or as JSON, and the `recipe` that would learn from it."""
     found = selection.to_dict()
     off = sum(not store.get(Interaction, name).on_policy for name in selection.weights)

@@ -23,7 +23,7 @@ from afterword import __version__
 from afterword.errors import AfterwordError, error_response
 
 if TYPE_CHECKING:
-    from afterword.cli.context import Context
+    from afterword.cli.context import CommandContext
 
 COMMANDS = {
     "demo": ("demo", "run the whole loop with a simulated user, in minutes"),
@@ -152,12 +152,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the return value is the exit code."""
     words = sys.argv[1:] if argv is None else argv
     args = parser(words).parse_args(words)
-    from afterword.cli.context import Context
+    from afterword.cli.context import CommandContext
     from afterword.cli.extras import missing_package
     from afterword.cli.progress import following
     from afterword.store.files import refused
 
-    context = Context.of(args)
+    context = CommandContext.of(args)
     try:
         with _terminable(), following(context):
             code = int(args.run(context) or 0)
@@ -206,7 +206,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _fail(context: Context, error: AfterwordError) -> int:
+def _fail(context: CommandContext, error: AfterwordError) -> int:
     try:
         if context.json:
             context.emit(error_response(error)[1])

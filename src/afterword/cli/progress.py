@@ -20,7 +20,7 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cycle import Advance
 from afterword.errors import UpstreamError, error_response
 from afterword.processes import (
@@ -40,7 +40,7 @@ LINE_EVERY = 15.0
 
 
 @contextmanager
-def step_bar(context: Context, title: str, unit: str = "steps") -> Iterator[Advance]:
+def step_bar(context: CommandContext, title: str, unit: str = "steps") -> Iterator[Advance]:
     """For work of known length; call the yielded function with (done, total) and the part that runs."""
     if context.quiet:
         yield lambda done, total, step="": None
@@ -68,7 +68,7 @@ def _titled(title: str, step: str) -> str:
 
 
 @contextmanager
-def _lines(context: Context, title: str, unit: str) -> Iterator[Advance]:
+def _lines(context: CommandContext, title: str, unit: str) -> Iterator[Advance]:
     """A line every `LINE_EVERY` seconds, also while nothing is done: work that is long must not look dead in a log."""
     started, ended = time.monotonic(), threading.Event()
     known: list[Any] = [0, None, ""]
@@ -92,7 +92,7 @@ def _lines(context: Context, title: str, unit: str) -> Iterator[Advance]:
 
 
 @contextmanager
-def following(context: Context) -> Iterator[None]:
+def following(context: CommandContext) -> Iterator[None]:
     """Inside, stages that begin in this process are told; nothing is started before the first."""
     if not faulthandler.is_enabled():
         with suppress(io.UnsupportedOperation, AttributeError, ValueError):  # no stderr that is a file
@@ -106,7 +106,7 @@ def following(context: Context) -> Iterator[None]:
 
 
 class _Follower:
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: CommandContext) -> None:
         self._context = context
         self._lock = threading.Lock()
         self._stages = Stages(self._tell)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.errors import ConfigError
 
 _RUN_FIRST = ("lr", "epochs", "fresh", "batch")
@@ -29,7 +29,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     show.set_defaults(run=run_show)
 
 
-def run_list(context: Context) -> int:
+def run_list(context: CommandContext) -> int:
     """Every recipe, what it does, and what it still needs to be told."""
     from afterword.learn.recipes import RECIPES, recipe
 
@@ -42,7 +42,7 @@ def run_list(context: Context) -> int:
     return 0
 
 
-def run_show(context: Context) -> int:
+def run_show(context: CommandContext) -> int:
     """The composition of one recipe as its manifest will record it, and what can be set of it."""
     from afterword.learn.recipes import RECIPES, describe, recipe
     from afterword.learn.recipes.formula import formula

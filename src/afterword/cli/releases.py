@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cli.data import short, when
 from afterword.cli.report_view import show_verdict
 from afterword.cli.server_state import running_server
@@ -68,12 +68,12 @@ def canary_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--canary", nargs="?", const="", metavar="SHARE", help="to a share of the users first, as 10%%")
 
 
-def channel_of(context: Context) -> str:
+def channel_of(context: CommandContext) -> str:
     """The channel of this command."""
     return check_channel(getattr(context.args, "channel", None) or DEFAULT)
 
 
-def canary_of(context: Context) -> CanarySettings | None:
+def canary_of(context: CommandContext) -> CanarySettings | None:
     """The settings of the wanted canary, None when none is wanted."""
     text = getattr(context.args, "canary", None)
     if text is None:
@@ -82,7 +82,7 @@ def canary_of(context: Context) -> CanarySettings | None:
     return replace(settings, share=parse_share(text)) if text else settings
 
 
-def run_publish(context: Context) -> int:
+def run_publish(context: CommandContext) -> int:
     """Release a candidate because of its verdict."""
     args = context.args
     if bool(args.override) != bool(args.why):
@@ -109,7 +109,7 @@ def run_publish(context: Context) -> int:
     return show_release(context, release)
 
 
-def chosen(context: Context, store: Store) -> Candidate:
+def chosen(context: CommandContext, store: Store) -> Candidate:
     """The candidate that was named, else the newest."""
     if context.args.candidate:
         return store.get(Candidate, context.args.candidate)
@@ -119,21 +119,21 @@ def chosen(context: Context, store: Store) -> Candidate:
     return newest
 
 
-def run_promote(context: Context) -> int:
+def run_promote(context: CommandContext) -> int:
     """Everyone gets the canary."""
     with context.open_store() as store:
         release = promote(store, channel_of(context), context.args.why)
     return show_release(context, release)
 
 
-def run_rollback(context: Context) -> int:
+def run_rollback(context: CommandContext) -> int:
     """End a canary, or serve what was served before."""
     with context.open_store() as store:
         release = rollback(store, channel_of(context), context.args.to, context.args.why)
     return show_release(context, release)
 
 
-def show_release(context: Context, release: Release) -> int:
+def show_release(context: CommandContext, release: Release) -> int:
     """What a channel serves from now on."""
     if context.json:
         context.emit(release.to_dict())
@@ -148,7 +148,7 @@ def show_release(context: Context, release: Release) -> int:
     return 0
 
 
-def run_status(context: Context) -> int:
+def run_status(context: CommandContext) -> int:
     """Every channel: what it serves, its canary with both arms, live figures by version, alarms."""
     with context.open_store() as store:
         data = channel_status(store, reading)
@@ -173,7 +173,7 @@ def _version(figures: Json, columns: tuple[str, ...]) -> list[Any]:
     return [f"{v:.3f}" if isinstance(v := figures[name], float) else v for name in columns]
 
 
-def _show_canary(context: Context, canary: Json | None) -> None:
+def _show_canary(context: CommandContext, canary: Json | None) -> None:
     if canary is None:
         return
     context.out.print(f"canary {canary['adapter']} for {100 * canary['share']:g} % of the users since "
@@ -194,7 +194,7 @@ def reading(turn: Turn, feedback: Feedback) -> int:
 
 
 @contextmanager
-def watching(context: Context) -> Iterator[None]:
+def watching(context: CommandContext) -> Iterator[None]:
     """Canaries are ended and drift is watched in a thread, as long as the server runs."""
     stop = threading.Event()
     with context.open_store() as store:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.metrics import UNITS, MetricRow, Unit, difference, ends_of, interval, rows_of, spec_of
 from afterword.records import Json, Report, Verdict
 
@@ -21,7 +21,7 @@ WIDE = range(100, 1000)
 """Columns of a terminal in which two maps stand side by side; more is no terminal."""
 
 
-def show_metrics(context: Context, report: Report) -> None:
+def show_metrics(context: CommandContext, report: Report) -> None:
     """Every suite's metrics with units and intervals; paired differences beyond chance (corrected) are marked."""
     sure = {
         (row["suite"], spec_of(row["suite"], row.get("metric") or row["figure"]).name): row["better"]
@@ -56,7 +56,7 @@ def _text(shown: Json, unit: Unit, write: Callable[[float, float, float, Unit], 
     return write(*ends_of(shown), unit)
 
 
-def show_heatmap(context: Context, heatmap: Heatmap) -> None:
+def show_heatmap(context: CommandContext, heatmap: Heatmap) -> None:
     """The heat map, with its control beside it where the terminal is wide enough, in the colours that it has."""
     from afterword.evaluate.report.heatmap import heatmap_terminal
 
@@ -65,7 +65,7 @@ def show_heatmap(context: Context, heatmap: Heatmap) -> None:
     out.print(heatmap_terminal(heatmap, beside=beside, basic=out.color_system == "standard"), soft_wrap=not beside)
 
 
-def show_verdict(context: Context, verdict: Verdict, title: str = "verdict") -> None:
+def show_verdict(context: CommandContext, verdict: Verdict, title: str = "verdict") -> None:
     """Pass or no, and why."""
     if not verdict.reasons:
         context.out.print(f"{title}: there was nothing to judge")

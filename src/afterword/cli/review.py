@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from afterword.chat.canonical import text_of
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cli.data import short, when
 from afterword.errors import NothingToDo, UsageError
 from afterword.feedback.select.review_queue import ReviewSettings, agreement, lane
@@ -36,7 +36,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         decide.set_defaults(run=run_decide, decision=verb)
 
 
-def _lane(context: Context, store: Store) -> tuple[list[Interaction], dict[str, Any]]:
+def _lane(context: CommandContext, store: Store) -> tuple[list[Interaction], dict[str, Any]]:
     """What waits, and the agreement so far."""
     settings = context.config.get(ReviewSettings)
     rows = auditable(store)
@@ -45,7 +45,7 @@ def _lane(context: Context, store: Store) -> tuple[list[Interaction], dict[str, 
     return waiting, agreement(rows, reviews, settings).to_dict()
 
 
-def run_list(context: Context) -> int:
+def run_list(context: CommandContext) -> int:
     """What waits for a person."""
     with context.open_store() as store:
         waiting, agreed = _lane(context, store)
@@ -65,7 +65,7 @@ def run_list(context: Context) -> int:
     return 0
 
 
-def run_next(context: Context) -> int:
+def run_next(context: CommandContext) -> int:
     """One interaction with its exchange."""
     with context.open_store() as store:
         waiting, _ = _lane(context, store)
@@ -95,7 +95,7 @@ def run_next(context: Context) -> int:
     return 0
 
 
-def run_decide(context: Context) -> int:
+def run_decide(context: CommandContext) -> int:
     """Write the review; the same decision twice is one row."""
     args = context.args
     if args.decision == "reject" and not args.why.strip():

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from rich.markup import escape
 
 from afterword.chat.sampling_fields import PLAIN
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cli.extras import require_extra
 from afterword.cli.releases import watching
 from afterword.cli.server_state import announce, owned, update
@@ -46,7 +46,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     serve.set_defaults(run=run_serve)
 
 
-def run_serve(context: Context) -> int:
+def run_serve(context: CommandContext) -> int:
     """Serve until a signal comes; the engine is started, watched and stopped with the gateway."""
     config = context.config.get(ServeConfig)
     settings = GatewaySettings(
@@ -98,7 +98,7 @@ def _max_tokens(config: ServeConfig) -> int | None:
     return _BUILT_IN_TOKENS if config.model == ServeConfig().model else _ENGINE_TOKENS
 
 
-def _preferred_model(context: Context) -> str | None:
+def _preferred_model(context: CommandContext) -> str | None:
     """`serve.model` when somebody set it: with an upstream it means that one of its models, if it is there."""
     sources = {name: source for name, _, source in context.config.rows()}
     return None if sources["serve.model"] == "default" else context.config.get(ServeConfig).model
@@ -123,7 +123,7 @@ class ModelServer(NamedTuple):
 
 
 @contextmanager
-def _model_server(context: Context, config: ServeConfig) -> Iterator[ModelServer]:
+def _model_server(context: CommandContext, config: ServeConfig) -> Iterator[ModelServer]:
     """The URL behind the gateway and what to do when nobody answers there: the given upstream, or an engine of our
     own that is restarted when it dies."""
     if config.upstream is not None:
@@ -145,7 +145,7 @@ def _model_server(context: Context, config: ServeConfig) -> Iterator[ModelServer
         watched.stop()
 
 
-def _warn_if_down(context: Context, config: ServeConfig) -> None:
+def _warn_if_down(context: CommandContext, config: ServeConfig) -> None:
     """A gateway may start before its model server, but its operator is told."""
 
     async def ask() -> None:
@@ -163,7 +163,7 @@ def _warn_if_down(context: Context, config: ServeConfig) -> None:
 class _Engine:
     """The engine process and the thread that starts it again, on the same port, when it dies."""
 
-    def __init__(self, config: ServeConfig, log: Path, context: Context) -> None:
+    def __init__(self, config: ServeConfig, log: Path, context: CommandContext) -> None:
         self._config, self._log, self._say, self._dir = config, log, context.say, context.dir
         self._stopping = threading.Event()
         self._restarts = 0
@@ -219,7 +219,7 @@ class _Engine:
         self.process.stop()
 
 
-def _ready(context: Context, url: str, server: ModelServer, config: ServeConfig) -> None:
+def _ready(context: CommandContext, url: str, server: ModelServer, config: ServeConfig) -> None:
     state = {} if server.state is None else {"engine": server.state()}
     data = announce(
         context.dir,

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.config import ServeConfig
 from afterword.errors import ConfigError, StoreError, UsageError
 from afterword.records import Json
@@ -127,14 +127,14 @@ def _json(data: bytes) -> Any:
         return None
 
 
-def served_name(context: Context) -> str:
+def served_name(context: CommandContext) -> str:
     """The name whose versions are published: the setting where it was given, else the running server's."""
     server = _unless_set(context, "name")
     name = context.config.get(ServeConfig).name
     return name if server is None else str(server.get("name", name))
 
 
-def served_model(context: Context) -> str:
+def served_model(context: CommandContext) -> str:
     """The base that is trained and measured: the setting where it was given, else what the running server serves.
 
     UsageError where an upstream of somebody else's does not tell what its model is.
@@ -156,7 +156,7 @@ def served_model(context: Context) -> str:
     return str(base["root"])
 
 
-def _unless_set(context: Context, key: str) -> Json | None:
+def _unless_set(context: CommandContext, key: str) -> Json | None:
     """What the running server wrote of itself; None without one, or where the setting was given by somebody."""
     source = next(source for name, _, source in context.config.rows() if name == f"serve.{key}")
     return running_server(context.dir) if source == "default" else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cli.progress import step_bar
 from afterword.cli.server_state import running_server
 from afterword.errors import ConfigError, UsageError
@@ -59,7 +59,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     simulate.set_defaults(run=run_simulate)
 
 
-def run_simulate(context: Context) -> int:
+def run_simulate(context: CommandContext) -> int:
     """Let simulated users chat with a server and react in their own words."""
     args = context.args
     if args.list:
@@ -108,7 +108,7 @@ def _conversations(args: argparse.Namespace) -> int:
     return CONVERSATIONS if args.conversations is None else int(args.conversations)
 
 
-def _show(context: Context, summaries: Iterable[SimulationSummary]) -> None:
+def _show(context: CommandContext, summaries: Iterable[SimulationSummary]) -> None:
     found = [summary.to_dict() for summary in summaries]
     if context.json:
         context.emit(found[0] if len(found) == 1 else {"personas": found})
@@ -119,7 +119,7 @@ def _show(context: Context, summaries: Iterable[SimulationSummary]) -> None:
         context.table(escape(one["persona"]), ("figure", "value"), [*rows, ("by answer looked at", ""), *rates])
 
 
-def _list(context: Context) -> int:
+def _list(context: CommandContext) -> int:
     personas = [load_persona(name) for name in persona_names()]
     if context.json:
         context.emit({"personas": [_about(persona) for persona in personas]})
@@ -135,7 +135,7 @@ def _about(persona: Persona) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _running_url(context: Context) -> str:
+def _running_url(context: CommandContext) -> str:
     server = running_server(context.dir)
     if server is None:
         raise ConfigError(

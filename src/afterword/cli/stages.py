@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from afterword.cli.context import Context
+from afterword.cli.context import CommandContext
 from afterword.cli.dry_run import next_training, show_selection
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
@@ -116,7 +116,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     heatmap.set_defaults(run=run_heatmap)
 
 
-def _dry_settings(context: Context) -> Settings:
+def _dry_settings(context: CommandContext) -> Settings:
     """As for a run; without a model where the upstream does not say which it serves."""
     try:
         return stage_settings(context)
@@ -127,7 +127,7 @@ def _dry_settings(context: Context) -> Settings:
         return replace(stage_settings(context, model=False), model="")
 
 
-def stage_settings(context: Context, *, model: bool = True) -> Settings:
+def stage_settings(context: CommandContext, *, model: bool = True) -> Settings:
     """What the stages work with; `model` False for one that needs none, so that the running server is not asked."""
     config = context.config
     serve = config.get(ServeConfig)
@@ -158,14 +158,14 @@ def _train_config(config: Config) -> TrainConfig:
     return replace(train, redact=config.get(CollectSettings).redact)
 
 
-def _progress(context: Context) -> Progress:
+def _progress(context: CommandContext) -> Progress:
     return Progress(
         bar=lambda title, unit: step_bar(context, title, unit),
         note=lambda text: context.say(f"[dim]{escape(text)}[/]"),
     )
 
 
-def run_collect(context: Context) -> int:
+def run_collect(context: CommandContext) -> int:
     """Decide about new feedback and print the funnel."""
     with context.open_store() as store:
         settings = stage_settings(context, model=False)
@@ -182,7 +182,7 @@ def run_collect(context: Context) -> int:
     return 0
 
 
-def run_measure(context: Context) -> int:
+def run_measure(context: CommandContext) -> int:
     """Score every interaction that has no score yet, and print how the ratios lie."""
     with context.open_store() as store:
         fresh = measure_stage(store, stage_settings(context), _progress(context))
@@ -216,7 +216,7 @@ def _funnel_rows(funnel: Funnel) -> list[tuple[int, str, int]]:
     return [*rows, (0, "feedback held until its turn is known", funnel.held)]
 
 
-def run_train(context: Context) -> int:
+def run_train(context: CommandContext) -> int:
     """Train a candidate on what is new."""
     with context.open_store() as store:
         if context.args.dry_run:
@@ -230,7 +230,7 @@ def run_train(context: Context) -> int:
     return 0
 
 
-def _show_candidate(context: Context, candidate: Candidate) -> None:
+def _show_candidate(context: CommandContext, candidate: Candidate) -> None:
     if context.json:
         context.emit(candidate.to_dict())
         return
@@ -243,7 +243,7 @@ def _show_candidate(context: Context, candidate: Candidate) -> None:
     context.say("Next: `afterword evaluate`.")
 
 
-def run_evaluate(context: Context) -> int:
+def run_evaluate(context: CommandContext) -> int:
     """Measure, decide, print; exit 3 when the gate says no. With --suite the verdict is on those bounds alone, and is
     only shown: a part of the proof is none."""
     suites, settings = context.args.suite, stage_settings(context)
@@ -266,7 +266,7 @@ def run_evaluate(context: Context) -> int:
     return 0 if verdict.passed or not verdict.reasons else GateRefused.exit_code
 
 
-def _write_page(context: Context, path: Path, candidate: Candidate, report: Report, verdict: Verdict) -> None:
+def _write_page(context: CommandContext, path: Path, candidate: Candidate, report: Report, verdict: Verdict) -> None:
     from afterword.evaluate.report.report_html import render_report
     from afterword.train.monitoring.metrics import read_metrics
 
@@ -277,7 +277,7 @@ def _write_page(context: Context, path: Path, candidate: Candidate, report: Repo
     context.say(f"report written to {path}")
 
 
-def run_cycle_command(context: Context) -> int:
+def run_cycle_command(context: CommandContext) -> int:
     """Run one round, or with --watch one after another."""
     if context.args.watch:
         return _watch(context)
@@ -292,7 +292,7 @@ def run_cycle_command(context: Context) -> int:
     return 0 if result.release else GateRefused.exit_code
 
 
-def _watch(context: Context) -> int:
+def _watch(context: CommandContext) -> int:
     when, least = context.config.get(CycleConfig), context.config.get(SelectSettings).min_effective
     with context.open_store(create=True) as store:
         events = watch(store, partial(stage_settings, context), when, _progress(context))
@@ -315,7 +315,7 @@ def _waiting_line(event: WatchStatus) -> str:
     return f"{line}; none begins before the canary of {event.canary} is decided" if event.canary else line
 
 
-def _show_event(context: Context, event: Event) -> None:
+def _show_event(context: CommandContext, event: Event) -> None:
     match event:
         case Round() if context.json:
             context.emit(event.to_dict())
@@ -327,7 +327,7 @@ def _show_event(context: Context, event: Event) -> None:
             context.say(f"[yellow]this round ended:[/] {escape(event.error.message)}")
 
 
-def run_heatmap(context: Context) -> int:
+def run_heatmap(context: CommandContext) -> int:
     """Token advantages of a turn under what the user wrote next (or --text), with other words as the control."""
     from afterword.evaluate.report.heatmap import control_for, heatmap_html, measure_heatmap
 

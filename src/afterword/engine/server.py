@@ -16,7 +16,7 @@ from aiohttp.typedefs import Handler
 
 from afterword.engine.interface import Model, TokenOutputs
 from afterword.engine.protocol import parse_request
-from afterword.engine.wire import Answer, event
+from afterword.engine.wire import CompletionResponse, event
 from afterword.errors import AdapterError, AfterwordError, NotFoundError, error_body, error_response
 from afterword.model.generation.request import GenerationRequest, RequestError, TokenOutput
 from afterword.model.generation.text import Codec, too_long
@@ -76,7 +76,7 @@ class Server:
         prompt, limit = await self._prompt(ask, len(await http.read()))
         number = next(self._numbers)
         queue = self._queues[number] = asyncio.Queue()
-        answer = Answer(ask, prompt, self.codec)
+        answer = CompletionResponse(ask, prompt, self.codec)
         self.model.submit(number, ask, prompt, limit)
         finished = False
         try:
@@ -108,7 +108,7 @@ class Server:
             raise too_long(len(prompt), context)
         return prompt, room if ask.max_tokens is None else min(room, ask.max_tokens)
 
-    async def _whole(self, answer: Answer, queue: asyncio.Queue[TokenOutput]) -> web.Response:
+    async def _whole(self, answer: CompletionResponse, queue: asyncio.Queue[TokenOutput]) -> web.Response:
         pieces = [await queue.get()]
         while pieces[-1].finish is None:
             pieces.append(await queue.get())
@@ -116,7 +116,9 @@ class Server:
             return _json(_broken(), 500)
         return _json(answer.whole(pieces))
 
-    async def _stream(self, http: web.Request, answer: Answer, queue: asyncio.Queue[TokenOutput]) -> web.StreamResponse:
+    async def _stream(
+        self, http: web.Request, answer: CompletionResponse, queue: asyncio.Queue[TokenOutput]
+    ) -> web.StreamResponse:
         piece = await queue.get()
         if piece.finish == "error":
             return _json(_broken(), 500)

@@ -11,7 +11,7 @@ from afterword.model.generation.text import Codec
 from afterword.records import Json, new_id
 
 
-class Answer:
+class CompletionResponse:
     """One request's id, time and model, and what its pieces look like to the client."""
 
     def __init__(self, ask: GenerationRequest, prompt: list[int], codec: Codec) -> None:

@@ -35,7 +35,7 @@ class Capture:
         self.problem: str | None = None
         """Why the last write failed; None after one that did not."""
 
-    def keep(
+    def enqueue(
         self, turn: Turn, asked: str, feedback: Sequence[Feedback], model: str = ""
     ) -> asyncio.Future[None] | None:
         """Queue a turn with the feedback that its request gave on earlier turns. `model`: what the client asked for.
@@ -43,7 +43,7 @@ class Capture:
         The future is done when they are on disk, or lost; None when they were not taken.
         """
         if self.pending >= self._max_pending:
-            self._drop(f"{self.pending} turns wait for the disk already", "full")
+            self._count_drop(f"{self.pending} turns wait for the disk already", "full")
             return None
         done = self._submit((turn, *feedback), turn)
         if done is not None:
@@ -54,16 +54,16 @@ class Capture:
         """Queue what is left of a request that never got an answer: its feedback, and that it failed."""
         return self._submit(records, None) if records else None
 
-    def give_up(self, why: str, records: Sequence[Record]) -> asyncio.Future[None] | None:
+    def drop(self, why: str, records: Sequence[Record]) -> asyncio.Future[None] | None:
         """Count a turn that cannot be kept; queue what is left of its request."""
-        self._drop(why, "odd")
+        self._count_drop(why, "odd")
         return self.note(records)
 
     def _submit(self, records: Sequence[Record], turn: Turn | None) -> asyncio.Future[None] | None:
         try:
             future = self._store.submit(records)
         except AfterwordError as error:
-            self._drop(error.message, "store")
+            self._count_drop(error.message, "store")
             return None
         self.pending += 1
         done: asyncio.Future[None] = self._loop.create_future()
@@ -88,7 +88,7 @@ class Capture:
         if error is not None:
             if turn is not None:
                 self._links.forget(turn.id)
-            self._drop(str(error), "store")
+            self._count_drop(str(error), "store")
         else:
             self.problem = None
             for record, outcome in zip(records, future.result(), strict=True):
@@ -101,12 +101,12 @@ class Capture:
         if not done.done():
             done.set_result(None)
 
-    def _drop(self, why: str, reason: str) -> None:
+    def _count_drop(self, why: str, reason: str) -> None:
         self.dropped += 1
         self.problem = why
         self._metrics.dropped.labels(reason).inc()
 
-    async def settle(self, done: asyncio.Future[None] | None) -> None:
+    async def wait_durable(self, done: asyncio.Future[None] | None) -> None:
         """Wait until a turn is on disk, but no longer than the bound; then it is counted as late."""
         if done is None or done.done():
             return

@@ -67,7 +67,7 @@ async def _answered(
             response = await (exchange.streamed(request) if chat.stream else exchange.whole())
             return response, exchange.saved(response)
         except UpstreamError as error:
-            await gateway.capture.settle(exchange.failed(error))
+            await gateway.capture.wait_durable(exchange.failed(error))
             raise
         except (asyncio.CancelledError, ConnectionError):
             exchange.keep("aborted")
@@ -186,7 +186,7 @@ class Exchange:
             if not self._again(stream):
                 break
         self._check_error()
-        await self.gateway.capture.settle(self.keep())
+        await self.gateway.capture.wait_durable(self.keep())
         self._own += perf_counter() - arrived
         self.count(200)
         if self.sent is not None:
@@ -214,12 +214,12 @@ class Exchange:
             except UpstreamError as error:
                 if not response.prepared:
                     raise
-                await self.gateway.capture.settle(self.failed(error))
+                await self.gateway.capture.wait_durable(self.failed(error))
                 await response.write_eof(b"data: " + orjson.dumps(error_response(error)[1]) + b"\n\n" + DONE)
                 return response
             finally:
                 stream.close()
-        await self.gateway.capture.settle(self.keep())
+        await self.gateway.capture.wait_durable(self.keep())
         if response.prepared:
             self._own += perf_counter() - arrived
         else:
@@ -324,13 +324,13 @@ class Exchange:
         except Exception as error:
             # The boundary between serving and capturing: whatever an upstream puts into an answer, it leaves.
             log.exception("the turn %s cannot be kept", self.turn_id)
-            return self.gateway.capture.give_up(f"a turn could not be made ({type(error).__name__})", ())
+            return self.gateway.capture.drop(f"a turn could not be made ({type(error).__name__})", ())
 
     def _keep(self, finish_reason: str | None) -> asyncio.Future[None] | None:
         if self.served.odd is not None:
             log.warning("the turn %s cannot be kept: %s", self.turn_id, self.served.odd)
             why = "the model server's answer has a shape that cannot be stored; the server's log names it"
-            return self.gateway.capture.give_up(why, self._said(None))
+            return self.gateway.capture.drop(why, self._said(None))
         if not (self.served.started or self.served.complete):
             said: list[Record] = list(self._said(None))
             if finish_reason == "error" and self.route.canary is not None:
@@ -338,7 +338,7 @@ class Exchange:
                 said.append(replace(self._turn("error"), thread=None))
             return self.gateway.capture.note(said)
         turn = self._turn(finish_reason or self.served.finish_reason)
-        return self.gateway.capture.keep(turn, self.link.asked, self._said(turn.id), self.chat.model)
+        return self.gateway.capture.enqueue(turn, self.link.asked, self._said(turn.id), self.chat.model)
 
     def _turn(self, finish_reason: str | None) -> Turn:
         chat, served = self.chat, self.served

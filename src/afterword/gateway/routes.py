@@ -107,7 +107,7 @@ def _ref(name: str) -> Json:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class Endpoint:
     """One row of the table."""
 
     method: str
@@ -131,34 +131,34 @@ async def openapi(request: web.Request) -> web.Response:
 _JSON: dict[int, tuple[str, Json | None]] = {200: ("application/json", _FREE)}
 _INFER = (401, 403, 502, 504)
 
-ROUTES: tuple[Route, ...] = (
-    Route(
+ROUTES: tuple[Endpoint, ...] = (
+    Endpoint(
         "POST", "/v1/chat/completions", chat_completions, "infer",
         "One answer, streamed or not. Its id is the turn id.",
         _ref("Chat"), _JSON, (400, 401, 403, 404, 413, 422, 429, 502, 504),
     ),
-    Route(
+    Endpoint(
         "GET", "/v1/models", status_routes.list_models, "infer", "Models and aliases.", None, _JSON, _INFER
     ),
-    Route("GET", "/v1/models/{id}", status_routes.get_model, "infer", "One model.", None, _JSON, (404, *_INFER)),
-    Route(
+    Endpoint("GET", "/v1/models/{id}", status_routes.get_model, "infer", "One model.", None, _JSON, (404, *_INFER)),
+    Endpoint(
         "POST", "/v1/feedback", post_feedback, "feedback",
         "What happened after an answer: one event or up to 1,000. On disk before it is answered.",
         {"oneOf": [_ref("Event"), _ref("Events"), _FREE]}, {202: ("application/json", _ref("Results"))},
         (400, 401, 403, 409, 413, 422, 500),
     ),
-    Route(
+    Endpoint(
         "DELETE", "/v1/feedback/{id}", delete_feedback, "feedback", "Take an event back, by a new row.",
         None, _JSON, (401, 403, 404, 422, 500),
     ),
-    Route("GET", "/health", status_routes.health, None, "Each dependency.", None, {**_JSON, 503: _JSON[200]}),
-    Route("GET", "/health/live", status_routes.live, None, "The process answers.", None, _JSON),
-    Route(
+    Endpoint("GET", "/health", status_routes.health, None, "Each dependency.", None, {**_JSON, 503: _JSON[200]}),
+    Endpoint("GET", "/health/live", status_routes.live, None, "The process answers.", None, _JSON),
+    Endpoint(
         "GET", "/health/ready", status_routes.ready, None, "The model is known.", None, {**_JSON, 503: _JSON[200]}
     ),
-    Route("GET", "/metrics", status_routes.metrics, None, "Prometheus metrics.", None, {200: ("text/plain", None)}),
-    Route("GET", "/openapi.json", openapi, None, "This description.", None, _JSON),
-    Route("GET", "/", status_routes.welcome, None, "A few words for a person.", None, {200: ("text/plain", None)}),
+    Endpoint("GET", "/metrics", status_routes.metrics, None, "Prometheus metrics.", None, {200: ("text/plain", None)}),
+    Endpoint("GET", "/openapi.json", openapi, None, "This description.", None, _JSON),
+    Endpoint("GET", "/", status_routes.welcome, None, "A few words for a person.", None, {200: ("text/plain", None)}),
 )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def description() -> Json:
     }
 
 
-def _operation(route: Route) -> Json:
+def _operation(route: Endpoint) -> Json:
     responses: Json = {}
     for status, (content_type, schema) in route.answers.items():
         content: Json = {content_type: {"schema": schema} if schema else {}}
