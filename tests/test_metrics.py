@@ -62,10 +62,18 @@ def test_arms_are_put_beside_their_difference() -> None:
             "mine", "unheard_of", "accuracy", "accuracy_served", "accuracy_candidate",
         ))
     }  # fmt: skip
+    secrets = {
+        name: {"value": float(i), "low": 0.0, "high": 9.0, "n": 3}
+        for i, name in enumerate((
+            "exposure_base", "exposure_candidate", "exposure_rise",
+        ))
+    }  # fmt: skip
     rows = {row.spec.name: row for row in rows_of("forgetting", values)}
     assert list(rows) == ["mine", "drift", "loss_rise", "loss", "loss_text", "accuracy", "unheard_of"]
     assert [name for name, row in rows.items() if row.paired] == ["mine", "loss", "loss_text", "accuracy"]
     assert rows["loss"].candidate["value"] == 1.0 and rows["loss"].reference["value"] == 2.0
+    (exposure,) = rows_of("privacy", secrets)
+    assert exposure.paired and exposure.against == "base" and rows["accuracy"].against == "served"
     assert rows["accuracy"].value["value"] == 10.0 and rows["loss_rise"].value["value"] == 0.0
 
 

@@ -423,6 +423,8 @@ class MetricRow:
     reference: Any = None
     """The arm that the candidate is compared with."""
     candidate: Any = None
+    against: str = "served"
+    """Name of the reference: "served" or "base"."""
 
     @property
     def paired(self) -> bool:
@@ -453,10 +455,11 @@ def _row(left: dict[str, Any], spec: MetricSpec) -> MetricRow | None:
     value, candidate = left.pop(spec.name, None), left.pop(f"{spec.stem}_candidate", None)
     if candidate is None and spec.difference:
         return None if value is None else MetricRow(spec, value)
-    reference = left.pop(f"{spec.stem}_served", None) or left.pop(f"{spec.stem}_base", None)
+    against = "served" if f"{spec.stem}_served" in left else "base"
+    reference = left.pop(f"{spec.stem}_{against}", None)
     if candidate is None and reference is not None:  # the metric itself is the candidate's
-        return MetricRow(spec, None, reference, value)
-    return None if value is reference is candidate is None else MetricRow(spec, value, reference, candidate)
+        return MetricRow(spec, None, reference, value, against)
+    return None if value is reference is candidate is None else MetricRow(spec, value, reference, candidate, against)
 
 
 def ends_of(shown: Mapping[str, Any]) -> tuple[float, float, float]:

@@ -45,7 +45,8 @@ def _cells(row: MetricRow, better: bool | None) -> tuple[str, ...]:
     unit, arms = row.spec.unit, ("", "")
     if row.paired:
         level = UNITS[unit].arms or unit
-        arms = _text(row.reference, level), _text(row.candidate, level)
+        reference = _text(row.reference, level)
+        arms = reference if row.against == "served" else f"{row.against}: {reference}", _text(row.candidate, level)
     shown = row.value if row.value is not None else None if row.paired else row.candidate or row.reference
     value = "" if shown is None else _text(shown, unit, difference if row.spec.difference else interval)
     n = next(each["n"] for each in (row.value, row.candidate, row.reference) if each is not None)

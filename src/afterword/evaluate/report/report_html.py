@@ -158,8 +158,12 @@ def _line(row: MetricRow) -> Json:
         unit = UNITS[unit].arms or unit
         arms = (("served", ends_of(row.reference)), ("candidate", ends_of(row.candidate)))
         low, high = (0.0, 1.0) if unit == "share" else _scale([ends for _, ends in arms])
-        picture = intervals(arms, low, high, 0.0 if low < 0 < high else None, f"{row.spec.label}: served and candidate")
+        picture = intervals(
+            arms, low, high, 0.0 if low < 0 < high else None, f"{row.spec.label}: {row.against} and candidate"
+        )
         numbers = [{"kind": kind, **_text(ends, unit)} for kind, ends in arms]
+        if row.against != "served":
+            numbers[0]["value"] = f"{row.against}: {numbers[0]['value']}"
         told = None if row.value is None else _minus(difference(*ends_of(row.value), row.spec.unit))
         return {"label": row.spec.label, "picture": picture, "numbers": numbers, "difference": told}
     ends = ends_of(row.value if row.value is not None else row.candidate or row.reference)
