@@ -5,17 +5,30 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from types import SimpleNamespace
-from typing import Any, get_args
+from types import SimpleNamespace, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from tests.learn.recipe_inputs import INPUTS
 
 from afterword.errors import ConfigError
+from afterword.learn.loss import terms
 from afterword.learn.loss.terms import Term
+from afterword.learn.parts import (
+    advantages,
+    anchors,
+    contexts,
+    divergences,
+    schedules,
+    supports,
+    targets,
+    teachers,
+    weights,
+)
 from afterword.learn.parts.advantages import PPOClip, Truncated
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import FORWARD_KL, PolicyGradient
+from afterword.learn.parts.fields import Finite, Positive, Share, UnitInterval, allowed, faults
 from afterword.learn.parts.schedules import Linear, Metric, OnMetric, Switch
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolation
@@ -182,3 +195,41 @@ def test_a_schedule_follows_a_metric_that_is_not_measured_at_every_step() -> Non
 
 def test_schedules_follow_metrics_that_there_are() -> None:
     assert set(get_args(Metric)) <= {f.name for f in dataclasses.fields(StepMetrics)}
+
+
+PARTS = [
+    kind
+    for module in (advantages, anchors, contexts, divergences, schedules, supports, targets, teachers, weights, terms)
+    for kind in vars(module).values()
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind.__module__ == module.__name__
+] + [Recipe, Lora]
+WITHOUT_A_RANGE = {("Context", "version"), ("TeacherPrompt", "cut")}
+"""Numbers that no user sets."""
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda kind: kind.__name__)
+def test_every_number_of_a_part_has_a_range_and_every_default_is_in_it(part: type) -> None:
+    hints = get_type_hints(part, include_extras=True)
+    for field in dataclasses.fields(part):
+        kinds = get_args(hints[field.name]) if get_origin(hints[field.name]) is UnionType else (hints[field.name],)
+        if (part.__name__, field.name) not in WITHOUT_A_RANGE:
+            assert int not in kinds and float not in kinds, f"annotate {part.__name__}.{field.name} with its range"
+    if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(part)):
+        assert list(faults(part())) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Share, "a number above 0 and at most 1"),
+        (UnitInterval, "a number from 0 to 1"),
+        (Positive | None, "a number above 0 or None"),
+        (Finite, "a finite number"),
+        (Literal["a", "b"], "one of a, b"),
+        (tuple[str | None, ...], "a tuple, each element text or None"),
+        (bool, "true or false"),
+        (Lora, "a part of the kind Lora"),
+    ],
+)
+def test_annotations_in_words(kind: Any, words: str) -> None:
+    assert allowed(kind) == words
