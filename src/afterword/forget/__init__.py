@@ -44,7 +44,7 @@ def forget_user(
     """Erase a user and everything derived from their rows.
 
     Args:
-        store: The database; closed at the end, because its readers would keep the old log alive.
+        store: The database; its connections are closed before the file is rewritten.
         user: As the client named them.
         delete_adapters: Delete adapters that learned from them, instead of moving them to `quarantine/`.
         note: Called with each step.

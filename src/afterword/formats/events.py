@@ -39,8 +39,9 @@ def read(row: Json) -> Hashed:
     if not isinstance(draft, str):
         raise bad("no_messages", f"`draft` is {shown(draft, 60)}; it must be a text", param="draft")
     for name in _TEXTS:
-        if row.get(name) not in (None, "") and text(row[name]) is None:
-            raise bad("bad_value", f"`{name}` is {shown(row[name], 60)}; it must be a text", param=name)
+        value = row.get(name)
+        if value is not None and type(value) is not str and text(value) is None:
+            raise bad("bad_value", f"`{name}` is {shown(value, 60)}; it must be a text", param=name)
     moment = unix_time(row.get("created_at"))
     if moment is None and row.get("created_at") not in (None, ""):
         given = shown(row["created_at"], 60)
