@@ -276,7 +276,8 @@ def test_earlier_wins_grow_with_every_release(tmp_path: Path) -> None:
             {"interaction": "gone", "hindsight_kl_served": 0.5, "hindsight_kl_candidate": 0.1},
         ))  # fmt: skip
         assert [item.interaction.id for item in earlier_wins(store, "default", 9)] == ["i0"]
-        _released(store, "c2", ({"interaction": "i3", "hindsight_kl_served": 0.5, "hindsight_kl_candidate": 0.1},))
+        # as version 0.1 stored it
+        _released(store, "c2", ({"interaction": "i3", "need_served": 0.5, "need_candidate": 0.1},))
         assert [item.interaction.id for item in earlier_wins(store, "default", 9)] == ["i0", "i3"]
         assert [item.interaction.id for item in earlier_wins(store, "default", 1)] == ["i3"]
         assert earlier_wins(store, "other", 9) == []
