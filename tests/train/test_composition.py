@@ -53,10 +53,9 @@ from afterword.train.data.batches import rows_of
 from afterword.train.data.examples import Encoded, Example, prepare
 from afterword.train.monitoring.metrics import Tally
 from afterword.train.runtime.policy import Policy, load_policy
-from afterword.train.runtime.steps import backward
 from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
 from afterword.train.runtime.teacher_runtime import TeacherRuntime
-from tests.train.tiny_model import example, tiny_folder
+from tests.train.tiny_model import backward, example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 

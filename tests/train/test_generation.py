@@ -18,12 +18,11 @@ from afterword.model.generation.text import stop_ids
 from afterword.model.loading import EMBEDDED, load_tokenizer
 from afterword.records import Turn
 from afterword.train.data.examples import Encoded, prepare
-from afterword.train.generation.generation import VerifierFailed, clear_rollouts, generate, rollout_rows
+from afterword.train.generation.generation import Rollouts, VerifierFailed, clear_rollouts, generate, rollout_rows
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.metrics import StepMetrics, read_metrics
 from afterword.train.runtime.distributed import SINGLE
 from afterword.train.runtime.policy import Policy, load_policy
-from afterword.train.runtime.steps import Rollouts
 from tests.train.tiny_model import example, tiny_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

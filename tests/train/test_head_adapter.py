@@ -23,10 +23,9 @@ from afterword.train.generation.generation import generate
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.metrics import Tally, read_metrics
 from afterword.train.runtime.policy import Policy, load_policy
-from afterword.train.runtime.steps import backward
 from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
 from afterword.train.runtime.teacher_runtime import TeacherRuntime
-from tests.train.tiny_model import example, tiny_folder
+from tests.train.tiny_model import backward, example, tiny_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),

@@ -43,7 +43,7 @@ train_candidate(
 def start(model: str, folder: Path, pause: float, teacher: str) -> subprocess.Popen[str]:
     env = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[2] / one) for one in ("", "src")),
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(

@@ -292,7 +292,7 @@ def test_a_frozen_teacher_is_read_from_disk(model: str, tmp_path: Path, monkeypa
         return real(self, batch, weights)
 
     monkeypatch.setattr(Policy, "hidden", counted)
-    monkeypatch.setattr("afterword.train.loop.write_alignment", lambda *_: None)  # the report asks teachers anew
+    monkeypatch.setattr("afterword.train.setup.write_alignment", lambda *_: None)  # the report asks teachers anew
     run(model, tmp_path / "first", recipe, cache=cache)
     assert "start" in calls
     calls.clear()

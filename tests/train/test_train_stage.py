@@ -64,7 +64,7 @@ def test_what_is_too_long_is_counted_and_does_not_crowd_out_the_rest(model: str,
     assert candidate.metrics["left_out"] == {"longer_than_max_tokens": 2}
     detail = candidate.metrics["left"][0]["detail"]
     warnings = candidate.metrics["warnings"]  # random weights cross some bounds
-    assert said == [f"left out 2, longer_than_max_tokens: {detail}", *(f"warning, {text}" for text in warnings)]
+    assert said == [f"excluded 2, longer_than_max_tokens: {detail}", *(f"warning, {text}" for text in warnings)]
     assert "longer than 60 tokens" in detail and "train.max_tokens" in detail
 
 
@@ -187,9 +187,9 @@ def test_what_was_cut_and_why_a_run_stopped_is_told() -> None:
     }  # fmt: skip
     made = TrainResult(path=Path("out"), base="m", interactions=(), excluded=left, recipe={}, metrics=metrics)
     assert list(summary_lines(made)) == [
-        "left out 2, template: no",
-        "7 tokens were cut off the end of hindsight: alignment.txt says of how many interactions",
-        "stopped after 3 steps: it drifts",
+        "excluded 2, template: no",
+        "7 hindsight tokens cut: alignment.txt has the number of interactions",
+        "stopped early after 3 steps: it drifts",
         "warning, low",
     ]
     quiet = {"left_out": {}, "hindsight_cut": 0, "stopped": None, "steps": 3, "warnings": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from afterword.chat.render import encode, end_of_turn_ids, render_prompt
 from afterword.chat.sampling_fields import PLAIN
+from afterword.learn.loss.terms import Term
 from afterword.model.loading import load_tokenizer
 from afterword.records import Interaction, Turn
 from afterword.train.data.examples import Example
+from afterword.train.monitoring.metrics import Tally
+from afterword.train.runtime.policy import Policy
+from afterword.train.runtime.steps import forward
+from afterword.train.runtime.teacher_cache import TeacherStates
 
 torch.set_num_threads(1)  # tiny products only lose by sharing
 
@@ -73,3 +79,18 @@ def example(model: str, number: int, *, hindsight: str = "Shorter, please.", tex
         split="train",
     )
     return Example(interaction, Turn(**served))
+
+
+def backward(
+    policy: Policy,
+    teachers: TeacherStates,
+    terms: Sequence[Term],
+    counts: Sequence[float],
+    picked: Sequence[int],
+    tally: Tally,
+) -> None:
+    """Forward pass, loss and gradient of a micro-batch, as the loop does it."""
+    batch = forward(policy, teachers, terms, picked)
+    losses = [term.value(s, batch.tokens, n) for term, s, n in zip(terms, batch.scores, counts, strict=True)]
+    (torch.stack(losses).sum() + batch.student_NH[:0].sum()).backward()  # type: ignore[no-untyped-call]
+    tally.add(*batch.shown(terms), losses, batch.ids)

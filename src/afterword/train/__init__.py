@@ -1,7 +1,6 @@
-"""Interactions to a candidate: `train_candidate` and what it needs.
+"""Trains candidates: `stage` executes a plan, `loop` is the algorithm.
 
-Owns a training run from its examples to the adapter folder. It never reads the store, never decides what is
-released, and never trains a holdout interaction.
+Reads the store only in `stage` and `revise`. Never trains a held-out interaction, never decides a release.
 """
 
 from afterword.model import openmp

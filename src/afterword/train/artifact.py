@@ -1,6 +1,6 @@
-"""What a run leaves: a plain PEFT folder with `afterword.json`, written beside its place and renamed into it.
+"""Publishes a run as a plain PEFT folder with `afterword.json`, written beside its place and renamed into it.
 
-Owns the manifest and the result of a run. A folder that is there is whole; it is never written twice.
+Owns the manifest and the result of a run. An adapter folder is complete or absent, and never written twice.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunIdentity:
-    """What makes two runs the same run."""
+    """The inputs of a run; equal fingerprints are the same run."""
 
     model: str
     base_hash: str
@@ -61,7 +61,7 @@ class RunIdentity:
 
     @property
     def weights(self) -> str:
-        """What scores in this run: the base, its dtype, the parent, the teachers from outside."""
+        """Hash of everything that scores: base, dtype, parent and external teachers."""
         return content_hash(self.base_hash, self.recipe["dtype"], self.parent_hash, self.teachers)
 
     @property
@@ -95,7 +95,11 @@ def identify(
 
 
 def publish(policy: Policy, identity: RunIdentity, result: TrainResult, run_dir: Path) -> None:
-    """Write the adapter folder. Raises ConflictError when something else is already there."""
+    """Write the adapter folder and `result.json`.
+
+    Raises:
+        ConflictError: the folder exists.
+    """
     out = result.path
     if out.exists():
         raise ConflictError(f"{str(out)!r} exists already: adapters are never overwritten, name a new folder")
@@ -131,8 +135,8 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def finished(run_dir: Path, out: Path, fingerprint: str) -> TrainResult | None:
-    """The result of this very run when it had already been published, else None."""
+def finished_result(run_dir: Path, out: Path, fingerprint: str) -> TrainResult | None:
+    """The result of the run with this fingerprint when it was published to `out`, else None."""
     note = run_dir / _RESULT
     if not (note.is_file() and (out / MANIFEST).is_file()):
         return None
@@ -147,14 +151,14 @@ def finished(run_dir: Path, out: Path, fingerprint: str) -> TrainResult | None:
 
 
 def summary_lines(result: TrainResult) -> Iterator[str]:
-    """Sentences for a person: what was left out and cut, why the run stopped, what it step_warnings of."""
+    """Summary for a person: exclusions, cut hindsight, early stop and warnings, a line each."""
     for reason, number in result.metrics["left_out"].items():
         first = next(one for one in result.excluded if one["reason"] == reason)
-        yield f"left out {number}, {reason}: {first['detail']}"
+        yield f"excluded {number}, {reason}: {first['detail']}"
     if cut := result.metrics["hindsight_cut"]:
-        yield f"{cut} tokens were cut off the end of hindsight: alignment.txt says of how many interactions"
+        yield f"{cut} hindsight tokens cut: alignment.txt has the number of interactions"
     if result.metrics["stopped"]:
-        yield f"stopped after {result.metrics['steps']} steps: {result.metrics['stopped']}"
+        yield f"stopped early after {result.metrics['steps']} steps: {result.metrics['stopped']}"
     yield from (f"warning, {sentence}" for sentence in result.metrics["warnings"])
 
 

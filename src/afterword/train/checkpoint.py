@@ -1,7 +1,7 @@
-"""The state of a run on disk: everything that the next step depends on, replaced in one rename.
+"""Saves and restores all state that the next step depends on, in one file that is replaced atomically.
 
-Schedules and data order are functions of the step, the seed and the metrics so far, and frozen teachers are functions
-of the model, so what is kept is: adapter, optimiser, random generators, the teachers that follow the student, step.
+Holds adapter, optimiser, random generators, moving teachers and the step. Schedules, data order and frozen teachers are
+functions of step, seed, metrics and model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def save_checkpoint(
     step: int,
     fingerprint: str,
 ) -> None:
-    """Write the state before `step` durably; a kill leaves the old state or the new one, never half of it."""
+    """Write the state before `step`, fsynced; a kill leaves the old file or the new one."""
     state = {
         "fingerprint": fingerprint,
         "step": step,
@@ -45,9 +45,13 @@ def save_checkpoint(
 def load_checkpoint(
     run_dir: Path, policy: Policy, optimiser: torch.optim.Optimizer, teachers: TeacherRuntime, *, fingerprint: str
 ) -> int:
-    """Put the kept state back and return the step to go on with, 0 when there is none.
+    """Restore the checkpoint in `run_dir`.
 
-    Raises ConflictError when the folder holds the state of another run.
+    Returns:
+        The step to resume with, 0 without a checkpoint.
+
+    Raises:
+        ConflictError: the checkpoint belongs to another run.
     """
     file = run_dir / _FILE
     if not file.is_file():
@@ -55,8 +59,8 @@ def load_checkpoint(
     state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     if state["fingerprint"] != fingerprint:
         raise ConflictError(
-            f"{str(run_dir)!r} holds the state of another run (other interactions, recipe, model, parent or "
-            "seed): use a new folder, or delete this one to start afresh"
+            f"{str(run_dir)!r} holds the checkpoint of another run (other interactions, recipe, model, parent or "
+            "seed): use a new folder, or delete this one to start again"
         )
     policy.load_adapter_state(state["adapter"])
     optimiser.load_state_dict(state["optimiser"])
@@ -68,7 +72,7 @@ def load_checkpoint(
 
 
 def clear_checkpoint(run_dir: Path) -> None:
-    """Forget the state of a finished run; its metrics and reports stay."""
+    """Delete the checkpoint; metrics and reports stay."""
     (run_dir / _FILE).unlink(missing_ok=True)
     for pattern in (f"{_FILE}.new", f".{_FILE}.*.new"):  # what a killed run left, of older versions too
         for file in run_dir.glob(pattern):

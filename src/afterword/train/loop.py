@@ -1,8 +1,7 @@
-"""The training run from examples to an adapter folder: one function, read from top to bottom.
+"""Trains one adapter: `train_candidate` reads like the algorithm, its helpers are below and in `setup`.
 
-Legend: R interactions of a micro-batch, N their served tokens, H hidden size. The state on disk is the state
-*before* a step, so a killed run repeats at most `save_every` steps, with the same losses bit for bit. Several
-processes share each step (`workers`); losses are divided by counts over the whole step.
+Shapes: R interactions of a micro-batch, N their scored tokens, H hidden size. A checkpoint is the state *before* a
+step, so a killed run repeats at most `save_every` steps, bit for bit. Losses are divided by counts over the whole step.
 """
 
 from __future__ import annotations
@@ -10,41 +9,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from afterword.chat.render import end_of_turn_ids
 from afterword.errors import AfterwordError, ConflictError
 from afterword.learn.recipes import Recipe, describe
-from afterword.learn.recipes.validate import check_runnable
-from afterword.model.loading import load_tokenizer, model_sizes, native_dtype, resolve_model
-from afterword.records import Json
-from afterword.train.artifact import TrainResult, finished, identify, publish
-from afterword.train.checkpoint import clear_checkpoint, load_checkpoint, save_checkpoint
-from afterword.train.data.batches import by_size, plan_steps, rows_of, split
-from afterword.train.data.examples import Encoded, Example, Prepared, prepare
-from afterword.train.generation.generation import clear_rollouts
-from afterword.train.generation.generation_metrics import generation_scalars, read_generation_metrics
-from afterword.train.monitoring.alerts import STRICT, StopRules, step_warnings
-from afterword.train.monitoring.alignment import HindsightSignal, write_alignment
-from afterword.train.monitoring.events import Events
-from afterword.train.monitoring.metrics import StepMetrics, Tally, append_step, truncate_metrics
-from afterword.train.runtime.distributed import Distributed, init_distributed, local_device
+from afterword.train.artifact import TrainResult, finished_result, publish
+from afterword.train.data.batches import by_size, rows_of, split
+from afterword.train.data.examples import Encoded, Example
+from afterword.train.monitoring.alerts import STRICT, StopRules
+from afterword.train.monitoring.metrics import StepMetrics, Tally
+from afterword.train.runtime.distributed import init_distributed
 from afterword.train.runtime.malloc import keep_freed_memory
-from afterword.train.runtime.policy import Policy, load_policy
-from afterword.train.runtime.steps import Rollouts, backward, drift, drop_unreadable
+from afterword.train.runtime.steps import drift, forward
 from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
-from afterword.train.runtime.teacher_runtime import TeacherRuntime, context_limit, teacher_hashes
+from afterword.train.setup import clear_run, load_run, read_inputs
 
 PROBE_EVERY = 4
 """Steps between measurements of the drift: one interaction through the base, about a hundredth of the run."""
 
 
 class TrainingDiverged(AfterwordError):
-    """A loss or gradient that is not finite; the state before that step is kept in the run's folder."""
+    """A loss or gradient is not finite. The checkpoint before that step is in the run's folder."""
 
     kind = "training_diverged"
 
@@ -71,76 +59,93 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
 ) -> TrainResult:
     """Train a LoRA adapter on `examples` and write it to the new folder `out`.
 
-    `run_dir` keeps the state, `metrics.jsonl`, TensorBoard events and `alignment.txt`; calling again with the same
-    arguments after a kill goes on where the run stopped, and after its end returns its result. A run that `rules`
-    stopped leaves its adapter with the reason in `metrics["stopped"]`; with other rules and another `out` it goes on.
-    `cache` keeps the hidden states of frozen teachers. Raises NothingToDo when no example can be trained, ConfigError
-    for an impossible recipe, ModelError or AdapterError for a base, parent or teacher that does not fit,
-    ConflictError when `out` or `run_dir` belong to something else, TrainingDiverged on NaN.
+    Calling again with the same arguments resumes a killed run, and returns the result of a finished one.
+
+    Args:
+        examples: interactions with their turns; one given twice is trained once.
+        model: base model: built-in name, folder or hub id.
+        out: adapter folder; it must not exist.
+        recipe: objective and hyperparameters.
+        run_dir: checkpoint, `metrics.jsonl`, TensorBoard events and `alignment.txt`.
+        parent: adapter folder to start from; None starts a new adapter.
+        seed: order of the interactions, first values of a new adapter, sampling.
+        progress: called with the metrics of each step.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        save_every: steps between checkpoints.
+        rules: stop early; the adapter is published and `metrics["stopped"]` has the reason. With other rules and
+            another `out` the run goes on.
+        cache: folder for hidden states of frozen teachers; None keeps them in memory only.
+
+    Returns:
+        The adapter's folder, what was trained and excluded, and the metrics.
+
+    Raises:
+        NothingToDo: no example can be trained.
+        ConfigError: the recipe cannot be trained.
+        ModelError, AdapterError: base, parent or teacher do not fit.
+        ConflictError: `out` or `run_dir` belong to another run.
+        TrainingDiverged: a loss or gradient is not finite.
     """
     started = time.monotonic()
-    check_runnable(recipe)
-    recipe = replace(recipe, dtype=native_dtype(recipe.dtype, local_device(device)))
     workers = init_distributed()
-    tokenizer = load_tokenizer(model)
-    vocabulary = model_sizes(resolve_model(model))[1]
-    limit = context_limit(recipe, model, tokenizer)
-    prepared = prepare(examples, tokenizer, recipe, limit=limit, vocabulary=vocabulary)
-    identity = identify(model, tokenizer, recipe, parent, list(prepared.used), seed, teacher_hashes(recipe))
-    done = workers.broadcast_object(finished(run_dir, out, identity.fingerprint))
+    inputs = read_inputs(examples, model=model, recipe=recipe, parent=parent, seed=seed, device=device)
+    done = workers.broadcast_object(finished_result(run_dir, out, inputs.identity.fingerprint))
     if done is not None:
-        _tidy(workers, run_dir, done.metrics.get("stopped"))
+        clear_run(workers, run_dir, done.metrics.get("stopped"))
         return done
     if workers.broadcast_object(out.exists()):
         raise ConflictError(f"{str(out)!r} exists already: adapters are never overwritten, name a new folder")
-    run_dir.mkdir(parents=True, exist_ok=True)
 
-    policy = load_policy(model, recipe, parent=parent, seed=seed, device=local_device(device))
-    prepared = drop_unreadable(prepared, policy, tokenizer)
-    teaching = TeacherRuntime(policy, recipe, model)
-    signal = write_alignment(teaching, tokenizer, prepared, recipe, run_dir, seed) if workers.is_main else None
-    parameters = policy.parameters()
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    passes = Rollouts(prepared, recipe, tokenizer, run_dir, identity.fingerprint, seed, workers)
-    steps = plan_steps(prepared.rows, recipe, seed)
-    workers.barrier()
-    save = partial(save_checkpoint, run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
-    first = load_checkpoint(run_dir, policy, optimiser, teaching, fingerprint=identity.fingerprint)
-    history = truncate_metrics(run_dir, before=first, write=workers.is_main)
-    events = Events(run_dir, _scalars(history, signal, run_dir)) if workers.is_main else None
-    ends, kept = end_of_turn_ids(tokenizer), TeacherCache(cache)
+    run = load_run(inputs, run_dir, workers)
+    recipe, policy, teachers, optimiser, log = inputs.recipe, run.policy, run.teachers, run.optimiser, run.log
+    parameters, steps, disk = policy.parameters(), run.steps, TeacherCache(cache)
     rows: Sequence[Encoded] = ()
-    teachers, number, stopped = None, -1, None
+    states: TeacherStates | None = None
+    last_epoch, stopped = -1, None
 
-    for step in range(first, len(steps)):
-        step_started = time.monotonic()
-        picked = steps[step].picked
-        if teachers is None or (steps[step].epoch != number and steps[step].epoch >= recipe.epochs):
-            rows = passes.rows(policy, steps[step].epoch, step)  # served answers stay the same from pass to pass
-            answers = passes.answers(steps[step].epoch)
-            if events is not None and answers:
-                events.add(step, generation_scalars(answers))
-            stopped = rules.rollout_stop_reason(answers) if history else None
+    for step in range(run.first_step, len(steps)):
+        step_started, history = time.monotonic(), log.history
+        epoch, picked = steps[step].epoch, steps[step].picked
+
+        # Rollout: the served answers first, which stay the same; then what the student writes at the start of an epoch.
+        if states is None or (epoch != last_epoch and epoch >= recipe.epochs):
+            rows = run.rollouts.rows(policy, epoch, step)
+            generated = run.rollouts.metrics(epoch)
+            log.add_rollout(step, generated)
+            stopped = rules.rollout_stop_reason(generated) if history else None
             if stopped:
-                if workers.is_main:
-                    save(step=step)
+                run.save(step)
                 break
-            keep = (
-                kept if steps[step].epoch < recipe.epochs else TeacherCache(None)
-            )  # fresh answers are never read again
-            teachers = TeacherStates(teaching, rows, recipe, keep, identity.weights, workers)
-        number = steps[step].epoch
-        lr = recipe.lr * recipe.schedule(step, len(steps), history)
+            kept = disk if epoch < recipe.epochs else TeacherCache(None)  # fresh answers are never read again
+            states = TeacherStates(teachers, rows, recipe, kept, inputs.identity.weights, workers)
+        last_epoch = epoch
+
+        # Objective: the terms at this step, and the tokens that count over all micro-batches and processes.
         terms = [term.at(step, len(steps), history) for term in recipe.terms]
         whole = rows_of([rows[i] for i in picked])
-        counts = [term.count(whole) for term in terms]  # over the whole step, before it is split
-        tally = Tally(terms, ends)
-        for n, micro in enumerate(split(rows, workers.shard(by_size(rows, picked)), recipe.micro_tokens)):
-            student_NH = backward(policy, teachers, terms, counts, micro, tally)
+        counts = [term.count(whole) for term in terms]
+
+        # Teacher, student, loss, gradient: one micro-batch at a time.
+        tally = Tally(terms, run.end_ids)
+        mine = split(rows, workers.shard(by_size(rows, picked)), recipe.micro_tokens)
+        for n, micro in enumerate(mine):
+            batch = forward(policy, states, terms, micro)
+            losses = [
+                term.value(scores, batch.tokens, count)
+                for term, scores, count in zip(terms, batch.scores, counts, strict=True)
+            ]
+            # Where no token counts the gradient is zero and not missing: the sum of no states keeps the graph.
+            loss = torch.stack(losses).sum() + batch.student_NH[:0].sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            tally.add(*batch.shown(terms), losses, batch.ids)
             if n == 0 and workers.is_main and step % PROBE_EVERY == 0:
-                tally.add_drift(drift(policy, rows[micro[0]], student_NH))
+                tally.add_drift(drift(policy, rows[micro[0]], batch.student_NH.detach()))
+            del batch, losses, loss  # before the next forward pass: they hold the graph
         workers.all_reduce_gradients(parameters)
-        workers.all_reduce(tally.sums, *teaching.drift.values())
+        workers.all_reduce(tally.sums, *teachers.drift.values())
+
+        # Optimiser step; the teachers that follow the student move after it.
+        lr = recipe.lr * recipe.schedule(step, len(steps), history)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm))
         metrics = tally.close(
             step=step + 1,
@@ -152,26 +157,18 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
             scored=sum(len(rows[i].completion) for i in picked),
         )
         if not (math.isfinite(metrics.loss) and math.isfinite(grad_norm)):
-            if workers.is_main:
-                save(step=step)
-            raise TrainingDiverged(
-                f"step {step + 1} of {len(steps)}: loss {metrics.loss}, gradient norm {grad_norm}. The state "
-                f"before it is kept in {str(run_dir)!r}, and the same settings go on from it; or train anew with a "
-                f"smaller lr than {recipe.lr}. Its interactions: {', '.join(rows[i].interaction for i in picked)}"
-            )
+            run.save(step)
+            raise _diverged(metrics, run_dir, [rows[i].interaction for i in picked])
         for group in optimiser.param_groups:
             group["lr"] = lr
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        teaching.follow(step + 1)
-        metrics = replace(metrics, warnings=step_warnings([*history, metrics]))
-        history.append(metrics)
-        stopped = rules.stop_reason(history)
-        if events is not None:
-            append_step(run_dir, metrics)
-            events.add(metrics.step, metrics.scalars())
-            if (step + 1) % save_every == 0 or step + 1 == len(steps) or stopped:
-                save(step=step + 1)
+        teachers.follow(step + 1)
+
+        metrics = log.add(metrics)
+        stopped = rules.stop_reason(log.history)
+        if (step + 1) % save_every == 0 or step + 1 == len(steps) or stopped:
+            run.save(step + 1)
         progress(metrics)
         if stopped:
             break
@@ -179,75 +176,21 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     result = TrainResult(
         path=out,
         base=model,
-        interactions=tuple(r.interaction for r in prepared.rows),
-        excluded=tuple(asdict(one) for one in prepared.excluded),
+        interactions=tuple(row.interaction for row in run.prepared.rows),
+        excluded=tuple(asdict(one) for one in run.prepared.excluded),
         recipe=describe(recipe),
-        metrics=_summary(policy, prepared, history, signal, time.monotonic() - started)
-        | {
-            "stopped": stopped,
-            "answers": read_generation_metrics(run_dir),
-            "warnings": _warnings(history, signal, run_dir),
-        },
+        metrics=log.summary(run.prepared, str(policy.device), time.monotonic() - started, stopped),
     )
     if workers.is_main:
-        publish(policy, identity, result, run_dir)
+        publish(policy, inputs.identity, result, run_dir)
     workers.barrier()
-    _tidy(workers, run_dir, stopped)
+    clear_run(workers, run_dir, stopped)
     return result
 
 
-def _tidy(workers: Distributed, run_dir: Path, stopped: str | None) -> None:
-    """A finished run needs its state no more; one that was stopped may go on."""
-    if workers.is_main and not stopped:
-        clear_checkpoint(run_dir)
-        clear_rollouts(run_dir)
-
-
-def _scalars(
-    history: Sequence[StepMetrics], signal: HindsightSignal | None, run_dir: Path
-) -> dict[int, dict[str, float]]:
-    """What a run has to plot when it begins, or goes on: by the number of steps taken."""
-    found = {m.step: m.scalars() for m in history}
-    found[0] = signal.scalars() if signal else {}
-    for figures in read_generation_metrics(run_dir):
-        if figures["step"] < len(history):  # a pass that begins again says it anew
-            found[figures["step"]].update(generation_scalars(figures))
-    return dict(sorted(found.items()))
-
-
-def _warnings(history: Sequence[StepMetrics], signal: HindsightSignal | None, run_dir: Path) -> list[str]:
-    """Every bound that was crossed, with where it was first."""
-    said = [f"before the first step: {sentence}" for sentence in (signal.warnings() if signal else {}).values()]
-    first: dict[str, str] = {}
-    for m in history:
-        first = {name: f"step {m.step}: {sentence}" for name, sentence in m.warnings.items()} | first
-    said += first.values()
-    for figures in read_generation_metrics(run_dir):
-        said += [f"pass {figures['pass']}: {sentence}" for sentence in figures["warnings"].values()]
-    return said
-
-
-def _summary(
-    policy: Policy, prepared: Prepared, history: list[StepMetrics], signal: HindsightSignal | None, seconds: float
-) -> Json:
-    """The figures that a candidate carries."""
-    early, late = history[0], history[-1]
-    return {
-        "loss_first": early.loss,
-        "loss_last": late.loss,
-        "divergence_first": early.divergence,
-        "divergence_last": late.divergence,
-        "entropy_ratio": late.entropy_student / max(early.entropy_student, 1e-9),
-        "overlap_last": late.overlap,
-        "drift_last": next((m.drift for m in reversed(history) if m.drift is not None), None),
-        "signal": asdict(signal) if signal else None,
-        "steps": len(history),
-        "interactions": len(prepared.rows),
-        "off_policy": sum(not r.on_policy for r in prepared.rows),
-        "left_out": prepared.reasons,
-        "private_tokens": sum(len(r.private) for r in prepared.rows),
-        "hindsight_cut": sum(r.cut for r in prepared.rows),
-        "tokens": sum(m.tokens for m in history),
-        "device": str(policy.device),
-        "seconds": round(seconds, 2),
-    }
+def _diverged(metrics: StepMetrics, run_dir: Path, interactions: Sequence[str]) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"step {metrics.step} of {metrics.steps}: loss {metrics.loss}, gradient norm {metrics.grad_norm}. The "
+        f"checkpoint before it is kept in {str(run_dir)!r}, and the same settings resume it; or train anew with a "
+        f"learning rate below {metrics.lr}. Its interactions: {', '.join(interactions)}"
+    )

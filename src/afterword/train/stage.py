@@ -1,6 +1,6 @@
-"""The stage "train": executes a TrainingPlan and writes one Candidate.
+"""Executes a TrainingPlan and writes one Candidate; finishes a killed run before it starts a new one.
 
-Finishes a killed run before it starts a new one. `feedback.select.plan` makes the plan, `loop` trains.
+`feedback.select.plan` makes the plan, `loop` trains it.
 """
 
 from __future__ import annotations

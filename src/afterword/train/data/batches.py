@@ -57,12 +57,12 @@ def rows_of(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Toke
 
 
 def student_pairs(rows: Sequence[Encoded]) -> list[tuple[Ids, Ids]]:
-    """What the student reads."""
+    """(prompt, completion) ids of each row, as the student reads them."""
     return [(r.prompt, r.completion) for r in rows]
 
 
 def by_size(rows: Sequence[Encoded], picked: Sequence[int]) -> list[int]:
-    """Longest first, so that the shares of several processes are level."""
+    """Indices sorted longest first, so that the shards of several processes are level."""
     return sorted(picked, key=lambda i: (-_longest(rows[i]), i))
 
 

@@ -1,7 +1,6 @@
-"""Interactions to token ids: what both sides read, or why an interaction cannot be trained.
+"""Encodes interactions as token ids for the student and each teacher, or excludes them with a reason.
 
-The served ids are trained as they were served. Text is tokenised here only for answers without served ids, and
-only when the recipe asks for them. Every interaction that is left out is a counted `Excluded` with its reason.
+Served ids are trained as they were served. Answers without served ids are tokenised here when the recipe asks for it.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An interaction as ids."""
+    """An interaction as token ids."""
 
     interaction: str
     prompt: tuple[int, ...]
@@ -65,9 +64,9 @@ class Encoded:
     served: tuple[float, ...] = ()
     """Log-probability of each completion id at sampling, NaN where it is unknown; empty: all unknown."""
     private: tuple[int, ...] = ()
-    """Places of completion ids that write private data: they count in no loss."""
+    """Positions of completion ids that write private data: masked in every loss."""
     changed: tuple[int, ...] = ()
-    """Places of completion ids that the user changed or removed."""
+    """Positions of completion ids that the user changed or removed."""
 
     @property
     def longest_prompt(self) -> int:
@@ -81,7 +80,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is trained and what is not."""
+    """Encoded interactions of a run, and the excluded ones."""
 
     rows: tuple[Encoded, ...]
     excluded: tuple[Excluded, ...]
@@ -107,7 +106,7 @@ REMEDIES = {
     "other_sampling": "Take a recipe with full-vocabulary divergences (the default), or serve at temperature 1",
     "no_hindsight": "Wait for words of users, or take a recipe that learns from votes (`afterword recipes list`)",
 }
-"""What to do when nothing can be trained, by the commonest reason."""
+"""Remedies when nothing can be trained, by the most frequent reason."""
 _LEAST = 4
 """Fewer tokens than this are no answer that a student could learn from."""
 
@@ -125,7 +124,7 @@ class _Encoder:
     """What the same user asked for elsewhere, for contexts that show it together."""
 
     def encode(self, example: Example) -> Encoded | Excluded:
-        """What is trained of an interaction; whatever is wrong with it costs this one alone."""
+        """The interaction as ids, or its exclusion; an error excludes this interaction alone."""
         try:
             found = self._encoded(example)
         except ModelError as error:
@@ -140,7 +139,7 @@ class _Encoder:
         return found
 
     def _outside(self, ids: Sequence[int]) -> tuple[str, str] | None:
-        """Ids that the model has no embedding for."""
+        """Reason and detail when an id has no embedding in the model."""
         wrong = sorted({i for i in ids if not 0 <= i < self.vocabulary})
         if not wrong:
             return None
@@ -377,9 +376,11 @@ def _aged(kept: Sequence[tuple[Example, Encoded]]) -> list[Encoded]:
 def prepare(
     examples: Sequence[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int
 ) -> Prepared:
-    """Encode `examples` for a model that reads `limit` tokens. An interaction given twice is trained once.
+    """Encode `examples` for a model that reads `limit` tokens; an interaction given twice is trained once.
 
-    Raises NothingToDo, with the reasons, when nothing is left to train.
+    Raises:
+        NothingToDo: every example is excluded, with the reasons.
+        ModelError: the chat template cannot be trained.
     """
     prepared = encode_examples(examples, tokenizer, recipe, limit=limit, vocabulary=vocabulary)
     if not prepared.rows:
@@ -390,7 +391,11 @@ def prepare(
 def encode_examples(
     examples: Sequence[Example], tokenizer: Tokenizer, recipe: Recipe, *, limit: int, vocabulary: int
 ) -> Prepared:
-    """What `prepare` gives, also when nothing is left to train. ModelError for a template that cannot be trained."""
+    """Encode as `prepare`, also when every example is excluded.
+
+    Raises:
+        ModelError: the chat template cannot be trained.
+    """
     unique = list({e.interaction.id: e for e in examples}.values())
     encoder = _encoder(tokenizer, recipe, limit, vocabulary, unique)
     results = [(e, encoder.encode(e)) for e in unique]
@@ -417,9 +422,6 @@ def _nothing(given: int, prepared: Prepared) -> str:
     )
 
 
-# ---- sampler log-probabilities
-
-
 def sampler_logprobs(turn: Turn) -> tuple[tuple[float, ...], str | None]:
     """One log-probability per completion id, NaN where there is none to compare with, and why all are missing."""
     n = len(turn.completion_ids or ())
@@ -436,7 +438,7 @@ def sampler_logprobs(turn: Turn) -> tuple[tuple[float, ...], str | None]:
 
 
 def with_groups(rows: Sequence[Encoded]) -> list[Encoded]:
-    """`rows` with the rewards of all answers to the same prompt."""
+    """`rows` with the statistics of the rewards of all answers to the same prompt."""
     rewards: dict[tuple[int, ...], list[float]] = {}
     for row in rows:
         if row.answer.reward is not None:
@@ -451,8 +453,6 @@ def _group(rewards: Sequence[float]) -> Group:
     spread = sum((r - mean) ** 2 for r in rewards)
     return Group(size=n, mean=mean, deviation=math.sqrt(spread / (n - 1)) if n > 1 else 0.0)
 
-
-# ---- standing requests
 
 SAID = ("follow_up", "comment")
 """Kinds of feedback that are messages."""

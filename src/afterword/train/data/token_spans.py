@@ -1,7 +1,4 @@
-"""Which tokens of an answer hold private data, and which ones the user changed: characters to places among the ids.
-
-Owns the way from characters to tokens. Never decides what is private (`chat.redact`), never changes an id.
-"""
+"""Maps characters of an answer to positions of its token ids: private data, and text that the user changed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Answers that the student writes anew to the prompts it is trained on, so that it learns what follows from what
-it has just learned: a behaviour that no served answer ever began can only be continued on such answers.
+"""Generates the student's own answers during a run, gives each epoch its rows, and asks the verifier for rewards.
 
-Owns sampling inside a run (temperature 1, nothing cut off) and the file that lets a killed run go on with the
-same answers. It never changes the weights.
+The serving engine samples at temperature 1 from the whole distribution, over the weights as they are. Answers are kept
+in `fresh-N.json`, so a resumed run reuses them.
 """
 
 from __future__ import annotations
@@ -10,18 +9,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from afterword.chat.render import Tokenizer, decode
-from afterword.errors import AfterwordError, ConfigError
+from afterword.errors import AfterwordError, ConfigError, NothingToDo
 from afterword.learn.loss.token_batch import ALONE
 from afterword.learn.parts.anchors import GOLD
+from afterword.learn.recipes import Recipe
 from afterword.learn.recipes.validate import load_verifier
 from afterword.model.generation.drawing import Drawer, DrawnAnswer
+from afterword.model.generation.text import stop_ids
 from afterword.records import Json, Turn
 from afterword.store.files import write_whole
-from afterword.train.data.examples import Encoded, with_groups
+from afterword.train.data.batches import rows_of
+from afterword.train.data.examples import Encoded, Prepared, with_groups, with_private_masked
+from afterword.train.generation.generation_metrics import read_generation_metrics, write_generation_metrics
+from afterword.train.runtime.distributed import Distributed
 from afterword.train.runtime.policy import Policy
 
 _ROWS = 16
@@ -35,7 +39,7 @@ class VerifierFailed(AfterwordError):
 
 
 RewardFunction = Callable[[Encoded, Sequence[int]], float]
-"""The reward of an answer (completion ids) to a row's prompt."""
+"""Maps a row and completion ids to a reward."""
 
 
 def rollout_rows(
@@ -113,7 +117,7 @@ def reward_function(verifier: str | None, used: Mapping[str, Turn], tokenizer: T
         except Exception as error:  # whatever someone else's code raises
             raise VerifierFailed(
                 f"the verifier {verifier!r} failed on an answer to turn {turn.id}: {type(error).__name__}: {error}. "
-                "The answers are kept: mend it, train again with the same settings, and it is asked about the same ones"
+                "The answers are kept: fix the verifier and train again with the same settings"
             ) from error
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigError(f"the verifier {verifier!r} returned {value!r}: it has to return a finite number")
@@ -123,7 +127,7 @@ def reward_function(verifier: str | None, used: Mapping[str, Turn], tokenizer: T
 
 
 def clear_rollouts(run_dir: Path) -> None:
-    """Forget the answers of a finished run."""
+    """Delete the fresh answers of a run."""
     for file in run_dir.glob("fresh-*"):
         file.unlink()
 
@@ -147,3 +151,70 @@ def generate(
     return Drawer(policy.model, ends, rows=_ROWS).draw(
         prompts, limits, adapter=policy.live(), temperature=temperature, seed=seed
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """Gives the rows of each epoch: the served answers first, then answers that the student writes anew."""
+
+    prepared: Prepared
+    recipe: Recipe
+    tokenizer: Tokenizer
+    run_dir: Path
+    key: str
+    seed: int
+    workers: Distributed
+
+    def rows(self, policy: Policy, epoch: int, step: int) -> Sequence[Encoded]:
+        """The rows of an epoch that begins after `step` steps. Of several processes the first writes fresh answers, the
+        others read its file.
+
+        Raises:
+            NothingToDo: when no token of the first epoch counts.
+        """
+        rows = self.prepared.rows if epoch < self.recipe.epochs else self._fresh(policy, epoch, step)
+        if epoch == 0 and not any(term.count(rows_of(rows)) for term in self.recipe.terms):
+            skipped = max(t.skip_first for t in self.recipe.terms)
+            raise NothingToDo(
+                f"no token of {len(rows)} answers counts for {', '.join(repr(t.name) for t in self.recipe.terms)}, so "
+                f"nothing would be learned: their answers are shorter than what is left out (skip_first is {skipped}), "
+                "private, of other kinds, or lack what a term reads (a verdict, log-probabilities)"
+            )
+        return rows
+
+    def metrics(self, epoch: int) -> Json | None:
+        """The metrics of the fresh answers of that epoch, in every process; None for an epoch over served answers."""
+        return next((one for one in read_generation_metrics(self.run_dir) if one["pass"] == epoch), None)
+
+    def _fresh(self, policy: Policy, epoch: int, step: int) -> Sequence[Encoded]:
+        """The rows of an epoch over answers that the student writes anew."""
+        if not self.workers.is_main:
+            self.workers.barrier()
+        ends, served = stop_ids(policy.model.get_base_model(), self.tokenizer), self.prepared.rows
+        rows = rollout_rows(
+            policy,
+            served,
+            ends,
+            self.run_dir,
+            number=epoch,
+            key=self.key,
+            seed=self.seed,
+            most=self.recipe.max_fresh,
+            limit=self.prepared.limit,
+            answers=self.recipe.num_generations,
+            judge=reward_function(
+                self.recipe.verifier, {e.interaction.id: e.turn for e in self.prepared.used}, self.tokenizer
+            ),
+        )
+        rows = [r for r in rows if r.answer.kind == GOLD] + with_private_masked(
+            (r for r in rows if r.answer.kind != GOLD), self.tokenizer, self.recipe.redact
+        )
+        written = [r for r in rows if r.answer.kind != GOLD]
+        if self.workers.is_main:
+            if written:
+                told = {e.interaction.id: e.interaction.hindsight for e in self.prepared.used}
+                write_generation_metrics(
+                    self.run_dir, self.tokenizer, served, written, told, number=epoch, step=step, ends=ends
+                )
+            self.workers.barrier()
+        return rows

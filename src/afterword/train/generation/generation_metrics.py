@@ -1,7 +1,6 @@
-"""What the student's fresh answers look like, beside the served ones: the monitors that need whole answers.
+"""Measures the student's fresh answers beside the served ones: length, truncation, repetition, similarity, leaks.
 
-Owns length drift, truncation, repetition, self-similarity and leaking of the hindsight's words. Cheap: it reads ids
-and texts that are there anyway. It stops nothing; the gate reads the candidate's own answers.
+Stops nothing by itself (`alerts` does); the gate measures the candidate's answers anew.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ def write_generation_metrics(
     step: int,
     ends: Sequence[int],
 ) -> Json:
-    """The figures of a pass over fresh answers, also as a line of `answers.jsonl` (a repeated pass replaces its own).
+    """Measure the fresh answers of an epoch and store a line in `answers.jsonl`; a repeated epoch replaces its own.
 
     `hindsights` by interaction; `step` is how many were taken before.
     """
     texts = [decode(tokenizer, r.completion) for r in fresh]
     lengths = [_mean([len(r.completion) for r in rows]) for rows in (fresh, served)]
-    figures: Json = {
+    metrics: Json = {
         "pass": number,
         "step": step,
         "answers": len(fresh),
@@ -53,24 +52,24 @@ def write_generation_metrics(
             for text, r in zip(texts, fresh, strict=True)
         ]),
     }  # fmt: skip
-    figures["warnings"] = crossed_thresholds(ANSWERS, figures)
+    metrics["warnings"] = crossed_thresholds(ANSWERS, metrics)
     file = run_dir / _FILE
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     kept = [line for line in lines if json.loads(line)["pass"] < number]
-    write_whole(file, "\n".join([*kept, json.dumps(figures)]) + "\n")
-    return figures
+    write_whole(file, "\n".join([*kept, json.dumps(metrics)]) + "\n")
+    return metrics
 
 
 def read_generation_metrics(run_dir: Path) -> list[Json]:
-    """The figures of all passes so far."""
+    """The metrics of all epochs over fresh answers so far."""
     file = run_dir / _FILE
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
-def generation_scalars(figures: Json) -> dict[str, float]:
-    """What of a pass is a number, for a plot."""
-    plain = {f"answers/{k}": float(v) for k, v in figures.items() if isinstance(v, int | float)}
-    return plain | {f"warnings/{k}": 1.0 for k in figures["warnings"]}
+def generation_scalars(metrics: Json) -> dict[str, float]:
+    """The numbers of an epoch, for a plot."""
+    plain = {f"answers/{k}": float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+    return plain | {f"warnings/{k}": 1.0 for k in metrics["warnings"]}
 
 
 def self_similarity(answers: Sequence[Sequence[int]]) -> float:

@@ -1,8 +1,6 @@
-"""The second pass: the model writes an answer again with the user's reaction in view, and the better draft is used.
+"""Revises disliked answers: the model writes them again with the user's words in view; the better text is used.
 
-Owns which answers are worth it, the writing, the comparison with the draft, and how a revision comes into a run. A
-revision is what the teacher reads beside the user's words; imitating it is an option of its own and off-policy. Writes
-Revision rows; never changes weights.
+A teacher reads the revision beside the user's words, or (off-policy) it is imitated. Writes Revision rows.
 """
 
 from __future__ import annotations

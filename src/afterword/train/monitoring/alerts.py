@@ -1,8 +1,7 @@
-"""What is said of a run while it goes on: a bound for every monitor, and a sentence when it is crossed.
+"""Defines the thresholds of a run: warnings for every monitor, and the rules that stop a run early.
 
-Owns the bounds of warnings, pure functions of what was measured; what ends a run is in `rules`. A bound lies well
-outside of what sound runs of the embedded model showed (`docs/training.md` has both), so that a warning is worth
-reading. Nothing here changes a run.
+Pure functions of past metrics. Thresholds lie well outside what sound runs of the built-in model showed
+(`docs/training.md`). An early stop still yields a candidate, which records the reason.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ ENTROPY_RATIO = 0.6
 DRIFT = 2.0
 SELF_SIMILARITY = 0.85
 WINDOW = 4
-"""Steps over which a figure is averaged before it is held against its bound."""
+"""Steps over which a metric is averaged before it is compared with its threshold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """Between what a figure should be, and what it means when it is not."""
+    """Range of a metric, and the meaning of a value outside it."""
 
     low: float | None
     below: str
@@ -30,7 +29,7 @@ class Threshold:
     above: str
 
     def crossed(self, name: str, value: float) -> str | None:
-        """A sentence with the figure and the bound; None while it is kept."""
+        """A sentence with value and threshold; None while the value is in range."""
         if self.low is not None and value < self.low:
             return f"{name} is {value:.3g} (least {self.low:.3g}): {self.below}"
         if self.high is not None and value > self.high:
@@ -39,19 +38,19 @@ class Threshold:
 
 
 def at_least(low: float, below: str) -> Threshold:
-    """Bounded from below."""
+    """A lower threshold."""
     return Threshold(low, below, None, "")
 
 
 def at_most(high: float, above: str) -> Threshold:
-    """Bounded from above."""
+    """An upper threshold."""
     return Threshold(None, "", high, above)
 
 
 _OTHERS = (
     "the sides hardly agree on what may come next: a teacher of another kind, or prompts that do not fit each other"
 )
-_MOVED = "these answers are no longer what the model says: fewer passes, or a newer adapter to start from"
+_MOVED = "these answers are no longer what the model says: fewer epochs, or a newer adapter to start from"
 STEP = {
     "counted": at_least(1, "no token counts in these steps: their answers lack what the first term reads"),
     "overlap": at_least(0.6, f"{_OTHERS}; see alignment.txt"),
@@ -73,16 +72,16 @@ STEP = {
     "ratio_effective": at_least(0.5, f"a few tokens have most of the importance weight; {_MOVED}"),
     "serve_gap": Threshold(
         -0.3, "this model finds the served tokens less likely than the server did: another adapter, template or "
-        "dtype served them, or many passes have gone over them",
+        "dtype served them, or many epochs have gone over them",
         0.3, "this model finds the served tokens more likely than the server did: another adapter, template or dtype "
-        "served them, or many passes have gone over them",
+        "served them, or many epochs have gone over them",
     ),
     "end_signal": Threshold(
         -2.0, "the teacher would go on where the answers end: they will grow longer",
         2.0, "the teacher would end where the answers end, and more so: they will grow shorter",
     ),
 }  # fmt: skip
-"""Figures of a step, each the mean over the last four steps that measured it."""
+"""Metrics of a step, each the mean over the last `WINDOW` steps that measured it."""
 ANSWERS = {
     "length_ratio": Threshold(
         1 / 3, "fresh answers are much shorter than the served ones", 2.0, "fresh answers are much longer than those"
@@ -92,35 +91,36 @@ ANSWERS = {
     "self_similarity": at_most(SELF_SIMILARITY, "fresh answers to different prompts are nearly the same (ROUGE-L)"),
     "leaking": at_most(0.1, "fresh answers repeat words of the hindsight, which the student has not read"),
 }
-"""Figures of a pass over fresh answers."""
+"""Metrics of an epoch over fresh answers."""
 START = {
     "signal_real": at_least(0.01, "the hindsight says next to nothing about the answers: there is little to learn"),
     "signal_real_to_other": at_least(0.9, "another user's words say more about the answers than the user's own"),
 }
-"""What the alignment report measures before the first step."""
+"""Metrics of the alignment report, before the first step."""
 
 
 def step_warnings(past: Sequence[StepMetrics]) -> dict[str, str]:
-    """Which bounds the last step crosses, by figure: a sentence each. A run of fewer steps is looked at when it
-    ends."""
+    """Thresholds that the last step crosses: metric -> sentence.
+
+    A run of fewer than `WINDOW` steps is judged at its last step.
+    """
     window = min(WINDOW, past[-1].steps)
     means = {}
     for name in STEP:
-        values = [value for m in past if (value := _figures(m)[name]) is not None][-WINDOW:]
-        if len(values) >= window and _figures(past[-1])[name] is not None:
+        values = [value for m in past if (value := _step_values(m)[name]) is not None][-WINDOW:]
+        if len(values) >= window and _step_values(past[-1])[name] is not None:
             means[name] = sum(values) / len(values)
     return crossed_thresholds(STEP, means)
 
 
 def crossed_thresholds(bounds: Mapping[str, Threshold], values: Mapping[str, float]) -> dict[str, str]:
-    """Which bounds these values cross: a sentence each."""
+    """Thresholds that these values cross: metric -> sentence."""
     found = {name: bound.crossed(name, values[name]) for name, bound in bounds.items() if name in values}
     return {name: sentence for name, sentence in found.items() if sentence is not None}
 
 
-def _figures(m: StepMetrics) -> dict[str, float | None]:
-    """What is held against the bounds; None where it was not measured. Means over tokens are none when no token
-    counted."""
+def _step_values(m: StepMetrics) -> dict[str, float | None]:
+    """Values compared with `STEP`; None where not measured. Without counted tokens there are no means over tokens."""
     if m.counted == 0:
         return {**dict.fromkeys(STEP), "counted": 0.0}
     *before, last = m.depth_divergence.values() or (0.0,)
@@ -143,7 +143,7 @@ def _figures(m: StepMetrics) -> dict[str, float | None]:
 
 @dataclass(frozen=True, slots=True)
 class StopRules:
-    """Bounds; None switches a rule off."""
+    """Thresholds of early stopping; None disables a rule. Non-finite values raise `TrainingDiverged` instead."""
 
     entropy_ratio: float | None = ENTROPY_RATIO
     """Least mean entropy of the student over `window` steps, as a share of that over the first `window`."""
@@ -154,7 +154,7 @@ class StopRules:
     window: int = 4
 
     def stop_reason(self, past: Sequence[StepMetrics]) -> str | None:
-        """Why the run should stop now, one sentence; None while all is well."""
+        """The reason to stop after the last step, one sentence; None to continue."""
         return self._entropy(past) or self._drift(past)
 
     def _entropy(self, past: Sequence[StepMetrics]) -> str | None:
@@ -165,17 +165,17 @@ class StopRules:
         if last >= self.entropy_ratio * first:
             return None
         return (
-            f"the student's entropy fell to {last / max(first, 1e-9):.2f} of what it was at the start (the bound is "
-            f"{self.entropy_ratio}): it is collapsing; use a smaller lr, fewer passes or an anchor"
+            f"the student's entropy fell to {last / max(first, 1e-9):.2f} of what it was at the start (threshold "
+            f"{self.entropy_ratio}): it is collapsing; use a smaller lr, fewer epochs or an anchor"
         )
 
     def rollout_stop_reason(self, answers: Json | None) -> str | None:
-        """Why the run should not go on from a pass over fresh answers with these figures; None while all is well."""
+        """The reason to stop before an epoch with these metrics of its fresh answers; None to continue."""
         if self.self_similarity is None or not answers or answers["self_similarity"] <= self.self_similarity:
             return None
         return (
-            f"fresh answers to different prompts are nearly the same (ROUGE-L {answers['self_similarity']:.2f}, the "
-            f"bound is {self.self_similarity}): the student is collapsing; use a smaller lr, fewer passes or an anchor"
+            f"fresh answers to different prompts are nearly the same (ROUGE-L {answers['self_similarity']:.2f}, "
+            f"threshold {self.self_similarity}): the student is collapsing; use a smaller lr, fewer epochs or an anchor"
         )
 
     def _drift(self, past: Sequence[StepMetrics]) -> str | None:
@@ -183,8 +183,8 @@ class StopRules:
         if self.drift is None or len(measured) < 2 or sum(measured) <= self.drift * len(measured):
             return None
         return (
-            f"the student is {sum(measured) / len(measured):.2f} nats per token away from the base (the bound is "
-            f"{self.drift}): use a smaller lr, fewer passes or an anchor"
+            f"the student is {sum(measured) / len(measured):.2f} nats per token away from the base (threshold "
+            f"{self.drift}): use a smaller lr, fewer epochs or an anchor"
         )
 
 

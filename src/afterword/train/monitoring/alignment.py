@@ -1,7 +1,6 @@
-"""The alignment report: proof, at the start of every run, that both sides score the same ids from the right
-place, and that the hindsight says something that a random hindsight does not.
+"""Writes the alignment report of a run: student and teachers score the same ids, and the hindsight is informative.
 
-Reads the model before the first step; changes nothing.
+Compares the user's hindsight with another user's as the control. Runs before the first step; changes nothing.
 """
 
 from __future__ import annotations
@@ -52,11 +51,11 @@ class HindsightSignal:
 
     def scalars(self) -> dict[str, float]:
         """For a plot, at step 0."""
-        told = {"real": self.real, "gap": self.gap} | ({} if self.other is None else {"other": self.other})
-        return {f"start/signal_{k}": v for k, v in told.items()} | {f"warnings/{k}": 1.0 for k in self.warnings()}
+        values = {"real": self.real, "gap": self.gap} | ({} if self.other is None else {"other": self.other})
+        return {f"start/signal_{k}": v for k, v in values.items()} | {f"warnings/{k}": 1.0 for k in self.warnings()}
 
     def warnings(self) -> dict[str, str]:
-        """Bounds that are crossed: figure -> sentence."""
+        """Thresholds that are crossed: metric -> sentence."""
         values = {"signal_real": self.real}
         if self.other:
             values["signal_real_to_other"] = self.real / self.other
@@ -211,8 +210,8 @@ def _serve_gap(used: Sequence[Encoded], plain: Sequence[Tensor]) -> str:
 def _counts(prepared: Prepared) -> list[str]:
     cut = [r.cut for r in prepared.rows if r.cut]
     lines = [
-        f"interactions: {len(prepared.rows)} trained, {len(prepared.excluded)} left out",
+        f"interactions: {len(prepared.rows)} trained, {len(prepared.excluded)} excluded",
         f"tokenised here (answers without served ids): {sum(not r.on_policy for r in prepared.rows)}",
         f"hindsight cut: {len(cut)} interactions, {sum(cut)} tokens",
     ]
-    return lines + [f"left out {one.interaction}: {one.reason}: {one.detail}" for one in prepared.excluded]
+    return lines + [f"excluded {one.interaction}: {one.reason}: {one.detail}" for one in prepared.excluded]

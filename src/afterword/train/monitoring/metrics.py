@@ -1,7 +1,6 @@
-"""What a run reports at each step, and the file it is kept in.
+"""Computes the metrics of a step and stores them in `metrics.jsonl`, one JSON object per line.
 
-Owns the monitors that come for free with the loss stage. One JSON object per line in `metrics.jsonl`; a
-resumed run drops the lines of the steps that it repeats.
+A resumed run drops the lines of the steps that it repeats.
 """
 
 from __future__ import annotations
@@ -89,10 +88,10 @@ class StepMetrics:
     counted: int | None = None
     """Tokens that count in the first term; without any the means over tokens are 0 and mean nothing."""
     warnings: dict[str, str] = field(default_factory=dict)
-    """Bounds that are crossed (`alerts`): figure -> sentence."""
+    """Thresholds that are crossed (`alerts`): metric -> sentence."""
 
     def scalars(self) -> dict[str, float]:
-        """Everything that is a number, for a plot."""
+        """All numbers, for a plot."""
         plain = {k: float(v) for k, v in asdict(self).items() if isinstance(v, int | float)}
         terms = {f"terms/{k}": v for k, v in self.terms.items()}
         said = {"warnings": float(len(self.warnings)), **{f"warnings/{k}": 1.0 for k in self.warnings}}
@@ -108,7 +107,15 @@ class Tally:
         self.sums = torch.zeros(len(_SUMS) + len(terms) + 2 * len(_DEPTHS), dtype=torch.float64)
 
     def add(self, scores: Scores, rows: TokenBatch, keep: Tensor, parts: Sequence[Tensor], ids: Tensor) -> None:
-        """Take in one micro-batch: the scores and the mask of one term, every term's part of the loss, the ids."""
+        """Add a micro-batch.
+
+        Args:
+            scores: [N] of the term that the metrics describe.
+            rows: layout of the N scored tokens.
+            keep: [N], True for the tokens that this term keeps.
+            parts: each term's part of the loss, scalars.
+            ids: [N] the scored token ids.
+        """
         signal = scores.logp_teacher - scores.logp_student
         known = torch.isfinite(rows.served) & keep
         moved = torch.where(known, scores.logp_student - rows.served, 0.0)
@@ -131,7 +138,7 @@ class Tally:
         self.sums += torch.cat([columns.sum(1).cpu(), answers, torch.zeros(2), terms, depth.flatten().cpu()])
 
     def add_drift(self, losses: Tensor) -> None:
-        """Take in KL(student || base) of some tokens."""
+        """Add KL(student || base) [n] of some tokens, in nats."""
         at = _SUMS.index("drift")
         self.sums[at : at + 2] += torch.tensor([losses.double().sum(), len(losses)], dtype=torch.float64)
 
@@ -147,15 +154,15 @@ class Tally:
         scored: int,
     ) -> StepMetrics:
         """The step's metrics."""
-        figures = dict(zip(_SUMS, self.sums.tolist(), strict=False))
+        sums = dict(zip(_SUMS, self.sums.tolist(), strict=False))
         terms, depth = torch.split(self.sums[len(_SUMS) :], [len(self.names), 2 * len(_DEPTHS)])
-        n = max(1.0, figures["tokens"])
+        n = max(1.0, sums["tokens"])
         by_depth = dict(zip(_DEPTHS, depth.view(2, -1).T.tolist(), strict=True))
         total = sum(loss for loss, _ in by_depth.values())
-        known, ends, measured = figures["known"], figures["ends"], figures["drift_tokens"]
-        means = {k: figures[k] / n for k in ("divergence", "entropy_student", "entropy_teacher", "overlap", "signal",
+        known, ends, measured = sums["known"], sums["ends"], sums["drift_tokens"]
+        means = {k: sums[k] / n for k in ("divergence", "entropy_student", "entropy_teacher", "overlap", "signal",
                                              "overlap_advantage", "top_mass")}  # fmt: skip
-        answers = max(1, round(figures["answers"]))
+        answers = max(1, round(sums["answers"]))
         return StepMetrics(
             step=step,
             steps=steps,
@@ -163,7 +170,7 @@ class Tally:
             terms=dict(zip(self.names, terms.tolist(), strict=True)),
             grad_norm=grad_norm,
             lr=lr,
-            interactions=round(figures["answers"]),
+            interactions=round(sums["answers"]),
             off_policy=off_policy,
             tokens=scored,
             length=scored / answers,
@@ -172,20 +179,20 @@ class Tally:
             depth_divergence={d: loss / count for d, (loss, count) in by_depth.items() if count},
             seconds=seconds,
             tokens_per_second=scored / max(seconds, 1e-9),
-            effective=figures["weight"] ** 2 / max(figures["weight_squared"], 1e-12),
-            end_signal=figures["end_signal"] / ends if ends else None,
+            effective=sums["weight"] ** 2 / max(sums["weight_squared"], 1e-12),
+            end_signal=sums["end_signal"] / ends if ends else None,
             known=known / n,
-            serve_gap=figures["moved"] / known if known else None,
-            ratio=figures["ratio"] / known if known else None,
-            ratio_effective=figures["ratio"] ** 2 / (known * figures["ratio_squared"]) if known else None,
-            drift=figures["drift"] / measured if measured else None,
-            counted=round(figures["tokens"]),
+            serve_gap=sums["moved"] / known if known else None,
+            ratio=sums["ratio"] / known if known else None,
+            ratio_effective=sums["ratio"] ** 2 / (known * sums["ratio_squared"]) if known else None,
+            drift=sums["drift"] / measured if measured else None,
+            counted=round(sums["tokens"]),
             **means,
         )
 
 
 def read_metrics(run_dir: Path) -> list[StepMetrics]:
-    """The steps of a run so far; a line that a kill cut in two is left out."""
+    """The steps of a run so far; a line that a kill cut in two is skipped."""
     file = run_dir / _FILE
     if not file.is_file():
         return []
@@ -203,6 +210,6 @@ def truncate_metrics(run_dir: Path, before: int, *, write: bool = True) -> list[
 
 
 def append_step(run_dir: Path, metrics: StepMetrics) -> None:
-    """Add one line."""
+    """Append one line."""
     with (run_dir / _FILE).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(metrics)) + "\n")

@@ -1,7 +1,7 @@
-"""Several processes that train one adapter: each takes a share of every step, sums and counts are global.
+"""Trains one adapter in several processes: each takes a share of every step, sums and counts are global.
 
-Owns the process group (gloo for tensors on the CPU, NCCL for those on GPUs). Started by `torchrun --nproc-per-node N
--m afterword train`; a lone process is a world of one and never touches torch.distributed.
+Uses gloo (CPU) and NCCL (GPU), started by `torchrun --nproc-per-node N -m afterword train`. One process alone
+never touches torch.distributed.
 """
 
 from __future__ import annotations
@@ -21,29 +21,31 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Distributed:
-    """This process among `size`."""
+    """The process group: this process is number `rank` of `size`."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """The one that writes files."""
+        """True in the process that writes files."""
         return self.rank == 0
 
     def shard(self, items: Sequence[T]) -> list[T]:
-        """This process's part of what is sorted by size: parts differ by no more than one item."""
+        """This process's items of a list sorted by size; shards differ by at most one item."""
         return list(items[self.rank :: self.size])
 
     def all_reduce(self, *tensors: Tensor) -> None:
-        """Replace each by its sum over all processes."""
+        """Replace each tensor by its sum over all processes, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
     def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum gradients in one message; a process without rows gives zeros. Losses are divided by global counts, so
-        the sum is the gradient of the whole step."""
+        """Sum gradients over all processes in one message; a process without rows contributes zeros.
+
+        Losses are divided by global counts, so the sum is the gradient of the whole step.
+        """
         if self.size == 1:
             return
         for p in parameters:
@@ -56,12 +58,12 @@ class Distributed:
             grad.copy_(piece.view_as(grad))
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
-        """Fill `tensor` with what the process `source` has in it."""
+        """Overwrite `tensor` with the one of process `source`."""
         if self.size > 1:
             dist.broadcast(tensor.view(torch.uint8), source)
 
     def broadcast_object(self, value: T) -> T:
-        """What the first process has."""
+        """The first process's `value`, in every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -69,7 +71,7 @@ class Distributed:
         return box[0]
 
     def barrier(self) -> None:
-        """Until all are here."""
+        """Wait until all processes arrive."""
         if self.size > 1:
             dist.barrier()
 
@@ -78,7 +80,7 @@ SINGLE = Distributed()
 
 
 def init_distributed() -> Distributed:
-    """The world that torchrun made, or a world of one."""
+    """Join the process group that torchrun started; without torchrun a group of one."""
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return SINGLE
@@ -91,6 +93,6 @@ def init_distributed() -> Distributed:
 
 
 def local_device(device: str) -> str:
-    """ "auto" on a machine with several GPUs: the one of this process."""
+    """`device`, with "auto" replaced by this process's GPU under torchrun."""
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if device == "auto" and local is not None and torch.cuda.is_available() else device

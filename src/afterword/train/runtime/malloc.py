@@ -1,4 +1,4 @@
-"""How the C library hands memory out while a run trains. Owns nothing else, and does nothing without glibc."""
+"""Keeps glibc from returning freed memory to the system while a run trains; does nothing on other C libraries."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ _LARGEST = 32 << 20
 
 
 def keep_freed_memory(function: Callable[P, T]) -> Callable[P, T]:
-    """Keep freed memory until `function` ends: every micro-batch would give back hundreds of MiB of activations and
-    have them zeroed again, page by page. The most that is in use stays the same."""
+    """Decorate `function` to keep freed memory until it ends.
+
+    Every micro-batch would otherwise return hundreds of MiB of activations and have them zeroed again page by page. The
+    peak memory stays the same.
+    """
 
     @wraps(function)
     def holding(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,7 +1,7 @@
-"""The model in training: one base, its LoRA adapter, and the updates of its teachers laid over the same base.
+"""Holds the policy: one base model, its LoRA adapter in training, and the low-rank updates of its teachers.
 
-Owns loading, the switch between weights, and what is saved of the adapter. It never computes a loss. The model
-stays in eval mode, so no dropout can set the two sides apart; there is no second base in memory.
+Loads and saves the adapter and switches between weights. The model stays in eval mode: without dropout, student and
+teacher agree exactly. There is no second base in memory.
 """
 
 from __future__ import annotations
@@ -59,9 +59,12 @@ class Policy:
         return live_deltas(self.layers, _LIVE)
 
     def hidden(self, batch: Packed, weights: str) -> Tensor:
-        """[N, H] last hidden states of the served positions under these weights; only "live" has a gradient.
+        """Last hidden states [N, H] of the scored positions.
 
-        "base" is the base alone; others are keys of `deltas`, and "start" is the base unless a parent was given.
+        Args:
+            batch: packed prompts and completions.
+            weights: "live" is the adapter in training, the only one with a gradient; "base" the base alone; others are
+                keys of `deltas`. "start" is the base unless a parent was given.
         """
         if weights == "live":
             return hidden_states(self.model, batch)
@@ -70,19 +73,19 @@ class Policy:
             return hidden_states(self.model, batch)
 
     def head_of(self, weights: str) -> Head:
-        """The head that reads hidden states under these weights, by the names of `hidden`."""
+        """The output head under these weights, named as in `hidden`."""
         if weights == "live" or self.head_layer is None:
             return self.head
         return self.head.with_update(self.deltas.get(weights, {}).get(self.head_layer))
 
     def read(self, pairs: Sequence[tuple[Ids, Ids]]) -> ReadBatch:
-        """What the student says of these (prompt, completion) pairs, with its gradient, for itself to go on from."""
+        """The student's hidden states of (prompt, completion) pairs with their graph, and what `after` resumes from."""
         kept: KeyValues = {}
         return ReadBatch(pairs, hidden_states(self.model, packed(pairs, self.device), kept), kept)
 
     @torch.no_grad()
     def after(self, pairs: Sequence[tuple[Ids, Ids]], read: ReadBatch) -> Tensor:
-        """[N, H] what the same weights say of the same completions after other prompts."""
+        """Hidden states [N, H] of the same completions after other prompts, under the same weights."""
         return hidden_states_after(self.model, pairs, read)
 
     def adapter_state(self) -> dict[str, Tensor]:

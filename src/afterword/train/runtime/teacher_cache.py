@@ -32,7 +32,7 @@ CACHE_BYTES = 1 << 30
 
 
 class TeacherCache:
-    """Hidden states [n, H] by content. `folder` None keeps nothing."""
+    """Hidden states [n, H] of frozen teachers on disk, by content; `folder` None disables it."""
 
     folder: Path | None
 
@@ -46,12 +46,14 @@ class TeacherCache:
 
     @staticmethod
     def key(weights: str, prompt: Sequence[int], completion: Sequence[int]) -> str:
-        """32 hex digits. `weights` stands for everything that scores: base, update, dtype."""
+        """32 hex digits over `weights` (base, update and dtype that score), prompt and completion ids."""
         return content_hash(weights, list(prompt), list(completion))
 
     def get(self, keys: Sequence[str]) -> list[Tensor] | None:
-        """All of them, or None when one is missing: what is packed together is computed together, so that a run
-        gives the same bits whether it reads or computes."""
+        """The states of all `keys`, or None when one is missing.
+
+        Rows packed together are computed together, so a run gives the same bits whether it reads or computes.
+        """
         if self.folder is None:
             return None
         files = [self.folder / f"{key}.safetensors" for key in keys]
@@ -66,7 +68,7 @@ class TeacherCache:
         return found
 
     def put(self, keys: Sequence[str], states: Sequence[Tensor]) -> None:
-        """Keep them; over the bound, the files that were not read for longest go."""
+        """Store `states` under `keys`. An error disables the cache: it costs time, never the run."""
         if self.folder is None:
             return
         for key, one in zip(keys, states, strict=True):
@@ -81,7 +83,7 @@ class TeacherCache:
                 return
 
     def trim(self) -> None:
-        """Keep within the bound."""
+        """Delete the least recently used files beyond `most` bytes."""
         if self.folder is None:
             return
         files = sorted(self.folder.glob("*.safetensors"), key=lambda f: f.stat().st_mtime, reverse=True)
@@ -93,7 +95,10 @@ class TeacherCache:
 
 
 class TeacherStates:
-    """What each term compares with. Teachers that stay as they are answer once for all rows, when that fits."""
+    """Hidden states of every teacher and reference for an epoch's rows.
+
+    Frozen teachers score all rows once, when their states fit in `CACHE_BYTES`.
+    """
 
     def __init__(
         self,
@@ -104,7 +109,7 @@ class TeacherStates:
         name: str,
         workers: Distributed = SINGLE,
     ) -> None:
-        """`name` stands for the base and the parent in the cache on disk."""
+        """`name` identifies base and parent in the cache on disk."""
         self.teachers, self.rows, self.disk, self.name, self.workers = teachers, rows, cache, name, workers
         self.sides: dict[tuple[str, Context], dict[int, TeacherOutput]] = {}
         self.needed = _needed(recipe, rows)
@@ -119,9 +124,11 @@ class TeacherStates:
     def get(
         self, teacher: Teacher | None, context: Context, picked: Sequence[int], read: ReadBatch | None = None
     ) -> TeacherOutput | None:
-        """[N, H] for these interactions, without a gradient; None without a teacher. Zeros for interactions of which no
-        term keeps a token under this teacher and context. A teacher that is the student itself goes on from what the
-        student has `read`."""
+        """Hidden states [N, H] of the rows `picked`, without a gradient; None without a teacher.
+
+        Rows of which no term keeps a token under this teacher and context are 0. A live teacher resumes from what the
+        student has `read`.
+        """
         if teacher is None:
             return None
         if teacher == LIVE and read is not None:

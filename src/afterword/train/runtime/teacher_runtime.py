@@ -1,7 +1,6 @@
-"""The teachers of a run: where their weights come from, how they follow the student, and their state.
+"""Runs the teachers of a run: loads their weights, moves those that follow the student, stores their state.
 
-Owns the updates that are laid over the base for teachers, and external models. It decides nothing about what a
-teacher reads. A self-teacher costs its low-rank update, never a second base.
+A self-teacher is a low-rank update over the shared base; an external one is another model.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from afterword.train.runtime.policy import Policy, check_base, weights_hash
 
 @dataclass(frozen=True, slots=True)
 class TeacherOutput:
-    """One side's last hidden states [N, H] and the head that reads them."""
+    """Last hidden states [N, H] of a teacher and the output head for them."""
 
     states: Tensor
     head: Head
@@ -46,7 +45,7 @@ def teachers_of(recipe: Recipe) -> list[Teacher]:
 
 
 class TeacherRuntime:
-    """Scores under any teacher of the run, and moves those that follow the student."""
+    """Scores rows under any teacher of the run and moves the teachers that follow the student."""
 
     def __init__(self, policy: Policy, recipe: Recipe, model: str) -> None:
         self.policy = policy
@@ -69,11 +68,11 @@ class TeacherRuntime:
 
     @property
     def trusted(self) -> list[TrustRegion]:
-        """The teachers whose distance from the start bounds them."""
+        """The trust-region teachers: their distance from the start is bounded."""
         return [t for t in self.teachers if isinstance(t, TrustRegion)]
 
     def head(self, teacher: Teacher) -> Head:
-        """The head that reads the teacher's hidden states, with its own update where the recipe adapts it."""
+        """The teacher's output head, with its own update where the recipe adapts the head."""
         if isinstance(teacher, External):
             return self.external[teacher.key][1]
         return self.policy.head_of(teacher.key)
@@ -86,19 +85,19 @@ class TeacherRuntime:
 
     @torch.no_grad()
     def side(self, teacher: Teacher, batch: Packed) -> TeacherOutput:
-        """What `teacher` says, without a gradient."""
+        """Hidden states of `teacher` for a packed batch, without a gradient."""
         if isinstance(teacher, External):
             return TeacherOutput(hidden_states(self.external[teacher.key][0], batch), self.head(teacher))
         return TeacherOutput(self.policy.hidden(batch, teacher.key).detach(), self.head(teacher))
 
     def measure(self, teacher: TrustRegion, states: Tensor, start: Tensor, ids: Tensor) -> None:
-        """Take in KL(start || teacher) on some tokens of a step."""
+        """Add KL(start || teacher) on some tokens of a step, in nats."""
         head, other = self.policy.head_of(teacher.key), self.policy.head_of(START.key)
         loss = token_losses(states, start, head, ids, FORWARD_KL, teacher_head=other).loss.double().cpu()
         self.drift[teacher.key] += torch.tensor([loss.sum(), len(loss)], dtype=torch.float64)
 
     def follow(self, step: int) -> None:
-        """After optimiser step number `step` (1 for the first): every moving teacher moves by its rule."""
+        """Move every moving teacher by its rule, after optimiser step number `step` (1 for the first)."""
         live = self.policy.live() if self.moving else {}
         for teacher in self.moving:
             old = self.policy.deltas[teacher.key]
@@ -113,13 +112,13 @@ class TeacherRuntime:
             self.policy.deltas[teacher.key] = {n: mixed(old[n], live[n], teacher.rate, rank) for n in live}
 
     def _near(self, teacher: TrustRegion) -> bool:
-        """Was it near enough to the start on the tokens of this step? Forgets them."""
+        """True when the mean KL to the start on this step's tokens is within the bound; resets the sum."""
         total, count = self.drift[teacher.key].tolist()
         self.drift[teacher.key].zero_()
         return bool(total <= teacher.bound * count)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs of the teachers."""
+        """State of the moving teachers for a checkpoint."""
         return {
             t.key: {name: [d.down, d.up, d.scale, d.dense] for name, d in self.policy.deltas[t.key].items()}
             for t in self.moving
@@ -187,7 +186,11 @@ def teacher_hashes(recipe: Recipe) -> dict[str, str]:
 
 
 def released(folder: Path, policy: Policy, model: str) -> dict[str, Delta]:
-    """The update of another adapter folder, by layer name. AdapterError when it does not fit."""
+    """The low-rank update of an adapter folder, by layer name.
+
+    Raises:
+        AdapterError: the folder is damaged, not a plain LoRA, or made for other layers or another base.
+    """
     weights_hash(folder)
     check_base(folder, model)
     config, tensors = _folder(folder, str(policy.device))
