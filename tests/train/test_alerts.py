@@ -174,7 +174,7 @@ def test_answers_that_are_cut_or_grow(plain: str, tmp_path: Path) -> None:
 def test_answers_that_are_all_the_same_end_the_run_before_they_are_learned(plain: str, tmp_path: Path) -> None:
     words = "no " * 60
     stuck = knowing(plain, tmp_path / "stuck", words)
-    rows = [example(plain, i, text=words, hindsight="no no no no more") for i in range(4)]
+    rows = [example(plain, i, text=words, hindsight="no no no no no no more") for i in range(4)]
     how = sdpo_interactions(**{**QUICK, "fresh": 1, "max_fresh": 200, "lr": 1e-5})
     ended = run(stuck, tmp_path / "ended", rows, how, STRICT)
     assert CROSSED["alike"] <= said(tmp_path / "ended", ended)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from afterword.config import TrainConfig
 from afterword.errors import ConfigError, ConflictError, NothingToDo
@@ -164,6 +165,31 @@ def test_options_reach_the_candidate_and_a_killed_run_goes_on_with_its_own(model
     assert second.recipe["terms"][0]["target"] == describe(Extrapolation(1.5, plausible=0.01))
     for made in (candidate, second):
         assert json.loads((tmp_path / made.path / "afterword.json").read_text("utf-8"))["recipe"] == made.recipe
+
+
+def test_a_run_that_another_version_began_starts_again(model: str, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        """As a kill."""
+
+    def kill(metrics: StepMetrics) -> None:
+        if metrics.step == 4:
+            raise Killed
+
+    settings = TrainConfig(min_interactions=1, fresh=0, epochs=1, stop_rules=False, options={"batch": 1})
+    with filled(tmp_path, model, [5, 6, 7, 8, 9]) as store:
+        with pytest.raises(Killed):
+            train(store, tmp_path, settings, model, progress=kill)
+        (folder,) = (tmp_path / "runs").iterdir()
+        checkpoint = folder / "state.pt"
+        assert not checkpoint.exists() or torch.load(checkpoint, weights_only=True)["step"]
+        torch.save({"fingerprint": "that of other code"}, checkpoint)
+        record = json.loads((folder / "run.json").read_text("utf-8"))
+        del record["code_version"]
+        (folder / "run.json").write_text(json.dumps(record), "utf-8")
+        said: list[str] = []
+        candidate = train(store, tmp_path, settings, model, note=said.append)
+        assert said[1].startswith("from its first step") and candidate.metrics["steps"] == 5
+        assert folder.name == candidate.id
 
 
 def test_an_option_that_the_recipe_does_not_take_fails_before_anything_is_written(model: str, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Any:
 
 def test_a_killed_run_is_found(store: Store, tmp_path: Path) -> None:
     found = interrupted_run(store, tmp_path)
-    assert found is not None and found.interactions == ("i1", "i2")
+    assert found is not None and found.plan.interactions == ("i1", "i2")
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_the_status_of_a_run_decides_not_the_times_of_its_files(store: Store, tm
     write_run(tmp_path, replace(first.plan, candidate="cand-2"), "running")
     os.utime(tmp_path / "runs" / "cand-1" / "run.json")  # touched later, started earlier
     newest = interrupted_run(store, tmp_path)
-    assert newest is not None and newest.candidate == "cand-2"
-    write_run(tmp_path, newest, "failed")
+    assert newest is not None and newest.plan.candidate == "cand-2"
+    write_run(tmp_path, newest.plan, "failed")
     found = interrupted_run(store, tmp_path)
-    assert found is not None and found.candidate == "cand-1"
+    assert found is not None and found.plan.candidate == "cand-1"
     store.write(Candidate(id="cand-1", path="adapters/cand-1", base="m", parent=None, interactions=(), recipe={}))
     assert interrupted_run(store, tmp_path) is None  # killed between the row and its status
     assert [(run.plan.candidate, run.status) for run in read_runs(tmp_path)] == [
@@ -88,8 +88,9 @@ def test_a_folder_of_a_version_before_is_read(store: Store, tmp_path: Path) -> N
     (folder / "run.json").write_text(json.dumps(old), encoding="utf-8")
     (run,) = read_runs(tmp_path)
     assert run.status == "running" and run.code_version is None and run.plan.interactions == ("i1",)
-    assert interrupted_run(store, tmp_path) == run.plan and _settings(run.plan).epochs == 3
+    assert interrupted_run(store, tmp_path) == run and _settings(run.plan).epochs == 3
     (folder / "given-up").touch()
     assert read_runs(tmp_path)[0].status == "failed" and interrupted_run(store, tmp_path) is None
     write_run(tmp_path, run.plan, "running")  # asked for again
-    assert interrupted_run(store, tmp_path) == run.plan
+    again = interrupted_run(store, tmp_path)
+    assert again is not None and again.plan == run.plan

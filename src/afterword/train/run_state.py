@@ -81,8 +81,8 @@ def read_runs(directory: Path) -> list[TrainingRun]:
     return sorted(found, key=lambda run: run.started_at, reverse=True)
 
 
-def interrupted_run(store: Store, directory: Path) -> TrainingPlan | None:
-    """The plan of the newest run that was killed: it did not fail and wrote no Candidate row.
+def interrupted_run(store: Store, directory: Path) -> TrainingRun | None:
+    """The newest run that was killed: it did not fail and wrote no Candidate row.
 
     Call it under the training lock. A run with an interaction that was retracted, rejected or erased since then is not
     finished: a new run leaves that interaction out.
@@ -91,5 +91,5 @@ def interrupted_run(store: Store, directory: Path) -> TrainingPlan | None:
     for run in read_runs(directory):
         open_ = run.status == "running" and store.find(Candidate, run.plan.candidate) is None
         if open_ and usable.issuperset(run.plan.interactions):
-            return run.plan
+            return run
     return None

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from afterword import __version__
 from afterword.config import TrainConfig, current_names
 from afterword.errors import NothingToDo
 from afterword.learn.recipes.from_config import recipe_of
@@ -21,6 +22,7 @@ from afterword.records import Candidate, Excluded, Interaction, Json, TrainingPl
 from afterword.store import Store
 from afterword.store.locks import TRAIN, alone
 from afterword.train.artifact import candidate_record, summary_lines
+from afterword.train.checkpoint import clear_checkpoint
 from afterword.train.data.batches import plan_steps
 from afterword.train.data.examples import Example, encode_examples, newest_trainable, reads_hindsight
 from afterword.train.generation.revise import revise_stage, revision_model, with_revisions
@@ -202,12 +204,17 @@ def _next(
     store: Store, directory: Path, make_plan: Callable[[], TrainingPlan], note: Callable[[str], None]
 ) -> TrainingPlan:
     """The plan of the run that was killed, or a new one, recorded as running."""
-    plan = interrupted_run(store, directory)
-    if plan is not None:
-        note(f"finishing {plan.candidate}, which was interrupted ({len(plan.interactions)} interactions)")
+    run = interrupted_run(store, directory)
+    if run is None:
+        plan = make_plan()
+        write_run(directory, plan, "running")
         return plan
-    plan = make_plan()
-    write_run(directory, plan, "running")
+    plan = run.plan
+    note(f"finishing {plan.candidate}, which was interrupted ({len(plan.interactions)} interactions)")
+    if run.code_version != __version__:  # its checkpoint belongs to other code
+        note(f"from its first step: version {run.code_version or '0.1'} of Afterword began it")
+        clear_checkpoint(run_folder(directory, plan.candidate))
+        write_run(directory, plan, "running")
     return plan
 
 
