@@ -353,7 +353,7 @@ def test_a_store_that_fails_for_a_while_is_survived(launch: Launch, monkeypatch:
         raise StoreError("disk on fire")
 
     with monkeypatch.context() as patch:
-        patch.setattr("afterword.gateway.model_routing.releases_after", broken)
+        patch.setattr("afterword.gateway.release_follower.releases_after", broken)
         until(lambda: gateway.get("/health").json()["adapter"].get("problem") == "disk on fire")
         assert gateway.chat("Hi")["model"] == "base-model"
     until(lambda: gateway.get("/health").json()["status"] == "ok")

@@ -1,7 +1,6 @@
-"""Turns and feedback on their way to disk: bounded, counted, and never in the way of an answer.
+"""Queues turns and feedback for the store: bounded, counted, and without delaying an answer.
 
-Owns the wait of the last chunk for its commit and the counting of what came late or was lost. A store that fails is
-shown in /health and /metrics; it never breaks an answer.
+The last chunk of an answer waits for the commit, with a limit. A store that fails is shown in /health and /metrics.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from afterword.store import Outcome, Store
 
 
 class Capture:
-    """The way of one gateway's records into its store."""
+    """Queues the records of one gateway and counts late and lost turns."""
 
     def __init__(self, store: Store, links: Links, metrics: Metrics, wait_ms: float, max_pending: int) -> None:
         self._store = store
@@ -38,9 +37,16 @@ class Capture:
     def enqueue(
         self, turn: Turn, asked: str, feedback: Sequence[Feedback], model: str = ""
     ) -> asyncio.Future[None] | None:
-        """Queue a turn with the feedback that its request gave on earlier turns. `model`: what the client asked for.
+        """Queue a turn with the feedback that its request gave on earlier turns.
 
-        The future is done when they are on disk, or lost; None when they were not taken.
+        Args:
+            turn: The turn.
+            asked: Key of the request's question (`asked_key`), for linking.
+            feedback: Feedback on earlier turns.
+            model: Model name in the request.
+
+        Returns:
+            A future that is done when the records are on disk or lost; None when the queue is full.
         """
         if self.pending >= self._max_pending:
             self._count_drop(f"{self.pending} turns wait for the disk already", "full")
@@ -51,11 +57,11 @@ class Capture:
         return done
 
     def note(self, records: Sequence[Record]) -> asyncio.Future[None] | None:
-        """Queue what is left of a request that never got an answer: its feedback, and that it failed."""
+        """Queue the records of a request without an answer: its feedback and its failure."""
         return self._submit(records, None) if records else None
 
     def drop(self, why: str, records: Sequence[Record]) -> asyncio.Future[None] | None:
-        """Count a turn that cannot be kept; queue what is left of its request."""
+        """Count a turn that cannot be stored; queue the other records of its request."""
         self._count_drop(why, "odd")
         return self.note(records)
 
@@ -107,7 +113,7 @@ class Capture:
         self._metrics.dropped.labels(reason).inc()
 
     async def wait_durable(self, done: asyncio.Future[None] | None) -> None:
-        """Wait until a turn is on disk, but no longer than the bound; then it is counted as late."""
+        """Wait until a turn is on disk; after the limit count it as late."""
         if done is None or done.done():
             return
         alarm = self._loop.call_later(self._wait, self._too_late, done)

@@ -1,35 +1,23 @@
-"""Which name means which model upstream for whom.
+"""Resolves a model name to the model of the upstream and the adapter, by requester, channel and canary share.
 
-Owns the aliases and their move to newer releases, and the share of a canary. Serving never waits for it: until a new
-adapter is loaded, the old one answers.
+Serving never waits for a new release: until its adapter is loaded, the old one answers (`release_follower`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import re
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import NamedTuple
 
-from afterword.errors import AfterwordError, NotFoundError, StoreError, UpstreamError
-from afterword.gateway.adapter_pool import Loaded
-from afterword.gateway.metrics import Metrics
+from afterword.errors import NotFoundError, UpstreamError
+from afterword.gateway.release_follower import NOBODY, ReleaseFollower, listed_as
 from afterword.gateway.requester import ANYBODY, Who
-from afterword.gateway.settings import GatewaySettings
 from afterword.records import Json, Release
-from afterword.sampling import NO_LIST, Upstream
-from afterword.store import Store
+from afterword.sampling import NO_LIST
 from afterword.store.channels import Serving, channels_of
-from afterword.store.polling import releases_after
 
-_MAX_BACKOFF = 30.0
 _ASK_AGAIN = 10.0
 """Seconds after which a server without a list of models is asked for one again."""
-_NOBODY = Serving()
 
 
 class Route(NamedTuple):
@@ -41,58 +29,13 @@ class Route(NamedTuple):
     """The canary release under which the adapter was given out."""
 
 
-class Adapters:
-    """The names that one gateway serves."""
-
-    def __init__(self, settings: GatewaySettings, store: Store, upstream: Upstream, metrics: Metrics) -> None:
-        self._settings = settings
-        self._store = store
-        self._upstream = upstream
-        self._metrics = metrics
-        self.bases: list[str] = []
-        """Base models of the upstream; the first is the one that adapters belong to."""
-        self._since: dict[str, float] = {}
-        """Base model -> since when it is there, Unix seconds."""
-        self.serving: dict[str, Serving] = {}
-        """Channel -> what its requests get: the newest rows whose adapters could be loaded."""
-        self.problem: str | None = None
-        """Why the newest release is not served, or the upstream is not known; None when all is well."""
-        self._wanted: dict[str, Serving] = {}
-        """Channel -> what its rows say."""
-        self._seq = 0
-        """Row number of the newest release that was read."""
-        self._versions: dict[str, Release] = {}
-        self._tainted: set[str] = set()
-        """Candidates that learned from a forgotten user: nobody may ask for them again."""
-        self._loaded = Loaded(upstream)
-        self._unlisted: tuple[float, UpstreamError] | None = None
-        """The upstream lists no models and nobody named one: until when that is believed, and the error."""
-        self._retry_at = 0.0
-        self._backoff = 0.0
-        self._tried = 0
-        """`_seq` at the last attempt; newer rows are tried at once."""
-
-    # ---- names
-
-    @property
-    def base(self) -> str:
-        """The base model; known as soon as anything was resolved."""
-        return self.bases[0]
-
-    @property
-    def current(self) -> Release | None:
-        """The release that NAME serves to everyone who has no channel of their own."""
-        return self.serving.get(self._settings.channel, _NOBODY).served
-
-    @property
-    def adapter(self) -> str | None:
-        """The adapter of that release."""
-        return self.current.adapter if self.current else None
+class Adapters(ReleaseFollower):
+    """The names that one gateway serves: aliases, channels, versions and the upstream's own models."""
 
     def serving_for(self, who: Who) -> Serving:
         """What a request gets: the narrowest channel that has something of its own, and a canary of that channel or
         of a narrower one."""
-        bottom = self.serving.get(self._settings.channel, _NOBODY)
+        bottom = self.serving.get(self._settings.channel, NOBODY)
         if self.serving.keys() <= {self._settings.channel}:
             return bottom
         canary: Release | None = None
@@ -169,11 +112,6 @@ class Adapters:
             self._read_versions()
         return model in self._versions
 
-    def _read_versions(self) -> None:
-        self._tainted = set(self._store.tainted())
-        rows = (r for r in self._store.rows(Release) if r.candidate not in self._tainted)
-        self._versions = {r.adapter: r for r in rows if r.adapter and r.path}
-
     def cards(self) -> list[Json]:
         """The models of /v1/models."""
         base = self.bases[0] if self.bases else None
@@ -191,8 +129,6 @@ class Adapters:
                 cards.append(card(alias, adapter or base, base if adapter else None, at))
         return cards
 
-    # ---- use
-
     def using(self, route: Route) -> AbstractContextManager[None]:
         """Count a request on its adapter, so that it is not unloaded meanwhile."""
         return self._loaded.using(route.adapter)
@@ -207,171 +143,3 @@ class Adapters:
         else:
             await self.discover()
         return await self.resolve(model, who)
-
-    async def _load(self, adapter: str | None) -> str:
-        """Have an adapter loaded upstream (the base model always is); what it is called there."""
-        if adapter is None:
-            return self.base
-        if adapter not in self._loaded:
-            if adapter not in self._versions:
-                self._read_versions()
-            if adapter not in self._versions:
-                raise NotFoundError(f"no release names a folder for the adapter {adapter}.", param="model")
-            await self._loaded.load(adapter, self._folder(self._versions[adapter]))
-        return self._loaded.name(adapter)
-
-    def _folder(self, release: Release) -> str:
-        return str((self._settings.dir / (release.path or "")).resolve())
-
-    # ---- following the releases
-
-    async def discover(self) -> None:
-        """Learn the upstream's base models and which adapters it has loaded."""
-        missing: UpstreamError | None = None
-        try:
-            cards = await self._upstream.models()
-        except UpstreamError as error:
-            if error.code != NO_LIST:
-                raise
-            cards, missing = [], error
-        bases = self._bases(cards, missing)
-        now = time.time()
-        since = {card["id"]: at if isinstance(at := card.get("created"), int) and at else now for card in cards}
-        self._since = dict.fromkeys(bases, now) | since
-        self.bases = bases
-        self._upstream.forget_dialect()
-        self._read_versions()
-        self._loaded.found(cards, {name: self._folder(release) for name, release in self._versions.items()})
-
-    def _bases(self, cards: list[Json], missing: UpstreamError | None) -> list[str]:
-        """The base models, the one behind NAME first. UpstreamError when it cannot be told, with what is missing."""
-        listed = [card["id"] for card in cards if not card.get("parent")]
-        wanted, preferred = self._settings.upstream_model, self._settings.preferred_model
-        if not listed:
-            if named := wanted or preferred:
-                return [named]
-            why = missing.message if missing else f"the model server {self._upstream.url} lists no model."
-            raise UpstreamError(
-                f"{why} Name the model that {self._settings.name!r} stands for with serve.upstream_model.",
-                code=NO_LIST,
-            )
-        if wanted is not None and listed_as(wanted, listed) is None:
-            raise UpstreamError(
-                f"the model server {self._upstream.url} has no model {wanted!r}; it has {listed}. "
-                "Set serve.upstream_model to one of them."
-            )
-        chosen = listed_as(wanted or preferred or "", listed)
-        other_kinds = {card["id"]: _other_kind(card) for card in cards}
-        return sorted(listed, key=lambda name: (name != chosen, other_kinds[name]))
-
-    def _read_releases(self) -> None:
-        rows = list(releases_after(self._store, self._seq))
-        if not rows:
-            return
-        self._tainted = set(self._store.tainted())
-        for seq, row in rows:
-            self._wanted[row.channel] = self._wanted.get(row.channel, _NOBODY).after(row)
-            self._seq = seq
-        for channel, state in self._wanted.items():
-            self._wanted[channel] = replace(state, before=self._clean(state.before), canary=self._clean(state.canary))
-
-    def _clean(self, release: Release | None) -> Release | None:
-        """The release, unless its adapter learned from a forgotten user."""
-        return None if release is not None and release.candidate in self._tainted else release
-
-    async def sync(self) -> None:
-        """Bring the channels to their newest releases. Raises what hinders it; the old ones are served on."""
-        if not self.bases:
-            await self.discover()
-        self._read_releases()
-        problem: AfterwordError | None = None
-        for channel, wanted in list(self._wanted.items()):
-            if self.serving.get(channel) != wanted:
-                try:
-                    await self._move(channel, wanted)
-                except AfterwordError as error:  # the other channels move all the same
-                    problem = problem or error
-        if problem is not None:
-            raise problem
-
-    async def _move(self, channel: str, wanted: Serving) -> None:
-        """Load what the rows name, then move the alias; the previous one stays warm."""
-        now = self.serving.get(channel)
-        self._read_versions()
-        try:
-            await self._load(wanted.adapter)
-        except AfterwordError:
-            if now is None and wanted.before is not None:
-                # Nothing is served yet: rather the one before than the base model.
-                await self._load(wanted.before.adapter)
-                self.serving[channel] = Serving(wanted.before)
-            raise
-        if wanted.served is not None and (now is None or now.served != wanted.served):
-            self._moved(channel, wanted, fresh=now is None and wanted.before is not None)
-        self.serving[channel] = Serving(wanted.served, wanted.before, None, wanted.newest)
-        if wanted.canary is not None:
-            await self._load(wanted.canary.adapter)
-        self.serving[channel] = wanted
-        if wanted.served is not None and wanted.before is not None:
-            with contextlib.suppress(UpstreamError, NotFoundError):  # then it is loaded when somebody asks for it
-                await self._load(wanted.before.adapter)
-
-    def _moved(self, channel: str, to: Serving, *, fresh: bool) -> None:
-        """Count a swap; what a starting gateway finds is none."""
-        assert to.served is not None
-        if channel == self._settings.channel:
-            self._metrics.adapter.clear()
-            self._metrics.adapter.labels(to.adapter or "base").set(1)
-        if not fresh:
-            self._metrics.swaps.observe(max(0.0, time.time() - to.served.created_at))
-
-    async def tick(self) -> None:
-        """One look: follow the releases, unload what is idle. Problems are kept in `problem` and tried again later."""
-        now = time.monotonic()
-        try:
-            self._read_releases()
-        except StoreError as error:
-            self.problem, self._retry_at = error.message, 0.0
-            return
-        if now < self._retry_at and self._seq == self._tried:
-            return
-        self._tried = self._seq
-        try:
-            await self.sync()
-            await self._unload_idle(now)
-        except AfterwordError as error:
-            self._backoff = min(_MAX_BACKOFF, max(0.5, 2 * self._backoff))
-            self._retry_at = now + self._backoff
-            self.problem = error.message
-        else:
-            self.problem, self._backoff, self._retry_at = None, 0.0, 0.0
-
-    async def _unload_idle(self, now: float) -> None:
-        keep = {r.adapter for s in self.serving.values() for r in (s.served, s.before, s.canary) if r is not None}
-        await self._loaded.unload_idle(now - self._settings.adapter_idle, keep, self._versions)
-
-    async def follow(self) -> None:
-        """Look again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(self._settings.poll_ms / 1000)
-            await self.tick()
-
-
-_OTHER_KINDS = re.compile(
-    r"embed|\b(bge|e5|gte|minilm|clip|ocr|tts)\b|rerank|whisper|dall-e|moderation|diffusion|transcri|speech|-image|sora-"
-    r"|davinci|babbage",
-    re.IGNORECASE,
-)
-_CHAT_TYPES = ("chat", "llm", "language", "text-generation", "model", "vlm")
-
-
-def _other_kind(card: Json) -> bool:
-    """Does a model look like one that does not chat, by what its card says or by its name?"""
-    kind = card.get("type")
-    typed = isinstance(kind, str) and bool(kind) and kind.lower() not in _CHAT_TYPES
-    return typed or _OTHER_KINDS.search(card["id"]) is not None
-
-
-def listed_as(name: str, listed: Sequence[str]) -> str | None:
-    """The model that a name means: itself, or Ollama's tag "latest" of it; None when it is not listed."""
-    return next((one for one in (name, f"{name}:latest") if one in listed), None)
