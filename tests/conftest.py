@@ -1,4 +1,4 @@
-"""The environment of whoever starts the tests decides nothing in them: settings, proxies, the size of the terminal."""
+"""The environment of whoever starts the tests decides nothing in them: settings, proxies, terminal, buffering."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 KEPT = ("AFTERWORD_CACHE",)
 """Where converted models lie: set by `.ci/run`."""
-_OTHERS = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+_OTHERS = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONUNBUFFERED")
 
 
 def is_ambient(name: str) -> bool:

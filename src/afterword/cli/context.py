@@ -97,8 +97,9 @@ class CommandContext:
         return Store.open(path, redactor(self.config.get(PrivacyConfig).redact_stored) if create else None)
 
     def emit(self, data: Any) -> None:
-        """JSON on stdout."""
+        """JSON on stdout, at once: who reads `serve --json` from a pipe waits for it while the server runs."""
         sys.stdout.write(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode() + "\n")
+        sys.stdout.flush()
 
     def say(self, text: str) -> None:
         """A sentence on stderr (rich markup)."""

@@ -155,7 +155,6 @@ class _Follower:
         message = f"{why}. The stacks of its threads are in {self.log}. Try again; if it happens again, report them."
         if self._context.json:
             self._context.emit(error_response(UpstreamError(message, code="stuck"))[1])
-            sys.stdout.flush()
         self._context.err.quiet = False
         self._context.err.print(f"[red]afterword:[/] {escape(message)}")
         kill_tree(os.getpid(), itself=False)
