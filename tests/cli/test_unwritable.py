@@ -22,13 +22,12 @@ from afterword.records import Feedback, Interaction, Turn
 from afterword.store import Store
 
 CHILD = """
-import json, os, subprocess, sys
-import afterword.cli.entry as entry
-from afterword import cycle
-import afterword.evaluate.report.heatmap, afterword.evaluate.signal_ratio, afterword.evaluate.stage
-import afterword.train.stage
-import afterword.feedback.importing.imports, afterword.forget, afterword.model.loading, afterword.simulate
-import afterword.cli.doctor
+import json, os, pkgutil, subprocess, sys
+import afterword, afterword.cli.entry as entry
+for module in pkgutil.walk_packages(afterword.__path__, "afterword."):  # before the rights to read them are given up
+    if not module.name.endswith("__main__"):
+        __import__(module.name)
+import http.server
 import transformers, transformers.models.llama.modeling_llama, transformers.models.llama.tokenization_llama
 
 place, home, commands = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])

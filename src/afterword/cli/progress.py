@@ -9,7 +9,6 @@ from __future__ import annotations
 import faulthandler
 import io
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
