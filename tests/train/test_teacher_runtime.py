@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from afterword.chat.render import decode
 from afterword.errors import AdapterError, ModelError, UsageError
@@ -209,11 +210,11 @@ def test_an_external_teacher_reads_the_same_ids_or_is_refused(model: str, tmp_pa
     run(model, tmp_path / "self", sdpo_interactions(**{**QUICK, "epochs": 1}, teacher=itself))
     run(model, tmp_path / "base", sdpo_interactions(**{**QUICK, "epochs": 1}, teacher=BASE))
     assert losses(tmp_path / "self") == losses(tmp_path / "base")
-    wide = tiny_folder(tmp_path / "wide", hidden_size=16)
-    config = json.loads((tmp_path / "wide" / "config.json").read_text())
-    (tmp_path / "wide" / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
-    with pytest.raises(ModelError, match="300 ids and 259"):
-        run(model, tmp_path / "no", sdpo_interactions(**QUICK, teacher=External(model=wide)))
+    small = tiny_folder(tmp_path / "small", hidden_size=16)
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    (tmp_path / "small" / "config.json").write_text(json.dumps(config | {"vocab_size": 200}))
+    with pytest.raises(ModelError, match="200 ids and 259"):
+        run(model, tmp_path / "no", sdpo_interactions(**QUICK, teacher=External(model=small)))
     tokens = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
     vocabulary = tokens["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
@@ -315,3 +316,18 @@ def test_checkpointing_changes_memory_not_the_result(model: str, tmp_path: Path)
     run(model, tmp_path / "again", sdpo_interactions(**once, checkpointing=True))
     assert losses(tmp_path / "again") == losses(tmp_path / "plain")
     assert START.key == "start"
+
+
+@pytest.mark.parametrize("padded", ["teacher", "student"])
+def test_padding_of_the_vocabulary_is_no_other_vocabulary(tmp_path: Path, padded: str) -> None:
+    """Qwen2.5 7B has 152,064 output rows and 1.5B 151,936, for one tokenizer of 151,665 ids."""
+    plain, wide = tiny_folder(tmp_path / "plain"), tiny_folder(tmp_path / "wide")
+    grown = LlamaForCausalLM.from_pretrained(wide)
+    grown.resize_token_embeddings(300, mean_resizing=False)
+    grown.save_pretrained(wide)
+    student, teacher = (plain, wide) if padded == "teacher" else (wide, plain)
+    recipe = sdpo_interactions(**{**QUICK, "epochs": 1}, teacher=External(model=teacher, dtype="float32"))
+    run(student, tmp_path / "padded", recipe)
+    base = sdpo_interactions(**{**QUICK, "epochs": 1}, teacher=External(model=plain, dtype="float32"))
+    run(plain, tmp_path / "same", base)
+    assert losses(tmp_path / "padded") == pytest.approx(losses(tmp_path / "same"), rel=1e-4)

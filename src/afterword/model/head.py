@@ -60,6 +60,19 @@ class Head:
         """Without its adapter."""
         return replace(self, adapter=None)
 
+    def first(self, tokens: int) -> Head:
+        """Over the first `tokens` ids of the vocabulary alone; itself when it has no more."""
+        if tokens >= len(self.weight):
+            return self
+        adapter = self.adapter
+        return replace(
+            self,
+            weight=self.weight[:tokens],
+            bias=None if self.bias is None else self.bias[:tokens],
+            narrow=None if self.narrow is None else self.narrow[:tokens],
+            adapter=None if adapter is None else replace(adapter, up=adapter.up[:tokens]),
+        )
+
     def with_update(self, update: Delta | None) -> Head:
         """Without its adapter, and with this update of its weight instead."""
         if update is None:

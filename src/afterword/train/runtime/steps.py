@@ -114,17 +114,20 @@ def _scores(
     def of(states: Tensor | None) -> Tensor | None:
         return states if whole or states is None else states[at]
 
+    # Models of one tokenizer may pad their vocabularies differently: both sides are compared over the ids of both.
+    heads = [policy.head, *(other.head for other in (side, reference) if other is not None)]
+    tokens = min(len(head.weight) for head in heads)
     found = token_losses(
         student_NH if whole else student_NH[at],
         None if side is None else of(side.states),
-        policy.head,
+        policy.head.first(tokens),
         ids if whole else ids[at],
         term.estimator,
         target=term.target,
         support=term.support,
         reference=None if reference is None else of(reference.states),
-        teacher_head=None if side is None else side.head,
-        reference_head=None if reference is None else reference.head,
+        teacher_head=None if side is None else side.head.first(tokens),
+        reference_head=None if reference is None else reference.head.first(tokens),
     )
     if whole:
         return found

@@ -135,16 +135,10 @@ class TeacherRuntime:
 
 
 def _external(teacher: External, policy: Policy) -> tuple[Any, Head]:
-    """The other model and its head; its vocabulary is checked here, its tokenizer before anything is loaded."""
+    """The other model and its head; `context_limit` has checked its vocabulary and its tokenizer."""
     model = load_model(teacher.model, dtype=teacher.dtype, device=str(policy.device))
     patch_modules(model)  # as the student: of equal weights it says the very same
     head = head_of(model)
-    ours, theirs = policy.head.weight.shape[0], head.weight.shape[0]
-    if ours != theirs:
-        raise ModelError(
-            f"the external teacher {teacher.model!r} has {theirs} output tokens, the student {ours}: distributions "
-            "over different vocabularies cannot be compared; name a teacher of the same family"
-        )
     return model, head
 
 
@@ -163,8 +157,13 @@ def context_limit(recipe: Recipe, model: str, tokenizer: Any) -> int:
             limit, vocabulary = model_sizes(resolve_model(teacher.model))
             limits.append(limit)
             own = model_sizes(resolve_model(model))[1]
-            if vocabulary != own or tokenizer_hash(load_tokenizer(teacher.model)) != tokenizer_hash(tokenizer):
-                how = f"{vocabulary} ids and {own}" if vocabulary != own else f"{own} ids both, for other texts"
+            # Output rows beyond the tokenizer's ids are padding, of which models of one family have more or fewer.
+            fewest, same = (
+                min(vocabulary, own),
+                tokenizer_hash(load_tokenizer(teacher.model)) == tokenizer_hash(tokenizer),
+            )
+            if fewest < len(tokenizer) or not same:
+                how = f"{vocabulary} ids and {own}" if same else "other ids for the same text"
                 raise ModelError(
                     f"the external teacher {teacher.model!r} reads other token ids than {model!r} ({how}): a teacher "
                     "scores the student's ids, so both need the same tokenizer; name a model of the same family"
