@@ -16,13 +16,13 @@ from afterword.chat import machine_classifier
 from afterword.chat.machine import (
     NO_HINTS,
     Hints,
-    Said,
+    MessageWords,
     declared,
     features_of,
     hints_of,
+    newest_user_words,
     origin_of,
     read_message,
-    said_after,
 )
 
 DATA = Path(__file__).parents[1] / "feedback" / "data" / "machine_messages.tsv"
@@ -69,7 +69,7 @@ def test_the_set_is_large_and_in_many_languages() -> None:
     ],
 )  # fmt: skip
 def test_a_persons_words_are_taken_out_of_what_a_program_put_around_them(text: str, words: str) -> None:
-    assert read_message(text) == Said(words)
+    assert read_message(text) == MessageWords(words)
 
 
 def test_each_message_after_the_answer_is_read_by_itself() -> None:
@@ -77,17 +77,19 @@ def test_each_message_after_the_answer_is_read_by_itself() -> None:
     context = {"role": "user", "content": "<environment_details>\na.py\n</environment_details>"}
     task = {"role": "user", "content": "Name this chat in five words, nothing else."}
     answer = {"role": "assistant", "content": "A long answer."}
-    assert said_after([answer, context, said]) == Said("No, shorter.")
-    assert said_after([answer, said, context]) == Said("No, shorter.")
-    assert said_after([answer, context]) == Said("", "context")
-    assert said_after([answer, said, task]) == Said("", "task"), "the program asks for something of its own"
-    assert said_after([answer, {"role": "tool", "content": "42"}]) == Said("")
+    assert newest_user_words([answer, context, said]) == MessageWords("No, shorter.")
+    assert newest_user_words([answer, said, context]) == MessageWords("No, shorter.")
+    assert newest_user_words([answer, context]) == MessageWords("", "context")
+    assert newest_user_words([answer, said, task]) == MessageWords("", "task"), (
+        "the program asks for something of its own"
+    )
+    assert newest_user_words([answer, {"role": "tool", "content": "42"}]) == MessageWords("")
 
 
 def test_of_very_many_messages_the_newest_are_read() -> None:
     many = [{"role": "user", "content": f"Line {i}: a short one, but too many of them."} for i in range(50_000)]
     started = time.process_time()
-    words = said_after([*many, {"role": "user", "content": "No, shorter."}]).words
+    words = newest_user_words([*many, {"role": "user", "content": "No, shorter."}]).words
     assert time.process_time() - started < 2.0
     assert words.endswith("No, shorter.") and "Line 49999:" in words
 
@@ -143,7 +145,7 @@ def test_a_question_between_retrieved_passages_is_a_persons() -> None:
         "<context>\n<source id='1'>Tides follow the moon.</source>\n</context>\n"
         "<user_query>\nShorter, please.\n</user_query>"
     )
-    assert read_message(text) == Said("Shorter, please.")
+    assert read_message(text) == MessageWords("Shorter, please.")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_the_form_of_a_template_is_known_without_any_vocabulary(text: str) -> No
     ],
 )
 def test_a_person_may_write_with_headings_lists_and_capitals(text: str) -> None:
-    assert read_message(text) == Said(text)
+    assert read_message(text) == MessageWords(text)
 
 
 VARIANTS = {
@@ -210,7 +212,7 @@ def test_variants_of_the_usual_forms_are_recognised_in_six_languages() -> None:
 @pytest.mark.parametrize("text", ["Shorter.", "Only the list.", "A shorter title.", "Use one word.", "Summarise it."])
 def test_parameters_alone_make_no_program_of_a_person(text: str) -> None:
     hints = Hints(sampling={"max_tokens": 16, "response_format": {"type": "json_object"}}, dropped_tools=True)
-    assert read_message(text, hints) == Said(text)
+    assert read_message(text, hints) == MessageWords(text)
 
 
 def _training() -> ModuleType:

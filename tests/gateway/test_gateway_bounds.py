@@ -8,10 +8,9 @@ import pytest
 from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch, Setup
 
-from afterword.chat.window import droppable, fit
 from afterword.cli.run import _max_tokens
 from afterword.config import ServeConfig
-from afterword.gateway.full_context import is_full
+from afterword.gateway.full_context import droppable, fit, is_full
 from afterword.sampling import UpstreamRejected
 
 CHAT = "/v1/chat/completions"

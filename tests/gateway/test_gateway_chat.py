@@ -11,7 +11,7 @@ from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch, Setup
 
 from afterword.gateway.wire.request import parse_chat
-from afterword.gateway.wire.response import Served
+from afterword.gateway.wire.response import UpstreamAnswer
 
 ASK = {"model": "afterword", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 
@@ -155,9 +155,9 @@ def test_lone_comments_keep_the_line_alive() -> None:
     assert not served.started
 
 
-def _served(**body: object) -> Served:
+def _served(**body: object) -> UpstreamAnswer:
     data = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True, **body}
-    return Served("turn-1", parse_chat(json.dumps(data).encode(), {}, None))
+    return UpstreamAnswer("turn-1", parse_chat(json.dumps(data).encode(), {}, None))
 
 
 def _chunk(delta: dict[str, object], index: int = 0, reason: str | None = None, **more: object) -> bytes:

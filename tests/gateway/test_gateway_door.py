@@ -10,7 +10,7 @@ from tests.gateway.gateway_setup import Launch, Setup
 
 from afterword.errors import ConfigError
 from afterword.gateway import GatewaySettings, create_key, run_gateway
-from afterword.gateway.origin_policy import Door
+from afterword.gateway.origin_policy import OriginPolicy
 
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
 HI = {"model": "afterword", "messages": [{"role": "user", "content": "Hi"}]}
@@ -98,9 +98,9 @@ def test_an_origin_that_is_none(tmp_path: Any, origin: str) -> None:
 
 
 def test_what_was_let_in_is_remembered_within_bounds() -> None:
-    door = Door(())
+    origin_policy = OriginPolicy(())
     for number in range(2000):
-        door.check({"Host": f"127.0.0.1:{number}"})
-    assert len(door._known) == 1000
+        origin_policy.check({"Host": f"127.0.0.1:{number}"})
+    assert len(origin_policy._known) == 1000
     with pytest.raises(Exception, match="evil"):
-        door.check({"Host": "evil.example"})
+        origin_policy.check({"Host": "evil.example"})

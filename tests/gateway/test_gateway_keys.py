@@ -14,7 +14,7 @@ from tests.serving import until
 
 from afterword.errors import ConfigError, NotFoundError, UsageError
 from afterword.gateway import GatewaySettings, create_key, list_keys, revoke_key, run_gateway
-from afterword.gateway.keys import KeyMissing, KeyRefused, KeyRing, key_file
+from afterword.gateway.keys import KeyMissing, KeyRing, ScopeMissing, key_file
 
 
 def test_only_the_hash_is_kept(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: now + 1)
     assert ring.check(f"Bearer {text}", "infer") == key.id
     assert ring.check(f"Bearer {admin}", "review") == admin_key.id
-    with pytest.raises(KeyRefused, match="needs `feedback`"):
+    with pytest.raises(ScopeMissing, match="needs `feedback`"):
         ring.check(f"Bearer {text}", "feedback")
     for wrong, why in (
         (None, "needed"),

@@ -351,7 +351,7 @@ def request(*words: str, user: str | None = "ada") -> ChatRequest:
     messages = [{"role": ("user", "assistant")[i % 2], "content": w} for i, w in enumerate(words)]
     return ChatRequest(
         body={}, messages=messages, model="m", stream=False, keep=True, key=None, user=user, conversation=None,
-        previous=None, task=None, team=None, who=ANYBODY,
+        previous=None, task=None, team=None, requester=ANYBODY,
     )  # fmt: skip
 
 

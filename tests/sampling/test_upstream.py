@@ -13,7 +13,7 @@ from tests.gateway.fake_upstream import Fake, fake_upstream
 
 from afterword.errors import UpstreamError
 from afterword.sampling import Answer, Timeouts, Upstream, UpstreamRejected, complete_all
-from afterword.sampling.answer import read_answer, read_logprobs
+from afterword.sampling.stream import read_answer, read_logprobs
 
 BODY = {"model": "base-model", "messages": [{"role": "user", "content": "Hi"}]}
 

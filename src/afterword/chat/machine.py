@@ -54,7 +54,7 @@ SMALL_ANSWER = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class MessageWords:
     """What a message in the user's role holds."""
 
     words: str
@@ -63,7 +63,7 @@ class Said:
     """Why they are no person's; None: a person's, as far as can be seen."""
 
 
-NOBODY = Said("")
+NO_WORDS = MessageWords("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,37 +83,37 @@ class Hints:
 NO_HINTS = Hints()
 
 
-def read_message(text: str, hints: Hints = NO_HINTS) -> Said:
+def read_message(text: str, hints: Hints = NO_HINTS) -> MessageWords:
     """The words of a person in `text`, without retrieved text around them, or why there are none."""
     read = _read(text, hints)
     asked, certain = user_words(text)  # "Answer the question with these passages" is a task around a person's words
     if read.origin is None:
         if asked == text:
-            return Said(user_words(read.words)[0])
-        return Said(_read(asked, hints).words if certain else "")
+            return MessageWords(user_words(read.words)[0])
+        return MessageWords(_read(asked, hints).words if certain else "")
     if read.origin == "task" and certain and asked != text and asked and _ANSWERS.search(_normal(text)):
         return _read(asked, hints)
     return read
 
 
-def _read(text: str, hints: Hints) -> Said:
+def _read(text: str, hints: Hints) -> MessageWords:
     bare, own = _unwrapped(text)
     if own:
-        return Said(own)
+        return MessageWords(own)
     if not bare:
-        return Said("", "context") if text.strip() else Said("")
+        return MessageWords("", "context") if text.strip() else MessageWords("")
     origin = _origin(_normal(bare), bare, hints)
-    return Said("" if origin else bare, origin)
+    return MessageWords("" if origin else bare, origin)
 
 
 def origin_of(messages: Sequence[Mapping[str, Any]], hints: Hints = NO_HINTS) -> Origin | None:
     """Who wrote the newest message of a request: None for a person, or when it is no user's."""
     if not messages or messages[-1].get("role") != "user":
         return None
-    return said_after(messages, hints).origin
+    return newest_user_words(messages, hints).origin
 
 
-def said_after(messages: Sequence[Mapping[str, Any]], hints: Hints = NO_HINTS) -> Said:
+def newest_user_words(messages: Sequence[Mapping[str, Any]], hints: Hints = NO_HINTS) -> MessageWords:
     """What a person said after the last answer of a conversation.
 
     Each message is read by itself, so that a context message does not take the user's words with it; when a program
@@ -121,10 +121,10 @@ def said_after(messages: Sequence[Mapping[str, Any]], hints: Hints = NO_HINTS) -
     """
     read = [read_message(text, hints) for text in _new_texts(messages)]
     if read and read[-1].origin in BESIDE:
-        return Said("", read[-1].origin)
+        return MessageWords("", read[-1].origin)
     words = "\n\n".join(one.words for one in read if one.words)
     origins = [one.origin for one in read if one.origin]
-    return Said(words, None if words or not origins else origins[-1])
+    return MessageWords(words, None if words or not origins else origins[-1])
 
 
 def new_words(messages: Sequence[Mapping[str, Any]]) -> str:

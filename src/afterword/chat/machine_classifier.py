@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
-from itertools import pairwise
-
-from afterword.chat.template_signs import template_signs, voice_signs
+from itertools import islice, pairwise
 
 _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]+|\d+")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -82,3 +81,114 @@ def score(found: Mapping[str, float]) -> float:
     """Log odds that a program wrote a message with these features."""
     table = weights()
     return table.get("", 0.0) + sum(table.get(name, 0.0) * value for name, value in found.items())
+
+
+# ---- signs of form
+
+_DATA: dict[str, list[str]] = tomllib.loads(
+    files("afterword.chat").joinpath("machine.toml").read_text(encoding="utf-8")
+)["template"]
+
+
+def _pattern(name: str, before: str = r"(?<!\w)", flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
+    return re.compile(f"{before}(?:{'|'.join(_DATA[name])})", flags)
+
+
+_LABEL = re.compile(
+    r"(?:^|\n)[ \t>*-]{0,8}"
+    r"(?:#{1,4} {1,4}[^\n]{2,60}|\*\*[^*\n]{2,50}\*\*|[A-Z][\w /'-]{1,40}:[ \t]*(?=\n|$)|<\w{3,30}>)"
+)
+_FIELD = re.compile(r"(?:^|\n)[A-Z][\w /-]{2,30}: ?\S")
+_CUE = re.compile(r"\n[\W_]{0,4}[^\W\d][^\n:：.!?]{1,40}[:：][*\s]{0,4}$")
+_DELIMITER = re.compile(r"(?:^|\n)[ \t]*(?:[-=_~]{4,}|\"\"\"|'''|\[[A-Z_]{4,}\])[ \t]*(?=\n|$)")
+_CAPITALS = re.compile(
+    r"\b(?:MUST|ONLY|NOT|NEVER|ALWAYS|IMPORTANT|CRITICAL|EXACT|EXACTLY|STRICTLY|SAME|ONE|NOTE|ALL|ANY|MAXIMUM|SHORT|NOW|"
+    r"BEFORE|ERROR|WARNING|REMINDER|EXISTING)\b"
+)
+_STEP = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,2}[.)]|[-*•]) ")
+_PLACE = re.compile(r"\{\{?\w[\w .-]{0,30}\}?\}|<[a-z]+(?: [a-z]+){1,4}>|\[[a-z]+(?: [a-z]+){1,5}\]")
+_OPENER = re.compile(r"(?:^|[,;.、，]) ?(?:and |et |e |y |und |или |и )?(\w{2,8}) \w")
+_BANNER = re.compile(r"\[[A-Z]{3,}[ :_-][A-Z][^\]\n]{3,80}\]")
+_ROLE = _pattern("role", r"^[\W_]{0,6}")
+_START = _pattern("start", r"^[\W_]{0,6}")
+_VERBS = _pattern("verbs", r"^[\W_]{0,6}")
+_PASSIVE = _pattern("passive")
+_REPORT = _pattern("report")
+_BRACKETED = re.compile(r"[\[(][^\n\[\]()]{40,}[\])]\W{0,3}$")
+_HARNESS = _pattern("harness")
+_FOLLOWING = _pattern("following")
+_NOTHING = _pattern("nothing", "")
+_LITERAL = re.compile(r"[\"'“«「『‘][^\n\"'“”«»]{1,40}[\"'”»」』’]")
+_VOICE = _pattern("voice")
+_REACTION = _pattern("reaction", r"^[\W_]{0,3}")
+
+NEAR, QUOTED = 90, 16
+"""Characters before a quotation in which its condition stands, and quotations that are looked at."""
+MOST = 4
+"""Times that a sign counts at most."""
+
+
+def template_signs(text: str, low: str) -> dict[str, float]:
+    """Signs that a program's template has and a person's message seldom, and how often (most count once).
+
+    Args:
+        text: The message, without envelopes; its beginning and its end are enough.
+        low: The same in lower case.
+    """
+    signs = {
+        "labels": len({m.group().strip() for m in _LABEL.finditer(text)}) - 1,
+        "fields": len(_FIELD.findall(text)) > 2,
+        "cue": _CUE.search(text.rstrip()) is not None,
+        "delimiter": _DELIMITER.search(text) is not None,
+        "capitals": 0 if _shouted(text) else len({m.group() for m in _CAPITALS.finditer(text)}),
+        "steps": len(_STEP.findall(text)) > 2,
+        "places": _PLACE.search(text) is not None,
+        "verb": _VERBS.match(low) is not None,
+        "bracketed": _bracketed(text, low),
+        "opener": _repeats_an_opener(low),
+        "fallback": _names_a_fallback(low),
+        "role": _ROLE.match(low) is not None,
+        "start": _START.match(low) is not None,
+        "report": _REPORT.search(low) is not None,
+        "passive": _PASSIVE.search(low) is not None,
+        "following": _FOLLOWING.search(low) is not None,
+        "harness": len({m.group() for m in _HARNESS.finditer(low)}),
+    }
+    return {name: float(min(MOST, value)) for name, value in signs.items() if value > 0}
+
+
+def voice_signs(low: str) -> dict[str, float]:
+    """Signs that somebody speaks for themselves, or reacts to what was answered."""
+    signs = {
+        "voice": _VOICE.search(low) is not None,
+        "asks": low.rstrip().endswith(("?", "？")),
+        "reaction": _REACTION.search(low) is not None,
+    }
+    return {name: 1.0 for name, value in signs.items() if value}
+
+
+def _bracketed(text: str, low: str) -> bool:
+    """All of it in brackets, or a heading in brackets and capitals."""
+    return _BRACKETED.match(low) is not None or _BANNER.match(text) is not None
+
+
+def _names_a_fallback(low: str) -> bool:
+    """A quotation behind a condition: "if there is none, return 'nothing'"."""
+    for found in islice(_LITERAL.finditer(low), QUOTED):
+        line = low.rfind("\n", 0, found.start()) + 1
+        if _NOTHING.search(low, max(line, found.start() - NEAR), found.start()):
+            return True
+    return False
+
+
+def _shouted(text: str) -> bool:
+    letters = [c for c in text[:600] if c.isalpha()]
+    return sum(c.isupper() for c in letters) * 2 > len(letters)
+
+
+def _repeats_an_opener(low: str) -> bool:
+    """Three clauses that begin alike ("no introduction, no quotes, no markdown"), in any language with spaces."""
+    seen: dict[str, int] = {}
+    for found in _OPENER.finditer(low):
+        seen[found.group(1)] = seen.get(found.group(1), 0) + 1
+    return max(seen.values(), default=0) > 2

@@ -1,4 +1,4 @@
-"""HTTP in; Turn and Feedback out. The OpenAI-compatible door of Afterword.
+"""HTTP in; Turn and Feedback out. The OpenAI-compatible origin_policy of Afterword.
 
 Owns the contract's routes, capture, linking and the move of the alias to a new adapter. Never trains, never imports
 torch, never decides what is released.

@@ -17,7 +17,7 @@ from afterword.records import Json, content_hash
 from afterword.sampling import Upstream
 
 
-class Loaded:
+class AdapterPool:
     """The adapters of one gateway upstream, by version name."""
 
     def __init__(self, upstream: Upstream) -> None:
@@ -36,7 +36,7 @@ class Loaded:
         """What the upstream calls a version that is loaded."""
         return self._names[version]
 
-    def found(self, cards: Sequence[Json], folders: Mapping[str, str]) -> None:
+    def adopt(self, cards: Sequence[Json], folders: Mapping[str, str]) -> None:
         """Take over what the upstream has already. `folders`: version -> its folder."""
         roots = {card["id"]: card.get("root") for card in cards}
         self._used.clear()
@@ -61,7 +61,7 @@ class Loaded:
                 await self._upstream.load_adapter(name, folder)
             self._add(version, name)
 
-    def lost(self, version: str) -> None:
+    def discard(self, version: str) -> None:
         """The upstream does not know it any more."""
         self._used.pop(version, None)
 

@@ -14,23 +14,23 @@ from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
 from afterword.gateway.middleware import boundary, guard
 from afterword.gateway.model_routing import Adapters
-from afterword.gateway.origin_policy import Door
+from afterword.gateway.origin_policy import OriginPolicy
 from afterword.gateway.requester import NameSources
 from afterword.gateway.retries import Retries
 from afterword.gateway.routes import ROUTES
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.state import GATEWAY, Gateway, Outcomes
 from afterword.sampling import Timeouts, Upstream
-from afterword.sampling.places import is_loopback
+from afterword.sampling.urls import is_loopback
 from afterword.store import Store
 
 
 def make_app(settings: GatewaySettings, store: Store) -> web.Application:
     """The application. The caller owns `store` and closes it afterwards, which writes what still waits."""
     app = web.Application(middlewares=[boundary], client_max_size=settings.max_body)
-    door = Door(settings.allow_origins)
-    app.on_response_prepare.append(door.on_prepare)
-    app.cleanup_ctx.append(_parts(settings, store, door))
+    origin_policy = OriginPolicy(settings.allow_origins)
+    app.on_response_prepare.append(origin_policy.on_prepare)
+    app.cleanup_ctx.append(_parts(settings, store, origin_policy))
     for route in ROUTES:
         path = route.path.replace("{id}", "{id:.+}")  # model ids may contain slashes
         handler = guard(route.handler, route.scope)
@@ -40,7 +40,9 @@ def make_app(settings: GatewaySettings, store: Store) -> web.Application:
     return app
 
 
-def _parts(settings: GatewaySettings, store: Store, door: Door) -> Callable[[web.Application], AsyncIterator[None]]:
+def _parts(
+    settings: GatewaySettings, store: Store, origin_policy: OriginPolicy
+) -> Callable[[web.Application], AsyncIterator[None]]:
     async def run(app: web.Application) -> AsyncIterator[None]:
         metrics = Metrics()
         links = Links(store)
@@ -57,7 +59,7 @@ def _parts(settings: GatewaySettings, store: Store, door: Door) -> Callable[[web
             upstream=upstream,
             metrics=metrics,
             keys=KeyRing(settings.dir, needed=not is_loopback(settings.host)),
-            door=door,
+            origin_policy=origin_policy,
             links=links,
             retries=Retries(),
             capture=Capture(store, links, metrics, settings.capture_wait_ms, settings.max_pending),

@@ -24,7 +24,7 @@ from afterword.gateway.model_routing import Route
 from afterword.gateway.retries import Saved
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
 from afterword.gateway.wire.request import ChatRequest, parse_chat
-from afterword.gateway.wire.response import DONE, Served
+from afterword.gateway.wire.response import DONE, UpstreamAnswer
 from afterword.records import Feedback, Json, Record, Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
 from afterword.sampling.dialect import IDS, LIMIT, NEWER_LIMIT
@@ -59,7 +59,7 @@ async def _answered(
     request: web.Request, gateway: Gateway, chat: ChatRequest, start: float, *, keep: bool
 ) -> tuple[web.StreamResponse, Saved | None]:
     """The response, and what a retry of the request gets if it is to be kept."""
-    route = await gateway.adapters.resolve(chat.model, chat.who)
+    route = await gateway.adapters.resolve(chat.model, chat.requester)
     exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start)
     exchange.sent = [] if keep else None
     with gateway.adapters.using(route):
@@ -84,12 +84,12 @@ class Exchange:
         self.route = route
         self.request_id = request_id
         self.turn_id = new_id("chatcmpl")
-        self.served = Served(self.turn_id, chat)
+        self.served = UpstreamAnswer(self.turn_id, chat)
         self.link = gateway.links.find(chat, route.adapter) if chat.keep else _UNLINKED
         if chat.keep:
             gateway.metrics.links.labels(self.link.outcome).inc()
-            if chat.said.origin is not None:
-                gateway.metrics.automated.labels(chat.said.origin).inc()
+            if chat.newest.origin is not None:
+                gateway.metrics.automated.labels(chat.newest.origin).inc()
         self._start = start
         self._own = 0.0
         """Seconds spent here so far, not upstream."""
@@ -115,7 +115,7 @@ class Exchange:
         except UpstreamRejected as error:
             if error.answered != 404:
                 raise
-            self.route = await self.gateway.adapters.lost(self.route, self.chat.model, self.chat.who)
+            self.route = await self.gateway.adapters.reroute(self.route, self.chat.model, self.chat.requester)
             stream = await self._ask_shorter()
         self._refused = IDS in stream.refused
         self._asked = stream.asked
@@ -153,7 +153,7 @@ class Exchange:
         self._taken_back += 1
         if not self.gateway.upstream.took_back(self.route.model, stream, served.error_object):
             return False
-        self.served = Served(self.turn_id, self.chat)
+        self.served = UpstreamAnswer(self.turn_id, self.chat)
         return True
 
     def _headers(self) -> dict[str, str]:
@@ -370,9 +370,9 @@ class Exchange:
             consent=self._consent,
             missing_ids=self._missing(),
             seconds=round(perf_counter() - self._start, 6),
-            unit=self.chat.who.unit,
+            unit=self.chat.requester.unit,
             canary=self.route.canary,
-            automated=chat.said.origin,
+            automated=chat.newest.origin,
         )
 
     @property

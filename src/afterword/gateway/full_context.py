@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from afterword.chat.window import droppable, fit
+import orjson
+
+from afterword.chat.canonical import text_of
 from afterword.records import Json
 from afterword.sampling import UpstreamRejected
 
@@ -54,3 +56,49 @@ def _share(message: str) -> float:
     sent = max(numbers)
     limit = numbers[0] if numbers[0] < sent else min(numbers)
     return _MARGIN * limit / sent
+
+
+# ---- what may be dropped
+
+_INSTRUCTIONS = ("system", "developer")
+_RESULTS = ("tool", "function")
+
+
+def droppable(messages: Sequence[Json]) -> list[list[int]]:
+    """Groups of indices that may be dropped, in the order in which they should be: turns (a user's message with all
+    that answered it), then the steps of an agent (a call with its results) after the last message of the user."""
+    users = [i for i, message in enumerate(messages) if message.get("role") == "user"]
+    last = users[-1] if users else -1
+    turns: list[list[int]] = []
+    steps: list[list[int]] = []
+    for index, message in enumerate(messages):
+        role = message.get("role")
+        if role in _INSTRUCTIONS or index == last:
+            continue
+        groups = turns if index < last else steps
+        if groups and (role in _RESULTS or (groups is turns and role != "user")):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return [*turns, *steps[:-1]]
+
+
+def fit(messages: Sequence[Json], share: float) -> list[Json]:
+    """The messages without their oldest groups, so that about `share` of the text is left; at least one group is
+    dropped. All of them when none may be."""
+    groups = droppable(messages)
+    sizes = [_size(message) for message in messages]
+    left, goal = sum(sizes), share * sum(sizes)
+    gone: set[int] = set()
+    for group in groups:
+        if gone and left <= goal:
+            break
+        gone.update(group)
+        left -= sum(sizes[index] for index in group)
+    return [message for index, message in enumerate(messages) if index not in gone]
+
+
+def _size(message: Json) -> int:
+    """Characters, as a measure of tokens."""
+    calls = message.get("tool_calls") or message.get("function_call")
+    return 16 + len(text_of(message.get("content"))) + (len(orjson.dumps(calls)) if calls else 0)

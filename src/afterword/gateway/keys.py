@@ -30,7 +30,7 @@ class KeyMissing(AfterwordError):
     kind = "authentication_error"
 
 
-class KeyRefused(AfterwordError):
+class ScopeMissing(AfterwordError):
     """A valid key without the scope."""
 
     status = 403
@@ -158,7 +158,7 @@ class KeyRing:
     def check(self, authorization: str | None, scope: str) -> str | None:
         """Public id of the key that was sent; None when no key exists at all (an open server on loopback).
 
-        Raises KeyMissing (401), KeyRefused (403), KeysUnreadable (500).
+        Raises KeyMissing (401), ScopeMissing (403), KeysUnreadable (500).
         """
         self._look()
         if self._problem is not None:
@@ -176,7 +176,7 @@ class KeyRing:
         if key.expires_at is not None and key.expires_at < time.time():
             raise KeyMissing(f"the API key {key.id} has expired; make a new one.", code="expired_api_key")
         if scope not in key.scopes and "admin" not in key.scopes:
-            raise KeyRefused(
+            raise ScopeMissing(
                 f"the API key {key.id} has the scopes {', '.join(key.scopes)}; this needs `{scope}`.", code="scope"
             )
         return key.id

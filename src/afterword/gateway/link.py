@@ -41,7 +41,7 @@ Request = tuple[str, str | None, str | None, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class LinkableTurn:
     """What linking needs of a turn."""
 
     id: str
@@ -108,7 +108,7 @@ class Links:
 
     def __init__(self, store: Store, remembered: int = REMEMBERED) -> None:
         self._store = store
-        self._recent: RecentTurns[Known] = RecentTurns(remembered)
+        self._recent: RecentTurns[LinkableTurn] = RecentTurns(remembered)
         self._asked: dict[Request, str] = {}
         self._order = 0
 
@@ -119,7 +119,9 @@ class Links:
         request = (asked, turn.previous, turn.conversation, model)
         thread = turn.thread or ""
         self._order += 1
-        known = Known(turn.id, (turn.key, turn.user), turn.conversation, thread, request, time.monotonic(), self._order)
+        known = LinkableTurn(
+            turn.id, (turn.key, turn.user), turn.conversation, thread, request, time.monotonic(), self._order
+        )
         self._without_request(self._recent.add(turn.id, thread[:SIZE], known))
         if turn.finish_reason not in UNFINISHED:
             self._asked[request] = turn.id
@@ -128,7 +130,7 @@ class Links:
         """Take a turn out again: it is old, or it could not be stored."""
         self._without_request(self._recent.drop(turn))
 
-    def _without_request(self, known: Known | None) -> None:
+    def _without_request(self, known: LinkableTurn | None) -> None:
         if known is not None and self._asked.get(known.request) == known.id:
             del self._asked[known.request]
 
@@ -148,10 +150,10 @@ class Links:
             if chat.beside:  # the conversation goes on from the answer before, not from this one
                 return Link(sent=sent, asked=asked, conversation=conversation, outcome="beside")
             corrections: tuple[Feedback, ...] = ()
-            words = (chat.said.words or None) if previous else None
+            words = (chat.newest.words or None) if previous else None
             if choice.unwrapped and previous:
                 now, corrections = self._unwrapped(chat, previous)
-                words = now if chat.said.origin is None else None
+                words = now if chat.newest.origin is None else None
             return Link(
                 sent=sent,
                 asked=asked,
@@ -203,8 +205,8 @@ class Links:
         return list(found.values()), crowded
 
     def _of_a_crowd(
-        self, prints: Sequence[str], known: list[Known], conversation: str | None, *, skip: bool
-    ) -> tuple[list[Known], list[TrailTurn]]:
+        self, prints: Sequence[str], known: list[LinkableTurn], conversation: str | None, *, skip: bool
+    ) -> tuple[list[LinkableTurn], list[TrailTurn]]:
         """Of very many turns with one answer: those of the named conversation, and those that agree in all that the
         request shows, or else in the last two messages, or else (`skip`) in all but the question."""
         answer = prints[0]

@@ -46,7 +46,7 @@ def guard(handler: Handler, scope: str | None) -> Handler:
             gateway = request.app[GATEWAY]
             key = request[KEY] = gateway.keys.check(request.headers.get("Authorization"), scope)
             if key is None:
-                gateway.door.check(request.headers)
+                gateway.origin_policy.check(request.headers)
         return await handler(request)
 
     return checked
@@ -76,7 +76,7 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 def _preflight(request: web.Request) -> web.Response | None:
-    return request.app[GATEWAY].door.preflight(request)
+    return request.app[GATEWAY].origin_policy.preflight(request)
 
 
 def error_answer(error: AfterwordError) -> web.Response:

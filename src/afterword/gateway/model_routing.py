@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from afterword.errors import NotFoundError, UpstreamError
 from afterword.gateway.release_follower import NOBODY, ReleaseFollower, listed_as
-from afterword.gateway.requester import ANYBODY, Who
+from afterword.gateway.requester import ANYBODY, Requester
 from afterword.records import Json, Release
 from afterword.sampling import NO_LIST
 from afterword.store.channels import Serving, channels_of
@@ -32,14 +32,14 @@ class Route(NamedTuple):
 class Adapters(ReleaseFollower):
     """The names that one gateway serves: aliases, channels, versions and the upstream's own models."""
 
-    def serving_for(self, who: Who) -> Serving:
+    def serving_for(self, requester: Requester) -> Serving:
         """What a request gets: the narrowest channel that has something of its own, and a canary of that channel or
         of a narrower one."""
         bottom = self.serving.get(self._settings.channel, NOBODY)
         if self.serving.keys() <= {self._settings.channel}:
             return bottom
         canary: Release | None = None
-        for name in channels_of(who.user, who.team, who.task):
+        for name in channels_of(requester.user, requester.team, requester.task):
             state = self.serving.get(name)
             if state is None:
                 continue
@@ -48,9 +48,9 @@ class Adapters(ReleaseFollower):
                 return Serving(state.served, state.before, canary)
         return Serving(bottom.served, bottom.before, canary or bottom.canary)
 
-    def aliases(self, who: Who = ANYBODY) -> dict[str, str | None]:
+    def aliases(self, requester: Requester = ANYBODY) -> dict[str, str | None]:
         """Alias -> adapter (None: the base model)."""
-        name, state = self._settings.name, self.serving_for(who)
+        name, state = self._settings.name, self.serving_for(requester)
         found = {name: state.adapter, f"{name}@base": None}
         if state.canary is not None:
             found[f"{name}@canary"] = state.canary.adapter
@@ -58,7 +58,7 @@ class Adapters(ReleaseFollower):
             found[f"{name}@previous"] = state.before.adapter if state.before else None
         return found
 
-    async def resolve(self, model: str, who: Who = ANYBODY) -> Route:
+    async def resolve(self, model: str, requester: Requester = ANYBODY) -> Route:
         """The route of a model name. NotFoundError when nobody knows it, UpstreamError when the upstream is down."""
         if not self.bases:
             try:
@@ -68,8 +68,8 @@ class Adapters(ReleaseFollower):
                     raise
                 return Route(model, None)  # the client names a model of a server that lists none
         if model == self._settings.name:
-            return await self._shared(self.serving_for(who), who)
-        aliases = self.aliases(who)
+            return await self._shared(self.serving_for(requester), requester)
+        aliases = self.aliases(requester)
         if model in aliases:
             adapter = aliases[model]
         elif (base := listed_as(model, self.bases)) is not None:
@@ -92,10 +92,10 @@ class Adapters(ReleaseFollower):
             raise
         self._unlisted = None
 
-    async def _shared(self, state: Serving, who: Who) -> Route:
+    async def _shared(self, state: Serving, requester: Requester) -> Route:
         """The route of NAME: a canary has its share of the units, and both arms are marked."""
-        canary = state.canary if who.unit else None
-        adapter = canary.adapter if canary is not None and canary.gets(who.unit) else state.adapter
+        canary = state.canary if requester.unit else None
+        adapter = canary.adapter if canary is not None and canary.gets(requester.unit) else state.adapter
         return Route(await self._load(adapter), adapter, canary.id if canary is not None else None)
 
     def _unknown(self, model: str, aliases: dict[str, str | None]) -> str:
@@ -131,15 +131,15 @@ class Adapters(ReleaseFollower):
 
     def using(self, route: Route) -> AbstractContextManager[None]:
         """Count a request on its adapter, so that it is not unloaded meanwhile."""
-        return self._loaded.using(route.adapter)
+        return self._pool.using(route.adapter)
 
-    async def lost(self, route: Route, model: str, who: Who) -> Route:
+    async def reroute(self, route: Route, model: str, requester: Requester) -> Route:
         """The upstream does not know this route (it was restarted): ask what it has, load what is missing.
 
         Returns the route of `model` as it is now.
         """
         if route.adapter is not None:
-            self._loaded.lost(route.adapter)
+            self._pool.discard(route.adapter)
         else:
             await self.discover()
-        return await self.resolve(model, who)
+        return await self.resolve(model, requester)

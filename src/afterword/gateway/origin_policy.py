@@ -12,20 +12,20 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from afterword.errors import AfterwordError, ConfigError
-from afterword.sampling.places import is_loopback
+from afterword.sampling.urls import is_loopback
 
 _EXPOSED = "x-request-id, x-afterword-turn, x-afterword-adapter, x-afterword-overhead-ms, retry-after"
 _REMEMBERED = 1000
 
 
-class Refused(AfterwordError):
+class OriginRejected(AfterwordError):
     """A page or a name that is not this machine's, and no key."""
 
     status = 403
     kind = "permission_error"
 
 
-class Door:
+class OriginPolicy:
     """The check of one gateway. `allowed`: origins such as `https://chat.example`; "*" allows every page and name."""
 
     def __init__(self, allowed: Sequence[str]) -> None:
@@ -36,14 +36,14 @@ class Door:
         """Pairs of host and origin that were let in before."""
 
     def check(self, headers: Mapping[str, str]) -> None:
-        """For a request without a key. Raises Refused."""
+        """For a request without a key. Raises OriginRejected."""
         host, origin = headers.get("Host"), headers.get("Origin")
         if (host, origin) in self._known or self._all:
             return
         if host is not None and not self._is_ours(_name(host)):
-            raise Refused(_message(f"the host name {host!r:.80}", "http"), code="host")
+            raise OriginRejected(_message(f"the host name {host!r:.80}", "http"), code="host")
         if origin is not None and not self.allows(origin):
-            raise Refused(_message(f"the page {origin!r:.80}", "https"), code="origin")
+            raise OriginRejected(_message(f"the page {origin!r:.80}", "https"), code="origin")
         if len(self._known) < _REMEMBERED:
             self._known.add((host, origin))
 
@@ -74,7 +74,7 @@ class Door:
             return None
         origin = headers.get("Origin", "")
         if not self.allows(origin):
-            raise Refused(_message(f"the page {origin!r:.80}", "https"), code="origin")
+            raise OriginRejected(_message(f"the page {origin!r:.80}", "https"), code="origin")
         return web.Response(
             status=204,
             headers={

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from afterword.errors import AfterwordError, NotFoundError, StoreError, UpstreamError
-from afterword.gateway.adapter_pool import Loaded
+from afterword.gateway.adapter_pool import AdapterPool
 from afterword.gateway.metrics import Metrics
 from afterword.gateway.settings import GatewaySettings
 from afterword.records import Json, Release
@@ -50,7 +50,7 @@ class ReleaseFollower:
         self._versions: dict[str, Release] = {}
         self._tainted: set[str] = set()
         """Candidates that learned from a forgotten user: nobody may ask for them again."""
-        self._loaded = Loaded(upstream)
+        self._pool = AdapterPool(upstream)
         self._unlisted: tuple[float, UpstreamError] | None = None
         """The upstream lists no models and nobody named one: until when that is believed, and the error."""
         self._retry_at = 0.0
@@ -89,7 +89,7 @@ class ReleaseFollower:
         self.bases = bases
         self._upstream.forget_dialect()
         self._read_versions()
-        self._loaded.found(cards, {name: self._folder(release) for name, release in self._versions.items()})
+        self._pool.adopt(cards, {name: self._folder(release) for name, release in self._versions.items()})
 
     def _bases(self, cards: list[Json], missing: UpstreamError | None) -> list[str]:
         """The base models, the one behind NAME first. UpstreamError when it cannot be told, with what is missing."""
@@ -196,7 +196,7 @@ class ReleaseFollower:
 
     async def _unload_idle(self, now: float) -> None:
         keep = {r.adapter for s in self.serving.values() for r in (s.served, s.before, s.canary) if r is not None}
-        await self._loaded.unload_idle(now - self._settings.adapter_idle, keep, self._versions)
+        await self._pool.unload_idle(now - self._settings.adapter_idle, keep, self._versions)
 
     async def follow(self) -> None:
         """Look again and again, until cancelled."""
@@ -208,13 +208,13 @@ class ReleaseFollower:
         """Have an adapter loaded upstream (the base model always is); what it is called there."""
         if adapter is None:
             return self.base
-        if adapter not in self._loaded:
+        if adapter not in self._pool:
             if adapter not in self._versions:
                 self._read_versions()
             if adapter not in self._versions:
                 raise NotFoundError(f"no release names a folder for the adapter {adapter}.", param="model")
-            await self._loaded.load(adapter, self._folder(self._versions[adapter]))
-        return self._loaded.name(adapter)
+            await self._pool.load(adapter, self._folder(self._versions[adapter]))
+        return self._pool.name(adapter)
 
     def _folder(self, release: Release) -> str:
         return str((self._settings.dir / (release.path or "")).resolve())

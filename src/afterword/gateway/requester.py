@@ -92,7 +92,7 @@ def _is_text(text: str) -> bool:
     return True
 
 
-class Who(NamedTuple):
+class Requester(NamedTuple):
     """The asker, as far as the gateway knows."""
 
     unit: str = ""
@@ -102,7 +102,7 @@ class Who(NamedTuple):
     task: str | None = None
 
 
-ANYBODY = Who()
+ANYBODY = Requester()
 
 
 def unit_of(key: str | None, user: str | None, conversation: str | None, messages: list[Json]) -> str:

@@ -21,9 +21,9 @@ from afterword.chat.private import redactor
 from afterword.errors import ConfigError
 from afterword.gateway.app import make_app
 from afterword.gateway.keys import key_file, list_keys
-from afterword.gateway.origin_policy import Door
+from afterword.gateway.origin_policy import OriginPolicy
 from afterword.gateway.settings import GatewaySettings
-from afterword.sampling.places import is_loopback
+from afterword.sampling.urls import is_loopback
 from afterword.store import Store
 
 if sys.platform == "win32":
@@ -86,7 +86,7 @@ def serve_in_thread(settings: GatewaySettings) -> Iterator[str]:
 
 def check_address(settings: GatewaySettings) -> None:
     """ConfigError when the address is open to others and there is no key, or a setting of it is impossible."""
-    Door(settings.allow_origins)
+    OriginPolicy(settings.allow_origins)
     if not 0 <= settings.port <= 65535:
         raise ConfigError(
             f"--port {settings.port} is none: ports are 1 to 65535, and 0 takes a free one.", param="port"

@@ -11,7 +11,7 @@ from afterword.gateway.keys import KeyRing
 from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
 from afterword.gateway.model_routing import Adapters
-from afterword.gateway.origin_policy import Door
+from afterword.gateway.origin_policy import OriginPolicy
 from afterword.gateway.requester import NameSources
 from afterword.gateway.retries import Retries
 from afterword.gateway.settings import GatewaySettings
@@ -66,7 +66,7 @@ class Gateway:
     upstream: Upstream
     metrics: Metrics
     keys: KeyRing
-    door: Door
+    origin_policy: OriginPolicy
     links: Links
     retries: Retries
     capture: Capture

@@ -94,7 +94,7 @@ def _may_read(request: web.Request) -> bool:
     gateway = request.app[GATEWAY]
     try:
         if gateway.keys.check(request.headers.get("Authorization"), "admin") is None:
-            gateway.door.check(request.headers)
+            gateway.origin_policy.check(request.headers)
     except AfterwordError:
         return False
     return True

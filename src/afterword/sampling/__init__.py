@@ -4,9 +4,8 @@ Owns the OpenAI-compatible client, vLLM's dialect of it (token ids, run-time ada
 engine as a child process. Never imports torch, never touches the store.
 """
 
-from afterword.sampling.answer import Answer
 from afterword.sampling.launch import EngineProcess, start_engine
-from afterword.sampling.stream import ChatStream, Timeouts, UpstreamRejected
+from afterword.sampling.stream import Answer, ChatStream, Timeouts, UpstreamRejected
 from afterword.sampling.upstream import NO_LIST, Upstream, complete_all
 
 __all__ = [

@@ -17,11 +17,10 @@ from yarl import URL
 
 from afterword.errors import UpstreamError
 from afterword.records import Json
-from afterword.sampling.answer import Answer, read_answer
 from afterword.sampling.dialect import Dialect, named_in
-from afterword.sampling.places import places, root, route
 from afterword.sampling.sse import MAX_EVENT
-from afterword.sampling.stream import CLOSED, ChatStream, Timeouts, UpstreamRejected, too_slow
+from afterword.sampling.stream import CLOSED, Answer, ChatStream, Timeouts, UpstreamRejected, read_answer, too_slow
+from afterword.sampling.urls import base_urls, route_url, server_root
 
 _OPENED: ContextVar[list[bool]] = ContextVar("opened")
 """Where a request notes that its connection is new."""
@@ -40,7 +39,7 @@ _NO_LIST_STATUS = (403, 404, 405, 410, 501)
 
 
 class Upstream:
-    """A model server at `url`: its host, its base path of any form, or its chat route (`places.places`).
+    """A model server at `url`: its host, its base path of any form, or its chat route (`urls.base_urls`).
 
     Use it as an async context, within one event loop.
     """
@@ -49,7 +48,7 @@ class Upstream:
         self, url: str, api_key: str | None = None, timeouts: Timeouts | None = None, *, remedy: str = "Is it running?"
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._places = places(url)
+        self._base_urls = base_urls(url)
         """Where its routes may be; one place once it has answered there."""
         self.timeouts = timeouts or Timeouts()
         self._remedy = remedy
@@ -158,15 +157,15 @@ class Upstream:
                 raise
             return await session.request(method, url, **more)
 
-    async def _at_places(self, method: str, path: str, **more: Any) -> aiohttp.ClientResponse:
+    async def _at_base_urls(self, method: str, path: str, **more: Any) -> aiohttp.ClientResponse:
         """The head of a route's answer. A server that has no such route at the first place is asked at the next."""
         first: UpstreamRejected | None = None
-        for place in self._places:
-            response = await self._send(method, route(place, path), **more)
+        for place in self._base_urls:
+            response = await self._send(method, route_url(place, path), **more)
             if response.status < 400:
-                self._places = [place]
+                self._base_urls = [place]
                 return response
-            last = place == self._places[-1]
+            last = place == self._base_urls[-1]
             if response.status not in _NOT_THERE or (last and first is None):
                 return response
             async with response:
@@ -177,7 +176,7 @@ class Upstream:
 
     async def _post_chat(self, body: Json) -> ChatStream:
         try:
-            response = await self._at_places("POST", "/chat/completions", data=orjson.dumps(body))
+            response = await self._at_base_urls("POST", "/chat/completions", data=orjson.dumps(body))
             if response.status < 400:
                 return ChatStream(response, self.url, self.timeouts)
             async with response:
@@ -268,9 +267,9 @@ class Upstream:
         more = {"data": None if body is None else orjson.dumps(body), "timeout": times}
         try:
             if path == _HEALTH:
-                asking = self._send(method, route(root(self._places[0]), path), **more)
+                asking = self._send(method, route_url(server_root(self._base_urls[0]), path), **more)
             else:
-                asking = self._at_places(method, path, **more)
+                asking = self._at_base_urls(method, path, **more)
             async with await asking as response:
                 text = await response.read()
         except TimeoutError as error:
@@ -284,25 +283,25 @@ class Upstream:
     async def models(self) -> list[Json]:
         """The server's model cards (`id`, and for adapters `parent` and `root`). UpstreamError with the code NO_LIST
         when it has no list that can be read."""
-        places_before = self._places
+        before = self._base_urls
         try:
             text = await self._control("GET", "/models")
             cards = _cards(text)
-            if cards is None and len(places_before) > 1:  # a page of a web server: the other place is the API
-                self._places = [place for place in places_before if place != self._places[0]]
+            if cards is None and len(before) > 1:  # a page of a web server: the other place is the API
+                self._base_urls = [place for place in before if place != self._base_urls[0]]
                 text = await self._control("GET", "/models")
                 cards = _cards(text)
         except UpstreamRejected as error:
             if error.answered not in _NO_LIST_STATUS:
                 raise
-            self._places = places_before
+            self._base_urls = before
             raise UpstreamError(
                 f"the model server {self.url} does not list its models (GET .../models answered {error.answered}: "
                 f"{error.error['message']}).",
                 code=NO_LIST,
             ) from error
         if cards is None:
-            self._places = places_before
+            self._base_urls = before
             raise UpstreamError(
                 f"the model server {self.url} has no usable /v1/models: {text[:200]!r}. "
                 "Check that the URL is that of an OpenAI-compatible server.",

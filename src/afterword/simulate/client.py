@@ -18,7 +18,7 @@ import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from afterword.errors import UpstreamError, UsageError
-from afterword.sampling.places import is_loopback
+from afterword.sampling.urls import is_loopback
 from afterword.simulate.prompts import TaskPrompt
 
 Progress = Callable[[int, int], None]

@@ -21,7 +21,7 @@ from afterword.evaluate.comparison.heldout import HeldOut
 from afterword.evaluate.stats.statistics import exact, paired_share, sign_test, wilson
 from afterword.records import Json
 from afterword.sampling import Upstream, UpstreamRejected
-from afterword.sampling.answer import read_answer
+from afterword.sampling.stream import read_answer
 
 log = logging.getLogger("afterword.evaluate")
 

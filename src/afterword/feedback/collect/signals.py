@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from afterword.chat.canonical import text_of
-from afterword.chat.machine import Hints, Said, calls_in_text, hints_of, origin_of, read_message
+from afterword.chat.machine import Hints, MessageWords, calls_in_text, hints_of, origin_of, read_message
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.text.edits import align
 from afterword.feedback.text.followup_classifier import POLARITY, categorise, read_follow_up
@@ -188,7 +188,7 @@ def _plain(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, we
     return Signal(feedback, KINDS[feedback.kind].polarity, weight)
 
 
-def words_after(answer: str, feedback: Feedback) -> Said:
+def words_after(answer: str, feedback: Feedback) -> MessageWords:
     """What a person says with a follow-up on `answer`, or why no person says it."""
     return read_message((feedback.text or "").strip(), Hints(after_call=calls_in_text(answer)))
 

@@ -10,10 +10,10 @@ from typing import Any
 import orjson
 
 from afterword.chat.canonical import check_messages
-from afterword.chat.machine import NOBODY, Said, declared, hints_of, new_words, said_after
+from afterword.chat.machine import NO_WORDS, MessageWords, declared, hints_of, new_words, newest_user_words
 from afterword.chat.sampling_fields import sampling_of
 from afterword.errors import UsageError
-from afterword.gateway.requester import KNOWN_SOURCES, NameSources, Who, name_from, name_of, unit_of
+from afterword.gateway.requester import KNOWN_SOURCES, NameSources, Requester, name_from, name_of, unit_of
 from afterword.records import BESIDE, Json
 
 _DEEP = 250
@@ -47,20 +47,20 @@ class ChatRequest:
     """Turn that the client says it continues."""
     task: str | None
     team: str | None
-    who: Who
+    requester: Requester
     """For channels and shares."""
     train: bool | None = None
     """May the answer be trained on, and what is said in this request? None: the server's setting decides."""
 
     retry: bool = False
     """The client sends it again because the answer got lost: no judgement of the user."""
-    said: Said = NOBODY
+    newest: MessageWords = NO_WORDS
     """What a person said after the last answer, or why nobody did."""
 
     @property
     def beside(self) -> bool:
         """Is it a program's request beside the conversation (a title, a summary), whose answer is no part of it?"""
-        return self.said.origin in BESIDE
+        return self.newest.origin in BESIDE
 
     @property
     def scope(self) -> tuple[str | None, str | None]:
@@ -146,18 +146,20 @@ def parse_chat(
         previous=name_of(headers, "previous-turn", None, "x-afterword-previous-turn"),
         task=task,
         team=team,
-        who=Who(unit_of(key, user, conversation, messages), user, team, task),
+        requester=Requester(unit_of(key, user, conversation, messages), user, team, task),
         train=_train(headers.get("x-afterword-train"), metadata.get("train")),
-        said=_said(headers, data, messages),
+        newest=_newest(headers, data, messages),
     )
 
 
-def _said(headers: Mapping[str, str], body: Json, messages: list[Json]) -> Said:
+def _newest(headers: Mapping[str, str], body: Json, messages: list[Json]) -> MessageWords:
     """What a person said with this request, as the client declares it or as the message reads."""
-    told = declared(headers, body.get("metadata") or {})
-    if told == "person":
-        return Said(new_words(messages))
-    return Said("", told) if told else said_after(messages, hints_of(messages, body, body.get("tools")))
+    origin = declared(headers, body.get("metadata") or {})
+    if origin == "person":
+        return MessageWords(new_words(messages))
+    return (
+        MessageWords("", origin) if origin else newest_user_words(messages, hints_of(messages, body, body.get("tools")))
+    )
 
 
 _SHAPES: tuple[tuple[str, tuple[type, ...], str], ...] = (

@@ -16,16 +16,15 @@ from afterword.errors import UpstreamError
 from afterword.gateway.wire.deltas import Deltas
 from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Json
-from afterword.sampling.answer import read_logprobs
 from afterword.sampling.sse import BLANK, MAX_EVENT, Event, EventReader
-from afterword.sampling.stream import error_object
+from afterword.sampling.stream import error_object, read_logprobs
 
 DONE = b"data: [DONE]\n\n"
 _ODD = (LookupError, TypeError, ValueError, AttributeError)
 """What reading a part raises that has another shape than it should."""
 
 
-class Served:
+class UpstreamAnswer:
     """What was served, read while the answer is rewritten for the client: id replaced, what was not asked taken out.
 
     For a stream call `feed` with the bytes as they come, `close` when no more come, and `finish` when the turn is kept;

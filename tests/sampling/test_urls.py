@@ -7,8 +7,8 @@ from tests.gateway.fake_upstream import Fake, fake_upstream
 
 from afterword.errors import UpstreamError
 from afterword.sampling import NO_LIST, Upstream
-from afterword.sampling.places import places, root, route
 from afterword.sampling.stream import UpstreamRejected
+from afterword.sampling.urls import base_urls, route_url, server_root
 
 BODY = {"model": "base-model", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -32,8 +32,8 @@ BODY = {"model": "base-model", "messages": [{"role": "user", "content": "Hi"}]}
     ],
 )
 def test_the_likeliest_place(url: str, first: str) -> None:
-    assert str(route(places(url)[0], "/chat/completions")) == first
-    assert str(root(places("http://h:1/a/v1")[0])) == "http://h:1/a"
+    assert str(route_url(base_urls(url)[0], "/chat/completions")) == first
+    assert str(server_root(base_urls("http://h:1/a/v1")[0])) == "http://h:1/a"
 
 
 @pytest.mark.parametrize(
