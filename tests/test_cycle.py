@@ -13,7 +13,7 @@ import pytest
 from afterword import cycle
 from afterword.cli import main
 from afterword.config import CycleConfig, TrainConfig
-from afterword.errors import AfterwordError, ConflictError, ModelError, UpstreamError
+from afterword.errors import AfterwordError, ConflictError, ModelError, StoreError, UpstreamError
 from afterword.feedback.select.select import SelectSettings
 from afterword.records import Candidate, Feedback, Release, RoundAttempt, Turn
 from afterword.store import Store
@@ -41,14 +41,17 @@ def _fill(store: Store, numbers: range) -> None:
         )
 
 
-def _watch(store: Store, **train: Any) -> list[cycle.Event]:
-    """What one look leads to: a new `watch`, as after a restart."""
-    settings = cycle.Settings(
+def _settings(store: Store, **train: Any) -> cycle.Settings:
+    return cycle.Settings(
         directory=store.path.parent,
         select=SelectSettings(min_effective=1, min_users=1),
         train=TrainConfig(off_policy=True, **train),
     )
-    events = cycle.watch(store, lambda *, model: settings, WHEN, cycle.Progress())
+
+
+def _watch(store: Store, **train: Any) -> list[cycle.Event]:
+    """What one look leads to: a new `watch`, as after a restart."""
+    events = cycle.watch(store, lambda *, model: _settings(store, **train), WHEN, cycle.Progress())
     found = [next(events)]
     assert isinstance(found[0], cycle.WatchStatus)
     if found[0].new >= found[0].needed and found[0].canary is None:
@@ -85,6 +88,21 @@ def test_a_round_that_failed_for_its_surroundings_is_tried_again_later(
     assert len(_watch(store)) == 1
     monkeypatch.setattr(cycle, "RETRY_AFTER", 0.0)
     assert isinstance(_watch(store)[1], cycle.Failed)
+
+
+def test_a_failure_that_cannot_be_stored_does_not_end_the_watch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _failing(monkeypatch, StoreError("the disk is full"))
+    events = cycle.watch(store, lambda *, model: _settings(store), WHEN, cycle.Progress())
+    first = next(events)
+    assert isinstance(first, cycle.WatchStatus) and first.new >= WHEN.min_new
+
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", full)
+        assert isinstance(next(events), cycle.Failed)
+    assert next(events) == cycle.WatchStatus(0, 4, 0, None) and store.count(RoundAttempt) == 0
 
 
 def test_a_round_that_meets_another_process_is_tried_at_the_next_look(

@@ -7,8 +7,8 @@ caller shows progress and events. Modules that need torch are imported when thei
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,7 +129,8 @@ class Postponed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The round failed; `attempt` is stored and keeps the same interactions from starting another one."""
+    """The round failed; `attempt` keeps the same interactions from starting another one, after a restart too unless
+    it could not be stored."""
 
     error: AfterwordError
     attempt: RoundAttempt
@@ -174,6 +175,7 @@ def watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: P
 
 
 def _watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: Progress) -> Iterator[Event]:
+    unstored: list[RoundAttempt] = []
     while True:
         now = settings(model=False)
         outcome = _outcome_hash(now)
@@ -182,12 +184,15 @@ def _watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: 
         funnel = collect_stage(store, now, progress)
         _measure_if_needed(store, now, progress)
         selection = select_stage(store, now, ready=True)
-        new = selection.worded - trained_on(store) - _attempted(store, outcome)
+        new = selection.worded - trained_on(store) - _attempted(store, outcome, unstored)
         canary = store.canary(now.channel)
         yield WatchStatus(len(new), when.min_new, selection.left["other_slice"], canary.adapter if canary else None)
         if canary is None and len(new) >= when.min_new:
             attempt = RoundAttempt(id=new_id("att"), settings=outcome, interactions=tuple(sorted(selection.worded)))
-            yield _round_of_watch(store, settings, progress, funnel, selection, attempt)
+            event = _round_of_watch(store, settings, progress, funnel, selection, attempt)
+            if isinstance(event, Failed) and store.find(RoundAttempt, event.attempt.id) is None:
+                unstored.append(event.attempt)
+            yield event
         time.sleep(when.interval)
 
 
@@ -213,14 +218,15 @@ def _round_of_watch(
     except AfterwordError as error:
         passing = isinstance(error, UpstreamError | StoreError)
         attempt = replace(attempt, created_at=time.time(), stage=stage, error=error.kind, transient=passing)
-        store.write(attempt)
+        with suppress(StoreError):  # of a full disk, which is then the error of the round as well
+            store.write(attempt)
         return Failed(error, attempt)
     store.write(replace(attempt, candidate=made.candidate.id))
     return made
 
 
-def _attempted(store: Store, outcome: str) -> set[str]:
-    """Interactions that started a round under settings with this hash.
+def _attempted(store: Store, outcome: str, unstored: Sequence[RoundAttempt]) -> set[str]:
+    """Interactions that started a round under settings with this hash, of stored and `unstored` attempts.
 
     Rounds whose candidate learned from a user erased since do not count; failures of a model server or the database
     count for `RETRY_AFTER` seconds.
@@ -228,8 +234,8 @@ def _attempted(store: Store, outcome: str) -> set[str]:
     gone, now = store.tainted(), time.time()
     return {
         name
-        for row in store.rows(RoundAttempt, settings=outcome)
-        if row.candidate not in gone
+        for row in (*store.rows(RoundAttempt, settings=outcome), *unstored)
+        if row.settings == outcome and row.candidate not in gone
         if not row.transient or now - row.created_at < RETRY_AFTER
         for name in row.interactions
     }
