@@ -44,6 +44,22 @@ def test_the_files_that_answer_a_newcomers_questions_exist() -> None:
         assert (ROOT / name).exists(), name
 
 
+EXAMPLES = ("NAME.py", "tone.py", "check.py", "a.py")
+"""Files that pages make up."""
+SOURCES = [str(path.relative_to(ROOT)) for top in ("src", "tests", "dev", "benchmarks", "experiments")
+           for path in (ROOT / top).rglob("*.py")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name != "CHANGELOG.md"] + [*(ROOT / "experiments").rglob("*.md")],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)  # fmt: skip
+def test_python_files_that_a_page_names_exist(page: Path) -> None:
+    for name in re.findall(r"(?<![\w/.-])((?:[\w-]+/)*\w+\.py)\b", page.read_text("utf-8")):
+        known = any(f"/{source}".endswith(f"/{name}") for source in SOURCES)
+        assert known or Path(name).name in EXAMPLES, name
+
+
 def test_the_changelog_has_one_line_an_entry() -> None:
     for line in (ROOT / "CHANGELOG.md").read_text("utf-8").splitlines():
         assert not line or line.startswith(("# ", "## ", "### ", "- ")), line

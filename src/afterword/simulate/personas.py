@@ -1,6 +1,6 @@
 """Personas: users with lasting preferences, read from TOML files beside this module or from a path.
 
-Owns what a persona is and reads its file (`persona_checks` says what is wrong with one). A persona never looks at the
+Owns what a persona is and reads its file (`persona_schema` validates it). A persona never looks at the
 model; how it reacts is in `users`. Simulated time is the number of the conversation: a wish may begin, end or come and
 go with it.
 """

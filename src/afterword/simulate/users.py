@@ -1,7 +1,7 @@
-"""What a persona does after an answer: pure decisions, the same for the same seed and the same answers.
+"""Decides what a persona does after an answer: pure, the same for the same seed and the same answers.
 
-Owns the user's side only; `talk` carries it out over HTTP. The persona's checkers are consulted here, privately:
-no mark ever leaves this module except as what a user would say or do.
+Owns the user's side only; `conversations` carries it out over HTTP. Consults the persona's checkers in private: their
+grade leaves this module only as what a user would say or do.
 """
 
 from __future__ import annotations
