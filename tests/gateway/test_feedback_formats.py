@@ -120,3 +120,17 @@ def test_rows_that_are_no_feedback_are_refused_over_http(gateway: Setup, row: di
     answer = gateway.post("/v1/feedback", row)
     assert answer.status_code == 422, answer.text
     assert gateway.store.count(Turn) == 0
+
+
+@pytest.mark.parametrize(
+    "row, param",
+    [
+        ({"prompt": "Hi", "user_action": "accepted"}, "draft"),
+        ({"draft": "Hello", "user_action": "accepted"}, "prompt"),
+        ({"prompt": "Hi", "draft": "Hello", "user_action": "accepted", "weight": "zero"}, "weight"),
+        ({"kind": "rating", "value": 1, "prompt": "Hi"}, "turn"),
+    ],
+)
+def test_an_invalid_field_of_a_record_is_named_over_http(gateway: Setup, row: dict[str, Any], param: str) -> None:
+    answer = gateway.post("/v1/feedback", row)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, param)

@@ -238,7 +238,7 @@ def is_excluded(part: Json) -> bool:
         return True
     for name in _WEIGHTS:
         if not _is_weight(part.get(name)):
-            raise bad("bad_weight", f"`{name}` is {shown(part[name], 60)}; it must be a number, or true or false")
+            raise bad("bad_weight", f"`{name}` is {shown(part[name], 60)}; it must be a number, or true or false", name)
     return any(_is_no(part[name]) for name in _OFF if name in part) or any(
         _is_yes(part[name]) for name in _ON if name in part
     )

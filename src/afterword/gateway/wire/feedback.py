@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from afterword.errors import UsageError
-from afterword.formats import native
+from afterword.formats import events, native
 from afterword.formats.parsing import Hashed, shown
 from afterword.formats.registry import FORMATS, detect_format
 from afterword.records import Feedback, Record, Turn
 
 MAX_EVENTS = 1000
+_OF_RECORDS = frozenset(("prompt", "draft", "user_action"))
 
 
 def parse_event(event: Any) -> list[Record] | Hashed:
@@ -30,6 +31,8 @@ def parse_event(event: Any) -> list[Record] | Hashed:
             raise UsageError("a retraction cannot be sent. Retract with DELETE /v1/feedback/{id}.", param="kind")
         return [record]
     format = FORMATS.get(detect_format(event) or "") if "kind" not in event else None
+    if format is None and not {"kind", "turn"} & event.keys() and not _OF_RECORDS.isdisjoint(event):
+        format = events.FORMAT  # its reader names the missing field
     if format is None or format is native.FORMAT:
         return [native.read_event(event)]
     found = format.read(event) if format.events else None
