@@ -14,6 +14,7 @@ import torch
 from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 from afterword.chat.render import render_prompt
+from afterword.chat.sampling_fields import PLAIN
 from afterword.cli import main
 from afterword.learn.loss import loss_stage
 from afterword.model.loading import load_tokenizer
@@ -59,9 +60,7 @@ def test_log_probabilities_that_are_missing_or_not_finite_are_counted(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = [len(example(model, n).turn.completion_ids or ()) for n in range(8)]
-    known: dict[int, dict[str, Any]] = {
-        n: {"logprobs": (-1.0,) * long[n], "sampling": {"temperature": 1.0}} for n in range(8)
-    }
+    known: dict[int, dict[str, Any]] = {n: {"logprobs": (-1.0,) * long[n], "sampling": PLAIN} for n in range(8)}
     known[2]["logprobs"] = None
     known[3]["logprobs"] = (*known[3]["logprobs"][:-1], math.nan)
     known[4]["logprobs"] = (*known[4]["logprobs"][:-1], -math.inf)
@@ -122,7 +121,7 @@ def test_a_nan_in_the_middle_of_a_run(
 
     monkeypatch.setattr(steps, "token_losses", broken)
     assert train(home, model) == 1
-    assert "step 2 of 2" in (said := capsys.readouterr().err) and "smaller lr" in said
+    assert "step 2 of 2" in (said := capsys.readouterr().err) and "learning rate below" in said
     (run,) = (home / "runs").iterdir()
     assert (run / "state.pt").is_file()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 1

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from afterword.chat.render import decode, end_of_turn_ids, render_prompt
+from afterword.chat.sampling_fields import PLAIN
 from afterword.cli import main
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.recipes import RECIPES
@@ -60,7 +61,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
             turn = Turn(
                 id=f"turn-{n}", messages=messages, prompt_ids=prompt, completion_ids=ids,
                 answer={"role": "assistant", "content": decode(tokenizer, ids[:-1] if ids[-1] in ends else ids)},
-                logprobs=tuple(logps.tolist()), sampling={"temperature": 1.0}, user="ada", conversation=f"c{n}",
+                logprobs=tuple(logps.tolist()), sampling=PLAIN, user="ada", conversation=f"c{n}",
                 finish_reason="stop" if ids[-1] in ends else "length",
             )  # fmt: skip
             said = SAID[n % len(SAID)]
