@@ -73,7 +73,7 @@ def test_the_second_example_changes_when_the_page_says(tmp_path: Path) -> None:
 
 def test_every_key_and_every_checker_stands_on_the_page() -> None:
     assert set(ROWS) >= set(CHECKERS)
-    keys = PAGE.partition("| key | is |")[2].partition("`[habits]`")[0]
+    keys = PAGE.partition("| key | meaning |")[2].partition("`[habits]`")[0]
     assert [key for key in sorted(WISH_KEYS) if f"`{key}`" not in keys] == []
 
 
