@@ -36,7 +36,7 @@ DEAD = "http://127.0.0.1:9"
         (("--port", "-1", "--upstream", DEAD), "-1"),
         (("--upstream", "127.0.0.1:8000"), "http://127.0.0.1:8000/v1"),
         (("--upstream", "localhost"), "no URL"),
-        (("--upstream", DEAD, "--set", 'serve.allow_origins=["chat.example"]'), "no origin"),
+        (("--upstream", DEAD, "--set", 'serve.allow_origins=["chat.example"]'), "invalid origin"),
     ],
 )
 def test_what_cannot_be_is_a_sentence_and_a_2(

@@ -114,7 +114,7 @@ def test_the_end_of_a_canary_reaches_everyone_and_what_was_served_stays_warm(gat
     missing = gateway.post(
         "/v1/chat/completions", {"model": "afterword@canary", "messages": [{"role": "user", "content": "Hi"}]}
     )
-    assert missing.status_code == 404 and "no canary runs" in missing.json()["error"]["message"]
+    assert missing.status_code == 404 and "no canary is running" in missing.json()["error"]["message"]
     rollback(gateway.store)
     until(lambda: ask(gateway) == V1)
 

@@ -51,8 +51,8 @@ def parts(*given: Any) -> dict[str, Any]:
         ({"model": "afterword", "messages": [{"role": "cat", "content": ""}]}, 422, "messages[0].role", "cat"),
         ({"messages": HI}, 422, "model", "model name"),
         ({"model": "gpt-9", "messages": HI}, 404, "model", "does not exist"),
-        ({"model": "afterword@canary", "messages": HI}, 404, "model", "no canary runs"),
-        ({"model": "afterword@previous", "messages": HI}, 404, "model", "nothing was released"),
+        ({"model": "afterword@canary", "messages": HI}, 404, "model", "no canary is running"),
+        ({"model": "afterword@previous", "messages": HI}, 404, "model", "no adapter was released"),
         ({"model": "afterword@v000009", "messages": HI}, 404, "model", "does not exist"),
         ({"model": "afterword", "messages": HI, "user": 7}, 422, "user", "string"),
         ({"model": "afterword", "messages": HI, "metadata": "x"}, 422, "metadata", "object"),
@@ -106,7 +106,7 @@ def test_wrong_paths_methods_and_sizes(launch: Launch) -> None:
     assert missing.status_code == 404 and shape(missing)["type"] == "not_found_error"
     for path in ("/v1/completions", "/v1/responses"):
         assert "use POST /v1/chat/completions" in shape(gateway.post(path, {}))["message"]
-    assert "base URL ends with /v1" in shape(gateway.post("/chat/completions", {}))["message"]
+    assert "base URL must end with /v1" in shape(gateway.post("/chat/completions", {}))["message"]
     head = httpx.head(gateway.url + "/health")
     assert head.status_code == 200 and head.content == b""
     wrong = gateway.get("/v1/chat/completions")
@@ -209,7 +209,7 @@ def test_an_upstream_that_talks_something_else(launch: Launch, raw: bytes) -> No
     response = gateway.post(CHAT, {"model": "afterword", "messages": HI})
     assert response.status_code == 502 and "not a chat completion" in shape(response)["message"]
     streamed = gateway.post(CHAT, {"model": "afterword", "messages": HI, "stream": True})
-    assert streamed.status_code == 502 and "in place of a stream of events" in shape(streamed)["message"]
+    assert streamed.status_code == 502 and "instead of an event stream" in shape(streamed)["message"]
     assert gateway.turns() == []
 
 
@@ -295,13 +295,13 @@ def test_an_error_that_is_none_is_no_error(launch: Launch, more: dict[str, Any])
 def test_an_error_chunk_of_plain_words(launch: Launch) -> None:
     gateway = launch(Fake(raw=b'data: {"error": "out of memory"}\n\n'))
     response = gateway.post(CHAT, {"model": "afterword", "messages": HI, "stream": True})
-    assert response.status_code == 502 and "broke off: out of memory" in shape(response)["message"]
+    assert response.status_code == 502 and "failed during the answer: out of memory" in shape(response)["message"]
 
 
 def test_chunks_that_are_no_chunks(launch: Launch) -> None:
     gateway = launch(Fake(raw=b'data: {"nothing": 1}\n\n'))
     response = gateway.post(CHAT, {"model": "afterword", "messages": HI, "stream": True})
-    assert response.status_code == 502 and "in place of a stream of events" in shape(response)["message"]
+    assert response.status_code == 502 and "instead of an event stream" in shape(response)["message"]
     assert '{"nothing": 1}' in shape(response)["message"]
 
 

@@ -50,12 +50,12 @@ def test_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: now + 1)
     assert ring.check(f"Bearer {text}", "infer") == key.id
     assert ring.check(f"Bearer {admin}", "review") == admin_key.id
-    with pytest.raises(ScopeMissing, match="needs `feedback`"):
+    with pytest.raises(ScopeMissing, match="lacks the scope `feedback`"):
         ring.check(f"Bearer {text}", "feedback")
     for wrong, why in (
-        (None, "needed"),
-        ("Bearer none", "not known"),
-        (f"Bearer sk-aw-{key.id}-guess", "not known"),
+        (None, "missing"),
+        ("Bearer none", "invalid"),
+        (f"Bearer sk-aw-{key.id}-guess", "invalid"),
         (f"Bearer {old}", "expired"),
     ):
         with pytest.raises(KeyMissing, match=why):
@@ -99,7 +99,7 @@ def test_a_file_that_goes_missing_opens_nothing(launch: Launch, monkeypatch: pyt
 
 def test_an_open_address_without_a_file_is_closed(tmp_path: Path) -> None:
     ring = KeyRing(tmp_path, needed=True)
-    with pytest.raises(KeyMissing, match="needed"):
+    with pytest.raises(KeyMissing, match="missing"):
         ring.check(None, "infer")
 
 

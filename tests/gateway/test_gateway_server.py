@@ -115,7 +115,7 @@ def test_a_busy_port(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("port", [99999, -1])
 def test_a_port_that_is_none(tmp_path: Path, port: int) -> None:
-    with pytest.raises(ConfigError, match=rf"--port {port} is none"):
+    with pytest.raises(ConfigError, match=rf"--port {port} is invalid"):
         run_gateway(GatewaySettings(dir=tmp_path, upstream="http://127.0.0.1:9", port=port))
 
 

@@ -337,7 +337,7 @@ def test_the_base_model_may_be_chosen(launch: Launch) -> None:
     wrong = launch(upstream_model="other")
     assert wrong.get("/health/ready").status_code == 503
     response = wrong.post("/v1/chat/completions", HI)
-    assert response.status_code == 502 and "has no model 'other'" in response.json()["error"]["message"]
+    assert response.status_code == 502 and "model 'other' is missing" in response.json()["error"]["message"]
 
 
 def test_other_channels_do_not_matter(gateway: Setup) -> None:

@@ -1,7 +1,7 @@
-"""HTTP in; Turn and Feedback out. The OpenAI-compatible origin_policy of Afterword.
+"""Serves OpenAI's API in front of any model server; stores turns and feedback.
 
-Owns the contract's routes, capture, linking and the move of the alias to a new adapter. Never trains, never imports
-torch, never decides what is released.
+Owns the contract's routes, capture, linking, and moving an alias to a new adapter. Never trains, never imports torch,
+never decides on a release.
 """
 
 from afterword.gateway.app import make_app

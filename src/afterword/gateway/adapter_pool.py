@@ -1,8 +1,8 @@
-"""Which adapters the upstream holds for this gateway, under which names, and how many requests are on each.
+"""Loads and unloads adapters on the upstream; counts the requests in flight on each.
 
-Owns loading and unloading. A name upstream says nothing about what is behind it: another data directory's release
-may have the same one. So an adapter counts as ours only when it came from our folder; where another has the name, or
-the upstream does not say, ours is loaded beside it under a name of its own. Never decides which adapter serves whom.
+An upstream name does not identify an adapter: another data directory may use it. An adapter counts as ours only if it
+was loaded from our folder; on a name collision ours gets a name with a hash. Never decides which adapter serves a
+request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from afterword.sampling import Upstream
 
 
 class AdapterPool:
-    """The adapters of one gateway upstream, by version name."""
+    """Tracks the adapters that one gateway has loaded on its upstream, by version name."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
@@ -33,11 +33,20 @@ class AdapterPool:
         return version in self._used
 
     def name(self, version: str) -> str:
-        """What the upstream calls a version that is loaded."""
+        """Returns the upstream's name of a loaded version.
+
+        Raises:
+            KeyError: If the version is not loaded.
+        """
         return self._names[version]
 
     def adopt(self, cards: Sequence[Json], folders: Mapping[str, str]) -> None:
-        """Take over what the upstream has already. `folders`: version -> its folder."""
+        """Takes over adapters that the upstream has loaded already.
+
+        Args:
+            cards: The upstream's model cards.
+            folders: Version -> absolute path of its adapter folder.
+        """
         roots = {card["id"]: card.get("root") for card in cards}
         self._used.clear()
         for version, folder in folders.items():
@@ -51,7 +60,15 @@ class AdapterPool:
         self._names[version] = name
 
     async def load(self, version: str, folder: str) -> None:
-        """Have a version loaded. UpstreamError when the upstream does not take it."""
+        """Loads a version unless it is loaded.
+
+        Args:
+            version: Version name.
+            folder: Absolute path of its adapter folder.
+
+        Raises:
+            UpstreamError: If the upstream rejects the adapter or is down.
+        """
         async with self._lock:
             if version in self._used:
                 return
@@ -62,12 +79,12 @@ class AdapterPool:
             self._add(version, name)
 
     def discard(self, version: str) -> None:
-        """The upstream does not know it any more."""
+        """Removes a version that the upstream no longer knows."""
         self._used.pop(version, None)
 
     @contextlib.contextmanager
     def using(self, version: str | None) -> Iterator[None]:
-        """Count a request on its adapter, so that it is not unloaded meanwhile."""
+        """Counts a request on its adapter, so that the adapter stays loaded meanwhile. None: the base model."""
         if version is None:
             yield
             return
@@ -80,7 +97,16 @@ class AdapterPool:
                 self._used[version] = time.monotonic()
 
     async def unload_idle(self, before: float, keep: Container[str | None], known: Container[str]) -> None:
-        """Unload what nobody asked for since `before` or that is not `known` any more, but for what is in `keep`."""
+        """Unloads versions that are idle or no longer known.
+
+        Args:
+            before: Time (monotonic seconds) since which an idle version has had no request.
+            keep: Versions to keep in any case.
+            known: Versions that may still be requested.
+
+        Raises:
+            UpstreamError: If the upstream is down.
+        """
         for version, used in list(self._used.items()):
             idle = used <= before or version not in known
             if idle and version not in keep and not self._flying[version]:

@@ -1,4 +1,4 @@
-"""The composition of one gateway application: its parts are made when it starts and closed when it stops."""
+"""Composes one gateway application: creates its parts at start, closes them at stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ from afterword.store import Store
 
 
 def make_app(settings: GatewaySettings, store: Store) -> web.Application:
-    """The application. The caller owns `store` and closes it afterwards, which writes what still waits."""
+    """Builds the application.
+
+    Args:
+        settings: Settings of the gateway.
+        store: Owned by the caller, who closes it afterwards; closing writes all pending records.
+
+    Returns:
+        The application with all routes of `routes.ROUTES`.
+    """
     app = web.Application(middlewares=[boundary], client_max_size=settings.max_body)
     origin_policy = OriginPolicy(settings.allow_origins)
     app.on_response_prepare.append(origin_policy.on_prepare)

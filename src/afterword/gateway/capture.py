@@ -129,7 +129,14 @@ class Capture:
             done.set_result(None)
 
     async def write(self, records: Sequence[Record]) -> list[Outcome]:
-        """Append records and wait until they are on disk. StoreError when they are not."""
+        """Appends records and waits until they are on disk.
+
+        Returns:
+            The outcome of each record, in order.
+
+        Raises:
+            StoreError: If the database cannot be written.
+        """
         try:
             outcomes = await asyncio.wrap_future(self._store.submit(records, live=True))
         except StoreError as error:

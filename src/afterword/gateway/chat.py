@@ -1,7 +1,7 @@
-"""POST /v1/chat/completions: one answer from the upstream to the client, and its turn to the store.
+"""Handles POST /v1/chat/completions: forwards the upstream's answer, then stores its turn.
 
-Owns the order of things: link, ask, forward as it arrives, keep, let the last bytes go. Never trains, never waits for
-the store before the last chunk.
+Owns the order of steps: link, request, forward, enqueue, release the last bytes. Never trains; waits for the store only
+before the last chunk, and only up to a limit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TAKEN_BACK = 3
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    """The handler."""
+    """Handles one chat completion request, including retries of an earlier one."""
     start = perf_counter()
     gateway = request.app[GATEWAY]
     chat = parse_chat(await request.read(), request.headers, request.get(KEY), gateway.names)
@@ -76,7 +76,7 @@ async def _answered(
 
 
 class Exchange:
-    """One request on its way."""
+    """Holds the state of one chat request, from linking to the stored turn."""
 
     def __init__(self, gateway: Gateway, chat: ChatRequest, route: Route, request_id: str, start: float) -> None:
         self.gateway = gateway
@@ -174,7 +174,11 @@ class Exchange:
     # ---- answering
 
     async def whole(self) -> web.Response:
-        """Not streamed: the body leaves when its turn is on disk."""
+        """Answers without streaming; the body is sent once its turn is on disk.
+
+        Raises:
+            UpstreamError: If the upstream fails or its answer is invalid.
+        """
         while True:
             stream = await self._ask()
             try:
@@ -194,13 +198,17 @@ class Exchange:
         return web.Response(body=body, headers=self._headers(), content_type="application/json")
 
     def saved(self, response: web.StreamResponse) -> Saved | None:
-        """The answer for a retry; None when none is kept, or it broke off."""
+        """Returns the answer for later retries; None when none is kept or the answer is incomplete."""
         if self.sent is None or self._failed:
             return None
         return Saved(b"".join(self.sent), self._headers(), response.headers["Content-Type"])
 
     async def streamed(self, request: web.Request) -> web.StreamResponse:
-        """Streamed: bytes leave as they come; those from the answer's end on when its turn is on disk."""
+        """Answers with a stream; bytes from the end of the answer on are sent once its turn is on disk.
+
+        Raises:
+            UpstreamError: If the upstream fails before the first byte was sent; later errors are sent as an event.
+        """
         response = web.StreamResponse()
         while True:
             stream = await self._ask()
@@ -262,7 +270,7 @@ class Exchange:
         code = served.error_object.get("code")
         if not served.started and isinstance(code, int) and code in PASSED_ON:
             raise UpstreamRejected(self.gateway.upstream.url, code, orjson.dumps({"error": served.error_object}))
-        raise UpstreamError(f"the model server broke off: {served.error}", code="error")
+        raise UpstreamError(f"the model server failed during the answer: {served.error}", code="error")
 
     def _check_end(self, stream: ChatStream) -> None:
         """UpstreamError when the stream ended before the answer was complete."""
@@ -271,7 +279,7 @@ class Exchange:
         sent = f" It sent: {served.unread!r}." if served.unread else ""
         if not served.started and stream.content_type != "text/event-stream":
             raise UpstreamError(
-                f"the model server {url} answered {stream.content_type} in place of a stream of events. Check that the "
+                f"the model server {url} answered {stream.content_type} instead of an event stream. Check that the "
                 f"URL is that of an OpenAI-compatible server.{sent}",
                 code="not_sse",
             )
@@ -291,7 +299,11 @@ class Exchange:
     # ---- afterwards
 
     def failed(self, error: AfterwordError) -> asyncio.Future[None] | None:
-        """The upstream broke off or never answered: keep what there is of the answer, count what went wrong."""
+        """Counts an upstream error and queues the partial answer.
+
+        Returns:
+            A future that is done when the records are on disk; None without records.
+        """
         self._failed = True
         status = error.answered if isinstance(error, UpstreamRejected) else error_response(error)[0]
         reason = error.code or str(status)
@@ -303,7 +315,7 @@ class Exchange:
         return self.keep(None if theirs else "error")
 
     def count(self, status: int) -> None:
-        """Count the request."""
+        """Counts the request under its HTTP status."""
         metrics = self.gateway.metrics
         known = self.route.adapter is not None or self.route.model in self.gateway.adapters.bases
         # A client's word for a model of a server without a list is no label: there may be any number of them.
@@ -315,7 +327,14 @@ class Exchange:
                 metrics.cut.labels(REPETITION if self.served.stop_reason == REPETITION else "length").inc()
 
     def keep(self, finish_reason: str | None = None) -> asyncio.Future[None] | None:
-        """Queue the turn, once. Without any answer there is no turn, but what the user said is still kept."""
+        """Queues the turn, once; without an answer only the feedback of the request.
+
+        Args:
+            finish_reason: Overrides the upstream's finish reason; "aborted" or "error".
+
+        Returns:
+            A future that is done when the records are on disk; None when nothing is stored.
+        """
         if self._kept or not self.chat.keep:
             return None
         self._kept = True
@@ -329,7 +348,7 @@ class Exchange:
     def _keep(self, finish_reason: str | None) -> asyncio.Future[None] | None:
         if self.served.odd is not None:
             log.warning("the turn %s cannot be kept: %s", self.turn_id, self.served.odd)
-            why = "the model server's answer has a shape that cannot be stored; the server's log names it"
+            why = "the model server's answer is invalid and cannot be stored; see the server's log"
             return self.gateway.capture.drop(why, self._said(None))
         if not (self.served.started or self.served.complete):
             said: list[Record] = list(self._said(None))

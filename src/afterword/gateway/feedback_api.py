@@ -1,6 +1,6 @@
-"""POST /v1/feedback and DELETE /v1/feedback/{id}: what happened after an answer becomes rows.
+"""Handles POST /v1/feedback and DELETE /v1/feedback/{id}: stores events after an answer.
 
-Owns the status of each event. Never says what an event teaches, never changes a row.
+Owns the status of each event. Never decides what an event teaches, never changes a row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from afterword.records import Feedback, Json, Record, Turn, content_hash
 
 
 async def post_feedback(request: web.Request) -> web.Response:
-    """One event, or {"events": [...]}: on disk before the 202."""
+    """Stores one event or {"events": [...]}; answers 202 once they are on disk.
+
+    Raises:
+        UsageError: If a single event, or the list itself, is invalid.
+        ConflictError: If a single event conflicts with a stored one.
+        StoreError: If the database cannot be written.
+    """
     gateway = request.app[GATEWAY]
     data = _load(await request.read())
     if isinstance(data, dict) and "events" in data:
@@ -59,7 +65,7 @@ def _parsed(event: Any) -> list[Record] | Hashed:
     except TypeError as error:  # a lone surrogate, a number of 400 digits, 300 levels
         if "ecursion" not in str(error):
             parse_event(event)  # names the field where it can
-        raise UsageError(f"the event cannot be stored: {error}.") from error
+        raise UsageError(f"the event cannot be stored: {error}. Correct or remove that value.") from error
     return parse_event(event)
 
 
@@ -143,14 +149,24 @@ async def _unknown(gateway: Gateway, records: Iterable[Record]) -> set[str]:
 
 
 async def delete_feedback(request: web.Request) -> web.Response:
-    """Take an event back by a new row."""
+    """Retracts an event by storing a retraction.
+
+    Raises:
+        NotFoundError: If no event has this id.
+        UsageError: If the event is a retraction itself.
+        StoreError: If the database cannot be written.
+    """
     gateway = request.app[GATEWAY]
     identifier = request.match_info["id"]
     event = await asyncio.to_thread(gateway.store.find, Feedback, identifier)
     if event is None:
-        raise NotFoundError(f"there is no feedback {identifier!r:.200}.", param="id", code="feedback_not_found")
+        raise NotFoundError(
+            f"the feedback {identifier!r:.200} does not exist: use the id that POST /v1/feedback returned.",
+            param="id",
+            code="feedback_not_found",
+        )
     if event.kind == "retraction":
-        raise UsageError(f"{identifier!r:.200} is a retraction itself; send the event again instead.", param="id")
+        raise UsageError(f"{identifier!r:.200} is a retraction: to undo it, send the original event again.", param="id")
     versions = await asyncio.to_thread(gateway.store.versions, event)
     retractions = [
         Feedback(id="fb-" + content_hash("retraction", name), turn=event.turn, kind="retraction", retracts=name)

@@ -1,6 +1,7 @@
-"""A model server that refuses a request because it is too long: recognised, and what to ask with instead.
+"""Detects that a request exceeds the model's context, and drops the oldest messages to make it fit.
 
-Owns the wordings of servers and how much is dropped at a time. Never sends a request.
+System messages, the last user message and the newest agent step after it always stay; a tool call is dropped together
+with its results. Never sends a request, never counts tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SHRINK = 0.7
 
 
 def is_full(error: UpstreamRejected) -> bool:
-    """Does a refusal say that the messages are longer than the model's context?"""
+    """True when an upstream error says that the messages exceed the model's context."""
     if error.answered not in (400, 413, 422, 500):
         return False
     if {error.error.get("code"), error.error.get("type")} & set(_CODES):
@@ -41,7 +42,16 @@ def is_full(error: UpstreamRejected) -> bool:
 
 
 def shorter(messages: Sequence[Json], error: UpstreamRejected, attempt: int) -> list[Json] | None:
-    """What to send at the next attempt (from 1); None when nothing more may be dropped."""
+    """Drops the oldest messages for the next attempt.
+
+    Args:
+        messages: Messages of the attempt before.
+        error: Its error; token counts in its message decide how much is dropped.
+        attempt: Number of the next attempt, from 1.
+
+    Returns:
+        The remaining messages; None when nothing more may be dropped.
+    """
     if not droppable(messages) or attempt > ATTEMPTS:
         return None
     return fit(messages, 0.0 if attempt == ATTEMPTS else _share(str(error.error["message"])))
@@ -65,8 +75,12 @@ _RESULTS = ("tool", "function")
 
 
 def droppable(messages: Sequence[Json]) -> list[list[int]]:
-    """Groups of indices that may be dropped, in the order in which they should be: turns (a user's message with all
-    that answered it), then the steps of an agent (a call with its results) after the last message of the user."""
+    """Groups the messages that may be dropped, in the order of dropping.
+
+    Returns:
+        Groups of indices: first turns (a user message and all answers to it), then agent steps (a call and its results)
+            after the last user message.
+    """
     users = [i for i, message in enumerate(messages) if message.get("role") == "user"]
     last = users[-1] if users else -1
     turns: list[list[int]] = []
@@ -84,8 +98,15 @@ def droppable(messages: Sequence[Json]) -> list[list[int]]:
 
 
 def fit(messages: Sequence[Json], share: float) -> list[Json]:
-    """The messages without their oldest groups, so that about `share` of the text is left; at least one group is
-    dropped. All of them when none may be."""
+    """Drops the oldest groups of messages until about `share` of the text remains.
+
+    Args:
+        messages: The conversation.
+        share: Share of the text to keep, 0 to 1.
+
+    Returns:
+        The remaining messages; at least one group is dropped where one may be.
+    """
     groups = droppable(messages)
     sizes = [_size(message) for message in messages]
     left, goal = sum(sizes), share * sum(sizes)

@@ -1,6 +1,6 @@
-"""API keys: a public id and a secret of which only the hash is kept, in DIR/keys.json.
+"""Creates, lists, revokes and checks API keys; stores their hashes in DIR/keys.json.
 
-Owns that file and the check of a request's key. A key reads `sk-aw-PUBLIC-SECRET`; it is shown once, when made.
+A key reads `sk-aw-PUBLIC-SECRET`. Its text is shown once, when it is created.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _PREFIX = "sk-aw-"
 
 
 class KeyMissing(AfterwordError):
-    """No key, or none that is known and valid."""
+    """The API key is missing, unknown or expired."""
 
     status = 401
     kind = "authentication_error"
 
 
 class ScopeMissing(AfterwordError):
-    """A valid key without the scope."""
+    """The API key is valid but lacks the required scope."""
 
     status = 403
     kind = "permission_error"
 
 
 class KeysUnreadable(AfterwordError):
-    """The file of keys is damaged: nobody can be told from anybody."""
+    """The key file is damaged, so no key can be checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key without its secret."""
+    """One API key without its secret."""
 
     id: str
     """Public part; turns carry it."""
@@ -60,12 +60,16 @@ class Key:
 
 
 def key_file(directory: Path) -> Path:
-    """Where the keys of a data directory are."""
+    """Returns the path of a data directory's key file."""
     return directory / "keys.json"
 
 
 def list_keys(directory: Path) -> list[Key]:
-    """All keys, oldest first; [] without a file. ConfigError when the file is damaged."""
+    """Reads all keys, oldest first; empty without a file.
+
+    Raises:
+        ConfigError: If the file is damaged.
+    """
     path = key_file(directory)
     try:
         rows = orjson.loads(path.read_bytes())
@@ -73,17 +77,31 @@ def list_keys(directory: Path) -> list[Key]:
     except FileNotFoundError:
         return []
     except (orjson.JSONDecodeError, TypeError, KeyError) as error:
-        raise ConfigError(f"{path} is damaged: {error}. Restore it or mend its JSON.") from error
+        raise ConfigError(f"{path} is damaged: {error}. Restore it from a backup or repair its JSON.") from error
 
 
 def create_key(
     directory: Path, scopes: Sequence[str] = ("infer", "feedback"), note: str = "", days: float | None = None
 ) -> tuple[str, Key]:
-    """Make a key that is valid for `days` (None: for ever): its text, which is never shown again, and its row."""
+    """Creates a key and stores its hash.
+
+    Args:
+        directory: Data directory.
+        scopes: Any of SCOPES.
+        note: Purpose of the key.
+        days: Validity in days; None: unlimited.
+
+    Returns:
+        The text of the key, which is not stored, and its row.
+
+    Raises:
+        UsageError: If a scope is unknown or none is given.
+        ConfigError: If the key file is damaged.
+    """
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown or not scopes:
         raise UsageError(
-            f"unknown scopes {unknown} of {list(scopes)}; choose from {', '.join(SCOPES)}.", param="scopes"
+            f"invalid scopes {unknown or list(scopes)}: use one or more of {', '.join(SCOPES)}.", param="scopes"
         )
     public = secrets.token_hex(4)
     text = f"{_PREFIX}{public}-{secrets.token_urlsafe(24)}"
@@ -94,7 +112,19 @@ def create_key(
 
 
 def revoke_key(directory: Path, public: str) -> Key:
-    """Delete a key by its public id; running gateways notice. NotFoundError when there is none."""
+    """Deletes a key; running gateways notice.
+
+    Args:
+        directory: Data directory.
+        public: Public id of the key.
+
+    Returns:
+        The deleted key.
+
+    Raises:
+        NotFoundError: If no key has this id.
+        ConfigError: If the key file is damaged.
+    """
     keys = list_keys(directory)
     for key in keys:
         if key.id == public:
@@ -115,10 +145,17 @@ def _write(directory: Path, keys: Sequence[Key]) -> None:
 
 
 class KeyRing:
-    """The keys that a running gateway knows; follows changes of the file.
+    """Checks requests against the key file of a running gateway; follows its changes.
 
-    Without a file everybody is let in, unless a key is `needed` or there was one before: a file that goes missing
-    never opens a server.
+    Without a file every request is allowed, unless `needed` is set or a file existed before: deleting the file never
+    opens a server.
+
+    Args:
+        directory: Data directory.
+        needed: Reject requests without a key even when no key exists.
+
+    Raises:
+        ConfigError: If the key file is damaged.
     """
 
     def __init__(self, directory: Path, *, needed: bool = False) -> None:
@@ -156,9 +193,19 @@ class KeyRing:
             self._problem = f"{key_file(self._directory)} cannot be read: {error}."
 
     def check(self, authorization: str | None, scope: str) -> str | None:
-        """Public id of the key that was sent; None when no key exists at all (an open server on loopback).
+        """Checks the key of a request.
 
-        Raises KeyMissing (401), ScopeMissing (403), KeysUnreadable (500).
+        Args:
+            authorization: The Authorization header.
+            scope: Scope that the route needs.
+
+        Returns:
+            Public id of the key; None when no key exists (an open server on loopback).
+
+        Raises:
+            KeyMissing: If the key is missing, unknown or expired (401).
+            ScopeMissing: If the key lacks the scope (403).
+            KeysUnreadable: If the key file is damaged (500).
         """
         self._look()
         if self._problem is not None:
@@ -168,16 +215,20 @@ class KeyRing:
         text = _secret(authorization)
         key = self._keys.get(text.removeprefix(_PREFIX).partition("-")[0])
         if key is None or not hmac.compare_digest(key.hash, _hash(text)):
-            what = "this API key is not known" if text else "an API key is needed"
+            what = "the API key is invalid" if text else "the API key is missing"
             raise KeyMissing(
-                f"{what}: send `Authorization: Bearer sk-aw-...`; make one with `afterword keys create`.",
+                f"{what}: send `Authorization: Bearer sk-aw-...`; create a key with `afterword keys create`.",
                 code="invalid_api_key",
             )
         if key.expires_at is not None and key.expires_at < time.time():
-            raise KeyMissing(f"the API key {key.id} has expired; make a new one.", code="expired_api_key")
+            raise KeyMissing(
+                f"the API key {key.id} has expired: create another one with `afterword keys create`.",
+                code="expired_api_key",
+            )
         if scope not in key.scopes and "admin" not in key.scopes:
             raise ScopeMissing(
-                f"the API key {key.id} has the scopes {', '.join(key.scopes)}; this needs `{scope}`.", code="scope"
+                f"the API key {key.id} lacks the scope `{scope}` (it has {', '.join(key.scopes)}): use another key.",
+                code="scope",
             )
         return key.id
 

@@ -1,7 +1,7 @@
-"""Which turn a request continues: by its id, or by the history that the client sent again.
+"""Links a request to the turn that it continues: by id, or by the history that the client sent again.
 
-Owns the index of recent turns (also those that are not committed yet) and the question to the store behind it. Links
-only within one API key and user, and never guesses (`chat.matching` has the rules). Never writes.
+Owns the index of recent turns, committed or not, and the fallback to the store. Links only within one API key and user;
+on doubt links nothing (`chat.matching` has the rules). Never writes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Request = tuple[str, str | None, str | None, str]
 
 @dataclass(frozen=True, slots=True)
 class LinkableTurn:
-    """What linking needs of a turn."""
+    """The fields of a turn that linking needs."""
 
     id: str
     scope: tuple[str | None, str | None]
@@ -57,7 +57,7 @@ class LinkableTurn:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a request is to what came before."""
+    """How a request relates to earlier turns."""
 
     sent: Trail = field(default_factory=Trail)
     """The trail of the request."""
@@ -82,7 +82,15 @@ class Link:
         return self.outcome if self.outcome in UNLINKED else None
 
     def feedback(self, user: str | None, turn: str | None) -> list[Feedback]:
-        """What the request says about earlier turns; `turn` is the one that answers it, if there is one."""
+        """Builds the feedback that a request gives on earlier turns.
+
+        Args:
+            user: User of the request.
+            turn: Id of the turn that answers it; None without an answer.
+
+        Returns:
+            Corrections, and a follow-up or regeneration event.
+        """
         if self.repeats is not None and turn is None:
             return []  # asked again and not answered: it will be asked once more
         rows = list(self.corrections)
@@ -104,7 +112,7 @@ def _follow_up(on: str, words: str, turn: str | None, user: str | None) -> Feedb
 
 
 class Links:
-    """Recent turns in memory, all others in the store."""
+    """Finds the turn that a request continues: recent turns in memory, all others in the store."""
 
     def __init__(self, store: Store, remembered: int = REMEMBERED) -> None:
         self._store = store
@@ -115,7 +123,13 @@ class Links:
     # ---- the index
 
     def remember(self, turn: Turn, asked: str, model: str = "") -> None:
-        """Make a turn linkable before it is committed. `model`: what the client asked for."""
+        """Makes a turn linkable before it is committed.
+
+        Args:
+            turn: The turn.
+            asked: Key of the request's question (`asked_key`).
+            model: Model name in the request.
+        """
         request = (asked, turn.previous, turn.conversation, model)
         thread = turn.thread or ""
         self._order += 1
@@ -127,7 +141,7 @@ class Links:
             self._asked[request] = turn.id
 
     def forget(self, turn: str) -> None:
-        """Take a turn out again: it is old, or it could not be stored."""
+        """Removes a turn from the index: it is old, or it could not be stored."""
         self._without_request(self._recent.drop(turn))
 
     def _without_request(self, known: LinkableTurn | None) -> None:
@@ -135,13 +149,21 @@ class Links:
             del self._asked[known.request]
 
     def recent(self, turn: str) -> bool:
-        """Is this turn in memory?"""
+        """True when the turn is in memory."""
         return turn in self._recent
 
     # ---- the question
 
     def find(self, chat: ChatRequest, adapter: str | None = None) -> Link:
-        """The link of a request that `adapter` answers. A store that cannot be read means no link, never an error."""
+        """Links a request to earlier turns.
+
+        Args:
+            chat: The request.
+            adapter: Adapter that answers it.
+
+        Returns:
+            The link; outcome "unavailable" when the store cannot be read.
+        """
         sent = trail_of(chat.scope, chat.messages, DEPTH + 1)
         asked = asked_key(sent, chat.messages)
         try:

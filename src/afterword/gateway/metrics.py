@@ -1,4 +1,4 @@
-"""Prometheus metrics of one gateway, each named once. Owns counting only; never decides anything."""
+"""Defines the Prometheus metrics of a gateway, each in one place. Counts only; never decides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FULL_CONTEXT_ACTIONS = ("dropped", "error")
 
 
 class Metrics:
-    """One registry per gateway, so that two in one process do not mix."""
+    """Holds one registry per gateway, so that two gateways in one process do not mix."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -67,15 +67,15 @@ class Metrics:
         )
 
     def cut_counts(self) -> dict[str, int]:
-        """Answers that were cut since the start, by reason."""
+        """Truncated answers since the start, by reason."""
         return {reason: _count(self.cut, reason) for reason in CUT_REASONS}
 
     def full_context_counts(self) -> dict[str, int]:
-        """Requests that were too long since the start, by what was done."""
+        """Requests beyond the context since the start, by action."""
         return {action: _count(self.full_context, action) for action in FULL_CONTEXT_ACTIONS}
 
     def render(self) -> bytes:
-        """The text exposition format."""
+        """Renders all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

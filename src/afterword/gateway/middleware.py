@@ -1,6 +1,6 @@
-"""The outermost boundary of a request: its id, its key, and every error in the one JSON shape.
+"""Wraps every request: assigns its id, checks its key and renders errors in one JSON shape.
 
-Owns the status and headers of errors; never anything of an answer that went well.
+Owns status and headers of errors; never changes a successful answer.
 """
 
 from __future__ import annotations
@@ -24,22 +24,30 @@ DOWN_SECONDS = 10
 OpenAI's clients wait so long by themselves."""
 PASSED_ON = (400, 402, 404, 409, 413, 422, 429)
 """Statuses of the upstream that are about the request and reach the client as they are."""
-_CHAT = "only conversations are learned from: use POST /v1/chat/completions."
-_BASE = "a client's base URL ends with /v1 here: http://HOST:PORT/v1."
+_CHAT = "Afterword learns from conversations only; use POST /v1/chat/completions."
+_BASE = "the client's base URL must end with /v1, as in http://HOST:PORT/v1."
 _INSTEAD = {
-    "/v1/completions": _CHAT, "/v1/responses": _CHAT, "/v1/embeddings": "ask the model server itself.",
+    "/v1/completions": _CHAT, "/v1/responses": _CHAT, "/v1/embeddings": "send it to the model server itself.",
     "/chat/completions": _BASE, "/models": _BASE, "/feedback": _BASE, "/v1/v1/chat/completions": _BASE,
 }  # fmt: skip
 """What to use in place of the parts of OpenAI's API that are not here, or not there."""
 
 
 def json_response(body: Json, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """A JSON answer."""
+    """Builds a JSON response."""
     return web.Response(body=orjson.dumps(body), status=status, headers=headers, content_type="application/json")
 
 
 def guard(handler: Handler, scope: str | None) -> Handler:
-    """`handler` behind the check of the request's API key for `scope`; None needs no key."""
+    """Wraps a handler in the check of the API key and, without keys, of the origin.
+
+    Args:
+        handler: The handler.
+        scope: Scope that the key needs; None: no check.
+
+    Returns:
+        A handler that raises KeyMissing, ScopeMissing, KeysUnreadable or OriginRejected first.
+    """
 
     async def checked(request: web.Request) -> web.StreamResponse:
         if scope is not None:
@@ -54,7 +62,7 @@ def guard(handler: Handler, scope: str | None) -> Handler:
 
 @web.middleware
 async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request its id and turn what was raised into an error answer."""
+    """Assigns the request id and turns exceptions into error responses."""
     given = request.headers.get("x-request-id")
     usable = given and len(given) <= 200 and given.isascii() and given.isprintable()
     request[REQUEST_ID] = given if given and usable else new_id("req")
@@ -68,7 +76,7 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
         raise
     except Exception:
         log.exception("request %s failed", request[REQUEST_ID])
-        message = f"internal error; look for {request[REQUEST_ID]} in the server's log."
+        message = f"internal error: search the server's log for {request[REQUEST_ID]}."
         response = json_response(error_body(message, kind="server_error"), 500)
     if not response.prepared:
         response.headers["x-request-id"] = request[REQUEST_ID]
@@ -80,7 +88,7 @@ def _preflight(request: web.Request) -> web.Response | None:
 
 
 def error_answer(error: AfterwordError) -> web.Response:
-    """The HTTP answer of one of our errors."""
+    """Builds the HTTP response for an AfterwordError."""
     status, body = error_response(error)
     headers: dict[str, str] = {}
     if isinstance(error, UpstreamRejected):
@@ -104,14 +112,14 @@ def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
     headers: dict[str, str] = {}
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         limit = request.app[GATEWAY].settings.max_body
-        message = f"the body is larger than the {limit} bytes that are taken; send less."
+        message = f"the body exceeds {limit} bytes: send a smaller one."
     elif isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        message = f"{request.method} is not possible on {request.path}; use {allowed}."
+        message = f"the method {request.method} is invalid for {request.path}: use {allowed}."
         headers["Allow"] = allowed
     elif isinstance(error, web.HTTPNotFound):
-        instead = _INSTEAD.get(request.path, "GET /openapi.json lists what there is.")
-        message = f"there is nothing at {request.path}; {instead}"
+        instead = _INSTEAD.get(request.path, "GET /openapi.json lists the routes.")
+        message = f"no route {request.path}: {instead}"
     else:
         message = error.text or error.reason
     kind = "not_found_error" if error.status == 404 else "invalid_request_error"

@@ -21,7 +21,7 @@ _ASK_AGAIN = 10.0
 
 
 class Route(NamedTuple):
-    """Where a request goes: the name to send upstream, and the adapter behind it."""
+    """Destination of a request: the upstream model name, and the adapter behind it."""
 
     model: str
     adapter: str | None
@@ -30,11 +30,17 @@ class Route(NamedTuple):
 
 
 class Adapters(ReleaseFollower):
-    """The names that one gateway serves: aliases, channels, versions and the upstream's own models."""
+    """Resolves the names that one gateway serves: aliases, channels, versions and the upstream's own models."""
 
     def serving_for(self, requester: Requester) -> Serving:
-        """What a request gets: the narrowest channel that has something of its own, and a canary of that channel or
-        of a narrower one."""
+        """Returns what a requester is served.
+
+        Args:
+            requester: User, team and task of the request.
+
+        Returns:
+            The narrowest channel with a release of its own, and the canary of that channel or of a narrower one.
+        """
         bottom = self.serving.get(self._settings.channel, NOBODY)
         if self.serving.keys() <= {self._settings.channel}:
             return bottom
@@ -49,7 +55,7 @@ class Adapters(ReleaseFollower):
         return Serving(bottom.served, bottom.before, canary or bottom.canary)
 
     def aliases(self, requester: Requester = ANYBODY) -> dict[str, str | None]:
-        """Alias -> adapter (None: the base model)."""
+        """Returns alias -> adapter for a requester (None: the base model)."""
         name, state = self._settings.name, self.serving_for(requester)
         found = {name: state.adapter, f"{name}@base": None}
         if state.canary is not None:
@@ -59,7 +65,16 @@ class Adapters(ReleaseFollower):
         return found
 
     async def resolve(self, model: str, requester: Requester = ANYBODY) -> Route:
-        """The route of a model name. NotFoundError when nobody knows it, UpstreamError when the upstream is down."""
+        """Resolves a model name to its route; loads the adapter.
+
+        Args:
+            model: Name in the request: an alias, a version, or a model of the upstream.
+            requester: User, team and task of the request.
+
+        Raises:
+            NotFoundError: If the model does not exist.
+            UpstreamError: If the upstream is down or rejects the adapter.
+        """
         if not self.bases:
             try:
                 await self._known()
@@ -101,11 +116,11 @@ class Adapters(ReleaseFollower):
     def _unknown(self, model: str, aliases: dict[str, str | None]) -> str:
         name = self._settings.name
         if model == f"{name}@canary":
-            return f"no canary runs here now, so there is no {model!r}; {name!r} is what everyone gets."
+            return f"the model {model!r} does not exist: no canary is running. Use {name!r}."
         if model == f"{name}@previous":
-            return f"nothing was released here yet, so there is no {model!r}; {name!r} is the base model."
+            return f"the model {model!r} does not exist: no adapter was released yet. Use {name!r}, the base model."
         known = ", ".join([*aliases, *self._versions, *self.bases])
-        return f"the model {model!r:.200} does not exist here; known are {known}."
+        return f"the model {model!r:.200} does not exist: use one of {known}."
 
     def _is_new_version(self, model: str) -> bool:
         if model.startswith(f"{self._settings.name}@v"):
@@ -113,7 +128,7 @@ class Adapters(ReleaseFollower):
         return model in self._versions
 
     def cards(self) -> list[Json]:
-        """The models of /v1/models."""
+        """Lists the model cards of /v1/models."""
         base = self.bases[0] if self.bases else None
 
         def card(identifier: str, root: str | None, parent: str | None, at: float) -> Json:
@@ -130,13 +145,20 @@ class Adapters(ReleaseFollower):
         return cards
 
     def using(self, route: Route) -> AbstractContextManager[None]:
-        """Count a request on its adapter, so that it is not unloaded meanwhile."""
+        """Counts a request on its adapter, so that the adapter stays loaded meanwhile."""
         return self._pool.using(route.adapter)
 
     async def reroute(self, route: Route, model: str, requester: Requester) -> Route:
-        """The upstream does not know this route (it was restarted): ask what it has, load what is missing.
+        """Resolves a model again after the upstream answered that it does not know the route (a restart).
 
-        Returns the route of `model` as it is now.
+        Args:
+            route: The failed route.
+            model: Name in the request.
+            requester: User, team and task of the request.
+
+        Raises:
+            NotFoundError: If the model does not exist any more.
+            UpstreamError: If the upstream is down or rejects the adapter.
         """
         if route.adapter is not None:
             self._pool.discard(route.adapter)

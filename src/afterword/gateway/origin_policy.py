@@ -1,7 +1,7 @@
-"""Which web pages may use the gateway, and under which host names it answers when no key protects it.
+"""Restricts which web pages and host names reach a gateway without API keys; sets CORS headers.
 
-A browser lets any page send requests to a server on its user's machine. So without keys only pages and names of this
-machine come in, and those that the settings name. Owns this check and the CORS headers; never looks at a key.
+A browser lets any page send requests to a server on its user's machine. So without keys only origins and host names of
+this machine, or in `serve.allow_origins`, are allowed. Never looks at a key.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ _REMEMBERED = 1000
 
 
 class OriginRejected(AfterwordError):
-    """A page or a name that is not this machine's, and no key."""
+    """A request without an API key has a foreign origin or host name."""
 
     status = 403
     kind = "permission_error"
 
 
 class OriginPolicy:
-    """The check of one gateway. `allowed`: origins such as `https://chat.example`; "*" allows every page and name."""
+    """Checks origins and host names for one gateway.
+
+    Args:
+        allowed: Origins such as `https://chat.example`; "*" allows every origin and host name.
+
+    Raises:
+        ConfigError: If an origin is invalid.
+    """
 
     def __init__(self, allowed: Sequence[str]) -> None:
         self._all = "*" in allowed
@@ -36,7 +43,11 @@ class OriginPolicy:
         """Pairs of host and origin that were let in before."""
 
     def check(self, headers: Mapping[str, str]) -> None:
-        """For a request without a key. Raises OriginRejected."""
+        """Checks a request that has no API key.
+
+        Raises:
+            OriginRejected: If its host name or origin is not allowed.
+        """
         host, origin = headers.get("Host"), headers.get("Origin")
         if (host, origin) in self._known or self._all:
             return
@@ -48,7 +59,7 @@ class OriginPolicy:
             self._known.add((host, origin))
 
     def allows(self, origin: str) -> bool:
-        """May a page of this origin use the gateway?"""
+        """True when pages of this origin may use the gateway."""
         if self._all or origin.lower() in self._origins:
             return True
         name = _name(origin.partition("://")[2]) if origin.lower().startswith(("http://", "https://")) else None
@@ -60,7 +71,7 @@ class OriginPolicy:
     # ---- CORS
 
     async def on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Let an allowed page read the answer."""
+        """Adds CORS headers for an allowed origin."""
         origin = request.headers.get("Origin")
         if origin is not None and self.allows(origin):
             response.headers["Access-Control-Allow-Origin"] = origin
@@ -68,7 +79,14 @@ class OriginPolicy:
             response.headers["Vary"] = "Origin"
 
     def preflight(self, request: web.Request) -> web.Response | None:
-        """The answer to a browser that asks whether it may ask; None for any other request."""
+        """Answers a CORS preflight request.
+
+        Returns:
+            The response; None for any other request.
+
+        Raises:
+            OriginRejected: If the origin is not allowed.
+        """
         headers = request.headers
         if request.method != "OPTIONS" or "Access-Control-Request-Method" not in headers:
             return None
@@ -87,13 +105,13 @@ class OriginPolicy:
 
 def _message(what: str, scheme: str) -> str:
     return (
-        f"{what} is not this machine's, and without API keys nobody else is let in. Name it in the setting "
-        f'`serve.allow_origins`, as in ["{scheme}://chat.example"], or make a key with `afterword keys create`.'
+        f"{what} is rejected: without API keys only this machine's are allowed. Add it to "
+        f'`serve.allow_origins`, as in ["{scheme}://chat.example"], or create a key with `afterword keys create`.'
     )
 
 
 def _name(host: str) -> str | None:
-    """The name of `name:port`, None when it is none."""
+    """The host name of `name:port`; None when it is invalid."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:
@@ -101,11 +119,11 @@ def _name(host: str) -> str | None:
 
 
 def _origin(text: str) -> str:
-    """A checked origin of the settings."""
+    """Normalises an origin of the settings; ConfigError when it is invalid."""
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
         raise ConfigError(
-            f"`serve.allow_origins` has {text!r:.80}, which is no origin; write it like https://chat.example:8443.",
+            f"`serve.allow_origins` has the invalid origin {text!r:.80}: write it like https://chat.example:8443.",
             param="allow_origins",
         )
     return text.rstrip("/").lower()

@@ -1,6 +1,6 @@
-"""Follows the rows of releases: loads the adapters that they name and moves each channel to its newest release.
+"""Follows release rows: loads their adapters and moves each channel to its newest release.
 
-Owns the state of the channels and of the upstream's models. A problem is kept in `problem` and tried again later.
+Owns the state of the channels and the list of upstream models. Errors are kept in `problem` and retried.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOBODY = Serving()
 
 
 class ReleaseFollower:
-    """What each channel serves now, brought to its newest release while requests are answered."""
+    """Tracks what each channel serves; moves to new releases while requests are answered."""
 
     def __init__(self, settings: GatewaySettings, store: Store, upstream: Upstream, metrics: Metrics) -> None:
         self._settings = settings
@@ -60,21 +60,25 @@ class ReleaseFollower:
 
     @property
     def base(self) -> str:
-        """The base model; known as soon as anything was resolved."""
+        """Name of the base model; known once any model was resolved."""
         return self.bases[0]
 
     @property
     def current(self) -> Release | None:
-        """The release that NAME serves to everyone who has no channel of their own."""
+        """Release that NAME serves on the gateway's default channel."""
         return self.serving.get(self._settings.channel, NOBODY).served
 
     @property
     def adapter(self) -> str | None:
-        """The adapter of that release."""
+        """Adapter of the current release; None: the base model."""
         return self.current.adapter if self.current else None
 
     async def discover(self) -> None:
-        """Learn the upstream's base models and which adapters it has loaded."""
+        """Reads the upstream's base models and the adapters that it has loaded.
+
+        Raises:
+            UpstreamError: If the upstream is down, lists no models (NO_LIST), or lacks `serve.upstream_model`.
+        """
         missing: UpstreamError | None = None
         try:
             cards = await self._upstream.models()
@@ -100,12 +104,12 @@ class ReleaseFollower:
                 return [named]
             why = missing.message if missing else f"the model server {self._upstream.url} lists no model."
             raise UpstreamError(
-                f"{why} Name the model that {self._settings.name!r} stands for with serve.upstream_model.",
+                f"{why} Set serve.upstream_model to the model behind {self._settings.name!r}.",
                 code=NO_LIST,
             )
         if wanted is not None and listed_as(wanted, listed) is None:
             raise UpstreamError(
-                f"the model server {self._upstream.url} has no model {wanted!r}; it has {listed}. "
+                f"the model {wanted!r} is missing on the model server {self._upstream.url}, which has {listed}. "
                 "Set serve.upstream_model to one of them."
             )
         chosen = listed_as(wanted or preferred or "", listed)
@@ -128,7 +132,13 @@ class ReleaseFollower:
         return None if release is not None and release.candidate in self._tainted else release
 
     async def sync(self) -> None:
-        """Bring the channels to their newest releases. Raises what hinders it; the old ones are served on."""
+        """Moves the channels to their newest releases; on errors the old ones stay served.
+
+        Raises:
+            UpstreamError: If the upstream is down or rejects an adapter.
+            NotFoundError: If a release names no adapter folder.
+            StoreError: If the database cannot be read.
+        """
         if not self.bases:
             await self.discover()
         self._read_releases()
@@ -174,7 +184,7 @@ class ReleaseFollower:
             self._metrics.swaps.observe(max(0.0, time.time() - to.served.created_at))
 
     async def tick(self) -> None:
-        """One look: follow the releases, unload what is idle. Problems are kept in `problem` and tried again later."""
+        """Polls once: follows the releases, unloads idle adapters, records errors in `problem`."""
         now = time.monotonic()
         try:
             self._read_releases()
@@ -199,7 +209,7 @@ class ReleaseFollower:
         await self._pool.unload_idle(now - self._settings.adapter_idle, keep, self._versions)
 
     async def follow(self) -> None:
-        """Look again and again, until cancelled."""
+        """Polls until cancelled."""
         while True:
             await asyncio.sleep(self._settings.poll_ms / 1000)
             await self.tick()
@@ -212,7 +222,10 @@ class ReleaseFollower:
             if adapter not in self._versions:
                 self._read_versions()
             if adapter not in self._versions:
-                raise NotFoundError(f"no release names a folder for the adapter {adapter}.", param="model")
+                raise NotFoundError(
+                    f"the adapter {adapter} has no folder: no release names one. See `afterword releases list`.",
+                    param="model",
+                )
             await self._pool.load(adapter, self._folder(self._versions[adapter]))
         return self._pool.name(adapter)
 
@@ -241,5 +254,5 @@ def _other_kind(card: Json) -> bool:
 
 
 def listed_as(name: str, listed: Sequence[str]) -> str | None:
-    """The model that a name means: itself, or Ollama's tag "latest" of it; None when it is not listed."""
+    """Returns the listed model that a name means: itself, or its Ollama tag `latest`; None when not listed."""
     return next((one for one in (name, f"{name}:latest") if one in listed), None)

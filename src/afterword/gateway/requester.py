@@ -1,6 +1,6 @@
-"""Identifies the requester: the user and the conversation as a client names them, and the unit of a canary.
+"""Identifies the requester: user, conversation, team and task, and the unit of canary assignment.
 
-Owns where names are read from and the unit: who always gets the same arm. Pure; never looks at a release.
+Owns the headers and body fields that are read. Pure; never looks at a release.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NOBODY = frozenset(("null", "none", "undefined"))
 
 
 class NameSources(NamedTuple):
-    """Headers, and fields of the body as `body.metadata.user_id`, that name user and conversation."""
+    """Headers, and body fields such as `body.metadata.user_id`, that name user and conversation."""
 
     user: Sequence[str] = USER_FROM
     conversation: Sequence[str] = CONVERSATION_FROM
@@ -32,15 +32,27 @@ KNOWN_SOURCES = NameSources()
 
 
 def name_of(headers: Mapping[str, str], field: str, value: Any, where: str) -> str | None:
-    """A name from our header or else from its field of the body, `value`; None when neither has one.
+    """Reads a name from our header, else from its body field.
 
-    Raises UsageError when the header is no UTF-8 or the field no string.
+    Args:
+        headers: Headers of the request.
+        field: Suffix of the header `x-afterword-FIELD`.
+        value: Value of the body field.
+        where: Path of the body field, for errors.
+
+    Returns:
+        The name; None when neither has one.
+
+    Raises:
+        UsageError: If the header is not UTF-8 or the body field is not a string.
     """
     header = headers.get(f"x-afterword-{field}")
     if header and not _is_blank(header):
         if not _is_text(header):
             where = f"x-afterword-{field}"
-            raise UsageError(f"the header `{where}` is no UTF-8: {header!r:.80}.", param=where)
+            raise UsageError(
+                f"the header `{where}` has the invalid value {header!r:.80}: encode it as UTF-8.", param=where
+            )
         return header
     if value is not None and not isinstance(value, str):
         raise UsageError(f"`{where}` must be a string, got {value!r:.80}.", param=where)
@@ -50,9 +62,23 @@ def name_of(headers: Mapping[str, str], field: str, value: Any, where: str) -> s
 def name_from(
     headers: Mapping[str, str], field: str, body: Json, value: Any, where: str, sources: Sequence[str]
 ) -> str | None:
-    """A name from our header, the headers in `sources`, its field of the body, the other fields in `sources`.
+    """Reads a name from our header, headers in `sources`, its body field, then other fields in `sources`.
 
-    Names that other products give are ignored where they are unusable: nobody asked for them.
+    Invalid names from other products' fields are ignored.
+
+    Args:
+        headers: Headers of the request.
+        field: Suffix of the header `x-afterword-FIELD`.
+        body: Body of the request.
+        value: Value of our own body field.
+        where: Path of that field, for errors.
+        sources: Further headers and `body.` fields, in order.
+
+    Returns:
+        The name; None when no source has one.
+
+    Raises:
+        UsageError: If our header is not UTF-8 or our body field is not a string.
     """
     ours = name_of(headers, field, None, where)
     theirs = (headers.get(source) for source in sources if not source.startswith(_BODY))
@@ -93,7 +119,7 @@ def _is_text(text: str) -> bool:
 
 
 class Requester(NamedTuple):
-    """The asker, as far as the gateway knows."""
+    """The sender of a request, as far as the gateway knows."""
 
     unit: str = ""
     """Whom shares are taken by; "" takes part in none."""
@@ -106,10 +132,19 @@ ANYBODY = Requester()
 
 
 def unit_of(key: str | None, user: str | None, conversation: str | None, messages: list[Json]) -> str:
-    """A hash of the user, else of the named conversation, else of how the conversation began, within one API key.
+    """Computes the unit of canary assignment: stable for a user or a conversation, within one API key.
 
-    The last is sticky because clients send their history again: the first message of a user stays the same. A system
-    prompt does not, for it may carry the time of day, nor does retrieved text around a question.
+    It hashes the user, else the named conversation, else the first user message: clients send their history again, so
+    that message stays the same. System prompts and retrieved text are excluded, because they change.
+
+    Args:
+        key: Public id of the API key.
+        user: User name.
+        conversation: Conversation name.
+        messages: Messages of the request.
+
+    Returns:
+        32 hex digits.
     """
     if user is not None:
         return content_hash("user", key, user)

@@ -1,8 +1,7 @@
-"""Requests that a client sends again because the answer got lost on the way: they get the same answer, from one turn.
+"""Answers repeated requests of one client from memory: same answer, one turn.
 
-Owns which requests are the same one (`Idempotency-Key`, or `x-stainless-retry-count` above 0 with an equal body), and
-the answers that are kept for them in memory. A retry whose answer is not known any more is asked anew, but is no
-judgement. Never touches the store.
+Requests are the same by `Idempotency-Key`, or by `x-stainless-retry-count` above 0 with an equal body. A retry whose
+answer is gone is sent upstream again, but gives no feedback. Never touches the store.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ _KEYS = ("idempotency-key", "x-idempotency-key")
 
 
 class KeyReused(UsageError):
-    """An idempotency key with another body than before."""
+    """An idempotency key arrived with another body than before."""
 
     status = 422
 
 
 @dataclass(slots=True)
 class Saved:
-    """An answer as it left."""
+    """A complete answer as it was sent."""
 
     body: bytes
     headers: dict[str, str]
@@ -49,7 +48,7 @@ class Saved:
 
 @dataclass(slots=True)
 class Attempt:
-    """A request that may be sent again."""
+    """A request that its client may send again."""
 
     name: tuple[str, ...]
     digest: str
@@ -59,7 +58,12 @@ class Attempt:
 
 
 class Retries:
-    """Recent requests of clients that send theirs again, oldest first."""
+    """Keeps recent retryable requests and their answers, oldest first.
+
+    Args:
+        seconds: How long an answer is kept.
+        max_bytes: Bytes of all kept answers.
+    """
 
     def __init__(self, seconds: float = KEPT_SECONDS, max_bytes: int = MAX_BYTES) -> None:
         self._seconds = seconds
@@ -70,9 +74,21 @@ class Retries:
     async def begin(
         self, chat: ChatRequest, headers: Mapping[str, str], peer: str
     ) -> tuple[Attempt | None, Saved | None]:
-        """The attempt to report the end of (None: the client never sends again), or the answer that is known.
+        """Registers a request, or returns the answer of an equal one; waits while the equal one is in flight.
 
-        While an equal request runs, this one waits for its answer. Sets `chat.retry`. Raises KeyReused.
+        Sets `chat.retry`.
+
+        Args:
+            chat: The request.
+            headers: Its headers.
+            peer: Its remote address.
+
+        Returns:
+            The attempt to pass to `end` (None: not retryable), and the known answer (None: send it upstream).
+
+        Raises:
+            KeyReused: If the key was used with another body.
+            UsageError: If the key is too long.
         """
         count = _count(headers)
         key = next((headers[name] for name in _KEYS if headers.get(name)), None)
@@ -80,7 +96,7 @@ class Retries:
         if not chat.keep or (key is None and count is None):
             return None, None
         if key is not None and len(key) > MAX_KEY:
-            raise UsageError(f"the header `Idempotency-Key` has {len(key)} characters; at most {MAX_KEY} are taken.",
+            raise UsageError(f"the header `Idempotency-Key` is invalid: {len(key)} characters; use at most {MAX_KEY}.",
                              param="Idempotency-Key")  # fmt: skip
         body = orjson.dumps([chat.body, chat.conversation, chat.previous], option=orjson.OPT_SORT_KEYS)
         digest = hashlib.blake2b(body, digest_size=16).hexdigest()
@@ -89,7 +105,7 @@ class Retries:
         while (known := self._known(name)) is not None:
             if known.digest != digest:
                 raise KeyReused(
-                    f"the Idempotency-Key {key!r:.80} was used for another request before; use a new key for each.",
+                    f"the Idempotency-Key {key!r:.80} was used for another request: use a new key for each request.",
                     param="Idempotency-Key", code="idempotency_key_reused",
                 )  # fmt: skip
             if key is None and not count:
@@ -105,7 +121,12 @@ class Retries:
         return attempt, None
 
     def end(self, attempt: Attempt | None, saved: Saved | None) -> None:
-        """The request was answered; None when it failed or the client left."""
+        """Completes an attempt.
+
+        Args:
+            attempt: From `begin`.
+            saved: Its answer; None when it failed or the client left.
+        """
         if attempt is None or attempt.done.is_set():
             return
         if saved is not None and len(saved.body) <= MAX_ANSWER and self._attempts.get(attempt.name) is attempt:

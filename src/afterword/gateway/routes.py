@@ -1,7 +1,4 @@
-"""The one table of routes: the application is built from it, and so is /openapi.json, which is therefore true.
-
-Owns paths, methods, scopes and their description. Never handles a request but for the description itself.
-"""
+"""Defines all routes in one table; the application and /openapi.json are built from it."""
 
 from __future__ import annotations
 
@@ -108,7 +105,7 @@ def _ref(name: str) -> Json:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One row of the table."""
+    """One route: method, path, handler, scope and its OpenAPI description."""
 
     method: str
     path: str
@@ -124,7 +121,7 @@ class Endpoint:
 
 
 async def openapi(request: web.Request) -> web.Response:
-    """This description."""
+    """Returns the OpenAPI document."""
     return json_response(description())
 
 
@@ -163,7 +160,7 @@ ROUTES: tuple[Endpoint, ...] = (
 
 
 def description() -> Json:
-    """The OpenAPI 3.1 document of the table."""
+    """Builds the OpenAPI 3.1 document of all routes."""
     paths: dict[str, Json] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)

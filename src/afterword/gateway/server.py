@@ -1,6 +1,6 @@
-"""Run the gateway: the socket, the event loop, the signals.
+"""Runs the gateway process: socket, event loop, signals.
 
-Owns how the process starts and stops. A stop lets answers in flight finish and writes everything that waits.
+On stop, answers in flight complete and pending records are written.
 """
 
 from __future__ import annotations
@@ -39,10 +39,16 @@ OnReady = Callable[[str], object]
 def run_gateway(
     settings: GatewaySettings, on_ready: OnReady | None = None, stop: threading.Event | None = None
 ) -> None:
-    """Serve until SIGINT or SIGTERM (in the main thread) or until `stop` is set.
+    """Serves until SIGINT or SIGTERM (in the main thread) or until `stop` is set.
 
-    `on_ready` is called once with the URL when the socket is open and the upstream was asked for the first time.
-    Raises ConfigError (address taken or not allowed), StoreError (the database cannot be opened).
+    Args:
+        settings: Settings of the gateway.
+        on_ready: Called once with the URL, when the socket is open and the upstream was polled.
+        stop: Ends the server when set.
+
+    Raises:
+        ConfigError: If the address is in use, invalid or not allowed.
+        StoreError: If the database cannot be opened.
     """
     check_address(settings)
     with (
@@ -55,7 +61,14 @@ def run_gateway(
 
 @contextlib.contextmanager
 def serve_in_thread(settings: GatewaySettings) -> Iterator[str]:
-    """A gateway in a thread of this process, for tests and the demo; yields its URL."""
+    """Runs a gateway in a thread of this process, for tests and the demo.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        ConfigError, StoreError: As `run_gateway`.
+    """
     stop, ready = threading.Event(), threading.Event()
     urls: list[str] = []
     errors: list[BaseException] = []
@@ -85,23 +98,29 @@ def serve_in_thread(settings: GatewaySettings) -> Iterator[str]:
 
 
 def check_address(settings: GatewaySettings) -> None:
-    """ConfigError when the address is open to others and there is no key, or a setting of it is impossible."""
+    """Checks that the address is valid and not open to other machines without a key.
+
+    Raises:
+        ConfigError: If the port or an origin is invalid, or the address needs an API key and none exists.
+    """
     OriginPolicy(settings.allow_origins)
     if not 0 <= settings.port <= 65535:
-        raise ConfigError(
-            f"--port {settings.port} is none: ports are 1 to 65535, and 0 takes a free one.", param="port"
-        )
+        raise ConfigError(f"--port {settings.port} is invalid: use 1 to 65535, or 0 for any free port.", param="port")
     keys = list_keys(settings.dir)
     if not keys and not is_loopback(settings.host):
         raise ConfigError(
-            f"--host {settings.host} can be reached from other machines, and there is no API key in "
-            f"{key_file(settings.dir)}. Make one with `afterword keys create`, or listen on 127.0.0.1.",
+            f"--host {settings.host} is open to other machines, but no API key exists in "
+            f"{key_file(settings.dir)}. Create one with `afterword keys create`, or listen on 127.0.0.1.",
             param="host",
         )
 
 
 def bind(settings: GatewaySettings) -> socket.socket:
-    """The listening socket. ConfigError when the address cannot be had."""
+    """Opens the listening socket.
+
+    Raises:
+        ConfigError: If the address cannot be bound.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -111,7 +130,7 @@ def bind(settings: GatewaySettings) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            why = f"port {settings.port} is in use on {settings.host}; choose another one with --port, or 0 for any."
+            why = f"port {settings.port} is in use on {settings.host}: set --port to another one, or to 0 for any."
         else:
             why = f"cannot listen on {settings.host}:{settings.port}: {error}. Check --host and --port."
         raise ConfigError(why, param="port") from error

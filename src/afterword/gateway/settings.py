@@ -1,4 +1,4 @@
-"""What a gateway is told at its start; it never changes afterwards and is read from nowhere else."""
+"""Defines the settings of one gateway process; fixed at its start."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ class GatewaySettings:
     """Seconds that answers in flight get to finish when the server stops."""
 
     def extras(self) -> Json:
-        """What is added to every request, unless the client says otherwise or the upstream refuses it."""
+        """Fields added to every upstream request, unless the client sets them or the upstream rejects them."""
         more: Json = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
         return {**more, "stop_repetition": True, "min_room": MIN_ROOM} if self.embedded else more
 
     @property
     def database(self) -> Path:
-        """The store's file."""
+        """Path of the database file."""
         return self.dir / "afterword.db"

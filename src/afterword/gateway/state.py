@@ -1,4 +1,4 @@
-"""What the handlers of one gateway share, and how a handler gets at it."""
+"""Defines the parts that all handlers of a gateway share, and the keys under which a request carries them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MANY_FAILURES = 3
 
 @dataclass(slots=True)
 class Outcomes:
-    """How the upstream answered lately: a server may say that it is well and fail every request."""
+    """Tracks recent upstream failures: a server may pass its health check and fail every request."""
 
     failed_in_a_row: int = 0
     last_failure: str | None = None
@@ -34,22 +34,35 @@ class Outcomes:
     """Its kind, without anybody's words: the upstream's status or a code of ours."""
 
     def failed(self, message: str, reason: str) -> None:
-        """A request got no answer, or not a whole one, through the upstream's fault."""
+        """Counts a request that failed upstream.
+
+        Args:
+            message: Error message; may quote a user.
+            reason: Its status or code; never quotes anybody.
+        """
         self.failed_in_a_row += 1
         self.last_failure, self.last_reason = message[:500], reason
 
     def answered(self) -> None:
-        """A request got its answer."""
+        """Counts a request that succeeded."""
         self.failed_in_a_row = 0
 
     def problem(self, *, quoted: bool) -> str | None:
-        """A sentence when the newest requests all failed; one or two may be the requests' own fault."""
+        """Describes a streak of MANY_FAILURES failures or more; None for less.
+
+        Args:
+            quoted: Include the message, which may quote a user; otherwise its code.
+        """
         if self.failed_in_a_row < MANY_FAILURES:
             return None
         return f"the last {self.failed_in_a_row} requests failed: {self._last(quoted)}"
 
     def to_dict(self, *, quoted: bool) -> Json:
-        """For `/health`. `quoted`: with what the failure said, for those who may read what others wrote."""
+        """Returns the fields for /health.
+
+        Args:
+            quoted: Include the message, which may quote a user; otherwise its code.
+        """
         return {"failed_in_a_row": self.failed_in_a_row, "last_failure": self._last(quoted)}
 
     def _last(self, quoted: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""GET routes: models, health, metrics, the API's description. They read; they never change anything."""
+"""Handles the GET routes: models, health, metrics. Reads only."""
 
 from __future__ import annotations
 
@@ -21,22 +21,28 @@ WELCOME = (
 
 
 async def welcome(request: web.Request) -> web.Response:
-    """A few words for a person."""
+    """Returns a short text for a person."""
     return web.Response(text=WELCOME)
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """Base models, versions and aliases."""
+    """Lists base models, versions and aliases."""
     return json_response({"object": "list", "data": await _cards(request.app[GATEWAY])})
 
 
 async def get_model(request: web.Request) -> web.Response:
-    """One of them."""
+    """Returns one model card.
+
+    Raises:
+        NotFoundError: If the model does not exist.
+    """
     wanted = request.match_info["id"]
     for card in await _cards(request.app[GATEWAY]):
         if card["id"] == wanted:
             return json_response(card)
-    raise NotFoundError(f"the model {wanted!r:.200} does not exist here.", param="model", code="model_not_found")
+    raise NotFoundError(
+        f"the model {wanted!r:.200} does not exist: GET /v1/models lists all.", param="model", code="model_not_found"
+    )
 
 
 async def _cards(gateway: Gateway) -> list[Json]:
@@ -46,19 +52,19 @@ async def _cards(gateway: Gateway) -> list[Json]:
 
 
 async def live(request: web.Request) -> web.Response:
-    """The process answers."""
+    """Answers while the process runs."""
     return json_response({"status": "ok"})
 
 
 async def ready(request: web.Request) -> web.Response:
-    """503 until the upstream is known; a swap or a training run never changes it back."""
+    """Answers 503 until the upstream's models are known; later swaps and training runs do not change that."""
     adapters = request.app[GATEWAY].adapters
     known = bool(adapters.bases)
     return json_response({"status": "ok" if known else "waiting", "problem": adapters.problem}, 200 if known else 503)
 
 
 async def health(request: web.Request) -> web.Response:
-    """Each dependency; 503 when answers or their rows cannot be made, 200 with "degraded" for anything less."""
+    """Reports each dependency: 503 when answers or turns fail, 200 with "degraded" for anything less."""
     gateway = request.app[GATEWAY]
     upstream, store = await asyncio.gather(_upstream(gateway, quoted=_may_read(request)), _store(gateway))
     adapters, capture = gateway.adapters, gateway.capture
@@ -133,7 +139,7 @@ async def _store(gateway: Gateway) -> Json:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Prometheus' text format."""
+    """Returns the metrics in Prometheus' text format."""
     gateway = request.app[GATEWAY]
     gateway.metrics.pending.set(gateway.capture.pending)
     return web.Response(body=gateway.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
