@@ -1,12 +1,11 @@
-"""One tree of settings: defaults < file (TOML) < environment < command line; each value knows where it came from.
+"""Resolves settings: defaults < file (TOML) < environment < command line; each value records its source.
 
-A section is a frozen dataclass; its field defaults are the vetted settings. The composition root hands in the
-sections, this module fills them. Unknown keys fail, with the nearest known one; nothing is guessed.
+A section is a frozen dataclass; its field defaults are the recommended settings. Unknown keys are rejected.
 
     [serve]                 AFTERWORD_SERVE_PORT=8500        --set serve.port=8500  (or the command's own --port)
     port = 8400
 
-A setting that is a table is given whole, or one entry of it: `--set train.options.beyond=0.25` adds to the file's.
+An entry of a table setting is added to those of the file: `--set train.options.beyond=0.25`.
 """
 
 from __future__ import annotations
@@ -234,26 +233,26 @@ BUILT_IN: dict[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One resolved value and where it came from."""
+    """One resolved value and its source."""
 
     value: Any
     source: str
 
 
 class Config:
-    """The resolved tree. `config.get(ServeConfig)` gives a section; `rows()` prints it with sources."""
+    """The resolved settings. `get` returns a section, `rows` all values with their sources."""
 
     def __init__(self, sections: Mapping[str, type], settings: Mapping[tuple[str, str], Setting]) -> None:
         self._names = {kind: name for name, kind in sections.items()}
         self._settings = dict(settings)
 
     def get(self, section: type[T]) -> T:
-        """The filled section."""
+        """Returns a section filled with its resolved values."""
         name = self._names[section]
         return section(**{key: s.value for (where, key), s in self._settings.items() if where == name})
 
     def rows(self) -> list[tuple[str, Any, str]]:
-        """(`section.key`, value, source) in the order of the tree."""
+        """Returns (`section.key`, value, source), in the order of the sections."""
         return [(f"{section}.{key}", s.value, s.source) for (section, key), s in self._settings.items()]
 
 
@@ -264,13 +263,19 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, tuple[Any, str]] | None = None,
 ) -> Config:
-    """Fill the sections.
+    """Resolves the settings of all sections.
 
-    `file` is read if given (it must exist); `environ` is searched for AFTERWORD_SECTION_KEY; `flags` maps
-    `section.key` to (value, the flag's name). A renamed setting is read under its old name, with a FutureWarning.
+    A renamed setting is read under its old name, with a FutureWarning.
+
+    Args:
+        sections: Section name -> its dataclass.
+        file: Configuration file; must exist.
+        environ: Environment; AFTERWORD_SECTION_KEY sets `section.key`.
+        flags: `section.key` -> (value, name of the flag).
 
     Raises:
-        ConfigError: for an unknown key, an invalid value, or a setting given under its old and its new name at once.
+        ConfigError: If a key is unknown, a value is invalid, or a setting is given under its old and its new name at
+            once.
     """
     settings = {
         (name, f.name): Setting(_default(f), "default") for name, kind in sections.items() for f in _fields(kind)
@@ -305,7 +310,15 @@ def _renamed(given: list[tuple[str, Any, str]]) -> Iterable[tuple[str, Any, str]
 
 
 def current_names(section: str, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `section` that an earlier version stored, under their present names."""
+    """Renames settings that an earlier version stored.
+
+    Args:
+        section: Their section.
+        stored: Setting -> value.
+
+    Returns:
+        Present name -> value.
+    """
     found = {RENAMED.get(f"{section}.{key}", f"{section}.{key}"): value for key, value in stored.items()}
     return {key.partition(".")[2]: value for key, value in found.items()}
 
@@ -329,11 +342,11 @@ def _from_file(file: Path | None) -> Iterable[tuple[str, Any, str]]:
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {file}: {error.strerror}. Check --config.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}.") from error
+        raise ConfigError(f"{file} is not valid TOML: {error}. Correct that line.") from error
     found = []
     for section, values in tree.items():
         if not isinstance(values, dict):
-            raise ConfigError(f"{file}: {section!r} stands outside a section. Write it below a line like [serve].")
+            raise ConfigError(f"{file}: {section!r} is outside a section. Move it below a line like [serve].")
         found += [(f"{section}.{key}", value, f"file {file.name}") for key, value in values.items()]
     return found
 
@@ -367,7 +380,7 @@ def _check(kind: type, field: str, value: Any, key: str, source: str) -> Any:
             return TypeAdapter(wanted).validate_python(candidate, strict=isinstance(candidate, bool))
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-    raise ConfigError(f"{key} = {value!r} (from {source}) cannot be used: {reason}.", param=key)
+    raise ConfigError(f"{key} = {value!r} (from {source}) is invalid: {reason}.", param=key)
 
 
 def _nearest(key: str, settings: Mapping[tuple[str, str], Setting]) -> str:

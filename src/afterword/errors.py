@@ -1,19 +1,18 @@
-"""Every error that Afterword raises on purpose, and the one JSON shape in which HTTP shows it.
+"""Defines every error that Afterword raises on purpose, and its JSON shape for HTTP.
 
     AfterwordError
-    |-- UsageError (ValueError)         bad input or configuration: the user can mend it      exit 2, HTTP 422
+    |-- UsageError (ValueError)         invalid input or configuration: the user can fix it     exit 2, HTTP 422
     |   |-- ConfigError                 an unknown key, a wrong type, an impossible pair
     |   |-- AdapterError                a corrupt or foreign adapter folder                   HTTP 400
     |   `-- ModelError                  a model folder or id that cannot be loaded or trained
-    |-- NotFoundError (LookupError)     a turn, candidate, release or model that is not there exit 2, HTTP 404
+    |-- NotFoundError (LookupError)     a turn, candidate, release or model does not exist    exit 2, HTTP 404
     |-- ConflictError                   the same id with other content                        exit 1, HTTP 409
     |-- StoreError                      the database: newer version, disk full, locked        exit 1, HTTP 500
     |-- UpstreamError                   the model server is down, slow or cut the stream      exit 1, HTTP 502/504
-    |-- GateRefused                     the verdict is "no"                                   exit 3
-    `-- NothingToDo                     no work for this stage, with what is missing          exit 4
+    |-- GateRefused                     the gate rejects the candidate                        exit 3
+    `-- NothingToDo                     no work for this stage; names the missing input       exit 4
 
-A message says what is wrong (with the value), why, and what to do next. This module never imports
-anything of ours and never decides how an error is printed.
+A message names the value, the reason and the remedy. This module imports nothing of ours and never prints.
 """
 
 from __future__ import annotations
@@ -22,7 +21,15 @@ from typing import Any, ClassVar
 
 
 class AfterwordError(Exception):
-    """Root of the tree. `exit_code` and `status` are what the command line and HTTP answer with."""
+    """Root of all errors that Afterword raises on purpose.
+
+    Args:
+        message: The value, the reason and the remedy.
+        param: The invalid field or setting.
+        code: Short code for programs.
+
+    `exit_code` is the command line's exit status, `status` the HTTP status.
+    """
 
     exit_code: ClassVar[int] = 1
     status: ClassVar[int] = 500
@@ -36,7 +43,7 @@ class AfterwordError(Exception):
 
 
 class UsageError(AfterwordError, ValueError):
-    """The caller's input or configuration is wrong."""
+    """The caller's input or configuration is invalid."""
 
     exit_code = 2
     status = 422
@@ -44,21 +51,21 @@ class UsageError(AfterwordError, ValueError):
 
 
 class ConfigError(UsageError):
-    """A configuration key or value that cannot be used."""
+    """A configuration key or value is invalid."""
 
 
 class AdapterError(UsageError):
-    """An adapter folder that is corrupt, incomplete or made for another base model."""
+    """An adapter folder is corrupt, incomplete or made for another base model."""
 
     status = 400
 
 
 class ModelError(UsageError):
-    """A model folder or id that cannot be loaded, served or trained."""
+    """A model folder or id cannot be loaded, served or trained."""
 
 
 class NotFoundError(AfterwordError, LookupError):
-    """Something that was asked for by its id or name does not exist."""
+    """No object has the requested id or name."""
 
     exit_code = 2
     status = 404
@@ -79,7 +86,7 @@ class StoreError(AfterwordError):
 
 
 class UpstreamError(AfterwordError):
-    """The model server did not answer as it should. `status` is 502, or 504 when it was too slow."""
+    """The model server failed. `status` is 502, or 504 when it was too slow."""
 
     status = 502
     kind = "upstream_error"
@@ -95,7 +102,7 @@ class UpstreamError(AfterwordError):
 
 
 class GateRefused(AfterwordError):
-    """The verdict on a candidate is "no"; the message holds its reasons."""
+    """The gate rejects a candidate; the message holds its reasons."""
 
     exit_code = 3
     status = 409
@@ -103,7 +110,7 @@ class GateRefused(AfterwordError):
 
 
 class NothingToDo(AfterwordError):
-    """A stage found no work; the message says what is missing and how to get it."""
+    """A stage has no work; the message names the missing input and how to get it."""
 
     exit_code = 4
     status = 409
@@ -113,11 +120,15 @@ class NothingToDo(AfterwordError):
 def error_body(
     message: str, *, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
-    """The one JSON error shape, OpenAI's: `{"error": {"message", "type", "param", "code"}}`."""
+    """Builds the JSON error shape, OpenAI's: `{"error": {"message", "type", "param", "code"}}`."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def error_response(error: AfterwordError) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body of one of our errors."""
+    """Converts an error to HTTP.
+
+    Returns:
+        Status and body.
+    """
     status = error.http_status if isinstance(error, UpstreamError) else error.status
     return status, error_body(error.message, kind=error.kind, param=error.param, code=error.code)

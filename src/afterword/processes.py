@@ -1,8 +1,7 @@
-"""Child processes of our own, and whether they get anywhere.
+"""Starts child processes of our own and detects those that make no progress.
 
-Owns how a fresh interpreter is started, the stages that a start goes through, the measure of progress, and the dump of
-all thread stacks when there is none. Never forks without executing a new program: a library that has started threads
-(torch's OpenMP pool, tokenizers' rayon pool) leaves a forked child waiting for threads that do not exist there.
+Owns the stages of a start, the measure of progress, and the dump of all thread stacks. Never forks without executing a
+new program: threads of a library (torch's OpenMP pool) do not exist in a forked child, which then waits forever.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ _STACKS = getattr(signal, "SIGUSR1", None)
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
-    """The command line of `python -m module` in this interpreter."""
+    """Returns the command line of `python -m module` in this interpreter."""
     return [sys.executable, "-m", module, *arguments]
 
 
 def python_environment() -> dict[str, str]:
-    """Our environment, with this package importable wherever the child's working directory is."""
+    """Returns our environment, with this package importable from any working directory."""
     package = str(Path(__file__).parents[1])
     known = filter(None, (package, os.environ.get("PYTHONPATH")))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(known)}
@@ -51,8 +50,11 @@ _listeners: list[Listener] = []
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Inside, `listener` gets the name of each stage that begins, "" when one ends, and whether the work is this
-    process's (and so is to be watched by it)."""
+    """Calls a listener for each stage inside the context.
+
+    Args:
+        listener: Gets the name of a stage that begins, "" when one ends, and whether this process does the work.
+    """
     _listeners.append(listener)
     try:
         yield
@@ -61,14 +63,19 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def announce(name: str, ours: bool = False) -> None:
-    """Tell whoever listens that a stage begins; "" that one ends. `ours`: the work is this process's."""
+    """Announces a stage to all listeners.
+
+    Args:
+        name: Stage that begins; "" ends the current one.
+        ours: True when this process does the work.
+    """
     for listener in list(_listeners):
         listener(name, ours)
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """A part of a start that may take long, for whoever listens."""
+    """Announces a stage that lasts as long as the context."""
     announce(name, ours=True)
     try:
         yield
@@ -77,8 +84,11 @@ def stage(name: str) -> Iterator[None]:
 
 
 class Stages:
-    """Says what goes on with seconds: when a stage has begun, now and then while it lasts, and when it ends. What ends
-    within a second is not worth a line."""
+    """Prints stages with their seconds: at their start, at intervals, and at their end; none shorter than a second.
+
+    Args:
+        tell: Prints a line.
+    """
 
     def __init__(self, tell: Callable[[str], object]) -> None:
         self._tell = tell
@@ -88,7 +98,11 @@ class Stages:
         self._began = self._told = 0.0
 
     def begin(self, name: str) -> None:
-        """A stage begins, and what was before it ends; "" begins none."""
+        """Begins a stage and ends the one before.
+
+        Args:
+            name: The stage; "" begins none.
+        """
         if name == self.name:
             return
         now = time.monotonic()
@@ -100,7 +114,7 @@ class Stages:
         self.name, self._began, self._told = name, now, 0.0
 
     def tick(self) -> None:
-        """Time passes."""
+        """Prints a line when the stage has lasted long enough."""
         now = time.monotonic()
         seconds = now - self._began
         if self.name and seconds >= 1.0 and now - self._told >= STAGE_LINES:
@@ -112,12 +126,14 @@ class Stages:
 
 
 class Pulse:
-    """Whether a process and those below it get anywhere, seen from outside: CPU time, bytes read and written, children
-    that come and go. Slow work on a loaded machine counts; threads that wait for each other do not.
+    """Measures the progress of a process tree from outside: CPU time, bytes read and written, children that come and
+    go.
+
+    Slow work on a loaded machine counts as progress; threads that wait for each other do not.
 
     Args:
-        pid: The process. When it is our own, what the watching thread itself uses is not counted.
-        children: Whether processes below it count, too.
+        pid: Root process. For our own, the CPU time of the watching thread is not counted.
+        children: Include its child processes.
     """
 
     def __init__(self, pid: int, *, children: bool = True) -> None:
@@ -130,12 +146,16 @@ class Pulse:
         self.beat()
 
     def beat(self) -> None:
-        """It said something: that is progress."""
+        """Records progress seen by other means, such as output."""
         self._cpu, self._bytes, self.silent = 0.0, 0, 0.0
 
     def check(self) -> float:
-        """Look once; returns the seconds without progress so far. Time in which we ourselves were stopped counts as two
-        seconds at most: then the others were stopped as well."""
+        """Measures once.
+
+        Returns:
+            Seconds without progress. An interval counts as two seconds at most: if we were suspended, so were the
+                others.
+        """
         now = time.monotonic()
         self.silent += min(now - self._last, 2.0)
         self._last = now
@@ -171,7 +191,7 @@ def _used(process: psutil.Process) -> tuple[float, int]:
 
 
 def tree(pid: int, *, children: bool = True) -> list[psutil.Process]:
-    """A process and those below it, as far as they exist."""
+    """Lists a process and its descendants, as far as they exist."""
     try:
         process = psutil.Process(pid)
         return [process, *(process.children(recursive=True) if children else ())]
@@ -180,7 +200,13 @@ def tree(pid: int, *, children: bool = True) -> list[psutil.Process]:
 
 
 def explain(pid: int, name: str, silent: float) -> str:
-    """Why a stage is given up, as a sentence with its cause as far as it shows."""
+    """Describes why a stage is aborted.
+
+    Args:
+        pid: Root process.
+        name: The stage.
+        silent: Seconds without progress.
+    """
     stopped = [str(process.pid) for process in tree(pid) if _status(process) == psutil.STATUS_STOPPED]
     cause = "its processes used no CPU time and read nothing, so they wait for each other"
     if stopped:
@@ -201,15 +227,16 @@ def _status(process: psutil.Process) -> str:
 
 
 def dump_stacks_when_asked() -> None:
-    """Let this process write the stacks of all its threads to stderr when `ask_for_stacks` names it, and when it
-    crashes. It does so even while a thread holds the interpreter's lock."""
+    """Makes this process write all thread stacks to stderr on a crash or on `ask_for_stacks`, even while a thread holds
+    the interpreter's lock.
+    """
     faulthandler.enable(all_threads=True)
     if _STACKS is not None:
         faulthandler.register(_STACKS, all_threads=True)
 
 
 def ask_for_stacks(pid: int) -> None:
-    """Have a process and those below it write their stacks, those that said `dump_stacks_when_asked`."""
+    """Makes a process and its descendants write their stacks, where `dump_stacks_when_asked` was called."""
     asked = [process.pid for process in tree(pid) if process.pid != os.getpid() and _answers(process.pid)]
     for each in asked:
         with suppress(OSError):
@@ -229,7 +256,12 @@ def _answers(pid: int) -> bool:
 
 
 def kill_tree(pid: int, *, itself: bool = True) -> None:
-    """End a process and those below it at once, also stopped ones; `itself` False: only those below."""
+    """Kills a process and its descendants at once, suspended ones included.
+
+    Args:
+        pid: Root process.
+        itself: False kills only the descendants.
+    """
     for process in tree(pid)[0 if itself else 1 :]:
         with suppress(psutil.Error):
             process.kill()

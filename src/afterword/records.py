@@ -1,10 +1,9 @@
-"""The spine of nouns as frozen records: what flows through Afterword, in the order in which it appears.
+"""Defines the frozen records that flow through Afterword, in the order of their creation.
 
     Turn -> Feedback -> Interaction (or Skip) -> Candidate -> Report -> Verdict -> Release
 
-Every record is immutable, has an `id`, a `created_at` (Unix seconds, UTC) and a `schema` version, and can be
-written to JSON and back (`to_dict`, `from_dict`). This module owns the field names; it knows nothing of
-databases, HTTP or tensors and imports only `kinds`.
+Every record has an `id`, a `created_at` (Unix seconds, UTC) and a `schema` version, and converts to JSON and back.
+Owns the field names; imports only `kinds`.
 """
 
 from __future__ import annotations
@@ -32,8 +31,9 @@ SCOPES = ("global", "task", "team", "user")
 
 
 def not_to_imitate(message: Json) -> bool:
-    """Did a file mark this answer as one that no model must learn to give (OpenAI's `"weight": 0`)? Importing turns the
-    marks of other formats into this one."""
+    """True when a file marks this answer as not to be imitated (OpenAI's `"weight": 0`, and other formats' marks after
+    import).
+    """
     weight = message.get("weight")
     return isinstance(weight, int | float) and not isinstance(weight, bool) and weight == 0
 
@@ -42,7 +42,14 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",
 
 
 def content_hash(*parts: Any) -> str:
-    """32 hex digits of BLAKE2b over the canonical JSON of `parts`: equal content, equal id."""
+    """Hashes values: equal content gives an equal id.
+
+    Args:
+        parts: JSON-compatible values.
+
+    Returns:
+        32 hex digits of BLAKE2b over their canonical JSON.
+    """
     try:  # texts only, by far the most: what the encoder would write, in a third of its time
         text = f"[{','.join(map(encode_basestring, parts))}]"
     except TypeError:
@@ -51,13 +58,13 @@ def content_hash(*parts: Any) -> str:
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id that sorts by time: prefix, 12 hex digits of milliseconds, 16 random ones."""
+    """Returns a new id that sorts by time: prefix, 12 hex digits of milliseconds, 16 random ones."""
     return f"{prefix}-{int(time.time() * 1000):012x}{os.urandom(8).hex()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What all records share."""
+    """Base of all records."""
 
     TABLE: ClassVar[str]
 
@@ -69,12 +76,16 @@ class Record:
     """Version of the record's fields."""
 
     def to_dict(self) -> Json:
-        """All fields as JSON-compatible values (tuples become lists)."""
+        """Returns all fields as JSON-compatible values (tuples become lists)."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, data: Json) -> Self:
-        """Inverse of `to_dict`; unknown keys of a newer writer are refused with TypeError."""
+        """Inverse of `to_dict`.
+
+        Raises:
+            TypeError: If a key is unknown (a newer version wrote it) or missing.
+        """
         flat, nested = _TUPLES.get(cls) or _tuple_fields(cls)
         values = dict(data)
         for name in flat:
@@ -87,7 +98,7 @@ class Record:
 
 
 _TUPLES: dict[type[Record], tuple[tuple[str, ...], tuple[str, ...]]] = {}
-"""Asked once a kind: rows are read by the hundred thousand."""
+"""Cached by record class: rows are read by the hundred thousand."""
 
 
 def _tuple_fields(kind: type[Record]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -136,7 +147,7 @@ class Turn(Record):
     """"stop", "length", "tool_calls", "content_filter"; "aborted" when the client left, "error" when the
     upstream broke off."""
     user: str | None = None
-    """Who asked, as the client names them."""
+    """User, as the client names them."""
     key: str | None = None
     """Public id of the API key that was used; pairs are only made within one key."""
     conversation: str | None = None
@@ -159,11 +170,11 @@ class Turn(Record):
     source: str = "gateway"
     """"gateway" or "import:FORMAT"."""
     missing_ids: str | None = None
-    """Why there are no token ids; such a turn is never trained as on-policy."""
+    """Reason for missing token ids; such a turn is never trained as on-policy."""
     seconds: float | None = None
     """From the request to the end of the answer."""
     unit: str | None = None
-    """Whom shares are taken by: a hash of the user, of the conversation, or of how it began."""
+    """Unit of canary assignment: a hash of the user, of the conversation, or of its first user message."""
     canary: str | None = None
     """The canary release under which the turn was given its adapter; whether the unit is in its share says which
     arm that was. None outside of one, and for turns that named a version themselves."""
@@ -190,7 +201,7 @@ class Feedback(Record):
     TABLE: ClassVar[str] = "feedback"
 
     turn: str
-    """Id of the turn it is about; the turn may arrive later (the feedback is then held)."""
+    """Id of its turn, which may arrive later (the feedback is then held)."""
     kind: str
     """One of FEEDBACK_KINDS. "retraction" takes back the feedback named in `retracts`."""
     text: str | None = None
@@ -210,11 +221,11 @@ class Feedback(Record):
     user: str | None = None
     """Who gave it."""
     occurred_at: float | None = None
-    """When it happened, as the client says (Unix seconds)."""
+    """Time of the event according to the client (Unix seconds)."""
     source: str = "api"
     """One of SOURCES."""
     metadata: Json = field(default_factory=dict)
-    """Whatever else the client sent."""
+    """All other fields that the client sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +245,7 @@ class Interaction(Record):
     kind: str
     """Kind of the deciding feedback."""
     hindsight: str
-    """Privileged text for the teacher: what the user did next, in words. Empty: no distillation signal."""
+    """Privileged text for the teacher: the user's reaction in words. Empty: no distillation signal."""
     polarity: int
     """-1 the user wants something else, +1 the user is content, 0 unknown."""
     weight: float
@@ -250,12 +261,12 @@ class Interaction(Record):
     team: str | None = None
     """Group of users of the turn."""
     scope: str = "global"
-    """Whom it may teach, one of SCOPES: "user" is a standing wish of one person and trains nothing shared until
-    others want it too."""
+    """One of SCOPES. "user": a standing request of one person; excluded from shared training until others request the
+    same."""
     category: str = ""
-    """What the detectors read in the words: `correction`, `complaint`, `constraint`, `question` ..."""
+    """Category that the detectors assigned: `correction`, `complaint`, `constraint`, `question` ..."""
     confidence: float = 1.0
-    """How sure that reading is, 0 .. 1."""
+    """Confidence of the category, 0 .. 1."""
     spans: tuple[tuple[int, int], ...] = ()
     """Edits: the characters [start, end) of the answer that the user changed or removed; an empty span is a place
     where something was put in. Refused tool calls: what lies behind the answer's words. Their tokens weigh most."""
@@ -267,7 +278,7 @@ class Interaction(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip(Record):
-    """Why feedback did not become an interaction. Example: Skip(id="51...", feedback="fb-2",
+    """Feedback that did not become an interaction, with its reason. Example: Skip(id="51...", feedback="fb-2",
     turn="chatcmpl-0193...", reason="thanks", detail="the follow-up only says thank you: 'Thanks!'")"""
 
     TABLE: ClassVar[str] = "skips"
@@ -300,7 +311,7 @@ class Candidate(Record):
     recipe: Json
     """The resolved recipe."""
     metrics: Json = field(default_factory=dict)
-    """Final figures of the run."""
+    """Final metrics of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,12 +350,12 @@ class TrainingPlan:
     """Optimiser steps; None without a model."""
 
     def to_dict(self) -> Json:
-        """JSON-compatible."""
+        """Returns all fields as JSON-compatible values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Json) -> Self:
-        """Inverse of `to_dict`; fields that an earlier version did not write take their defaults."""
+        """Inverse of `to_dict`; fields missing in an earlier version take their defaults."""
         known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
         lists = {"interactions": tuple(data["interactions"])}
         return cls(**{**known, **lists, "excluded": tuple(Excluded(**one) for one in data.get("excluded", ()))})
@@ -352,7 +363,7 @@ class TrainingPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report(Record):
-    """What a candidate scored, paired with what is served. Example: Report(id="rep-01...",
+    """Scores of a candidate, paired with those of the served adapter. Example: Report(id="rep-01...",
     candidate="cand-01...", against=None, suites={"holdout": {"n": 32, "delta": {"value": 0.4, "low": 0.2,
     "high": 0.6}}})"""
 
@@ -363,11 +374,11 @@ class Report(Record):
     against: str | None
     """Candidate that was served at the time, None for the base model."""
     suites: Json
-    """Suite name -> its figures; every figure is {value, low, high, n}."""
+    """Suite name -> its metrics; every metric is {value, low, high, n}."""
     examples: tuple[Json, ...] = ()
     """Answers side by side."""
     about: Json = field(default_factory=dict)
-    """What was measured: `adapter_hash` (bytes of the candidate's folder), base, settings, seconds."""
+    """Subject of the measurement: `adapter_hash` (bytes of the candidate's folder), base, settings, seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -420,13 +431,13 @@ class Release(Record):
     terms: Json = field(default_factory=dict)
     """Fixed before it begins: after which rows its turns and feedback are counted; for a canary also what decides."""
     evidence: Json = field(default_factory=dict)
-    """The figures by which it was decided: both arms, differences with their intervals, the rows they were read
+    """The metrics behind the decision: both arms, differences with their intervals, the rows they were read
     from."""
     manifest: Json = field(default_factory=dict)
     """Hashes of the adapter's files, of report, verdict and the release before, and a signature over all of it."""
 
     def gets(self, unit: str) -> bool:
-        """Does this unit belong to the share of the canary? The same for ever; another canary draws anew."""
+        """True when a unit is in the share of the canary; constant for one canary, drawn anew for the next."""
         return int(content_hash("canary", self.id, unit)[:8], 16) < (self.share or 0.0) * 2**32
 
 
@@ -438,7 +449,7 @@ RECORDS: tuple[type[Record], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review(Record):
-    """What a person said about an interaction; the newest counts. Example: Review(id="rev-01...",
+    """A reviewer's decision on an interaction; the newest counts. Example: Review(id="rev-01...",
     interaction="9f...", decision="reject", by="ada", why="the user quotes someone else")"""
 
     TABLE: ClassVar[str] = "reviews"
@@ -455,7 +466,7 @@ class Review(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalRatio(Record):
-    """What the model itself makes of an interaction's hindsight, before training: mean |log p(y|x,o) - log p(y|x)|
+    """Effect of an interaction's hindsight on the model before training: mean |log p(y|x,o) - log p(y|x)|
     over the answer's tokens (nats), for the user's own words and for words that are not about this answer. Example:
     SignalRatio(id="51...", interaction="9f...", model="smollm2", real=0.61, shuffled=0.30, neutral=0.12, tokens=48)"""
 
@@ -477,12 +488,12 @@ class SignalRatio(Record):
 
     @property
     def control(self) -> float:
-        """The larger of both controls: what any words would do to this answer."""
+        """The larger of both controls, in nats: the effect of unrelated words on this answer."""
         return max(self.neutral, self.shuffled or 0.0)
 
     @property
     def ratio(self) -> float:
-        """Signal over control; about 1 for words that could stand after any answer."""
+        """Signal over control; about 1 for words that fit any answer."""
         return self.real / self.control if self.control > 0 else float(self.real > 0)
 
 
@@ -525,7 +536,7 @@ class Alarm(Record):
     why: str
     """One sentence with the numbers."""
     evidence: Json = field(default_factory=dict)
-    """Both sides' figures, the difference with its interval, the turns that were looked at."""
+    """Both sides' metrics, the difference with its interval, the turns that were looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

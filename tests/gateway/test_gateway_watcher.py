@@ -277,7 +277,7 @@ def test_at_the_start_the_base_model_stands_in_and_a_release_needs_a_folder(laun
     after = launch(fake)
     for gateway in (before, after):
         until(lambda gateway=gateway: gateway.get("/health").json()["status"] == "degraded")  # type: ignore[misc]
-        assert "names a folder" in gateway.get("/health").json()["adapter"]["problem"]
+        assert "has no folder" in gateway.get("/health").json()["adapter"]["problem"]
         assert gateway.chat("Hi")["model"] == "base-model"
     release(before.store, 1, nowhere.id)
     until(lambda: serves(before) == serves(after) == "afterword@v000001")

@@ -102,8 +102,8 @@ class Exchange:
         self._taken_back = 0
         self._asked: Json = {}
         """What the upstream was asked for beside the client's request."""
-        self._refused = False
-        """The upstream would not take this request with the question for token ids."""
+        self._ids_rejected = False
+        """The upstream rejected this request with `return_token_ids`."""
 
     # ---- asking
 
@@ -117,7 +117,7 @@ class Exchange:
                 raise
             self.route = await self.gateway.adapters.reroute(self.route, self.chat.model, self.chat.requester)
             stream = await self._ask_shorter()
-        self._refused = IDS in stream.refused
+        self._ids_rejected = IDS in stream.rejected
         self._asked = stream.asked
         return stream
 
@@ -151,7 +151,7 @@ class Exchange:
         if served.error is None or served.started or self._taken_back >= _TAKEN_BACK:
             return False
         self._taken_back += 1
-        if not self.gateway.upstream.took_back(self.route.model, stream, served.error_object):
+        if not self.gateway.upstream.reject_fields(self.route.model, stream, served.error_object):
             return False
         self.served = UpstreamAnswer(self.turn_id, self.chat)
         return True
@@ -406,7 +406,7 @@ class Exchange:
         served = self.served
         if served.prompt_ids and served.ids:
             return None
-        if self._refused or self.gateway.upstream.dialect(self.route.model).gives_ids is False:
+        if self._ids_rejected or self.gateway.upstream.dialect(self.route.model).gives_ids is False:
             return "the upstream refuses return_token_ids"
         if served.prompt_ids and not served.ids:
             return "the answer has no token ids"

@@ -1,7 +1,7 @@
-"""Ask a model server for answers over HTTP and learn exactly which tokens and which adapter answered.
+"""Requests answers from a model server over HTTP, with sampled tokens and adapter names; starts the embedded engine.
 
-Owns the OpenAI-compatible client, vLLM's dialect of it (token ids, run-time adapters) and the start of the embedded
-engine as a child process. Never imports torch, never touches the store.
+Owns the OpenAI-compatible client and vLLM's additions to it (token ids, run-time adapters). Never imports torch, never
+touches the store.
 """
 
 from afterword.sampling.launch import EngineProcess, start_engine

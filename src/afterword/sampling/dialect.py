@@ -1,9 +1,7 @@
-"""What one model of a server may be asked for beyond the client's own request: token ids, log-probabilities, the usage
-of a stream, a bound of the answer.
+"""Learns which extra request fields a model accepts: token ids, log-probabilities, usage, a token limit.
 
-Owns the memory of what it takes and what it refuses, each field for itself. A field is left out once a request went
-through only without it; one that went through before is left out when several requests agree, because a refusal may be
-about one body alone. It is asked for again now and then. Never makes a request.
+A field is omitted once a request succeeded only without it; one that succeeded before, only when several requests
+agree, because an error may be about one body. Omitted fields are tried again later. Never makes a request.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ _OTHER_CODES = ("context_length_exceeded", "model_not_found", "insufficient_quot
 
 
 class Dialect:
-    """The extra fields of one model."""
+    """Tracks the extra fields of one model."""
 
     def __init__(self) -> None:
         self.seen_ids = False
@@ -49,11 +47,19 @@ class Dialect:
 
     @property
     def gives_ids(self) -> bool | None:
-        """True once token ids came back, False while the server refuses to be asked for them, None until then."""
+        """True once token ids came back, False while the server rejects the request for them, None until then."""
         return False if IDS in self._refused else self.seen_ids or None
 
     def extras(self, body: Json, more: Json) -> Json:
-        """The fields to ask `body` with; of `more` those that it does not set itself."""
+        """Selects the fields to add to a request.
+
+        Args:
+            body: The client's request.
+            more: Further fields to add where the client does not set them.
+
+        Returns:
+            Fields and their values; token ids and log-probabilities included.
+        """
         asked: Json = {IDS: True, LOGPROBS: True}
         if body.get("stream"):
             asked[USAGE] = {**(body.get(USAGE) or {}), "include_usage": True}
@@ -77,8 +83,18 @@ class Dialect:
         return asked
 
     def fewer(self, asked: Json, refusal: UpstreamRejected, alone: bool) -> Json | None:
-        """What to ask with after a refusal: without the fields that it names, else without the next that was never
-        taken, else without any of ours. None when it is about something else. `alone`: this was the first attempt."""
+        """Selects the fields for the next attempt after an error.
+
+        Omits the fields that the error names, else the next one that was never accepted, else all.
+
+        Args:
+            asked: Fields of the failed attempt.
+            refusal: Its error.
+            alone: True for the first attempt.
+
+        Returns:
+            Fields and their values; None when the error has another cause.
+        """
         named = named_in(refusal.text, asked)
         if named:
             if LIMIT in named and NEWER_LIMIT in refusal.text:
@@ -96,24 +112,29 @@ class Dialect:
         first = min(suspects, key=lambda name: (name in _ORDER, _ORDER.index(name) if name in _ORDER else 0))
         return {name: value for name, value in asked.items() if name != first}
 
-    def took(self, asked: Iterable[str]) -> None:
-        """A request went through with these fields."""
+    def accept(self, asked: Iterable[str]) -> None:
+        """Records the fields of a successful request."""
         self._taken.update(asked)
         if self._doubts or self._refused:
             for name in asked:
                 self._doubts.pop(name, None)
                 self._refused.pop(name, None)
 
-    def refused(self, dropped: Iterable[str], body: Json) -> None:
-        """A request went through as soon as the `dropped` fields were left out."""
+    def reject(self, dropped: Iterable[str], body: Json) -> None:
+        """Records fields without which a request succeeded.
+
+        Args:
+            dropped: The omitted fields.
+            body: The client's request.
+        """
         for name in dropped:
             bodies = self._doubts.setdefault(name, set())
             bodies.add(content_hash(body.get("messages")))
             if name not in self._taken or len(bodies) >= _BODIES:
                 self._leave_out(name)
 
-    def took_back(self, names: Iterable[str]) -> None:
-        """Fields that were taken with status 200, and then refused by the answer."""
+    def reject_now(self, names: Iterable[str]) -> None:
+        """Records fields that the server accepted with status 200 and then rejected inside the answer."""
         for name in names:
             self._taken.discard(name)
             self._leave_out(name)
@@ -123,9 +144,14 @@ class Dialect:
             self._refused[name] = (time.monotonic() + _AGAIN, 2 * _AGAIN)
 
 
-def named_in(said: Any, asked: Iterable[str]) -> set[str]:
-    """The fields that an error speaks of."""
-    text = str(said)
+def named_in(reported: Any, asked: Iterable[str]) -> set[str]:
+    """Returns the fields that an error names.
+
+    Args:
+        reported: The error, as text or as an object.
+        asked: Names of the request's extra fields.
+    """
+    text = str(reported)
     found = {name for name in asked if any(word in text for word in _SPOKEN_OF.get(name, (name,)))}
     if LIMIT in found and LIMIT not in text.replace(NEWER_LIMIT, ""):
         found.discard(LIMIT)

@@ -1,7 +1,7 @@
-"""Start the embedded engine as a child process and wait until it serves.
+"""Starts the embedded engine as a child process and waits until it serves.
 
-Owns the child's life: it is told our process id and leaves with us. Never imports the engine (or torch): only its
-command line and its first line of output are known here.
+Owns the child's life: the child gets our process id and ends with us. Never imports the engine or torch; knows only its
+command line and its first lines of output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FIRST = "starting the engine"
 
 @dataclass(slots=True)
 class EngineProcess:
-    """A running engine. Use it as a context, or call `stop`."""
+    """A running engine; use it as a context manager, or call `stop`."""
 
     url: str
     """Root URL, without `/v1`."""
@@ -53,7 +53,7 @@ class EngineProcess:
 
     @property
     def alive(self) -> bool:
-        """Does it run?"""
+        """True while the process runs."""
         return self.process.poll() is None
 
     def __enter__(self) -> Self:
@@ -63,7 +63,14 @@ class EngineProcess:
         self.stop()
 
     def stop(self, patience: float = 10.0) -> int:
-        """Ask it to end, after `patience` seconds make it; returns its exit status."""
+        """Terminates the process, and kills it after a delay.
+
+        Args:
+            patience: Seconds before it is killed.
+
+        Returns:
+            Its exit status.
+        """
         if self.alive:
             self.process.terminate()
         try:
@@ -76,7 +83,11 @@ class EngineProcess:
         return status
 
     def last_words(self, status: int) -> str:
-        """Why it ended, once `stop` has returned `status`."""
+        """Describes why the process ended.
+
+        Args:
+            status: Exit status, from `stop`.
+        """
         if self.ended:
             return self.ended
         name = signal.Signals(-status).name if status < 0 else f"status {status}"
@@ -97,20 +108,26 @@ def start_engine(
     extra: Sequence[str] = (),
     module: str = "afterword.engine",
 ) -> EngineProcess:
-    """Start `python -m afterword.engine` and wait for its line {"ready": true, "port": ..., "model": ...}.
+    """Starts `python -m afterword.engine` and waits for its line {"ready": true, "port": ..., "model": ...}.
 
-    Its stages are announced to whoever listens in this process (`processes.listening`).
+    Announces its stages to listeners in this process (`processes.listening`).
 
     Args:
-        model: None is the engine's own default.
-        port: 0 lets the system choose.
-        abandon: Once it is set, the start is given up.
-        environment: Variables of the engine beside our own.
-        wait: Seconds in all. A start that makes no progress is given up long before, after `silence` seconds.
+        model: Built-in name, folder or hub id; None: the engine's default.
+        port: 0: any free port.
+        device: "cpu", "cuda" or "cuda:N"; None: the engine's default.
+        dtype: "bfloat16" or "float32"; None: the engine's default.
+        log_path: File that its log is appended to.
+        wait: Seconds for the whole start.
+        silence: Seconds without progress before the start is aborted.
+        abandon: Aborts the start when set.
+        environment: Additional environment variables.
+        extra: Additional arguments.
+        module: Module to run.
 
     Raises:
-        UpstreamError: It died, got nowhere or was not ready in time; with the end of this start's log.
-        ModelError: It says that it was told something impossible.
+        UpstreamError: If it died, made no progress or was not ready in time; with the end of this start's log.
+        ModelError: If the model or an argument is invalid.
     """
     command = [sys.executable, "-m", module, "--port", str(port), "--parent-pid", str(os.getpid()), *extra]
     for flag, value in (("--model", model), ("--device", device), ("--dtype", dtype)):

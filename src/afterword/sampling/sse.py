@@ -1,6 +1,6 @@
-"""Server-sent events, read as they arrive: line ends of every kind, several data lines, byte order marks, a cut end.
+"""Parses server-sent events as they arrive: all line ends, several data lines, byte order marks, a truncated end.
 
-Owns how bytes become events. Never decides what an event means, never does I/O.
+Never decides what an event means, never does I/O.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class Event(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """The mark that ends a stream."""
+        """True for the mark that ends a stream."""
         return self.data == b"[DONE]"
 
 
 class EventReader:
-    """Bytes in, events out. An event whose data are complete JSON is given out at the end of its line: servers that
-    forget the empty line behind it lose no time."""
+    """Turns bytes into events. Complete JSON is returned at the end of its line, so that servers without the blank line
+    after it lose no time.
+    """
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []
@@ -51,7 +52,11 @@ class EventReader:
         """Data lines of the event that is being read."""
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events that `data` completes. UpstreamError for one beyond MAX_EVENT."""
+        """Returns the events that `data` completes.
+
+        Raises:
+            UpstreamError: If an event exceeds MAX_EVENT bytes.
+        """
         if self._skip_newline and data:
             self._skip_newline = False
             data = data.removeprefix(b"\n")
@@ -73,7 +78,7 @@ class EventReader:
         return events
 
     def close(self) -> list[Event]:
-        """What is left at the end of the stream: a last line without an end, an event without its empty line."""
+        """Returns the events at the end of the stream: a last line without its end, an event without its blank line."""
         events: list[Event] = []
         if self._rest:
             self._line(b"".join(self._rest), events)

@@ -1,6 +1,6 @@
-"""An answer that is under way, and the words for what can go wrong with it.
+"""Reads answers of a model server, streamed or whole, and words their errors.
 
-Owns the time limits, the wording of errors and the reading of bytes; never opens a connection.
+Owns time limits, error messages, and the token ids and log-probabilities in vLLM's JSON. Never opens a connection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLOSED = (aiohttp.ClientError, ConnectionError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds to wait for a model server."""
+    """Time limits for a model server, in seconds."""
 
     connect: float = 5.0
     """Until the connection stands."""
@@ -35,7 +35,7 @@ class Timeouts:
 
 
 class UpstreamRejected(UpstreamError):
-    """The model server answered with an error status. `answered` is that status, `error` its error object."""
+    """The model server answered with an error status. `answered` is the status, `error` its error object."""
 
     def __init__(self, url: str, answered: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.answered = answered
@@ -47,7 +47,7 @@ class UpstreamRejected(UpstreamError):
         super().__init__(f"the model server {url} answered {answered}: {self.error['message']}")
 
     def with_remedy(self, remedy: str) -> Self:
-        """The same refusal, its message followed by what to do."""
+        """Appends a remedy to the message; returns the same error."""
         said, whole = (
             f"{text.rstrip().removesuffix('.')}. {remedy}" for text in (str(self.error["message"]), self.message)
         )
@@ -74,10 +74,14 @@ def _error_of_body(body: bytes) -> Json:
 
 
 def error_object(data: Any) -> Json:
-    """An error as a server reported it, as OpenAI's object: `message` is text, `type`, `param` and `code` are simple.
+    """Converts a server's error to OpenAI's object: text `message`; simple `type`, `param` and `code`.
 
-    Read are OpenAI's shape, its members without the `error` around them, FastAPI's `detail`, lists of errors, plain
-    text; of any other shape the message is the JSON itself.
+    Args:
+        data: OpenAI's shape, its members alone, FastAPI's `detail`, a list of errors, or text; any other value becomes
+            the message as JSON.
+
+    Returns:
+        The object; always with `message`.
     """
     found = data
     if isinstance(found, list) and len(found) == 1:
@@ -115,7 +119,7 @@ def _simple(value: Any) -> str | int | None:
 
 
 class ChatStream:
-    """An answer that is under way: raw bytes as they arrive. Close it to make the server stop."""
+    """An answer in flight: raw bytes as they arrive. Closing it makes the server stop."""
 
     def __init__(self, response: aiohttp.ClientResponse, url: str, timeouts: Timeouts) -> None:
         self._response = response
@@ -125,25 +129,35 @@ class ChatStream:
         self._url = url
         self._timeouts = timeouts
         self.asked: Json = {}
-        """What the server was asked for beside the body."""
-        self.refused: set[str] = set()
-        """What it was not asked for because it refused this body with it."""
+        """Fields that were added to the body."""
+        self.rejected: set[str] = set()
+        """Fields omitted because the server rejected this body with them."""
 
     async def read(self) -> bytes:
-        """The next bytes, b"" at the end. UpstreamError when the stream is cut or silent for too long."""
+        """Returns the next bytes; b"" at the end.
+
+        Raises:
+            UpstreamError: If the stream is interrupted, or silent beyond the time limit.
+        """
         try:
             return await self._read()
         except TimeoutError as error:
             raise too_slow(self._url, self._timeouts.silence) from error
         except CLOSED as error:
-            raise UpstreamError(f"the model server {self._url} cut the stream: {error!r}.", code="cut") from error
+            raise UpstreamError(
+                f"the model server {self._url} cut the stream: {error!r}. Check its log.", code="cut"
+            ) from error
 
     def close(self) -> None:
-        """Give the connection back if the answer was read to its end, else drop it so that the server stops."""
+        """Releases the connection after a complete answer; otherwise drops it, so that the server stops."""
         self._response.close() if not self._response.content.at_eof() else self._response.release()
 
     async def events(self) -> AsyncIterator[Json]:
-        """The objects of the stream up to `[DONE]` or the end. UpstreamError for an error among them."""
+        """Yields the objects of the stream up to `[DONE]` or the end.
+
+        Raises:
+            UpstreamError: If the stream holds an error or is interrupted.
+        """
         reader = EventReader()
         while True:
             data = await self.read()
@@ -151,7 +165,9 @@ class ChatStream:
                 if event.done:
                     return
                 if event.kind == "error" or (isinstance(event.value, dict) and event.value.get("error")):
-                    raise UpstreamError(f"the model server {self._url} broke off: {_reported(event)}", code="error")
+                    raise UpstreamError(
+                        f"the model server {self._url} failed during the answer: {_reported(event)}", code="error"
+                    )
                 if isinstance(event.value, dict):
                     yield event.value
             if not data:
@@ -164,10 +180,15 @@ def _reported(event: Event) -> str:
 
 
 def too_slow(url: str, seconds: float) -> UpstreamError:
-    """The error of a server that is silent."""
+    """Builds the error for a server that sends nothing.
+
+    Args:
+        url: The server.
+        seconds: The time limit.
+    """
     return UpstreamError(
-        f"the model server {url} sent nothing for {seconds:g} s. It may be overloaded or still loading; "
-        "raise the time limit or look at its log.",
+        f"the model server {url} sent nothing for {seconds:g} s. It may be overloaded or still loading: "
+        "raise the time limit or check its log.",
         timed_out=True,
         code="timeout",
     )
@@ -181,7 +202,7 @@ LOWEST_LOGPROB = -9999.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request came back with."""
+    """One completion with the exact tokens that were sampled."""
 
     text: str
     """The answer's text, "" for a pure tool call."""
@@ -200,14 +221,25 @@ class Answer:
 
 
 def read_logprobs(logprobs: Any) -> list[float | None]:
-    """Log-probabilities of the sampled tokens from a choice's `logprobs` object; [] when there are none."""
+    """Reads log-probabilities of the sampled tokens.
+
+    Args:
+        logprobs: A choice's `logprobs` object.
+
+    Returns:
+        Nats, one for each token, None where missing; empty without log-probabilities.
+    """
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     values = [entry.get("logprob") for entry in content] if content else []
     return [None if v is None or v <= LOWEST_LOGPROB else float(v) for v in values]
 
 
 def read_answer(body: Json) -> Answer:
-    """The first choice of a `chat.completion` body. UpstreamError when it is not one."""
+    """Reads the first choice of a `chat.completion` body.
+
+    Raises:
+        UpstreamError: If the body is not a chat completion.
+    """
     try:
         choice = body["choices"][0]
         message = choice["message"]

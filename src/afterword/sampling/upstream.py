@@ -1,7 +1,7 @@
-"""`Upstream`: an async client for any OpenAI-compatible model server, and for what vLLM's dialect adds.
+"""Sends requests to any OpenAI-compatible model server, with vLLM's additions where they are accepted.
 
-Owns connections, time limits, the wording of what went wrong, and the knowledge whether the server gives token ids.
-Never decides what is done with an answer, never touches the store.
+Owns connections, time limits, and whether the server returns token ids. Never interprets an answer, never touches the
+store.
 """
 
 from __future__ import annotations
@@ -39,13 +39,22 @@ _NO_LIST_STATUS = (403, 404, 405, 410, 501)
 
 
 class Upstream:
-    """A model server at `url`: its host, its base path of any form, or its chat route (`urls.base_urls`).
+    """A model server. Use it as an async context manager, within one event loop.
 
-    Use it as an async context, within one event loop.
+    Args:
+        url: Its host, base path of any form, or chat route (`urls.base_urls`).
+        api_key: Sent as a bearer token.
+        timeouts: Time limits.
+        remedy: Last sentence of the error when the server is down.
     """
 
     def __init__(
-        self, url: str, api_key: str | None = None, timeouts: Timeouts | None = None, *, remedy: str = "Is it running?"
+        self,
+        url: str,
+        api_key: str | None = None,
+        timeouts: Timeouts | None = None,
+        *,
+        remedy: str = "Check that it is running.",
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._base_urls = base_urls(url)
@@ -66,7 +75,7 @@ class Upstream:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Closes the connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -88,11 +97,11 @@ class Upstream:
     # ---- chat
 
     def forget_dialect(self) -> None:
-        """It may be another server by now: it is asked for everything again."""
+        """Forgets which fields are accepted: the server may be another one by now."""
         self._dialects = {}
 
     def dialect(self, model: Any) -> Dialect:
-        """What a model of this server may be asked for."""
+        """Returns the accepted fields of a model."""
         if model not in self._dialects:
             if len(self._dialects) >= _MOST_DIALECTS:
                 del self._dialects[next(iter(self._dialects))]
@@ -101,17 +110,25 @@ class Upstream:
 
     @property
     def gives_ids(self) -> bool | None:
-        """True once token ids came back from any model, False while the server refuses to be asked for them."""
+        """True once any model returned token ids, False while the server rejects requests for them, else None."""
         found = [dialect.gives_ids for dialect in self._dialects.values()]
         return True if True in found else False if False in found else None
 
     async def open_chat(self, body: Json, more: Json | None = None) -> ChatStream:
-        """Start one chat completion, asking for token ids and log-probabilities as far as the server allows.
+        """Starts one chat completion; adds the extra fields that the server accepts.
 
-        `more`: further fields that the client did not ask for; a `max_tokens` among them gives way to the client's own
-        bound. A server that refuses the question, with whatever status, is asked again without what its refusal names,
-        else without one field after the other (`Dialect` remembers). Raises UpstreamError (down, slow),
-        UpstreamRejected (an error status).
+        A server that rejects an extra field, with whatever status, is asked again without it (`Dialect`).
+
+        Args:
+            body: The client's request.
+            more: Further fields to add; its `max_tokens` yields to the client's own limit.
+
+        Returns:
+            The answer in flight.
+
+        Raises:
+            UpstreamError: If the server is down or too slow.
+            UpstreamRejected: If the server answers with an error status.
         """
         dialect = self.dialect(body.get("model"))
         first = asked = dialect.extras(body, more or {})
@@ -128,16 +145,24 @@ class Upstream:
                 named |= last & named_in(error.text, last)
                 asked = fewer
                 continue
-            dialect.took(asked)
-            dialect.refused(named | last, body)
-            stream.asked, stream.refused = asked, first.keys() - asked.keys()
+            dialect.accept(asked)
+            dialect.reject(named | last, body)
+            stream.asked, stream.rejected = asked, first.keys() - asked.keys()
             return stream
 
-    def took_back(self, model: Any, stream: ChatStream, reported: Any) -> bool:
-        """An answer with status 200 turned out to be an error. True when that names a field that the client did not
-        ask for: it is left out from now on, and asking again may help."""
+    def reject_fields(self, model: Any, stream: ChatStream, reported: Any) -> bool:
+        """Records that an answer with status 200 turned out to be an error.
+
+        Args:
+            model: Model of the request.
+            stream: The answer.
+            reported: Its error.
+
+        Returns:
+            True when the error names an extra field; it is omitted from now on, and a retry may succeed.
+        """
         named = named_in(reported, stream.asked)
-        self.dialect(model).took_back(named)
+        self.dialect(model).reject_now(named)
         return bool(named)
 
     async def _send(self, method: str, url: URL, **more: Any) -> aiohttp.ClientResponse:
@@ -190,7 +215,8 @@ class Upstream:
     def _slow_or_down(self, error: Exception) -> UpstreamError:
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             return UpstreamError(
-                f"the model server {self.url} took no connection within {self.timeouts.connect:g} s. Is it running?",
+                f"the model server {self.url} accepted no connection within {self.timeouts.connect:g} s. "
+                "Check that it is running.",
                 timed_out=True,
                 code="timeout",
             )
@@ -203,7 +229,14 @@ class Upstream:
         )
 
     async def chat(self, body: Json) -> Json:
-        """One whole answer as the server's JSON (not streamed)."""
+        """Requests one answer without streaming.
+
+        Returns:
+            The server's JSON.
+
+        Raises:
+            UpstreamError: As `open_chat`, or if the body is not JSON.
+        """
         stream = await self.open_chat(body | {"stream": False})
         try:
             parts = []
@@ -215,13 +248,19 @@ class Upstream:
             answer = orjson.loads(b"".join(parts))
         except orjson.JSONDecodeError as error:
             raise UpstreamError(
-                f"the model server {self.url} answered no JSON: {b''.join(parts)[:200]!r}.", code="not_json"
+                f"the model server {self.url} answered invalid JSON: {b''.join(parts)[:200]!r}. "
+                "Check that the URL is that of an OpenAI-compatible server.",
+                code="not_json",
             ) from error
         self.saw_ids(answer, body.get("model"))
         return answer if isinstance(answer, dict) else {}
 
     async def stream_chat(self, body: Json) -> AsyncIterator[Json]:
-        """One answer as parsed chunks, in order."""
+        """Yields one answer as parsed chunks, in order.
+
+        Raises:
+            UpstreamError: As `open_chat` and `ChatStream.events`.
+        """
         stream = await self.open_chat(body | {"stream": True})
         try:
             async for event in stream.events():
@@ -231,16 +270,25 @@ class Upstream:
             stream.close()
 
     def saw_ids(self, answer: Any, model: Any) -> None:
-        """Remember that a model speaks vLLM's dialect, from an answer or chunk that carries token ids."""
+        """Records whether an answer or chunk carries token ids."""
         if isinstance(answer, dict) and answer.get("prompt_token_ids"):
             self.dialect(model).seen_ids = True
 
     async def complete_many(
         self, requests: Sequence[Json], concurrency: int = 16, on_answer: Callable[[int], object] | None = None
     ) -> list[Answer]:
-        """Answers to many chat bodies, in their order, `concurrency` at a time.
+        """Requests answers to many chat bodies.
 
-        `on_answer` is called with the index of each request that is done. The first error stops the rest.
+        Args:
+            requests: Chat bodies.
+            concurrency: Requests in flight at once.
+            on_answer: Called with the index of each completed request.
+
+        Returns:
+            Answers, in the order of the requests.
+
+        Raises:
+            UpstreamError: If a request fails; the first error stops the rest.
         """
         gate = asyncio.Semaphore(concurrency)
 
@@ -281,8 +329,11 @@ class Upstream:
         return text
 
     async def models(self) -> list[Json]:
-        """The server's model cards (`id`, and for adapters `parent` and `root`). UpstreamError with the code NO_LIST
-        when it has no list that can be read."""
+        """Lists the server's model cards (`id`; for adapters `parent` and `root`).
+
+        Raises:
+            UpstreamError: If the server is down; with the code NO_LIST if it has no readable list.
+        """
         before = self._base_urls
         try:
             text = await self._control("GET", "/models")
@@ -303,16 +354,24 @@ class Upstream:
         if cards is None:
             self._base_urls = before
             raise UpstreamError(
-                f"the model server {self.url} has no usable /v1/models: {text[:200]!r}. "
+                f"the model server {self.url} answered GET /v1/models with an invalid list: {text[:200]!r}. "
                 "Check that the URL is that of an OpenAI-compatible server.",
                 code=NO_LIST,
             )
         return cards
 
     async def load_adapter(self, name: str, path: str) -> str | None:
-        """Load the adapter folder `path` under `name`. One that has the name already is left as it is.
+        """Loads an adapter folder; an adapter that has the name already stays.
 
-        Returns the folder of what has the name now; None when the server does not say.
+        Args:
+            name: Name upstream.
+            path: Absolute path of the folder.
+
+        Returns:
+            Folder of the adapter that has the name now; None when the server does not report it.
+
+        Raises:
+            UpstreamError: If the server cannot load the folder.
         """
         try:
             await self._control("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": path})
@@ -320,11 +379,18 @@ class Upstream:
             for card in await self.models():
                 if card["id"] == name:
                     return card.get("root")
-            raise UpstreamError(f"the adapter {name} could not be loaded from {path}: {error.message}") from error
+            raise UpstreamError(
+                f"the adapter {name} could not be loaded from {path}: {error.message.removesuffix('.')}. "
+                "Check the model server's log."
+            ) from error
         return path
 
     async def unload_adapter(self, name: str) -> None:
-        """Forget an adapter. One that is not there is fine."""
+        """Unloads an adapter; does nothing when it is not loaded.
+
+        Raises:
+            UpstreamError: If the server fails.
+        """
         try:
             await self._control("POST", "/unload_lora_adapter", {"lora_name": name})
         except UpstreamRejected as error:
@@ -332,8 +398,14 @@ class Upstream:
                 raise
 
     async def health(self, limit: float = 3.0) -> None:
-        """Returns when the server is well; UpstreamError otherwise. Servers without /health are asked for models; one
-        that has no list of them either is there, and more is not known of it."""
+        """Checks that the server is well; a server without /health is asked for its models.
+
+        Args:
+            limit: Seconds to wait.
+
+        Raises:
+            UpstreamError: If the server is down or unhealthy.
+        """
         try:
             await self._control("GET", _HEALTH, limit=limit)
         except UpstreamRejected as error:
@@ -374,7 +446,7 @@ def complete_all(
     timeouts: Timeouts | None = None,
     on_answer: Callable[[int], object] | None = None,
 ) -> list[Answer]:
-    """`Upstream.complete_many` for callers that are not async."""
+    """Runs `Upstream.complete_many` for callers that are not async."""
 
     async def run() -> list[Answer]:
         async with Upstream(url, api_key, timeouts) as upstream:
