@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.engine.conftest import Client, serve_tiny
+from transformers import StableLmConfig, StableLmForCausalLM
 
+from afterword.errors import ModelError
 from afterword.model.generation.engine import ModelBroken
+from afterword.model.generation.runner import Runner
 
 LONG = {"max_tokens": 60, "ignore_eos": True}
 
@@ -180,3 +184,20 @@ async def test_no_text_stops_the_server_or_changes_what_others_get(odd: Client) 
         assert set(statuses) <= {200, 400}, statuses
         assert await steady == alone
     assert odd.engine.alive
+
+
+def test_blocks_that_torch_keeps_count_as_free_for_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After training steps torch keeps most of a GPU's memory, and nothing was left for fresh answers."""
+    runner = Runner.__new__(Runner)
+    runner.device = torch.device("cuda")
+    free = [0]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(1000))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 1000))
+    assert runner._cache_bytes() == 700
+
+
+def test_a_model_that_drops_the_engines_plan_is_refused_with_a_remedy() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = StableLmForCausalLM(StableLmConfig(vocab_size=128, num_key_value_heads=2, **sizes)).eval()
+    with pytest.raises(ModelError, match=r"StableLmAttention does not pass.*use --upstream"):
+        Runner(model, ends=frozenset({0}))

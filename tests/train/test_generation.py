@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM
 
 from afterword.chat.render import end_of_turn_ids, render_prompt
 from afterword.errors import ConfigError, NothingToDo
@@ -57,7 +58,7 @@ def test_answers_are_drawn_from_what_is_scored_and_leave_no_trace(model: str, dt
     pairs = [(tuple(p), tuple(one.tokens)) for p, one in zip(prompts, drawn, strict=True)]
     scored = torch.cat(log_probs(policy.model, policy.head, pairs))
     sampled = torch.tensor([x for one in drawn for x in one.logprobs])
-    assert [len(one.tokens) <= limit for one, limit in zip(drawn, limits, strict=True)]
+    assert all(len(one.tokens) <= limit for one, limit in zip(drawn, limits, strict=True))
     if dtype == "float32":
         torch.testing.assert_close(sampled, scored, atol=2e-5, rtol=1e-4)
     assert divergence(sampled, scored) < (1e-6 if dtype == "float32" else 1e-3)
@@ -65,6 +66,27 @@ def test_answers_are_drawn_from_what_is_scored_and_leave_no_trace(model: str, dt
     alone = generate(policy, prompts[:2], [2], limits[:2], seed=5)
     if dtype == "float32":  # an answer does not depend on those drawn beside it
         assert [one.tokens for one in alone] == [one.tokens for one in drawn[:2]]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_architectures_that_the_engine_does_not_compute_draw_with_transformers(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    settings = {"vocab_size": 259, "hidden_size": 32, "n_layer": 2, "n_head": 2, "seq_length": 512, "eos_token_id": 2}
+    torch.manual_seed(0)
+    BloomForCausalLM(BloomConfig(**settings, bos_token_id=2, max_position_embeddings=512)).save_pretrained(folder)
+    policy = moved_policy(folder)
+    prompts, limits = [list(range(10, 40)), list(range(50, 55)), [7]], [24, 9, 24]
+    drawn = generate(policy, prompts, [2], limits, seed=5)
+    assert all(len(one.tokens) <= limit for one, limit in zip(drawn, limits, strict=True))
+    pairs = [(tuple(p), tuple(one.tokens)) for p, one in zip(prompts, drawn, strict=True)]
+    scored = torch.cat(log_probs(policy.model, policy.head, pairs))
+    torch.testing.assert_close(torch.tensor([x for one in drawn for x in one.logprobs]), scored, atol=2e-5, rtol=1e-4)
+    assert [one.tokens for one in generate(policy, prompts, [2], limits, seed=5)] == [one.tokens for one in drawn]
+    result = train_candidate(
+        [example(folder, i) for i in range(2)], model=folder, out=tmp_path / "out", run_dir=tmp_path / "run",
+        recipe=sdpo_interactions(dtype="float32", epochs=0, fresh=1, max_fresh=8),
+    )  # fmt: skip
+    assert result.metrics["steps"] == 1
 
 
 def divergence(sampled: torch.Tensor, scored: torch.Tensor) -> float:

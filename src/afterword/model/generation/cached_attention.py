@@ -127,7 +127,11 @@ def attend(
     if isinstance(plan, Probe):
         plan.shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
         return mix(query, key, value, None, scaling, extras).transpose(1, 2), None
-    assert plan is not None
+    if plan is None:
+        raise ModelError(
+            f"{type(module).__name__} does not pass the engine's plan to its attention: the engine cannot serve this "
+            "architecture; use --upstream with another server"
+        )
     _store(plan.cache.keys[layer], key, plan)
     _store(plan.cache.values[layer], value, plan)
     parts = []

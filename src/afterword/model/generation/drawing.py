@@ -1,16 +1,21 @@
 """Answers of a model in this process, without a server: what training draws comes from the engine that serves.
 
-Owns a copy of the model's modules over the same weights, and the run of one set of prompts. Never changes the model.
+Owns a copy of the model's modules over the same weights, and the run of one set of prompts; transformers' `generate`
+for architectures that the engine does not compute. Never changes the model.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft.tuners.lora import LoraLayer
+from transformers import GenerationConfig
 
 from afterword.errors import ModelError
 from afterword.model.generation.adapters import Adapter
@@ -18,6 +23,8 @@ from afterword.model.generation.engine import Engine, Request
 from afterword.model.generation.request import GenerationRequest, TokenOutput
 from afterword.model.generation.runner import Runner
 from afterword.model.lora import Delta
+
+log = logging.getLogger(__name__)
 
 _PREFIX = "base_model.model."
 """Of PEFT's module names."""
@@ -125,3 +132,81 @@ def _same_weights(model: Any) -> Any:
     for module in copied.modules():
         module.__dict__.pop("forward", None)
     return copied.eval()
+
+
+def drawer_of(model: Any, ends: Sequence[int], *, rows: int = 16) -> Drawer | TransformersDrawer:
+    """A Drawer; a TransformersDrawer for an architecture that the engine does not compute (Falcon, GPT-J, hybrids)."""
+    try:
+        return Drawer(model, ends, rows=rows)
+    except ModelError as error:
+        log.warning("answers are drawn by transformers, which is slower: %s", error.message)
+        return TransformersDrawer(model, ends, rows=rows)
+
+
+class TransformersDrawer:
+    """Draws answers with transformers' `generate` over the model as it is, its active adapter unmerged.
+
+    Args:
+        model: PEFT's model over a transformers model.
+        ends: ids that end an answer.
+        rows: answers in the making at once.
+    """
+
+    def __init__(self, model: Any, ends: Sequence[int], *, rows: int = 16) -> None:
+        self._model, self._ends, self._rows = model, list(ends), rows
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        *,
+        adapter: Mapping[str, Delta] | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> list[DrawnAnswer]:
+        """An answer to each prompt, as `Drawer.draw` gives it; `adapter` None leaves the active adapter out.
+
+        An answer depends on those that are drawn beside it: they share one random generator.
+        """
+        device = self._model.device
+        found: dict[int, DrawnAnswer] = {}
+        cuda = [device.index or 0] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), self._model.disable_adapter() if adapter is None else nullcontext():
+            torch.manual_seed(seed)
+            for limit in sorted(set(limits), reverse=True):  # one room each, so that no position is beyond the context
+                mine = [i for i, own in enumerate(limits) if own == limit]
+                for start in range(0, len(mine), self._rows):
+                    group = mine[start : start + self._rows]
+                    drawn = self._answers([prompts[i] for i in group], limit, temperature)
+                    found.update(zip(group, drawn, strict=True))
+        return [found[i] for i in range(len(prompts))]
+
+    def _answers(self, prompts: Sequence[Sequence[int]], limit: int, temperature: float) -> Iterator[DrawnAnswer]:
+        model, width, pad = self._model.get_base_model(), max(map(len, prompts)), self._ends[0]
+        how: dict[str, Any] = {"temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature else {}
+        plain = GenerationConfig(
+            do_sample=bool(temperature), max_new_tokens=limit, pad_token_id=pad, eos_token_id=self._ends,
+            output_logits=True, return_dict_in_generate=True, **how,
+        )  # fmt: skip
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        with _without_generation_config(model):
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+        written = out.sequences[:, width:]
+        scores = torch.stack([one.float() / (temperature or 1.0) for one in out.logits], 1).log_softmax(-1)
+        known = scores.gather(2, written[:, :, None])[:, :, 0]
+        for tokens, logprobs in zip(written.tolist(), known.tolist(), strict=True):
+            size = next((k for k, token in enumerate(tokens) if token in self._ends), len(tokens) - 1) + 1
+            yield DrawnAnswer(tokens[:size], logprobs[:size])
+
+
+@contextmanager
+def _without_generation_config(model: Any) -> Iterator[None]:
+    """`generate` takes from the model's own configuration whatever the given one leaves open."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -71,6 +71,7 @@ class Runner:
 
     def _cache_bytes(self) -> int:
         if self.device.type == "cuda":
+            self.free_memory()  # blocks that torch keeps, after training steps say, do not count as free
             return int(torch.cuda.mem_get_info(self.device)[0] * _CUDA_CACHE_SHARE)
         return _CPU_CACHE_BYTES
 

@@ -18,7 +18,7 @@ from afterword.learn.loss.token_batch import ALONE
 from afterword.learn.parts.anchors import GOLD
 from afterword.learn.recipes import Recipe
 from afterword.learn.recipes.validate import load_verifier
-from afterword.model.generation.drawing import Drawer, DrawnAnswer
+from afterword.model.generation.drawing import DrawnAnswer, drawer_of
 from afterword.model.generation.text import stop_ids
 from afterword.records import Json, Turn
 from afterword.store.files import write_whole
@@ -144,11 +144,11 @@ def generate(
     """An answer of the student to each prompt, of at most `limits` tokens, with its log-probabilities as drawn.
 
     The serving engine draws over the same weights. The adapter is not merged into them: merging would round what is not
-    rounded when the answer is scored.
+    rounded when the answer is scored. transformers draws for architectures that the engine does not compute.
     """
     if not prompts:
         return []
-    return Drawer(policy.model, ends, rows=_ROWS).draw(
+    return drawer_of(policy.model, ends, rows=_ROWS).draw(
         prompts, limits, adapter=policy.live(), temperature=temperature, seed=seed
     )
 
