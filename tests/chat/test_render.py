@@ -109,7 +109,7 @@ def test_a_conversation_that_the_template_refuses_is_said_with_its_roles(error: 
             raise error
         return Letters._usual(messages, header)
 
-    with pytest.raises(ModelError, match=r"refuses a conversation of system, user: .*(no system|concatenate|name)"):
+    with pytest.raises(ModelError, match=r"rejects a conversation of system, user: .*(no system|concatenate|name)"):
         render_prompt(Letters(strict), [{"role": "system", "content": "Be brief."}, *ASKED])
 
 

@@ -96,7 +96,7 @@ async def test_names_in_use_and_unknown_ones(client: Client, adapters: dict[str,
     assert (await client.load("a", adapters["one"]))[0] == 200
     for name in ("a", "tiny"):
         status, text = await client.load(name, adapters["two"])
-        assert status == 400 and "already in use" in json.loads(text)["error"]["message"]
+        assert status == 400 and "in use" in json.loads(text)["error"]["message"]
     assert (await client.unload("nobody"))[0] == 404
     assert (await client.http.post("/v1/load_lora_adapter", json={"lora_name": "b"})).status == 400
 

@@ -52,7 +52,7 @@ async def test_a_plain_stream_has_no_additions(client: Client) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], int, str, str | None]] = [
-    ({"model": "other"}, 404, "'other' does not exist; served are: tiny", "model"),
+    ({"model": "other"}, 404, "'other' does not exist: use one of tiny", "model"),
     ({"model": 3}, 400, "not 3", "model"),
     ({"messages": []}, 400, "at least one message", "messages"),
     ({"messages": "hello"}, 400, "'hello'", "messages"),

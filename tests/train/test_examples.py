@@ -183,7 +183,7 @@ def test_what_the_template_refuses_is_counted(tmp_path: Path) -> None:
     for messages in (system, call):
         assert left(model, example(model, 1, messages=messages)) == "template"
     shown = sdpo_interactions(where=CONTEXTS["system"])
-    with pytest.raises(NothingToDo, match=r"1 template\).*refuses a conversation of system, user: System role not"):
+    with pytest.raises(NothingToDo, match=r"1 template\).*rejects a conversation of system, user: System role not"):
         prepare([example(model, 1)], load_tokenizer(model), shown, limit=512, vocabulary=259)
 
 
@@ -325,5 +325,5 @@ def test_arguments_of_tool_calls_reach_the_template_as_objects(tmp_path: Path) -
     assert 'f(city="Lisbon";n=2;)' in written('{"city": "Lisbon", "n": 2}')
     assert written('{"city": "Lisbon", "n": 2}') == written({"city": "Lisbon", "n": 2})
     for odd in ("{not JSON", "[1]", "7"):  # stays as it came, and this template cannot read it
-        with pytest.raises(ModelError, match="refuses a conversation"):
+        with pytest.raises(ModelError, match="rejects a conversation"):
             written(odd)

@@ -1,5 +1,5 @@
-"""Messages and their canonical form, and how they become token ids and masks.
+"""Normalises messages and conversations; renders them to token ids and masks.
 
-Owns what counts as "the same message" and how a conversation is rendered through a tokenizer protocol;
-never imports transformers, never talks to a server or a database.
+Owns the equality of messages and rendering through a tokenizer protocol. Never imports transformers, never talks to a
+server.
 """

@@ -1,8 +1,7 @@
-"""One canonical form for a chat message, and parent-linked hashes of conversations.
+"""Normalises a chat message and hashes conversations by prefix.
 
-A stateless client re-sends its history with every request. `thread_hashes` gives each prefix of a conversation
-a hash that covers the message *and its parent's hash*, so that a re-sent history is recognised by one look-up.
-The scope (API key and user) is the root of the chain: two users with the same words never share a thread.
+Each hash covers a message and its parent's hash, so that one lookup finds a history that a client sent again. The scope
+(API key and user) is the root: two users with the same words never share a thread.
 """
 
 from __future__ import annotations
@@ -22,10 +21,7 @@ _KEPT = ("name", "tool_calls", "tool_call_id", "function_call")
 
 
 def text_of(content: Any) -> str:
-    """The text of a message's content: a string as it is, text parts joined, None as "".
-
-    Parts that are not text (images, audio) have no text and count as nothing.
-    """
+    """Returns the text of a message's content: text parts joined, None as ""; images and audio are ignored."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -35,7 +31,7 @@ def text_of(content: Any) -> str:
 
 
 def canonical(message: dict[str, Any]) -> dict[str, Any]:
-    """The fields that make a message what it is: role, content, tool calls. Text parts become one string."""
+    """Returns the fields that identify a message: role, content, tool calls. Text parts become one string."""
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
         content = text_of(content)
@@ -46,7 +42,15 @@ def canonical(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def thread_hashes(scope: Sequence[str | None], messages: Iterable[dict[str, Any]]) -> list[str]:
-    """One hash (32 hex digits) for each prefix of the conversation; the last covers all of it."""
+    """Hashes each prefix of a conversation.
+
+    Args:
+        scope: API key and user.
+        messages: The conversation.
+
+    Returns:
+        One hash (32 hex digits) for each prefix; the last covers all messages.
+    """
     parent = hashlib.blake2b(orjson.dumps(list(scope)), digest_size=16).digest()
     hashes: list[str] = []
     for message in messages:
@@ -61,7 +65,14 @@ def _link(parent: bytes, message: dict[str, Any]) -> bytes:
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:
-    """`messages` if it is a usable conversation, else UsageError that names the first fault."""
+    """Validates a conversation.
+
+    Returns:
+        The messages, unchanged.
+
+    Raises:
+        UsageError: With the first invalid field in `param`.
+    """
     if not isinstance(messages, list) or not messages:
         raise UsageError(
             f"`messages` must be a non-empty list of message objects, got {messages!r:.80}. "
@@ -79,13 +90,13 @@ def _check_message(index: int, message: Any) -> None:
         raise UsageError(f"`{where}` must be an object, got {message!r:.80}.", param=where)
     if message.get("role") not in ROLES:
         raise UsageError(
-            f"`{where}.role` is {message.get('role')!r:.80}; it must be one of {', '.join(ROLES)}.",
+            f"`{where}.role` has the invalid value {message.get('role')!r:.80}; use one of {', '.join(ROLES)}.",
             param=f"{where}.role",
         )
     content = message.get("content")
     # An answer may have no content: a refusal, audio, a tool call, tokens that ran out while the model was thinking.
     if content is None and message["role"] in _SPEAKS:
-        raise UsageError(f"`{where}.content` is missing.", param=f"{where}.content")
+        raise UsageError(f"`{where}.content` is missing: add a string or a list of parts.", param=f"{where}.content")
     if content is not None and not isinstance(content, str | list):
         raise UsageError(
             f"`{where}.content` must be a string or a list of parts, got {type(content).__name__}.",

@@ -1,13 +1,7 @@
-"""Control tokens belong to the chat template: the same text written in a message is encoded as plain text.
+"""Encodes control-token text inside messages as plain text; only the chat template writes control tokens.
 
-A tokenizer recognises its special tokens wherever their text stands, so a message that says `<|im_end|>` would end its
-own turn, and what follows could pose as the system's. `guarded` breaks every such text in a conversation with a
-placeholder before the template is rendered, so that no template logic reads it as a mark, and `encode_guarded` encodes
-the result in one pass of the model's own tokenizer in which only the template's marks are control tokens. Serving and
-training both use it, through `render`. Text without marks is encoded exactly as the tokenizer does.
-
-Owns which tokens are marks and how plain text is told from them. Works with every tokenizer of the `tokenizers`
-library (`backend_tokenizer`); never imports transformers.
+`guarded` puts a placeholder into every such text before rendering; `encode_guarded` encodes the result in one pass in
+which only the template's marks are control tokens. Works with the `tokenizers` library; never imports transformers.
 """
 
 from __future__ import annotations
@@ -42,7 +36,7 @@ _PROBES: tuple[list[Json], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A text in which `placeholder` stands inside every mark that is plain text; None: there is none."""
+    """A text in which `placeholder` breaks every plain-text mark; None: it has no mark."""
 
     text: str
     placeholder: str | None = None
@@ -77,11 +71,17 @@ class ControlTokens:
     # ---- finding marks
 
     def holds_mark(self, text: str, role: str = "user") -> bool:
-        """Does a message of this role hold a mark in `text`?"""
+        """True when `text`, in a message of this role, contains a mark."""
         return any(True for _ in self._spans(text, role))
 
     def break_marks(self, text: str, placeholder: str, role: str = "user") -> str:
-        """`text` with `placeholder` inside every mark, behind its first character that is no space."""
+        """Inserts a placeholder into every mark, after its first character that is not a space.
+
+        Args:
+            text: Text of a message.
+            placeholder: One character.
+            role: Role of the message.
+        """
         for _ in range(_NESTED):  # breaking one mark may leave another one whole
             places = sorted(set(self._spans(text, role)))
             if not places:
@@ -90,13 +90,20 @@ class ControlTokens:
         return text
 
     def free_placeholder(self, used: set[str]) -> str:
-        """A character that is not `used` and that the tokenizer's normalizer keeps."""
+        """Chooses a placeholder that the tokenizer's normalizer keeps.
+
+        Args:
+            used: Characters of the conversation.
+
+        Raises:
+            ModelError: If all placeholders are used.
+        """
         normalizer = self._core.normalizer
         for code in chain(*_PLACEHOLDERS):
             one = chr(code)
             if one not in used and (normalizer is None or one in normalizer.normalize_str(f"a{one}b")):
                 return one
-        raise ModelError("every character that could stand in for a mark is in use in one conversation")
+        raise ModelError("the conversation uses every placeholder character (private use area): remove some of them")
 
     def _spans(self, text: str, role: str) -> Iterator[int]:
         """Where to break: one place inside each mark."""
@@ -117,7 +124,7 @@ class ControlTokens:
     # ---- encoding
 
     def encode(self, text: Guarded) -> list[int]:
-        """Ids of `text` without its placeholders; marks that one of them breaks are plain text."""
+        """Encodes `text` without its placeholders; marks broken by a placeholder become plain text."""
         if text.placeholder is None:
             return list(self._core.encode(text.text, add_special_tokens=False).ids)
         marked = self._with_aliases(text)
@@ -228,7 +235,7 @@ _KNOWN: WeakKeyDictionary[Any, tuple[object, ControlTokens]] = WeakKeyDictionary
 
 
 def control_tokens(tokenizer: Any) -> ControlTokens | None:
-    """The marks of `tokenizer`; None for one that is not of the `tokenizers` library and has none to be found."""
+    """Returns the marks of a tokenizer; None when it is not of the `tokenizers` library and has no marks."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
         return None
@@ -242,7 +249,11 @@ def control_tokens(tokenizer: Any) -> ControlTokens | None:
 def guarded(
     tokenizer: Any, messages: Sequence[Json], tools: Sequence[Json] | None
 ) -> tuple[list[Json], list[Json] | None, str | None]:
-    """Messages and tools with a placeholder inside every mark, and the placeholder; None when there is no mark."""
+    """Breaks every mark in messages and tools.
+
+    Returns:
+        Messages, tools and the placeholder; None without marks.
+    """
     copies, schemas = [dict(message) for message in messages], list(tools) if tools else None
     control = control_tokens(tokenizer)
     if control is None or not any(True for _ in _marked(control, copies, schemas)):
@@ -257,7 +268,7 @@ def guarded(
 
 
 def guarded_text(tokenizer: Any, text: str, role: str = "user") -> Guarded:
-    """`text` as a message of `role` may hold it."""
+    """Breaks every mark in the text of one message of `role`."""
     control = control_tokens(tokenizer)
     if control is None or not control.holds_mark(text, role):
         return Guarded(text)
@@ -266,7 +277,7 @@ def guarded_text(tokenizer: Any, text: str, role: str = "user") -> Guarded:
 
 
 def encode_guarded(tokenizer: Any, text: Guarded) -> list[int]:
-    """Ids of `text` in which only the template's marks are control tokens."""
+    """Encodes a text in which only the template's marks are control tokens."""
     control = control_tokens(tokenizer)
     if control is None:
         return [int(i) for i in tokenizer.encode(text.plain, add_special_tokens=False)]

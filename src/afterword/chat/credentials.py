@@ -1,8 +1,7 @@
-"""Secrets by their form and by what names them: keys of services, passwords, tokens, private keys, in code, shells and
-configuration.
+"""Finds secrets by their form and by the names beside them: service keys, passwords, tokens, private keys.
 
-Owns where a secret stands and what is only a name, a type, a reference or a placeholder. The forms of services' keys
-are detect-secrets' rules; `_FORMS` has those that it lacks. Reads folded text (`chat.folding`).
+Separates secrets from names, types, references and placeholders. Key forms are detect-secrets' rules plus `_FORMS`.
+Reads folded text (`chat.folding`).
 """
 
 from __future__ import annotations
@@ -246,7 +245,7 @@ _UUID = re.compile(r"^[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")
 
 
 def find_secrets(text: str) -> Iterator[Span]:
-    """Secrets in folded `text`; pieces may overlap."""
+    """Returns the secrets in folded `text`; pieces may overlap."""
     if _PREFIX.search(text):
         yield from _known_forms(text)
     if "-----BEGIN" in text or "PuTTY-User" in text:
@@ -261,7 +260,7 @@ def find_secrets(text: str) -> Iterator[Span]:
 
 
 def is_secret_value(name: str, value: str) -> bool:
-    """True when a field called `name` holds a secret: for objects, whose names and values are apart."""
+    """True when a field called `name` with this value holds a secret; for objects, whose names and values are apart."""
     found = _FIELD.fullmatch(name[-64:])
     if found is None or "\n" in value:
         return False

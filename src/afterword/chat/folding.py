@@ -1,7 +1,6 @@
-"""A text in the one form in which patterns for private data read it, with the way back to its own characters.
+"""Folds text for pattern matching: ASCII digits, signs and spaces, no invisible characters, escapes decoded.
 
-Owns full-width and other digits, signs and spaces, characters that do not show, and the escapes of JSON, URLs and HTML.
-Pure; knows no pattern.
+Keeps the way back to the original's characters. Decodes escapes of JSON, URLs and HTML. Pure; knows no pattern.
 """
 
 from __future__ import annotations
@@ -24,23 +23,21 @@ _NAMES = {"commat": "@", "amp": "&", "quot": '"'}
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """`text` as patterns read it. `starts` and `ends` say where each of its characters stands in the original; None
-    when every character stands at its own place."""
+    """A folded text. `starts` and `ends` map its characters to the original; None when both are equal."""
 
     text: str
     starts: list[int] | None = None
     ends: list[int] | None = None
 
     def original(self, start: int, end: int) -> Span:
-        """The characters of the original that write [start, end) of `text`."""
+        """Maps the characters [start, end) of `text` to a span of the original."""
         if self.starts is None or self.ends is None or start >= end:
             return start, end
         return self.starts[start], self.ends[end - 1]
 
 
 def fold(text: str) -> Folded:
-    """`text` with ASCII digits, signs and spaces in place of their variants, without characters that do not show, and
-    with the characters that JSON's, URLs' and HTML's escapes stand for."""
+    """Folds a text; see the module."""
     plain = text if text.isascii() else text.translate(_table())
     if not _SPECIAL.search(plain):
         return Folded(plain)

@@ -1,6 +1,6 @@
-"""Holds recent turns in memory and asks the store for older ones, to find the turn that a request continues.
+"""Finds the turn that a request continues: recent turns in memory, older ones in the store.
 
-The gateway and the import of traces share it; `matching` has the rules, `trail` the fingerprints. Never writes.
+Shared by the gateway and the import of traces. `matching` has the rules, `trail` the fingerprints. Never writes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class RecentTurns(Generic[T]):
         Args:
             name: Its id.
             answer: Fingerprint of its answer.
-            turn: What is found.
+            turn: The value to return for it.
 
         Returns:
-            The turn that was dropped for it, None without one.
+            The turn that was dropped for it; None without one.
         """
         self.drop(name)
         self._turns[name] = (answer, turn)
@@ -63,12 +63,12 @@ class RecentTurns(Generic[T]):
 
 
 def stored_questions(store: Store, turns: Sequence[str]) -> dict[str, str]:
-    """The newest question of each of these turns; one that is not stored is missing."""
+    """Returns turn id -> its newest question; turns that are not stored are missing."""
     return {row.id: newest_question(row.messages) for _, row in store.among(Turn, "id", turns)}
 
 
 def stored_turn_of(store: Store, thread: str) -> str | None:
-    """The only stored turn whose whole conversation has this hash; None for none, or for several."""
+    """Returns the only stored turn whose whole conversation has this hash; None for none or several."""
     found = store.turns_of_thread(thread)
     return found[0] if len(found) == 1 else None
 

@@ -1,8 +1,7 @@
-"""Recognises messages in the user's role that a program wrote: a front end's request for a title, a tool's result.
+"""Detects messages in the user's role that a program wrote: a front end's title request, a tool result.
 
-Owns that question for one message and its request; the vocabulary is in `machine.toml`. Pure: the gateway asks it of a
-request, collection of stored feedback. Abstains towards "a program": in doubt nothing is learned. Measured on 1,030
-messages in 19 languages (docs/feedback.md).
+Vocabulary: `machine.toml`. In doubt a message counts as a program's, so that nothing is learned from it. Measured on
+1,030 messages in 19 languages (docs/feedback.md). Pure.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ SMALL_ANSWER = 100
 
 @dataclass(frozen=True, slots=True)
 class MessageWords:
-    """What a message in the user's role holds."""
+    """The words of a person in a message of the user's role, or the origin of the message."""
 
     words: str
     """The words of a person, without what a program put around them; "" when there are none."""
@@ -68,7 +67,7 @@ NO_WORDS = MessageWords("")
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What the request around a message says."""
+    """Properties of the request around a message."""
 
     system: str = ""
     """Its system message, when nothing was answered under it: a product's own stays the same all along."""
@@ -84,7 +83,15 @@ NO_HINTS = Hints()
 
 
 def read_message(text: str, hints: Hints = NO_HINTS) -> MessageWords:
-    """The words of a person in `text`, without retrieved text around them, or why there are none."""
+    """Extracts the words of a person from a message, without retrieved text around them.
+
+    Args:
+        text: The message.
+        hints: Properties of its request.
+
+    Returns:
+        The words; or the message's origin when a program wrote it.
+    """
     read = _read(text, hints)
     asked, certain = user_words(text)  # "Answer the question with these passages" is a task around a person's words
     if read.origin is None:
@@ -107,17 +114,31 @@ def _read(text: str, hints: Hints) -> MessageWords:
 
 
 def origin_of(messages: Sequence[Mapping[str, Any]], hints: Hints = NO_HINTS) -> Origin | None:
-    """Who wrote the newest message of a request: None for a person, or when it is no user's."""
+    """Returns the origin of a request's newest message.
+
+    Args:
+        messages: Messages of the request.
+        hints: Its properties.
+
+    Returns:
+        None for a person, or when the newest message is not a user's.
+    """
     if not messages or messages[-1].get("role") != "user":
         return None
     return newest_user_words(messages, hints).origin
 
 
 def newest_user_words(messages: Sequence[Mapping[str, Any]], hints: Hints = NO_HINTS) -> MessageWords:
-    """What a person said after the last answer of a conversation.
+    """Extracts the words of a person after the last answer.
 
-    Each message is read by itself, so that a context message does not take the user's words with it; when a program
-    wrote all of them, the origin of the last one is given.
+    Each message is read separately, so that a context message does not hide the user's words.
+
+    Args:
+        messages: The conversation.
+        hints: Properties of the request.
+
+    Returns:
+        The words; when a program wrote all messages, the origin of the last one.
     """
     read = [read_message(text, hints) for text in _new_texts(messages)]
     if read and read[-1].origin in BESIDE:
@@ -128,7 +149,7 @@ def newest_user_words(messages: Sequence[Mapping[str, Any]], hints: Hints = NO_H
 
 
 def new_words(messages: Sequence[Mapping[str, Any]]) -> str:
-    """All that stands in the user's role after the last answer."""
+    """Returns all text in the user's role after the last answer."""
     return "\n\n".join(_new_texts(messages))
 
 
@@ -141,7 +162,13 @@ def _new_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
 def hints_of(
     messages: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any] | None = None, tools: Any = None
 ) -> Hints:
-    """The hints of a request or of a stored turn."""
+    """Collects the hints of a request or of a stored turn.
+
+    Args:
+        messages: Its messages.
+        sampling: Its sampling parameters.
+        tools: Its tool definitions.
+    """
     before = [m for m in messages if m.get("role") == "assistant"]
     told = [text_of(m.get("content")) for m in messages if not before and m.get("role") in ("system", "developer")]
     return Hints(
@@ -153,7 +180,7 @@ def hints_of(
 
 
 def calls_in_text(answer: str) -> bool:
-    """Does an answer call a tool in its text, so that the next message in the user's role is the result?"""
+    """True when an answer calls a tool in its text, so that the next message in the user's role is the result."""
     return _CALL.search(answer[-2000:]) is not None
 
 
@@ -166,9 +193,12 @@ _TOLD = re.compile(r"title|tag|summar|follow|quer|autocomplet|compact|memor|back
 
 
 def declared(headers: Mapping[str, str], metadata: Mapping[str, Any]) -> Origin | Literal["person"] | None:
-    """What the client itself says: an origin, "person", None when it says nothing.
+    """Reads the origin that the client declares.
 
-    `x-afterword-automated` or `metadata.automated`; the task names of front ends; `x-initiator: agent`.
+    Sources: `x-afterword-automated` or `metadata.automated`; task names of front ends; `x-initiator: agent`.
+
+    Returns:
+        An origin, "person", or None without a declaration.
     """
     own = headers.get("x-afterword-automated", metadata.get("automated"))
     if own is not None and str(own).strip():
@@ -263,7 +293,7 @@ def _may_be_a_template(text: str) -> bool:
 
 
 def features_of(text: str) -> dict[str, float]:
-    """What the classifier reads of a message: the words of its beginning and end, its form, signs of a task."""
+    """Returns the classifier's features of a message: words of its start and end, its form, signs of a task."""
     if len(text) > HEAD + TAIL:
         text = text[:HEAD] + "\n" + text[-TAIL:]
     text = unicodedata.normalize("NFKC", text).replace("’", "'")

@@ -1,8 +1,7 @@
-"""Tells a program's prompt from a person's message by its words and form: a linear classifier.
+"""Scores whether a program wrote a message: a linear classifier over its words and its form.
 
-Owns the features and the weights (`machine_weights.tsv`, made by `dev/train_machine_classifier.py` from
-`dev/data/machine_training.tsv`). Pure: no numpy, one pass over a text of bounded length. `machine` decides what a
-score means.
+Weights: `machine_weights.tsv`, trained by `dev/train_machine_classifier.py`; vocabulary of template signs: `[template]`
+in `machine.toml`. Pure, without numpy; `machine` interprets the score.
 """
 
 from __future__ import annotations
@@ -28,17 +27,20 @@ WORDS, SIGNS = 4.0, 1.0
 
 
 def tokens(low: str) -> list[str]:
-    """Words of a lowered text, shortened; each Chinese, Japanese or Korean sign is one; a number is "0"."""
+    """Splits lower-case text into shortened words; a Chinese, Japanese or Korean character is one, a number is "0"."""
     found = ["0" if t.isdigit() else t[:STEM] for t in _TOKEN.findall(low)]
     return found if len(found) <= MOST_TOKENS else found[: MOST_TOKENS // 2] + found[-MOST_TOKENS // 2 :]
 
 
 def features(text: str, low: str) -> dict[str, float]:
-    """Features of a message and their values.
+    """Computes the features of a message.
 
     Args:
-        text: The message without what it is about (quotations, fenced blocks); its beginning and end are enough.
+        text: The message without quotations and fenced blocks; its start and end are enough.
         low: The same in lower case.
+
+    Returns:
+        Feature -> value.
     """
     words = tokens(low)
     grams = set(words)
@@ -72,15 +74,22 @@ def _shape(text: str, low: str, words: int) -> dict[str, float]:
 
 @lru_cache(maxsize=1)
 def weights() -> dict[str, float]:
-    """The weight of each feature; "" is the bias."""
+    """Loads the weight of each feature; "" is the bias."""
     lines = files("afterword.chat").joinpath("machine_weights.tsv").read_text(encoding="utf-8").splitlines()
     return {name: float(weight) for name, _, weight in (line.rpartition("\t") for line in lines)}
 
 
-def score(found: Mapping[str, float]) -> float:
-    """Log odds that a program wrote a message with these features."""
+def score(values: Mapping[str, float]) -> float:
+    """Scores a message.
+
+    Args:
+        values: Feature -> value.
+
+    Returns:
+        Log odds that a program wrote it.
+    """
     table = weights()
-    return table.get("", 0.0) + sum(table.get(name, 0.0) * value for name, value in found.items())
+    return table.get("", 0.0) + sum(table.get(name, 0.0) * value for name, value in values.items())
 
 
 # ---- signs of form
@@ -129,11 +138,14 @@ MOST = 4
 
 
 def template_signs(text: str, low: str) -> dict[str, float]:
-    """Signs that a program's template has and a person's message seldom, and how often (most count once).
+    """Counts signs that are frequent in program templates and rare in messages of people.
 
     Args:
-        text: The message, without envelopes; its beginning and its end are enough.
+        text: The message without envelopes; its start and end are enough.
         low: The same in lower case.
+
+    Returns:
+        Sign -> count, at most MOST.
     """
     signs = {
         "labels": len({m.group().strip() for m in _LABEL.finditer(text)}) - 1,
@@ -158,7 +170,7 @@ def template_signs(text: str, low: str) -> dict[str, float]:
 
 
 def voice_signs(low: str) -> dict[str, float]:
-    """Signs that somebody speaks for themselves, or reacts to what was answered."""
+    """Detects signs that people speak for themselves or react to an answer."""
     signs = {
         "voice": _VOICE.search(low) is not None,
         "asks": low.rstrip().endswith(("?", "？")),

@@ -1,8 +1,7 @@
-"""Which of some earlier turns a request continues: the rules, from strict to lenient. They never guess.
+"""Decides which of some earlier turns a request continues, by rules from strict to lenient; never guesses.
 
-Owns what counts as the same conversation when a client changed what it sent (`trail` says what is compared). Where user
-and conversation are named, an equal answer needs little more; where they are not, many people have said the same, and
-only a turn that no other resembles is linked. Pure.
+Where user and conversation are named, an equal answer needs little more; otherwise only a turn that no other resembles
+is linked. `trail` defines the compared fingerprints. Pure.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Earlier(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What was decided."""
+    """The decision, with its outcome."""
 
     turn: Earlier | None
     outcome: str
@@ -70,24 +69,24 @@ class _Fit(NamedTuple):
 
 def choose(
     trail: Trail,
-    found: Sequence[Earlier],
+    earlier: Sequence[Earlier],
     conversation: str | None,
     questions: Questions,
     *,
     crowded: bool = False,
     least: int = SURE,
 ) -> Choice:
-    """Decide for the trail of a request up to its newest answer.
+    """Decides for the trail of a request up to its newest answer.
 
     Args:
-        trail: of the request.
-        found: turns of the same scope with the same newest answer.
-        conversation: as the client names it.
-        questions: reads the questions of turns.
-        crowded: there are more than `found`; the others differ in the question or in what was before it.
-        least: characters that must be equal when the request shows only the end of a conversation.
+        trail: Trail of the request.
+        earlier: Turns of the same scope with the same newest answer.
+        conversation: Name given by the client.
+        questions: Returns the newest questions of turns.
+        crowded: True when `earlier` is incomplete; the others differ in the question or before it.
+        least: Characters that must be equal when the request shows only the end of a conversation.
     """
-    fits = [fit for turn in found if (fit := _compare(trail, turn)) is not None]
+    fits = [fit for turn in earlier if (fit := _compare(trail, turn)) is not None]
     if conversation is not None:
         own = [fit for fit in fits if fit.turn.conversation == conversation]
         if own:

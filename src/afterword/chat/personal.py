@@ -1,7 +1,7 @@
-"""Personal data by its form: addresses of e-mail and of machines, telephone, card and account numbers, national ids.
+"""Finds personal data by its form: e-mail and IP addresses; phone, card and account numbers; national ids.
 
-Owns the patterns and which check each number must pass. Reads folded text (`chat.folding`): digits and signs are ASCII.
-Numbers are checked by libraries (phonenumbers, python-stdnum). A pattern without a check asks for a label before it.
+Numbers are validated by libraries (phonenumbers, python-stdnum); a pattern without a check digit needs a label before
+it. Reads folded text (`chat.folding`).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ _MAYBE = re.compile(r"@|\d[ .\-/()]{0,2}\d[ .\-/()]{0,2}\d|[0-9a-fA-F]:[0-9a-fA-
 
 
 def find_personal(text: str) -> Iterator[Hit]:
-    """Personal data in folded `text`; pieces may overlap."""
+    """Returns the personal data in folded `text`; pieces may overlap."""
     if not _MAYBE.search(text):
         return
     if "@" in text:

@@ -1,7 +1,4 @@
-"""Text of users and models as a terminal may show it: no control character reaches the screen.
-
-An answer or a follow-up may hold escape sequences, which would colour, move or retitle the terminal of whoever looks.
-"""
+"""Replaces control characters, so that text of users and models cannot control a terminal."""
 
 from __future__ import annotations
 
@@ -12,5 +9,5 @@ _SHOWN = {
 
 
 def printable(text: str) -> str:
-    """The text with every control character but line ends and tabs as a picture of it (ESC is ␛)."""
+    """Replaces every control character except line ends and tabs by its picture (ESC is ␛)."""
     return text.translate(_SHOWN)

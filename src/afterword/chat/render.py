@@ -1,8 +1,7 @@
-"""Messages to prompt ids, by the model's own chat template, with the marks by which a prompt can be checked.
+"""Renders messages to prompt ids with the model's own chat template; records marks to check a prompt by.
 
-Owns the tokenizer protocol, the rendering of prompts, the generation header (what the template writes where
-the answer begins) and the ids that end a turn. Serving and training render with `write_prompt`, so that both read the
-same ids. It never imports transformers and never cuts a prompt.
+Owns the tokenizer protocol, the generation header (the template's text before an answer) and the ids that end a turn.
+Serving and training share `write_prompt`. Never imports transformers, never truncates.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A rendered conversation: its text and its ids, both ending with the generation header."""
+    """A rendered conversation: its text and ids, both ending with the generation header."""
 
     text: str
     ids: tuple[int, ...]
@@ -47,18 +46,26 @@ class Prompt:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Ids of `text` as it stands: no special tokens are added, and those written in the text are read as such.
+    """Encodes text of templates and of ours: no special tokens are added, those in the text are recognised.
 
-    For text of templates and of ours; what users and models wrote goes through `encode_content`. ModelError when the
-    tokenizer cannot read it.
+    Text of users and models goes through `encode_content`.
+
+    Raises:
+        ModelError: If the tokenizer cannot read the text.
     """
     return _ids(tokenizer, lambda: Guarded(text))
 
 
 def encode_content(tokenizer: Tokenizer, text: str, role: str = "user") -> tuple[int, ...]:
-    """Ids of what somebody of that role wrote: marks of the chat template in it are plain text.
+    """Encodes the text of a message; marks of the chat template in it become plain text.
 
-    ModelError when the tokenizer cannot read it (half a surrogate pair, say).
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+        role: Role of the message.
+
+    Raises:
+        ModelError: If the tokenizer cannot read the text, such as half a surrogate pair.
     """
     return _ids(tokenizer, lambda: guarded_text(tokenizer, text, role))
 
@@ -71,20 +78,20 @@ def _ids(tokenizer: Tokenizer, make: Callable[[], Guarded]) -> tuple[int, ...]:
         return tuple(encode_guarded(tokenizer, text))
     except Exception as error:  # the tokenizers library raises bare Exception, TypeError for half a surrogate pair
         raise ModelError(
-            f"the model's tokenizer cannot read a text ({type(error).__name__}: {str(error)[:200]}): take out what is "
-            "no text, such as half of a surrogate pair"
+            f"the model's tokenizer rejects a text ({type(error).__name__}: {str(error)[:200]}): remove invalid "
+            "characters, such as half of a surrogate pair"
         ) from error
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int], *, special: bool = False) -> str:
-    """Text of `ids`; special tokens are left out unless `special`."""
+    """Decodes `ids`; omits special tokens unless `special`."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=not special))
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """What each id adds to the text, special tokens included; together they are the text.
+    """Returns the text that each id adds, special tokens included.
 
-    A character that several ids spell (an emoji, say) stands at the last of them, the others are empty.
+    A character that several ids spell (an emoji, say) stands at the last of them; the others are empty.
     """
     parts, done, begun = [], "", 0
     for end in range(1, len(ids) + 1):
@@ -109,28 +116,33 @@ class Written:
 
     @property
     def text(self) -> str:
-        """What the model reads, as text."""
+        """The rendered text."""
         return self.guarded.plain
 
     @property
     def marks(self) -> bool:
-        """Does a message hold the text of a control token?"""
+        """True when a message contains the text of a control token."""
         return self.guarded.placeholder is not None
 
     def ids(self) -> tuple[int, ...]:
-        """Its ids: control tokens where the template wrote them, and nowhere else. ModelError as `encode`."""
+        """Its ids; only the template's marks are control tokens. ModelError as `encode`."""
         return _ids(self.tokenizer, lambda: self.guarded)
 
 
 def write_prompt(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None = None) -> Written:
-    """The prompt after which the assistant answers `messages`. ModelError when the template refuses them."""
+    """Renders the prompt after which the assistant answers `messages`.
+
+    Raises:
+        ModelError: If the template rejects the messages.
+    """
     return _write(tokenizer, messages, tools, header=True)
 
 
 def render_prompt(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None = None) -> Prompt:
-    """The prompt after which the assistant answers `messages`, checked for training.
+    """Renders the prompt after which the assistant answers `messages`, and checks it for training.
 
-    Raises ModelError when the template refuses the conversation or writes no generation header at its end.
+    Raises:
+        ModelError: If the template rejects the messages, or writes no generation header at their end.
     """
     written = write_prompt(tokenizer, messages, tools)
     ids = written.ids()
@@ -231,7 +243,7 @@ def end_of_turn_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     after = encode(tokenizer, answered[answered.rfind(_PROBE) + len(_PROBE) :].lstrip())
     found = [i for i in (*after[:1], tokenizer.eos_token_id) if i is not None]
     if not found:
-        raise ModelError("neither the chat template nor the tokenizer names an end of turn: set eos_token")
+        raise ModelError("the end-of-turn token is missing in the chat template and the tokenizer: set eos_token")
     return tuple(dict.fromkeys(found))
 
 
@@ -245,9 +257,9 @@ def _write(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json]
     except Exception as error:  # a template is somebody else's program: it raises what it likes
         roles = ", ".join(dict.fromkeys(str(m.get("role")) for m in messages))
         raise ModelError(
-            f"the model's chat template refuses a conversation of {roles}: "
+            f"the model's chat template rejects a conversation of {roles}: "
             f"{str(error)[:200] or type(error).__name__}; use a model whose "
-            "template takes these messages, or, where hindsight was added, another context"
+            "template accepts these messages, or, where hindsight was added, another context"
         ) from error
     return Written(tokenizer, Guarded(text, placeholder))
 

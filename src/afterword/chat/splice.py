@@ -1,8 +1,7 @@
-"""What a second rendering adds to the first, laid into a prompt that was served.
+"""Inserts the difference between two renderings of a prompt into the prompt that was served.
 
-A served prompt is known by its ids and need not be what the template writes today: it may hold yesterday's date, tool
-schemas in another order, an empty thought behind the generation header. The teacher reads the same prompt and something
-more, so only the difference between two renderings of today is taken, and put where it belongs among the served ids.
+A served prompt is known by its ids and may differ from today's rendering (a date, the order of tool schemas). The
+teacher reads the same ids plus the difference, placed where it belongs.
 """
 
 from __future__ import annotations
@@ -18,20 +17,23 @@ AROUND = 256
 Ids = Sequence[int]
 
 
-def spliced(plain: Ids, told: Ids, served: Ids) -> tuple[int, ...] | None:
-    """`served` with the difference between the renderings `plain` and `told`; None where its place is not found.
+def spliced(plain: Ids, extended: Ids, served: Ids) -> tuple[int, ...] | None:
+    """Adds to `served` the difference between the renderings `plain` and `extended`.
 
     Args:
-        plain: ids of the conversation as the template writes it now.
-        told: ids of the same conversation with more text in one place.
-        served: ids of the prompt that was served for the conversation.
+        plain: Ids of the conversation in today's rendering.
+        extended: Ids of the same conversation with more text in one place.
+        served: Ids of the served prompt.
+
+    Returns:
+        The new ids; None when the place of the difference is not found or ambiguous.
     """
-    plain, told, served = tuple(plain), tuple(told), tuple(served)
+    plain, extended, served = tuple(plain), tuple(extended), tuple(served)
     if served == plain:
-        return told
-    start = _common(plain, told)
-    end = _common(plain[start:][::-1], told[start:][::-1])  # never over what stands before the difference
-    old, new = plain[start : len(plain) - end], told[start : len(told) - end]
+        return extended
+    start = _common(plain, extended)
+    end = _common(plain[start:][::-1], extended[start:][::-1])  # never over what stands before the difference
+    old, new = plain[start : len(plain) - end], extended[start : len(extended) - end]
     behind, before = (*old, *plain[len(plain) - end :]), (*plain[:start], *old)
     if end and served[max(0, len(served) - len(behind)) :] == behind:
         return (*served[: len(served) - len(behind)], *new, *behind[len(old) :])

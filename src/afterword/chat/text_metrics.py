@@ -48,15 +48,15 @@ _LEAKS = re.compile(
 
 
 def zlib_ratio(text: str) -> float:
-    """Bytes of the text for each byte of its zlib form; 0 for an empty text. Prose is at 1 to 2.5."""
+    """Bytes of the text divided by bytes of its zlib form; 0 for an empty text. Prose: 1 to 2.5."""
     raw = text.encode("utf-8", "replace")
     return len(raw) / len(zlib.compress(raw, 9)) if raw else 0.0
 
 
 def loops(text: str) -> bool:
-    """Does the text repeat itself? Its zlib ratio is above REPETITIVE, or most of its runs of four words came before.
+    """True when the text repeats itself: zlib ratio above REPETITIVE, or most of its 4-word runs occurred before.
 
-    The ratio alone misses short answers: a sentence said four times is at 3.
+    The ratio alone misses short answers: a sentence repeated four times has 3.
     """
     said = list(runs(words(text), LOOPED_WORDS))
     return zlib_ratio(text) > REPETITIVE or (len(said) >= 8 and len(set(said)) < 0.5 * len(said))
@@ -77,13 +77,13 @@ def edit_distance(a: str, b: str) -> float:
 
 
 def distinct_2(texts: Sequence[str]) -> float:
-    """Different word pairs over all word pairs of the texts; 0 when there is no pair."""
+    """Distinct word pairs divided by all word pairs of the texts; 0 without a pair."""
     pairs = [pair for text in texts for pair in zip(words(text), words(text)[1:], strict=False)]
     return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def likeness(texts: Sequence[str], neighbours: int = 4) -> list[float]:
-    """For each text its mean ROUGE-L with the next few in a ring; empty for fewer than two texts."""
+    """Mean ROUGE-L of each text with its next `neighbours` in a ring; empty for fewer than two texts."""
     lists = [words(text) for text in texts]
     n = len(lists)
     near = range(1, min(neighbours, n - 1) + 1)
@@ -91,12 +91,12 @@ def likeness(texts: Sequence[str], neighbours: int = 4) -> list[float]:
 
 
 def is_copy(answer: str, question: str) -> bool:
-    """Does the answer only say the question again?"""
+    """True when the answer only repeats the question."""
     return rouge_l(words(answer), words(question)) >= COPY
 
 
 def leaks(answer: str, hindsight: str, prompt: str) -> bool:
-    """Does the answer speak of a follow-up that it cannot have seen, or quote it?"""
+    """True when the answer mentions or quotes a follow-up that it cannot have seen."""
     if _LEAKS.search(answer) and not _LEAKS.search(prompt):
         return True
     return quotes(answer, hindsight, prompt, QUOTED_WORDS)

@@ -1,10 +1,7 @@
-"""What a conversation looks like from its end: one short fingerprint for each message, the newest first.
+"""Fingerprints the end of a conversation, newest message first, so that a changed history is still found.
 
-A client sends its history again, but seldom as it was: the system prompt carries a clock, retrieved text stood around
-the question, thoughts are taken out, tool arguments are written anew, old messages are cut off. A trail holds only what
-stays the same: the words of user and model without white space, without wrappers (`wrapped`) and without reasoning.
-Trails are text, so that an index of a database finds all conversations that end alike by one look-up. The scope (API
-key and user) is the key of every fingerprint: the same words of two users have nothing in common.
+Clients change their history: clocks in system prompts, retrieved text, removed thoughts, dropped messages. A trail
+keeps only the words of user and model. Stored as text; the scope (API key and user) keys every fingerprint.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ _ASIDE = "|"
 
 @dataclass(frozen=True, slots=True)
 class Trail:
-    """The end of a conversation, the newest message first."""
+    """The end of a conversation, newest message first."""
 
     prints: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
@@ -45,28 +42,30 @@ class Trail:
 
     @property
     def text(self) -> str:
-        """As it is stored: the fingerprints in order. A LONG question before the answer may read otherwise in the next
-        request, so it stands at the end, and the first letter is `w`: turns that agree in all the rest are neighbours
-        in an index."""
+        """The stored form: the fingerprints in order.
+
+        A LONG question before the answer may change in the next request, so it moves to the end and the first letter is
+        `w`: turns that agree in all the rest are neighbours in an index.
+        """
         prints, end = self.prints, WHOLE if self.whole else ""
         if len(prints) > 1 and prints[0][0] == "a" and prints[1][0] == "u" and len(self.words[1]) >= LONG:
             return "".join(aside(prints)) + end + _ASIDE + prints[1]
         return "".join(prints) + end
 
     def answered(self) -> Trail:
-        """The same up to the newest answer; empty when there is none."""
+        """The trail up to the newest answer; empty without one."""
         start = next((i for i, name in enumerate(self.prints) if name[0] == "a"), len(self.prints))
         cut = slice(start, start + DEPTH)
         return Trail(self.prints[cut], self.words[cut], self.whole and start + DEPTH >= len(self.prints))
 
 
 def aside(prints: Sequence[str]) -> tuple[str, ...]:
-    """Fingerprints up to an answer as they are stored when the question before it is LONG; without that question."""
+    """Returns the fingerprints up to an answer in the stored form for a LONG question: without that question."""
     return ("w" + prints[0][1:], *prints[2:])
 
 
 def stored_prints(text: str) -> tuple[list[str], bool]:
-    """The fingerprints of a stored trail, newest first, and whether it reaches the start of its conversation."""
+    """Splits a stored trail into fingerprints, newest first; tells whether it reaches the start of its conversation."""
     text, _, question = text.partition(_ASIDE)
     whole = text.endswith(WHOLE)
     prints = [text[i : i + SIZE] for i in range(0, len(text) - whole, SIZE)]
@@ -76,7 +75,13 @@ def stored_prints(text: str) -> tuple[list[str], bool]:
 
 
 def trail_of(scope: Sequence[str | None], messages: Sequence[Json], depth: int = DEPTH) -> Trail:
-    """The trail of messages, `depth` of them at most."""
+    """Computes the trail of messages.
+
+    Args:
+        scope: API key and user.
+        messages: The conversation.
+        depth: Maximal number of messages.
+    """
     key = _key(scope)
     found: list[tuple[str, str]] = []
     whole = _gather(messages, depth, found)
@@ -88,14 +93,16 @@ def trail_of(scope: Sequence[str | None], messages: Sequence[Json], depth: int =
 def trail_of_turn(
     scope: Sequence[str | None], messages: Sequence[Json], answer: Json, sent: Trail | None = None
 ) -> str:
-    """What is stored of a turn. An answer that goes on where the last message breaks off is one answer with it,
-    whether the model server sends the whole of it or only the rest.
+    """Computes the stored trail of a turn.
+
+    An answer that continues the last message forms one answer with it, whether the server sends all of it or only the
+    rest.
 
     Args:
         scope: API key and user.
-        messages: of the request.
-        answer: that was served.
-        sent: the trail of the request, where it is known already; it saves reading the messages again.
+        messages: Messages of the request.
+        answer: The served answer.
+        sent: Trail of the request, where known already.
     """
     last = messages[-1].get("role") if messages else None
     if sent is not None and last == "user" and not any(text.startswith(_STEPS) for text in sent.words):
@@ -116,8 +123,10 @@ _STEPS = "\0["
 
 
 def asked_key(trail: Trail, messages: Sequence[Json]) -> str:
-    """A hash of what a request asks, of its trail and the results of tools at its end: equal for the same request in
-    another wrapping."""
+    """Hashes the question of a request: its trail and the tool results at its end.
+
+    Equal for the same request in another wrapping.
+    """
     results: list[str] = []
     for message in reversed(messages):
         if message.get("role") not in _TOOLS:
@@ -130,7 +139,7 @@ def asked_key(trail: Trail, messages: Sequence[Json]) -> str:
 
 
 def newest_question(messages: Sequence[Json]) -> str:
-    """The text of the user's newest message, or of the messages that make it up."""
+    """Returns the text of the user's newest message, or of the consecutive messages that form it."""
     end = len(messages)
     while end > 0 and messages[end - 1].get("role") != "user":
         end -= 1
@@ -217,7 +226,7 @@ def _print(key: bytes, role: str, words: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    """Text without white space, in Unicode's composed form."""
+    """Removes white space; composes Unicode (NFC)."""
     text = "".join(text.split())
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
@@ -233,14 +242,14 @@ def _calls(message: Json) -> list[Json]:
 
 
 def call_form(call: Json) -> list[str]:
-    """A tool call by what it does: its name and its arguments. Ids, indexes and types are renumbered by clients."""
+    """Normalises a tool call to its name and arguments: clients renumber ids, indexes and types."""
     function = call.get("function")
     function = function if isinstance(function, dict) else call
     return [str(function.get("name") or ""), arguments_form(function.get("arguments"))]
 
 
 def arguments_form(arguments: Any) -> str:
-    """Arguments in one form: JSON, whether text or object, with its keys in order."""
+    """Normalises arguments, text or object, to JSON with sorted keys."""
     try:
         value = orjson.loads(arguments) if isinstance(arguments, str) else arguments
         return orjson.dumps(_whole_numbers(value), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS).decode()
@@ -277,16 +286,16 @@ _LEFT_OVER = (
 
 
 def without_reasoning(text: str) -> str:
-    """An answer as a front end shows it: without what the model thought, in any of the usual marks.
+    """Removes a model's thoughts from an answer, in any of the usual marks.
 
-    A thought whose start the template wrote ends at its end mark; one without an end is all there is, and stays.
+    A thought whose start mark the template wrote ends at its end mark; one without an end stays.
     """
     rest = after_reasoning(text)
     return rest if rest.strip() else text
 
 
 def after_reasoning(text: str) -> str:
-    """The same, "" for an answer that is nothing but a finished thought."""
+    """As `without_reasoning`, but "" for an answer that is only a finished thought."""
     if not ("<" in text or "THINK]" in text or "◁" in text or ":::" in text):
         return text
     rest = text

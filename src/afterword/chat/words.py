@@ -1,7 +1,7 @@
-"""Words of a text in any script, as the guards compare texts.
+"""Splits text of any script into words, for comparisons.
 
-Owns what counts as a word. A script without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) gives one unit for
-each character with its marks; a run of such units counts as fewer words than it has units. Pure functions over text.
+Scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give one unit for each character with its marks; a
+run of units counts as fewer words than it has units. Pure.
 """
 
 from __future__ import annotations
@@ -33,22 +33,21 @@ _HAS_UNSPACED = re.compile(rf"[{UNSPACED}]")
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case, without signs; characters of scripts without spaces."""
+    """Returns lower-case words without signs; characters of scripts without spaces."""
     return [unit.casefold() for unit in UNITS.findall(text)]
 
 
 def parts(text: str) -> list[str]:
-    """What white space parts, signs and capitals as they are; characters of scripts without spaces."""
+    """Splits at white space, keeps signs and capitals; characters of scripts without spaces."""
     if text.isascii() or not _HAS_UNSPACED.search(text):
         return text.split()
     return [one for part in text.split() for one in _CHARACTERS.findall(part)]
 
 
 def runs(units: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
-    """The runs of `units` that hold at least `length` words, one from each place where one begins.
+    """Yields the shortest runs of `units` that hold `length` words, one for each start.
 
-    A word of English takes about 1.4 Chinese characters, 2 of Japanese kana or 3.3 of Thai: four words in a row are
-    six characters of Chinese.
+    An English word counts as about 1.4 Chinese characters, 2 Japanese kana or 3.3 Thai characters.
     """
     sizes = [_size(unit) for unit in units]
     end = held = 0
@@ -63,7 +62,7 @@ def runs(units: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
 
 
 def quotes(text: str, source: str, known: str, length: int) -> bool:
-    """True when `text` repeats `length` words in a row of `source` that do not stand in a row in `known`."""
+    """True when `text` repeats `length` consecutive words of `source` that are not consecutive in `known`."""
     shared = set(runs(words(source), length)).intersection(runs(words(text), length))
     return bool(shared) and not shared.issubset(runs(words(known), length))
 

@@ -1,7 +1,6 @@
-"""The user's words in a message that a front end filled with retrieved text.
+"""Extracts the user's words from a message that a front end filled with retrieved text.
 
-Front ends with documents or web search put passages around the newest question ("Use the following context ...
-<context>...</context> <query>...</query>"). Owns the forms of these wrappers. Pure; never decides what the words say.
+Owns the forms of these wrappers ("Use the following context ... <query>...</query>"). Pure; never interprets the words.
 """
 
 from __future__ import annotations
@@ -53,10 +52,11 @@ _NEAR_START = 600
 
 
 def user_words(text: str) -> tuple[str, bool]:
-    """What the user wrote in `text`, and whether that is certain.
+    """Extracts the user's words.
 
-    A message that is no wrapper comes back as it is. ("", False): the message holds retrieved text, and where the
-    user's words are is not known.
+    Returns:
+        The words, and whether they are certain. A message without a wrapper is returned unchanged; ("", False) when it
+            holds retrieved text and the words cannot be located.
     """
     if len(text) < 24 or not _may_be_wrapped(text):
         return text, True
@@ -73,9 +73,15 @@ def user_words(text: str) -> tuple[str, bool]:
 
 
 def words_like(then: str, shown: str, now: str) -> str | None:
-    """What the user wrote in `now`, by an example: in the same wrapper, `then`, they wrote `shown`.
+    """Extracts the user's words from `now` by an example of the same wrapper.
 
-    None when the marks around the words cannot be told from retrieved text.
+    Args:
+        then: A wrapped message.
+        shown: Its words.
+        now: Another message in the same wrapper.
+
+    Returns:
+        None when the marks around the words cannot be separated from retrieved text.
     """
     shown = shown.strip()
     at = then.rfind(shown)

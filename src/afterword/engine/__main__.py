@@ -1,7 +1,7 @@
-"""`python -m afterword.engine`: the model server as a process of its own.
+"""Runs the model server as a process: `python -m afterword.engine`.
 
-Prints one JSON line on stdout when it answers ({"ready": true, "port", "model", ...}), logs on stderr, ends on
-SIGTERM, SIGINT, or when the process named by --parent-pid is gone. Owns the process; the routes are `server`'s.
+Prints one JSON line on stdout when it answers ({"ready": true, "port", "model", ...}), logs on stderr. Ends on SIGTERM,
+SIGINT, or when the process named by --parent-pid is gone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("afterword.engine")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line parser."""
     it = argparse.ArgumentParser("python -m afterword.engine", description=__doc__.splitlines()[0])
     it.add_argument("--model", default=EMBEDDED, help="folder, hub id, or " + EMBEDDED)
     it.add_argument("--port", type=int, default=0, help="0 takes a free one")
@@ -50,12 +50,12 @@ def parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: at least 1, or no request would ever run")
+        raise argparse.ArgumentTypeError(f"{value} is invalid: use 1 or more")
     return value
 
 
 async def serve(remote: Remote, codec: Codec, options: argparse.Namespace) -> None:
-    """Serve until a signal, the parent's end or the model's."""
+    """Serves until a signal, or until the parent or the model ends."""
     server = Server(remote, codec, options.served_model_name, options.model)
     web_runner = web.AppRunner(server.app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await web_runner.setup()
@@ -120,7 +120,11 @@ async def _watch(parent: int | None, stop: asyncio.Event) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the server; 0 after a clean end, 2 for a usage error, 1 for a port that cannot be taken or a lost model."""
+    """Runs the server.
+
+    Returns:
+        0 after a clean end, 2 for a usage error, 1 for an unavailable port or a lost model.
+    """
     options = parser().parse_args(arguments)
     options.served_model_name = options.served_model_name or model_name(options.model)
     start_log()

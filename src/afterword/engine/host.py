@@ -1,5 +1,7 @@
-"""The model's side of the engine: requests by number, adapters by name, over one Engine. Owns what the HTTP side
-may ask of the model, in plain values that can cross a pipe; knows nothing of HTTP."""
+"""Runs the model's side of the engine: requests by number, adapters by name, over one Engine.
+
+Takes plain values that can cross a pipe; knows nothing of HTTP.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,15 @@ class Host:
 
     @property
     def alive(self) -> bool:
+        """True until the model has ended."""
         return self.engine.alive
 
     def run(self, deliver: Callable[[TokenOutputs], object]) -> None:
-        """Work until `stop`; `deliver` gets all new pieces of a step, by their requests' numbers."""
+        """Works until `stop`.
+
+        Args:
+            deliver: Gets all new outputs of a step, by request number.
+        """
         self._deliver = deliver
         try:
             self.engine.run()
@@ -48,10 +55,11 @@ class Host:
             self._reader.shutdown()
 
     def stop(self) -> None:
-        """End `run` after its current step."""
+        """Ends `run` after its current step."""
         self.engine.stop()
 
     def submit(self, number: int, ask: GenerationRequest, prompt: list[int], limit: int) -> None:
+        """Queues a request; see `interface.Model.submit`."""
         adapter = None if ask.model == self._name else self._adapters.get(ask.model)
         if adapter is None and ask.model != self._name:  # unloaded while the prompt was written
             self._deliver([(number, TokenOutput(finish="error"))])
@@ -60,17 +68,21 @@ class Host:
         self.engine.submit(request)
 
     def cancel(self, number: int) -> None:
+        """Cancels a request; see `interface.Model.cancel`."""
         request = self._requests.pop(number, None)
         if request is not None:
             self.engine.cancel(request)
 
     def load(self, name: str, path: str, created: int) -> Future[None]:
+        """Loads an adapter folder; see `interface.Model.load`."""
         return self._reader.submit(self._load, name, path, created)
 
     def unload(self, name: str) -> Future[None]:
+        """Unloads an adapter; see `interface.Model.unload`."""
         return self.engine.remove_adapter(self._adapters.pop(name))
 
     def counts(self) -> Future[dict[str, int]]:
+        """Returns requests running and waiting, and tokens generated since the start."""
         future: Future[dict[str, int]] = Future()
         future.set_result(self.engine.counts())
         return future
@@ -80,7 +92,7 @@ class Host:
         try:
             self.engine.add_adapter(adapter).result()
         except RuntimeError as error:
-            raise AdapterError(f"adapter {path!r} could not be laid into the model: {error}") from error
+            raise AdapterError(f"the adapter {path!r} could not be loaded into the model: {error}") from error
         self._adapters[name] = adapter
 
     def _hand_over(self, pieces: list[tuple[Request, TokenOutput]]) -> None:

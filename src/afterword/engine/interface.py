@@ -1,4 +1,4 @@
-"""What the HTTP side sees of the model, in plain values that cross a pipe. Loads no torch."""
+"""Defines the model's interface for the HTTP side, in plain values that cross a pipe. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,31 +12,38 @@ TokenOutputs = list[tuple[int, TokenOutput]]
 
 
 class Model(Protocol):
-    """The model, wherever it runs."""
+    """The model, in this process or another."""
 
     @property
     def max_model_len(self) -> int:
-        """Context in tokens."""
+        """Context length in tokens."""
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids that the model can read: those from 0 up to it."""
+        """Number of token ids that the model accepts: 0 up to it."""
 
     @property
     def alive(self) -> bool:
         """False once the model has ended; every request then fails."""
 
     def submit(self, number: int, ask: GenerationRequest, prompt: list[int], limit: int) -> None:
-        """Answer a prompt under a number of the caller's with at most `limit` tokens."""
+        """Starts a request.
+
+        Args:
+            number: Number chosen by the caller; outputs carry it.
+            ask: The validated request.
+            prompt: Prompt ids.
+            limit: Maximal number of new tokens.
+        """
 
     def cancel(self, number: int) -> None:
-        """Stop working for a request; harmless when it is done."""
+        """Cancels a request; does nothing when it is done."""
 
     def load(self, name: str, path: str, created: int) -> Future[None]:
-        """Make an adapter folder usable under a name; the future may hold an AdapterError."""
+        """Loads an adapter folder under a name; the future may raise AdapterError."""
 
     def unload(self, name: str) -> Future[None]:
-        """Take an adapter away once the requests that use it are done; its name is free at once."""
+        """Unloads an adapter once its requests are done; its name is free at once."""
 
     def counts(self) -> Future[dict[str, int]]:
-        """Requests running and waiting, tokens generated since the start."""
+        """Returns requests running and waiting, and tokens generated since the start."""

@@ -1,6 +1,8 @@
-"""What a client may ask of `/v1/chat/completions`, checked. Owns the fields, their ranges and the messages of
-a refusal; knows nothing of tokens or tensors. Unknown fields are ignored, as vLLM does; fields that would change
-the answer and that this engine does not have are refused, unless they ask for nothing."""
+"""Validates the body of `/v1/chat/completions`: fields, ranges, error messages.
+
+Unknown fields are ignored, as in vLLM. Fields that would change the answer and are not supported are rejected, unless
+they have their neutral value.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +35,22 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def parse_request(body: Any) -> GenerationRequest:
-    """Check a JSON body. Raises RequestError that names the parameter, the value and what is allowed."""
+    """Validates a JSON body.
+
+    Raises:
+        RequestError: With the parameter, its value and its valid range.
+    """
     if not isinstance(body, dict):
         raise RequestError(f"the body must be a JSON object, not {_show(body)}")
     if body.get("n") not in (None, 1):
-        raise RequestError(f"n={_show(body['n'])}: one answer a request; send several requests", param="n")
+        raise RequestError(
+            f"n={_show(body['n'])} is invalid: the engine gives one answer a request; send several requests", param="n"
+        )
     for name, neutral in _NEUTRAL.items():
         if body.get(name) is not None and body[name] not in neutral and not _no_tools(name, body):
             raise RequestError(
-                f"{name}={_show(body[name])}: this engine does not have it, and would answer as if it had not been "
-                "asked; leave it out, or serve the model with vLLM (afterword serve --upstream)",
+                f"{name}={_show(body[name])} is not supported by this engine: omit it, or serve the model with vLLM "
+                "(afterword serve --upstream)",
                 param=name,
             )
     limit = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"

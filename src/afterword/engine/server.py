@@ -1,5 +1,8 @@
-"""The engine's HTTP routes. Owns the names that can be asked for (the base model and the loaded adapters) and
-the way from a body to a request and from pieces to bytes; all tensor work happens on the model's side."""
+"""Defines the engine's HTTP routes.
+
+Owns the names of the base model and the loaded adapters, and the way from a body to a request and from outputs to
+bytes. All tensor work happens on the model's side.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,9 @@ class _Loaded:
 
 
 class Server:
-    """Routes over one model. `name` is the base model's name, `root` where it came from.
+    """Routes over one model. Call `start` inside the running event loop before serving `app`.
 
-    Call `start` inside the running event loop whose thread is to answer, before serving `app`.
+    `name` is the base model's name, `root` its origin.
     """
 
     def __init__(self, model: Model, codec: Codec, name: str, root: str) -> None:
@@ -63,7 +66,7 @@ class Server:
         )
 
     def distribute(self, pieces: TokenOutputs) -> None:
-        """Give each piece to the request that waits for it; on the event loop's thread."""
+        """Hands each output to its waiting request; call it on the event loop's thread."""
         for number, piece in pieces:
             queue = self._queues.get(number)
             if queue is not None:
@@ -141,7 +144,7 @@ class Server:
     def _unknown(self, name: str) -> NotFoundError:
         served = ", ".join([self.name, *self._adapters])
         return NotFoundError(
-            f"the model {name!r} does not exist; served are: {served}", param="model", code="model_not_found"
+            f"the model {name!r} does not exist: use one of {served}", param="model", code="model_not_found"
         )
 
     def _card(self, name: str) -> Json:
@@ -182,7 +185,7 @@ class Server:
     def _check_free(self, name: str) -> None:
         if name == self.name or name in self._adapters or name in self._loading:
             raise AdapterError(
-                f"the name {name!r} is already in use: unload it first or load under another name",
+                f"the name {name!r} is in use: unload it first, or load under another name",
                 param="lora_name",
             )
 
@@ -204,7 +207,7 @@ async def _body(http: web.Request) -> Any:
     try:
         return orjson.loads(await http.read())
     except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not valid JSON: {error}") from error
+        raise RequestError(f"the body is invalid JSON: {error}") from error
 
 
 def _text(body: Any, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's JSON with vLLM's additions. Owns the shapes of bodies and chunks; decides nothing."""
+"""Writes answers as OpenAI's JSON with vLLM's additions. Owns the shapes of bodies and chunks; never decides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from afterword.records import Json, new_id
 
 
 class CompletionResponse:
-    """One request's id, time and model, and what its pieces look like to the client."""
+    """Id, time and model of one response, and the JSON of its outputs."""
 
     def __init__(self, ask: GenerationRequest, prompt: list[int], codec: Codec) -> None:
         self.ask, self.prompt, self._codec = ask, prompt, codec
@@ -46,7 +46,7 @@ class CompletionResponse:
         return {"content": content}
 
     def whole(self, pieces: list[TokenOutput]) -> Json:
-        """The body of an answer that is not streamed."""
+        """Returns the body of an answer without streaming."""
         tokens = [piece.token for piece in pieces if piece.token is not None]
         self._completion = len(tokens)
         choice: Json = {
@@ -64,14 +64,14 @@ class CompletionResponse:
         return body
 
     def first(self) -> bytes:
-        """The chunk that opens a stream: the role, and the prompt's ids when they were asked for."""
+        """Returns the first chunk of a stream: the role, and the prompt's ids when requested."""
         chunk = self._chunk({"role": "assistant", "content": ""}, None, None, [])
         if self.ask.return_token_ids:
             chunk["prompt_token_ids"] = self.prompt
         return event(chunk)
 
     def next(self, piece: TokenOutput) -> bytes:
-        """A piece's chunk; nothing when it would tell the client nothing."""
+        """Returns the chunk of one output; empty when it has nothing for the client."""
         tokens = [] if piece.token is None else [piece.token]
         self._completion += len(tokens)
         if not (piece.text or piece.finish or self.ask.logprobs or self.ask.return_token_ids):
@@ -80,7 +80,7 @@ class CompletionResponse:
         return event(self._chunk(delta, self._logprobs([piece]), piece.finish, tokens, piece.stop_reason))
 
     def last(self) -> bytes:
-        """What closes a stream: the usage when it was asked for, and the end mark."""
+        """Returns the end of a stream: the usage when requested, and the end mark."""
         end = b"data: [DONE]\n\n"
         if not self.ask.include_usage:
             return end
@@ -102,5 +102,5 @@ class CompletionResponse:
 
 
 def event(body: Json) -> bytes:
-    """One server-sent event."""
+    """Formats one server-sent event."""
     return b"data: " + orjson.dumps(body) + b"\n\n"

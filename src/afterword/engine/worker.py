@@ -1,7 +1,7 @@
-"""`python -m afterword.engine.worker FD PARENT`: the model's process, which loads a model and serves the pipe in FD.
+"""Runs the model's process: `python -m afterword.engine.worker FD PARENT` loads a model and serves the pipe FD.
 
-Owns the loading and the process's life. It is a fresh interpreter: a fork would inherit torch without the threads that
-torch waits for. The first message that it reads is `(build, options)`; it ends when the pipe does.
+A fresh interpreter: a fork would inherit torch without its threads. The first message is `(build, options)`; the
+process ends when the pipe closes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ _SET_PARENT_DEATH_SIGNAL = 1
 
 
 def build(options: argparse.Namespace) -> Host:
-    """Load what `python -m afterword.engine` was told to serve. Raises ModelError."""
+    """Loads the model that `python -m afterword.engine` serves.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
     from afterword.engine.host import Host
     from afterword.model import loading
     from afterword.model.generation.runner import Runner
@@ -56,7 +60,7 @@ def build(options: argparse.Namespace) -> Host:
 
 
 def start_log() -> None:
-    """Log to stderr."""
+    """Logs to stderr."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
 
 
@@ -70,7 +74,7 @@ def _keep_memory() -> None:
 
 
 def main() -> None:
-    """Read what to build, then serve."""
+    """Reads the build message, then serves."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the process that we belong to decides when we end
     _end_with_starter(int(sys.argv[2]))
@@ -84,7 +88,7 @@ def main() -> None:
 
 
 def serve(build: Build, options: argparse.Namespace, pipe: Connection) -> None:
-    """Load, say so, then do what comes through the pipe until it closes."""
+    """Loads the model, reports it, then handles messages until the pipe closes."""
     from afterword.model.generation.engine import ModelBroken
 
     loaded = threading.Event()

@@ -1,8 +1,7 @@
-"""The model in a process of its own, beside the one that answers HTTP. Owns that process and the pipe to it.
+"""Runs the model in a process of its own, beside the HTTP process; owns that process and the pipe to it.
 
-Two processes and not two threads: a step of a small model is hundreds of short operations, and whatever JSON and
-sockets cost in the same interpreter is taken from them one lock hand-over at a time (at 16 streams on two
-cores a third of the tokens per second).
+Two processes instead of two threads: with small models, JSON and sockets take the interpreter's lock from the model's
+hundreds of short operations (a third of the tokens/s at 16 streams on two cores).
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ _PATIENCE = 5.0
 
 
 class EngineStuck(AfterwordError):
-    """The model's process gets nowhere."""
+    """The model's process makes no progress."""
 
 
 class Remote:
-    """A Host behind a pipe. Used on the event loop's thread from `start` on."""
+    """A Host behind a pipe. From `start` on, use it on the event loop's thread."""
 
     def __init__(self, build: Build, options: argparse.Namespace) -> None:
         """Start the process; `build(options)` runs in it and must be importable there by its name."""
@@ -73,8 +72,12 @@ class Remote:
         self._numbers = itertools.count()
 
     def wait_ready(self) -> None:
-        """Return when the model is loaded. Raises what the loading raised, ModelError when the process died or got
-        nowhere for `SILENCE` seconds."""
+        """Waits until the model is loaded.
+
+        Raises:
+            ModelError: If the process died or made no progress for `SILENCE` seconds.
+            AfterwordError: As raised by the loading.
+        """
         name = "starting the model's process"
         try:
             while True:
@@ -90,7 +93,7 @@ class Remote:
                 announce(ready[1])
         except (EOFError, OSError) as error:
             raise ModelError(
-                f"the model's process ended while loading (exit code {self._wait()}): out of memory?"
+                f"the model's process ended while loading (exit code {self._wait()}): check memory and the engine's log"
             ) from error
         if isinstance(ready, AfterwordError):
             self._wait()
@@ -107,20 +110,25 @@ class Remote:
         return why
 
     def watch(self) -> None:
-        """To be called every second or two, on any thread: ends a model that answers nobody while somebody waits."""
+        """Ends a model that does not answer while a request waits. Call it every second or two, on any thread."""
         if not (self.alive and self._open):
             self._pulse.beat()
         elif (silent := self._pulse.check()) >= SILENCE:
             self._give_up(f"answering {len(self._open)} requests", silent)
 
     def start(self, deliver: Callable[[TokenOutputs], object], ended: Callable[[], object] = lambda: None) -> None:
-        """Serve on the running event loop. `ended` is called once when the process has ended by itself."""
+        """Serves on the running event loop.
+
+        Args:
+            deliver: Gets outputs by request number.
+            ended: Called once when the process has ended by itself.
+        """
         self._deliver, self._ended = deliver, ended
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pipe.fileno(), self._receive)
 
     def close(self) -> None:
-        """End the process after its current step."""
+        """Ends the process after its current step."""
         self._hang_up()
         self._pipe.close()
         self._wait()
@@ -134,20 +142,25 @@ class Remote:
             return self._process.wait()
 
     def submit(self, number: int, ask: GenerationRequest, prompt: list[int], limit: int) -> None:
+        """Starts a request; see `interface.Model.submit`."""
         self._open.add(number)
         self._send("submit", number, ask, prompt, limit)
 
     def cancel(self, number: int) -> None:
+        """Cancels a request; see `interface.Model.cancel`."""
         self._open.discard(number)
         self._send("cancel", number)
 
     def load(self, name: str, path: str, created: int) -> Future[None]:
+        """Loads an adapter folder; see `interface.Model.load`."""
         return self._call("load", name, path, created)
 
     def unload(self, name: str) -> Future[None]:
+        """Unloads an adapter; see `interface.Model.unload`."""
         return self._call("unload", name)
 
     def counts(self) -> Future[dict[str, int]]:
+        """Returns requests running and waiting, and tokens generated since the start."""
         return self._call("counts")
 
     def _call(self, what: str, *arguments: Any) -> Future[Any]:
