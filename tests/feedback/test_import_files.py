@@ -128,7 +128,7 @@ def test_broken_archives_give_what_is_whole(store: Store, tmp_path: Path) -> Non
     [
         ("a.jsonl", b"", "auto", "is empty"), ("a.json", b"[]", "openai", "is empty"),
         ("a.csv", b"a,b\n1,2\n", "auto", "a table of text"), ("a.jsonl", b'{"x": 1}\n', "auto", "no row of a known"),
-        ("a.jsonl", b"{}", "csv", "'csv' is not known"), ("a.parquet", b"PAR1....", "auto", "Parquet"),
+        ("a.jsonl", b"{}", "csv", "'csv' is unknown"), ("a.parquet", b"PAR1....", "auto", "Parquet"),
         ("a.zip", b"PK\x03\x04", "auto", "zip"), ("missing/a", None, "auto", "cannot read"),
         (".", None, "auto", "cannot read"),
     ],
