@@ -9,13 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from afterword.errors import StoreError, UsageError
 from afterword.records import Record, Turn
-from afterword.store import Store
+from afterword.store import Outcome, Store
+from afterword.store.writer import MAX_WAIT
 from tests.store.store_rows import turn
 
 WRITER = """
@@ -121,3 +123,21 @@ def test_redaction_runs_in_the_writer_and_its_failure_costs_one_submission(tmp_p
         with pytest.raises(StoreError, match="redaction failed with RuntimeError: no model"):
             bad.result()
         assert store.get(Turn, "t1").user == "[NAME]" and store.find(Turn, "bad") is None
+
+
+def test_a_row_does_not_wait_for_the_redaction_of_all_that_came_after_it(tmp_path: Path) -> None:
+    go, waiting = threading.Event(), []
+    futures: list[Future[list[Outcome]]] = []
+
+    def slow(record: Record) -> Record:
+        assert go.wait(30)
+        waiting.append(sum(not one.done() for one in futures))
+        time.sleep(1.5 * MAX_WAIT)
+        return record
+
+    with Store.open(tmp_path / "a.db", slow) as store:
+        futures.append(store.submit([turn("first")]))  # the writer waits in its redaction while the others queue up
+        futures += [store.submit([turn(f"t{n}")]) for n in range(4)]
+        go.set()
+        assert [one.result() for one in futures] == [["stored"]] * 5
+    assert waiting == [5, 4, 3, 2, 1]

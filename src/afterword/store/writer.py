@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -32,6 +33,8 @@ _Ready = tuple[list[EncodedRow], "Future[list[Outcome]]"]
 
 MAX_GROUP = 512
 """Submissions per commit at most, so that one commit stays short."""
+MAX_WAIT = 0.05
+"""Seconds of redaction after which the rows that are made are committed: they do not wait for the whole group."""
 PATIENCE_MS = 120_000
 """How long a commit waits for another process; erasing a user rewrites the whole file under the write lock."""
 
@@ -95,7 +98,14 @@ class Writer:
 
     def _commit(self, group: list[_Item]) -> None:
         running = [item for item in group if item[1].set_running_or_notify_cancel()]
-        ready = [(made, future) for rows, future in running if (made := self._made(rows, future)) is not None]
+        ready: list[_Ready] = []
+        started = time.monotonic()
+        for rows, future in running:
+            if (made := self._made(rows, future)) is not None:
+                ready.append((made, future))
+            if ready and time.monotonic() - started > MAX_WAIT:
+                self._commit_running(ready)
+                ready, started = [], time.monotonic()
         if ready:
             self._commit_running(ready)
 
