@@ -203,8 +203,8 @@ def test_a_stream_in_place_of_a_whole_answer(launch: Launch, kind: str) -> None:
 
 HALF = b'data: {"choices": [{"index": 0, "delta": {"con'
 FAULTS: dict[str, tuple[list[bytes], str]] = {
-    "half a chunk at the end": (sse(*say(*SIX)[:-1], HALF, done=False), "no JSON"),
-    "half a chunk in the middle": (sse(*say(*SIX)[:-1], HALF + b"\n\n", *say("x")), "no JSON"),
+    "half a chunk at the end": (sse(*say(*SIX)[:-1], HALF, done=False), "invalid JSON"),
+    "half a chunk in the middle": (sse(*say(*SIX)[:-1], HALF + b"\n\n", *say("x")), "invalid JSON"),
     "an end without an end": (sse(*say(*SIX)[:-1], done=False), "before the answer was complete"),
     "words at the end": (sse(*say(*SIX)[:-1], b"data: Internal Server Error\n\n", done=False), "Internal Server Error"),
     "an error event": (sse(*say(*SIX)[:-1], b'data: {"error": {"message": "on fire", "code": 500}}\n\n'), "on fire"),

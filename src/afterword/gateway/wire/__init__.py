@@ -1,1 +1,1 @@
-"""Wire formats stop here: JSON of the outside to what the gateway works with, and back. No I/O, no state."""
+"""Converts wire formats to the gateway's own types and back. No I/O, no state."""

@@ -1,7 +1,7 @@
-"""The deltas of a stream, added up to the message that they spell.
+"""Assembles the deltas of a stream into a message.
 
-Owns what servers do in different ways: tool calls without an index or all at one, fields that are repeated or emptied,
-contents that are lists of parts. Pure; raises TypeError or AttributeError for what has an impossible shape.
+Handles server differences: tool calls without an index or all at one, repeated or emptied fields, lists of content
+parts. Pure; raises TypeError or AttributeError for an invalid shape.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from afterword.records import Json
 
 
 class Deltas:
-    """One message in the making."""
+    """A message that is being assembled."""
 
     def __init__(self) -> None:
         self._text: dict[str, list[str]] = {}
@@ -29,11 +29,15 @@ class Deltas:
         return bool(self._text or self._content or self._lists or self._objects or self._calls.calls)
 
     def says(self, text: Any) -> bool:
-        """Is `text` the content so far?"""
+        """True when `text` is the content so far."""
         return bool(self._text.get("content")) and "".join(self._text["content"]) == text
 
     def add(self, delta: Json) -> None:
-        """Add one delta; a field that is null or unknown and of no use changes nothing."""
+        """Adds one delta; null fields change nothing.
+
+        Raises:
+            TypeError: If a field has an invalid shape; also AttributeError.
+        """
         for name, value in delta.items():
             if value is None or name == "role":
                 continue
@@ -61,7 +65,7 @@ class Deltas:
             self._content.append(part)
 
     def message(self, role: str = "assistant") -> Json:
-        """The message so far. Its content is None when it has none."""
+        """Returns the message so far; its content is None when it has none."""
         found: Json = {"role": role, "content": self._content_value()}
         found |= {name: "".join(parts) for name, parts in self._text.items()}
         found |= {name: list(parts) for name, parts in self._lists.items()}

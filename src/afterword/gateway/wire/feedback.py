@@ -1,4 +1,4 @@
-"""The formats that `POST /v1/feedback` takes: events of our own, and rows of other products, read as by `import`.
+"""Parses events of `POST /v1/feedback`: our own, and rows of other products, read as by `import`.
 
 Never stores, never decides what an event teaches.
 """
@@ -18,7 +18,10 @@ _OF_RECORDS = frozenset(("prompt", "draft", "user_action"))
 
 
 def parse_event(event: Any) -> list[Record] | Hashed:
-    """The records of one event, or records that still need their ids.
+    """Parses one event.
+
+    Returns:
+        Its records; `Hashed` records still need their ids.
 
     Raises:
         UsageError: With `param` for the invalid field.
@@ -28,7 +31,9 @@ def parse_event(event: Any) -> list[Record] | Hashed:
     if native.is_record(event) and event["record"] == Feedback.TABLE:
         record = native.read_record(event)
         if isinstance(record, Feedback) and record.kind == "retraction":
-            raise UsageError("a retraction cannot be sent. Retract with DELETE /v1/feedback/{id}.", param="kind")
+            raise UsageError(
+                "the kind 'retraction' is invalid here: retract with DELETE /v1/feedback/{id}.", param="kind"
+            )
         return [record]
     format = FORMATS.get(detect_format(event) or "") if "kind" not in event else None
     if format is None and not {"kind", "turn"} & event.keys() and not _OF_RECORDS.isdisjoint(event):
@@ -40,7 +45,7 @@ def parse_event(event: Any) -> list[Record] | Hashed:
         return found
     if not isinstance(found, list) or any(isinstance(record, Turn) for record in found):
         raise UsageError(
-            f"a row of `{format.name}` is no feedback. Read chats and traces with `afterword import FILE`; this path "
-            "takes events with `turn` and `kind`, feedback of TensorZero, scores of Langfuse, and `events` records."
+            f"a row of `{format.name}` is not feedback: use `afterword import FILE` for chats and traces. This path "
+            "accepts events with `turn` and `kind`, feedback of TensorZero, scores of Langfuse, and `events` records."
         )
     return found

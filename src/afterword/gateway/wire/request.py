@@ -1,4 +1,4 @@
-"""OpenAI's chat request: what a client may send, checked, and what of it the model server gets. Never does I/O."""
+"""Validates OpenAI's chat request; selects the fields for the model server. Never does I/O."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _OURS = ("store", "metadata")
 
 
 class BadJson(UsageError):
-    """A body that is not JSON."""
+    """The body is not valid JSON."""
 
     status = 400
 
 
 @dataclass(slots=True)
 class ChatRequest:
-    """One chat request, its wire format left behind."""
+    """One validated chat request."""
 
     body: Json
     """What the client sent."""
@@ -59,28 +59,32 @@ class ChatRequest:
 
     @property
     def beside(self) -> bool:
-        """Is it a program's request beside the conversation (a title, a summary), whose answer is no part of it?"""
+        """True for a program's request beside the conversation (a title, a summary): its answer is no part of it."""
         return self.newest.origin in BESIDE
 
     @property
     def scope(self) -> tuple[str | None, str | None]:
-        """Within which turns are linked."""
+        """API key and user; turns are linked within one scope only."""
         return (self.key, self.user)
 
     def for_upstream(self, model: str) -> Json:
-        """The body that the model server gets."""
+        """Returns the body for the model server, with the upstream's name of the model."""
         body = {**self.body, "model": model}
         for name in _OURS:
             body.pop(name, None)
         return body
 
     def sampling(self) -> Json:
-        """The sampling parameters that the client set."""
+        """Returns the sampling parameters that the client set."""
         return sampling_of(self.body)
 
 
 def load_json(body: bytes) -> Any:
-    """Parsed JSON that can be written again; BadJson tells where it breaks off or that it is nested too deep."""
+    """Parses JSON that can be serialised again.
+
+    Raises:
+        BadJson: With the position of the error, or if it is nested too deep.
+    """
     try:
         data = orjson.loads(body)
         if body.count(b"[") + body.count(b"{") > _DEEP:  # then it may be too deep to be written again
@@ -90,19 +94,26 @@ def load_json(body: bytes) -> Any:
         start = max(0, error.pos - 20)
         near = body.decode("utf-8", "replace")[start : error.pos + 20]
         raise BadJson(
-            f"the body is not valid JSON: {error.msg} at character {error.pos}, near {near!r}.", code="invalid_json"
+            f"the body is not valid JSON: {error.msg} at character {error.pos}, near {near!r}. Correct it there.",
+            code="invalid_json",
         ) from error
 
 
 def check_depth(data: Any) -> None:
-    """BadJson for what is nested deeper than JSON is written; it names the field of an object."""
+    """Checks that a value can be serialised.
+
+    Raises:
+        BadJson: If it is nested too deep; `param` is the field of an object.
+    """
     try:
         orjson.dumps([data])
     except TypeError:
         fields = data.items() if isinstance(data, dict) else ()
         param = next((name for name, value in fields if not _shallow(value)), None)
         what = f"`{param}`" if param else "the body"
-        raise BadJson(f"{what} is nested more than {_DEEP} levels deep.", param=param, code="too_deep") from None
+        raise BadJson(
+            f"{what} is nested more than {_DEEP} levels deep: flatten it.", param=param, code="too_deep"
+        ) from None
 
 
 def _shallow(value: Any) -> bool:
@@ -116,7 +127,18 @@ def _shallow(value: Any) -> bool:
 def parse_chat(
     body: bytes, headers: Mapping[str, str], key: str | None, sources: NameSources = KNOWN_SOURCES
 ) -> ChatRequest:
-    """A chat request from its body and headers (headers win). UsageError names the field that is wrong."""
+    """Parses and validates a chat request.
+
+    Args:
+        body: JSON body.
+        headers: Headers; they override fields of the body.
+        key: Public id of the API key.
+        sources: Further headers and fields that name user and conversation.
+
+    Raises:
+        BadJson: If the body is not valid JSON.
+        UsageError: With the invalid field in `param`.
+    """
     data = load_json(body)
     if not isinstance(data, dict):
         raise UsageError(f"the body must be a JSON object, got {type(data).__name__}.")

@@ -1,8 +1,7 @@
-"""OpenAI's chat answer, rewritten for the client chunk by chunk, and what is learned of it on the way.
+"""Rewrites OpenAI's chat answer for the client, chunk by chunk, and collects the turn from it.
 
-Owns which fields are taken out again because the client did not ask for them, and how an answer of the other kind (a
-whole body for a stream, a stream for a whole body) is turned into what was asked. What cannot be understood of an
-answer is not kept, but it leaves all the same. Never does I/O.
+Removes fields that the client did not request; converts a whole body to a stream and back where the server answered in
+the other form. Parts that cannot be parsed are forwarded but not stored. Never does I/O.
 """
 
 from __future__ import annotations
@@ -25,10 +24,14 @@ _ODD = (LookupError, TypeError, ValueError, AttributeError)
 
 
 class UpstreamAnswer:
-    """What was served, read while the answer is rewritten for the client: id replaced, what was not asked taken out.
+    """One answer, collected while it is rewritten for the client.
 
-    For a stream call `feed` with the bytes as they come, `close` when no more come, and `finish` when the turn is kept;
-    else `whole` once. `error` then says what the server reported in place of an answer.
+    For a stream call `feed` with the bytes as they arrive, `close` at their end, and `finish` when the turn is stored;
+    otherwise `whole` once. `error` is then the error that the server reported instead of an answer.
+
+    Args:
+        turn: Turn id; replaces the answer's id.
+        chat: The request.
     """
 
     def __init__(self, turn: str, chat: ChatRequest) -> None:
@@ -76,24 +79,31 @@ class UpstreamAnswer:
 
     @property
     def started(self) -> bool:
-        """Did any part of an answer arrive?"""
+        """True when any part of an answer arrived."""
         message = self._message or {}
         return bool(any(self._deltas.values()) or self.ids or self._ended or message.get("content"))
 
     @property
     def complete(self) -> bool:
-        """Did the upstream say all of the answer?"""
+        """True when the upstream sent the whole answer without an error."""
         return self.done and self.error is None and self.fault is None
 
     @property
     def ended(self) -> bool:
-        """Is every choice finished?"""
+        """True when every choice has its finish reason."""
         return len(self._ended) >= self._choices
 
     # ---- streamed
 
     def feed(self, data: bytes) -> bytes:
-        """Bytes to forward now. From the chunk that ends the answer on they are held back until `finish`."""
+        """Processes bytes of the upstream.
+
+        Returns:
+            Bytes to forward now; from the chunk that ends the answer on, bytes are kept until `finish`.
+
+        Raises:
+            UpstreamError: If a whole body exceeds MAX_EVENT bytes.
+        """
         if self._head is not None:
             data = self._head + data
             start = data.lstrip(BLANK)
@@ -111,7 +121,9 @@ class UpstreamAnswer:
         return b""
 
     def close(self) -> bytes:
-        """Bytes to forward when the upstream has said all: a last line without its end, or one whole body."""
+        """Returns the bytes to forward at the end of the upstream's data: a last line without its end, or one whole
+        body.
+        """
         if self._body is None:
             return self._forward(self._reader.close())
         data, self._body = b"".join(self._body), None
@@ -121,7 +133,7 @@ class UpstreamAnswer:
         return b"".join(self._chunk(chunk, data) for chunk in chunks)
 
     def finish(self) -> bytes:
-        """The bytes that were held back, and the end mark."""
+        """Returns the kept bytes and the end mark."""
         self._held.append(DONE)
         tail = b"".join(self._held)
         self._held.clear()
@@ -165,7 +177,7 @@ class UpstreamAnswer:
             data = b"data: " + orjson.dumps(chunk) + b"\n\n"
         except _ODD as error:
             raise UpstreamError(
-                f"the model server sent a chunk that is no chat.completion.chunk ({error!r}): {payload[:200]!r}.",
+                f"the model server sent an invalid chat.completion.chunk ({error!r}): {payload[:200]!r}.",
                 code="not_json",
             ) from error
         if not self.ended:
@@ -179,7 +191,7 @@ class UpstreamAnswer:
     def _broken(self, payload: bytes) -> None:
         """Words between the chunks are as good as a comment; a piece of JSON is a chunk that was lost."""
         if payload.lstrip()[:1] in (b"{", b"["):
-            raise UpstreamError(f"the model server sent a chunk that is no JSON: {payload[:200]!r}.", code="not_json")
+            raise UpstreamError(f"the model server sent a chunk of invalid JSON: {payload[:200]!r}.", code="not_json")
         self._ignore(payload)
 
     def _ignore(self, payload: bytes) -> None:
@@ -251,8 +263,14 @@ class UpstreamAnswer:
     # ---- whole
 
     def whole(self, data: bytes) -> bytes:
-        """The body for the client from the upstream's body. UpstreamError when it is no answer; b"" with `error` set
-        when it is an error that came as an answer."""
+        """Converts the upstream's body to the client's.
+
+        Returns:
+            The body; b"" with `error` set when the upstream reported an error with status 200.
+
+        Raises:
+            UpstreamError: If the body is not a chat completion.
+        """
         start = data.lstrip(BLANK)
         try:
             body = self._from_stream(data) if _is_stream(start) else orjson.loads(start)
@@ -311,7 +329,7 @@ class UpstreamAnswer:
     # ---- for the turn
 
     def answer(self) -> Json:
-        """The assistant message that was served; of audio its words, not its sound."""
+        """Returns the served assistant message; of audio its transcript only."""
         message = dict(self._message) if self._message is not None else self._deltas.get(0, Deltas()).message()
         if isinstance(audio := message.get("audio"), dict):
             message["audio"] = {name: value for name, value in audio.items() if name != "data"}
@@ -320,7 +338,7 @@ class UpstreamAnswer:
         return message
 
     def aligned_logprobs(self) -> tuple[float | None, ...] | None:
-        """One value for each token id; None when they do not match one by one."""
+        """Returns one log-probability (nats) for each token id; None when their numbers differ."""
         return tuple(self.logprobs) if self.ids and len(self.logprobs) == len(self.ids) else None
 
 
