@@ -15,8 +15,9 @@ from afterword.cli import main
 from afterword.config import CycleConfig, TrainConfig
 from afterword.errors import AfterwordError, ConflictError, ModelError, StoreError, UpstreamError
 from afterword.feedback.select.select import SelectSettings
-from afterword.records import Candidate, Feedback, Release, RoundAttempt, Turn
+from afterword.records import Candidate, Feedback, Release, RoundAttempt, TrainingPlan, Turn
 from afterword.store import Store
+from afterword.train.run_state import write_run
 
 WHEN = CycleConfig(interval=0.001, min_new=4)
 
@@ -127,6 +128,21 @@ def test_interactions_that_the_training_excluded_start_no_second_round(
     # An erased user's candidate does not count: the interactions of the others are learned again.
     monkeypatch.setattr(Store, "tainted", lambda _: {"c": ()})
     assert len(_watch(store)) == 2
+
+
+def test_a_round_that_finishes_a_killed_run_leaves_the_other_interactions_new(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = TrainingPlan(candidate="c", interactions=("older",), parent=None, model="m", settings={})
+    write_run(store.path.parent, plan, "running")
+    candidate = Candidate(id="c", path="adapters/c", base="m", parent=None, interactions=("older",), recipe={})
+
+    def learn(store: Store, *_: object) -> Any:
+        store.write(candidate)
+        return dataclasses.make_dataclass("Made", ["candidate"])(candidate)
+
+    monkeypatch.setattr(cycle, "_learn", learn)
+    assert len(_watch(store)) == 2 and len(_watch(store)) == 2
 
 
 def test_no_round_begins_while_a_canary_runs_and_its_interactions_stay_new(

@@ -221,8 +221,19 @@ def _round_of_watch(
         with suppress(StoreError):  # of a full disk, which is then the error of the round as well
             store.write(attempt)
         return Failed(error, attempt)
-    store.write(replace(attempt, candidate=made.candidate.id))
+    learned = _learned(now.directory, made.candidate, attempt)
+    store.write(replace(attempt, candidate=made.candidate.id, interactions=learned))
     return made
+
+
+def _learned(directory: Path, candidate: Candidate, attempt: RoundAttempt) -> tuple[str, ...]:
+    """The interactions that the run dealt with: of a killed run that the round finished, only the planned ones."""
+    from afterword.train.run_state import read_run, run_folder
+
+    run = read_run(run_folder(directory, candidate.id))
+    if run is None or run.started_at >= attempt.created_at:
+        return attempt.interactions
+    return tuple(name for name in attempt.interactions if name in set(run.plan.interactions))
 
 
 def _attempted(store: Store, outcome: str, unstored: Sequence[RoundAttempt]) -> set[str]:
