@@ -16,7 +16,7 @@ from afterword.records import Interaction, Review, content_hash
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewSettings:
-    """`[review]`: the audit lane."""
+    """`[review]`: the review queue."""
 
     share: float = 0.05
     """Share of interactions that are drawn by chance."""
