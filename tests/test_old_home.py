@@ -46,7 +46,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is now called:FutureWarning")
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory; its settings name the model beside it by a relative path."""
     with lzma.open(PACKED) as packed, tarfile.open(fileobj=packed) as tar:
-        tar.extractall(tmp_path, filter="data")
+        # As an attribute: the argument `filter` came with Python 3.11.4, and Debian 12 has 3.11.2.
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+        tar.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "data"
 
