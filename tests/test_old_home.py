@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import lzma
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,8 @@ def test_status_and_lists_show_what_is_there(home: Path, capsys: pytest.CaptureF
 def test_collect_decides_as_before_and_adds_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(home, capsys, "collect")
     status = run(home, capsys, "status")
-    assert {name: status[name] for name in COUNTS} == COUNTS
+    # Two questions that were asked again waited an hour for an accepted answer when the archive was made: it is over.
+    assert {name: status[name] for name in COUNTS} == {**COUNTS, "skips": COUNTS["skips"] + 2}
 
 
 def test_the_settings_file_is_read(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,3 +165,9 @@ def test_the_adapter_answers_and_a_cycle_goes_on(home: Path, capsys: pytest.Capt
         assert store.count(Candidate) == 2 and store.count(Report) == 2
         newest = store.newest(Candidate)
         assert newest is not None and newest.parent == next(store.rows(Candidate)).id
+
+
+def test_an_old_name_of_a_setting_is_told_in_a_sentence(home: Path) -> None:
+    command = [sys.executable, "-m", "afterword", "--dir", str(home), "config", "show"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert said.startswith("afterword: train.passes") and "entry.py" not in said and "context.py" not in said

@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from afterword.store.files import refused
 
     context = CommandContext.of(args)
+    warnings.formatwarning = _format_warning
     try:
         with _terminable(), following(context):
             code = int(args.run(context) or 0)
@@ -181,6 +183,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if told is None:
             raise
         return _fail(context, told)
+
+
+_format_others = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Format our own notes about old names as a sentence, without the place in the code."""
+    if category is FutureWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"afterword: {message}\n"
+    return _format_others(message, category, filename, lineno, line)
 
 
 def _drop_stdout() -> None:
