@@ -40,7 +40,7 @@ def metrics_table() -> str:
 
 def settings_table() -> str:
     """Every key of `[gate]` with its default, as Markdown."""
-    rows = [("required", json.dumps(list(REQUIRED)), "Suites without which a candidate is refused.")]
+    rows = [("required", json.dumps(list(REQUIRED)), "Required suites: a candidate without one of them is rejected.")]
     rows += [(margin.setting, json.dumps(margin.limit), _meaning(spec, margin)) for _, spec, margin in margins()]
     body = "".join(f"| `{key}` | `{default}` | {text} |\n" for key, default, text in rows)
     return f"| key | default | |\n|---|---|---|\n{body}"
