@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import BloomConfig, BloomForCausalLM
 
 from afterword.chat.render import end_of_turn_ids, render_prompt
@@ -16,7 +17,7 @@ from afterword.errors import ConfigError, NothingToDo
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.recipes import recipe, sdpo_interactions
 from afterword.model.generation.text import stop_ids
-from afterword.model.loading import EMBEDDED, load_tokenizer
+from afterword.model.loading import EMBEDDED, load_model, load_tokenizer
 from afterword.records import Turn
 from afterword.train.data.examples import Encoded, prepare
 from afterword.train.generation.generation import Rollouts, VerifierFailed, clear_rollouts, generate, rollout_rows
@@ -87,6 +88,20 @@ def test_architectures_that_the_engine_does_not_compute_draw_with_transformers(t
         recipe=sdpo_interactions(dtype="float32", epochs=0, fresh=1, max_fresh=8),
     )  # fmt: skip
     assert result.metrics["steps"] == 1
+
+
+def test_layers_of_different_ranks_are_drawn_as_they_are_scored(model: str, tmp_path: Path) -> None:
+    """An adapter of somebody else, taken as parent, may have PEFT's `rank_pattern`."""
+    config = LoraConfig(r=4, rank_pattern={"q_proj": 2}, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    other = get_peft_model(load_model(model, dtype="float32"), config)
+    for parameter in other.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, 0, 0.1)
+    other.save_pretrained(str(tmp_path / "parent"))
+    policy = load_policy(model, sdpo_interactions(dtype="float32"), parent=tmp_path / "parent", seed=0, device="cpu")
+    (drawn,) = generate(policy, [list(range(10, 40))], [2], [24], seed=5)
+    (scored,) = log_probs(policy.model, policy.head, [(tuple(range(10, 40)), tuple(drawn.tokens))])
+    torch.testing.assert_close(torch.tensor(drawn.logprobs), scored, atol=2e-5, rtol=1e-4)
 
 
 def divergence(sampled: torch.Tensor, scored: torch.Tensor) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from transformers import GenerationConfig
 
@@ -112,11 +113,12 @@ class Drawer:
 
 def _adapter(deltas: Mapping[str, Delta]) -> Adapter:
     """The update as the engine lays it into its layers."""
-    parts = {
-        name.removeprefix(_PREFIX): (delta.down.float().t(), delta.up.float().t() * delta.scale)
-        for name, delta in deltas.items()
-    }
-    rank = max(down.shape[1] for down, _ in parts.values())
+    rank = max(delta.down.shape[0] for delta in deltas.values())
+    parts = {}
+    for name, delta in deltas.items():
+        missing = rank - delta.down.shape[0]  # a layer of a lower rank (PEFT's `rank_pattern`) has columns of zeros
+        down, up = F.pad(delta.down.float(), (0, 0, 0, missing)), F.pad(delta.up.float(), (0, missing))
+        parts[name.removeprefix(_PREFIX)] = down.t(), up.t() * delta.scale
     return Adapter(name="live", path="", created=0, rank=rank, parts=parts)
 
 
@@ -194,8 +196,10 @@ class TransformersDrawer:
         with _without_generation_config(model):
             out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
         written = out.sequences[:, width:]
-        scores = torch.stack([one.float() / (temperature or 1.0) for one in out.logits], 1).log_softmax(-1)
-        known = scores.gather(2, written[:, :, None])[:, :, 0]
+        heat, tokens_of = temperature or 1.0, written[:, :, None].unbind(1)
+        # a step at a time: the scores of all are as large as the vocabulary times the tokens
+        steps = zip(out.logits, tokens_of, strict=True)
+        known = torch.cat([(one.float() / heat).log_softmax(-1).gather(1, ids) for one, ids in steps], 1)
         for tokens, logprobs in zip(written.tolist(), known.tolist(), strict=True):
             size = next((k for k, token in enumerate(tokens) if token in self._ends), len(tokens) - 1) + 1
             yield DrawnAnswer(tokens[:size], logprobs[:size])
