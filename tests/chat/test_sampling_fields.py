@@ -14,6 +14,10 @@ def test_every_field_that_shapes_an_answer_is_recorded() -> None:
     assert sampling_of({**body, "messages": [], "model": "m", "stream": True, "user": "ada"}) == body
     assert sampling_of({"temperature": None, "top_p": 0.0}) == {"top_p": 0.0}
     schema = sampling_of({"guided_json": {"type": "object", "description": "x" * 300}})["guided_json"]
+    words = sampling_of(
+        {"guided_choice": ["ada@example.org", "no"], "response_format": {"type": "text"}, "stop": ["a"]}
+    )
+    assert set(words.pop("guided_choice")) == {"hash"} and words == {"response_format": {"type": "text"}, "stop": ["a"]}
     assert set(schema) == {"hash"} and why_not_plain(PLAIN | {"guided_json": schema})
 
 

@@ -65,13 +65,19 @@ _MOST = 200
 
 
 def sampling_of(body: Mapping[str, Any]) -> Json:
-    """The sampling fields that a request sets, long values as `{"hash": ...}`."""
+    """The sampling fields that a request sets.
+
+    Returns:
+        Field -> value; `{"hash": ...}` for values longer than 200 characters, and for grammars, choices and word lists,
+        which may hold private words that nobody redacts here.
+    """
     fields = (*DRAWN, *SHAPED, *BOUNDS)
-    return {name: _short(body[name]) for name in fields if body.get(name) is not None}
+    return {name: _recorded(name, body[name]) for name in fields if body.get(name) is not None}
 
 
-def _short(value: Any) -> Any:
-    return {"hash": content_hash("sampling", value)} if len(str(value)) > _MOST else value
+def _recorded(name: str, value: Any) -> Any:
+    wordy = name in SHAPED and not isinstance(value, int | float) and value not in SHAPED[name]
+    return {"hash": content_hash("sampling", value)} if wordy or len(str(value)) > _MOST else value
 
 
 def why_not_plain(sampling: Mapping[str, Any]) -> str | None:
