@@ -17,6 +17,7 @@ import tomllib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -30,8 +31,14 @@ T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
 Factor = Annotated[float, Field(ge=0.0, le=16.0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-NoneOrMore = Annotated[int, Field(ge=0)]
+CountOrZero = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _device(name: str) -> str:
@@ -74,30 +81,30 @@ class ServeConfig:
     """`[serve]`: the gateway and the embedded model server."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; any other than loopback needs an API key."""
+    """Listen address; any other than loopback needs an API key."""
     port: Port = 8400
     """Port of the gateway; 0 takes a free one."""
     name: str = "afterword"
-    """Model name that users address; versions are NAME@v000001 and so on."""
+    """Model name for clients; versions are NAME@v000001 and so on."""
     allow_origins: tuple[str, ...] = ()
-    """Origins such as "https://chat.example" whose pages may use the gateway; without keys, its names only beside
-    this machine's. "*" is every page."""
+    """Allowed origins of browser pages, such as "https://chat.example"; "*" allows all. Without API keys, a request's
+    host name must be this machine's or one of these."""
     user_from: tuple[NameSource, ...] = USER_FROM
-    """Headers and fields of the body (`body.metadata.user_id`) that name the user, the first that is there; after
-    `x-afterword-user`, and headers before the body's `user`."""
+    """Headers and body fields (`body.metadata.user_id`) with the user's name; the first present one counts. Order:
+    `x-afterword-user`, these headers, the body's `user`, these body fields."""
     conversation_from: tuple[NameSource, ...] = CONVERSATION_FROM
-    """The same for the conversation, beside `x-afterword-conversation` and `metadata.conversation`."""
+    """The same for the conversation, after `x-afterword-conversation` and `metadata.conversation`."""
     train: bool = True
-    """May answers be trained on when the request does not say (`metadata.train`)?"""
+    """Default consent to training for requests without `metadata.train`."""
     upstream: str | None = None
-    """URL of an OpenAI-compatible server, with any base path; without it the embedded engine is started."""
+    """URL of an OpenAI-compatible server, with any base path; none starts the embedded engine."""
     upstream_model: str | None = None
-    """Model of the upstream that NAME stands for and that adapters belong to; without it `serve.model` where that is
-    set and listed, else the first that looks like a chat model. Needed where the upstream lists no models."""
+    """The upstream's model behind NAME, the base of all adapters. Default: `serve.model` if set and listed, else the
+    first listed chat model. Required for an upstream that lists no models."""
     upstream_key: str | None = None
     """API key for the upstream."""
     upstream_timeout: Seconds = 600.0
-    """Seconds without a byte from the upstream before the answer is given up (504); more than 0."""
+    """Seconds without a byte from the upstream until the request fails with 504."""
     model: str = "smollm2-135m-instruct"
     """Model of the embedded engine: the built-in name, a local folder or a hub id."""
     device: Device = "auto"
@@ -105,121 +112,120 @@ class ServeConfig:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """"auto", "bfloat16" or "float32"."""
     max_batch: Count = 32
-    """Requests that the engine runs at once; more wait in line."""
-    max_tokens: NoneOrMore | None = None
-    """Most tokens of an answer whose request names no bound; 0 is no bound. By default 512 for the built-in model, 4096
-    for another model of the engine; an upstream gets none."""
+    """Concurrent requests of the engine; further requests wait."""
+    max_tokens: CountOrZero | None = None
+    """Token limit of answers for requests without one; 0 sets none. Default: 512 for the built-in model, 4096 for other
+    models of the engine, none for an upstream."""
     upstream_sampling: Literal["unknown", "plain"] = "unknown"
-    """What an upstream does where a request names no temperature, top_p, top_k, min_p or repetition_penalty.
-
-    "plain": it takes none from the model's folder (vLLM with `--generation-config vllm`). With "unknown", estimators
-    that need samples of the model's own distribution leave such answers out."""
+    """The upstream's defaults for temperature, top_p, top_k, min_p and repetition_penalty. "plain": none from the
+    model's folder (vLLM with `--generation-config vllm`). "unknown": estimators that need samples of the model's own
+    distribution exclude answers to requests that leave one unset."""
     on_full_context: Literal["drop_oldest", "error"] | None = None
-    """When the messages are longer than the model's context: leave out the oldest turns ("drop_oldest", the engine's
-    default; system messages and the newest message stay), or answer with an error ("error", an upstream's default)."""
+    """For messages longer than the model's context: drop the oldest turns but keep system messages and the newest
+    message ("drop_oldest", the engine's default), or return an error ("error", an upstream's default)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """`[train]`: which interactions, which recipe."""
+    """`[train]`: interactions and recipe of a training run."""
 
     recipe: str = "follow-ups"
     """Name of a recipe; see docs/recipes."""
     learning_rate: float | None = None
     """Overrides the recipe's learning rate."""
     epochs: int | None = None
-    """Overrides how often each interaction is seen."""
+    """Overrides the recipe's number of epochs."""
     fresh: int | None = None
-    """Overrides how many epochs go over answers that the student writes anew."""
+    """Overrides the number of epochs over answers newly generated by the student."""
     context: str | None = None
-    """Overrides how the teacher is shown the hindsight; see docs/recipes. "shuffled" and "none" are controls."""
+    """Overrides how hindsight is shown to the teacher (docs/recipes); "shuffled" and "none" are controls."""
     template: str | None = None
-    """Your own words around the hindsight, which {hindsight} stands for ({answer} for the served answer)."""
+    """Template around the hindsight, with the fields {hindsight} and {answer} (the served answer)."""
     template_praise: str | None = None
-    """The same for hindsight of a user who was content; without it `template` is used."""
+    """Template for positive hindsight; default: `template`."""
     experience: str | None = None
-    """The text that the recipe "opcd" puts into the weights."""
+    """Text that the recipe "opcd" distils into the weights."""
     teacher: str | None = None
-    """The other model that a recipe such as "gkd" learns from: a folder, a hub id or the built-in name."""
+    """External teacher model for recipes such as "gkd": a folder, a hub id or the built-in name."""
     verifier: str | None = None
-    """Who judges fresh answers for a recipe such as "grpo": `package.module:function`, called with the turn and the
-    answer's text; it returns a number."""
+    """Reward function for recipes such as "grpo": `package.module:function`, called with the turn and the answer's
+    text; returns a number."""
     off_policy: bool = False
     """Also train on turns without served token ids (imported logs), re-tokenised and labelled as such."""
     max_tokens: int | None = None
-    """Overrides how many tokens a prompt and its answer may have; longer interactions are left out and counted."""
+    """Overrides the token limit of a prompt with its answer; longer interactions are excluded and counted."""
     redact: str | None = None
-    """How private data is looked for before training; without it as `collect.redact` says."""
+    """Redaction before training; default: `collect.redact`."""
     revise: Literal["off", "context", "target"] = "off"
-    """Let the model write the answers that users did not like again, with their words in view: what is better than the
-    draft is shown to the teacher ("context"), or imitated off-policy ("target", with the recipe "sft")."""
-    max_revisions: NoneOrMore = 64
-    """Most answers of a run that are written again; the newest."""
+    """Regenerate disliked answers with the user's words in the prompt. Revisions better than the draft are shown to the
+    teacher ("context"), or imitated off-policy ("target", with the recipe "sft")."""
+    max_revisions: CountOrZero = 64
+    """Limit of regenerated answers per run; the newest are taken."""
     stop_rules: bool = True
-    """End a run early when the student collapses or drifts away; see docs/training.md."""
-    min_interactions: NoneOrMore = 8
-    """Fewer than this is "nothing to do"."""
+    """Stop a run early on collapse or drift of the student; see docs/training.md."""
+    min_interactions: CountOrZero = 8
+    """With fewer interactions `train` ends with "nothing to do"."""
     max_interactions: Count = 512
-    """The newest that can be trained are taken."""
+    """Limit of interactions per run; the newest trainable ones are taken."""
     replay: Factor = 0.0
-    """For each new interaction, how many of those that the served adapter has learned are trained again, drawn at
-    random: more is kept, and a run takes longer."""
+    """Interactions learned by the served adapter that are trained again, per new interaction, drawn at random: less
+    forgetting, longer runs."""
     seed: int = 0
-    """Order of the interactions and the adapter's first values."""
+    """Seed of the order of interactions and of the adapter's initial values."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Any other argument of the recipe, as `afterword recipes show NAME` lists them; see docs/training.md."""
+    """Other arguments of the recipe, as `afterword recipes show NAME` lists them; see docs/training.md."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """`[evaluate]`: how a candidate is measured against what is served."""
+    """`[evaluate]`: comparison of a candidate with the served version."""
 
     suites: tuple[str, ...] = ("holdout", "collapse", "forgetting", "earlier-wins", "privacy", "safety")
-    """Suites that run by default; see docs/evaluation.md."""
+    """Default suites; see docs/evaluation.md."""
     max_interactions: Count = 64
-    """Held-out interactions to answer; the newest ones are taken."""
+    """Limit of held-out interactions; the newest are taken."""
     max_tokens: Count = 96
-    """Length bound of an answer."""
+    """Token limit of an answer."""
     min_answers: Count = 64
-    """Answers of each arm that `collapse` and `privacy` inspect, at least: up to 64 requests of ours fill up where
-    fewer interactions are held out. Fewer answers widen the intervals, so the gate refuses more."""
+    """Minimum number of answers per arm for `collapse` and `privacy`; up to 64 built-in prompts fill the gap. Fewer
+    answers widen the intervals, so the gate rejects more."""
     seed: int = 0
-    """Seed of both arms' answers and of the bootstrap."""
+    """Sampling seed of both arms and seed of the bootstrap."""
     looks: Count = 1
-    """Looks at the need of correction before the answers are asked for; 4 stops early where it is clear."""
+    """Interim analyses of the correction needed, before answers are generated; 4 stops early on a clear result."""
     checks: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Task -> program that decides its answers: "json", "python", "regex:PATTERN" or "command:PROGRAM ARGS"."""
+    """Task -> checker of its answers: "json", "python", "regex:PATTERN" or "command:PROGRAM ARGS"."""
     judge: str | None = None
-    """URL of an OpenAI-compatible server whose model compares the answers of both arms; none by default."""
+    """URL of an OpenAI-compatible server with a judge model, which compares the answers of both arms."""
     judge_model: str = "judge"
     """The judge's model name."""
     judge_key: str | None = None
     """API key for the judge."""
     judge_timeout: Seconds = 60.0
-    """Seconds that the judge may take for one comparison."""
+    """Time limit of one comparison, in seconds."""
     canaries: str | None = None
-    """File of planted secrets, a JSON object {"prefix", "secret"} a line, for the suite `privacy`."""
+    """File of planted secrets for the suite `privacy`: a JSON object {"prefix", "secret"} per line."""
     ifeval_prompts: Count = 48
-    """IFEval prompts to ask, spread over the kinds of instruction; 541 are all."""
+    """Number of IFEval prompts, spread over the kinds of instruction; at most 541."""
 
 
 @dataclass(frozen=True, slots=True)
 class CycleConfig:
-    """`[cycle]`: when `cycle --watch` starts a round."""
+    """`[cycle]`: start conditions of `cycle --watch`."""
 
     interval: Seconds = 30.0
-    """Seconds between looks at the store."""
+    """Seconds between polls of the store."""
     min_new: Count = 32
     """New training interactions since the last candidate that start a round."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrivacyConfig:
-    """`[privacy]`: what comes to disk at all."""
+    """`[privacy]`: redaction of stored data."""
 
     redact_stored: Literal["off", "rules", "presidio"] = "off"
-    """Take private data out of turns and feedback before they are stored, served or imported. Such turns lose their
-    token ids and are never trained as on-policy; hindsight is redacted in any case (`collect.redact`)."""
+    """Redact private data in turns and feedback before storage, from the gateway and from imports. Redacted turns lose
+    their token ids, so they are never on-policy. `collect.redact` redacts hindsight independently of this."""
 
 
 BUILT_IN: dict[str, type] = {
@@ -293,6 +299,26 @@ def resolve(
             source = ", ".join(dict.fromkeys((*before, source)))
         settings[section, field] = Setting(_check(sections[section], field, value, key, source), source)
     return Config(sections, settings)
+
+
+def check_section(name: str, settings: Any) -> None:
+    """Checks a section that code has built, for its `__post_init__`: `resolve` sees only values that were given.
+
+    Args:
+        name: Name of the section, for the message.
+        settings: Instance of its dataclass.
+
+    Raises:
+        ConfigError: The first value that its annotation excludes.
+    """
+    kind: type = type(settings)
+    for field in _fields(kind):
+        value = getattr(settings, field.name)
+        try:
+            _adapter(kind, field.name).validate_python(value, strict=True)
+        except ValidationError as error:
+            key = f"{name}.{field.name}"
+            raise ConfigError(f"{key} = {value!r} is invalid: {_reason(error)}.", param=key) from error
 
 
 def _renamed(given: list[tuple[str, Any, str]]) -> Iterable[tuple[str, Any, str]]:
@@ -374,13 +400,26 @@ def _parsed(text: str) -> Any:
 
 
 def _check(kind: type, field: str, value: Any, key: str, source: str) -> Any:
-    wanted = get_type_hints(kind, include_extras=True)[field]
+    # Sections that check themselves do so in `Config.get`: until then `config show` can print an invalid value.
+    whole = not hasattr(kind, "__post_init__")
     for candidate in (value, str(value)):  # a name may look like a number: AFTERWORD_SERVE_NAME=7
         try:
-            return TypeAdapter(wanted).validate_python(candidate, strict=isinstance(candidate, bool))
+            return _adapter(kind, field, whole).validate_python(candidate, strict=isinstance(candidate, bool))
         except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            reason = _reason(error)
     raise ConfigError(f"{key} = {value!r} (from {source}) is invalid: {reason}.", param=key)
+
+
+@cache
+def _adapter(kind: type, field: str, bounds: bool = True) -> TypeAdapter[Any]:
+    return TypeAdapter(get_type_hints(kind, include_extras=bounds)[field])
+
+
+def _reason(error: ValidationError) -> str:
+    """The first reason, with the entry of a table or list that it is about."""
+    first = error.errors(include_url=False)[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    return reason if not first["loc"] else f"{'.'.join(map(str, first['loc']))}: {reason}"
 
 
 def _nearest(key: str, settings: Mapping[tuple[str, str], Setting]) -> str:

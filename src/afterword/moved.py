@@ -210,6 +210,7 @@ RENAMED = {
     "clear_fresh": "clear_rollouts",
     "fresh_rows": "rollout_rows",
     "judge_of": "reward_function",
+    "lane": "review_queue",
     "lean": "patch_lora_layers",
     "leaner": "patch_modules",
     "private_places": "private_positions",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -26,6 +30,26 @@ def test_every_setting_stands_on_the_page(section: str) -> None:
         shown = "none" if default is None else f"`{json.dumps(default)}`"
         line = f"| `{field.name}` | {shown} |"
         assert line in table, f"docs/configuration.md lacks in [{section}]: {line} and what it means"
+
+
+def _docstrings(section: type) -> dict[str, str]:
+    """Field -> the docstring below it."""
+    (made,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+    assert isinstance(made, ast.ClassDef)
+    return {
+        ast.unparse(field.target): " ".join(str(ast.literal_eval(text.value)).split())
+        for field, text in itertools.pairwise(made.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "gate"])
+def test_the_page_says_of_a_setting_what_its_docstring_says(section: str) -> None:
+    page = (DOCS / "configuration.md").read_text("utf-8")
+    table = page.partition(f"## `[{section}]`")[2].partition("\n## ")[0]
+    said = {row.split(" | ")[0].strip("| `"): row.split(" | ", 2)[2].strip(" |") for row in table.splitlines()
+            if row.startswith("| `")}  # fmt: skip
+    assert said == _docstrings(SECTIONS[section])
 
 
 def test_the_http_page_names_routes_kinds_and_metrics() -> None:

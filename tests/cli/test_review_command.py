@@ -1,4 +1,4 @@
-"""The audit lane as a reviewer meets it."""
+"""The command `review`, from list to agreement."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from afterword.cli import entry, main
 from afterword.store import files
-from afterword.store.files import refused, write_whole
+from afterword.store.files import file_system_error, write_whole
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/a.db")
 
@@ -22,11 +22,11 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/a.db")
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (FULL, r"cannot write '/data/a.db': No space left.*free some space.*same command again"),
+        (FULL, r"cannot write '/data/a.db': No space left.*Free some space.*same command again"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), r"cannot write: No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), r"no permission for '/x'.*as user \d+\).*--dir"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), r"cannot write '/x': Read-only.*Mount it writable"),
-        (OSError(errno.EMFILE, "Too many open files"), r"refused Too many open files"),
+        (OSError(errno.EMFILE, "Too many open files"), r"access: Too many open files"),
         (RuntimeError("while that was handled"), r"No space left"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
@@ -44,7 +44,7 @@ def test_a_command_ends_with_a_sentence(
     assert main(["--dir", str(tmp_path), "config"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said and len(said.splitlines()) == 1
-    found = refused(error, (tmp_path,))
+    found = file_system_error(error, (tmp_path,))
     assert found is not None
     assert re.search(told, found.message) and found.message in said.replace("\n", " ")
 
@@ -88,7 +88,7 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_full_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_LEAST", 1 << 62)
-    found = refused(OSError(errno.ENOSPC, "No space left on device"), (tmp_path / "not" / "made",))
+    found = file_system_error(OSError(errno.ENOSPC, "No space left on device"), (tmp_path / "not" / "made",))
     assert found is not None and str(tmp_path / "not" / "made") in found.message
 
 

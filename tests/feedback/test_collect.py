@@ -137,7 +137,7 @@ def test_a_lost_child_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "PAGE", 20)
-    given, processes = workers._Child.give, []
+    given, processes = workers._WorkerProcess.give, []
 
     def killed_at_its_second(self: Any, page: Any) -> None:
         processes.append(self._process)
@@ -147,7 +147,7 @@ def test_a_lost_child_costs_nothing(
         given(self, page)
 
     alone = _decided(tmp_path / "one.db", 1)
-    monkeypatch.setattr(workers._Child, "give", killed_at_its_second)
+    monkeypatch.setattr(workers._WorkerProcess, "give", killed_at_its_second)
     assert _decided(tmp_path / "two.db", 2) == alone
     assert "is decided by this one" in caplog.text
     assert all(process.poll() is not None for process in processes), "none is left behind"
@@ -176,8 +176,8 @@ def test_a_system_that_starts_no_more_processes_costs_time_only(
 def test_a_child_ends_with_its_collector(tmp_path: Path) -> None:
     code = (
         "import sys; from afterword.feedback import CollectSettings\n"
-        "from afterword.feedback.collect.workers import _Child\n"
-        "child = _Child(CollectSettings()); print(child._process.pid, flush=True); sys.stdin.read()"
+        "from afterword.feedback.collect.workers import _WorkerProcess\n"
+        "child = _WorkerProcess(CollectSettings()); print(child._process.pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert parent.stdin is not None and parent.stdout is not None

@@ -251,7 +251,7 @@ def test_weights_can_be_set_by_task() -> None:
      {"task_weights": {"code": {"rating": math.nan}}}],
 )  # fmt: skip
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"`(holdout|weights|task_weights)"):
+    with pytest.raises(ConfigError, match=r"collect\.(holdout|weights|task_weights)"):
         CollectSettings(**settings)
 
 

@@ -1,4 +1,4 @@
-"""What a round may learn: users, scopes, contradictions, windows, slices, and the audit lane."""
+"""What a round may learn: users, scopes, contradictions, windows, slices, and the review queue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterword.errors import ConfigError
-from afterword.feedback.select.review_queue import ReviewSettings, agreement, blocked, lane
+from afterword.feedback.select.review_queue import ReviewSettings, agreement, blocked, review_queue
 from afterword.feedback.select.select import Selection, SelectSettings, _cap, select
 from afterword.records import Feedback, Interaction, Record, Release, Review, SignalRatio
 from afterword.store import Store
@@ -173,9 +173,9 @@ def test_the_models_own_measure_can_be_asked_for(tmp_path: Path) -> None:
 
 def test_the_lane_is_a_share_by_chance_and_the_least_sure() -> None:
     rows = [interaction(f"i{n}", confidence=0.4 if n % 100 == 0 else 0.9) for n in range(1000)]
-    found = lane(rows, ReviewSettings(share=0.1, strange=0.01))
+    found = review_queue(rows, ReviewSettings(share=0.1, strange=0.01))
     assert {row.id for row in rows if row.confidence < 0.5} <= {row.id for row in found}
-    assert 80 < len(found) < 135 and found == lane(rows, ReviewSettings(share=0.1, strange=0.01))
+    assert 80 < len(found) < 135 and found == review_queue(rows, ReviewSettings(share=0.1, strange=0.01))
 
 
 @pytest.mark.parametrize(
@@ -211,12 +211,12 @@ def test_agreement_with_the_automatic_decision() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"share": 2.0}, {"strange": -1.0}, {"deadline_hours": float("nan")}])
-def test_impossible_lanes_are_refused(bad: dict[str, Any]) -> None:
+def test_invalid_review_settings_are_rejected(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="review"):
         ReviewSettings(**bad)
 
 
 @pytest.mark.parametrize("bad", [{"min_users": 0}, {"staleness": 0.0}, {"max_user_share": 1.5}])
-def test_impossible_selections_are_refused(bad: dict[str, Any]) -> None:
+def test_invalid_selections_are_rejected(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="select"):
         SelectSettings(**bad)

@@ -346,7 +346,7 @@ def test_shares_as_people_write_them(text: str, share: float) -> None:
 def test_shares_that_are_none(text: str) -> None:
     from afterword.errors import ConfigError
 
-    with pytest.raises(ConfigError, match="no share"):
+    with pytest.raises(ConfigError, match="share of users"):
         parse_share(text)
 
 

@@ -227,7 +227,7 @@ def test_an_override_needs_a_name_and_a_reason() -> None:
 def test_thresholds_must_be_finite_and_each_one_decides(name: str) -> None:
     with pytest.raises(UsageError, match=rf"gate\.{name}"):
         replace(GateThresholds(), **dict[str, Any]({name: float("nan")}))
-    moved = bounds(replace(GateThresholds(), **dict[str, Any]({name: -12345.0})))
+    moved = bounds(replace(GateThresholds(), **dict[str, Any]({name: -12345})))
     assert sum(bound.limit == -12345.0 for bound in moved) == 1
 
 

@@ -45,7 +45,7 @@ COMMANDS = {
     "heatmap": ("stages", "show the hindsight advantage of each token of an answer"),
     "release": ("releases", "publish, promote or roll back; show what is served"),
     "recipes": ("recipes", "list the training recipes and their parts"),
-    "review": ("review", "approve or reject interactions of the audit lane"),
+    "review": ("review", "approve or reject queued interactions"),
     "status": ("admin", "show counts, what is served and what runs now"),
     "doctor": ("doctor", "check the installation and the data directory"),
     "config": ("admin", "show the resolved settings"),
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from afterword.cli.context import CommandContext
     from afterword.cli.extras import missing_package
     from afterword.cli.progress import following
-    from afterword.store.files import refused
+    from afterword.store.files import file_system_error
 
     context = CommandContext.of(args)
     warnings.formatwarning = _format_warning
@@ -178,11 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
         _drop_stdout()
         return 0
-    except Exception as error:  # the outermost boundary: what the operating system refuses is no fault of ours
-        told = refused(error, (context.dir, _cache(), Path.cwd()))
-        if told is None:
+    except Exception as error:  # the outermost boundary: errors of the operating system get a remedy
+        failure = file_system_error(error, (context.dir, _cache(), Path.cwd()))
+        if failure is None:
             raise
-        return _fail(context, told)
+        return _fail(context, failure)
 
 
 _format_others = warnings.formatwarning

@@ -1,4 +1,4 @@
-"""The audit lane on the command line: list, next, approve, reject."""
+"""The command `review`: list, next, approve, reject."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from afterword.chat.canonical import text_of
 from afterword.cli.context import CommandContext
 from afterword.cli.data import short, when
 from afterword.errors import NothingToDo, UsageError
-from afterword.feedback.select.review_queue import ReviewSettings, agreement, lane
+from afterword.feedback.select.review_queue import ReviewSettings, agreement, review_queue
 from afterword.feedback.select.select import auditable
 from afterword.records import Feedback, Interaction, Review, Turn, content_hash
 from afterword.store import Store
@@ -24,31 +24,31 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     review = commands.add_parser("review", parents=[common])
     verbs = review.add_subparsers(dest="verb", metavar="list|next|approve|reject")
     review.set_defaults(run=run_list, limit=20)
-    listing = verbs.add_parser("list", parents=[common], help="what waits for a person, oldest first")
+    listing = verbs.add_parser("list", parents=[common], help="list interactions that wait for a review, oldest first")
     listing.add_argument("--limit", type=int, default=20, metavar="N")
     listing.set_defaults(run=run_list)
-    verbs.add_parser("next", parents=[common], help="one of them, whole").set_defaults(run=run_next)
-    for verb, text in (("approve", "it may teach"), ("reject", "it teaches nothing and is measured nowhere")):
+    verbs.add_parser("next", parents=[common], help="show the oldest one with its exchange").set_defaults(run=run_next)
+    for verb, text in (("approve", "train on it"), ("reject", "exclude it from training and evaluation")):
         decide = verbs.add_parser(verb, parents=[common], help=text)
-        decide.add_argument("id", help="the interaction's id, or the beginning of it")
-        decide.add_argument("--why", default="", help="the reason" + (" (needed)" if verb == "reject" else ""))
+        decide.add_argument("id", help="id of the interaction, or its beginning")
+        decide.add_argument("--why", default="", help="the reason" + (" (required)" if verb == "reject" else ""))
         decide.add_argument("--by", help="your name (default: the user of this machine)")
         decide.set_defaults(run=run_decide, decision=verb)
 
 
-def _lane(context: CommandContext, store: Store) -> tuple[list[Interaction], dict[str, Any]]:
-    """What waits, and the agreement so far."""
+def _waiting(context: CommandContext, store: Store) -> tuple[list[Interaction], dict[str, Any]]:
+    """Interactions that wait for a review, and the agreement so far."""
     settings = context.config.get(ReviewSettings)
     rows = auditable(store)
     reviews = store.reviews()
-    waiting = [row for row in lane(rows, settings) if row.id not in reviews]
+    waiting = [row for row in review_queue(rows, settings) if row.id not in reviews]
     return waiting, agreement(rows, reviews, settings).to_dict()
 
 
 def run_list(context: CommandContext) -> int:
-    """What waits for a person."""
+    """List the interactions that wait for a review."""
     with context.open_store() as store:
-        waiting, agreed = _lane(context, store)
+        waiting, agreed = _waiting(context, store)
     shown = waiting[: context.args.limit]
     if context.json:
         context.emit({"waiting": [row.to_dict() for row in shown], "agreement": agreed})
@@ -66,9 +66,9 @@ def run_list(context: CommandContext) -> int:
 
 
 def run_next(context: CommandContext) -> int:
-    """One interaction with its exchange."""
+    """Show the oldest waiting interaction with its exchange."""
     with context.open_store() as store:
-        waiting, _ = _lane(context, store)
+        waiting, _ = _waiting(context, store)
         if not waiting:
             raise NothingToDo("nothing waits for a review. Its share is set by review.share and review.strange.")
         row = waiting[0]
@@ -96,10 +96,10 @@ def run_next(context: CommandContext) -> int:
 
 
 def run_decide(context: CommandContext) -> int:
-    """Write the review; the same decision twice is one row."""
+    """Write the review. The same decision twice is one row."""
     args = context.args
     if args.decision == "reject" and not args.why.strip():
-        raise UsageError("review reject needs --why: the reason is what the next person learns from.", param="why")
+        raise UsageError("review reject needs --why: the next reviewer reads the reason.", param="why")
     with context.open_store() as store:
         row = store.get(Interaction, args.id)
         before = store.reviews().get(row.id)

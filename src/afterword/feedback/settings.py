@@ -1,54 +1,48 @@
-"""What can be set about collection; the defaults are the vetted setting. Never decides anything itself."""
+"""Holds the settings of collection."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from string import Formatter
+from typing import Literal
 
-from afterword.chat.redact import MODES
+from afterword.config import CountOrZero, NonNegative, UnitInterval, check_section
 from afterword.errors import ConfigError
 from afterword.kinds import KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectSettings:
-    """How feedback becomes interactions."""
+    """`[collect]`: from feedback to interactions."""
 
-    holdout: float = 0.25
-    """Share of conversations whose interactions are held out; fixed by a hash of the conversation."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Kind -> weight, in place of the table's. 0 switches the kind off."""
-    task_weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    holdout: UnitInterval = 0.25
+    """Share of conversations that are held out, by a hash of the conversation."""
+    weights: dict[str, NonNegative] = field(default_factory=dict)
+    """Kind -> weight, in place of the default; 0 disables the kind."""
+    task_weights: dict[str, dict[str, NonNegative]] = field(default_factory=dict)
     """Task -> kind -> weight, in place of `weights` for turns of that task."""
-    wait_seconds: float = 3600.0
-    """How long a retried turn waits for a later accepted attempt before it is skipped."""
-    max_hindsight_chars: int = 8000
-    """Longer words of a user are skipped as `too_long`; output of programs is cut to half of this."""
-    min_answer_chars: int = 1
+    wait_seconds: NonNegative = 3600.0
+    """Seconds that a retried turn waits for an accepted later attempt before it is skipped."""
+    max_hindsight_chars: CountOrZero = 8000
+    """Longer messages of users are skipped as `too_long`; program output is cut to half of this."""
+    min_answer_chars: CountOrZero = 1
     """Shorter answers are skipped as `answer_too_short`."""
-    max_answer_chars: int = 32_000
+    max_answer_chars: CountOrZero = 32_000
     """Longer answers are skipped as `answer_too_long`."""
-    min_confidence: float = 0.3
-    """Readings that the detectors, or the client's `metadata.confidence`, are less sure of are skipped as
+    min_confidence: UnitInterval = 0.3
+    """Feedback with a lower confidence of the detectors, or a lower `metadata.confidence`, is skipped as
     `low_confidence`."""
-    redact: str = "rules"
-    """Private data in hindsight: "rules", "presidio" (needs the extra), or "off"."""
-    duplicates: float = 0.85
-    """From this similarity on, what one user said before is skipped (`duplicate`, `near_duplicate`); 0 keeps all."""
+    redact: Literal["off", "rules", "presidio"] = "rules"
+    """Redaction of hindsight: "rules", "presidio" (needs the extra `privacy`) or "off"."""
+    duplicates: UnitInterval = 0.85
+    """Similarity from which a user's repeated messages are skipped (`duplicate`, `near_duplicate`); 0 keeps all."""
     hindsight: dict[str, str] = field(default_factory=dict)
-    """Kind -> words for the teacher, in place of the table's: a format string with the same fields."""
+    """Kind -> template of its hindsight, in place of the default, with the same fields."""
     task_hindsight: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Task -> kind -> words, in place of `hindsight` for turns of that task."""
+    """Task -> kind -> template, in place of `hindsight` for turns of that task."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.holdout <= 1.0:
-            raise ConfigError(f"`holdout` is {self.holdout}; it is a share of conversations, between 0 and 1.")
-        if self.redact not in MODES:
-            raise ConfigError(f"`redact` is {self.redact!r}; use one of {', '.join(MODES)}.")
-        for name in ("min_confidence", "duplicates"):
-            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
-                raise ConfigError(f"`{name}` is {value}; it lies between 0 and 1.")
+        check_section("collect", self)
         for words in (self.hindsight, *self.task_hindsight.values()):
             for kind, text in words.items():
                 _check_words(kind, text)
@@ -56,11 +50,9 @@ class CollectSettings:
             ("weights", self.weights),
             *((f"task_weights.{t}", w) for t, w in self.task_weights.items()),
         ):
-            for kind, weight in table.items():
+            for kind in table:
                 if kind not in KINDS:
-                    raise ConfigError(f"`{where}` names the kind {kind!r}; kinds are {', '.join(KINDS)}.")
-                if not math.isfinite(weight) or weight < 0:
-                    raise ConfigError(f"`{where}.{kind}` is {weight}; a weight is 0 (off) or positive.")
+                    raise ConfigError(f"collect.{where} has the unknown kind {kind!r}; use one of {', '.join(KINDS)}.")
 
     def words(self, kind: str, task: str | None) -> str:
         """Rendering of a kind as hindsight for turns of a task: a format string."""
@@ -78,14 +70,15 @@ class CollectSettings:
 
 
 def _check_words(kind: str, text: str) -> None:
-    """A rendering may use only what its kind carries."""
+    """Check that a template uses only the fields of its kind."""
     if kind not in KINDS or not KINDS[kind].template:
         known = ", ".join(name for name, one in KINDS.items() if one.template)
-        raise ConfigError(f"`hindsight` names {kind!r}; kinds with words are {known}.")
+        raise ConfigError(f"collect.hindsight has the kind {kind!r}, which has no template; use one of {known}.")
     fields = {name: "" for _, name, _, _ in Formatter().parse(KINDS[kind].template) if name}
     try:
         text.format(**fields)
     except (KeyError, IndexError, ValueError) as error:
+        names = ", ".join(f"{{{name}}}" for name in fields)
         raise ConfigError(
-            f"`hindsight.{kind}` is {text!r:.80}: {error!r}. It may use {', '.join(f'{{{f}}}' for f in fields)}."
+            f"collect.hindsight.{kind} = {text!r:.80} is invalid: {error!r}. Use only {names}."
         ) from error

@@ -5,10 +5,11 @@ Only turns and feedback come in, with every field checked: all later stages read
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from afterword.errors import UsageError
 from afterword.formats.export_filter import ExportFilter
@@ -69,10 +70,9 @@ def read_record(row: Json) -> Record:
     if kind is None:
         raise bad("unknown_record", f"`record` is {shown(row.get('record'), 60)}; known: {', '.join(_TABLES)}")
     values = {name: value for name, value in row.items() if name != "record"}
-    for field, value in values.items():
-        fits, what = _FIELDS.get(field, (None, ""))
-        if fits is not None and not fits(value):
-            raise bad("bad_record", f"`{field}` of {name} is {shown(value, 60)}; it must be {what}")
+    if (invalid := _invalid_field(values, _FIELDS)) is not None:
+        field, words = invalid
+        raise bad("bad_record", f"`{field}` of {name} must be {words}, got {shown(values[field], 60)}")
     if kind is Turn:
         _check_messages(values)
     elif values.get("kind") not in FEEDBACK_KINDS:
@@ -92,51 +92,51 @@ def _check_messages(values: Json) -> None:
         checked(message)
 
 
-def _text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+def _one_of(kind: Any, words: str, *names: str) -> dict[str, tuple[TypeAdapter[Any], str]]:
+    return dict.fromkeys(names, (TypeAdapter(kind, config=ConfigDict(strict=True)), words))
 
 
-def _number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value is None
-    return abs(value) < 1e15 and math.isfinite(value)
-
-
-def _whole(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31)
-
-
-def _object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _list_of(one: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or (isinstance(value, list) and all(map(one, value)))
-
-
-_FIELDS: dict[str, tuple[Callable[[Any], bool] | None, str]] = {
-    **dict.fromkeys(("prompt_ids", "completion_ids"),
-                    (_list_of(lambda one: one is not None and _whole(one)), "a list of token ids")),
-    **dict.fromkeys(("adapter", "finish_reason", "user", "key", "conversation", "previous", "task", "team", "thread",
-                     "missing_ids", "unit", "canary", "text", "final_text", "output", "next_turn", "retracts"),
-                    (_text, "a text")),
-    **dict.fromkeys(("model", "source", "turn", "kind"), (lambda value: isinstance(value, str), "a text")),
-    **dict.fromkeys(("sampling", "usage", "metadata"), (_object, "an object")),
-    **dict.fromkeys(("created_at", "occurred_at"),
-                    (lambda value: _number(value) and TIMES[0] <= (value or 0) <= TIMES[1], "a time of the calendar")),
-    **dict.fromkeys(("seconds", "value"), (_number, "a number")),
-    "logprobs": (_list_of(_number), "a list of numbers"),
-    "tools": (_list_of(_object), "a list of objects"),
-    "exit_code": (_whole, "a whole number"),
-    "consent": (lambda value: isinstance(value, bool), "true or false"),
-    "schema": (lambda value: value is not True and value in range(1, SCHEMA_VERSION + 1), "a version that is known"),
+Number = Annotated[float, Field(gt=-1e15, lt=1e15, allow_inf_nan=False)]
+Moment = Annotated[float, Field(ge=TIMES[0], le=TIMES[1])]
+Integer = Annotated[int, Field(gt=-(2**31), lt=2**31)]
+_FIELDS = {
+    **_one_of(list[Integer] | None, "a list of token ids", "prompt_ids", "completion_ids"),
+    **_one_of(str | None, "a string", "adapter", "finish_reason", "user", "key", "conversation", "previous", "task",
+              "team", "thread", "missing_ids", "unit", "canary", "text", "final_text", "output", "next_turn",
+              "retracts"),
+    **_one_of(str, "a string", "model", "source", "turn", "kind"),
+    **_one_of(dict[str, Any], "an object", "sampling", "usage", "metadata"),
+    **_one_of(Moment | None, "Unix seconds in the years 1 to 9999", "created_at", "occurred_at"),
+    **_one_of(Number | None, "a number", "seconds", "value"),
+    **_one_of(list[Number | None] | None, "a list of numbers", "logprobs"),
+    **_one_of(list[dict[str, Any]] | None, "a list of objects", "tools"),
+    **_one_of(Integer | None, "an integer", "exit_code"),
+    **_one_of(bool, "true or false", "consent"),
+    **_one_of(Annotated[int, Field(ge=1, le=SCHEMA_VERSION)], "a known version", "schema"),
 }  # fmt: skip
-"""Field -> what it may hold, and that in words. An id is checked where it is stored."""
+"""Field of a record -> valid values, and the same in words. `store.codec` checks ids."""
+_EVENT_FIELDS = {
+    **_one_of(str | None, "a string", "id", "turn", "kind", "text", "final_text", "output", "user", "source"),
+    **_one_of(Annotated[float, Field(allow_inf_nan=False)] | None, "a finite number", "value"),
+    **_one_of(int | None, "an integer", "exit_code"),
+    **_one_of(dict[str, Any] | None, "an object", "metadata"),
+    **_one_of(Moment | str | None, "Unix seconds or an ISO 8601 time in the years 1 to 9999", "occurred_at"),
+}
+"""The same for an event."""
+
+
+def _invalid_field(row: Json, fields: dict[str, tuple[TypeAdapter[Any], str]]) -> tuple[str, str] | None:
+    """(name, valid values) of the first invalid field."""
+    for name in filter(fields.__contains__, row):
+        adapter, words = fields[name]
+        try:
+            adapter.validate_python(row[name])
+        except ValidationError:
+            return name, words
+    return None
+
 
 # ---- events
-
-_STRINGS = ("id", "turn", "kind", "text", "final_text", "output", "user", "source")
-_KNOWN = (*_STRINGS, "value", "exit_code", "occurred_at", "metadata")
 
 
 def read_event(event: Json) -> Feedback:
@@ -146,43 +146,36 @@ def read_event(event: Json) -> Feedback:
     Raises:
         UsageError: With `param` for the invalid field.
     """
-    for name in _STRINGS:
-        value = event.get(name)
-        if value is not None and not isinstance(value, str):
-            raise _invalid(name, f"`{name}` must be a string, got {shown(value, 80)}.")
+    if (invalid := _invalid_field(event, _EVENT_FIELDS)) is not None:
+        name, words = invalid
+        raise _invalid(name, f"`{name}` must be {words}, got {shown(event[name], 80)}.")
     turn, kind, source = event.get("turn"), event.get("kind"), event.get("source", "api")
     if not turn:
-        raise _invalid("turn", "`turn` is missing: the id of the answer that the event is about.")
+        raise _invalid("turn", "`turn` is missing: give the id of an answer.")
     if kind not in KINDS:
         hint = "Retract with DELETE /v1/feedback/{id}." if kind == "retraction" else f"Known: {', '.join(KINDS)}."
-        raise _invalid("kind", f"`kind` is {shown(kind, 80)}, which cannot be sent. {hint}")
+        raise _invalid("kind", f"`kind` has the invalid value {shown(kind, 80)}. {hint}")
     if source not in SOURCES:
-        raise _invalid("source", f"`source` is {shown(source, 80)}; it must be one of {', '.join(SOURCES)}.")
-    value = _finite(event.get("value"), "value")
+        raise _invalid("source", f"`source` must be one of {', '.join(SOURCES)}, got {shown(source, 80)}.")
+    value = event.get("value")
     if kind == "rating" and value is not None and not -1 <= value <= 1:
         raise _invalid("value", f"`value` of a rating must lie in -1 .. 1, got {value:g}.")
-    exit_code = event.get("exit_code")
-    if exit_code is not None and (not isinstance(exit_code, int) or isinstance(exit_code, bool)):
-        raise _invalid("exit_code", f"`exit_code` must be an integer, got {shown(exit_code, 80)}.")
     need = KINDS[kind].carries
     if need and event.get(need) in (None, ""):
         raise _invalid(need, f"an event of kind `{kind}` needs `{need}`.")
-    metadata = event.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise _invalid("metadata", f"`metadata` must be an object, got {shown(metadata, 80)}.")
     return Feedback(
         id=event.get("id") or "fb-" + content_hash("feedback", {k: v for k, v in event.items() if k != "id"}),
         turn=turn,
         kind=kind,
         text=event.get("text"),
         final_text=event.get("final_text"),
-        value=value,
-        exit_code=exit_code,
+        value=None if value is None else float(value),
+        exit_code=event.get("exit_code"),
         output=event.get("output"),
         user=event.get("user"),
-        occurred_at=_moment(event.get("occurred_at"), "occurred_at"),
+        occurred_at=_moment(event.get("occurred_at")),
         source=source,
-        metadata={**{k: v for k, v in event.items() if k not in _KNOWN}, **metadata},
+        metadata={**{k: v for k, v in event.items() if k not in _EVENT_FIELDS}, **(event.get("metadata") or {})},
     )
 
 
@@ -190,33 +183,19 @@ def _invalid(name: str, message: str) -> UsageError:
     return bad("bad_event", message, param=name)
 
 
-def _finite(value: Any, name: str) -> float | None:
-    """A finite number or None."""
-    if value is None:
-        return None
-    try:
-        fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:
-        fits = False
-    if not fits:
-        raise _invalid(name, f"`{name}` must be a finite number, got {shown(value, 80)}.")
-    return float(value)
-
-
-def _moment(value: Any, name: str) -> float | None:
+def _moment(value: float | str | None) -> float | None:
     """Unix seconds from a number or an ISO 8601 string (UTC when it names no zone)."""
-    moment = _finite(value, name) if not isinstance(value, str) else _of_calendar(value, name)
-    if moment is not None and not TIMES[0] <= moment < TIMES[1]:
-        raise _invalid(name, f"`{name}` is {moment!r}; it must be a second of the years 1 to 9999.")
-    return moment
-
-
-def _of_calendar(value: str, name: str) -> float:
+    if not isinstance(value, str):
+        return None if value is None else float(value)
     try:
         when = datetime.fromisoformat(value)
-        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        moment = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        if TIMES[0] <= moment < TIMES[1]:
+            return moment
     except (ValueError, OverflowError):
-        raise _invalid(name, f"`{name}` must be Unix seconds or an ISO 8601 time, got {value!r:.80}.") from None
+        pass
+    _, words = _EVENT_FIELDS["occurred_at"]
+    raise _invalid("occurred_at", f"`occurred_at` must be {words}, got {value!r:.80}.")
 
 
 # ---- writing

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Any
 
+from afterword.config import Finite, check_section
 from afterword.errors import UsageError
 from afterword.metrics import SUITES, Margin, MetricSpec, current, difference, interval, margins, requirement
 from afterword.records import Report, Verdict, content_hash, new_id
@@ -18,25 +19,25 @@ from afterword.records import Report, Verdict, content_hash, new_id
 REQUIRED = tuple(suite.name for suite in SUITES.values() if suite.required)
 
 
-class _Finite:
+class _Checked:
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name != "required" and not math.isfinite(value):
-                raise UsageError(f"gate.{name} is {value!r}: thresholds are finite numbers", param=f"gate.{name}")
+        check_section("gate", self)
 
 
 _FIELDS: list[Any] = [
     ("required", tuple[str, ...], field(default=REQUIRED)),
-    *((m.setting, type(m.limit), field(default=m.limit)) for _, _, m in margins()),
+    *((m.setting, int if isinstance(m.limit, int) else Finite, field(default=m.limit)) for _, _, m in margins()),
 ]
-_Fields: Any = make_dataclass("_Fields", _FIELDS, bases=(_Finite,), frozen=True, kw_only=True)
+_Fields: Any = make_dataclass("_Fields", _FIELDS, bases=(_Checked,), frozen=True, kw_only=True)
 
 
 class GateThresholds(_Fields):  # type: ignore[misc]
     """`[gate]`: the suites that are `required`, and one limit for each margin of `afterword.metrics`.
 
-    Shares are 0 .. 1; docs/gate.md lists every key with its default and the reason for it. Raises UsageError for a
-    limit that is not finite.
+    Shares are 0 .. 1; docs/gate.md lists every key with its default and the reason for it.
+
+    Raises:
+        ConfigError: A limit is not finite.
     """
 
 

@@ -24,8 +24,8 @@ _LEAST = 1 << 20
 """Bytes below which a file system counts as full."""
 
 
-class SystemRefused(AfterwordError):
-    """The operating system does not let a file be written or read."""
+class FileSystemError(AfterwordError):
+    """The operating system or SQLite rejected a read or a write."""
 
     kind = "system_error"
 
@@ -77,18 +77,22 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def refused(error: BaseException, places: Iterable[Path] = ()) -> SystemRefused | None:
-    """The sentence for an error of the operating system, with its remedy; None when it is none.
+def file_system_error(error: BaseException, places: Iterable[Path] = ()) -> FileSystemError | None:
+    """Convert an error of the operating system or of SQLite to one with a remedy.
 
-    `places` are folders that the command writes to: the full one among them is named when the error names no file.
-    Libraries that write through native code raise errors of their own; they are known by what they say.
+    Args:
+        error: Any error. Libraries with native code raise errors of their own, recognised by their messages.
+        places: Folders that the command writes to. The full one is named where the error names no file.
+
+    Returns:
+        None for an error of any other kind.
     """
     number, name, why = _read(error)
     if number is None:
         if isinstance(error, sqlite3.Error):
-            return SystemRefused(
-                f"the database refused this command: {error}. What was whole before is whole still; make the data "
-                "directory writable for this user or free some space, and run the same command again.",
+            return FileSystemError(
+                f"the database rejected a read or write: {error}. Stored rows are intact. Make the data directory "
+                "writable for this user or free some space, and run the same command again.",
                 code="database",
             )
         return None
@@ -97,24 +101,24 @@ def refused(error: BaseException, places: Iterable[Path] = ()) -> SystemRefused 
         full = ", ".join(repr(str(place)) for place in _full(places)) if not name else ""
         where = f" ({full} has no space left)" if full else ""
         begun = f"cannot write {what}" if name else f"cannot write: {why}"
-        return SystemRefused(
-            f"{begun}{where}. What was whole before is whole still; free some space (or raise the quota or limit) and "
+        return FileSystemError(
+            f"{begun}{where}. Files written before are intact. Free some space (or raise the quota or limit) and "
             "run the same command again.",
             code="disk_full",
         )
     if number in _DENIED:
-        return SystemRefused(
+        return FileSystemError(
             f"no permission for {what} (this process runs as user {os.geteuid()}). Run the command as the owner of "
             "the data directory, change the owner of the file, or name another place with --dir.",
             code="no_permission",
         )
     if number == errno.EROFS:
-        return SystemRefused(
+        return FileSystemError(
             f"cannot write {what}. Mount it writable, or name another place with --dir; AFTERWORD_CACHE names one for "
             "the cache.",
             code="read_only",
         )
-    return SystemRefused(f"the operating system refused {what}.", code="system")
+    return FileSystemError(f"the operating system rejected an access: {what}.", code="system")
 
 
 def _read(error: BaseException) -> tuple[int | None, str | None, str]:

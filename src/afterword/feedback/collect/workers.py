@@ -60,7 +60,7 @@ def decided(
     if first is None:
         return
     workers = _started(settings, children)
-    busy: deque[_Child] = deque()
+    busy: deque[_WorkerProcess] = deque()
     try:
         for number, page in enumerate(chain((first,), pages)):
             if not workers:
@@ -78,19 +78,19 @@ def decided(
             worker.close()
 
 
-def _started(settings: CollectSettings, children: int) -> list[_Child]:
-    """As many as the system allows."""
-    found: list[_Child] = []
+def _started(settings: CollectSettings, children: int) -> list[_WorkerProcess]:
+    """Up to `children` processes, as many as the system allows."""
+    found: list[_WorkerProcess] = []
     try:
         while len(found) < children:
-            found.append(_Child(settings))
+            found.append(_WorkerProcess(settings))
     except OSError as error:
         log.warning("%d of %d collecting processes could be started (%s): it takes longer", len(found), children, error)
     return found
 
 
-class _Child:
-    """One process, with at most one page: so neither side ever waits to write to one that waits to write."""
+class _WorkerProcess:
+    """One child process with at most one page, so that neither side blocks on a write to a blocked writer."""
 
     def __init__(self, settings: CollectSettings) -> None:
         self._settings = settings
@@ -107,12 +107,12 @@ class _Child:
         self._send(settings)
 
     def give(self, page: list[FeedbackCase]) -> None:
-        """Let it decide these."""
+        """Send a page of cases."""
         self._page = page
         self._send([_sent(case) for case in page])
 
     def take(self) -> list[CaseDecision]:
-        """What became of them."""
+        """Receive the decisions of the page."""
         try:
             answers: list[Answered] = pickle.load(self._from)
         except (EOFError, pickle.UnpicklingError) as error:
@@ -121,7 +121,7 @@ class _Child:
         return [_decision(case, answer) for case, answer in zip(self._page, answers, strict=True)]
 
     def close(self) -> None:
-        """End it, also in the middle of a page: it holds nothing that is not here too."""
+        """End it, even within a page: the parent has all of its data."""
         self._process.kill()
         for pipe in (self._to, self._from):
             with contextlib.suppress(OSError):
@@ -176,7 +176,7 @@ def _decision(case: FeedbackCase, answer: Answered) -> CaseDecision:
 
 
 def serve(given: BinaryIO, answers: BinaryIO) -> None:
-    """A child's life: settings, then page after page, until there are no more."""
+    """Main loop of a child: reads the settings, then pages until the end of the pipe."""
     settings: CollectSettings = pickle.load(given)
     while True:
         try:
@@ -189,7 +189,7 @@ def serve(given: BinaryIO, answers: BinaryIO) -> None:
 
 
 def main() -> None:
-    """The whole of a child process."""
+    """Entry point of a child process."""
     with contextlib.suppress(BrokenPipeError):  # the collector ended first
         serve(sys.stdin.buffer, sys.stdout.buffer)
     os._exit(0)  # what is left in the pipe's buffer nobody reads

@@ -1,7 +1,7 @@
-"""The audit lane: which interactions wait for a person, and how often people agree with what was decided by itself.
+"""Selects the interactions that people review, and measures how often reviewers agree with the automatic decision.
 
-Owns who is in the lane: a share of all (by a hash, so that nobody can choose) and a share of the strangest (those
-read with the least confidence). Pure functions over rows; never writes. What is decided is a Review row.
+The queue holds a random share of all interactions (by a hash, so that nobody can choose) and the share with the least
+detector confidence. Pure functions over rows; never writes. A decision is a Review row.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from afterword.errors import ConfigError
+from afterword.config import NonNegative, UnitInterval, check_section
 from afterword.records import Interaction, Review, content_hash
 
 
@@ -18,39 +18,35 @@ from afterword.records import Interaction, Review, content_hash
 class ReviewSettings:
     """`[review]`: the review queue."""
 
-    share: float = 0.05
-    """Share of interactions that are drawn by chance."""
-    strange: float = 0.05
-    """Share of interactions that are taken because the detectors were least sure of them."""
-    deadline_hours: float = 72.0
-    """After this an interaction that nobody looked at is decided by `unseen`."""
+    share: UnitInterval = 0.05
+    """Share of interactions that are queued at random."""
+    strange: UnitInterval = 0.05
+    """Share of interactions that are queued for the lowest detector confidence."""
+    deadline_hours: NonNegative = 72.0
+    """Hours until `unseen` applies to an interaction without a review."""
     meanwhile: Literal["use", "wait"] = "use"
-    """Until the deadline: train on it, or let it wait."""
+    """Before the deadline: train on it ("use"), or hold it back ("wait")."""
     unseen: Literal["use", "drop"] = "use"
-    """After the deadline without a review: train on it, or never."""
+    """After the deadline without a review: train on it ("use"), or never ("drop")."""
 
     def __post_init__(self) -> None:
-        for name in ("share", "strange"):
-            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
-                raise ConfigError(f"review.{name} is {value}; it is a share, between 0 and 1.")
-        if not self.deadline_hours >= 0:
-            raise ConfigError(f"review.deadline_hours is {self.deadline_hours}; it is a number of hours.")
+        check_section("review", self)
 
 
 def drawn(interaction: Interaction, settings: ReviewSettings) -> bool:
-    """Is it in the lane by chance?"""
+    """True for an interaction of the random share."""
     return int(content_hash("review", interaction.id)[:8], 16) < settings.share * 2**32
 
 
 def strangest(interactions: Iterable[Interaction], settings: ReviewSettings) -> set[str]:
-    """Ids of those with the least confidence; ties are broken by a hash."""
+    """Ids of the interactions with the least confidence; a hash breaks ties."""
     rows = [i for i in interactions if i.hindsight]
     ordered = sorted(rows, key=lambda i: (i.confidence, content_hash("strange", i.id)))
     return {i.id for i in ordered[: int(len(rows) * settings.strange)]}
 
 
-def lane(interactions: Iterable[Interaction], settings: ReviewSettings) -> list[Interaction]:
-    """Everything that a person should see, reviewed or not, oldest first. Held-out ones too: they decide releases."""
+def review_queue(interactions: Iterable[Interaction], settings: ReviewSettings) -> list[Interaction]:
+    """Interactions for review, oldest first, with the reviewed and the held-out ones (those decide releases)."""
     rows = list(interactions)
     odd = strangest(rows, settings)
     return [i for i in rows if i.id in odd or drawn(i, settings)]
@@ -59,10 +55,19 @@ def lane(interactions: Iterable[Interaction], settings: ReviewSettings) -> list[
 def blocked(
     interactions: Iterable[Interaction], reviews: Mapping[str, Review], settings: ReviewSettings, now: float
 ) -> dict[str, str]:
-    """Interactions that may not be trained on now: id -> `in_review` or `unreviewed`. A clock that jumped back counts
-    as no time passed."""
+    """Interactions that are excluded from training now.
+
+    Args:
+        interactions: All that can be reviewed (`select.auditable`).
+        reviews: Interaction id -> its review.
+        settings: Shares and deadline.
+        now: Unix seconds. A clock that was set back counts as no time passed.
+
+    Returns:
+        Interaction id -> `in_review` or `unreviewed`.
+    """
     found: dict[str, str] = {}
-    for row in lane(interactions, settings):
+    for row in review_queue(interactions, settings):
         if row.id in reviews:
             continue
         late = max(now - row.created_at, 0.0) >= settings.deadline_hours * 3600
@@ -75,14 +80,14 @@ def blocked(
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What reviewers say about interactions that were kept: `approved` agree with the automatic decision."""
+    """Counts of reviews; an approval agrees with the automatic decision."""
 
     waiting: int
     approved: int
     rejected: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-compatible, with the share that agrees (None before the first review)."""
+        """JSON-compatible, with the share of approvals (None before the first review)."""
         reviewed = self.approved + self.rejected
         return {
             "waiting": self.waiting,
@@ -95,7 +100,7 @@ class Agreement:
 def agreement(
     interactions: Iterable[Interaction], reviews: Mapping[str, Review], settings: ReviewSettings
 ) -> Agreement:
-    """How often people agree with the automatic decision, over everything that was reviewed."""
+    """Agreement of reviewers with the automatic decision, over all reviews."""
     decisions = [review.decision for review in reviews.values()]
-    waiting = sum(row.id not in reviews for row in lane(interactions, settings))
+    waiting = sum(row.id not in reviews for row in review_queue(interactions, settings))
     return Agreement(waiting, decisions.count("approve"), decisions.count("reject"))

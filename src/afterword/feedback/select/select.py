@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from afterword.errors import ConfigError
+from afterword.config import Count, PositiveShare, check_section
 from afterword.feedback.select.review_queue import ReviewSettings, blocked
 from afterword.feedback.text.followup_classifier import RELEVANCE
 from afterword.feedback.text.guards import directions
@@ -24,34 +24,28 @@ from afterword.store.consent import ConsentFilter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectSettings:
-    """`[select]`: what a shared adapter may learn from."""
+    """`[select]`: selection of training interactions."""
 
-    min_users: int = 2
-    """Distinct users that a slice needs before anything of it is shared. With one user in the whole store there is
-    nobody to protect, and this does not apply."""
-    max_user_share: float = 0.25
-    """Most influence of one user in a slice, as a share of its weight; with few users 1.5 times the equal share."""
+    min_users: Count = 2
+    """Distinct users required in a slice of a shared adapter. Does not apply to a store with a single user."""
+    max_user_share: PositiveShare = 0.25
+    """Largest share of one user in the weight of a slice; with few users 1.5 times the equal share."""
     majority: float = 3.0
-    """Where users contradict each other, one side needs so many times the users of the other to be followed."""
-    staleness: float = 0.5
-    """Weight of an interaction whose turn was answered one release ago, two: its square, and so on."""
+    """Ratio of users required to follow one side of a contradiction; below it neither side is used."""
+    staleness: PositiveShare = 0.5
+    """Weight factor per release since the turn was answered."""
     max_releases: int = 4
-    """Turns answered by an adapter that was replaced more often than this are too old."""
+    """Turns more releases old than this are excluded."""
     min_effective: float = 16.0
-    """`cycle --watch` starts a round for slices whose effective number of interactions, (sum w)^2 / sum w^2, is so
-    large."""
+    """Effective number of interactions, (sum w)^2 / sum w^2, of a slice that is ready for `cycle --watch`."""
     min_relevance: float = 0.5
-    """... and whose interactions are about the answer: mean relevance times confidence."""
+    """Mean relevance times confidence of a slice that is ready for `cycle --watch`."""
     min_signal: float = 0.0
-    """Least ratio of the model's own signal under the user's words to that under other words (`afterword measure`);
-    0 asks for none."""
+    """Minimum signal ratio of an interaction: the model's signal under the user's words to that under other words
+    (`afterword measure`); 0 sets none."""
 
     def __post_init__(self) -> None:
-        if self.min_users < 1:
-            raise ConfigError(f"select.min_users is {self.min_users}; at least 1.")
-        for name in ("max_user_share", "staleness"):
-            if not 0.0 < (value := getattr(self, name)) <= 1.0:
-                raise ConfigError(f"select.{name} is {value}; it is a share above 0, at most 1.")
+        check_section("select", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +138,7 @@ def select(
 
 
 def auditable(store: Store) -> list[Interaction]:
-    """What the audit lane is drawn from, for those who look and for what waits for them: all that nobody took back."""
+    """Interactions that the review queue draws from: all without retracted feedback."""
     gone = store.retracted()
     return [row for row in store.rows(Interaction) if not gone.intersection(row.feedback)]
 

@@ -29,29 +29,29 @@ from afterword.store.schema import CLEARED, PRUNED, TOMBSTONE, connect
 _ALIVE = f"NOT {TOMBSTONE.format('t')}"
 _PATIENCE_MS = 60_000
 NOTED = ("reviews", "relevances", "revisions")
-"""Tables of what is said about interactions."""
+"""Tables whose rows refer to interactions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What the database holds of a user."""
+class UserRows:
+    """Rows of one user in the database."""
 
     rows: dict[str, tuple[str, ...]]
-    """Table -> ids of the rows that are the user's or were made of them."""
+    """Table -> ids of rows of the user, and of rows derived from them."""
     pruned: dict[str, tuple[str, ...]]
-    """Table -> ids of rows of nobody in particular that quote or name them."""
+    """Table -> ids of rows without a user that quote or name those rows."""
 
     def __bool__(self) -> bool:
         return any(self.rows.values())
 
 
 def user_hash(user: str, salt: str) -> str:
-    """32 hex digits that say who was forgotten to those who know the name already, and to nobody else."""
+    """Keyed hash of a user's name, 32 hex digits: it confirms a known name and reveals none."""
     return hashlib.blake2b(user.encode("utf-8", "surrogatepass"), key=salt.encode(), digest_size=16).hexdigest()
 
 
 class Eraser:
-    """A connection of its own, which overwrites what it deletes. Use as a context."""
+    """A separate connection that overwrites deleted content. Use as a context."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -78,14 +78,14 @@ class Eraser:
 
     # ---- what is held
 
-    def find(self, user: str) -> Held:
-        """Everything of `user` by one consistent look; nothing is changed."""
+    def find(self, user: str) -> UserRows:
+        """Find all rows of `user` in one consistent snapshot. Changes nothing."""
         with self._failing("read"):
             self._gather(user)
             rows = {table: self._ids(table) for table in CLEARED}
             gone = set(rows["interactions"]) | set(rows["turns"])
             pruned = {table: tuple(self._quoting(table, gone, user.__eq__)) for table in PRUNED}
-        return Held(rows, pruned)
+        return UserRows(rows, pruned)
 
     def _ids(self, table: str) -> tuple[str, ...]:
         return tuple(row[0] for row in self._db.execute(f"SELECT id FROM gone WHERE kind = '{table}' ORDER BY rowid"))
@@ -179,7 +179,7 @@ class Eraser:
             }  # fmt: skip
             return [(table, name) for table in PRUNED for name in self._quoting(table, gone, theirs, before)]
 
-    def bodies(self, held: Held) -> Iterator[tuple[str, Json]]:
+    def bodies(self, held: UserRows) -> Iterator[tuple[str, Json]]:
         """(table, record as JSON) of every row that is held."""
         for table, ids in held.rows.items():
             for start in range(0, len(ids), 500):
@@ -190,7 +190,7 @@ class Eraser:
 
     # ---- changing
 
-    def redact(self, user: str, erasure: str) -> Held:
+    def redact(self, user: str, erasure: str) -> UserRows:
         """Turn everything of `user` into tombstones and write the row of the erasure, in one transaction.
 
         What came in since `find` is found again. Doing it twice under one id changes nothing the second time.
@@ -216,7 +216,7 @@ class Eraser:
             self._db.execute("COMMIT")
         return held
 
-    def _prune(self, held: Held, user: str) -> None:
+    def _prune(self, held: UserRows, user: str) -> None:
         gone = set(held.rows["interactions"]) | set(held.rows["turns"])
         for table, ids in held.pruned.items():
             for identifier in ids:
