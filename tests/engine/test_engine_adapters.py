@@ -52,7 +52,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "prompt tuning": (option("peft_type", "PROMPT_TUNING"), "PROMPT_TUNING"),
     "dora": (option("use_dora", True), "use_dora=True"),
     "whole modules": (option("modules_to_save", ["lm_head"]), "modules_to_save"),
-    "rank pattern": (option("rank_pattern", {"q_proj": 8}), "rank_pattern"),
+    "rank pattern": (option("rank_pattern", {"q_proj": 8}), "says rank 8"),
     "bias": (option("bias", "all"), "bias='all'"),
     "no rank": (option("r", 0), "r=0"),
     "other base": (manifest, "was made for a base model"),

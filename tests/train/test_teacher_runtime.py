@@ -195,9 +195,9 @@ def test_a_released_version_teaches_and_another_bases_is_refused(model: str, tmp
     assert losses(tmp_path / "released") == losses(tmp_path / "start")
     note = json.loads((parent / "afterword.json").read_text())
     (parent / "afterword.json").write_text(json.dumps(note | {"base_hash": "0" * 32}))
-    with pytest.raises(AdapterError, match="made for another base"):
+    with pytest.raises(AdapterError, match="made for a base model with weights"):
         run(model, tmp_path / "foreign", sdpo_interactions(**QUICK, teacher=released))
-    with pytest.raises(AdapterError, match="made for another base"):
+    with pytest.raises(AdapterError, match="made for a base model with weights"):
         run(model, tmp_path / "foreign", sdpo_interactions(**QUICK), parent=parent)
 
 

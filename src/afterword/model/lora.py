@@ -7,15 +7,20 @@ An average of LoRA updates is not the update of averaged factors: over n steps f
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+
+from afterword.model.lora_folder import PREFIX, missing_layer, read_lora_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +200,43 @@ class _LoraProduct(torch.autograd.Function):
         flat, gradient = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1])
         d_x, (d_a, d_b) = lora_linear_backward([gradient], flat, inner, [ctx.layer], ctx.needs_input_grad[0])
         return None if d_x is None else d_x.view(x.shape), d_a, d_b, None
+
+
+def load_adapter(model: Any, folder: Path, name: str, *, trainable: bool = False) -> Any:
+    """Put an adapter folder over a model, as `lora_folder` reads it.
+
+    Args:
+        model: A transformers model, or PEFT's model over one.
+        folder: The adapter folder.
+        name: The adapter's name in PEFT's model.
+        trainable: Its factors get gradients.
+
+    Returns:
+        PEFT's model.
+
+    Raises:
+        AdapterError: The folder is no plain LoRA, or it changes a layer that the model does not have.
+        OSError, ValueError, RuntimeError, KeyError: as PEFT raises them for a folder that does not fit.
+    """
+    read = read_lora_folder(folder)
+    with warnings.catch_warnings():
+        # peft 0.21 reads a property that transformers 5.23 has renamed
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # merging an adapter on a tied head would change the embeddings: we never do
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
+        if read.renamed:  # PEFT finds none of its names; the factors are set below
+            warnings.filterwarnings("ignore", message=".*missing adapter keys.*", category=UserWarning)
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
+    if read.renamed:
+        set_peft_model_state_dict(model, read.peft_state(), adapter_name=name)
+    modules = {path.removeprefix(PREFIX): module for path, module in model.named_modules()}
+    for path in read.layers:
+        if name not in getattr(modules.get(path), "lora_A", ()):
+            raise missing_layer(path, [p for p, m in modules.items() if isinstance(m, LoraLayer | nn.Linear)], folder)
+    return model
 
 
 def patch_lora_layers(model: nn.Module) -> dict[str, Any]:

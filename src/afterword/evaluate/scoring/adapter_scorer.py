@@ -5,14 +5,12 @@ Switches the active adapter; the losses are `learn`'s. Never trains.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from afterword.errors import AdapterError
@@ -21,7 +19,7 @@ from afterword.learn.loss.loss_stage import TILE, token_losses
 from afterword.learn.parts.divergences import ForwardKL
 from afterword.model.head import Head, head_of, with_adapter
 from afterword.model.loading import load_model
-from afterword.model.lora import patch_lora_layers
+from afterword.model.lora import load_adapter, patch_lora_layers
 from afterword.model.packing import Ids, by_budget, hidden_states, packed
 
 BUDGET = 4096
@@ -46,24 +44,16 @@ class AdapterScorer:
     def add(self, name: str, folder: Path) -> None:
         """Put an adapter folder beside the base. AdapterError when it does not fit."""
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-                warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
-                self._put(name, folder)
+            self._model = load_adapter(self._model, folder, name)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise AdapterError(
                 f"the adapter {str(folder)!r} does not fit this base model: {str(error)[:300]}; measure it with the "
                 "model that it was trained on"
             ) from error
+        if not self._adapted:
+            self._adapted = True
+            patch_lora_layers(self._model)
         self._model.eval()
-
-    def _put(self, name: str, folder: Path) -> None:
-        if self._adapted:
-            self._model.load_adapter(str(folder), adapter_name=name)
-            return
-        self._model = PeftModel.from_pretrained(self._model, str(folder), adapter_name=name)
-        self._adapted = True
-        patch_lora_layers(self._model)
 
     def head_of(self, name: str | None) -> Head:
         """The output head with this adapter, or None for the base's."""

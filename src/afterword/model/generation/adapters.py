@@ -1,25 +1,18 @@
-"""PEFT LoRA folders, read, checked and laid into the linear layers while the engine serves. Owns the
-columns of the adapters; never trains, merges or writes one."""
+"""Lays LoRA adapters into the linear layers while the engine serves. Owns the columns of the adapters; `lora_folder`
+reads their files. Never trains, merges or writes one."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch.nn.functional as F
 
 from afterword.errors import AdapterError
 from afterword.model.generation.fused_linear import AdapterMask, FusedLinear, FusedSlice
-
-_REFUSED = (
-    "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "trainable_token_indices",
-    "layer_replication", "exclude_modules", "alora_invocation_tokens", "target_parameters", "use_qalora",
-)  # fmt: skip
-"""Options of PEFT's LoraConfig that change the arithmetic and that the engine does not do."""
+from afterword.model.lora_folder import LoraWeights, check_base_hash, missing_layer, read_lora_folder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,90 +29,38 @@ class Adapter:
 def read_adapter(name: str, folder: Path, lines: dict[str, FusedSlice], base: str, created: int) -> Adapter:
     """Read a PEFT folder for a model with these linear layers. Raises AdapterError that names the fault.
 
-    `base` is the hash of the served weights: a folder whose `afterword.json` names another is refused.
+    `base` is the hash of the served weights: a folder whose `afterword.json` names another is rejected.
     """
-    config = _json(folder / "adapter_config.json", folder)
-    _check_options(config, folder)
-    _check_base(folder, base)
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise AdapterError(f"adapter folder {str(folder)!r} holds no adapter_model.safetensors")
-    try:
-        tensors = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{str(weights)!r} cannot be read: {error}; copy or train it again") from error
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        path, half = _place(key, folder)
+    read = read_lora_folder(folder)
+    check_base_hash(folder, base, "the served one")
+    for path, weights in read.layers.items():
         if path not in lines:
-            raise AdapterError(f"adapter {str(folder)!r} changes {path!r}, which the served model does not have")
-        halves.setdefault(path, {})[half] = tensor
-    if not halves:
-        raise AdapterError(f"{str(weights)!r} holds no LoRA weights")
-    parts = {path: _part(path, pair, lines[path], rank, scale, folder) for path, pair in halves.items()}
-    return Adapter(name=name, path=str(folder), created=created, rank=rank, parts=parts)
+            raise missing_layer(path, lines, folder)
+        _check_shape(path, weights, lines[path], folder)
+    return lay_out(name, str(folder), read.layers, created)
 
 
-def _json(path: Path, folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise AdapterError(f"there is no adapter folder {str(folder)!r} on this machine")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{str(path)!r} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise AdapterError(f"{str(path)!r} is not a JSON object")
-    return data
+def lay_out(name: str, path: str, layers: Mapping[str, LoraWeights], created: int = 0) -> Adapter:
+    """The updates of layers, by module path, as the engine lays them into its columns.
+
+    A layer of a lower rank than the highest (PEFT's `rank_pattern`) has columns of zeros.
+    """
+    rank = max(len(weights.down) for weights in layers.values())
+    parts = {}
+    for layer, weights in layers.items():
+        missing = rank - len(weights.down)
+        down, up = F.pad(weights.down.float(), (0, 0, 0, missing)), F.pad(weights.up.float(), (0, missing))
+        parts[layer] = down.t(), up.t() * weights.scale
+    return Adapter(name=name, path=path, created=created, rank=rank, parts=parts)
 
 
-def _check_options(config: dict[str, Any], folder: Path) -> None:
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"adapter {str(folder)!r} is of type {config.get('peft_type')!r}: only LORA is served")
-    for option in _REFUSED:
-        if config.get(option):
-            raise AdapterError(f"adapter {str(folder)!r} uses {option}={config[option]!r}, which is not served")
-    if config.get("bias", "none") != "none":
-        raise AdapterError(f"adapter {str(folder)!r} trains biases (bias={config['bias']!r}): not served")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise AdapterError(f"adapter {str(folder)!r} has r={rank!r}, lora_alpha={alpha!r}: not a LoRA adapter")
-
-
-def _check_base(folder: Path, base: str) -> None:
-    if not (folder / "afterword.json").exists():
-        return
-    wanted = _json(folder / "afterword.json", folder).get("base_hash")
-    if wanted is not None and wanted != base:
+def _check_shape(path: str, weights: LoraWeights, line: FusedSlice, folder: Path) -> None:
+    shape, wanted = (len(weights.up), weights.down.shape[1]), (line.out_features, line.in_features)
+    if shape != wanted:
         raise AdapterError(
-            f"adapter {str(folder)!r} was made for a base model with weights {wanted!r}, but {base!r} is served: "
-            "start the engine with the model it was trained on"
+            f"the adapter {str(folder)!r} changes {path!r} as a layer of shape {shape} where the served model has "
+            f"{wanted}: it was trained on another base model; serve that one"
         )
-
-
-def _place(key: str, folder: Path) -> tuple[str, str]:
-    for half in ("lora_A", "lora_B"):
-        ending = f".{half}.weight"
-        if key.startswith("base_model.model.") and key.endswith(ending):
-            return key.removeprefix("base_model.model.").removesuffix(ending), half
-    raise AdapterError(f"adapter {str(folder)!r} holds {key!r}, which is no LoRA weight of a linear layer")
-
-
-def _part(
-    path: str, pair: dict[str, torch.Tensor], line: FusedSlice, rank: int, scale: float, folder: Path
-) -> tuple[torch.Tensor, torch.Tensor]:
-    shapes = {half: tuple(tensor.shape) for half, tensor in pair.items()}
-    wanted = {"lora_A": (rank, line.in_features), "lora_B": (line.out_features, rank)}
-    if shapes != wanted:
-        raise AdapterError(
-            f"adapter {str(folder)!r} has shapes {shapes} at {path!r} where the served model needs {wanted}: "
-            "it was trained on another base model"
-        )
-    down, up = pair["lora_A"].float().t(), pair["lora_B"].float().t() * scale
-    if not (down.isfinite().all() and up.isfinite().all()):
-        raise AdapterError(f"adapter {str(folder)!r} holds infinite or undefined numbers at {path!r}")
-    return down, up
 
 
 class AdapterBank:

@@ -14,21 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from transformers import GenerationConfig
 
 from afterword.errors import ModelError
-from afterword.model.generation.adapters import Adapter
+from afterword.model.generation.adapters import Adapter, lay_out
 from afterword.model.generation.engine import Engine, Request
 from afterword.model.generation.request import GenerationRequest, TokenOutput
 from afterword.model.generation.runner import Runner
 from afterword.model.lora import Delta
+from afterword.model.lora_folder import PREFIX, LoraWeights
 
 log = logging.getLogger(__name__)
-
-_PREFIX = "base_model.model."
-"""Of PEFT's module names."""
 
 
 @dataclass(slots=True)
@@ -113,13 +110,8 @@ class Drawer:
 
 def _adapter(deltas: Mapping[str, Delta]) -> Adapter:
     """The update as the engine lays it into its layers."""
-    rank = max(delta.down.shape[0] for delta in deltas.values())
-    parts = {}
-    for name, delta in deltas.items():
-        missing = rank - delta.down.shape[0]  # a layer of a lower rank (PEFT's `rank_pattern`) has columns of zeros
-        down, up = F.pad(delta.down.float(), (0, 0, 0, missing)), F.pad(delta.up.float(), (0, missing))
-        parts[name.removeprefix(_PREFIX)] = down.t(), up.t() * delta.scale
-    return Adapter(name="live", path="", created=0, rank=rank, parts=parts)
+    layers = {name.removeprefix(PREFIX): LoraWeights(d.down, d.up, d.scale) for name, d in deltas.items()}
+    return lay_out("live", "", layers)
 
 
 def _same_weights(model: Any) -> Any:

@@ -7,7 +7,6 @@ teacher agree exactly. There is no second base in memory.
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.layer import ParamWrapper
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -29,7 +27,8 @@ from afterword.model.attention import same_row
 from afterword.model.attention_kernel import KeyValues
 from afterword.model.head import Head, head_of
 from afterword.model.loading import base_hash, load_model, resolve_model
-from afterword.model.lora import Delta, live_deltas, overlaid, patch_lora_layers
+from afterword.model.lora import Delta, live_deltas, load_adapter, overlaid, patch_lora_layers
+from afterword.model.lora_folder import check_base_hash
 from afterword.model.module_patching import patch_modules
 from afterword.model.packing import Ids, Packed, ReadBatch, hidden_states, hidden_states_after, packed
 
@@ -107,18 +106,8 @@ class Policy:
 
 def check_base(folder: Path, model: str) -> None:
     """AdapterError when the folder's manifest names another base. A plain PEFT folder has none: its shapes decide."""
-    note = folder / "afterword.json"
-    if not note.is_file():
-        return
-    try:
-        named = json.loads(note.read_text(encoding="utf-8")).get("base_hash")
-    except (ValueError, AttributeError) as error:
-        raise AdapterError(f"{str(note)!r} cannot be read ({error}): the adapter folder is damaged") from error
-    if named != base_hash(resolve_model(model)):
-        raise AdapterError(
-            f"the adapter {str(folder)!r} was made for another base (hash {named}) than {model!r}: it can be neither "
-            "parent nor teacher here; use the base that its afterword.json names"
-        )
+    if (folder / "afterword.json").is_file():
+        check_base_hash(folder, base_hash(resolve_model(model)), repr(model))
 
 
 def load_policy(ref: str, recipe: Recipe, *, parent: Path | None, seed: int, device: str) -> Policy:
@@ -207,11 +196,11 @@ def _config(base: Any, lora: Lora) -> LoraConfig:
 
 def _continued(base: Any, parent: Path) -> Any:
     try:
-        model = PeftModel.from_pretrained(base, str(parent), adapter_name=_LIVE, is_trainable=True)
-    except SafetensorError as error:
+        model = load_adapter(base, parent, _LIVE, trainable=True)
+    except AdapterError as error:
         raise AdapterError(
-            f"the parent adapter {str(parent)!r} cannot be read ({error}): its file is cut or damaged; put the folder "
-            "back from a backup, or go back to an earlier release (`afterword release rollback`)"
+            f"the parent adapter cannot be trained further: {error.message}. A damaged folder: put it back from a "
+            "backup, or go back to an earlier release (`afterword release rollback`)"
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise AdapterError(

@@ -5,15 +5,11 @@ A self-teacher is a low-rank update over the shared base; an external one is ano
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from afterword.errors import AdapterError, ConfigError, ModelError
@@ -24,6 +20,7 @@ from afterword.learn.recipes import Recipe
 from afterword.model.head import Head, head_of
 from afterword.model.loading import base_hash, load_model, load_tokenizer, model_sizes, resolve_model, tokenizer_hash
 from afterword.model.lora import Delta, mixed
+from afterword.model.lora_folder import PREFIX, read_lora_folder
 from afterword.model.module_patching import patch_modules
 from afterword.model.packing import Packed, hidden_states
 from afterword.train.runtime.policy import Policy, check_base, weights_hash
@@ -190,37 +187,15 @@ def released(folder: Path, policy: Policy, model: str) -> dict[str, Delta]:
     Raises:
         AdapterError: the folder is damaged, not a plain LoRA, or made for other layers or another base.
     """
-    weights_hash(folder)
     check_base(folder, model)
-    config, tensors = _folder(folder, str(policy.device))
-    odd = [k for k in ("use_dora", "modules_to_save", "trainable_token_indices", "rank_pattern", "alpha_pattern")
-           if config.get(k)]  # fmt: skip
-    if odd or config.get("bias", "none") != "none":
-        raise AdapterError(f"the adapter {str(folder)!r} uses {odd or 'bias'}: a teacher has to be a plain LoRA")
-    rank, alpha = config["r"], config["lora_alpha"]
-    scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    return dict(_paired(folder, policy, tensors, scale))
-
-
-def _folder(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return config, load_file(str(folder / "adapter_model.safetensors"), device=device)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise AdapterError(
-            f"the adapter {str(folder)!r} cannot be read ({error}): a file is missing, cut or damaged"
-        ) from error
-
-
-def _paired(folder: Path, policy: Policy, tensors: dict[str, Tensor], scale: float) -> Iterable[tuple[str, Delta]]:
-    for name in [n for n in tensors if n.endswith("lora_A.weight")]:
-        layer = name.removesuffix(".lora_A.weight")
-        down, up = tensors[name].float(), tensors[f"{layer}.lora_B.weight"].float()
-        place = policy.layers.get(layer)
-        if place is None or (place.in_features, place.out_features) != (down.shape[1], up.shape[0]):
+    found = {}
+    for path, weights in read_lora_folder(folder, str(policy.device)).layers.items():
+        place, shape = policy.layers.get(f"{PREFIX}{path}"), (len(weights.up), weights.down.shape[1])
+        if place is None or (place.out_features, place.in_features) != shape:
             raise AdapterError(
-                f"the adapter {str(folder)!r} updates {layer!r} ({up.shape[0]} x {down.shape[1]}), which this model "
-                "has not, or which the run leaves alone: use an adapter of this base, and a recipe whose targets "
-                "include its layers"
+                f"the adapter {str(folder)!r} updates {path!r} ({shape[0]} x {shape[1]}), which this model "
+                "does not have, or which the run does not train: use an adapter of this base, and a recipe whose "
+                "targets include its layers"
             )
-        yield layer, Delta(down, up, scale)
+        found[f"{PREFIX}{path}"] = Delta(weights.down, weights.up, weights.scale)
+    return found
