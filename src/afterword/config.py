@@ -187,10 +187,15 @@ class EvaluateConfig:
     max_tokens: Count = 96
     """Token limit of an answer."""
     min_answers: Count = 64
-    """Minimum number of answers per arm for `collapse` and `privacy`; up to 64 built-in prompts fill the gap. Fewer
-    answers widen the intervals, so the gate rejects more."""
+    """Minimum number of answers per arm for `collapse` and `privacy`; users' prompts without a reaction, then up to 64
+    built-in ones, fill the gap. Fewer answers widen the intervals, so the gate rejects more."""
     seed: int = 0
     """Sampling seed of both arms and seed of the bootstrap."""
+    folds: Literal[0, 2, 3, 4, 5] = 0
+    """2 to 5 train as many adapters for the evaluation alone, each without its share of the training conversations
+    (cross-fitting); 0 trains none."""
+    borrow: bool = True
+    """Without folds, the candidate of an earlier round helps to evaluate this one, on conversations begun since."""
     looks: Count = 1
     """Interim analyses of the correction needed, before answers are generated; 4 stops early on a clear result."""
     checks: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -23,6 +23,7 @@ from afterword.feedback.select.select import Selection, SelectSettings, select
 from afterword.feedback.settings import CollectSettings
 from afterword.records import (
     Candidate,
+    Interaction,
     Json,
     Release,
     Report,
@@ -32,11 +33,12 @@ from afterword.records import (
     content_hash,
     new_id,
 )
-from afterword.release.gate import GateThresholds, decide
+from afterword.release.gate import GateThresholds, decide, undecided
 from afterword.release.publish import publish, start_canary
 from afterword.release.settings import CanarySettings
 from afterword.sampling import start_engine
 from afterword.store import Store
+from afterword.store.channels import covers
 from afterword.store.locks import EVALUATE, alone, cycle_lock
 
 
@@ -51,6 +53,8 @@ def _no_advance(done: int, total: int | None, step: str = "") -> None:
     """Reports nothing."""
 
 
+GROWTH, LOOKS = 1.25, 4
+"""An undecided candidate is judged again when so many times more interactions are held out; so often in all."""
 RETRY_AFTER = 3600.0
 """Seconds until `watch` tries interactions again whose round failed because of a model server or the database."""
 
@@ -146,7 +150,8 @@ class SettingsSource(Protocol):
 
 
 def run_cycle(store: Store, settings: Settings, progress: Progress | None = None) -> Round:
-    """Run one round on everything that is new. A candidate that the gate rejects is a round without a release.
+    """Run one round on everything that is new. A candidate that the gate rejects is a round without a release. Where
+    nothing is new to train, a candidate that the gate left undecided is judged again.
 
     Raises:
         NothingToDo: A canary runs, or too few interactions wait.
@@ -158,7 +163,12 @@ def run_cycle(store: Store, settings: Settings, progress: Progress | None = None
     with _working(settings, progress or Progress()) as work:
         funnel = collect_stage(store, settings, work.progress)
         _measure_if_needed(store, settings, work.progress)
-        return _learn(store, settings, work.progress, funnel, select_stage(store, settings))
+        try:
+            return _learn(store, settings, work.progress, funnel, select_stage(store, settings))
+        except NothingToDo:
+            if (candidate := undecided_candidate(store, settings)) is None:
+                raise
+            return _judge(store, settings, work.progress, funnel, candidate)
 
 
 def watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: Progress) -> Iterator[Event]:
@@ -176,6 +186,7 @@ def watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: P
 
 def _watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: Progress) -> Iterator[Event]:
     unstored: list[RoundAttempt] = []
+    looked: set[tuple[str, int]] = set()
     while True:
         now = settings(model=False)
         outcome = _outcome_hash(now)
@@ -193,7 +204,29 @@ def _watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: 
             if isinstance(event, Failed) and store.find(RoundAttempt, event.attempt.id) is None:
                 unstored.append(event.attempt)
             yield event
+        elif canary is None and (waiting := undecided_candidate(store, now)) is not None:
+            look = (waiting.id, store.count(Interaction, split="holdout"))
+            if look not in looked:  # a look that failed is tried again when there is more to see
+                looked.add(look)
+                yield _look_again(store, settings, progress, funnel, waiting)
         time.sleep(when.interval)
+
+
+def _look_again(
+    store: Store, settings: SettingsSource, progress: Progress, funnel: Funnel, candidate: Candidate
+) -> Event:
+    """Judge an undecided candidate again; a failure is not remembered in the store."""
+    try:
+        now = settings(model=True)
+        with _working(now, progress) as work:
+            return _judge(store, now, work.progress, funnel, candidate)
+    except ConflictError as error:
+        return Postponed(error)
+    except AfterwordError as error:
+        attempt = RoundAttempt(
+            id=new_id("att"), settings=_outcome_hash(now), interactions=(), candidate=candidate.id, error=error.kind
+        )
+        return Failed(error, attempt)
 
 
 def _round_of_watch(
@@ -265,9 +298,38 @@ def trained_on(store: Store) -> set[str]:
     return {name for row in store.rows(Candidate) if row.id not in gone for name in row.interactions}
 
 
+def undecided_candidate(store: Store, settings: Settings) -> Candidate | None:
+    """The newest candidate, if the gate said no for want of held-out interactions and there are `GROWTH` times as many
+    now; at most `LOOKS` times (`evaluate.stats.group_sequential.level_of_look` keeps the error rate)."""
+    report = store.newest(Report)
+    candidate = store.find(Candidate, report.candidate) if report else None
+    newest = store.newest(Candidate)
+    release = store.release(settings.channel)
+    if report is None or candidate is None or newest is None or newest.id != candidate.id:
+        return None
+    seen = set(report.about.get("held_out", ()))
+    verdicts = list(store.rows(Verdict, report=report.id))
+    judged = seen and verdicts and not any(verdict.passed or verdict.override for verdict in verdicts)
+    same_served = report.against == (release.candidate if release else None)
+    if not judged or not same_served or candidate.id in store.tainted() or report.about.get("look", 1) >= LOOKS:
+        return None
+    if not undecided(report, settings.gate):
+        return None
+    now = sum(
+        covers(settings.channel, user=row.user, team=row.team, task=row.task) and row.id not in seen
+        for row in store.usable("holdout")
+    )
+    return candidate if now >= (GROWTH - 1) * len(seen) else None
+
+
 def _learn(store: Store, settings: Settings, progress: Progress, funnel: Funnel, selection: Selection) -> Round:
     """Train, evaluate, decide and release."""
     candidate = train_stage(store, settings, progress, selection)
+    return _judge(store, settings, progress, funnel, candidate)
+
+
+def _judge(store: Store, settings: Settings, progress: Progress, funnel: Funnel, candidate: Candidate) -> Round:
+    """Evaluate, decide and release."""
     report = evaluate_stage(store, candidate, settings, progress)
     verdict = decide_stage(store, report, settings)
     release = release_stage(store, candidate, verdict, settings) if verdict.passed else None
@@ -370,7 +432,9 @@ def evaluate_stage(store: Store, candidate: Candidate, settings: Settings, progr
     """Candidate -> Report, paired with the adapter that is served now."""
     from afterword.evaluate import stage
 
-    stage.require_work(store, candidate, extra.get("suites") or settings.evaluate.suites, settings.channel)
+    suites = extra.get("suites") or settings.evaluate.suites
+    stage.require_work(store, candidate, suites, settings.channel)
+    folds = fold_stage(store, candidate, settings, progress) if "holdout" in suites else {}
     with (
         alone(settings.directory, EVALUATE, "an evaluation"),
         model_server(settings) as url,
@@ -384,7 +448,28 @@ def evaluate_stage(store: Store, candidate: Candidate, settings: Settings, progr
             engine=url,
             channel=settings.channel,
             progress=lambda step, done, total: advance(done, total, step),
+            folds=folds,
             **extra,
+        )
+
+
+def fold_stage(
+    store: Store, candidate: Candidate, settings: Settings, progress: Progress
+) -> dict[Path, tuple[str, ...]]:
+    """The adapters of cross-fitting with what they were trained on; none unless `evaluate.folds` asks for them."""
+    if not settings.evaluate.folds:
+        return {}
+    from afterword.train.folds import train_folds
+
+    with progress.bar("cross-fitting", "steps") as advance:
+        return train_folds(
+            store,
+            settings.directory,
+            candidate,
+            settings.evaluate.folds,
+            device=settings.device,
+            progress=lambda metrics: advance(metrics.step, metrics.steps),
+            note=progress.note,
         )
 
 

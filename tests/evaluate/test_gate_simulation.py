@@ -26,6 +26,11 @@ def test_the_recorded_simulation_keeps_the_promises() -> None:
     assert shown["every line at its limit, a clear gain, passes"] <= 0.05
     assert min(one["passes"] for one in shown["a true 10-point gain, passes (0.8 is promised)"].values()) >= 0.8
     assert shown["four looks, no difference"]["claims"] <= 0.05
+    assert max(shown["cross-fitting, no gain, claims"].values()) <= 0.05
+    assert max(shown["judged up to four times, no gain, claims"].values()) <= 0.05
+    few, many = (shown[name] for name in ("held out alone, the same gain, claims",
+                                          "cross-fitting, a gain of half the spread, claims"))  # fmt: skip
+    assert all(many[f"{n} held out, resemblance 0.9"] > 1.5 * few[f"{n} held out"] for n in (12, 16, 24))
     assert shown["any figure claimed after Holm, no difference"] <= 0.06
 
 
@@ -45,6 +50,8 @@ def test_a_few_cases_of_no_difference_and_of_a_regression() -> None:
     assert simulation.regression("holdout.gain.at least", 60, 64) <= 0.1
     assert simulation.regression("collapse.empty.at most", 60, 64) <= 0.1
     assert simulation.ten_points(20, 0.1)[1] >= 0.6
+    assert simulation.cross_fitted(200, 12, 0.0, 0.2, 0.7) <= 0.07
+    assert simulation.judged_again(100, 24, 0.0) <= 0.09
 
 
 @pytest.mark.slow
@@ -56,4 +63,7 @@ def test_two_thousand_cases() -> None:
         assert simulation.regression(line, 2000, 64, seed=12) <= 0.05
     for changed in (0.1, 0.2):
         assert simulation.ten_points(2000, changed, seed=13)[1] >= 0.78
+    for n in (8, 16):
+        assert simulation.cross_fitted(2000, n, 0.0, -0.1, 0.9, seed=15) <= 0.05
+        assert simulation.judged_again(2000, 2 * n, 0.0, seed=16) <= 0.05
     assert simulation.looking(2000, 64, 0.0, seed=14)["claims"] <= 0.05

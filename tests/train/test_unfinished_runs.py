@@ -15,7 +15,7 @@ from afterword.records import Candidate, Feedback, Interaction, Record, Review, 
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser
 from afterword.train.run_state import interrupted_run, read_runs, write_run
-from afterword.train.stage import _settings
+from afterword.train.stage import plan_settings
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_folder_of_a_version_before_is_read(store: Store, tmp_path: Path) -> N
     (folder / "run.json").write_text(json.dumps(old), encoding="utf-8")
     (run,) = read_runs(tmp_path)
     assert run.status == "running" and run.code_version is None and run.plan.interactions == ("i1",)
-    assert interrupted_run(store, tmp_path) == run and _settings(run.plan).epochs == 3
+    assert interrupted_run(store, tmp_path) == run and plan_settings(run.plan).epochs == 3
     (folder / "given-up").touch()
     assert read_runs(tmp_path)[0].status == "failed" and interrupted_run(store, tmp_path) is None
     write_run(tmp_path, run.plan, "running")  # asked for again

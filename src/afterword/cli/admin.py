@@ -11,9 +11,12 @@ from afterword.cli.context import CommandContext
 from afterword.cli.data import when
 from afterword.cli.doctor import config_errors
 from afterword.cli.server_state import health, running_server
+from afterword.errors import ConfigError, UsageError
 from afterword.feedback.select.review_queue import ReviewSettings, agreement
 from afterword.gateway import keys
 from afterword.records import Feedback, Interaction, Skip, Turn, Verdict
+from afterword.release.gate import GateThresholds
+from afterword.release.held_out_forecast import DAYS, held_out_forecast
 from afterword.store import Store
 from afterword.store.feedback_stats import GROUPS, feedback_stats
 from afterword.store.locks import running_work
@@ -65,6 +68,7 @@ def run_status(context: CommandContext) -> int:
             "verdict": list(verdict.reasons) if verdict else None,
             "live": [row.to_dict() for row in feedback_stats(store, context.args.by)],
             "review": _agreement(store),
+            "held_out": _held_out(context, store),
             "server": running_server(context.dir),
             "running": running_work(context.dir),
         }
@@ -80,6 +84,7 @@ def run_status(context: CommandContext) -> int:
     context.out.print(f"serving  {data['serving']}{since}")
     names = ("turns", "feedback", "interactions", "skips", "candidates", "reports", "verdicts", "releases")
     context.table("", names, [[data[name] for name in names]])
+    _show_held_out(context, data["held_out"])
     titles = (
         "turns_by_finish_reason",
         "feedback_by_kind", "interactions_by_split", "skips_by_reason", "automated_messages", "unlinked_by_reason",
@@ -122,6 +127,40 @@ def _show_engine(context: CommandContext, server: dict[str, Any] | None) -> None
             f"engine   restarts: {engine['restarts']}{runs}; last {when(engine['last_at'])}: "
             f"{escape(engine['last_reason'])}"
         )
+
+
+def _held_out(context: CommandContext, store: Store) -> dict[str, Any]:
+    """What is held out to judge the next candidate by, and when that is enough."""
+    try:
+        limits = context.config.get(GateThresholds)
+    except (ConfigError, UsageError):  # an invalid configuration keeps nobody from seeing the state
+        limits = GateThresholds()
+    every, slices = held_out_forecast(store, limits)
+    return {**every.to_dict(), "slices": [one.to_dict() for one in slices]}
+
+
+def _show_held_out(context: CommandContext, found: dict[str, Any]) -> None:
+    """How many held-out interactions are missing, of which slice, and by when they are there."""
+    context.out.print(
+        f"[dim]held out to judge by:[/] {found['interactions']} interactions of {found['conversations']} conversations"
+        f"{_missing(found)}"
+    )
+    lacking = [one for one in found["slices"] if one["missing"] and one["task"] is not None]
+    for one in lacking[:3]:
+        context.out.print(
+            f"[dim]  task {escape(one['task'])}:[/] {one['interactions']} interactions of {one['conversations']} "
+            f"conversations{_missing(one)}"
+        )
+
+
+def _missing(one: dict[str, Any]) -> str:
+    """What is missing, as the end of a sentence."""
+    if not one["missing"]:
+        return f", enough for a decision ({one['needed']} needed)"
+    need = f"; {one['missing']} more needed"
+    if one["ready_at"] is None:
+        return f"{need}, none came in the last {DAYS:.0f} days"
+    return f"{need}, there by {when(one['ready_at'])} at {one['per_day']:.1f} a day"
 
 
 def _agreement(store: Store) -> dict[str, Any]:

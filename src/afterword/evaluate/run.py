@@ -14,11 +14,13 @@ from pathlib import Path
 from afterword.chat.canonical import text_of
 from afterword.config import EvaluateConfig
 from afterword.errors import AdapterError, AfterwordError, NothingToDo, UsageError
-from afterword.evaluate.comparison.answers import Arm
+from afterword.evaluate.comparison.answers import Arm, EvaluationPrompt
 from afterword.evaluate.comparison.comparison import Check, Comparison, Findings, Progress, Resources
 from afterword.evaluate.comparison.heldout import HeldOut, Trained, require
+from afterword.evaluate.comparison.substitutes import Substitute
 from afterword.evaluate.stats.changes import changes
 from afterword.evaluate.stats.interim import interim_looks
+from afterword.evaluate.stats.statistics import LEVEL
 from afterword.evaluate.suites import SUITES
 from afterword.model.loading import base_hash, resolve_model
 from afterword.records import Candidate, Json, Report, new_id
@@ -46,6 +48,9 @@ def evaluate_candidate(
     checks: Mapping[str, Check] | None = None,
     wins: Sequence[HeldOut] = (),
     trained: Sequence[Trained] = (),
+    substitutes: Sequence[Substitute] = (),
+    more_prompts: Sequence[EvaluationPrompt] = (),
+    level: float = LEVEL,
     suites: Iterable[str] | None = None,
     cache: Path | None = None,
     api_key: str | None = None,
@@ -66,6 +71,9 @@ def evaluate_candidate(
         checks: Programs of the caller by name; their marks are reported and never decide.
         wins: Interactions that earlier releases made better.
         trained: Interactions that the candidate was trained on.
+        substitutes: Adapters that resemble the candidate, on conversations that they have not seen.
+        more_prompts: Requests of users that nobody reacted to, for the guards.
+        level: Of the interval that decides; higher when the candidate was judged before.
         suites: Names; those of the settings without it.
         cache: Folder for answers and scores; a second run on the same bytes asks for nothing again.
         api_key: For the model server.
@@ -90,7 +98,7 @@ def evaluate_candidate(
         items=require(list(interactions))[-settings.max_interactions :],
         candidate=candidate_arm,
         served=served_arm,
-        resources=Resources(model, (candidate_arm, served_arm), cache, device),
+        resources=Resources(model, (candidate_arm, served_arm, *(one.arm for one in substitutes)), cache, device),
         base_hash=base_hash(resolve_model(model)),
         upstream=upstream,
         settings=settings,
@@ -98,6 +106,9 @@ def evaluate_candidate(
         checks=checks or {},
         wins=wins,
         trained=trained,
+        substitutes=substitutes,
+        more_prompts=more_prompts,
+        level=level,
         on_progress=progress,
     )
     looks: Json = {}

@@ -5,21 +5,33 @@ Chooses the rows that are measured and the place of the cache; `run` measures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from afterword.config import EvaluateConfig
 from afterword.errors import NothingToDo
 from afterword.evaluate.comparison.comparison import Check, Progress
-from afterword.evaluate.comparison.heldout import ContextFit, earlier_wins, held_out, require, trained_on
+from afterword.evaluate.comparison.heldout import (
+    ContextFit,
+    HeldOut,
+    earlier_wins,
+    held_out,
+    require,
+    silent_prompts,
+    trained_on,
+)
+from afterword.evaluate.comparison.substitutes import Substitute, from_earlier_round, from_folds
 from afterword.evaluate.run import chosen, evaluate_candidate
+from afterword.evaluate.stats.group_sequential import level_of_look
 from afterword.model.loading import load_tokenizer, model_sizes, resolve_model
 from afterword.records import Candidate, Report
 from afterword.store import Store
 
 CACHE = "cache/evaluate"
 """Below the data directory; may be deleted at any time."""
+UNSEEN = 128
+"""Interactions that substitutes are measured on, at most."""
 TRAINED = 512
 """Training interactions that are searched for what must not come out."""
 
@@ -51,6 +63,7 @@ def evaluate_stage(
     device: str = "auto",
     checks: Mapping[str, Check] | None = None,
     suites: Iterable[str] | None = None,
+    folds: Mapping[Path, Sequence[str]] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Report:
     """Measure a candidate against what its channel serves now, and write the report.
@@ -65,6 +78,7 @@ def evaluate_stage(
         device: Where the base model scores.
         checks: Programs of the caller by name; reported only.
         suites: Names; those of the settings without it.
+        folds: Adapter folder -> interactions it was trained on, of the adapters trained for cross-fitting.
         progress: Called with (suite and its step, done, total).
 
     Raises:
@@ -82,6 +96,12 @@ def evaluate_stage(
             f"all {too_long} held-out interactions exceed the context of {candidate.base} ({fit.longest} tokens), or "
             "its chat template rejects them: wait for shorter conversations"
         )
+    look = _look(store, candidate, served, items)
+    substitutes: list[Substitute] = []
+    if folds:
+        substitutes = from_folds(store, candidate, folds, UNSEEN, channel, fit.fits)
+    elif settings.borrow:
+        substitutes = from_earlier_round(store, directory, candidate, UNSEEN, channel, fit.fits)
     report = evaluate_candidate(
         candidate=candidate,
         candidate_path=directory / candidate.path,
@@ -94,11 +114,27 @@ def evaluate_stage(
         checks=checks,
         wins=earlier_wins(store, channel, settings.max_interactions, fit.fits),
         trained=trained_on(store, candidate, TRAINED),
+        substitutes=substitutes,
+        more_prompts=silent_prompts(store, candidate, settings.min_answers, channel, fit.reads),
+        level=level_of_look(look),
         suites=suites,
         cache=directory / CACHE,
         device=device,
         progress=progress,
     )
-    report = replace(report, about={**report.about, "too_long": too_long})
+    shown = {"too_long": too_long, "held_out": [item.interaction.id for item in items], "look": look}
+    report = replace(report, about={**report.about, **shown})
     store.write(report)
     return report
+
+
+def _look(store: Store, candidate: Candidate, served: Candidate | None, items: Sequence[HeldOut]) -> int:
+    """Number of this look at the candidate against what is served, from 1; the same interactions are the same look."""
+    against = None if served is None else served.id
+    now = [item.interaction.id for item in items]
+    looks: list[object] = []
+    for report in store.rows(Report, candidate=candidate.id):
+        measured = "error" not in report.suites.get("holdout", {"error": ""})
+        if measured and report.against == against and (seen := report.about.get("held_out", report.id)) not in looks:
+            looks.append(seen)
+    return looks.index(now) + 1 if now in looks else len(looks) + 1

@@ -85,6 +85,30 @@ def decide(report: Report, thresholds: GateThresholds | None = None) -> Verdict:
     return Verdict(id=f"ver-{identity}", candidate=report.candidate, report=report.id, passed=passed, reasons=reasons)
 
 
+def undecided(report: Report, thresholds: GateThresholds | None = None) -> bool:
+    """Whether more held-out interactions alone could turn the "no" of a report into a "yes".
+
+    So it is when every line that does not hold is of `holdout`, and the measured value itself lies on its right side,
+    or the line is about the number of interactions or conversations.
+    """
+    limits = thresholds or GateThresholds()
+    if any(True for _ in _missing(report, limits)):
+        return False
+    failed = 0
+    for bound in bounds(limits):
+        values = report.suites.get(bound.suite)
+        if values is None or all(ok for ok, _ in _judge(bound, current(values))):
+            continue
+        failed += 1
+        shown: Any = current(values).get(bound.metric.name)
+        value = shown.get("value") if isinstance(shown, dict) else None
+        if bound.suite != "holdout" or not isinstance(value, int | float):
+            return False
+        if bound.metric.unit != "count" and not bound.holds(float(value)):
+            return False
+    return failed > 0
+
+
 def overridden(verdict: Verdict, *, by: str, why: str) -> Verdict:
     """A new verdict by which a person lets a refused candidate through; name and reason are recorded.
 

@@ -108,14 +108,14 @@ def _executed(
     note: Callable[[str], None],
 ) -> Candidate:
     """Train what is planned and write the candidate."""
-    settings = _settings(plan)
+    settings = plan_settings(plan)
     folder = f"adapters/{plan.candidate}"
     parent = store.get(Candidate, plan.parent) if plan.parent else None
     try:
         recipe = recipe_of(settings)
         for sentence in advice(recipe):
             note(sentence)
-        examples, revisions = _revised(store, directory, plan, recipe, device, workers, note)
+        examples, revisions = revised_examples(store, directory, plan, recipe, device, workers, note)
         result = train_candidate(
             examples,
             model=plan.model,
@@ -149,7 +149,7 @@ def _executed(
     return candidate
 
 
-def _revised(
+def revised_examples(
     store: Store,
     directory: Path,
     plan: TrainingPlan,
@@ -159,7 +159,7 @@ def _revised(
     note: Callable[[str], None],
 ) -> tuple[list[Example], Json]:
     """The examples with the model's second drafts, where the plan wants them, and the figures of that pass."""
-    settings, examples = _settings(plan), _examples(store, plan)
+    settings, examples = plan_settings(plan), _examples(store, plan)
     if settings.revise == "off":
         return examples, {}
     cost: Json = {}
@@ -218,7 +218,7 @@ def _next(
     return plan
 
 
-def _settings(plan: TrainingPlan) -> TrainConfig:
+def plan_settings(plan: TrainingPlan) -> TrainConfig:
     """The plan's settings, also those that an earlier version stored."""
     return TrainConfig(**current_names("train", plan.settings))
 

@@ -16,6 +16,7 @@ from afterword.chat.canonical import text_of
 from afterword.config import EvaluateConfig
 from afterword.evaluate.comparison.answers import Arm, Cache, EvaluationPrompt, Given, ask
 from afterword.evaluate.comparison.heldout import HeldOut, Trained, clusters_of
+from afterword.evaluate.comparison.substitutes import Substitute
 from afterword.evaluate.data import built_in
 from afterword.evaluate.scoring.adapter_scorer import AdapterScorer
 from afterword.evaluate.stats.statistics import LEVEL
@@ -125,6 +126,10 @@ class Comparison:
     """Interactions that earlier releases of the channel made better."""
     trained: Sequence[Trained] = ()
     """Interactions that the candidate was trained on."""
+    substitutes: Sequence[Substitute] = ()
+    """Adapters that resemble the candidate, on conversations that they have not seen."""
+    more_prompts: Sequence[EvaluationPrompt] = ()
+    """Requests of users that nobody reacted to, for the guards."""
     level: float = LEVEL
     """Of the interval that decides; higher when the comparison was looked at before its end."""
     undecided: bool = True
@@ -184,10 +189,12 @@ class Comparison:
         """Both arms' answers that are inspected for faults.
 
         A rise of five points cannot be ruled out by a dozen answers, however good they are (`statistics.paired_share`):
-        where fewer than `evaluate.min_answers` interactions are held out, built-in requests fill up.
+        where fewer than `evaluate.min_answers` interactions are held out, requests that nobody reacted to fill up,
+        and then built-in ones.
         """
         missing = max(0, self.settings.min_answers - len(self.items)) if self.undecided else 0
-        asked = [EvaluationPrompt.of(row["prompt"]) for row in built_in("requests")][:missing]
+        ours = [EvaluationPrompt.of(row["prompt"]) for row in built_in("requests")]
+        asked = [*self.more_prompts, *ours][:missing]
         more = request_pairs(asked, self.ask(asked, "requests")) if asked else []
         return [*held_out_pairs(self.items, self.clusters, self.answers), *more]
 
@@ -231,9 +238,10 @@ def held_out_pairs(items: Sequence[HeldOut], clusters: Sequence[str], answers: A
 
 
 def request_pairs(asked: Sequence[EvaluationPrompt], answers: Answers) -> list[AnswerPair]:
-    """Both arms' answers to built-in requests, each a cluster of its own."""
+    """Both arms' answers to requests without a reaction, each a cluster of its own."""
     texts = [text_of(prompt.messages[-1].get("content")) for prompt in asked]
+    read = ["\n".join(text_of(m.get("content")) for m in prompt.messages) for prompt in asked]
     return [
-        AnswerPair(text, text, "", f"request {i}", answers["served"][i], answers["candidate"][i])
-        for i, text in enumerate(texts)
+        AnswerPair(text, prompt, "", f"request {i}", answers["served"][i], answers["candidate"][i])
+        for i, (text, prompt) in enumerate(zip(texts, read, strict=True))
     ]

@@ -27,6 +27,8 @@ WON = 0.02
 """Nats a token by which a release must have lessened the correction needed for the interaction to count as won."""
 
 
+SEARCHED_TURNS = 2000
+"""Newest turns that are searched for requests without a reaction."""
 LONGEST_HINDSIGHT = 512
 """Tokens of hindsight that are read."""
 CONTEXT = CONTEXTS["appended"]
@@ -119,9 +121,40 @@ def earlier_wins(store: Store, channel: str, limit: int, fits: Fits = _any) -> l
     return _newest(store, kept, limit, fits)
 
 
+def silent_prompts(
+    store: Store, candidate: Candidate, limit: int, channel: str, fits: Callable[[Turn], bool]
+) -> list[EvaluationPrompt]:
+    """Requests that nobody reacted to, newest first, each once; from conversations that trained no adapter. The guards
+    need no words of the user, so they may ask them."""
+    roots = ConversationRoots(store)
+    reacted = {row.turn for row in store.rows(Interaction)}
+    trained = {roots.of(turn) for _, turn in store.among(Turn, "id", sorted(_trained_turns(store, candidate)))}
+    found: dict[str, EvaluationPrompt] = {}
+    for turn in itertools.islice(store.rows(Turn, newest=True, automated=None), SEARCHED_TURNS):
+        if len(found) == limit:
+            break
+        asked = [m for m in turn.messages if m.get("role") == "user"]
+        text = text_of(asked[-1].get("content")).strip() if asked else ""
+        if not text or text in found or not turn.consent or turn.id in reacted or roots.of(turn) in trained:
+            continue
+        if covers(channel, user=turn.user, team=turn.team, task=turn.task) and fits(turn):
+            found[text] = EvaluationPrompt(turn.messages, turn.tools)
+    return list(found.values())
+
+
+def _trained_turns(store: Store, candidate: Candidate) -> set[str]:
+    """Turns that the candidate or its ancestors were trained on."""
+    row: Candidate | None = candidate
+    names: list[str] = []
+    while row is not None:
+        names += row.interactions
+        row = store.find(Candidate, row.parent) if row.parent else None
+    return {one.turn for _, one in store.among(Interaction, "id", names)}
+
+
 def _newest(store: Store, kept: Sequence[Interaction], limit: int, fits: Fits) -> list[HeldOut]:
     """From the newest back, until `limit` are found; oldest first."""
-    complete = (_complete(store, interaction) for interaction in reversed(kept))
+    complete = (completed(store, interaction) for interaction in reversed(kept))
     return list(itertools.islice(filter(fits, complete), limit))[::-1]
 
 
@@ -149,7 +182,8 @@ def _final_text(store: Store, interaction: Interaction) -> str | None:
     return finals[-1] if finals else None
 
 
-def _complete(store: Store, interaction: Interaction) -> HeldOut:
+def completed(store: Store, interaction: Interaction) -> HeldOut:
+    """The interaction with its turn, its conversation and the user's final text."""
     turn = store.get(Turn, interaction.turn)
     root = ConversationRoots(store).of(turn)
     return HeldOut(interaction=interaction, turn=turn, conversation=root, final_text=_final_text(store, interaction))
@@ -177,19 +211,32 @@ class ContextFit:
 
     def fits(self, item: HeldOut) -> bool:
         """Whether both arms can be asked and scored on it; one such conversation would end the whole suite."""
-        try:
-            fits = self._fits(item)
-        except ModelError:  # the template refuses the conversation
-            fits = False
+        fits = self._tried(lambda: self._fits(item))
         self.excluded += not fits
         return fits
+
+    def reads(self, turn: Turn) -> bool:
+        """Whether both arms can be asked the turn's request again. Counts nothing."""
+        return self._tried(lambda: self._room(turn, 0) is not None)
+
+    def _tried(self, fits: Callable[[], bool]) -> bool:
+        try:
+            return fits()
+        except ModelError:  # the template refuses the conversation
+            return False
+
+    def _room(self, turn: Turn, given: int) -> int | None:
+        """Tokens that a prompt may have beside an answer of `given` ids or of full length; None where the turn's has
+        more, or ids that the base does not know."""
+        room = self.longest - max(given, self.max_tokens) - 1  # the end of turn
+        prompt = render_prompt(self.tokenizer, turn.messages, turn.tools).ids
+        return None if room < 1 or len(prompt) > room or max(*prompt, 0) >= self.vocabulary else room
 
     def _fits(self, item: HeldOut) -> bool:
         turn = item.turn
         given = turn.completion_ids or encode_content(self.tokenizer, text_of(turn.answer.get("content")), "assistant")
-        room = self.longest - max(len(given), self.max_tokens) - 1  # the end of turn
-        prompt = render_prompt(self.tokenizer, turn.messages, turn.tools).ids
-        if room < 1 or len(prompt) > room or max(*given, *prompt, 0) >= self.vocabulary:
+        room = self._room(turn, len(given))
+        if room is None or max(*given, 0) >= self.vocabulary:
             return False
         if not item.interaction.hindsight.strip():
             return True

@@ -94,20 +94,28 @@ def chance(value: float, error: float, share: float, level: float = LEVEL) -> fl
     return 1 - _NORMAL.cdf((need - z / math.sqrt(share)) / math.sqrt(1 - share))
 
 
-def stop_early(values: Callable[[int], Sequence[float]], clusters: Sequence[str], looks: int, *, seed: int = 0) -> Look:
+def stop_early(
+    values: Callable[[int], Sequence[float]],
+    clusters: Sequence[str],
+    looks: int,
+    *,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Look:
     """Look `looks` times, each time at the first whole clusters; `values(n)` gives the first n paired differences.
+    `level` is that of a single look.
 
     Stops when the interval at that look's level excludes 0, or when there is hardly a chance left. Conversations must
     stand together in `clusters`.
     """
     ends = _ends(clusters, looks)
     shares = tuple(n / len(clusters) for n in ends)
-    for number, (n, share, level) in enumerate(zip(ends, shares, levels(shares), strict=True), 1):
+    for number, (n, share, at) in enumerate(zip(ends, shares, levels(shares, level), strict=True), 1):
         seen = values(n)
-        estimate = mean(seen, clusters[:n], seed=seed, level=level)
+        estimate = mean(seen, clusters[:n], seed=seed, level=at)
         why = _why(seen, clusters[:n], estimate, share, seed)
         if why is not None:
-            return Look(why, number, n, level, estimate)
+            return Look(why, number, n, at, estimate)
     raise AssertionError("the last look ends")
 
 
@@ -133,3 +141,13 @@ def _why(values: Sequence[float], clusters: Sequence[str], estimate: Json, share
     if math.isfinite(error) and chance(plain["value"], error, share) < HOPE:
         return "hopeless"
     return None
+
+
+def level_of_look(number: int, level: float = LEVEL) -> float:
+    """Level of the interval at the `number`-th look (from 1) at the same candidate, on more data each time.
+
+    The first look errs on each side by (1 - level) / 2, 2.5 %, as a single one does; each later one by half of that
+    before it. So all looks together err by less than twice as much, 5 %, however they depend on each other and however
+    many there are (union bound): no number of interactions has to be planned.
+    """
+    return 1 - (1 - level) * 0.5 ** (number - 1)

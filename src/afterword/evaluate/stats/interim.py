@@ -36,13 +36,19 @@ def interim_looks(comparison: Comparison) -> tuple[Comparison, Json]:
         return [a.kl - b.kl for a, b in zip(served, candidate, strict=True)]
 
     settings = comparison.settings
-    look = stop_early(drops, clusters_of(judged), settings.looks, seed=settings.seed)
+    look = stop_early(drops, clusters_of(judged), settings.looks, seed=settings.seed, level=comparison.level)
     items = comparison.items
     if look.why != "end":
         seen = {item.interaction.id for item in judged[: look.n]}
         last = max(i for i, item in enumerate(everything) if item.interaction.id in seen)
         items = everything[: last + 1]
-    decided = replace(comparison, items=items, level=look.level, undecided=look.why in ("better", "end"))
+    decided = replace(
+        comparison,
+        items=items,
+        level=look.level,
+        undecided=look.why in ("better", "end"),
+        substitutes=comparison.substitutes if look.why == "end" else (),  # it was decided without them
+    )
     return decided, {"why": look.why, "looks": look.number, "n": look.n, "of": len(judged), "level": look.level}
 
 

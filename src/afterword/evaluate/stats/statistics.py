@@ -220,7 +220,7 @@ def expanded_tail(groups: int, level: float = LEVEL) -> float:
     return NormalDist().cdf(-math.sqrt(groups / (groups - 1)) * t)
 
 
-def t_quantile(p: float, df: int) -> float:
+def t_quantile(p: float, df: float) -> float:
     """Quantile of Student's t with `df` degrees of freedom."""
     return float(stdtrit(df, p))
 

@@ -8,6 +8,7 @@ caller passes programs, their marks; where a judge is configured, whom it prefer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 from statistics import pstdev
 
@@ -18,6 +19,7 @@ from afterword.evaluate.comparison.heldout import HeldOut, clusters_of
 from afterword.evaluate.scoring.hindsight import Scored, hindsight_kl, score_answers, with_follow_up
 from afterword.evaluate.scoring.judge import judged
 from afterword.evaluate.scoring.task_checks import check_of
+from afterword.evaluate.stats.control_variate import Substitutes, adjusted_mean
 from afterword.evaluate.stats.power import detectable, interactions_needed
 from afterword.evaluate.stats.statistics import design_effect, exact, mean, paired_share, sign_test, wilson
 from afterword.records import Json
@@ -53,12 +55,13 @@ def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
         for i, scored in zip(picked, found[arm], strict=True):
             notes[i][f"score_{arm}"] = scored.score
     seed = comparison.settings.seed
+    correction = _correction(comparison, notes)
     gains = [b.score - a.score for a, b in zip(found["served"], found["candidate"], strict=True)]
     means = [b.mean - a.mean for a, b in zip(found["served"], found["candidate"], strict=True)]
     return {
         "interactions": exact(len(items), len(items)),
         "conversations": exact(len({item.conversation for item in items}), len(items)),
-        **_correction(comparison, notes),
+        **correction,
         "gain": mean(gains, clusters, seed=seed),
         "gain_mean": mean(means, clusters, seed=seed),
         "score_served": mean([s.score for s in found["served"]], clusters, seed=seed),
@@ -78,14 +81,57 @@ def _correction(comparison: Comparison, notes: list[Json]) -> Json:
             notes[place[item.interaction.id]][f"hindsight_kl_{arm.name}"] = value
     drops = [a - b for a, b in zip(kl["served"], kl["candidate"], strict=True)]
     wins, losses = sum(d > 0 for d in drops), sum(d < 0 for d in drops)
+    alone = mean(drops, clusters, seed=seed, level=comparison.level)
     return {
-        "hindsight_kl_drop": mean(drops, clusters, seed=seed, level=comparison.level),
+        "hindsight_kl_drop": alone,
+        **_with_substitutes(comparison, items, drops, alone),
         "hindsight_kl_served": mean(kl["served"], clusters, seed=seed),
         "hindsight_kl_candidate": mean(kl["candidate"], clusters, seed=seed),
         "wins": exact(wins, len(items)),
         "losses": exact(losses, len(items)),
         "sign_p": exact(sign_test(wins, losses), len(items)),
         **_power(drops, clusters),
+    }
+
+
+def _with_substitutes(comparison: Comparison, items: Sequence[HeldOut], drops: Sequence[float], alone: Json) -> Json:
+    """The drop with what adapters that resemble the candidate show on conversations that they have not seen: it decides
+    in place of the drop on the held-out interactions `alone`, and their interactions and conversations count."""
+    edits = all(item.final_text for item in items)
+    unseen = [
+        (one, [item for item in one.items if bool(item.final_text) == edits]) for one in comparison.substitutes
+    ]  # fmt: skip
+    unseen = [(one, picked) for one, picked in unseen if picked]
+    if not unseen:
+        return {}
+    since = unseen[0][0].since
+    early = {item.conversation for item in items if item.turn.created_at <= since}
+    inside = [i for i, item in enumerate(items) if item.conversation not in early]
+    total = sum(len(picked) for _, picked in unseen)
+    own: list[float | None] = [None] * len(items)
+    found: list[float] = []
+    for one, picked in unseen:
+        pair = replace(comparison, candidate=one.arm, substitutes=())
+        asked = [*(items[i] for i in inside), *picked]
+        served, theirs = ([each.kl for each in hindsight_kl(pair, arm, asked)] for arm in pair.arms)
+        values = [a - b for a, b in zip(served, theirs, strict=True)]
+        for i, value in zip(inside, values, strict=False):
+            own[i] = (own[i] or 0.0) + value * len(picked) / total
+        found += values[len(inside) :]
+    everything = [*items, *(item for _, picked in unseen for item in picked)]
+    names = clusters_of(everything)
+    substitutes = Substitutes(own, found, names[len(items) :])
+    adjusted = adjusted_mean(drops, names[: len(items)], substitutes, level=comparison.level)
+    if adjusted is None:
+        return {}
+    n = len(everything)
+    return {
+        "interactions": exact(n, n),
+        "conversations": exact(len({item.conversation for item in everything}), n),
+        "hindsight_kl_drop": adjusted,
+        "drop_alone": alone,
+        "drop_substitutes": mean(found, names[len(items) :], seed=comparison.settings.seed),
+        "unseen": exact(total, total),
     }
 
 
