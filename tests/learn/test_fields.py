@@ -51,7 +51,7 @@ def single(settings: dict[str, Any], changes: dict[str, Any]) -> Recipe:
     ("changes", "says"),
     [
         ({"context": dataclasses.replace(CONTEXTS["together"], together=0)}, "together=0 must be a whole number"),
-        ({"target_schedule": Linear()}, "no beta"),
+        ({"schedules": (("target.beta", Linear()),)}, "leads to no number of the term"),
         ({**AWAY, "reference": START, "reference_context": CONTEXTS["appended"]}, "cancels"),
         ({**AWAY, "reference": External()}, "train.teacher"),
         ({**AWAY, "reference": Released()}, "train.teacher"),
@@ -113,6 +113,7 @@ OF_ALL = {
     "weight_decay": {0, 1}, "max_grad_norm": {1, 2.5, math.inf, 1e300}, "micro_tokens": {1, 10**400},
     "max_tokens": {1, 10**400}, "max_hindsight": {1, 10**400}, "max_fresh": {1, 10**400}, "lora": set(),
     "schedule": set(), "checkpointing": {True}, "include_off_policy": {True}, "redact": set(), "dtype": set(),
+    "scored": set(),
     "context": {None}, "template": {None}, "template_praise": {None}, "verifier": {None, "x", ""},
 }  # fmt: skip
 

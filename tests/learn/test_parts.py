@@ -45,7 +45,8 @@ from afterword.learn.parts.weights import (
     Weight,
 )
 from afterword.model.head import Head
-from afterword.train.data.examples import Encoded, with_groups
+from afterword.train.data.examples import with_groups
+from afterword.train.data.rows import Encoded
 
 NAN = float("nan")
 

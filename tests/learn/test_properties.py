@@ -32,7 +32,8 @@ from afterword.learn.recipes import RECIPES, Recipe, recipe
 from afterword.model.head import Head, head_of
 from afterword.model.loading import load_model, load_tokenizer
 from afterword.model.packing import hidden_states, packed
-from afterword.train.data.examples import Encoded, Example, prepare
+from afterword.train.data.examples import Example, prepare
+from afterword.train.data.rows import Encoded
 
 KINDS = ("follow_up", "edited", "retried", "tests")
 ALL = sorted(RECIPES)

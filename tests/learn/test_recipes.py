@@ -140,7 +140,7 @@ def compared(**changes: Any) -> Recipe:
         (compared(teacher=External()), r"train\.teacher"),
         (recipe("opd", teacher="http://localhost:8000/v1"), "needs whole distributions: name the folder"),
         (compared(teacher=Routed(routes=(("code", External(model="x")),))), "a term with a route"),
-        (compared(target=GeometricBridge(0.5)), r"sharper than the teacher.*target_schedule=Linear\(reach=True\)"),
+        (compared(target=GeometricBridge(0.5)), r"sharper than the teacher.*Linear\(reach=True\)"),
         (compared(target=GeometricBridge(1.5)), "beta=1.5 must be a number from 0 to 1"),
         (compared(target=Extrapolation()), "name its weights"),
         (compared(reference=START), "reads no reference"),
@@ -150,7 +150,10 @@ def compared(**changes: Any) -> Recipe:
          "imitate most what the user edited away: leave out ChangedTokens"),
         (compared(estimator=PolicyGradient(), policy_clip=PPOClip(), target=Extrapolation(), reference=START),
          "the advantage towards Extrapolation: use Truncated"),
-        (compared(estimator=K2(), policy_clip=PPOClip(), target=GeometricBridge(0.8), target_schedule=Linear()),
+        (compared(
+            estimator=K2(), policy_clip=PPOClip(), target=GeometricBridge(0.8),
+            schedules=(("target.beta", Linear()),),
+        ),
          "the advantage towards GeometricBridge: use Truncated"),
         (compared(estimator=PolicyGradient(floor=0.5), policy_clip=PPOClip()), "floor=0.5 must be a number at most 0"),
         (compared(estimator=NegativeLogLikelihood(), teacher=None, policy_clip=PPOClip()),
@@ -213,7 +216,7 @@ def test_useful_combinations_are_not_refused() -> None:
     validate(sdpo_interactions(teacher=LIVE))
     validate(sdpo_interactions(teacher=BASE, anchor=0.1, lr=0.0))
     validate(sft())
-    validate(compared(target=GeometricBridge(0.5), target_schedule=Linear(reach=True)))
+    validate(compared(target=GeometricBridge(0.5), schedules=(("target.beta", Linear(reach=True)),)))
     validate(compared(estimator=K2()))
     validate(compared(estimator=ReverseKL(), target=Temperature(2.0)))
     validate(compared(support=TopK(16, "teacher", "teacher")))

@@ -31,9 +31,9 @@ def probe(model: str, one: Recipe, examples: list[Example]) -> _Probe:
 
 def others_of(model: str, one: Recipe, examples: list[Example]) -> list[str | None]:
     made = probe(model, one, examples)
-    found = made.other_prompts(one.terms[0].context, 0)
-    assert all(ids is None or len(ids) + len(r.completion) <= 300 for ids, r in zip(found, made.rows, strict=True))
-    return [None if ids is None else load_tokenizer(model).decode(ids) for ids in found]
+    found = made.other_parts(one.terms[0].context, 0)
+    assert all(parts is None or sum(map(len, parts)) <= 300 for parts in found)
+    return [None if parts is None else load_tokenizer(model).decode(parts[0]) for parts in found]
 
 
 def test_the_other_words_are_shown_as_their_own_would_be(model: str) -> None:

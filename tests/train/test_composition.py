@@ -12,9 +12,23 @@ import torch
 
 from afterword.errors import ConfigError
 from afterword.learn.loss.loss_stage import Scores
-from afterword.learn.loss.terms import Term
+from afterword.learn.loss.terms import Term, divisors
 from afterword.learn.loss.token_batch import layout
-from afterword.learn.parts.advantages import NO_CLIP, FeedbackPolarity, LogRatio, PPOClip, ReturnToGo, Truncated
+from afterword.learn.parts.advantages import (
+    NO_CLIP,
+    FeedbackPolarity,
+    LogRatio,
+    Masked,
+    PPOClip,
+    Product,
+    ReturnToGo,
+    Reward,
+    Scaled,
+    Sum,
+    TeacherMagnitude,
+    TeacherRatioClip,
+    Truncated,
+)
 from afterword.learn.parts.anchors import GOLD, gold_mix
 from afterword.learn.parts.contexts import CONTEXTS, with_template, with_text
 from afterword.learn.parts.divergences import (
@@ -33,16 +47,20 @@ from afterword.learn.parts.weights import (
     EVERYTHING,
     SEQUENCE_MEAN,
     TOKEN_MEAN,
+    WEIGHT_MEAN,
+    AnswerPower,
     ByCorrectness,
     Cap,
     ChangedTokens,
     EntropyGate,
+    GapGate,
     ImportanceRatio,
     InteractionWeight,
     LeastRatio,
     NotKind,
     Position,
     Prefix,
+    TeacherConfidence,
     TopEntropy,
     Weight,
 )
@@ -50,7 +68,8 @@ from afterword.learn.recipes import Lora, Recipe, follow_ups
 from afterword.learn.recipes.validate import validate
 from afterword.model.loading import load_tokenizer
 from afterword.train.data.batches import rows_of
-from afterword.train.data.examples import Encoded, Example, prepare
+from afterword.train.data.examples import Example, prepare
+from afterword.train.data.rows import Encoded
 from afterword.train.monitoring.metrics import Tally
 from afterword.train.runtime.policy import Policy, load_policy
 from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
@@ -70,10 +89,15 @@ WHERE = (
 ESTIMATORS = (ForwardKL(), ReverseKL(), JSD(0.5), SkewForwardKL(), PolicyGradient(), K2(), NegativeLogLikelihood())
 TARGETS = (Temperature(0.5), GeometricBridge(0.5), Extrapolation(1.5, plausible=0.01))
 SUPPORTS = (FULL, TopK(8, of="student", remainder="tail"), TopK(8, of="teacher", remainder="renormalise"))
-ADVANTAGES = (LogRatio(centre=True), ReturnToGo(), FeedbackPolarity())
+ADVANTAGES = (
+    LogRatio(centre=True), ReturnToGo(), FeedbackPolarity(), Sum((FeedbackPolarity(), Scaled(LogRatio(), 0.5))),
+    Product((Reward(0.5), LogRatio())), TeacherMagnitude(FeedbackPolarity()),
+)  # fmt: skip
 WEIGHTS: tuple[Weight, ...] = (
     ChangedTokens(), ImportanceRatio(), EntropyGate(4.0), Position(8.0), Cap(0.5), LeastRatio(-1.0), TopEntropy(0.5),
+    TeacherConfidence(), GapGate(),
 )  # fmt: skip
+CLIPS = (PPOClip(), Truncated(), Masked(), TeacherRatioClip())
 LORA: dict[str, Any] = {"dtype": "float32", "fresh": 0, "epochs": 1, "lora": Lora(rank=4)}
 
 
@@ -96,13 +120,16 @@ def drawn(dice: Random, name: str) -> Term:
             estimator=estimator,
             teacher=dice.choice((START, BASE, LIVE)) if reads else None,
             context=dice.choice(WHERE) if reads else CONTEXTS["none"],
-            reduction=dice.choice((TOKEN_MEAN, SEQUENCE_MEAN)),
+            student_context=dice.choice((CONTEXTS["none"], CONTEXTS["none"], WHERE[3])),
+            reduction=dice.choice((TOKEN_MEAN, SEQUENCE_MEAN, WEIGHT_MEAN)),
             support=FULL if plain or target is not None else dice.choice(SUPPORTS),
             route=dice.choice((EVERYTHING, NotKind((GOLD,)), ByCorrectness(False))),
             weights=(InteractionWeight(), *dice.sample(WEIGHTS, dice.randint(0, 2))),
             masks=(Prefix(9),) if dice.random() < 0.3 else (),
             advantage=advantage,
-            policy_clip=dice.choice((PPOClip(), Truncated())) if plain and dice.random() < 0.5 else NO_CLIP,
+            policy_clip=dice.choice((PPOClip(), Truncated(), Masked(), TeacherRatioClip()))
+            if plain and dice.random() < 0.5
+            else NO_CLIP,
             skip_first=dice.choice((0, 0, 1, 3)),
             scale=dice.choice((0.0, 0.5, 1.0, 2.0)),
         )
@@ -143,15 +170,17 @@ class Lab:
             for parameter in self.policy.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
-    def values(self, terms: Sequence[Term]) -> tuple[list[float], list[torch.Tensor], tuple[Encoded, ...]]:
-        """(value of each term, gradients of their sum) of one step."""
+    def values(
+        self, terms: Sequence[Term], micro: Sequence[Sequence[int]] = ()
+    ) -> tuple[list[float], list[torch.Tensor], tuple[Encoded, ...]]:
+        """(value of each term, gradients of their sum) of one step, in these micro-batches."""
         recipe = Recipe(name="drawn", terms=(*terms, gold_mix(0.0)), **LORA)  # as with accepted answers in the batch
         rows = prepare(some(self.ref), self.tokenizer, recipe, limit=512, vocabulary=259).rows
         teachers = TeacherStates(TeacherRuntime(self.policy, recipe, self.ref), rows, recipe, TeacherCache(None), "x")
-        counts = [t.count(rows_of(rows)) for t in terms]
         tally = Tally(terms)
         self.policy.model.zero_grad(set_to_none=True)
-        backward(self.policy, teachers, terms, counts, range(len(rows)), tally)
+        whole = divisors(terms, rows_of(rows))
+        backward(self.policy, teachers, terms, whole, *(micro or [range(len(rows))]), tally=tally)
         step = tally.close(step=1, steps=1, grad_norm=0.0, lr=0.0, off_policy=0, seconds=1.0, scored=1)
         gradients = [p.grad.clone() for p in self.policy.parameters() if p.grad is not None]
         assert len(gradients) == len(self.policy.parameters())
@@ -175,6 +204,43 @@ def test_each_term_of_a_random_objective_is_worth_what_it_is_worth_alone(lab: La
         for place, gradient in enumerate(gradients):
             summed = torch.stack([one[1][place] for one in alone]).sum(0)
             torch.testing.assert_close(gradient, summed, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(24, 36))
+def test_micro_batches_change_no_random_objective(lab: Lab, seed: int) -> None:
+    dice = Random(seed)
+    terms = [drawn(dice, f"t{i}") for i in range(dice.randint(1, 3))]
+    whole, gradients, rows = lab.values(terms)
+    order = dice.sample(range(len(rows)), len(rows))
+    for micro in ([[i] for i in order], [order[:2], order[2:]]):
+        values, parts, _ = lab.values(terms, micro)
+        assert values == pytest.approx(whole, rel=1e-4, abs=1e-6)
+        for one, other in zip(parts, gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
+
+
+def test_a_weighted_mean_divides_by_the_weights_of_the_whole_step(lab: Lab) -> None:
+    """Half of the weight everywhere changes nothing; the interactions' own weights stay in the numerator alone."""
+    term = Term(name="t", estimator=ForwardKL(), teacher=BASE, context=SYSTEM, reduction=WEIGHT_MEAN)
+    half = dataclasses.replace(term, weights=(InteractionWeight(), AnswerPower("phi", cap=0.5)))
+    (plain,), gradients, rows = lab.values([term])
+    (halved,), same, _ = lab.values([half], [[i] for i in range(len(rows))])
+    assert halved == pytest.approx(plain, rel=1e-5)
+    for one, other in zip(gradients, same, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-6)
+    (mean,), *_ = lab.values([dataclasses.replace(term, reduction=TOKEN_MEAN)])
+    assert plain == pytest.approx(mean, rel=1e-5)
+
+
+def test_terms_of_a_pool_share_one_divisor(lab: Lab) -> None:
+    own = Term(name="own", estimator=ForwardKL(), teacher=BASE, context=SYSTEM, reduction=TOKEN_MEAN, pool="both")
+    right = dataclasses.replace(own, name="right", route=ByCorrectness(True), context=CONTEXTS["none"])
+    terms = [dataclasses.replace(own, route=ByCorrectness(False)), right]
+    *_, rows = lab.values(terms)
+    counts = [term.count(rows_of(rows)) for term in terms]
+    assert all(counts) and divisors(terms, rows_of(rows)) == [sum(counts)] * 2
+    late = [dataclasses.replace(term, reduction=WEIGHT_MEAN) for term in terms]
+    assert lab.values(late)[0] == pytest.approx(lab.values(terms)[0], rel=1e-4)
 
 
 def test_two_contexts_of_one_name_are_two_contexts(lab: Lab) -> None:

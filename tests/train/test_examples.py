@@ -14,7 +14,8 @@ from afterword.errors import ModelError, NothingToDo
 from afterword.learn.parts.contexts import CONTEXTS, with_text
 from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.model.loading import load_tokenizer
-from afterword.train.data.examples import Encoded, Example, prepare
+from afterword.train.data.examples import Example, prepare
+from afterword.train.data.rows import Encoded
 from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 

@@ -19,7 +19,8 @@ from afterword.learn.recipes import recipe, sdpo_interactions
 from afterword.model.generation.text import stop_ids
 from afterword.model.loading import EMBEDDED, load_model, load_tokenizer
 from afterword.records import Turn
-from afterword.train.data.examples import Encoded, prepare
+from afterword.train.data.examples import prepare
+from afterword.train.data.rows import Encoded
 from afterword.train.generation.generation import Rollouts, VerifierFailed, clear_rollouts, generate, rollout_rows
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.metrics import StepMetrics, read_metrics

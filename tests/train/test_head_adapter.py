@@ -74,7 +74,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_logits(model: str, teach
     teachers = TeacherStates(teaching, prepared.rows, recipe, TeacherCache(None), "x")
     count = [t.count(rows_of(prepared.rows)) for t in recipe.terms]
     tally = Tally(recipe.terms)
-    backward(policy, teachers, recipe.terms, count, [0, 1, 2, 3], tally)
+    backward(policy, teachers, recipe.terms, count, [0, 1, 2, 3], tally=tally)
     own = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
     policy.model.zero_grad(set_to_none=True)
 

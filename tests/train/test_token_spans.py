@@ -20,7 +20,8 @@ from afterword.learn.parts.weights import SEQUENCE_MEAN, TOKEN_MEAN, ChangedToke
 from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.model.loading import load_tokenizer
 from afterword.train.data.batches import rows_of
-from afterword.train.data.examples import Encoded, Example, prepare, with_private_masked
+from afterword.train.data.examples import Example, prepare, with_private_masked
+from afterword.train.data.rows import Encoded
 from afterword.train.data.token_spans import places, private_positions
 from tests.train.tiny_model import example, tiny_folder
 

@@ -17,6 +17,8 @@ from afterword.model.loading import load_tokenizer
 from afterword.records import Interaction, Turn
 from afterword.train.data.examples import Example
 from afterword.train.monitoring.metrics import Tally
+from afterword.train.runtime.distributed import SINGLE
+from afterword.train.runtime.gradients import StepGradient
 from afterword.train.runtime.policy import Policy
 from afterword.train.runtime.steps import forward
 from afterword.train.runtime.teacher_cache import TeacherStates
@@ -86,11 +88,13 @@ def backward(
     teachers: TeacherStates,
     terms: Sequence[Term],
     counts: Sequence[float],
-    picked: Sequence[int],
+    *micro: Sequence[int],
     tally: Tally,
 ) -> None:
-    """Forward pass, loss and gradient of a micro-batch, as the loop does it."""
-    batch = forward(policy, teachers, terms, picked)
-    losses = [term.value(s, batch.tokens, n) for term, s, n in zip(terms, batch.scores, counts, strict=True)]
-    (torch.stack(losses).sum() + batch.student_NH[:0].sum()).backward()  # type: ignore[no-untyped-call]
-    tally.add(*batch.shown(terms), losses, batch.ids)
+    """Forward passes, losses and gradient of a step in micro-batches, as the loop does it."""
+    gradient = StepGradient(policy.parameters(), terms, counts)
+    for picked in micro:
+        batch = forward(policy, teachers, terms, picked)
+        losses = gradient.add(batch)
+        tally.add(*batch.shown(terms), losses, batch.ids)
+    tally.divide(gradient.close(SINGLE))

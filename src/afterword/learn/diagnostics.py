@@ -20,7 +20,7 @@ from afterword.learn.parts.contexts import Context, fit_hindsight
 from afterword.learn.parts.divergences import NegativeLogLikelihood
 from afterword.model.head import Head, head_of
 from afterword.model.loading import longest_context
-from afterword.model.packing import Ids, by_budget, hidden_states, packed
+from afterword.model.packing import Parts, by_budget, hidden_states, packed, scored_count
 from afterword.records import Turn
 
 _ROWS = 1 << 14
@@ -52,23 +52,23 @@ def unreadable(readable: Tensor, ids: Iterable[int]) -> int | None:
 
 
 @torch.no_grad()
-def log_probs(model: Any, head: Head, pairs: Sequence[tuple[Ids, Ids]], *, budget: int = 4096) -> list[Tensor]:
-    """Log-probabilities of completions.
+def log_probs(model: Any, head: Head, pairs: Sequence[Parts], *, budget: int = 4096) -> list[Tensor]:
+    """Log-probabilities of scored ids.
 
     Args:
         model: A transformers or PEFT causal model.
         head: Its head.
-        pairs: (prompt ids, completion ids).
+        pairs: The parts of each sequence: prompt ids and completion ids for one answer.
         budget: Most tokens of a forward pass.
 
     Returns:
-        For each pair [n] nats, float32 on the CPU.
+        For each sequence [n] nats, float32 on the CPU.
     """
     found: dict[int, Tensor] = {}
-    for group in by_budget([len(p) + len(c) for p, c in pairs], budget):
+    for group in by_budget([sum(map(len, parts)) for parts in pairs], budget):
         batch = packed([pairs[i] for i in group], head.weight.device)
         scores = token_losses(hidden_states(model, batch), None, head, batch.targets, NegativeLogLikelihood())
-        pieces = torch.split(scores.logp_student.float().cpu(), [len(pairs[i][1]) for i in group])
+        pieces = torch.split(scores.logp_student.float().cpu(), [scored_count(pairs[i]) for i in group])
         found.update(zip(group, pieces, strict=True))
     return [found[i] for i in range(len(pairs))]
 

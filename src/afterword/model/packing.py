@@ -1,7 +1,8 @@
-"""Runs sequences through a model as one packed row and returns the hidden states that predict each completion token.
+"""Runs sequences through a model as one packed row and returns the hidden states that predict each scored token.
 
-Owns the alignment of hidden states with ids, and padding for models whose attention cannot be packed. Computes no
-logits and chooses no adapter.
+A sequence is its parts in turn: ids that are read, ids that are scored, read, scored ... A prompt with its completion
+is the sequence of two parts; a conversation whose answers are all scored has more. Owns the alignment of hidden states
+with ids, and padding for models whose attention cannot be packed. Computes no logits and chooses no adapter.
 """
 
 from __future__ import annotations
@@ -21,44 +22,54 @@ from afterword.model.attention_kernel import KeyValues, SharedPrefix, Unsupporte
 from afterword.model.rotary import sequence_lengths, switch_length
 
 Ids = Sequence[int]
+Parts = Sequence[Ids]
+"""A sequence: ids that are read and ids that are scored, in turn; the first are never empty."""
+
+
+def scored_count(parts: Parts) -> int:
+    """Scored ids of a sequence."""
+    return sum(map(len, parts[1::2]))
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A row of sequences with T tokens, N of them in completions."""
+    """A row of sequences with T tokens, N of them scored."""
 
     ids: Tensor
     """[T]"""
     sizes: tuple[int, ...]
     """Length of each sequence."""
     picks: Tensor
-    """[N] for each completion token, the position in the row that predicts it."""
+    """[N] for each scored token, the position in the row that predicts it."""
     targets: Tensor
-    """[N] the completion ids."""
+    """[N] the scored ids."""
 
 
-def packed(pairs: Sequence[tuple[Ids, Ids]], device: torch.device | str = "cpu") -> Packed:
-    """Lay out pairs in one row.
+def packed(sequences: Sequence[Parts], device: torch.device | str = "cpu") -> Packed:
+    """Lay out sequences in one row.
 
     Args:
-        pairs: (prompt ids, completion ids); no prompt is empty.
+        sequences: Parts of each; (prompt ids, completion ids) for one answer.
         device: Where the tensors go.
     """
-    sizes = tuple(len(p) + len(c) for p, c in pairs)
     picks, start = [], 0
-    for (prompt, completion), size in zip(pairs, sizes, strict=True):
-        picks.append(torch.arange(len(completion)) + start + len(prompt) - 1)
-        start += size
+    for parts in sequences:
+        for number, part in enumerate(parts):
+            if number % 2:
+                picks.append(torch.arange(len(part)) + start - 1)
+            start += len(part)
     return Packed(
-        ids=torch.tensor([i for prompt, completion in pairs for i in (*prompt, *completion)]).to(device),
-        sizes=sizes,
+        ids=torch.tensor([i for parts in sequences for part in parts for i in part]).to(device),
+        sizes=tuple(sum(map(len, parts)) for parts in sequences),
         picks=torch.cat(picks).to(device),
-        targets=torch.tensor([i for _, completion in pairs for i in completion], dtype=torch.long).to(device),
+        targets=torch.tensor([i for parts in sequences for part in parts[1::2] for i in part], dtype=torch.long).to(
+            device
+        ),
     )
 
 
 def hidden_states(model: Any, batch: Packed, keep: KeyValues | None = None) -> Tensor:
-    """Hidden states that predict the completion tokens.
+    """Hidden states that predict the scored tokens.
 
     Args:
         model: A transformers or PEFT causal model.
@@ -78,19 +89,19 @@ def hidden_states(model: Any, batch: Packed, keep: KeyValues | None = None) -> T
 class ReadBatch:
     """A row that the model has read, for `hidden_states_after`."""
 
-    pairs: Sequence[tuple[Ids, Ids]]
+    pairs: Sequence[Parts]
     states: Tensor
-    """[N, H] hidden states of its completion tokens."""
+    """[N, H] hidden states that predict its scored tokens."""
     kept: KeyValues
 
 
-def hidden_states_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: ReadBatch) -> Tensor:
-    """Hidden states for other prompts before the same completions, without a gradient, reusing shared prefixes.
+def hidden_states_after(model: Any, pairs: Sequence[Parts], read: ReadBatch) -> Tensor:
+    """Hidden states for other ids to read before the same scored ids, without a gradient, reusing shared prefixes.
 
     Args:
         model: The model that read `read`, with the same weights.
-        pairs: (prompt ids, completion ids) in the order of `read.pairs`.
-        read: The row that was read before; a pair that equals its partner there is not computed again.
+        pairs: Parts of each sequence, in the order of `read.pairs`.
+        read: The row that was read before; a sequence that equals its partner there is not computed again.
 
     Returns:
         [N, H] as `hidden_states` returns it.
@@ -98,29 +109,30 @@ def hidden_states_after(model: Any, pairs: Sequence[tuple[Ids, Ids]], read: Read
     causal = _causal(model)
     if len(read.kept) < causal.config.num_hidden_layers:
         return hidden_states(model, packed(pairs, read.states.device))
-    found = list(torch.split(read.states.detach(), [len(completion) for _, completion in pairs]))
+    found = list(torch.split(read.states.detach(), list(map(scored_count, pairs))))
     switch = switch_length(causal)
     lengths = [_common(old, new, switch) for old, new in zip(read.pairs, pairs, strict=True)]
     rows = [i for i, length in enumerate(lengths) if length is not None]
     if not rows:
         return torch.cat(found)
     after = SharedPrefix(read.kept, tuple(rows), tuple(length for length in lengths if length is not None))
-    batch = packed([(pairs[i][0][n:], pairs[i][1]) for i, n in zip(rows, after.lengths, strict=True)], found[0].device)
+    rest = [(pairs[i][0][n:], *pairs[i][1:]) for i, n in zip(rows, after.lengths, strict=True)]
+    batch = packed(rest, found[0].device)
     states = packed_states(causal, batch.ids, batch.sizes, after=after)[batch.picks]
-    for i, part in zip(rows, torch.split(states, [len(pairs[i][1]) for i in rows]), strict=True):
+    for i, part in zip(rows, torch.split(states, [scored_count(pairs[i]) for i in rows]), strict=True):
         found[i] = part
     return torch.cat(found)
 
 
-def _common(old: tuple[Ids, Ids], new: tuple[Ids, Ids], switch: int | None) -> int | None:
-    """Length of the shared prefix, without the new prompt's last id, which predicts; None for equal pairs, 0 where the
-    two lengths have different rotary factors (`rotary.switch_length`)."""
-    first, second = tuple(old[0]), tuple(new[0])
-    if first == second and tuple(old[1]) == tuple(new[1]):
+def _common(old: Parts, new: Parts, switch: int | None) -> int | None:
+    """Length of the shared prefix, without the new prompt's last id, which predicts; None for equal sequences, 0 where
+    the two lengths have different rotary factors (`rotary.switch_length`)."""
+    whole, second = [i for part in old for i in part], new[0]
+    size = sum(map(len, new))
+    if list(map(tuple, old)) == list(map(tuple, new)):
         return None
-    if switch is not None and (len(first) + len(old[1]) > switch) != (len(second) + len(new[1]) > switch):
+    if switch is not None and (len(whole) > switch) != (size > switch):
         return 0
-    whole = first + tuple(old[1])
     same = next((i for i, (a, b) in enumerate(zip(whole, second, strict=False)) if a != b), len(second))
     return min(same, len(whole), len(second) - 1)
 

@@ -15,13 +15,16 @@ from pathlib import Path
 import torch
 
 from afterword.errors import AfterwordError, ConflictError
+from afterword.learn.loss.terms import divisors
 from afterword.learn.recipes import Recipe, describe
 from afterword.train.artifact import TrainResult, finished_result, publish
 from afterword.train.data.batches import by_size, rows_of, split
-from afterword.train.data.examples import Encoded, Example
+from afterword.train.data.examples import Example
+from afterword.train.data.rows import Encoded
 from afterword.train.monitoring.alerts import STRICT, StopRules
 from afterword.train.monitoring.metrics import StepMetrics, Tally
 from afterword.train.runtime.distributed import init_distributed
+from afterword.train.runtime.gradients import StepGradient
 from afterword.train.runtime.malloc import keep_freed_memory
 from afterword.train.runtime.steps import drift, forward
 from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
@@ -123,26 +126,21 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         # Objective: the terms at this step, and the tokens that count over all micro-batches and processes.
         terms = [term.at(step, len(steps), history) for term in recipe.terms]
         whole = rows_of([rows[i] for i in picked])
-        counts = [term.count(whole) for term in terms]
+        gradient = StepGradient(parameters, terms, divisors(terms, whole))
 
         # Teacher, student, loss, gradient: one micro-batch at a time.
         tally = Tally(terms, run.end_ids)
         mine = split(rows, workers.shard(by_size(rows, picked)), recipe.micro_tokens)
         for n, micro in enumerate(mine):
             batch = forward(policy, states, terms, micro)
-            losses = [
-                term.value(scores, batch.tokens, count)
-                for term, scores, count in zip(terms, batch.scores, counts, strict=True)
-            ]
-            # Where no token counts the gradient is zero and not missing: the sum of no states keeps the graph.
-            loss = torch.stack(losses).sum() + batch.student_NH[:0].sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            losses = gradient.add(batch)
             tally.add(*batch.shown(terms), losses, batch.ids)
             if n == 0 and workers.is_main and step % PROBE_EVERY == 0:
-                tally.add_drift(drift(policy, rows[micro[0]], batch.student_NH.detach()))
-            del batch, losses, loss  # before the next forward pass: they hold the graph
-        workers.all_reduce_gradients(parameters)
+                tally.add_drift(drift(policy, rows[micro[0]], batch.context, batch.student_NH.detach()))
+            del batch, losses  # before the next forward pass: they hold the graph
+        late = gradient.close(workers)
         workers.all_reduce(tally.sums, *teachers.drift.values())
+        tally.divide(late)
 
         # Optimiser step; the teachers that follow the student move after it.
         lr = recipe.lr * recipe.schedule(step, len(steps), history)

@@ -1,13 +1,14 @@
-"""Composes the objective: a sum of terms, each the sum of weight x loss divided by the term's own count.
+"""Composes the objective: a sum of terms, each the sum of weight x loss divided by the term's own divisor.
 
-Counts cover the whole optimiser batch before it is split, so micro-batches and accumulation do not change the result.
-Runs no model.
+Divisors cover the whole optimiser batch, so micro-batches and accumulation do not change the result: counts are known
+before it is split, sums of weights (`WeightMean`) after its last part is scored. Runs no model.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,14 +26,22 @@ from afterword.learn.parts.targets import IDENTITY, Target
 from afterword.learn.parts.teachers import Teacher
 from afterword.learn.parts.weights import (
     EVERYTHING,
+    NUMERATOR_ONLY,
     SEQUENCE_MEAN,
     InteractionWeight,
     Mask,
+    Measure,
     Reduction,
     TermRoute,
     Weight,
+    WeightMean,
     chain,
+    measures_of,
+    reads_teacher,
 )
+
+FieldSchedule = tuple[str, Schedule]
+"""A path to a number of a term, and its factor over the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +55,8 @@ class Term:
     """None for estimators that read only the served ids."""
     context: Context
     """The context that the teacher reads."""
+    student_context: Context = CONTEXTS["none"]
+    """The context that the student reads; its own prompt by default."""
     reference: Teacher | None = None
     """Whose weights give the reference of a target that needs one."""
     reference_context: Context = CONTEXTS["none"]
@@ -69,10 +80,23 @@ class Term:
     """Largest loss of one token (nats), after the sum over the vocabulary; a clipped token has no gradient."""
     scale: TermScale = 1.0
     """Factor of the term in the objective."""
+    pool: str = ""
+    """Terms of one pool share a divisor: the sum of their counts. Each term has its own by default."""
     schedule: Schedule = CONSTANT
     """Factor on `scale` over the run."""
-    target_schedule: Schedule = CONSTANT
-    """Factor on the `beta` of a target that has one (a bridge whose beta falls to 0)."""
+    schedules: tuple[FieldSchedule, ...] = ()
+    """Factors on other numbers of the term over the run, by path (`target.beta`, `advantage.mix`, `weights.1.beta`)."""
+    target_schedule: InitVar[Schedule | None] = None
+    """Old name of a schedule of `target.beta`, read for one more release."""
+
+    def __post_init__(self, target_schedule: Schedule | None) -> None:
+        if target_schedule is not None:
+            warnings.warn(
+                'target_schedule is now schedules=(("target.beta", ...),): the old name ends with the next release',
+                FutureWarning,
+                stacklevel=3,
+            )
+            object.__setattr__(self, "schedules", (*self.schedules, ("target.beta", target_schedule)))
 
     @property
     def needs_served(self) -> bool:
@@ -88,18 +112,34 @@ class Term:
 
     def at(self, step: int, steps: int, past: Sequence[Any]) -> Term:
         """The term as its schedules make it at this step."""
-        if self.schedule == CONSTANT and self.target_schedule == CONSTANT:
+        if self.schedule == CONSTANT and not self.schedules:
             return self
-        target: Any = self.target
-        if self.target_schedule != CONSTANT:
-            target = replace(target, beta=target.beta * self.target_schedule(step, steps, past))
-        return replace(self, scale=self.scale * self.schedule(step, steps, past), target=target)
+        term = replace(self, scale=self.scale * self.schedule(step, steps, past))
+        for path, schedule in self.schedules:
+            term = scaled_field(term, path.split("."), schedule(step, steps, past))
+        return term
+
+    @property
+    def by_weight(self) -> bool:
+        """True when the divisor is a sum of weights, known only after scoring."""
+        return isinstance(self.reduction, WeightMean)
+
+    @property
+    def reads_teacher(self) -> bool:
+        """True when it reads a teacher's scores."""
+        parts = (self.estimator, self.advantage, self.policy_clip, *self.weights)
+        return any(map(reads_teacher, parts)) or "logp_teacher" in self.measures
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Measures of whole answers that a pass has to take for it."""
+        return tuple(dict.fromkeys(measure for weight in self.weights for measure in measures_of(weight)))
 
     def keep(self, batch: TokenBatch) -> Tensor:
         """Select the tokens that count in this term.
 
-        Excluded are private tokens, masked tokens, answers of another route, and answers without the hindsight, the
-        reward or the sampler's log-probabilities that the term needs.
+        Excluded are private tokens, masked tokens, answers of another route or that a filter left out, and answers
+        without the hindsight, the reward or the sampler's log-probabilities that the term needs.
 
         Returns:
             [N] bool
@@ -107,19 +147,30 @@ class Term:
         keep = (batch.position >= self.skip_first) & ~batch.private
         for mask in self.masks:
             keep = keep & mask(batch)
-        if self.context.privileged:
-            keep = keep & batch.informed(self.context)
+        for where in (self.context, self.student_context):
+            if where.privileged:
+                keep = keep & batch.informed(where)
+        keep = keep & batch.where(lambda a: a.accepted)
         if self.route != EVERYTHING:
             keep = keep & batch.where(self.route)
         if self.advantage is not None and self.advantage.needs_reward:
             keep = keep & batch.where(lambda a: a.reward is not None)
         if self.needs_plain:
             keep = keep & batch.where(lambda a: a.plain)
+        if self.needs_plain or self.needs_served:  # a sample of the student as it is scored
+            under = self.student_context if self.student_context.privileged else None
+            keep = keep & batch.where(lambda a: a.under == under)
         return keep & torch.isfinite(batch.served) if self.needs_served else keep
 
     def count(self, batch: TokenBatch) -> float:
-        """The divisor for a whole optimiser batch."""
+        """The divisor for a whole optimiser batch; for `WeightMean` the tokens that may count."""
         return self.reduction.count(self.keep(batch), batch)
+
+    def weight_sum(self, scores: Scores, batch: TokenBatch) -> Tensor:
+        """Sum of the weights of the tokens that count, the divisor of `WeightMean`: a scalar without a gradient."""
+        keep = self.keep(batch)
+        weights = [w for w in self.weights if not isinstance(w, NUMERATOR_ONLY)]
+        return torch.where(keep, chain(weights, scores, batch, keep).detach(), 0.0).sum()
 
     def value(self, scores: Scores, batch: TokenBatch, count: float) -> Tensor:
         """The term's part of the objective, scale x sum(weight x loss) / count.
@@ -127,7 +178,7 @@ class Term:
         Args:
             scores: Scores of the N tokens of `batch`.
             batch: Some answers of an optimiser batch.
-            count: `count()` of the whole optimiser batch; 0 gives 0.
+            count: Divisor of the whole optimiser batch; 0 gives 0.
 
         Returns:
             A scalar with a gradient.
@@ -140,7 +191,7 @@ class Term:
         factors = torch.where(keep, factors, torch.zeros_like(factors))
         # A token that does not count must not count even when its loss is not finite.
         loss = torch.where(keep & (factors != 0), loss, torch.zeros_like(loss))
-        return self.scale * (factors * loss).sum() / max(count, 1.0)
+        return self.scale * (factors * loss).sum() / (count if count > 0 else 1.0)
 
     def _push(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         """[N] advantage x policy clip, without a gradient."""
@@ -150,8 +201,50 @@ class Term:
             return torch.ones_like(scores.logp_student)
         else:  # the estimator holds the advantage: the policy clip needs only its sign
             advantage = (scores.logp_teacher - scores.logp_student).detach()
-        factor = self.policy_clip(advantage, importance_ratio(scores, batch))
+        factor = self.policy_clip(advantage, importance_ratio(scores, batch), scores)
         return factor if self.advantage is None else advantage * factor
+
+
+def scaled_field(part: Any, path: Sequence[str], factor: float) -> Any:
+    """`part` with the number at `path` times `factor`; a whole number stays one, and tuples are entered by index.
+
+    Raises:
+        AttributeError, ValueError, IndexError: No part has this path.
+        TypeError: It leads to no number.
+    """
+    name, *rest = path
+    if isinstance(part, tuple):
+        at = int(name)
+        return (*part[:at], _scaled(part[at], rest, factor), *part[at + 1 :])
+    return replace(part, **{name: _scaled(getattr(part, name), rest, factor)})
+
+
+def _scaled(value: Any, rest: Sequence[str], factor: float) -> Any:
+    if rest:
+        return scaled_field(value, rest, factor)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return round(value * factor) if isinstance(value, int) else value * factor
+
+
+def divisors(terms: Sequence[Term], batch: TokenBatch) -> list[float]:
+    """The divisor of each term for a whole optimiser batch; those of one pool share the sum of their counts.
+
+    For a term with `by_weight` it is what multiplies its mean: 1, or its share of the pool as 1 / share.
+    """
+    counts = [term.count(batch) for term in terms]
+    pools: dict[str, float] = {}
+    for term, count in zip(terms, counts, strict=True):
+        if term.pool and term.scale:
+            pools[term.pool] = pools.get(term.pool, 0.0) + count
+    found = []
+    for term, count in zip(terms, counts, strict=True):
+        pooled = pools.get(term.pool, 0.0) if term.pool else count
+        if not term.by_weight:
+            found.append(pooled)
+        else:
+            found.append(pooled / count if count else 0.0)
+    return found
 
 
 def objective(terms: Sequence[Term], scores: Sequence[Scores], batch: TokenBatch, counts: Sequence[float]) -> Tensor:

@@ -7,25 +7,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+Origin = Literal["served", "student", "privileged", "teacher", "spliced"]
+"""Who wrote an answer: the deployed model or a person; the student anew; the student reading something more; other
+weights; the student and then other weights."""
+Measures = tuple[tuple[str, float], ...]
+"""Numbers of a whole answer by name (`weights.Measure`), taken once a pass: they do not depend on how it is split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An answer as the others to the same prompt see it."""
+
+    reward: float | None = None
+    origin: Origin = "served"
+    measures: Measures = ()
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Statistics of the rewards of all answers to one prompt, over the whole pass: independent of its split."""
+    """Statistics of the rewards of all answers to one prompt of one origin, over the whole pass: independent of its
+    split."""
 
     size: int = 0
     """Answers whose reward is known."""
     mean: float = 0.0
     deviation: float = 0.0
     """Sample standard deviation (divisor size - 1), 0 below two answers."""
+    members: tuple[Member, ...] = field(default=(), compare=False, repr=False)
+    """All answers to the prompt that were kept, of every origin, this one too."""
+
+    def of(self, origin: Origin | None) -> Group:
+        """The statistics of the members of one origin, of all for None."""
+        return group_of([m for m in self.members if origin in (None, m.origin)], self.members)
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of the members with a reward above 0, of those whose reward is known; 0 without any."""
+        known = [m.reward for m in self.members if m.reward is not None]
+        return sum(reward > 0 for reward in known) / max(1, len(known))
 
 
 ALONE = Group()
+
+
+def group_of(counted: Sequence[Member], members: Sequence[Member]) -> Group:
+    """The statistics of the rewards of `counted`, which are some of `members`."""
+    rewards = [m.reward for m in counted if m.reward is not None]
+    n = len(rewards)
+    if not n:
+        return Group(members=tuple(members))
+    mean = sum(rewards) / n
+    spread = sum((r - mean) ** 2 for r in rewards)
+    deviation = math.sqrt(spread / (n - 1)) if n > 1 else 0.0
+    return Group(size=n, mean=mean, deviation=deviation, members=tuple(members))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +83,12 @@ class AnswerInfo:
     plain: bool = True
     """False for a served answer that is not known to be a sample of the model's own distribution: another temperature,
     a cut-off vocabulary, a penalty, a grammar, or fields whose value the server chose."""
+    origin: Origin = "served"
+    under: Hashable = None
+    """The context that the student read when it sampled the answer; None for its own prompt."""
+    accepted: bool = True
+    """False for an answer that a filter of the pass left out: no term counts it."""
+    measures: Measures = ()
 
 
 UNKNOWN = AnswerInfo()
@@ -54,12 +100,18 @@ Informed = bool | frozenset[Any]
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """N scored tokens of R answers, in order of the answers, without prompts and padding."""
+    """N scored tokens of R answers, in order of the answers, without prompts and padding.
+
+    A row may score several spans: the turns of an episode, or the parts of an answer that different policies wrote.
+    They share one interaction, and a mean over an answer is a mean over all of its spans.
+    """
 
     row: Tensor
     """[N] index of the token's answer, 0 .. R-1."""
     position: Tensor
-    """[N] position of the token in its answer, from 0."""
+    """[N] position of the token in its span, from 0."""
+    span: Tensor
+    """[N] index of the token's scored span in its row, from 0; 0 throughout for rows of one answer."""
     length: Tensor
     """[R] scored tokens of the answer."""
     weight: Tensor
@@ -75,6 +127,11 @@ class TokenBatch:
     """[N] True for tokens that write private data: no term counts them."""
     changed: Tensor
     """[N] True for tokens that the user changed in the answer."""
+
+    @property
+    def last(self) -> Tensor:
+        """[N] True for the last token of each span."""
+        return torch.cat([self.position[1:] == 0, self.position.new_ones(min(1, len(self.position)), dtype=torch.bool)])
 
     def informed(self, context: Hashable) -> Tensor:
         """[N] True for tokens of answers with privileged text under `context`."""
@@ -102,6 +159,7 @@ def layout(
     served: Sequence[float] | None = None,
     private: Sequence[Sequence[int]] = (),
     changed: Sequence[Sequence[int]] = (),
+    breaks: Sequence[Sequence[int]] = (),
 ) -> TokenBatch:
     """Build the layout of R answers with N tokens.
 
@@ -114,14 +172,20 @@ def layout(
         served: [N] log-probability (nats) of each token at sampling, NaN where unknown; all unknown by default.
         private: [R] positions of private tokens in each answer.
         changed: [R] positions of tokens that the user changed.
+        breaks: [R] positions at which another span begins, ascending and above 0; none by default.
     """
     length = torch.tensor(list(lengths), dtype=torch.long, device=device)
     row = torch.repeat_interleave(torch.arange(len(lengths), device=device), length)
     first = torch.cumsum(length, 0) - length
-    position = torch.arange(int(length.sum()), device=device) - first[row]
+    place = torch.arange(int(length.sum()), device=device)
+    begins = _marked(breaks, first, len(row))
+    begins[first[length > 0]] = True
+    spans = begins.cumsum(0) - 1  # over the whole batch
+    starts = begins.nonzero()[:, 0]
     return TokenBatch(
         row=row,
-        position=position,
+        position=place - starts[spans],
+        span=spans - spans[first[row]],
         length=length,
         weight=torch.tensor(list(weights), dtype=torch.float32, device=device),
         privileged=tuple(privileged),

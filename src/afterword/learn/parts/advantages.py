@@ -15,7 +15,7 @@ from torch import Tensor
 
 from afterword.learn.loss.loss_stage import Scores
 from afterword.learn.loss.token_batch import AnswerInfo, TokenBatch
-from afterword.learn.parts.fields import Finite, OpenShare, Positive
+from afterword.learn.parts.fields import Finite, OpenShare, Positive, UnitInterval
 
 _FAR = 20.0
 """Bound of the log-ratio (nats), against overflow."""
@@ -41,8 +41,17 @@ class PolicyClip(Protocol):
     def needs_served(self) -> bool:
         """True when tokens without the sampler's log-probability cannot count."""
 
-    def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
-        """[N] factors, from advantages [N] and importance ratios [N]."""
+    def __call__(self, advantage: Tensor, ratio: Tensor, scores: Scores) -> Tensor:
+        """Compute the factors.
+
+        Args:
+            advantage: [N]
+            ratio: [N] importance ratios, NaN where the sampler's log-probability is unknown.
+            scores: Scores of the N tokens, of both sides.
+
+        Returns:
+            [N] without a gradient.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class Plain:
 
     needs_served = False
 
-    def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
+    def __call__(self, advantage: Tensor, ratio: Tensor, scores: Scores | None = None) -> Tensor:
         return torch.ones_like(advantage)
 
 
@@ -68,7 +77,7 @@ class PPOClip:
     dual: Annotated[float, Field(gt=1)] | None = None
     needs_served = True
 
-    def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
+    def __call__(self, advantage: Tensor, ratio: Tensor, scores: Scores | None = None) -> Tensor:
         stopped = torch.where(advantage > 0, ratio > 1 + self.high, ratio < 1 - self.low)
         if self.dual is not None:
             stopped |= (advantage < 0) & (ratio > self.dual)
@@ -82,8 +91,41 @@ class Truncated:
     cap: Positive = 2.0
     needs_served = True
 
-    def __call__(self, advantage: Tensor, ratio: Tensor) -> Tensor:
+    def __call__(self, advantage: Tensor, ratio: Tensor, scores: Scores | None = None) -> Tensor:
         return ratio.clamp(max=self.cap)
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """The importance weight itself inside [low, high], 0 outside: a token far from its sampler is left out, not moved
+    by a truncated weight (MiMo-V2-Flash, arXiv 2601.02780)."""
+
+    low: OpenShare = 0.5
+    high: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    needs_served = True
+
+    def __call__(self, advantage: Tensor, ratio: Tensor, scores: Scores | None = None) -> Tensor:
+        return ratio.masked_fill((ratio < self.low) | (ratio > self.high), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRatioClip:
+    """PPO's clip with the teacher inside the ratio, r = (S/S_old)^mix (S/T)^(1-mix) (RLAD, arXiv 2602.22495).
+
+    With `mix` 1 it is `PPOClip`. Already before the first step r is not 1: a token that the teacher finds less likely
+    than the student is not made likelier. A log-ratio to the teacher counts 20 nats at most.
+    """
+
+    mix: UnitInterval = 0.5
+    low: OpenShare = 0.2
+    high: Positive = 0.28
+    needs_served = True
+    needs_teacher = True
+
+    def __call__(self, advantage: Tensor, ratio: Tensor, scores: Scores) -> Tensor:
+        away = (scores.logp_student - scores.logp_teacher).detach().clamp(-_FAR, _FAR)
+        # d r / d log S = r: both parts of the ratio have the student on top, and mix + (1 - mix) is 1
+        return PPOClip(self.low, self.high)(advantage, ratio**self.mix * ((1 - self.mix) * away).exp())
 
 
 @runtime_checkable
@@ -186,6 +228,111 @@ class ReturnToGo:
         # Running sums over a whole batch: in float32 a long one would blur the differences between them.
         after, left = (_following(x, batch) for x in (torch.where(keep, ratio, 0.0).double(), keep.double()))
         return (after / left.clamp(min=1)).to(ratio.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """`factor` times another advantage."""
+
+    part: Advantage
+    factor: Finite
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.part.needs_teacher
+
+    @property
+    def needs_reward(self) -> bool:
+        return self.part.needs_reward
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return self.factor * self.part(scores, batch, keep)
+
+
+@dataclass(frozen=True, slots=True)
+class _Several:
+    parts: tuple[Advantage, ...]
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(part.needs_teacher for part in self.parts)
+
+    @property
+    def needs_reward(self) -> bool:
+        return any(part.needs_reward for part in self.parts)
+
+    def _each(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        """[parts, N]"""
+        return torch.stack([part(scores, batch, keep).to(scores.logp_student.dtype) for part in self.parts])
+
+
+@dataclass(frozen=True, slots=True)
+class Sum(_Several):
+    """Advantages added: an outcome for the whole answer and a teacher's word on each token (OPID, MOPD)."""
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return self._each(scores, batch, keep).sum(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Product(_Several):
+    """Advantages multiplied."""
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return self._each(scores, batch, keep).prod(0)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherMagnitude:
+    """A ((1 - mix) + mix clip((T/S)^sign(A), 1 - bound, 1 + bound)) with the advantage A of `part` (RLSD, arXiv
+    2604.03128): the outcome decides whether a token is made likelier, a teacher by how much. The sign never flips."""
+
+    part: Advantage
+    mix: UnitInterval = 0.5
+    bound: OpenShare = 0.2
+    needs_teacher = True
+
+    @property
+    def needs_reward(self) -> bool:
+        return self.part.needs_reward
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        advantage = self.part(scores, batch, keep)
+        ratio = (scores.logp_teacher - scores.logp_student).detach().clamp(-_FAR, _FAR)
+        factor = (advantage.sign() * ratio).exp().clamp(1 - self.bound, 1 + self.bound)
+        return advantage * ((1 - self.mix) + self.mix * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The reward of the answer as it is, minus a fixed `baseline`."""
+
+    baseline: Finite = 0.0
+    needs_teacher = False
+    needs_reward = True
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return batch.each(lambda a: (a.reward or 0.0) - self.baseline)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstAttemptBaseline:
+    """The reward of an answer against the mean reward of the student's own answers to the prompt, which were written
+    without what this one was shown (RLTF, arXiv 2602.02482): it does not vanish where all second attempts are right."""
+
+    needs_teacher = False
+    needs_reward = True
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return batch.each(lambda a: (a.reward or 0.0) - a.group.of("student").mean)
+
+
+def advantage_parts(advantage: Advantage | None) -> tuple[Advantage, ...]:
+    """An advantage and all advantages that it is made of."""
+    if advantage is None:
+        return ()
+    inner = advantage.parts if isinstance(advantage, _Several) else (getattr(advantage, "part", None),)
+    return (advantage, *(deep for one in inner for deep in advantage_parts(one)))
 
 
 def _following(values: Tensor, batch: TokenBatch) -> Tensor:

@@ -74,6 +74,17 @@ class Cosine:
 
 
 @dataclass(frozen=True, slots=True)
+class Anneal:
+    """From 1 to `end` linearly over the first `steps` steps, however long the run is."""
+
+    steps: Count
+    end: NonNegative = 0.0
+
+    def __call__(self, step: int, steps: int, past: Sequence[Any] = ()) -> float:
+        return 1.0 + (self.end - 1.0) * min(1.0, step / self.steps)
+
+
+@dataclass(frozen=True, slots=True)
 class Switch:
     """`before` until the share `at` of the run (0 .. 1) is over, then `after`."""
 

@@ -6,9 +6,10 @@ gradient. A reduction gives the divisor of a term's losses. None depends on how 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -17,7 +18,7 @@ from torch import Tensor
 from afterword.learn.loss.loss_stage import Scores
 from afterword.learn.loss.token_batch import AnswerInfo, TokenBatch
 from afterword.learn.parts.advantages import importance_ratio
-from afterword.learn.parts.fields import Entropy, Finite, Positive, Share
+from afterword.learn.parts.fields import Entropy, Finite, NonNegative, Positive, Share, UnitInterval
 
 
 @runtime_checkable
@@ -77,6 +78,52 @@ class ByTask:
 
     def __call__(self, answer: AnswerInfo) -> bool:
         return answer.task in self.tasks
+
+
+@dataclass(frozen=True, slots=True)
+class ByOrigin:
+    """Answers that these wrote (`served`, `student`, `privileged`, `teacher`, `spliced`)."""
+
+    origins: tuple[str, ...]
+
+    def __call__(self, answer: AnswerInfo) -> bool:
+        return answer.origin in self.origins
+
+
+@dataclass(frozen=True, slots=True)
+class ByPassRate:
+    """Answers to prompts of which at least `low` and at most `high` of the answers have a reward above 0."""
+
+    low: UnitInterval = 0.0
+    high: UnitInterval = 1.0
+
+    def __call__(self, answer: AnswerInfo) -> bool:
+        return self.low <= answer.group.pass_rate <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """Answers that belong to each of several routes."""
+
+    routes: tuple[TermRoute, ...]
+
+    def __call__(self, answer: AnswerInfo) -> bool:
+        return all(route(answer) for route in self.routes)
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Answers that do not belong to a route."""
+
+    route: TermRoute
+
+    def __call__(self, answer: AnswerInfo) -> bool:
+        return not self.route(answer)
+
+
+def routes_of(route: TermRoute) -> tuple[TermRoute, ...]:
+    """A route and those that it is made of without negation."""
+    return (route, *(deep for one in route.routes for deep in routes_of(one))) if isinstance(route, Both) else (route,)
 
 
 @runtime_checkable
@@ -226,6 +273,7 @@ class LeastRatio:
 
     low: Finite
     needs_served = False
+    needs_teacher = True
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         return (scores.logp_teacher - scores.logp_student >= self.low).float()
@@ -249,6 +297,108 @@ class TopEntropy:
                 most = max(1, round(self.share * len(counted)))
                 gate[counted[scores.entropy_student[counted].topk(most).indices]] = 1.0
         return gate
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherConfidence:
+    """exp(-beta H(T)): less where the teacher is unsure (SRPO, arXiv 2604.02288)."""
+
+    beta: NonNegative = 1.0
+    needs_served = False
+    needs_teacher = True
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return (-self.beta * scores.entropy_teacher).exp()
+
+
+@dataclass(frozen=True, slots=True)
+class GapGate:
+    """sigmoid(beta (log T(y) - log S(y))): more where the teacher finds the token likelier (SDAR, arXiv 2605.15155)."""
+
+    beta: NonNegative = 5.0
+    needs_served = False
+    needs_teacher = True
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return (self.beta * (scores.logp_teacher - scores.logp_student)).sigmoid()
+
+
+Measure = Literal["logp_student", "logp_teacher", "phi"]
+"""A number of a whole answer, the mean over its tokens: log S(y) and log T(y) (nats), and log S(y) + H(S), which is 0
+in expectation over the student's own samples (arXiv 2602.12222)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSoftmax:
+    """softmax(measure / temperature) among the answers to the prompt that are right as this one is, or wrong as it is,
+    times their number: 1 on average (SCOPE, arXiv 2604.10688). A negative temperature prefers low values."""
+
+    measure: Measure
+    temperature: Finite = 1.0
+    needs_served = False
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Measures that the pass has to take."""
+        return (self.measure,)
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return batch.each(self._of)
+
+    def _of(self, answer: AnswerInfo) -> float:
+        own = dict(answer.measures).get(self.measure)
+        if own is None:
+            return 1.0
+        right = (answer.reward or 0.0) > 0
+        like = [m for m in answer.group.members if m.origin == answer.origin and ((m.reward or 0.0) > 0) == right]
+        beside = [value for m in like if (value := dict(m.measures).get(self.measure)) is not None]
+        total = sum(math.exp((value - own) / self.temperature) for value in beside)
+        return len(beside) / total if total else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPower:
+    """exp(factor x measure) of the whole answer, at most `cap`."""
+
+    measure: Measure
+    factor: Finite = 1.0
+    cap: Positive = 10.0
+    needs_served = False
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Measures that the pass has to take."""
+        return (self.measure,)
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        most = math.log(self.cap)
+        return batch.each(lambda a: math.exp(min(most, self.factor * dict(a.measures).get(self.measure, 0.0))))
+
+
+@dataclass(frozen=True, slots=True)
+class Solvable:
+    """4 p (1 - p) with the prompt's pass rate p: prompts that are always or never solved teach least (PACED, arXiv
+    2603.11178)."""
+
+    needs_served = False
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return batch.each(lambda a: 4 * a.group.pass_rate * (1 - a.group.pass_rate))
+
+
+def measures_of(weight: Weight) -> tuple[Measure, ...]:
+    """Measures that a weight reads."""
+    found: tuple[Measure, ...] = getattr(weight, "measures", ())
+    return found
+
+
+def reads_teacher(part: Any) -> bool:
+    """True when a weight, an advantage or a policy clip reads the teacher's scores."""
+    return (isinstance(part, EntropyGate) and part.side == "teacher") or bool(getattr(part, "needs_teacher", False))
+
+
+NUMERATOR_ONLY = (InteractionWeight, ChangedTokens)
+"""Weights that no reduction divides by: less of an interaction stays less."""
 
 
 def chain(weights: Sequence[Weight], scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
@@ -297,3 +447,22 @@ class TokenMean:
 
 
 TOKEN_MEAN = TokenMean()
+
+
+@dataclass(frozen=True, slots=True)
+class WeightMean:
+    """Mean over tokens by their weights: divided by the sum of the weights of the step, known only after scoring.
+
+    `InteractionWeight` and `ChangedTokens` are not in it. For gates: the strength of the term does not depend on how
+    many tokens pass.
+    """
+
+    def share(self, keep: Tensor, batch: TokenBatch) -> Tensor:
+        return keep.float()
+
+    def count(self, keep: Tensor, batch: TokenBatch) -> float:
+        """Tokens that may count: the divisor if all weights were 1."""
+        return float(keep.sum())
+
+
+WEIGHT_MEAN = WeightMean()

@@ -84,7 +84,8 @@ def eopd(*, teacher: str | None = None, threshold: Entropy = 0.8, **settings: An
 @method
 def veto(*, teacher: str | None = None, beta: UnitInterval = 0.8, **settings: Any) -> Recipe:
     """Forward KL to a bridge between student and teacher that ends at the teacher (arXiv 2601.07155)."""
-    term = _term(teacher, "bridge", FORWARD_KL, target=GeometricBridge(beta), target_schedule=Linear(reach=True))
+    falls = (("target.beta", Linear(reach=True)),)
+    term = _term(teacher, "bridge", FORWARD_KL, target=GeometricBridge(beta), schedules=falls)
     return Recipe(name="veto", terms=(term,), **{**ON_POLICY, **settings})
 
 

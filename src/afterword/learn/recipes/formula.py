@@ -114,7 +114,7 @@ def _target(term: Term) -> str:
             f", raised only where T >= {target.plausible:g}" if target.plausible else ""
         )
     if isinstance(target, GeometricBridge):
-        schedule = "" if term.target_schedule == CONSTANT else f" {part_text(term.target_schedule)}"
+        schedule = "".join(f" {part_text(one)}" for path, one in term.schedules if path == "target.beta")
         return f"T S^({target.beta:g}{schedule}) / Z"
     if isinstance(target, Temperature):
         return f"T^(1/{target.temperature:g}) / Z, S likewise"

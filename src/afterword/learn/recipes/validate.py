@@ -12,15 +12,16 @@ from typing import Any
 
 from afterword.errors import ConfigError
 from afterword.learn.loss.loss_stage import Distance
-from afterword.learn.loss.terms import Term
+from afterword.learn.loss.terms import Term, scaled_field
 from afterword.learn.parts.advantages import GroupBaseline, LogRatio, PPOClip, ReturnToGo
 from afterword.learn.parts.divergences import K3, Follows
 from afterword.learn.parts.fields import faults
-from afterword.learn.parts.schedules import CONSTANT, OnMetric, Schedule
+from afterword.learn.parts.schedules import OnMetric, Schedule
 from afterword.learn.parts.targets import IDENTITY, GeometricBridge
 from afterword.learn.parts.teachers import External, Released, Routed, Teacher
 from afterword.learn.parts.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio, LeastRatio, Prefix
 from afterword.learn.recipes import Recipe
+from afterword.learn.recipes.formula import part_text
 from afterword.records import Turn
 
 _LONG = 1000
@@ -202,8 +203,6 @@ def _target(recipe: Recipe, term: Term) -> str | None:
         return f"{type(term.target).__name__} reads no reference: leave it out"
     if term.reference is not None and (term.reference, term.reference_context) == (term.teacher, term.context):
         return "its reference is its teacher, so it cancels: give it other weights or another reference_context"
-    if term.target_schedule != CONSTANT and not hasattr(term.target, "beta"):
-        return f"{type(term.target).__name__} has no beta that target_schedule could move: leave the schedule out"
     if term.target.temperature != 1.0 and _sampled(term):
         return (
             f"{type(term.estimator).__name__} is right only over samples of what it compares, and answers are sampled "
@@ -211,11 +210,29 @@ def _target(recipe: Recipe, term: Term) -> str | None:
         )
     if not isinstance(term.target, GeometricBridge) or not term.target.beta:
         return None
-    if term.target_schedule(_LONG - 1, _LONG) > 1e-9:
+    falls = [schedule for path, schedule in term.schedules if path == "target.beta"]
+    if not any(schedule(_LONG - 1, _LONG) <= 1e-9 for schedule in falls):
         return (
             f"a bridge of beta {term.target.beta} that does not fall to 0 ends at T^(1/(1-beta)), sharper than the "
-            "teacher, or nowhere: give target_schedule=Linear(reach=True)"
+            'teacher, or nowhere: give schedules=(("target.beta", Linear(reach=True)),)'
         )
+    return None
+
+
+def _schedules(recipe: Recipe, term: Term) -> str | None:
+    """Every scheduled field is there, is a number, and stays valid from the first step to the last."""
+    for path, schedule in term.schedules:
+        if path.split(".")[0] in ("scale", "schedule", "schedules", "name"):
+            return f"{path!r} cannot be scheduled: the factor on the scale is `schedule`"
+        try:
+            moved = [scaled_field(term, path.split("."), schedule(step, _LONG)) for step in (0, _LONG // 2, _LONG - 1)]
+        except (AttributeError, ValueError, IndexError, TypeError) as error:
+            return (
+                f"{path!r} leads to no number of the term ({error}): name a field by its path, such as 'target.beta' "
+                "or 'weights.1.beta'"
+            )
+        if invalid := [fault.message for one in moved for fault in faults(one)]:
+            return f"{part_text(schedule)} on {path!r} makes a value invalid: {invalid[0]}"
     return None
 
 
@@ -305,6 +322,7 @@ _TERM_CHECKS: tuple[Callable[[Recipe, Term], str | None], ...] = (
     _teacher,
     _teacher_settings,
     _parts,
+    _schedules,
     _target,
     _text,
     _advantage,

@@ -13,9 +13,10 @@ import torch
 
 from afterword.learn.loss.token_batch import TokenBatch, layout
 from afterword.learn.parts.anchors import GOLD
+from afterword.learn.parts.contexts import Context
 from afterword.learn.recipes import Recipe
-from afterword.model.packing import Ids, by_budget
-from afterword.train.data.examples import Encoded
+from afterword.model.packing import Parts, by_budget
+from afterword.train.data.rows import NONE, Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,13 @@ def rows_of(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Toke
         served=[x for r in rows for x in (r.served or (math.nan,) * len(r.completion))],
         private=[r.private for r in rows],
         changed=[r.changed for r in rows],
+        breaks=[r.breaks for r in rows],
     )
 
 
-def student_pairs(rows: Sequence[Encoded]) -> list[tuple[Ids, Ids]]:
-    """(prompt, completion) ids of each row, as the student reads them."""
-    return [(r.prompt, r.completion) for r in rows]
+def student_parts(rows: Sequence[Encoded], context: Context = NONE) -> list[Parts]:
+    """Each row as the student reads it."""
+    return [r.parts(context) for r in rows]
 
 
 def by_size(rows: Sequence[Encoded], picked: Sequence[int]) -> list[int]:

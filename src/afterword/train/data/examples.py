@@ -28,12 +28,14 @@ from afterword.chat.sampling_fields import why_not_plain
 from afterword.chat.splice import spliced
 from afterword.chat.trail import without_reasoning
 from afterword.errors import ModelError, NothingToDo
-from afterword.learn.loss.token_batch import ALONE, UNKNOWN, AnswerInfo, Group
+from afterword.learn.loss.token_batch import ALONE, AnswerInfo, Group, Member
 from afterword.learn.parts.anchors import GOLD
 from afterword.learn.parts.contexts import Context, fit_hindsight, others
 from afterword.learn.parts.weights import ByKind
 from afterword.learn.recipes import Recipe
 from afterword.records import Excluded, Interaction, Turn
+from afterword.train.data.episodes import with_earlier_answers
+from afterword.train.data.rows import Encoded
 from afterword.train.data.token_spans import changed_positions, private_positions
 
 
@@ -43,39 +45,6 @@ class Example:
 
     interaction: Interaction
     turn: Turn
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """An interaction as token ids."""
-
-    interaction: str
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...]
-    teacher_prompts: dict[Context, tuple[int, ...]]
-    """The prompt of each context that the recipe's terms use. By the context itself: two may share a name."""
-    privileged: bool | frozenset[Context]
-    """The contexts that hold something for the teacher which the student does not read; True is all, False none."""
-    weight: float
-    on_policy: bool
-    cut: int
-    """Hindsight tokens that did not fit."""
-    answer: AnswerInfo = UNKNOWN
-    served: tuple[float, ...] = ()
-    """Log-probability of each completion id at sampling, NaN where it is unknown; empty: all unknown."""
-    private: tuple[int, ...] = ()
-    """Positions of completion ids that write private data: masked in every loss."""
-    changed: tuple[int, ...] = ()
-    """Positions of completion ids that the user changed or removed."""
-
-    @property
-    def longest_prompt(self) -> int:
-        """Ids of the longest that either side reads before the answer."""
-        return max(map(len, (self.prompt, *self.teacher_prompts.values())))
-
-    def reads(self, context: Context) -> tuple[int, ...]:
-        """The prompt under a context; the student's own for one that shows nothing."""
-        return self.teacher_prompts[context] if context.privileged else self.prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +147,23 @@ class _Encoder:
         if self.recipe.fresh and self._answer(interaction).kind != GOLD and room < least:
             return Excluded(interaction.id, "no_room", f"its prompts leave {room} tokens for a fresh answer")
         text = text_of(turn.answer.get("content"))
-        return replace(
+        row = replace(
             row,
             served=served,
             answer=replace(self._answer(interaction), plain=not turn.on_policy or not why_not_plain(turn.sampling)),
             private=private_positions(self.tokenizer, completion, self.recipe.redact),
             changed=changed_positions(self.tokenizer, completion, text, interaction.spans),
         )
+        if self.recipe.scored == "answer":
+            return row
+        return self._conversation(row)
+
+    def _conversation(self, row: Encoded) -> Encoded | Excluded:
+        """The row with the answers that its prompt holds as further spans."""
+        whole = with_earlier_answers(row, self.tokenizer, self.recipe.redact)
+        if len(whole.teacher_prompts) < len(row.teacher_prompts):
+            return Excluded(row.interaction, "prompt_differs", "the teacher's prompt does not hold the same answers")
+        return whole
 
     @property
     def needs_served(self) -> bool:
@@ -336,8 +315,11 @@ class _Encoder:
 
 
 def _contexts(recipe: Recipe) -> list[Context]:
+    """Every context that the recipe reads: its teachers, references, students and writers."""
     read = [(t.teacher, t.context) for t in recipe.terms] + [(t.reference, t.reference_context) for t in recipe.terms]
-    return list(dict.fromkeys(context for teacher, context in read if teacher is not None))
+    contexts = [context for teacher, context in read if teacher is not None]
+    contexts += [t.student_context for t in recipe.terms if t.student_context.privileged]
+    return list(dict.fromkeys(contexts))
 
 
 def _encoder(
@@ -439,19 +421,17 @@ def sampler_logprobs(turn: Turn) -> tuple[tuple[float, ...], str | None]:
 
 def with_groups(rows: Sequence[Encoded]) -> list[Encoded]:
     """`rows` with the statistics of the rewards of all answers to the same prompt."""
-    rewards: dict[tuple[int, ...], list[float]] = {}
+    members: dict[tuple[int, ...], list[Member]] = {}
     for row in rows:
-        if row.answer.reward is not None:
-            rewards.setdefault(row.prompt, []).append(row.answer.reward)
-    groups = {prompt: _group(values) for prompt, values in rewards.items()}
-    return [replace(r, answer=replace(r.answer, group=groups.get(r.prompt, ALONE))) for r in rows]
-
-
-def _group(rewards: Sequence[float]) -> Group:
-    n = len(rewards)
-    mean = sum(rewards) / n
-    spread = sum((r - mean) ** 2 for r in rewards)
-    return Group(size=n, mean=mean, deviation=math.sqrt(spread / (n - 1)) if n > 1 else 0.0)
+        if row.answer.accepted:
+            one = row.answer
+            members.setdefault(row.asked, []).append(Member(one.reward, one.origin, one.measures))
+    groups = {
+        (prompt, origin): Group(members=tuple(some)).of(origin)
+        for prompt, some in members.items()
+        for origin in {one.origin for one in some}
+    }
+    return [replace(r, answer=replace(r.answer, group=groups.get((r.asked, r.answer.origin), ALONE))) for r in rows]
 
 
 SAID = ("follow_up", "comment")

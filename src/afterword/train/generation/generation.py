@@ -23,7 +23,8 @@ from afterword.model.generation.text import stop_ids
 from afterword.records import Json, Turn
 from afterword.store.files import write_whole
 from afterword.train.data.batches import rows_of
-from afterword.train.data.examples import Encoded, Prepared, with_groups, with_private_masked
+from afterword.train.data.examples import Prepared, with_groups, with_private_masked
+from afterword.train.data.rows import Encoded
 from afterword.train.generation.generation_metrics import read_generation_metrics, write_generation_metrics
 from afterword.train.runtime.distributed import Distributed
 from afterword.train.runtime.policy import Policy

@@ -14,7 +14,7 @@ from afterword.chat.render import Tokenizer, decode
 from afterword.chat.text_metrics import REPETITIVE, leaks, rouge_l, zlib_ratio
 from afterword.records import Json
 from afterword.store.files import write_whole
-from afterword.train.data.examples import Encoded
+from afterword.train.data.rows import Encoded
 from afterword.train.monitoring.alerts import ANSWERS, crossed_thresholds
 
 _COMPARED = 12

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from afterword.learn.parts.contexts import Context, fit_hindsight, others
 from afterword.learn.parts.divergences import NegativeLogLikelihood
 from afterword.learn.parts.teachers import LIVE, Routed, Teacher
 from afterword.learn.recipes import Recipe
-from afterword.model.packing import Ids, by_budget, packed
+from afterword.model.packing import Ids, Parts, by_budget, packed, scored_count
 from afterword.store.files import write_whole
-from afterword.train.data.examples import Encoded, Prepared
+from afterword.train.data.episodes import with_earlier_answers
+from afterword.train.data.examples import Prepared
+from afterword.train.data.rows import NONE, Encoded
 from afterword.train.monitoring.alerts import START, crossed_thresholds
 from afterword.train.runtime.teacher_runtime import TeacherRuntime
 
@@ -72,7 +74,7 @@ def write_alignment(
         kept = json.loads(file.read_text(encoding="utf-8"))
         return HindsightSignal(**kept) if kept else None
     probe = _Probe(teachers, tokenizer, prepared, recipe, _probed(prepared))
-    plain = probe.scores(LIVE, [r.prompt for r in probe.rows])
+    plain = probe.scores(LIVE, [r.parts(NONE) for r in probe.rows])
     lines = [*_counts(prepared), _serve_gap(probe.rows, plain)]
     lines += [line for i in range(min(_ROWS, len(probe.rows))) for line in probe.shown(i, plain[i])]
     signal = probe.signal(seed)
@@ -93,18 +95,18 @@ class _Probe:
         self.teachers, self.tokenizer, self.recipe, self.limit = teachers, tokenizer, recipe, prepared.limit
         self.rows, self.used = prepared.rows[:n], prepared.used[:n]
 
-    def scores(self, teacher: Teacher, prompts: Sequence[Ids | None]) -> list[Tensor]:
-        """Log-probabilities [n] of each row's completion after its prompt; rows without one are left out."""
+    def scores(self, teacher: Teacher, reads: Sequence[Parts | None]) -> list[Tensor]:
+        """Log-probabilities [n] of each row's scored ids, as `reads` has them; rows without are left out."""
         found: dict[int, Tensor] = {}
-        asked = [(i, p) for i, p in enumerate(prompts) if p is not None]
+        asked = [(i, p) for i, p in enumerate(reads) if p is not None]
         parts = {i: _part(teacher, self.rows[i]) for i, _ in asked}
         for part in dict.fromkeys(parts.values()):
-            mine = [(i, (p, self.rows[i].completion)) for i, p in asked if parts[i] == part]
-            for group in by_budget([len(p) + len(c) for _, (p, c) in mine], self.recipe.micro_tokens):
+            mine = [(i, p) for i, p in asked if parts[i] == part]
+            for group in by_budget([sum(map(len, p)) for _, p in mine], self.recipe.micro_tokens):
                 batch = packed([mine[k][1] for k in group], self.teachers.policy.device)
                 side = self.teachers.side(part, batch)
                 seen = token_losses(side.states, None, side.head, batch.targets, NegativeLogLikelihood())
-                pieces = torch.split(seen.logp_student.float().cpu(), [len(mine[k][1][1]) for k in group])
+                pieces = torch.split(seen.logp_student.float().cpu(), [scored_count(mine[k][1]) for k in group])
                 found.update((mine[k][0], piece) for k, piece in zip(group, pieces, strict=True))
         return [found[i] for i, _ in asked]
 
@@ -113,11 +115,11 @@ class _Probe:
         term = next((t for t in self.recipe.terms if t.teacher is not None and t.context.privileged), None)
         if term is None or term.teacher is None:
             return None
-        plain = self.scores(term.teacher, [r.prompt for r in self.rows])
-        real = self.scores(term.teacher, [r.teacher_prompts[term.context] for r in self.rows])
-        prompts = self.other_prompts(term.context, seed)
-        wrong = self.scores(term.teacher, prompts)
-        beside = [s for s, p in zip(plain, prompts, strict=True) if p is not None]
+        plain = self.scores(term.teacher, [r.parts(NONE) for r in self.rows])
+        real = self.scores(term.teacher, [r.parts(term.context) for r in self.rows])
+        other = self.other_parts(term.context, seed)
+        wrong = self.scores(term.teacher, other)
+        beside = [s for s, p in zip(plain, other, strict=True) if p is not None]
         ratio = torch.cat(real) - torch.cat(plain)
         return HindsightSignal(
             real=float(ratio.abs().mean()),
@@ -126,10 +128,10 @@ class _Probe:
             n=len(self.rows),
         )
 
-    def other_prompts(self, where: Context, seed: int) -> list[Ids | None]:
+    def other_parts(self, where: Context, seed: int) -> list[Parts | None]:
         """What the teacher would read in place of a row's own hindsight, made as that is; None where nobody wrote
         other words, where it does not fit, and for a context that shows the same text to all."""
-        found: list[Ids | None] = []
+        found: list[Parts | None] = []
         given = others([e.interaction.hindsight for e in self.used], seed)
         for example, row, i in zip(self.used, self.rows, given, strict=True):
             shown = None if i is None else self.used[i].interaction
@@ -142,14 +144,22 @@ class _Probe:
                 example.turn.messages,
                 example.turn.answer,
                 redact(shown.hindsight, self.recipe.redact).text,
-                room=self.limit - len(row.completion),
+                room=self.limit - len(row.answer_ids),
                 longest=self.recipe.max_hindsight,
                 tools=example.turn.tools,
                 polarity=shown.polarity,
                 kind=shown.kind,
             )
-            found.append(None if seen is None else seen.prompt.ids)
+            found.append(None if seen is None else self._parts(row, where, seen.prompt.ids))
         return found
+
+    def _parts(self, row: Encoded, where: Context, prompt: tuple[int, ...]) -> Parts | None:
+        """The row as a teacher reads it whose prompt under `where` is this one."""
+        if not row.between:
+            return prompt, row.completion
+        alone = replace(row, prompt=row.before, completion=row.answer_ids, between=(), teacher_prompts={where: prompt})
+        whole = with_earlier_answers(alone, self.tokenizer)
+        return whole.parts(where) if where in whole.teacher_prompts else None
 
     def shown(self, number: int, plain: Tensor) -> list[str]:
         """One row as both sides read it, the boundary, and the first scored tokens: each side's log-probability, and
@@ -160,8 +170,7 @@ class _Probe:
         for term in self.recipe.terms:
             if term.teacher is None:
                 continue
-            prompts: list[Ids | None] = [row.reads(term.context) if r is row else None for r in self.rows]
-            (theirs,) = self.scores(term.teacher, prompts)
+            (theirs,) = self.scores(term.teacher, [row.parts(term.context) if r is row else None for r in self.rows])
             columns += [theirs.tolist(), (theirs - plain).tolist()]
             names += [f"teacher of {term.name!r}", "minus student"]
             who = f"{names[-2]} ({_part(term.teacher, row).key}, context {term.context.name!r})"

@@ -120,7 +120,7 @@ class Tally:
         known = torch.isfinite(rows.served) & keep
         moved = torch.where(known, scores.logp_student - rows.served, 0.0)
         ratio = torch.where(known, importance_ratio(scores, rows), 0.0)
-        end = keep & torch.isin(ids, self.ends.to(ids.device)) & (rows.position == rows.length[rows.row] - 1)
+        end = keep & torch.isin(ids, self.ends.to(ids.device)) & rows.last
         kept = keep.to(scores.overlap.dtype)
         columns = torch.stack([
             scores.loss.detach(), scores.entropy_student, scores.entropy_teacher, scores.overlap, signal, kept,
@@ -136,6 +136,10 @@ class Tally:
         answers = torch.tensor([len(rows.length), weights.sum(), weights.square().sum()], dtype=torch.float64)
         terms = torch.tensor([float(part.detach()) for part in parts], dtype=torch.float64)
         self.sums += torch.cat([columns.sum(1).cpu(), answers, torch.zeros(2), terms, depth.flatten().cpu()])
+
+    def divide(self, factors: Sequence[float]) -> None:
+        """Multiply each term's part of the loss by what was known only after the last micro-batch."""
+        self.sums[len(_SUMS) : len(_SUMS) + len(factors)] *= torch.tensor(list(factors), dtype=torch.float64)
 
     def add_drift(self, losses: Tensor) -> None:
         """Add KL(student || base) [n] of some tokens, in nats."""

@@ -30,7 +30,7 @@ from afterword.model.loading import base_hash, load_model, resolve_model
 from afterword.model.lora import Delta, live_deltas, load_adapter, overlaid, patch_lora_layers
 from afterword.model.lora_folder import check_base_hash
 from afterword.model.module_patching import patch_modules
-from afterword.model.packing import Ids, Packed, ReadBatch, hidden_states, hidden_states_after, packed
+from afterword.model.packing import Packed, Parts, ReadBatch, hidden_states, hidden_states_after, packed
 
 _LIVE = "default"
 
@@ -77,14 +77,14 @@ class Policy:
             return self.head
         return self.head.with_update(self.deltas.get(weights, {}).get(self.head_layer))
 
-    def read(self, pairs: Sequence[tuple[Ids, Ids]]) -> ReadBatch:
-        """The student's hidden states of (prompt, completion) pairs with their graph, and what `after` resumes from."""
+    def read(self, pairs: Sequence[Parts]) -> ReadBatch:
+        """The student's hidden states of sequences with their graph, and what `after` resumes from."""
         kept: KeyValues = {}
         return ReadBatch(pairs, hidden_states(self.model, packed(pairs, self.device), kept), kept)
 
     @torch.no_grad()
-    def after(self, pairs: Sequence[tuple[Ids, Ids]], read: ReadBatch) -> Tensor:
-        """Hidden states [N, H] of the same completions after other prompts, under the same weights."""
+    def after(self, pairs: Sequence[Parts], read: ReadBatch) -> Tensor:
+        """Hidden states [N, H] of the same scored ids after others that are read, under the same weights."""
         return hidden_states_after(self.model, pairs, read)
 
     def adapter_state(self) -> dict[str, Tensor]:

@@ -17,12 +17,14 @@ from afterword.learn.diagnostics import readable_ids, unreadable
 from afterword.learn.loss.loss_stage import Scores, token_losses
 from afterword.learn.loss.terms import Term
 from afterword.learn.loss.token_batch import TokenBatch
+from afterword.learn.parts.contexts import Context
 from afterword.learn.parts.divergences import ReverseKL
 from afterword.learn.parts.teachers import BASE, LIVE
 from afterword.model.packing import packed
 from afterword.records import Excluded
-from afterword.train.data.batches import rows_of, student_pairs
-from afterword.train.data.examples import Encoded, Prepared, with_groups
+from afterword.train.data.batches import rows_of, student_parts
+from afterword.train.data.examples import Prepared, with_groups
+from afterword.train.data.rows import NONE, Encoded
 from afterword.train.runtime.policy import Policy
 from afterword.train.runtime.teacher_cache import TeacherStates
 from afterword.train.runtime.teacher_runtime import TeacherOutput
@@ -34,7 +36,7 @@ def drop_unreadable(prepared: Prepared, policy: Policy, tokenizer: Tokenizer) ->
     known = readable_ids(policy.model)
     left, kept = [], []
     for example, row in zip(prepared.used, prepared.rows, strict=True):
-        ids = {*row.prompt, *row.completion, *(i for prompt in row.teacher_prompts.values() for i in prompt)}
+        ids = {i for where in (NONE, *row.teacher_prompts) for part in row.parts(where) for i in part}
         wrong = unreadable(known, ids)
         if wrong is None:
             kept.append((example, row))
@@ -61,7 +63,9 @@ class ForwardBatch:
     ids: Tensor
     """[N] the scored token ids."""
     student_NH: Tensor
-    """[N, H] the student's last hidden states, with their graph."""
+    """[N, H] the student's last hidden states, with their graph, under `context`."""
+    context: Context
+    """What the student reads: its own prompt, where some term reads that."""
     kept: list[Tensor]
     """For each term [N], True for the tokens that it keeps."""
     scores: list[Scores]
@@ -81,19 +85,53 @@ def forward(policy: Policy, teachers: TeacherStates, terms: Sequence[Term], pick
     """
     rows = [teachers.rows[i] for i in picked]
     tokens = rows_of(rows, policy.device)
+    kept = [term.keep(tokens) for term in terms]
     sides = [(term.teacher, term.context) for term in terms]
     references = [(term.reference, term.reference_context) for term in terms]
     found = {who: teachers.get(*who, picked) for who in (*sides, *references) if who[0] != LIVE}
-    read = policy.read(student_pairs(rows))
+    own, *others = student_contexts(terms)
+    read = policy.read(student_parts(rows, own))
     found |= {who: teachers.get(*who, picked, read) for who in (*sides, *references) if who[0] == LIVE}
     read.kept.clear()  # the graph keeps what the backward pass needs
-    student_NH, ids = read.states, packed(read.pairs, policy.device).targets
-    kept = [term.keep(tokens) for term in terms]
+    students, ids = {own: read.states}, packed(read.pairs, policy.device).targets
+    for where in others:
+        masks = [keep for term, keep in zip(terms, kept, strict=True) if _reads(term) == where and term.scale]
+        wanted = set(tokens.row[torch.stack(masks).any(0)].tolist())
+        students[where] = _read_some(policy, rows, where, wanted, read.states)
     scores = [
-        _scores(policy, term, student_NH, ids, found[side], found[reference], keep & bool(term.scale))
+        _scores(policy, term, students[_reads(term)], ids, found[side], found[reference], keep)
+        if term.scale
+        else _nothing(policy, ids)
         for term, side, reference, keep in zip(terms, sides, references, kept, strict=True)
     ]
-    return ForwardBatch(tokens, ids, student_NH, kept, scores)
+    return ForwardBatch(tokens, ids, read.states, own, kept, scores)
+
+
+def student_contexts(terms: Sequence[Term]) -> list[Context]:
+    """The contexts under which the student is read, its own prompt first; terms at scale 0 read nothing."""
+    wanted = dict.fromkeys(_reads(term) for term in terms if term.scale)
+    return sorted(wanted, key=lambda where: where != NONE) or [NONE]
+
+
+def _reads(term: Term) -> Context:
+    return term.student_context if term.student_context.privileged else NONE
+
+
+def _read_some(policy: Policy, rows: Sequence[Encoded], where: Context, wanted: set[int], like: Tensor) -> Tensor:
+    """[N, H] hidden states of the student under another context, with their graph; 0 for rows that no term keeps."""
+    asked = [i for i in range(len(rows)) if i in wanted]
+    lengths = [len(row.completion) for row in rows]
+    if not asked:
+        return torch.zeros_like(like)
+    states = policy.read(student_parts([rows[i] for i in asked], where)).states
+    pieces = dict(zip(asked, torch.split(states, [lengths[i] for i in asked]), strict=True))
+    return torch.cat(
+        [pieces[i] if i in pieces else states.new_zeros(n, states.shape[1]) for i, n in enumerate(lengths)]
+    )
+
+
+def _nothing(policy: Policy, ids: Tensor) -> Scores:
+    return Scores(**{f.name: ids.new_zeros(len(ids), dtype=policy.head.dtype) for f in fields(Scores)})
 
 
 def _scores(
@@ -109,7 +147,7 @@ def _scores(
     The others are 0."""
     whole, at, names = bool(kept.all()), kept.nonzero()[:, 0], [f.name for f in fields(Scores)]
     if not len(at):
-        return Scores(**{name: ids.new_zeros(len(ids), dtype=policy.head.dtype) for name in names})
+        return _nothing(policy, ids)
 
     def of(states: Tensor | None) -> Tensor | None:
         return states if whole or states is None else states[at]
@@ -136,8 +174,8 @@ def _scores(
 
 
 @torch.no_grad()
-def drift(policy: Policy, row: Encoded, student_NH: Tensor) -> Tensor:
+def drift(policy: Policy, row: Encoded, context: Context, student_NH: Tensor) -> Tensor:
     """KL(student || base) [n] of `row`, the first of a micro-batch whose student states are there already."""
-    batch = packed([(row.prompt, row.completion)], policy.device)
+    batch = packed([row.parts(context)], policy.device)
     base_nH, own_nH = policy.hidden(batch, BASE.key), student_NH[: len(row.completion)]
     return token_losses(own_nH, base_nH, policy.head, batch.targets, ReverseKL(), teacher_head=policy.head.bare).loss

@@ -19,10 +19,10 @@ from torch import Tensor
 from afterword.learn.parts.contexts import Context
 from afterword.learn.parts.teachers import LIVE, START, Routed, Teacher, TrustRegion
 from afterword.learn.recipes import Recipe
-from afterword.model.packing import Ids, ReadBatch, packed
+from afterword.model.packing import Parts, ReadBatch, packed
 from afterword.records import content_hash
 from afterword.train.data.batches import rows_of, split
-from afterword.train.data.examples import Encoded
+from afterword.train.data.rows import Encoded
 from afterword.train.runtime.distributed import SINGLE, Distributed
 from afterword.train.runtime.teacher_runtime import TeacherOutput, TeacherRuntime
 
@@ -45,9 +45,10 @@ class TeacherCache:
                 self.folder = None
 
     @staticmethod
-    def key(weights: str, prompt: Sequence[int], completion: Sequence[int]) -> str:
-        """32 hex digits over `weights` (base, update and dtype that score), prompt and completion ids."""
-        return content_hash(weights, list(prompt), list(completion))
+    def key(weights: str, *parts: Sequence[int]) -> str:
+        """32 hex digits over `weights` (base, update and dtype that score) and the parts of a row: prompt and
+        completion ids for one answer."""
+        return content_hash(weights, *map(list, parts))
 
     def get(self, keys: Sequence[str]) -> list[Tensor] | None:
         """The states of all `keys`, or None when one is missing.
@@ -186,8 +187,8 @@ class TeacherStates:
     def _score(self, teacher: Teacher, context: Context, picked: Sequence[int]) -> TeacherOutput:
         return self.teachers.side(teacher, packed(self._pairs(context, picked), self.teachers.policy.device))
 
-    def _pairs(self, context: Context, picked: Sequence[int]) -> list[tuple[Ids, Ids]]:
-        return [(self.rows[i].reads(context), self.rows[i].completion) for i in picked]
+    def _pairs(self, context: Context, picked: Sequence[int]) -> list[Parts]:
+        return [self.rows[i].parts(context) for i in picked]
 
     def _score_all(self, teacher: Teacher, context: Context, budget: int) -> dict[int, TeacherOutput]:
         """One side for each row that is needed; several processes take the groups in turn and give each other what they
@@ -207,7 +208,7 @@ class TeacherStates:
 
     def _kept_or_scored(self, teacher: Teacher, context: Context, group: Sequence[int]) -> Tensor:
         rows = [self.rows[i] for i in group]
-        keys = [self.disk.key(f"{self.name}/{teacher.key}", r.reads(context), r.completion) for r in rows]
+        keys = [self.disk.key(f"{self.name}/{teacher.key}", *r.parts(context)) for r in rows]
         kept = self.disk.get(keys)
         if kept is not None:
             return torch.cat(kept).to(self.teachers.policy.device)
