@@ -16,6 +16,10 @@ def is_ambient(name: str) -> bool:
     return name.startswith("AFTERWORD_") or name in _OTHERS or name.lower().endswith("_proxy")
 
 
+# One thread for each worker of pytest-xdist and for its children: products with two of them on two cores would wait for
+# each other. Set here, before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # At import, before any test module: children that are started with `os.environ` see none of them either.
 for _name in filter(is_ambient, list(os.environ)):
     del os.environ[_name]

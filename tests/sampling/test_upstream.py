@@ -64,9 +64,19 @@ async def test_a_plain_server_is_asked_once(fake: Fake) -> None:
         assert len(fake.requests) == 3
 
 
+async def chunks_of(upstream: Upstream) -> list[dict[str, Any]]:
+    """The parsed chunks of one streamed answer."""
+    stream = await upstream.open_chat(BODY | {"stream": True})
+    try:
+        return [event async for event in stream.events()]
+    finally:
+        stream.close()
+
+
 async def test_streams_are_parsed(fake: Fake) -> None:
     async with Upstream(fake.url, "sk-x") as upstream:
-        chunks = [chunk async for chunk in upstream.stream_chat(BODY)]
+        chunks = await chunks_of(upstream)
+        upstream.saw_ids(chunks[0], "base-model")
         assert upstream.gives_ids and chunks[0]["prompt_token_ids"] == [1, 2, 3]
         assert chunks[-1]["usage"]["completion_tokens"] == 6
     assert fake.authorization == ["Bearer sk-x"]
@@ -75,7 +85,7 @@ async def test_streams_are_parsed(fake: Fake) -> None:
 async def test_a_stream_without_an_end_mark_ends(fake: Fake) -> None:
     fake.end_after = 2
     async with Upstream(fake.url) as upstream:
-        assert len([chunk async for chunk in upstream.stream_chat(BODY)]) == 2
+        assert len(await chunks_of(upstream)) == 2
 
 
 async def test_what_can_go_wrong(fake: Fake) -> None:
@@ -87,7 +97,7 @@ async def test_what_can_go_wrong(fake: Fake) -> None:
         fake.delay = 0.0
         fake.cut_after = 1
         with pytest.raises(UpstreamError, match="cut the stream"):
-            _ = [chunk async for chunk in upstream.stream_chat(BODY)]
+            await chunks_of(upstream)
         fake.raw = b"<html>"
         with pytest.raises(UpstreamError, match="invalid JSON"):
             await upstream.chat(BODY)

@@ -10,6 +10,7 @@ import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def _nearest(delta: Delta, rank: int) -> Delta:
     return Delta((down_q @ right[:rank].T).T.contiguous(), up_q @ (left[:, :rank] * values[:rank]))
 
 
-_OVERLAY = "_afterword_overlay"
+_OVERLAY: ContextVar[Mapping[Any, Delta | None] | None] = ContextVar("overlay", default=None)
+"""Layer -> the update in place of its adapter (None: its frozen weight alone), inside `overlaid`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,13 +261,11 @@ def overlaid(layers: Mapping[str, Any], deltas: Mapping[str, Delta]) -> Iterator
         layers: Layers by name, as `patch_lora_layers` returned them.
         deltas: Updates by layer name; a layer without one computes its frozen weight alone.
     """
+    token = _OVERLAY.set({layer: deltas.get(name) for name, layer in layers.items()})
     try:
-        for name, layer in layers.items():
-            object.__setattr__(layer, _OVERLAY, (deltas.get(name),))
         yield
     finally:
-        for layer in layers.values():
-            object.__delattr__(layer, _OVERLAY)
+        _OVERLAY.reset(token)
 
 
 def linear_weights(layer: Any) -> LoraLinearWeights | None:
@@ -283,9 +283,9 @@ def linear_weights(layer: Any) -> LoraLinearWeights | None:
     weight, bias = base.weight, base.bias
     if weight.requires_grad:
         return None
-    overlay = layer.__dict__.get(_OVERLAY)
-    if overlay is not None:
-        delta = overlay[0]
+    overlay = _OVERLAY.get()
+    if overlay is not None and layer in overlay:
+        delta = overlay[layer]
         if delta is None:
             return LoraLinearWeights(weight, bias)
         return None if delta.dense is not None else LoraLinearWeights(weight, bias, delta.down, delta.up, delta.scale)
@@ -303,12 +303,12 @@ def linear_weights(layer: Any) -> LoraLinearWeights | None:
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    overlay = self.__dict__.get(_OVERLAY)
+    overlay = _OVERLAY.get()
     product = None if args or kwargs else linear_weights(self)
     if product is not None and product.down is not None:
         return _LoraProduct.apply(x, product.down, product.up, product)  # type: ignore[no-untyped-call,no-any-return]
-    if overlay is not None:
-        return _overlaid(self.get_base_layer(), x, overlay[0])
+    if overlay is not None and self in overlay:
+        return _overlaid(self.get_base_layer(), x, overlay[self])
     return type(self).forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
 
 

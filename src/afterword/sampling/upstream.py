@@ -7,7 +7,7 @@ store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Self
 
@@ -254,20 +254,6 @@ class Upstream:
             ) from error
         self.saw_ids(answer, body.get("model"))
         return answer if isinstance(answer, dict) else {}
-
-    async def stream_chat(self, body: Json) -> AsyncIterator[Json]:
-        """Yields one answer as parsed chunks, in order.
-
-        Raises:
-            UpstreamError: As `open_chat` and `ChatStream.events`.
-        """
-        stream = await self.open_chat(body | {"stream": True})
-        try:
-            async for event in stream.events():
-                self.saw_ids(event, body.get("model"))
-                yield event
-        finally:
-            stream.close()
 
     def saw_ids(self, answer: Any, model: Any) -> None:
         """Records whether an answer or chunk carries token ids."""
