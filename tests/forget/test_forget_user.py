@@ -313,6 +313,16 @@ def test_what_others_said_too_is_no_finding(home: Path) -> None:
         assert store.find(Turn, "same-words") is not None
 
 
+def test_an_id_that_an_event_quotes_is_nobodys_word(home: Path) -> None:
+    with Store.open(home / "afterword.db") as store:
+        mine = next(t for t in store.rows(Turn) if t.user == ADA)
+        turn = dataclasses.replace(mine, id="chatcmpl-01a22eaefc00c3ccb9ebc549aafb", previous=None)
+        quoted = {"inference_id": turn.id, "raw": f'{{"inference_id": "{turn.id}"}}'}
+        store.write(turn, Feedback(id="quotes", turn=turn.id, kind="rating", value=1.0, user=ADA, metadata=quoted))
+        report = forget_user(store, ADA)
+        assert report["search"]["found"] == [] and report["clean"]
+
+
 STEPS = ("rows become", "adapters are", "files are", "the database is", "every byte is")
 KILLED = """
 import os, signal, sys

@@ -12,6 +12,7 @@ from tests.gateway.fake_upstream import Fake, fake_upstream
 from tests.gateway.gateway_setup import Launch, Setup
 
 from afterword.gateway import GatewaySettings, serve_in_thread
+from afterword.gateway.app import Extend
 from afterword.store import Store
 
 
@@ -20,7 +21,9 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     """Start a gateway: `launch(fake=..., **settings)`."""
     with ExitStack() as stack:
 
-        def start(fake: Fake | None = None, directory: Path | None = None, **more: Any) -> Setup:
+        def start(
+            fake: Fake | None = None, directory: Path | None = None, extend: Extend | None = None, **more: Any
+        ) -> Setup:
             fake = fake or Fake()
             if not fake.url:
                 stack.enter_context(fake_upstream(fake))
@@ -34,7 +37,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
                 **more,
             }
             settings = GatewaySettings(**given)
-            url = stack.enter_context(serve_in_thread(settings))
+            url = stack.enter_context(serve_in_thread(settings, extend))
             store = stack.enter_context(Store.open(settings.database))
             return Setup(url, fake, store, settings)
 

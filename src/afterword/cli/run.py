@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from rich.markup import escape
 
 from afterword.chat.sampling_fields import PLAIN
+from afterword.cli.console import console_of
 from afterword.cli.context import CommandContext
 from afterword.cli.extras import require_extra
 from afterword.cli.releases import watching
@@ -81,6 +82,7 @@ def run_serve(context: CommandContext) -> int:
         run_gateway(
             replace(settings, upstream=server.url, upstream_remedy=server.remedy, engine=server.state),
             on_ready=lambda url: _ready(context, url, server, config),
+            extend=console_of(context),
         )
     return 0
 
@@ -229,3 +231,4 @@ def _ready(context: CommandContext, url: str, server: ModelServer, config: Serve
     if context.json:
         context.emit(data)
     context.say(f"[green]ready[/] {url}/v1  (model {config.name!r}; Ctrl-C stops)")
+    context.say(f"chat {url}/chat, console {url}/console")

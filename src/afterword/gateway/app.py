@@ -24,13 +24,17 @@ from afterword.sampling import Timeouts, Upstream
 from afterword.sampling.urls import is_loopback
 from afterword.store import Store
 
+Extend = Callable[[web.Application, Store], None]
+"""Adds routes of other rooms to the application: (application, store)."""
 
-def make_app(settings: GatewaySettings, store: Store) -> web.Application:
+
+def make_app(settings: GatewaySettings, store: Store, extend: Extend | None = None) -> web.Application:
     """Builds the application.
 
     Args:
         settings: Settings of the gateway.
         store: Owned by the caller, who closes it afterwards; closing writes all pending records.
+        extend: Adds routes, for example the console's.
 
     Returns:
         The application with all routes of `routes.ROUTES`.
@@ -45,6 +49,8 @@ def make_app(settings: GatewaySettings, store: Store) -> web.Application:
         app.router.add_route(route.method, path, handler)
         if route.method == "GET":
             app.router.add_route("HEAD", path, handler)
+    if extend is not None:
+        extend(app, store)
     return app
 
 

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from afterword.chat.private import redactor
 from afterword.errors import ConfigError
-from afterword.gateway.app import make_app
+from afterword.gateway.app import Extend, make_app
 from afterword.gateway.keys import key_file, list_keys
 from afterword.gateway.origin_policy import OriginPolicy
 from afterword.gateway.settings import GatewaySettings
@@ -37,7 +37,10 @@ OnReady = Callable[[str], object]
 
 
 def run_gateway(
-    settings: GatewaySettings, on_ready: OnReady | None = None, stop: threading.Event | None = None
+    settings: GatewaySettings,
+    on_ready: OnReady | None = None,
+    stop: threading.Event | None = None,
+    extend: Extend | None = None,
 ) -> None:
     """Serves until SIGINT or SIGTERM (in the main thread) or until `stop` is set.
 
@@ -45,6 +48,7 @@ def run_gateway(
         settings: Settings of the gateway.
         on_ready: Called once with the URL, when the socket is open and the upstream was polled.
         stop: Ends the server when set.
+        extend: Adds routes of other rooms.
 
     Raises:
         ConfigError: If the address is in use, invalid or not allowed.
@@ -56,12 +60,16 @@ def run_gateway(
         Store.open(settings.database, redactor(settings.redact)) as store,
         asyncio.Runner(loop_factory=_new_loop) as runner,
     ):
-        runner.run(_serve(settings, store, listener, on_ready, stop))
+        runner.run(_serve(settings, make_app(settings, store, extend), listener, on_ready, stop))
 
 
 @contextlib.contextmanager
-def serve_in_thread(settings: GatewaySettings) -> Iterator[str]:
+def serve_in_thread(settings: GatewaySettings, extend: Extend | None = None) -> Iterator[str]:
     """Runs a gateway in a thread of this process, for tests and the demo.
+
+    Args:
+        settings: Settings of the gateway.
+        extend: Adds routes of other rooms.
 
     Yields:
         Its URL.
@@ -79,7 +87,7 @@ def serve_in_thread(settings: GatewaySettings) -> Iterator[str]:
 
     def run() -> None:
         try:
-            run_gateway(settings, opened, stop)
+            run_gateway(settings, opened, stop, extend)
         except BaseException as error:  # noqa: BLE001  (handed to the caller below)
             errors.append(error)
         finally:
@@ -139,7 +147,7 @@ def bind(settings: GatewaySettings) -> socket.socket:
 
 async def _serve(
     settings: GatewaySettings,
-    store: Store,
+    app: web.Application,
     listener: socket.socket,
     on_ready: OnReady | None,
     stop: threading.Event | None,
@@ -152,7 +160,7 @@ async def _serve(
             with contextlib.suppress(NotImplementedError):  # Windows has no handlers in the loop
                 loop.add_signal_handler(number, end.set)
     runner = web.AppRunner(
-        make_app(settings, store),
+        app,
         access_log=None,
         handler_cancellation=True,
         shutdown_timeout=settings.stop_patience,

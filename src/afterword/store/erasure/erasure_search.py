@@ -10,7 +10,7 @@ import itertools
 import json
 import mmap
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,11 @@ class Words:
 
     def needles(self) -> list[bytes]:
         """What to look for in bytes: pieces of the texts, so that a quotation of a part is found too; the first piece
-        of every text before the second of any. Texts without 12 plain characters in a row have none.
+        of every text before the second of any. Texts without 12 plain characters in a row have none. The ids of rows
+        are nobody's words, although events quote them (`inference_id`): they stay in tombstones.
         """
         found: dict[bytes, None] = {}
-        runs = [itertools.islice(pieces(text), PIECES) for text in sorted(self.texts)]
+        runs = [itertools.islice(pieces(text, self.ids), PIECES) for text in sorted(self.texts - self.ids)]
         for piece in itertools.chain.from_iterable(itertools.zip_longest(*runs)):
             if piece is not None:
                 found[piece.encode("utf-8", "replace")] = None
@@ -78,9 +79,11 @@ class Words:
         return len(seen) >= 2
 
 
-def pieces(text: str) -> Iterator[str]:
-    """Runs of plain characters of a text, cut to `PIECE`."""
+def pieces(text: str, without: Collection[str] = ()) -> Iterator[str]:
+    """Runs of plain characters of a text, cut to `PIECE`; runs in `without` are left out."""
     for run in _PLAIN.findall(text[:10_000]):
+        if run in without:
+            continue
         starts = [*range(0, len(run) - PIECE + 1, PIECE), max(0, len(run) - PIECE)]
         for start in dict.fromkeys(starts):
             piece = run[start : start + PIECE].strip()

@@ -1,0 +1,56 @@
+"""Keeps values that take long to compute fresh, in a thread, so that no page waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+FIRST_WAIT = 0.1
+"""Seconds that a page waits for a value that was never computed."""
+
+
+class Refreshed(Generic[T]):
+    """A value that is computed again, at most every `every` seconds and only while somebody asks for it.
+
+    Args:
+        compute: Runs in a thread, never twice at once.
+        every: Least seconds between the end of one computation and the begin of the next.
+    """
+
+    def __init__(self, compute: Callable[[], T], every: float) -> None:
+        self._compute, self._every = compute, every
+        self._task: asyncio.Task[T] | None = None
+        self._value: T | None = None
+        self._ended = -1e9
+        self.at: float | None = None
+        """When the value was computed (Unix seconds); None before the first."""
+
+    async def get(self) -> T | None:
+        """The newest value; None while the first one is being computed.
+
+        Raises:
+            Exception: As `compute` raised; the next call tries again.
+        """
+        if self._task is None and time.monotonic() - self._ended >= self._every:
+            self._task = asyncio.create_task(asyncio.to_thread(self._compute))
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=FIRST_WAIT if self.at is None else 0.0)
+            if self._task.done():
+                task, self._task = self._task, None
+                self._ended = time.monotonic()
+                self._value, self.at = task.result(), time.time()
+        return self._value
+
+    def stale(self) -> None:
+        """Makes the next `get` compute again."""
+        self._ended = -1e9
+
+    async def close(self) -> None:
+        """Waits for a computation that runs."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+            self._task.exception()
