@@ -12,7 +12,7 @@ from afterword.config import ServeConfig
 from afterword.console.actions import Actions
 from afterword.console.app import add_console
 from afterword.evaluate.report.report_html import render_report
-from afterword.feedback.select.review_queue import ReviewSettings, agreement, lane
+from afterword.feedback.select.review_queue import ReviewSettings, agreement, review_queue
 from afterword.feedback.select.select import auditable
 from afterword.forget import forget_user, held_of
 from afterword.gateway import keys
@@ -37,7 +37,7 @@ def _actions(context: CommandContext, store: Store) -> Actions:
 
     def waiting() -> list[Interaction]:
         reviewed = store.reviews()
-        return [row for row in lane(auditable(store), review) if row.id not in reviewed]
+        return [row for row in review_queue(auditable(store), review) if row.id not in reviewed]
 
     def forget(user: str) -> Json:
         with Store.open(store.path) as own:  # the erasure closes its connections; the gateway's stay open
