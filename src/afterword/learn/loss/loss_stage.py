@@ -6,8 +6,9 @@ pass through the distance, whose gradient overwrites the student's logits. Saved
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -106,34 +107,19 @@ COLUMNS = (
 """In the order of the fields of `Scores`."""
 
 
-def observe(tile: Tile, loss: Tensor, mass: Tensor | None) -> Tensor:
+def _monitors(tile: Tile) -> list[Tensor]:
     """Monitors of each token from tensors that the pass has anyway (overlap: arXiv 2604.13016).
 
-    Args:
-        tile: Plain softmax of both sides.
-        loss: [n]
-        mass: [n] the student's probability of the support, None for the whole vocabulary.
-
     Returns:
-        [len(COLUMNS), n]
+        [n] each: the columns between the loss and the mass, then the student's probability of its top tokens.
     """
     alone = tile.t is tile.s
     ours = top_k(tile.s, TOP)
     entropy = -dot(tile.S, tile.s)
-    one, none = torch.ones_like(loss), torch.zeros_like(loss)
+    one, none = torch.ones_like(entropy), torch.zeros_like(entropy)
     overlap, advantage = (one, none) if alone else _overlap(tile, ours)
-    return torch.stack(
-        [
-            loss,
-            tile.s_y,
-            tile.t_y,
-            entropy,
-            entropy if alone else -dot(tile.T, tile.t),
-            overlap,
-            advantage,
-            tile.S.gather(1, ours).sum(-1) if mass is None else mass,
-        ]
-    )
+    other = entropy if alone else -dot(tile.T, tile.t)
+    return [tile.s_y, tile.t_y, entropy, other, overlap, advantage, tile.S.gather(1, ours).sum(-1)]
 
 
 def _overlap(tile: Tile, ours: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,17 +162,25 @@ class Scores:
     """The student's probability of the support, or of its 16 most likely tokens when the support is full."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Inputs of a pass besides the student, without gradients."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """A teacher's or reference's hidden states [N, H'], without a gradient, with the head for them."""
 
+    states: Tensor
     head: Head
-    ids: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossRequest:
+    """One distance over some of N tokens."""
+
     distance: Distance
-    teacher: tuple[Tensor, Head] | None
-    reference: tuple[Tensor, Head] | None
-    tile: int
-    strip: int
+    keep: Tensor
+    """[N] bool: the tokens to score."""
+    teacher: Side | None = None
+    """None for an estimator without a teacher."""
+    reference: Side | None = None
+    """None for a target without a reference."""
 
 
 def token_losses(
@@ -224,25 +218,50 @@ def token_losses(
     Raises:
         ConfigError: Parts conflict, a part has an invalid value, or a side is missing.
     """
-    distance = Distance(estimator, target, support)
-    _refuse(distance, teacher, reference)
+    request = LossRequest(
+        Distance(estimator, target, support),
+        torch.ones(len(ids), dtype=torch.bool, device=ids.device),
+        None if teacher is None else Side(teacher, teacher_head or head),
+        None if reference is None else Side(reference, reference_head or head),
+    )
+    return requested_losses(student, head, ids, [request], tile=tile)[0]
+
+
+def requested_losses(
+    student: Tensor, head: Head, ids: Tensor, requests: Sequence[LossRequest], *, tile: int | None = None
+) -> list[Scores]:
+    """Score N served tokens by several distances in one pass.
+
+    The student's logits of a token are computed once for all requests that keep it, and those of each side once for
+    all requests that name the same `Side`. Every request costs a product more in the pass for its own gradient.
+
+    Args:
+        student: [N, H] last hidden states. Receives the gradient.
+        head: The student's output head.
+        ids: [N] served token ids.
+        requests: The distances; two that name one `Side` share it.
+        tile: Most tokens of a tile.
+
+    Returns:
+        Scores [N] for each request, 0 for the tokens that it does not keep.
+
+    Raises:
+        ConfigError: Parts conflict, a part has an invalid value, or a side is missing.
+    """
+    for request in requests:
+        _refuse(request.distance, request.teacher, request.reference)
     vocabulary, size = head.weight.shape[0], head.dtype.itemsize
     kind = "cpu" if student.device.type == "cpu" else "cuda"
     most = max(1, min(TILE if kind == "cpu" else 2048, _TILE_BYTES[kind] // (vocabulary * size)))
-    job = _Job(
-        head=head,
-        ids=ids,
-        distance=distance,
-        teacher=None if teacher is None else (teacher.detach(), teacher_head or head),
-        reference=None if reference is None else (reference.detach(), reference_head or head),
-        tile=most if tile is None else min(most, tile),
-        strip=max(1, _STRIP_BYTES[kind] // (vocabulary * size)),
-    )
+    strip = max(1, _STRIP_BYTES[kind] // (vocabulary * size))
+    job = _job(head, ids, requests, most if tile is None else min(most, tile), strip)
     down, up = (None, None) if head.adapter is None else (head.adapter.down, head.adapter.up)
-    return Scores(*_TokenLosses.apply(student, down, up, job))  # type: ignore[no-untyped-call]
+    flat = _TokenLosses.apply(student if job.at is None else student[job.at], down, up, job)  # type: ignore[no-untyped-call]
+    found = [flat[k * len(COLUMNS) : (k + 1) * len(COLUMNS)] for k in range(len(requests))]
+    return [Scores(*(_spread(one, job, k, len(ids)) for one in part)) for k, part in enumerate(found)]
 
 
-def _refuse(distance: Distance, teacher: Tensor | None, reference: Tensor | None) -> None:
+def _refuse(distance: Distance, teacher: Side | None, reference: Side | None) -> None:
     found = [*(fault.message for fault in faults(distance)), *distance.faults()]
     if teacher is None and distance.estimator.needs_teacher:
         found.append(f"{type(distance.estimator).__name__} compares with a teacher: give its hidden states")
@@ -250,6 +269,120 @@ def _refuse(distance: Distance, teacher: Tensor | None, reference: Tensor | None
         found.append(f"{type(distance.target).__name__} reads a reference: give its hidden states")
     if found:
         raise ConfigError("; ".join(found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Some of the U tokens of a pass, ascending. Their counts before each edge of a strip are known on the host, so
+    that no device is waited for within the pass."""
+
+    at: Tensor | None
+    """Their indices; None for all."""
+    before: dict[int, int]
+    """Edge of a strip -> tokens before it."""
+
+    def within(self, low: int, high: int) -> slice:
+        """The tokens from `low` to `high`, as a slice of these rows."""
+        return slice(self.before[low], self.before[high])
+
+    def of(self, x: Tensor, low: int, high: int) -> Tensor:
+        """The rows of x [high - low, ..], which holds all tokens from `low` to `high`."""
+        return x if self.at is None else x[self.at[self.within(low, high)] - low]
+
+    def places(self, other: _Rows, low: int, high: int) -> Tensor | None:
+        """Where the rows of `other` from `low` to `high`, all among these, are within these; None for all of these."""
+        if other.at is None or (self.at is not None and other.within(low, high) == self.within(low, high)):
+            return None  # a subset of the same size is the same
+        wanted = other.at[other.within(low, high)]
+        return wanted - low if self.at is None else torch.searchsorted(self.at[self.within(low, high)], wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A request within a pass."""
+
+    distance: Distance
+    rows: _Rows
+    teacher: int | None
+    """Index of its side."""
+    reference: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Inputs of a pass over U tokens besides the student, without gradients."""
+
+    head: Head
+    ids: Tensor
+    at: Tensor | None
+    """[U] the tokens that some request keeps; None for all."""
+    parts: tuple[_Part, ...]
+    sides: tuple[tuple[Tensor, Head, _Rows], ...]
+    """States of the rows that some request compares with this side."""
+    tiles: tuple[tuple[int, ...], ...]
+    """For each tile the edges of its strips."""
+
+
+def _job(head: Head, ids: Tensor, requests: Sequence[LossRequest], tile: int, strip: int) -> _Job:
+    keeps = torch.stack([request.keep for request in requests])
+    at = keeps.any(0).nonzero()[:, 0]
+    if len(at) == len(ids):
+        whole = None
+    else:
+        whole, ids, keeps = at, ids[at], keeps[:, at]
+    tiles = _tiles(len(ids), tile, strip)
+    edges = sorted({edge for one in tiles for edge in one})
+    sides = {id(s): s for r in requests for s in (r.teacher, r.reference) if s is not None}
+    numbers = {key: i for i, key in enumerate(sides)}
+    asking = [[k for k, r in enumerate(requests) if side in (r.teacher, r.reference)] for side in sides.values()]
+    shared = [_rows(keeps[some].any(0), edges) for some in asking]
+    return _Job(
+        head=head,
+        ids=ids,
+        at=whole,
+        parts=tuple(
+            _Part(
+                r.distance,
+                _rows(keep, edges),
+                None if r.teacher is None else numbers[id(r.teacher)],
+                None if r.reference is None else numbers[id(r.reference)],
+            )
+            for r, keep in zip(requests, keeps, strict=True)
+        ),
+        sides=tuple(
+            (_chosen(_chosen(side.states.detach(), whole), rows.at), side.head, rows)
+            for side, rows in zip(sides.values(), shared, strict=True)
+        ),
+        tiles=tiles,
+    )
+
+
+def _chosen(x: Tensor, at: Tensor | None) -> Tensor:
+    return x if at is None else x[at]
+
+
+def _rows(keep: Tensor, edges: Sequence[int]) -> _Rows:
+    at = keep.nonzero()[:, 0]
+    if len(at) == len(keep):
+        return _Rows(None, {edge: edge for edge in edges})
+    before = torch.searchsorted(at, torch.tensor(edges, device=at.device)).tolist()
+    return _Rows(at, dict(zip(edges, before, strict=True)))
+
+
+def _tiles(tokens: int, tile: int, strip: int) -> tuple[tuple[int, ...], ...]:
+    """Edges of the strips of each tile."""
+    count = max(1, -(-tokens // tile))
+    size = max(1, -(-tokens // count))  # all of like size: the products of one token take a third of a tile's
+    spans = [(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+    return tuple((*range(start, end, strip), end) for start, end in spans)
+
+
+def _spread(found: Tensor, job: _Job, k: int, tokens: int) -> Tensor:
+    """The scores of request `k` as [N], 0 for the tokens that it does not keep."""
+    at = job.parts[k].rows.at
+    if job.at is not None:
+        at = job.at if at is None else job.at[at]
+    return found if at is None else found.new_zeros(tokens).index_copy(0, at, found)
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -260,39 +393,64 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, down: Tensor | None, up: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
         ctx.job, ctx.again = job, any(ctx.needs_input_grad[1:3])
         early = ctx.needs_input_grad[0] and not ctx.again
-        columns = student.new_empty((len(COLUMNS), student.shape[0]), dtype=job.head.dtype)
-        gradient = torch.empty_like(student, dtype=job.head.dtype) if early else None
+        sizes = [len(student) if part.rows.at is None else len(part.rows.at) for part in job.parts]
+        columns = [student.new_empty((len(COLUMNS), size), dtype=job.head.dtype) for size in sizes]
+        wide, width = job.head.dtype, student.shape[1]
+        gradients = [student.new_empty((size, width), dtype=wide) for size in sizes] if early else []
 
-        def pull(part: slice, d_logits: Tensor) -> None:
-            assert gradient is not None
-            gradient[part] = job.head.backward(d_logits)
+        def pull(low: int, high: int, found: Sequence[Tensor]) -> None:
+            for part, gradient, d_logits in zip(job.parts, gradients, found, strict=True):
+                gradient[part.rows.within(low, high)] = job.head.backward(d_logits)
 
         _passes(student, job, columns, pull if early else None)
-        ctx.dtype = student.dtype
-        ctx.save_for_backward(student if ctx.again else gradient)
-        outputs = columns.unbind(0)
-        ctx.mark_non_differentiable(*outputs[1:])
-        return outputs
+        ctx.dtype, ctx.size = student.dtype, len(student)
+        ctx.save_for_backward(*([student] if ctx.again else gradients))
+        outputs = [one for part in columns for one in part.unbind(0)]
+        ctx.mark_non_differentiable(*(one for i, one in enumerate(outputs) if i % len(COLUMNS)))
+        return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        (saved,) = ctx.saved_tensors
+    def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        d_losses = d_outputs[:: len(COLUMNS)]
         if not ctx.again:
-            return None if saved is None else _scaled(saved, d_loss).to(ctx.dtype), None, None, None
+            return _weighted(ctx, d_losses), None, None, None
+        (saved,) = ctx.saved_tensors
         job, adapter = ctx.job, ctx.job.head.adapter
         gradient = torch.empty_like(saved, dtype=job.head.dtype)
         down, up = torch.zeros_like(adapter.down), torch.zeros_like(adapter.up)
 
-        def pull(part: slice, d_logits: Tensor) -> None:
-            weight = d_loss[part]
-            d_logits = _scaled(d_logits, weight)
-            gradient[part] = job.head.backward(d_logits)
-            d_down, d_up = adapter.gradients(saved[part].masked_fill((weight == 0)[:, None], 0.0), d_logits)
+        def pull(low: int, high: int, found: Sequence[Tensor]) -> None:
+            d_logits: Tensor | None = None
+            used: Tensor | None = None
+            for part, one, d_loss in zip(job.parts, found, d_losses, strict=True):
+                weight = d_loss[part.rows.within(low, high)]
+                one, weighs = _scaled(one, weight), weight != 0
+                if part.rows.at is not None:
+                    at = part.rows.at[part.rows.within(low, high)] - low
+                    one = one.new_zeros(high - low, one.shape[1]).index_copy_(0, at, one)
+                    weighs = weighs.new_zeros(high - low).index_copy_(0, at, weighs)
+                d_logits, used = (
+                    (one, weighs) if d_logits is None or used is None else (d_logits.add_(one), used | weighs)
+                )
+            assert d_logits is not None and used is not None
+            gradient[low:high] = job.head.backward(d_logits)
+            d_down, d_up = adapter.gradients(saved[low:high].masked_fill(~used[:, None], 0.0), d_logits)
             down.add_(d_down)
             up.add_(d_up)
 
         _passes(saved, job, None, pull)
         return gradient.to(ctx.dtype), down, up, None
+
+
+def _weighted(ctx: Any, d_losses: Sequence[Tensor]) -> Tensor | None:
+    """[U, H] the gradients of all requests that were saved in the forward pass, times the weights of their losses."""
+    total = None
+    for part, gradient, d_loss in zip(ctx.job.parts, ctx.saved_tensors, d_losses, strict=False):
+        one = _scaled(gradient, d_loss)
+        if part.rows.at is not None:
+            one = one.new_zeros(ctx.size, one.shape[1]).index_copy_(0, part.rows.at, one)
+        total = one if total is None else total.add_(one)
+    return None if total is None else total.to(ctx.dtype)
 
 
 def _scaled(rows: Tensor, weight: Tensor) -> Tensor:
@@ -301,25 +459,76 @@ def _scaled(rows: Tensor, weight: Tensor) -> Tensor:
     return (rows * weight).masked_fill_(weight == 0, 0.0)
 
 
-def _passes(student: Tensor, job: _Job, columns: Tensor | None, pull: Callable[[slice, Tensor], None] | None) -> None:
-    """Tile by tile, fill `columns` and call `pull` with its tokens and the gradient [n, V] of its product."""
-    tiles = max(1, -(-len(student) // job.tile))
-    size = max(1, -(-len(student) // tiles))  # all of like size: the products of one token take a third of a tile's
-    for start in range(0, len(student), size):
-        part = slice(start, start + size)
-        logits = job.head.logits(student[part])
-        others = [None if side is None else side[1].logits(side[0][part]) for side in (job.teacher, job.reference)]
-        ids = job.ids[part]
-        for low in range(0, len(ids), job.strip):
-            rows = slice(low, low + job.strip)
-            z, *more = logits[rows], *(None if other is None else other[rows] for other in others)
-            tile = tile_of(z, more[0], ids[rows])
-            loss, d_logits, mass = job.distance(tile, z, *more)
-            if columns is not None:
-                columns[:, part][:, rows] = observe(tile, loss, mass)
-            if pull is not None:
-                z.copy_(job.head.unscaled(d_logits, z))
-        del others, more  # frees memory for the backward product, and `del logits` for the next tile
+Pull = Callable[[int, int, Sequence[Tensor]], None]
+"""Called with a tile's first token, the one after its last, and for each request the gradient [n, V] of the student's
+product at the tokens that it keeps there."""
+
+
+def _passes(student: Tensor, job: _Job, columns: Sequence[Tensor] | None, pull: Pull | None) -> None:
+    """Tile by tile, fill the `columns` of every request and `pull` the gradients."""
+    # The last request over all tokens may overwrite the student's logits: nobody reads them after it.
+    order = sorted(range(len(job.parts)), key=lambda k: job.parts[k].rows.at is None)
+    owner = order[-1] if job.parts[order[-1]].rows.at is None else None
+    for edges in job.tiles:
+        low, high = edges[0], edges[-1]
+        logits = job.head.logits(student[low:high])
+        others = [head.logits(states[rows.within(low, high)]) for states, head, rows in job.sides]
+        found: list[Tensor] = []
         if pull is not None:
-            pull(part, logits)
-        del logits, z
+            counts = [part.rows.before[high] - part.rows.before[low] for part in job.parts]
+            found = [logits if k == owner else logits.new_empty(n, logits.shape[1]) for k, n in enumerate(counts)]
+        for start, end in pairwise(edges):
+            strip = _Strip(job, start, end, logits[start - low : end - low], others, low)
+            for k in order:
+                rows = job.parts[k].rows
+                own = rows.within(start, end)
+                if own.start == own.stop:
+                    continue
+                column, d_logits, z = strip.score(job.parts[k], observed=columns is not None)
+                if columns is not None:
+                    columns[k][:, own] = column
+                if pull is not None:
+                    first = rows.before[low]
+                    found[k][own.start - first : own.stop - first] = job.head.unscaled(d_logits, z)
+            del strip
+        del others  # frees memory for the backward product, and `del logits` for the next tile
+        if pull is not None:
+            pull(low, high, found)
+        del logits, found
+
+
+class _Strip:
+    """The logits of a few tokens, and their distributions as far as several requests share them."""
+
+    def __init__(self, job: _Job, low: int, high: int, logits: Tensor, others: Sequence[Tensor], first: int) -> None:
+        self.job, self.low, self.high, self.logits = job, low, high, logits
+        self.ids = job.ids[low:high]
+        self.others = [
+            other[rows.before[low] - rows.before[first] : rows.before[high] - rows.before[first]]
+            for other, (_, _, rows) in zip(others, job.sides, strict=True)
+        ]
+        self.known: dict[tuple[int | None, bool], tuple[Tile, list[Tensor]]] = {}
+        """(teacher, whether it is of all tokens) -> tile and monitors."""
+
+    def score(self, part: _Part, *, observed: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Columns [len(COLUMNS), n], gradient [n, V] with respect to the logits, and the logits [n, V]."""
+        z = part.rows.of(self.logits, self.low, self.high)
+        teacher, reference = (
+            None if side is None else self._side(side, part.rows) for side in (part.teacher, part.reference)
+        )
+        key = part.teacher, part.rows.at is None
+        known = self.known.get(key)
+        if known is None:
+            tile = tile_of(z, teacher, part.rows.of(self.ids, self.low, self.high))
+            known = tile, _monitors(tile) if observed else []
+            if part.rows.at is None and len(self.job.parts) > 1:
+                self.known[key] = known
+        loss, d_logits, mass = part.distance(known[0], z, teacher, reference)
+        if not observed:
+            return loss, d_logits, z
+        *monitors, top_mass = known[1]
+        return torch.stack([loss, *monitors, top_mass if mass is None else mass]), d_logits, z
+
+    def _side(self, number: int, rows: _Rows) -> Tensor:
+        places = self.job.sides[number][2].places(rows, self.low, self.high)
+        return self.others[number] if places is None else self.others[number][places]

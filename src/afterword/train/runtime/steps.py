@@ -5,7 +5,7 @@ Shapes: R interactions, N their scored tokens, H hidden size. Keeps no state; `l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor
 from afterword.chat.render import Tokenizer, decode
 from afterword.errors import NothingToDo
 from afterword.learn.diagnostics import readable_ids, unreadable
-from afterword.learn.loss.loss_stage import Scores, token_losses
+from afterword.learn.loss.loss_stage import Distance, LossRequest, Scores, Side, requested_losses, token_losses
 from afterword.learn.loss.terms import Term
 from afterword.learn.loss.token_batch import TokenBatch
 from afterword.learn.parts.contexts import Context
 from afterword.learn.parts.divergences import ReverseKL
-from afterword.learn.parts.teachers import BASE, LIVE
+from afterword.learn.parts.teachers import BASE, LIVE, Teacher, TrustRegion
 from afterword.model.packing import packed
 from afterword.records import Excluded
 from afterword.train.data.batches import rows_of, student_parts
@@ -86,25 +86,23 @@ def forward(policy: Policy, teachers: TeacherStates, terms: Sequence[Term], pick
     rows = [teachers.rows[i] for i in picked]
     tokens = rows_of(rows, policy.device)
     kept = [term.keep(tokens) for term in terms]
-    sides = [(term.teacher, term.context) for term in terms]
-    references = [(term.reference, term.reference_context) for term in terms]
-    found = {who: teachers.get(*who, picked) for who in (*sides, *references) if who[0] != LIVE}
+    counting = [bool(term.scale) and bool(keep.any()) for term, keep in zip(terms, kept, strict=True)]
+    # A trust region measures its distance from the start in every step, also while its term counts nothing.
+    asked = [t for t, counts in zip(terms, counting, strict=True) if counts or isinstance(t.teacher, TrustRegion)]
+    wanted = dict.fromkeys(side for term in asked for side in _sides(term))
+    found = {who: teachers.get(*who, picked) for who in wanted if who[0] != LIVE}
     own, *others = student_contexts(terms)
     read = policy.read(student_parts(rows, own))
-    found |= {who: teachers.get(*who, picked, read) for who in (*sides, *references) if who[0] == LIVE}
+    found |= {who: teachers.get(*who, picked, read) for who in wanted if who[0] == LIVE}
     read.kept.clear()  # the graph keeps what the backward pass needs
     students, ids = {own: read.states}, packed(read.pairs, policy.device).targets
     for where in others:
         masks = [keep for term, keep in zip(terms, kept, strict=True) if _reads(term) == where and term.scale]
-        wanted = set(tokens.row[torch.stack(masks).any(0)].tolist())
-        students[where] = _read_some(policy, rows, where, wanted, read.states)
-    scores = [
-        _scores(policy, term, students[_reads(term)], ids, found[side], found[reference], keep)
-        if term.scale
-        else _nothing(policy, ids)
-        for term, side, reference, keep in zip(terms, sides, references, kept, strict=True)
-    ]
-    return ForwardBatch(tokens, ids, read.states, own, kept, scores)
+        reading = set(tokens.row[torch.stack(masks).any(0)].tolist())
+        students[where] = _read_some(policy, rows, where, reading, read.states)
+    sides = {who: other for who, other in found.items() if other is not None}
+    keeps = [keep if counts else None for keep, counts in zip(kept, counting, strict=True)]
+    return ForwardBatch(tokens, ids, read.states, own, kept, _scores(policy, terms, students, ids, sides, keeps))
 
 
 def student_contexts(terms: Sequence[Term]) -> list[Context]:
@@ -130,47 +128,45 @@ def _read_some(policy: Policy, rows: Sequence[Encoded], where: Context, wanted: 
     )
 
 
-def _nothing(policy: Policy, ids: Tensor) -> Scores:
-    return Scores(**{f.name: ids.new_zeros(len(ids), dtype=policy.head.dtype) for f in fields(Scores)})
+def _sides(term: Term) -> list[tuple[Teacher | None, Context]]:
+    """Whose states the term reads, and under which context."""
+    return [(term.teacher, term.context), (term.reference, term.reference_context)]
 
 
 def _scores(
     policy: Policy,
-    term: Term,
-    student_NH: Tensor,
+    terms: Sequence[Term],
+    students: Mapping[Context, Tensor],
     ids: Tensor,
-    side: TeacherOutput | None,
-    reference: TeacherOutput | None,
-    kept: Tensor,
-) -> Scores:
-    """A term's scores [N], of the tokens that it keeps alone, for each token read costs a product over the vocabulary.
-    The others are 0."""
-    whole, at, names = bool(kept.all()), kept.nonzero()[:, 0], [f.name for f in fields(Scores)]
-    if not len(at):
-        return _nothing(policy, ids)
-
-    def of(states: Tensor | None) -> Tensor | None:
-        return states if whole or states is None else states[at]
-
+    found: Mapping[tuple[Teacher | None, Context], TeacherOutput],
+    kept: Sequence[Tensor | None],
+) -> list[Scores]:
+    """The scores [N] of every term, of the tokens that it keeps alone: each token read costs a product over the
+    vocabulary. The others are 0, as are all of a term that counts nothing (None). Terms share the logits of a side."""
+    zero = ids.new_zeros(len(ids), dtype=policy.head.dtype)
+    scores = [Scores(*(zero,) * len(fields(Scores))) for _ in terms]
     # Models of one tokenizer may pad their vocabularies differently: both sides are compared over the ids of both.
-    heads = [policy.head, *(other.head for other in (side, reference) if other is not None)]
-    tokens = min(len(head.weight) for head in heads)
-    found = token_losses(
-        student_NH if whole else student_NH[at],
-        None if side is None else of(side.states),
-        policy.head.first(tokens),
-        ids if whole else ids[at],
-        term.estimator,
-        target=term.target,
-        support=term.support,
-        reference=None if reference is None else of(reference.states),
-        teacher_head=None if side is None else side.head.first(tokens),
-        reference_head=None if reference is None else reference.head.first(tokens),
-    )
-    if whole:
-        return found
-    parts = {name: getattr(found, name) for name in names}
-    return Scores(**{name: part.new_zeros(len(kept)).index_copy(0, at, part) for name, part in parts.items()})
+    sizes = [
+        min(len(head.weight) for head in (policy.head, *(found[side].head for side in _sides(t) if side in found)))
+        for t in terms
+    ]
+    groups: dict[tuple[Context, int], list[int]] = {}
+    for i, keep in enumerate(kept):
+        if keep is not None:
+            groups.setdefault((_reads(terms[i]), sizes[i]), []).append(i)
+    for (where, tokens), numbers in groups.items():
+        sides = {who: Side(other.states, other.head.first(tokens)) for who, other in found.items()}
+        requests = [_request(terms[i], kept[i], sides) for i in numbers]
+        got = requested_losses(students[where], policy.head.first(tokens), ids, requests)
+        for i, one in zip(numbers, got, strict=True):
+            scores[i] = one
+    return scores
+
+
+def _request(term: Term, keep: Tensor | None, sides: Mapping[tuple[Teacher | None, Context], Side]) -> LossRequest:
+    assert keep is not None
+    teacher, reference = (sides.get(side) for side in _sides(term))
+    return LossRequest(Distance(term.estimator, term.target, term.support), keep, teacher, reference)
 
 
 @torch.no_grad()
