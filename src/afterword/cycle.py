@@ -158,7 +158,7 @@ def run_cycle(store: Store, settings: Settings, progress: Progress | None = None
         ConflictError: Another process runs a cycle on the channel, a training or an evaluation.
     """
     if (canary := store.canary(settings.channel)) is not None:
-        raise NothingToDo(f"the canary of {canary.adapter} runs: the next round begins when it is decided")
+        raise NothingToDo(f"the canary of {canary.adapter} runs: the next round starts after its decision")
     recipe_stage(settings)
     with _working(settings, progress or Progress()) as work:
         funnel = collect_stage(store, settings, work.progress)

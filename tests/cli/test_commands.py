@@ -163,7 +163,7 @@ def test_an_import_says_when_nothing_came_of_it(tmp_path: Path, capsys: pytest.C
         (["evaluate"], 4, "run `afterword train` first"),
         (["release", "publish"], 4, "run `afterword train` first"),
         (["release", "rollback"], 4, "base model"),
-        (["release", "publish", "--override", "ada"], 2, "go together"),
+        (["release", "publish", "--override", "ada"], 2, "needs --why REASON"),
         (["import", "/nowhere/x.json"], 2, "/nowhere/x.json"),
         (["status", "--config", "/nowhere.toml", "--set", "x"], 0, ""),
         (["config", "show", "--set", "serve.port"], 2, "has no '='"),

@@ -38,7 +38,7 @@ def _hold_out(home: Path) -> None:
 
 def test_nothing_held_out_is_said_before_a_server_is_started(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--dir", str(home)]) == 4
-    assert "no held-out interaction" in capsys.readouterr().err
+    assert "no interaction is held out" in capsys.readouterr().err
     _hold_out(home)
     assert main(["evaluate", "--dir", str(home), "--suite", "speed"]) == 2
     assert "the suites are holdout" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_a_suite_that_fails_midway_is_a_no_that_says_why(
     assert data["report"]["suites"]["collapse"] == {"error": "RuntimeError: the disk is full"}
     assert "wins" in data["report"]["suites"]["earlier-wins"]  # the rest went on
     assert any("collapse: failed (RuntimeError: the disk is full)" in r for r in data["verdict"]["reasons"])
-    assert "the gate refused" in run(measured, capsys, "release", "publish", code=3)["error"]["message"]
+    assert "the gate rejected" in run(measured, capsys, "release", "publish", code=3)["error"]["message"]
 
 
 def test_a_folder_that_changed_after_its_report_is_not_released(

@@ -79,8 +79,8 @@ def test_the_share_comes_from_the_settings_when_none_is_named(home: Path, capsys
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("release", "publish", "--canary", "150%"), "no share of the users"),
-        (("release", "publish", "--channel", "group:x"), "is no channel"),
+        (("release", "publish", "--canary", "150%"), "the share of users"),
+        (("release", "publish", "--channel", "group:x"), "is not a channel"),
         (("release", "publish", "--set", "canary.alpha=2", "--canary"), "canary.alpha"),
         (("release", "publish", "--set", "drift.windo=2"), "Did you mean 'drift.window'"),
     ],

@@ -225,7 +225,7 @@ def test_a_prompt_that_is_too_long_for_the_model(tiny: str, adapters: dict[str, 
 
 
 def test_what_is_wrong_with_the_call(tiny: str, adapters: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(NothingToDo, match="no held-out interaction"):
+    with pytest.raises(NothingToDo, match="no interaction is held out"):
         measure(tiny, adapters["small"], interactions=[])
     with pytest.raises(UsageError, match="unknown suite 'speed'; the suites are holdout, forgetting, collapse"):
         measure(tiny, adapters["small"], suites=["speed"])

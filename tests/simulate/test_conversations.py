@@ -118,7 +118,7 @@ def test_a_server_that_always_fails_is_an_error(server: FakeServer) -> None:
 
 def test_a_refused_key_ends_the_simulation_at_once(server: FakeServer) -> None:
     server.fault = lambda number, body: "401"
-    with pytest.raises(UpstreamError, match=r"refuses with 401.*Check --api-key"):
+    with pytest.raises(UpstreamError, match=r"rejects the request with 401.*Check --api-key"):
         simulate_users(server.url, with_habits(), conversations=64, seed=0, concurrency=2)
     assert len(server.requests) < 10
 
@@ -133,7 +133,7 @@ def test_a_proxy_in_the_environment_is_not_for_this_machine(
 
 
 def test_an_address_that_cannot_be_read_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="is no address of a server"):
+    with pytest.raises(UsageError, match="is not a URL of a server"):
         simulate_users("http://[::1", GREETING, conversations=1, seed=0)
 
 
@@ -162,7 +162,7 @@ def test_a_number_of_interactions_is_kept_to(server: FakeServer) -> None:
     assert summary.conversations < 9 * 8
     assert seen[-1] == (9, 9)
     assert summary.rates["complain"] + summary.rates["leave"] == pytest.approx(1.0)
-    with pytest.raises(UsageError, match="say how many"):
+    with pytest.raises(UsageError, match="give the number"):
         simulate_users(server.url, GREETING, interactions=1, conversations=1, seed=0)
     with pytest.raises(UsageError, match="interactions is 0: at least 1"):
         simulate_users(server.url, GREETING, interactions=0, seed=0)
@@ -286,7 +286,7 @@ def test_the_number_that_is_wrong_is_named(server: FakeServer, more: dict[str, A
 
 
 def test_an_address_without_its_beginning_is_told() -> None:
-    with pytest.raises(UsageError, match=r"'127.0.0.1:9911' is no address of a server: begin it with http://"):
+    with pytest.raises(UsageError, match=r"'127.0.0.1:9911' is not a URL of a server: begin it with http://"):
         api_root("127.0.0.1:9911")
 
 
@@ -330,5 +330,5 @@ def test_a_user_model_that_is_not_there_or_refuses_is_named(server: FakeServer) 
     with pytest.raises(UpstreamError, match=r"no server answers.*--user-model"):
         simulate_users(server.url, GREETING, conversations=1, seed=0, user_model=LLMUser(nowhere, "m"))
     server.fault = lambda number, body: "401" if body["model"] == "m" else None
-    with pytest.raises(ConfigError, match=r"'m'.*refuses with 401.*--user-key"):
+    with pytest.raises(ConfigError, match=r"'m'.*rejects the request with 401.*--user-key"):
         simulate_users(server.url, GREETING, conversations=1, seed=0, user_model=LLMUser(server.url, "m"))

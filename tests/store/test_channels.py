@@ -37,7 +37,7 @@ def test_names_that_are_channels(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", " ", "task:", "task:a b", "task:a/user:b", "group:x", "user:a/team:b", "a/b"])
 def test_names_that_are_none(name: str) -> None:
-    with pytest.raises(UsageError, match="is no channel"):
+    with pytest.raises(UsageError, match="is not a channel"):
         check_channel(name)
 
 

@@ -45,23 +45,23 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     into.add_argument(
         "--examples", action="store_true",
-        help="the example conversations that come with the package, with the built-in model's own answers",
+        help="load the packaged example conversations with answers of the built-in model",
     )  # fmt: skip
     into.add_argument(
-        "--format", default="auto", choices=("auto", *FORMATS, *ALIASES), help="default: look at the file"
+        "--format", default="auto", choices=("auto", *FORMATS, *ALIASES), help="default: detected from the file"
     )
-    into.add_argument("--encoding", metavar="NAME", help="of the text; default: look at the file")
+    into.add_argument("--encoding", metavar="NAME", help="text encoding (default: detected from the file)")
     into.set_defaults(run=run_import)
 
     out = commands.add_parser("export", parents=[common])
     out.add_argument("what", nargs="?", choices=dict.fromkeys(what for what, _ in EXPORTS))
-    out.add_argument("--user", metavar="U", help="everything that is held of this user, in our own form")
+    out.add_argument("--user", metavar="U", help="all stored data of this user, in the native format")
     out.add_argument("--format", default="afterword", choices=dict.fromkeys(form for _, form in EXPORTS))
     out.add_argument(
-        "--split", choices=SPLITS, help="of files to train on: `train` (default) leaves out what is held out",
+        "--split", choices=SPLITS, help="split of training files; `train` (default) excludes held-out rows",
     )  # fmt: skip
     out.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: JSON lines on stdout; the name says how: .jsonl, .json, "
+        "--output", type=Path, metavar="FILE", help="default: JSON lines on stdout; format by suffix: .jsonl, .json, "
         ".parquet, .gz, .zst",
     )  # fmt: skip
     out.set_defaults(run=run_export)
@@ -70,14 +70,16 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         group = commands.add_parser(name, parents=[common])
         verbs = group.add_subparsers(dest="verb", metavar="list|show")
         group.set_defaults(run=run_list, kind=name, limit=20)
-        listing = verbs.add_parser("list", parents=[common], help="the newest first")
+        listing = verbs.add_parser("list", parents=[common], help="list, newest first")
         listing.add_argument("--limit", type=int, default=20, metavar="N")
         listing.set_defaults(run=run_list, kind=name)
-        show = verbs.add_parser("show", parents=[common], help=f"one {kind.__name__.lower()} and what came of it")
-        show.add_argument("id", help="its id, or the beginning of it")
+        show = verbs.add_parser("show", parents=[common], help=f"show one {kind.__name__.lower()} and its derived rows")
+        show.add_argument("id", help="its id or a prefix of it")
         show.set_defaults(run=run_show, kind=name)
         if kind is Release:
-            verify = verbs.add_parser("verify", parents=[common], help="every byte and row is as it was released")
+            verify = verbs.add_parser(
+                "verify", parents=[common], help="check that files and rows are unchanged since their release"
+            )
             verify.add_argument("--key", metavar="HEX", help="a public key kept elsewhere; default: DIR/release.pub")
             verify.set_defaults(run=run_verify)
 
@@ -117,7 +119,7 @@ def run_import(context: CommandContext) -> int:
         context.say(f"[red]nothing imported:[/] {escape(_why_nothing(one))}")
     for one in (one for one in found if one.get("conflicts")):
         context.say(
-            f"{one['conflicts']} records are stored with other content, and what was first stays: they are in "
+            f"{one['conflicts']} records exist with other content and were not replaced. They are in "
             f"{escape(one['rejects'])} with the reason `conflict`."
         )
     if not refused and not failed and not context.json:
@@ -303,12 +305,14 @@ def run_verify(context: CommandContext) -> int:
 
 def _register_forget(commands: Any, common: argparse.ArgumentParser) -> None:
     forget = commands.add_parser("forget", parents=[common])
-    forget.add_argument("--user", metavar="U", help="as the client named them")
-    forget.add_argument("--dry-run", action="store_true", help="only say what is held")
+    forget.add_argument("--user", metavar="U", help="name of the user, as the client sends it")
+    forget.add_argument("--dry-run", action="store_true", help="only count the stored rows")
     forget.add_argument(
-        "--delete-adapters", action="store_true", help="delete adapters that learned from them, instead of quarantine"
+        "--delete-adapters",
+        action="store_true",
+        help="delete adapters trained on their data instead of quarantining them",
     )
-    forget.add_argument("--check", type=Path, metavar="REPORT", help="is all that this report says still so?")
+    forget.add_argument("--check", type=Path, metavar="REPORT", help="check an earlier report against the database")
     forget.set_defaults(run=run_forget)
 
 
@@ -336,7 +340,7 @@ def run_forget(context: CommandContext) -> int:
 
 def _show_held(context: CommandContext, counts: dict[str, int]) -> int:
     if not any(counts.values()):
-        raise NothingToDo(f"nothing is held of the user {context.args.user!r}.")
+        raise NothingToDo(f"no data is stored of the user {context.args.user!r}.")
     if context.json:
         context.emit(counts)
     else:

@@ -104,7 +104,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     demo.add_argument(
         "--quick", action="store_true",
-        help="a smoke test of about two minutes: every stage runs once, too little is asked to say what was learned",
+        help="smoke test of about two minutes: every stage runs once, with too few questions to measure learning",
     )  # fmt: skip
     demo.add_argument("--persona", default=DEFAULT_PERSONA, metavar="NAME", help=", ".join(persona_names()))
     demo.add_argument(

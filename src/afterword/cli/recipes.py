@@ -22,9 +22,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     recipes = commands.add_parser("recipes", parents=[common])
     verbs = recipes.add_subparsers(dest="verb", metavar="list|show")
     recipes.set_defaults(run=run_list)
-    listing = verbs.add_parser("list", parents=[common], help="every recipe in a line")
+    listing = verbs.add_parser("list", parents=[common], help="list all recipes")
     listing.set_defaults(run=run_list)
-    show = verbs.add_parser("show", parents=[common], help="the slots of one recipe")
+    show = verbs.add_parser("show", parents=[common], help="show the parts and options of one recipe")
     show.add_argument("name")
     show.set_defaults(run=run_show)
 

@@ -40,19 +40,21 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     release.set_defaults(run=run_status)
     out = verbs.add_parser("publish", parents=[common], help="serve a candidate that the gate passed")
     out.add_argument("candidate", nargs="?", help="default: the newest")
-    out.add_argument("--dry-run", action="store_true", help="only say what the gate says")
-    out.add_argument("--override", metavar="NAME", help="publish against the gate; recorded with your name")
+    out.add_argument("--dry-run", action="store_true", help="only print the verdict")
+    out.add_argument("--override", metavar="NAME", help="your name, to publish against the verdict; it is recorded")
     out.add_argument("--why", help="the reason for --override")
     canary_flag(out)
     out.set_defaults(run=run_publish)
-    up = verbs.add_parser("promote", parents=[common], help="give everyone what the canary's share has")
+    up = verbs.add_parser("promote", parents=[common], help="release the canary's candidate to all users")
     up.add_argument("--why", default="")
     up.set_defaults(run=run_promote)
-    back = verbs.add_parser("rollback", parents=[common], help="end a canary, or serve what was served before")
+    back = verbs.add_parser("rollback", parents=[common], help="end a canary, or serve the previous version again")
     back.add_argument("--to", metavar="VERSION", help="a version, release or candidate, or 'base'")
     back.add_argument("--why", default="")
     back.set_defaults(run=run_rollback)
-    status = verbs.add_parser("status", parents=[common], help="what each channel serves, and how it does live")
+    status = verbs.add_parser(
+        "status", parents=[common], help="show the served version and live metrics of each channel"
+    )
     status.set_defaults(run=run_status)
     for verb in (out, up, back):
         channel_flag(verb)
@@ -65,7 +67,9 @@ def channel_flag(parser: argparse.ArgumentParser) -> None:
 
 def canary_flag(parser: argparse.ArgumentParser) -> None:
     """`--canary [SHARE]`: to a share of the users first."""
-    parser.add_argument("--canary", nargs="?", const="", metavar="SHARE", help="to a share of the users first, as 10%%")
+    parser.add_argument(
+        "--canary", nargs="?", const="", metavar="SHARE", help="release to a share of the users first, such as 10%%"
+    )
 
 
 def channel_of(context: CommandContext) -> str:
@@ -86,7 +90,7 @@ def run_publish(context: CommandContext) -> int:
     """Release a candidate because of its verdict."""
     args = context.args
     if bool(args.override) != bool(args.why):
-        raise UsageError("--override NAME and --why REASON go together: who decides against the gate, and why.")
+        raise UsageError("--override NAME needs --why REASON, and --why needs --override: both are recorded.")
     channel, canary = channel_of(context), canary_of(context)
     with context.open_store() as store:
         candidate = chosen(context, store)

@@ -39,7 +39,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     serve.add_argument("--port", dest="serve.port", type=int, help="port (default 8400; 0 takes a free one)")
     serve.add_argument("--upstream", dest="serve.upstream", metavar="URL", help="an OpenAI-compatible server")
     serve.add_argument(
-        "--upstream-model", dest="serve.upstream_model", metavar="NAME", help="which of the upstream's models is served"
+        "--upstream-model", dest="serve.upstream_model", metavar="NAME", help="the upstream's model to serve"
     )
     serve.add_argument("--model", dest="serve.model", metavar="REF", help="built-in name, folder or hub id")
     serve.add_argument("--device", dest="serve.device", metavar="auto|cpu|cuda|cuda:N")

@@ -34,7 +34,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         description="Users with lasting preferences talk with a server through the openai client and react as people "
         "do: they complain, thank, edit, ask again, rate and leave (docs/simulate.md).",
     )  # fmt: skip
-    simulate.add_argument("--list", action="store_true", help="the personas and what each wants")
+    simulate.add_argument("--list", action="store_true", help="list the personas with their wishes")
     simulate.add_argument("--url", help="the server (default: the gateway running on this data directory)")
     simulate.add_argument(
         "--personas", "--persona", default="greeting", metavar="A,B",
@@ -43,17 +43,19 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     size = simulate.add_mutually_exclusive_group()
     size.add_argument("--conversations", type=int, metavar="N", help=f"for each persona (default {CONVERSATIONS})")
     size.add_argument("--interactions", type=int, metavar="N", help="stop after so many reactions of each persona")
-    simulate.add_argument("--tasks", metavar="A,B", help=f"what is asked (default: all of {', '.join(TASKS)})")
+    simulate.add_argument("--tasks", metavar="A,B", help=f"tasks of the questions (default: all of {', '.join(TASKS)})")
     simulate.add_argument("--from", dest="first", type=int, default=0, metavar="N", help="number of the first "
                           "conversation, which is a persona's time (default 0)")  # fmt: skip
     simulate.add_argument("--seed", type=int, default=0, help="default %(default)s")
-    simulate.add_argument("--model", default="afterword", help="the model that is asked for (default afterword)")
-    simulate.add_argument("--max-tokens", type=int, default=64, metavar="N", help="of an answer, default %(default)s")
+    simulate.add_argument("--model", default="afterword", help="model name in the requests (default afterword)")
+    simulate.add_argument(
+        "--max-tokens", type=int, default=64, metavar="N", help="token limit of an answer (default %(default)s)"
+    )
     simulate.add_argument("--concurrency", type=int, default=16, metavar="N", help="conversations at once, default "
                           "%(default)s")  # fmt: skip
-    simulate.add_argument("--api-key", default="none", help="of the gateway, where it asks for one")
+    simulate.add_argument("--api-key", default="none", help="API key of the gateway, if it needs one")
     simulate.add_argument(
-        "--user-model", nargs=2, metavar=("URL", "NAME"), help="a language model plays the users, by this server"
+        "--user-model", nargs=2, metavar=("URL", "NAME"), help="let the language model NAME at URL play the users"
     )
     simulate.add_argument("--user-key", default="none", metavar="KEY", help="its API key")
     simulate.set_defaults(run=run_simulate)

@@ -74,18 +74,18 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     train.add_argument("--max-interactions", dest="train.max_interactions", type=int)
     train.add_argument(
         "--max-tokens", dest="train.max_tokens", type=int, metavar="N",
-        help="leave out interactions whose prompt and answer are longer",
+        help="exclude interactions with more tokens in prompt and answer",
     )  # fmt: skip
     train.add_argument(
         "--off-policy", dest="train.off_policy", action="store_true", default=None,
-        help="also turns without served token ids (imported logs)",
+        help="also train on turns without served token ids (imported logs)",
     )  # fmt: skip
     train.add_argument(
         "--revise", dest="train.revise", choices=("off", "context", "target"),
-        help="write disliked answers again: the teacher reads what is better, or (sft) it is imitated off-policy",
+        help="regenerate disliked answers: better ones are shown to the teacher, or imitated off-policy (sft)",
     )  # fmt: skip
     train.add_argument(
-        "--dry-run", action="store_true", help="train nothing: what would be learned, whose it is, what is left out"
+        "--dry-run", action="store_true", help="only print the training plan: interactions, users and exclusions"
     )
     train.set_defaults(run=run_train)
 
@@ -93,13 +93,13 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     evaluate.add_argument("candidate", nargs="?", help="default: the newest")
     evaluate.add_argument(
         "--suite", action="append", metavar="NAME",
-        help="only this suite, also several times: its figures and bounds, no verdict (docs/evaluation.md)",
+        help="run only this suite, without a verdict; repeatable (docs/evaluation.md)",
     )  # fmt: skip
     evaluate.add_argument("--html", type=Path, metavar="FILE", help="also write the report as a page")
     evaluate.set_defaults(run=run_evaluate)
 
     cycle = commands.add_parser("cycle", parents=[common])
-    cycle.add_argument("--watch", action="store_true", help="again whenever enough new interactions came in")
+    cycle.add_argument("--watch", action="store_true", help="repeat whenever enough new interactions arrive")
     canary_flag(cycle)
     cycle.set_defaults(run=run_cycle_command)
     for stage in (train, evaluate, cycle):
@@ -108,11 +108,11 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     heatmap = commands.add_parser("heatmap", parents=[common])
     heatmap.add_argument(
         "turn", nargs="?",
-        help="its id, or the beginning of it; default: the turn of the newest interaction with hindsight",
+        help="its id or a prefix of it (default: the turn of the newest interaction with hindsight)",
     )  # fmt: skip
-    heatmap.add_argument("--html", type=Path, metavar="FILE", help="write a page instead of colours")
-    heatmap.add_argument("--text", metavar="WORDS", help="instead of what the user wrote next")
-    heatmap.add_argument("--control", metavar="WORDS", help="instead of words about another answer")
+    heatmap.add_argument("--html", type=Path, metavar="FILE", help="write a page in place of coloured text")
+    heatmap.add_argument("--text", metavar="WORDS", help="text in place of the user's next message")
+    heatmap.add_argument("--control", metavar="WORDS", help="control text in place of a message about another answer")
     heatmap.set_defaults(run=run_heatmap)
 
 
@@ -333,7 +333,7 @@ def run_heatmap(context: CommandContext) -> int:
 
     page: Path | None = context.args.html
     if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
-        raise UsageError(f"cannot write {str(page)!r}: name a file in a folder that exists", param="html")
+        raise UsageError(f"cannot write {str(page)!r}: name a file in an existing folder", param="html")
     with context.open_store() as store:
         turn = store.get(Turn, context.args.turn or _newest_turn(store))
         hindsight = context.args.text or _hindsight(store, turn)

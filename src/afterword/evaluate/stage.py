@@ -48,7 +48,9 @@ def _served(store: Store, candidate: Candidate, channel: str) -> Candidate | Non
     release = store.release(channel)
     served = store.get(Candidate, release.candidate) if release and release.candidate else None
     if served is not None and served.id == candidate.id:
-        raise NothingToDo(f"channel {channel!r} serves {candidate.id} already: there is nothing to compare it with")
+        raise NothingToDo(
+            f"channel {channel!r} serves {candidate.id} already: a candidate is compared with another version"
+        )
     return served
 
 

@@ -93,7 +93,7 @@ def _planned(store: Store, eraser: Eraser, user: str, directory: Path) -> Erasur
     plan = unfinished(directory, user)
     held = eraser.find(user)
     if plan is None and not held and not any(True for _ in rejects_of(directory, user)):
-        raise NothingToDo(f"nothing is held of the user {user!r}. Users are matched as the client named them.")
+        raise NothingToDo(f"no data is stored of the user {user!r}. User names are matched exactly.")
     plan = plan or ErasurePlan.new(directory, user)
     words = plan.words()
     for table, row in eraser.bodies(held):

@@ -87,7 +87,7 @@ def export_user(store: Store, user: str, out: Out, *, to: Path | None = None) ->
         held = eraser.find(user)
         refused = [{"record": "rejects", **line} for line in rejects_of(store.path.parent, user)]
         if not held and not refused:
-            raise NotFoundError(f"nothing is held of the user {user!r}. Users are matched as the client named them.")
+            raise NotFoundError(f"no data is stored of the user {user!r}. User names are matched exactly.")
         if to is not None:
             store.note_export(to, "user", "afterword", user)
         rows = eraser.bodies(held)

@@ -65,7 +65,7 @@ def read_record(row: Json) -> Record:
     """A turn or feedback as `export` writes it."""
     name = str(row.get("record"))
     if name in _DERIVED:
-        raise bad(f"derived_{name}", f"a record of {name} from a file is not taken in: {_WHY_DERIVED}")
+        raise bad(f"derived_{name}", f"records of {name} cannot be imported: {_WHY_DERIVED}")
     kind = _TABLES.get(name)
     if kind is None:
         raise bad("unknown_record", f"`record` is {shown(row.get('record'), 60)}; known: {', '.join(_TABLES)}")

@@ -372,7 +372,7 @@ def turn_of(
     """A turn that keeps the id of the row, so that feedback finds it."""
     name = text(identifier)
     if name is None:
-        raise bad("no_id", f"the row has no id by which feedback could find it: {shown(identifier, 60)}")
+        raise bad("no_id", f"the row has no id for feedback to refer to: {shown(identifier, 60)}")
     if not messages:
         raise bad("no_messages", "`input` holds no message")
     when: Json = {} if moment is None else {"created_at": moment}
@@ -395,7 +395,7 @@ def feedback_of(identifier: Any, turn: Any, fields: Json, moment: float | None, 
     """Feedback with the id of the row, or a hash of its content; `fields` say its kind and what it carries."""
     about = text(turn)
     if about is None:
-        raise bad("no_id", f"feedback needs the id of what it is about, got {shown(turn, 60)}", "turn")
+        raise bad("no_id", f"feedback needs the id of its turn, got {shown(turn, 60)}", "turn")
     name = text(identifier) or "fb-" + content_hash("feedback", about, fields, moment, more)
     when: Json = {} if moment is None else {"created_at": moment}
     return Feedback(id=name, turn=about, occurred_at=moment, **fields, **more, **when)
@@ -429,5 +429,5 @@ def mapping(value: Any) -> Json:
 def words(value: Any) -> str:
     """A text that is not empty."""
     if not isinstance(value, str) or not value:
-        raise bad("no_text", f"a text is needed, got {shown(value, 60)}")
+        raise bad("no_text", f"a string is required, got {shown(value, 60)}")
     return value

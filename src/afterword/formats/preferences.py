@@ -19,7 +19,7 @@ def pair(format: str, context: list[Json], chosen: Json, rejected: Json, about: 
         raise bad("no_preference", "the two answers are the same")
     context, (chosen, rejected) = weighed(context, {}), weighed([chosen, rejected], row)
     if not context:
-        raise bad("no_request", "the row does not say what the two answers are answers to: give it a `prompt`")
+        raise bad("no_request", "`prompt` is missing: give the request of the two answers")
     if context[-1]["role"] == "assistant":
         raise bad("no_request", "the messages before the two answers end with an answer")
     tools, wanted = about.get("tools"), "" if not_to_imitate(chosen) else text_of(chosen.get("content"))
@@ -60,7 +60,7 @@ def voted(format: str, context: list[Json], answer: Json, vote: float | None, ab
     """A turn with a rating, if there is one."""
     context, (answer,) = weighed(context, {}), weighed([answer], row)
     if not context or context[-1]["role"] == "assistant":
-        raise bad("no_request", "the row does not say what the answer is an answer to")
+        raise bad("no_request", "`prompt` is missing: give the request of the answer")
     moment = unix_time(about.get("created_at"))
     when: Json = {} if moment is None else {"created_at": moment}
     tools = about.get("tools")

@@ -56,7 +56,7 @@ def _said(row: Json, name: str, prompted: bool) -> list[Json]:
     if isinstance(value, str):
         spoken = _transcript(value)
         if not spoken and not prompted:
-            raise bad("no_request", f"`{name}` is a text, and there is no `prompt` that says what it is an answer to")
+            raise bad("no_request", f"`{name}` is a text without a `prompt`: give the request")
         return spoken or [{"role": "assistant", "content": value}]
     if isinstance(value, dict):
         value = [value]

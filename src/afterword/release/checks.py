@@ -30,7 +30,7 @@ def allowed(store: Store, candidate: Candidate, verdict: Verdict) -> Report:
         raise UsageError(f"the verdict {verdict.id} is about {verdict.candidate}, not about {candidate.id}")
     override = verdict.override or {}
     if not verdict.passed and not (override.get("by") and override.get("why")):
-        raise GateRefused(f"the gate refused {candidate.id}: " + "; ".join(verdict.reasons))
+        raise GateRefused(f"the gate rejected {candidate.id}: " + "; ".join(verdict.reasons))
     report = store.get(Report, verdict.report)
     if report.candidate != candidate.id:
         raise UsageError(f"the report {report.id} is about {report.candidate}, not about {candidate.id}")
@@ -83,7 +83,7 @@ def refuse_tainted(store: Store, candidate: str) -> None:
     """AdapterError for a candidate that learned from a user who was forgotten."""
     if candidate in store.tainted():
         raise AdapterError(
-            f"{candidate} is in quarantine: it learned from a user who was forgotten. Train again: `afterword cycle`"
+            f"{candidate} is in quarantine: it was trained on data of an erased user. Train again: `afterword cycle`"
         )
 
 
@@ -155,7 +155,7 @@ def read_manifest(folder: Path) -> Manifest:
         if field.name not in data:
             raise AdapterError(f"{path} lacks {field.name!r}: the folder is incomplete; train the candidate again")
         if not isinstance(data[field.name], _KINDS.get(field.name, (str,))):
-            raise AdapterError(f"{path}: {field.name!r} is {data[field.name]!r:.80}, which is not what it should be")
+            raise AdapterError(f"{path}: {field.name!r} is {data[field.name]!r:.80}, which has the wrong type")
     return Manifest(**{field.name: data[field.name] for field in fields(Manifest)})
 
 

@@ -125,7 +125,7 @@ async def connect(
         except openai.APIStatusError as error:
             hint = f". Check {key}." if error.status_code in (401, 403) else ""
             raise UpstreamError(
-                f"the server at {url} refuses with {error.status_code}: {error.message}{hint}"
+                f"the server at {url} rejects the request with {error.status_code}: {error.message}{hint}"
             ) from error
 
 
@@ -135,7 +135,7 @@ def api_root(url: str) -> str:
     UsageError for one that is no web address.
     """
     if not re.match(r"https?://[^/]", url) or _host(url) is None:
-        raise UsageError(f"{url!r} is no address of a server: begin it with http:// or https://", param="url")
+        raise UsageError(f"{url!r} is not a URL of a server: begin it with http:// or https://", param="url")
     url = url.rstrip("/")
     return url if re.search(r"/v\d\w*(?:/|$)", url) else f"{url}/v1"
 

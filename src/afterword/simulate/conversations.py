@@ -94,7 +94,7 @@ def simulate_users(
     or it refuses us; a conversation that the server breaks off later is counted in `failed`.
     """
     if (conversations is None) == (interactions is None):
-        raise UsageError("say how many conversations or how many interactions, and not both")
+        raise UsageError("give the number of conversations or of interactions, not both")
     wanted = conversations if interactions is None else interactions
     if not wanted or wanted < 1 or concurrency < 1 or first < 0:
         what = "conversations" if interactions is None else "interactions"

@@ -93,7 +93,7 @@ class LLMUser:
             if error.status_code >= 500 or error.status_code == 429:
                 raise UpstreamError(f"{self} fails with {error.status_code}: {error.message}") from error
             raise ConfigError(
-                f"{self} refuses with {error.status_code}: {error.message}. "
+                f"{self} rejects the request with {error.status_code}: {error.message}. "
                 "Check both parts of --user-model, and --user-key.",
                 param="user_model",
             ) from error

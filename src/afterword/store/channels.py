@@ -100,7 +100,7 @@ def check_channel(text: str) -> str:
     if plain or (known and ordered):
         return text
     raise UsageError(
-        f"{text!r} is no channel. Name `default`, `task:NAME`, `team:NAME`, `user:NAME`, or a team's or user's task as "
-        "`team:NAME/task:NAME`; characters other than letters, digits and `_.-~` are written as %XX.",
+        f"{text!r} is not a channel. Use `default`, `task:NAME`, `team:NAME`, `user:NAME`, or a team's or user's task "
+        "as `team:NAME/task:NAME`; characters other than letters, digits and `_.-~` are written as %XX.",
         param="channel",
     )

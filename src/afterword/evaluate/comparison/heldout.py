@@ -101,11 +101,11 @@ def held_out(store: Store, limit: int, channel: str = "default", fits: Fits = _a
 
 
 def require(items: list[HeldOut]) -> list[HeldOut]:
-    """`items`, or NothingToDo with what is missing."""
+    """Return `items`; NothingToDo with the remedy for an empty list."""
     if not items:
         raise NothingToDo(
-            "there is no held-out interaction to measure a candidate on: a share of the conversations is held "
-            "out when feedback is collected. Run `afterword collect`, or wait for more conversations with follow-ups."
+            "no interaction is held out yet; collection holds out a share of the conversations. Run `afterword "
+            "collect`, or wait for more conversations with follow-ups."
         )
     return items
 

@@ -68,7 +68,7 @@ class ParquetRows:
         try:
             self._file = parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise UsageError(f"{path} is no whole Parquet file: {error}") from error
+            raise UsageError(f"{path} is an invalid or truncated Parquet file: {error}") from error
         self._size = path.stat().st_size
         self._done = 0
 
@@ -227,7 +227,7 @@ def _codec(name: str | None) -> str | None:
         "".encode(found)
     except (LookupError, ValueError) as error:
         raise UsageError(
-            f"the encoding {name!r:.60} is not known. Use for example utf-8, utf-16, cp1252, gb18030 or shift-jis."
+            f"the encoding {name!r:.60} is unknown. Use for example utf-8, utf-16, cp1252, gb18030 or shift-jis."
         ) from error
     return found
 
@@ -307,7 +307,9 @@ class Source:
         try:
             self._zip = zipfile.ZipFile(self._file)
         except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise UsageError(f"{path} is no whole zip file: {error}. Get it again, or unpack what is in it.") from error
+            raise UsageError(
+                f"{path} is an invalid or truncated zip file: {error}. Download it again or unpack it."
+            ) from error
         names = [name for name in self._zip.namelist() if name.lower().endswith((".json", ".jsonl", ".ndjson"))]
         chats = [name for name in names if _EXPORTED.fullmatch(name.rpartition("/")[2].lower())]
         if not names:

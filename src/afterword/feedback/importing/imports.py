@@ -125,7 +125,7 @@ def import_file(
         summary.encoding = source.encoding
     summary.seconds = time.monotonic() - started
     if not summary.rows:
-        raise UsageError(f"{path} is empty: there is no row in it. Check that the export that wrote it has ended.")
+        raise UsageError(f"{path} is empty. Check that the export has finished.")
     if summary.format == "auto":
         raise UsageError(_unknown(path, summary))
     return summary
@@ -214,7 +214,7 @@ def _records(item: FileRow | InvalidRow, summary: ImportSummary, known: Known, r
     if summary.format == "auto":
         found = detect_format(item.value)
         if found is None:
-            raise UsageError("the row is like none of the known formats", code="unknown_format")
+            raise UsageError("the row matches no known format", code="unknown_format")
         summary.format = found
     value, mended = _sound(item)
     try:
@@ -231,7 +231,7 @@ def _records(item: FileRow | InvalidRow, summary: ImportSummary, known: Known, r
 def _sound(item: FileRow) -> tuple[Json, bool]:
     """The object of a row as text that can be stored; True when something in it was replaced."""
     if not isinstance(item.value, dict):
-        raise UsageError(f"the row is no object: {shown(item.value, 80)}", code="no_object")
+        raise UsageError(f"the row is not an object: {shown(item.value, 80)}", code="no_object")
     value, mended = (item.value, False) if item.sound else _mended(item.value)
     return value, mended or item.mended
 

@@ -88,7 +88,7 @@ def recipe(name: str, /, **overrides: Any) -> Recipe:
     check_values(name, _KEYS, overrides)
     options = read(name, RECIPES[name], {key: value for key, value in overrides.items() if key not in _WORDS})
     if "rank" in options and "lora" in options:
-        raise ConfigError(f"recipe {name!r}: rank and lora both say the rank: leave one of them out", param="rank")
+        raise ConfigError(f"recipe {name!r}: rank and lora both set the rank: omit one of them", param="rank")
     if "rank" in options:
         rank = options.pop("rank")
         options["lora"] = Lora(rank=rank, alpha=2.0 * rank)
