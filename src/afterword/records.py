@@ -136,7 +136,8 @@ class Turn(Record):
     completion_ids: tuple[int, ...] | None = None
     """Token ids of the answer, the end-of-turn token included when the answer ended by itself."""
     logprobs: tuple[float | None, ...] | None = None
-    """Log-probability (nats) of each completion id under the sampler; None entries are missing, never 0.0."""
+    """Log-probability (nats) of each completion id under the model's plain softmax; None entries are missing, never
+    0.0."""
     sampling: Json = field(default_factory=dict)
     """Sampling parameters of the request: temperature, top_p, max_tokens, stop, seed."""
     model: str = ""
@@ -183,6 +184,10 @@ class Turn(Record):
     automated: str | None = None
     """Why the newest message of the request is no person's (`chat.machine.Origin`); None: a person's, as far as is
     known."""
+    sampled_logprobs: tuple[float | None, ...] | None = None
+    """Log-probability (nats) of each completion id under the distribution that it was drawn from (temperature, masks),
+    as the embedded engine reports it. None entries: a part of the distribution could not be drawn (top-p, temperature
+    0). None: it is `logprobs`, or unknown where `sampling` is not plain."""
 
     @property
     def on_policy(self) -> bool:

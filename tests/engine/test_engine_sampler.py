@@ -64,6 +64,9 @@ def test_sampled_logprobs_are_of_what_was_drawn_from() -> None:
     rows, tokens = probabilities.log().repeat(4, 1), torch.tensor([2, 2, 1, 1])
     draws = [Draw(1.0, 1.0, 0.5), Draw(0.5, 1.0, 0.5), Draw(1.0, 0.7, 0.5), Draw(0.0, 1.0, 0.5)]
     wanted = torch.tensor([0.3, 0.09 / 0.46, 0.6 / 0.9, 1.0]).log()
-    assert sampler.sampled_logprobs(rows, draws, tokens) == pytest.approx(wanted.tolist(), abs=1e-6)
+    found, support = sampler.sampled_logprobs(rows, rows, draws, tokens)
+    assert found == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert support == pytest.approx([1.0, 1.0, 0.9, 0.6], abs=1e-6)
     masked = torch.tensor([[float("-inf"), 0.0, 0.0]])  # an end token that `min_tokens` forbids
-    assert sampler.sampled_logprobs(masked, draws[:1], tokens[:1]) == pytest.approx([torch.tensor(0.5).log().item()])
+    found, support = sampler.sampled_logprobs(torch.zeros(1, 3), masked, draws[:1], tokens[:1])
+    assert found == pytest.approx([torch.tensor(0.5).log().item()]) and support == pytest.approx([2 / 3])

@@ -72,7 +72,7 @@ def without_private(record: Record, mode: str) -> Record:
             return record
         return replace(
             record, messages=messages, answer=answer, tools=tools, prompt_ids=None, completion_ids=None, logprobs=None,
-            missing_ids=record.missing_ids or WHY,
+            sampled_logprobs=None, missing_ids=record.missing_ids or WHY,
         )  # fmt: skip
     if isinstance(record, Feedback):
         said: dict[str, Any] = {name: clean_text(text, mode) for name in WORDS if (text := getattr(record, name))}

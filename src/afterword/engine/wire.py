@@ -41,6 +41,8 @@ class CompletionResponse:
         for piece in pieces:
             if piece.token is not None:
                 entry = self._logprob(piece.token, piece.logprob)
+                if (piece.sampled_logprob, piece.support) != (piece.logprob, 1.0):
+                    entry |= {"sampled_logprob": piece.sampled_logprob, "sampled_support": piece.support}
                 entry["top_logprobs"] = [self._logprob(token, value) for token, value in piece.top]
                 content.append(entry)
         return {"content": content}

@@ -108,7 +108,7 @@ _FIELDS = {
     **_one_of(dict[str, Any], "an object", "sampling", "usage", "metadata"),
     **_one_of(Moment | None, "Unix seconds in the years 1 to 9999", "created_at", "occurred_at"),
     **_one_of(Number | None, "a number", "seconds", "value"),
-    **_one_of(list[Number | None] | None, "a list of numbers", "logprobs"),
+    **_one_of(list[Number | None] | None, "a list of numbers", "logprobs", "sampled_logprobs"),
     **_one_of(list[dict[str, Any]] | None, "a list of objects", "tools"),
     **_one_of(Integer | None, "an integer", "exit_code"),
     **_one_of(bool, "true or false", "consent"),

@@ -370,6 +370,7 @@ class Exchange:
             prompt_ids=tuple(served.prompt_ids) if served.prompt_ids else None,
             completion_ids=tuple(served.ids) if served.ids else None,
             logprobs=served.aligned_logprobs(),
+            sampled_logprobs=served.sampled_logprobs(),
             sampling=self.gateway.settings.sampling_defaults
             | chat.sampling()
             | {n: v for n, v in self._asked.items() if n in (LIMIT, NEWER_LIMIT)},

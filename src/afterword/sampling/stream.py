@@ -234,6 +234,38 @@ def read_logprobs(logprobs: Any) -> list[float | None]:
     return [None if v is None or v <= LOWEST_LOGPROB else float(v) for v in values]
 
 
+SAMPLED, SUPPORT = "sampled_logprob", "sampled_support"
+"""Fields of the embedded engine beside `logprob`, where a token was not drawn from the plain softmax."""
+_CUT = 1e-3
+"""Share of the distribution that may be missing where all of it counts as drawable."""
+
+
+def read_sampled_logprobs(logprobs: Any) -> list[float | None] | None:
+    """Reads log-probabilities under the distribution that the tokens were drawn from.
+
+    Args:
+        logprobs: A choice's `logprobs` object.
+
+    Returns:
+        Nats, one for each token, None where a part of the distribution could not be drawn, so that no importance ratio
+        is defined; None for a server that reports no such values.
+    """
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    entries = [one for one in content or () if isinstance(one, dict)]
+    return [_sampled(one) for one in entries] if any(SAMPLED in one for one in entries) else None
+
+
+def _sampled(entry: Json) -> float | None:
+    value, support = _number(entry.get(SAMPLED, entry.get("logprob"))), _number(entry.get(SUPPORT, 1.0))
+    if value is None or support is None or value <= LOWEST_LOGPROB or support < 1 - _CUT:
+        return None
+    return value
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def read_answer(body: Json) -> Answer:
     """Reads the first choice of a `chat.completion` body.
 

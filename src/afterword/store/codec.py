@@ -111,7 +111,7 @@ def encode(record: Record, *, live: bool = False) -> EncodedRow:
     return EncodedRow(table, identifier, digest, values, record.kind if isinstance(record, Feedback) else "", live)
 
 
-YOUNGER = {"turns": ("unlinked", "automated")}
+YOUNGER = {"turns": ("unlinked", "automated", "sampled_logprobs")}
 """Fields that are left out of the body while they are empty: a row that an older version wrote is still a duplicate
 of the same row now."""
 NUMBERS = frozenset(("seconds",))

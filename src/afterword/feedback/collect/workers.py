@@ -32,7 +32,7 @@ ALONE = 2
 MOST = 4
 """Children at most: one collector reads for about three."""
 
-_LARGE = ("messages", "prompt_ids", "completion_ids", "logprobs", "tools")
+_LARGE = ("messages", "prompt_ids", "completion_ids", "logprobs", "sampled_logprobs", "tools")
 """Fields of a turn that no decision reads: what was asked is in the case, and of the ids it matters that they exist."""
 _OF_TURN = tuple(f.name for f in fields(Turn) if f.name not in _LARGE)
 _OF_FEEDBACK = tuple(f.name for f in fields(Feedback))

@@ -16,7 +16,7 @@ from afterword.gateway.wire.deltas import Deltas
 from afterword.gateway.wire.request import ChatRequest
 from afterword.records import Json
 from afterword.sampling.sse import BLANK, MAX_EVENT, Event, EventReader
-from afterword.sampling.stream import error_object, read_logprobs
+from afterword.sampling.stream import error_object, read_logprobs, read_sampled_logprobs
 
 DONE = b"data: [DONE]\n\n"
 _ODD = (LookupError, TypeError, ValueError, AttributeError)
@@ -40,6 +40,10 @@ class UpstreamAnswer:
         self.prompt_ids: list[int] | None = None
         self.ids: list[int] | None = None
         self.logprobs: list[float | None] = []
+        self._sampled: list[float | None] = []
+        """The same under the distribution that was sampled from."""
+        self._plainly = True
+        """No token is known to come from another distribution than the plain softmax."""
         self.finish_reason: str | None = None
         self.stop_reason: Any = None
         """What ended the answer, where the server says more than its finish reason (vLLM's field)."""
@@ -258,7 +262,10 @@ class UpstreamAnswer:
         if ids is not None:
             self.ids = ids if self.ids is None else self.ids + ids
         if logprobs is not None:
-            self.logprobs += read_logprobs(logprobs)
+            plain, sampled = read_logprobs(logprobs), read_sampled_logprobs(logprobs)
+            self.logprobs += plain
+            self._sampled += plain if sampled is None else sampled
+            self._plainly &= sampled is None
 
     # ---- whole
 
@@ -340,6 +347,11 @@ class UpstreamAnswer:
     def aligned_logprobs(self) -> tuple[float | None, ...] | None:
         """Returns one log-probability (nats) for each token id; None when their numbers differ."""
         return tuple(self.logprobs) if self.ids and len(self.logprobs) == len(self.ids) else None
+
+    def sampled_logprobs(self) -> tuple[float | None, ...] | None:
+        """Returns the same under the distribution that was sampled from, for `Turn.sampled_logprobs`."""
+        known = self.ids and not self._plainly and len(self._sampled) == len(self.ids)
+        return tuple(self._sampled) if known else None
 
 
 def _is_error(value: Any) -> bool:

@@ -121,8 +121,8 @@ class TokenBatch:
     answers: tuple[AnswerInfo, ...]
     """[R]"""
     served: Tensor
-    """[N] log-probability (nats) of each token under the policy that sampled it; NaN where it is unknown or was
-    measured under another temperature or a cut-off vocabulary."""
+    """[N] log-probability (nats) of each token under the distribution that it was drawn from; NaN where it is unknown
+    or a part of the vocabulary was cut off."""
     private: Tensor
     """[N] True for tokens that write private data: no term counts them."""
     changed: Tensor

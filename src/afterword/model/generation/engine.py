@@ -357,13 +357,17 @@ class Engine:
         tokens: list[int] = chosen.tolist()
         wanted = any(r.ask.logprobs for r in ready)
         values: list[Any] = sampler.logprobs(raw, chosen) if wanted else [None] * len(ready)
-        plain = not held and all(d.temperature == 1.0 and d.top_p >= 1.0 for d in draws)
-        drawn: list[Any] = sampler.sampled_logprobs(logits, draws, chosen) if wanted and not plain else values
+        drawn, support = list(values), [1.0] * len(ready)
+        odd = [i for i, d in enumerate(draws) if wanted and (i in held or d.temperature != 1.0 or d.top_p < 1.0)]
+        if odd:
+            found = sampler.sampled_logprobs(raw[odd], logits[odd], [draws[i] for i in odd], chosen[odd])
+            for i, logprob, share in zip(odd, *found, strict=True):
+                drawn[i], support[i] = logprob, share
         pieces = []
         for i, request in enumerate(ready):
             piece = TokenOutput(token=tokens[i])
             if request.ask.logprobs:
-                piece.logprob, piece.sampled_logprob = values[i], drawn[i]
+                piece.logprob, piece.sampled_logprob, piece.support = values[i], drawn[i], support[i]
                 if request.ask.top_logprobs:
                     piece.top = sampler.top_logprobs(raw[i], request.ask.top_logprobs)
             pieces.append(piece)

@@ -48,6 +48,8 @@ class TokenOutput:
     """Under the model's plain softmax."""
     sampled_logprob: float | None = None
     """Under the distribution that the token was drawn from: temperature, top-p and masks included."""
+    support: float = 1.0
+    """Share of the tempered distribution that could be drawn: below 1 under top-p and masks, and for a greedy token."""
     top: list[tuple[int, float]] = field(default_factory=list)
     text: str = ""
     finish: str | None = None

@@ -46,29 +46,36 @@ def logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> list[float]:
     return values
 
 
-def sampled_logprobs(logits: torch.Tensor, draws: list[Draw], tokens: torch.Tensor) -> list[float]:
+def sampled_logprobs(
+    raw: torch.Tensor, logits: torch.Tensor, draws: list[Draw], tokens: torch.Tensor
+) -> tuple[list[float], list[float]]:
     """Log-probability (nats) of each row's token under the distribution that it was drawn from.
 
     Args:
-        logits: [rows, vocabulary] float32 with the masks that were applied.
-        draws: as `sample` was given them.
-        tokens: [rows] what was drawn.
+        raw: [rows, vocabulary] float32 without the masks.
+        logits: The same with the masks that were applied.
+        draws: As `sample` was given them.
+        tokens: [rows] the drawn tokens.
+
     Returns:
-        0 for the likeliest token at temperature 0, which had no alternative.
+        The log-probabilities, 0 at temperature 0, which leaves no alternative; and for each row the share of the
+        distribution at that temperature that could be drawn: 1 without masks and top-p.
     """
     heat = torch.tensor([d.temperature or 1.0 for d in draws], device=logits.device)[:, None]
-    scaled = (logits / heat).log_softmax(-1)
-    picked = scaled.gather(1, tokens[:, None])[:, 0]
+    scaled, total = logits / heat, (raw / heat).logsumexp(-1)
+    drawable = scaled.logsumexp(-1)
+    picked = scaled.gather(1, tokens[:, None])[:, 0] - drawable
+    support = (drawable - total).exp()
     for i, draw in enumerate(draws):
         if draw.temperature == 0.0:
+            support[i] *= picked[i].exp()
             picked[i] = 0.0
         elif draw.top_p < 1.0:
-            # the mass of the nucleus: tokens before which less than top_p lies
-            ordered = scaled[i].exp().sort(descending=True).values
-            held = ordered[ordered.cumsum(-1) - ordered < draw.top_p].sum()
-            picked[i] -= held.log()
-    values: list[float] = picked.clamp(max=0.0).tolist()
-    return values
+            held = _nucleus((scaled[i] - drawable[i]).exp()[None], torch.tensor([[draw.top_p]], device=logits.device))
+            mass = held[0].sum(-1)[0]
+            support[i] *= mass
+            picked[i] -= mass.log()
+    return picked.clamp(max=0.0).tolist(), support.clamp(max=1.0).tolist()
 
 
 def top_logprobs(logits: torch.Tensor, count: int) -> list[tuple[int, float]]:
@@ -116,12 +123,17 @@ def _draw_plain(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
 
 def _draw_nucleus(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
     """The smallest set of likeliest tokens that holds top_p of the probability, drawn from as it weighs."""
-    probabilities = _probabilities(logits, draws)
     limit = torch.tensor([d.top_p for d in draws], device=logits.device)[:, None]
+    kept, indices = _nucleus(_probabilities(logits, draws), limit)
+    at = _invert(kept, _uniforms(draws, logits.device))
+    return indices.gather(1, at[:, None])[:, 0]
+
+
+def _nucleus(probabilities: torch.Tensor, limit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities of the likeliest tokens, 0 for those outside of the nucleus `limit` [rows, 1], and their ids: both
+    [rows, some]."""
     best = probabilities.topk(min(_HEAD, probabilities.shape[-1]))
     if bool((best.values.sum(-1, keepdim=True) < limit).any()):
         best = probabilities.sort(-1, descending=True)  # type: ignore[assignment]
     before = best.values.cumsum(-1) - best.values
-    kept = best.values.masked_fill(before >= limit, 0.0)
-    at = _invert(kept, _uniforms(draws, logits.device))
-    return best.indices.gather(1, at[:, None])[:, 0]
+    return best.values.masked_fill(before >= limit, 0.0), best.indices

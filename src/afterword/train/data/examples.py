@@ -130,7 +130,8 @@ class _Encoder:
             if why and self.needs_served and self.recipe.epochs:
                 return Excluded(interaction.id, "no_logprobs", why)
             odd = why_not_plain(turn.sampling)
-            if odd and self.recipe.epochs and all(t.needs_plain for t in self.recipe.terms):
+            unknown = not any(map(math.isfinite, served))
+            if odd and unknown and self.recipe.epochs and all(t.needs_plain for t in self.recipe.terms):
                 return Excluded(interaction.id, "other_sampling", odd)
         else:
             prompt = own
@@ -405,18 +406,27 @@ def _nothing(given: int, prepared: Prepared) -> str:
 
 
 def sampler_logprobs(turn: Turn) -> tuple[tuple[float, ...], str | None]:
-    """One log-probability per completion id, NaN where there is none to compare with, and why all are missing."""
-    n = len(turn.completion_ids or ())
+    """Log-probabilities of the completion ids under the distribution that they were drawn from.
+
+    Returns:
+        One for each id (nats), NaN where there is none to compare with, and the reason when all are missing.
+    """
+    n, why = len(turn.completion_ids or ()), why_not_plain(turn.sampling)
+    values = turn.logprobs if turn.sampled_logprobs is None else turn.sampled_logprobs
     none = (math.nan,) * n
-    if turn.logprobs is None:
+    if values is None:
         return none, "the server reported no log-probabilities"
-    if len(turn.logprobs) != n:
-        return none, f"{len(turn.logprobs)} log-probabilities for {n} tokens"
-    if why := why_not_plain(turn.sampling):
+    if len(values) != n:
+        return none, f"{len(values)} log-probabilities for {n} tokens"
+    if why and turn.sampled_logprobs is None:
         return none, f"its log-probabilities are not those of the model: {why}"
     # a log-probability above 0 is none; tiny excess is rounding
-    known = tuple(x if x is not None and math.isfinite(x) and x <= 1e-3 else math.nan for x in turn.logprobs)
-    return known, None if any(map(math.isfinite, known)) else "all of its log-probabilities are missing or not finite"
+    known = tuple(x if x is not None and math.isfinite(x) and x <= 1e-3 else math.nan for x in values)
+    if any(map(math.isfinite, known)):
+        return known, None
+    if why and turn.sampled_logprobs is not None:
+        return none, f"a part of the vocabulary could not be drawn: {why}"
+    return none, "all of its log-probabilities are missing or not finite"
 
 
 def with_groups(rows: Sequence[Encoded]) -> list[Encoded]:

@@ -205,7 +205,7 @@ def _probed(prepared: Prepared) -> int:
 def _serve_gap(used: Sequence[Encoded], plain: Sequence[Tensor]) -> str:
     """What the server said against what this model says of the same tokens: the first place to look when training
     and serving differ (another adapter, another template, another dtype)."""
-    gaps = [p - torch.tensor(r.served) for r, p in zip(used, plain, strict=True) if r.served]
+    gaps = [p - torch.tensor(r.served) for r, p in zip(used, plain, strict=True) if r.served and r.answer.plain]
     known = [g[torch.isfinite(g)] for g in gaps]
     flat = torch.cat(known) if known else torch.empty(0)
     if not len(flat):

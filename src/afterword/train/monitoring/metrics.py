@@ -24,8 +24,8 @@ _DEPTHS = ("0", "1-3", "4-15", "16-63", "64-")
 _FILE = "metrics.jsonl"
 _SUMS = (
     "divergence", "entropy_student", "entropy_teacher", "overlap", "signal", "tokens", "overlap_advantage", "top_mass",
-    "end_signal", "ends", "known", "moved", "ratio", "ratio_squared", "answers", "weight", "weight_squared", "drift",
-    "drift_tokens",
+    "end_signal", "ends", "known", "plain", "moved", "ratio", "ratio_squared", "answers", "weight",
+    "weight_squared", "drift", "drift_tokens",
 )  # fmt: skip
 """What is summed over the tokens of a step, in this order."""
 
@@ -118,13 +118,14 @@ class Tally:
         """
         signal = scores.logp_teacher - scores.logp_student
         known = torch.isfinite(rows.served) & keep
-        moved = torch.where(known, scores.logp_student - rows.served, 0.0)
+        plain = known & rows.where(lambda a: a.plain)
+        moved = torch.where(plain, scores.logp_student - rows.served, 0.0)
         ratio = torch.where(known, importance_ratio(scores, rows), 0.0)
         end = keep & torch.isin(ids, self.ends.to(ids.device)) & rows.last
         kept = keep.to(scores.overlap.dtype)
         columns = torch.stack([
             scores.loss.detach(), scores.entropy_student, scores.entropy_teacher, scores.overlap, signal, kept,
-            scores.overlap_advantage, scores.top_mass, signal * end, end, known, moved, ratio, ratio.square(),
+            scores.overlap_advantage, scores.top_mass, signal * end, end, known, plain, moved, ratio, ratio.square(),
         ]).double()  # fmt: skip
         columns = torch.where(keep, columns, 0.0)
         edges = torch.tensor(_EDGES, device=rows.position.device)
@@ -186,7 +187,7 @@ class Tally:
             effective=sums["weight"] ** 2 / max(sums["weight_squared"], 1e-12),
             end_signal=sums["end_signal"] / ends if ends else None,
             known=known / n,
-            serve_gap=sums["moved"] / known if known else None,
+            serve_gap=sums["moved"] / sums["plain"] if sums["plain"] else None,
             ratio=sums["ratio"] / known if known else None,
             ratio_effective=sums["ratio"] ** 2 / (known * sums["ratio_squared"]) if known else None,
             drift=sums["drift"] / measured if measured else None,
