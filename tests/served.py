@@ -148,7 +148,7 @@ class VLLM:
             call_of = {"id": f"call_{len(self.seen)}", "type": "function", "function": function}
             message |= {"content": before or None, "tool_calls": [call_of]}
             reason = "tool_calls"
-        logprobs = {"content": [{"token": "", "logprob": -1.0, "bytes": None, "top_logprobs": []} for _ in ids]}
+        logprobs: Json = {"content": [{"token": "", "logprob": -1.0, "bytes": None, "top_logprobs": []} for _ in ids]}
         choice = {"index": 0, "message": message, "finish_reason": reason, "token_ids": ids, "logprobs": logprobs}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids), "total_tokens": len(prompt) + len(ids)}
         return {
