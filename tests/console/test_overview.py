@@ -11,12 +11,15 @@ import pytest
 
 from afterword.console import filters
 from afterword.console.background import Refreshed
-from afterword.console.overview import Learned, chart, funnel, widths
+from afterword.console.live import live_metrics_beside
+from afterword.console.overview import Learned, chart, funnel, live_metrics, widths
 from afterword.console.pages import word_diff
+from afterword.feedback.select.review_queue import ReviewIndex, ReviewSettings, review_queue
+from afterword.feedback.select.select import auditable
 from afterword.forget import forget_user
-from afterword.records import Feedback, Interaction, Skip, Turn
+from afterword.records import Feedback, Interaction, Review, Skip, Turn
 from afterword.store import Store
-from afterword.store.browse import RowCounts, TurnFilter, conversation_of, search_turns
+from afterword.store.browse import RowCounts, TurnFilter, conversation_of, search_turns, why_unused
 
 
 def turn(number: int, **more: object) -> Turn:
@@ -64,6 +67,73 @@ def test_pages_of_a_search_meet_every_row_once(store: Store, monkeypatch: pytest
             if before is None:
                 break
         assert seen == [f"t{i:04}" for i in reversed(expected)]
+
+
+def interaction(number: int, **more: object) -> Interaction:
+    given = {"turn": f"t{number:04}", "feedback": (f"f{number}",), "kind": "comment", 
+             "hindsight": "x" if number % 4 else "", "polarity": -1, "weight": 1.0, "split": "train", "confidence": (number * 7 % 10) / 10, **more}  # fmt: skip
+    return Interaction(id=f"i{number}", created_at=2000.0 + number, **given)  # type: ignore[arg-type]
+
+
+def test_the_review_index_is_the_queue(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afterword.feedback.select.review_queue.READ_AT_ONCE", 7)
+    settings = ReviewSettings(share=0.2, strange=0.1)
+    index = ReviewIndex(settings)
+
+    def queue() -> list[str]:
+        done = store.reviews()
+        return [row.id for row in review_queue(auditable(store), settings) if row.id not in done]
+
+    def found() -> list[str]:
+        index.update(store)
+        return index.waiting(store)
+
+    assert found() == queue() == []
+    store.write(*(turn(i, user=f"u{i % 5}") for i in range(100)))
+    for start in (0, 60):
+        store.write(
+            *(Feedback(id=f"f{i}", turn=f"t{i:04}", kind="comment", text="x") for i in range(start, start + 40))
+        )
+        store.write(*(interaction(i) for i in range(start, start + 40)))
+        assert found() == queue() and len(queue()) > 5
+    first, second = queue()[:2]
+    store.write(Review(id="r", interaction=first, decision="approve"))
+    store.write(Feedback(id="back", turn="t0000", kind="retraction", retracts=f"f{second[1:]}"))
+    assert found() == queue() and not {first, second} & set(found())
+    forget_user(store, "u1")
+    assert found() == queue()
+
+
+def test_why_an_interaction_is_unused_is_what_training_says(store: Store) -> None:
+    store.write(*(turn(i) for i in range(8)))
+    store.write(*(Feedback(id=f"f{i}", turn=f"t{i:04}", kind="rating", value=-1.0, user="ada") for i in range(8)))
+    store.write(*(interaction(i, kind="rating") for i in range(8)))
+    store.write(
+        Review(id="r1", interaction="i1", decision="reject", why="x"),
+        Review(id="r2", interaction="i2", decision="reject", why="x"),
+        Feedback(id="back", turn="t0003", kind="retraction", retracts="f3"),
+        Feedback(id="new", turn="t0004", kind="rating", value=1.0, user="ada"),
+        Skip(id="s5", feedback="other", turn="t0005", reason="contradictory", detail="x", created_at=9000.0),
+        Skip(id="s6", feedback="f-gone", turn="t0006", reason="contradictory", detail="x", created_at=9000.0),
+        Feedback(id="back6", turn="t0006", kind="retraction", retracts="f-gone"),
+        Skip(id="s7", feedback="other", turn="t0007", reason="contradictory", detail="x", created_at=1.0),
+    )
+    store.write(Review(id="r3", interaction="i2", decision="approve"))
+    barred = store.barred()
+    rows = list(store.rows(Interaction))
+    assert [why_unused(store, row) for row in rows] == [barred(row) for row in rows]
+    assert [barred(row) for row in rows] == [
+        None, "rejected", None, "retracted", "changed", "contradicted", None, None
+    ]  # fmt: skip
+
+
+def test_live_metrics_are_the_same_in_another_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(*(turn(i, task="code" if i % 2 else None) for i in range(4)))
+    store.write(*(Feedback(id=f"f{i}", turn=f"t{i:04}", kind="rating", value=float(i % 2)) for i in range(1, 4)))
+    here = live_metrics_beside(store)
+    monkeypatch.setattr("afterword.console.live.LARGE", 1)
+    assert live_metrics_beside(store) == here == live_metrics(store)
+    assert [row["name"] for row in here["task"]] == ["", "code"]
 
 
 def test_a_conversation_has_its_branches(store: Store) -> None:

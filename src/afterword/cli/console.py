@@ -11,13 +11,13 @@ from afterword.cli.context import CommandContext
 from afterword.config import ServeConfig
 from afterword.console.actions import Actions
 from afterword.console.app import add_console
+from afterword.console.live import live_metrics_beside
 from afterword.evaluate.report.report_html import render_report
-from afterword.feedback.select.review_queue import ReviewSettings, agreement, review_queue
-from afterword.feedback.select.select import auditable
+from afterword.feedback.select.review_queue import ReviewIndex, ReviewSettings, agreement
 from afterword.forget import forget_user, held_of
 from afterword.gateway import keys
 from afterword.gateway.state import GATEWAY
-from afterword.records import Candidate, Interaction, Json, Release, Report, Verdict
+from afterword.records import Candidate, Json, Release, Report, Verdict
 from afterword.release.publish import rollback
 from afterword.release.signed_chain import verify
 from afterword.store import Store
@@ -35,9 +35,11 @@ def console_of(context: CommandContext) -> Callable[[web.Application, Store], No
 def _actions(context: CommandContext, store: Store) -> Actions:
     review = context.config.get(ReviewSettings)
 
-    def waiting() -> list[Interaction]:
-        reviewed = store.reviews()
-        return [row for row in review_queue(auditable(store), review) if row.id not in reviewed]
+    index = ReviewIndex(review)
+
+    def waiting() -> list[str]:
+        index.update(store)
+        return index.waiting(store)
 
     def forget(user: str) -> Json:
         with Store.open(store.path) as own:  # the erasure closes its connections; the gateway's stay open
@@ -57,6 +59,7 @@ def _actions(context: CommandContext, store: Store) -> Actions:
         verify=lambda: _verified(store),
         held=lambda user: held_of(store, user),
         forget=forget,
+        live=lambda: live_metrics_beside(store),
         report=report,
         settings=lambda: _settings(context),
         keys=lambda: [_key(key) for key in keys.list_keys(context.dir)],

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from afterword.records import Candidate, Interaction, Json, Release, Report, Verdict
+from afterword.records import Candidate, Json, Release, Report, Verdict
 
 
 class CheckKey(Protocol):
@@ -27,8 +27,8 @@ class Actions:
     """Functions of other rooms, for one data directory."""
 
     check: CheckKey
-    waiting: Callable[[], list[Interaction]]
-    """Interactions that wait for a review, oldest first."""
+    waiting: Callable[[], list[str]]
+    """Ids of the interactions that wait for a review, oldest first."""
     agreement: Callable[[], Json]
     """`approved`, `rejected`, `agreement` of all reviews."""
     rollback: Callable[[str, str], Release]
@@ -39,6 +39,8 @@ class Actions:
     """User -> rows that an erasure would take, by table."""
     forget: Callable[[str], Json]
     """Erase a user; the report."""
+    live: Callable[[], Json]
+    """Live metrics by `adapter`, `week` and `task`, as `overview.live_metrics` computes them."""
     report: Callable[[Candidate, Report, Verdict], str]
     """The page of a candidate's report."""
     settings: Callable[[], list[tuple[str, Any, str]]]

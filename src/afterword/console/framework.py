@@ -22,7 +22,7 @@ from afterword.console.background import Refreshed
 from afterword.console.overview import Learned, Overview
 from afterword.console.sessions import COOKIE, Sessions
 from afterword.errors import AfterwordError, UsageError
-from afterword.records import Interaction, Json
+from afterword.records import Json
 from afterword.store import Store
 
 log = logging.getLogger("afterword.console")
@@ -52,8 +52,8 @@ class Console:
         self.overview = Overview(store)
         self.counts = Refreshed(self.overview.update, every=2.0)
         self.learned: Refreshed[Learned] = Refreshed(self.overview.learned, every=20.0)
-        self.live: Refreshed[Json] = Refreshed(self.overview.live, every=60.0)
-        self.waiting: Refreshed[list[Interaction]] = Refreshed(actions.waiting, every=15.0)
+        self.live: Refreshed[Json] = Refreshed(actions.live, every=60.0)
+        self.waiting: Refreshed[list[str]] = Refreshed(actions.waiting, every=15.0)
         self.agreement: Refreshed[Json] = Refreshed(actions.agreement, every=15.0)
 
     async def close(self) -> None:

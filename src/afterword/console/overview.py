@@ -10,7 +10,7 @@ from typing import Any
 from afterword.records import Alarm, Candidate, Json, Release
 from afterword.store import Store
 from afterword.store.browse import RowCounts
-from afterword.store.feedback_stats import FeedbackStats, feedback_stats
+from afterword.store.feedback_stats import feedback_stats
 
 REASONS = {
     "unmatched": "the history matches no stored turn",
@@ -78,23 +78,17 @@ class Overview:
             releases=self._store.count(Release),
         )  # fmt: skip
 
-    def live(self) -> Json:
-        """Shares of reactions by version and by week, and when releases happened."""
-        return {
-            "adapter": [stats_row(row) for row in feedback_stats(self._store, "adapter")],
-            "week": [stats_row(row) for row in feedback_stats(self._store, "week")],
-            "task": [stats_row(row) for row in feedback_stats(self._store, "task")],
-            "releases": [
-                {"at": row.created_at, "adapter": row.adapter or "base", "action": row.action}
-                for row in self._store.rows(Release, newest=True, limit=50, channel="default")
-            ],
-            "alarms": [row.to_dict() for row in self._store.rows(Alarm, newest=True, limit=5)],
-        }
 
-
-def stats_row(row: FeedbackStats) -> Json:
-    """A row of live metrics, JSON-compatible."""
-    return row.to_dict()
+def live_metrics(store: Store) -> Json:
+    """Shares of reactions by version, week and task, when releases happened, and the newest alarms."""
+    return {
+        **{by: [row.to_dict() for row in feedback_stats(store, by)] for by in ("adapter", "week", "task")},
+        "releases": [
+            {"at": row.created_at, "adapter": row.adapter or "base", "action": row.action}
+            for row in store.rows(Release, newest=True, limit=50, channel="default")
+        ],
+        "alarms": [row.to_dict() for row in store.rows(Alarm, newest=True, limit=5)],
+    }
 
 
 def funnel(counts: RowCounts, learned: Learned | None, reviews: Json) -> list[FunnelStep]:

@@ -40,10 +40,12 @@ from afterword.records import (
     Verdict,
     content_hash,
 )
-from afterword.store.browse import TurnFilter, conversation_of, details, newest_rows, search_turns
+from afterword.store.browse import TurnFilter, conversation_of, details, newest_rows, reviewed, search_turns, why_unused
 from afterword.store.channels import check_channel
 from afterword.store.locks import running_work
 
+SHOWN = 30
+"""Further interactions of the queue that the review page lists."""
 CURVE_POINTS = 400
 """Points of a curve that are sent to a page; longer runs are thinned."""
 
@@ -195,7 +197,7 @@ def _interaction(console: Console, name: str) -> Json:
         "reviews": list(store.rows(Review, interaction=row.id)),
         "ratio": store.newest(SignalRatio, interaction=row.id),
         "revision": store.newest(Revision, interaction=row.id),
-        "barred": store.barred()(row) if len(found["candidates"]) < 1000 else None,
+        "barred": why_unused(store, row),
     }
 
 
@@ -227,19 +229,21 @@ async def show_review(request: web.Request) -> web.Response:
         return render(request, "review.html", title="Review", current=None, number=None, queue=[], last="")
     queue = await asyncio.to_thread(_unreviewed, console, waiting)
     skipped = request.query.get("after", "")
-    place = next((i + 1 for i, row in enumerate(queue) if row.id == skipped), 0)
+    place = next((i + 1 for i, name in enumerate(queue) if name == skipped), 0)
     current = queue[place % len(queue)] if queue else None
-    values = None if current is None else await asyncio.to_thread(_interaction, console, current.id)
+    values = None if current is None else await asyncio.to_thread(_interaction, console, current)
+    shown = [name for name in queue[place : place + SHOWN] if name != current]
+    rows = await asyncio.to_thread(console.store.among, Interaction, "id", shown)
     return render(
-        request, "review.html", title="Review", current=values, number=len(queue), queue=queue[:30],
+        request, "review.html", title="Review", current=values, number=len(queue), queue=[row for _, row in rows],
         last=request.query.get("last", ""),
     )  # fmt: skip
 
 
-def _unreviewed(console: Console, waiting: list[Interaction]) -> list[Interaction]:
+def _unreviewed(console: Console, waiting: list[str]) -> list[str]:
     """Those of the queue that nobody reviewed since it was made."""
-    done = {row.interaction for _, row in console.store.among(Review, "interaction", [one.id for one in waiting])}
-    return [row for row in waiting if row.id not in done]
+    done = reviewed(console.store)
+    return [name for name in waiting if name not in done]
 
 
 async def post_review(request: web.Request) -> web.StreamResponse:

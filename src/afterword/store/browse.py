@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from afterword.records import Feedback, Interaction, Json, Record, Skip, Turn
+from afterword.records import Feedback, Interaction, Json, Record, Review, Skip, Turn
 from afterword.store.codec import decoder, select
 from afterword.store.schema import TOMBSTONE
 from afterword.store.store import Store
@@ -185,7 +185,7 @@ class RowCounts:
 
     def update(self, store: Store) -> None:
         """Count what came in since. After an erasure all is counted again: tombstones count no more."""
-        erasures = int(next(store.read("SELECT count(*) FROM erasures"))[0])
+        erasures = erasure_count(store)
         if erasures != self._erasures:
             self.counted = {table: Counter() for table in _COUNTED}
             self._last, self._erasures = dict.fromkeys(_COUNTED, 0), erasures
@@ -223,6 +223,65 @@ class RowCounts:
             for (source, *_, previous, _), number in self.counted["turns"].items()
             if (served is None or (source == "gateway") == served) and (linked is None or bool(previous) == linked)
         )
+
+
+class Confidence(NamedTuple):
+    """An interaction as far as the review queue needs it."""
+
+    seq: int
+    id: str
+    confidence: float
+    has_words: bool
+    feedback: tuple[str, ...]
+
+
+def confidences_after(store: Store, after: int, limit: int) -> list[Confidence]:
+    """Interactions from beyond row `after`, oldest first."""
+    body = "json_extract(CAST(t.body AS TEXT), '$.{}')"
+    sql = (
+        f"SELECT t.seq, t.id, {body.format('confidence')}, {body.format('hindsight')} != '', t.feedback "
+        f"FROM interactions t WHERE t.seq > ? AND {_ALIVE} ORDER BY t.seq LIMIT ?"
+    )
+    return [
+        Confidence(seq, name, 1.0 if sure is None else float(sure), bool(words), tuple(orjson.loads(feedback)))
+        for seq, name, sure, words, feedback in store.read(sql, (after, limit))
+    ]
+
+
+def erasure_count(store: Store) -> int:
+    """Erasures so far: after another one, rows that were read before may be tombstones."""
+    return int(next(store.read("SELECT count(*) FROM erasures"))[0])
+
+
+def reviewed(store: Store) -> set[str]:
+    """Interactions that somebody reviewed."""
+    return {row[0] for row in store.read(f"SELECT t.interaction FROM reviews t WHERE {_ALIVE}")}
+
+
+def why_unused(store: Store, row: Interaction) -> str | None:
+    """What `Store.barred` says of one interaction, by its own rows alone."""
+    review = store.newest(Review, interaction=row.id)
+    if review is not None and review.decision == "reject":
+        return "rejected"
+    marks = ", ".join("?" * len(row.feedback))
+    if any(store.read(f"SELECT 1 FROM feedback t WHERE t.retracts IN ({marks}) LIMIT 1", row.feedback)):
+        return "retracted"
+    if store.superseded([row.turn]).intersection(row.feedback):
+        return "changed"
+    denied = [
+        skip for skip in store.rows(Skip, turn=row.turn, reason="contradictory") if skip.created_at > row.created_at
+    ]
+    if denied:
+        marks = ", ".join("?" * len(denied))
+        gone = {
+            one[0]
+            for one in store.read(
+                f"SELECT t.retracts FROM feedback t WHERE t.retracts IN ({marks})", [skip.feedback for skip in denied]
+            )
+        }
+        if any(skip.feedback not in gone for skip in denied):
+            return "contradicted"
+    return None
 
 
 def details(store: Store, interaction: Interaction) -> Json:

@@ -1,17 +1,20 @@
 """Selects the interactions that people review, and measures how often reviewers agree with the automatic decision.
 
 The queue holds a random share of all interactions (by a hash, so that nobody can choose) and the share with the least
-detector confidence. Pure functions over rows; never writes. A decision is a Review row.
+detector confidence. Never writes. A decision is a Review row.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from afterword.config import NonNegative, UnitInterval, check_section
 from afterword.records import Interaction, Review, content_hash
+from afterword.store import Store
+from afterword.store.browse import confidences_after, erasure_count, reviewed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +36,18 @@ class ReviewSettings:
         check_section("review", self)
 
 
+READ_AT_ONCE = 2000
+"""Interactions that the index reads in one query."""
+
+
+def is_drawn(name: str, settings: ReviewSettings) -> bool:
+    """True for the id of an interaction of the random share."""
+    return int(content_hash("review", name)[:8], 16) < settings.share * 2**32
+
+
 def drawn(interaction: Interaction, settings: ReviewSettings) -> bool:
     """True for an interaction of the random share."""
-    return int(content_hash("review", interaction.id)[:8], 16) < settings.share * 2**32
+    return is_drawn(interaction.id, settings)
 
 
 def strangest(interactions: Iterable[Interaction], settings: ReviewSettings) -> set[str]:
@@ -50,6 +62,51 @@ def review_queue(interactions: Iterable[Interaction], settings: ReviewSettings) 
     rows = list(interactions)
     odd = strangest(rows, settings)
     return [i for i in rows if i.id in odd or drawn(i, settings)]
+
+
+class ReviewIndex:
+    """The queue of a store that grows: each interaction is read once, so that a page can ask for the queue.
+
+    Args:
+        settings: Shares of the queue.
+    """
+
+    def __init__(self, settings: ReviewSettings) -> None:
+        self._settings = settings
+        self._clear(0)
+
+    def _clear(self, erasures: int) -> None:
+        self._last, self._erasures = 0, erasures
+        self._unsure: list[tuple[float, str, int, str]] = []
+        """(confidence, tie-break, row number, id) of the interactions with words, sorted."""
+        self._drawn: list[tuple[int, str]] = []
+        self._feedback: dict[str, list[str]] = {}
+        """Feedback row -> its interactions."""
+
+    def update(self, store: Store) -> None:
+        """Reads the interactions that came in since the last call."""
+        if (erasures := erasure_count(store)) != self._erasures:
+            self._clear(erasures)
+        while rows := confidences_after(store, self._last, READ_AT_ONCE):
+            for row in rows:
+                if row.has_words:
+                    self._unsure.append((row.confidence, content_hash("strange", row.id), row.seq, row.id))
+                if is_drawn(row.id, self._settings):
+                    self._drawn.append((row.seq, row.id))
+                for name in row.feedback:
+                    self._feedback.setdefault(name, []).append(row.id)
+            self._last = rows[-1].seq
+            time.sleep(0.001)  # other threads of the process get their turn
+        self._unsure.sort()
+
+    def waiting(self, store: Store) -> list[str]:
+        """Ids of the queue without the reviewed ones and those whose feedback was taken back, oldest first."""
+        gone = {name for feedback in store.retracted() for name in self._feedback.get(feedback, ())}
+        rows = self._unsure if not gone else [row for row in self._unsure if row[3] not in gone]
+        odd = rows[: int(len(rows) * self._settings.strange)]
+        queue = {(seq, name) for _, _, seq, name in odd}.union(self._drawn)
+        done = gone | reviewed(store)
+        return [name for _, name in sorted(queue) if name not in done]
 
 
 def blocked(
