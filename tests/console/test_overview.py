@@ -70,8 +70,17 @@ def test_pages_of_a_search_meet_every_row_once(store: Store, monkeypatch: pytest
 
 
 def interaction(number: int, **more: object) -> Interaction:
-    given = {"turn": f"t{number:04}", "feedback": (f"f{number}",), "kind": "comment", 
-             "hindsight": "x" if number % 4 else "", "polarity": -1, "weight": 1.0, "split": "train", "confidence": (number * 7 % 10) / 10, **more}  # fmt: skip
+    given = {
+        "turn": f"t{number:04}",
+        "feedback": (f"f{number}",),
+        "kind": "comment",
+        "hindsight": "x" if number % 4 else "",
+        "polarity": -1,
+        "weight": 1.0,
+        "split": "train",
+        "confidence": (number * 7 % 10) / 10,
+        **more,
+    }
     return Interaction(id=f"i{number}", created_at=2000.0 + number, **given)  # type: ignore[arg-type]
 
 
