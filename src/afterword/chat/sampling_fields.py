@@ -1,4 +1,4 @@
-"""How an answer was sampled: the request fields of OpenAI, vLLM and SGLang that decide it, and which values are plain.
+"""Lists the request fields of OpenAI, vLLM and SGLang that decide sampling, with their plain values.
 
 Owns the one list of these fields, which the gateway records and training reads. A field that a request leaves unset is
 unset: what the server takes then is the server's affair unless the operator says it.

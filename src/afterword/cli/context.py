@@ -1,4 +1,4 @@
-"""What every command gets: the data directory, the settings, and how to print.
+"""Holds what every command shares: data directory, settings, printing.
 
 Data goes to stdout (JSON with `--json`, and then nothing else), progress and logs to stderr.
 """

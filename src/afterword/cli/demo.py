@@ -1,4 +1,4 @@
-"""`afterword demo`: the whole loop on the embedded model with a simulated user, by the commands that you would use.
+"""Runs `afterword demo`: the whole loop on the embedded model with a simulated user, by the documented commands.
 
     serve -> ask held-out questions -> chat -> cycle -> ask them again -> report
 

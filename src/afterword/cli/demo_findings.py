@@ -1,4 +1,4 @@
-"""What the demo found: the rows of the store, the answers through the gateway, and the figures that come of them.
+"""Computes the results of the demo from the rows of the store and the answers of the gateway.
 
 Owns the comparison of the trait before and after (shares with Wilson intervals, the exact sign test on the pairs) and
 the content of `report.json`; never talks to a server and prints nothing.

@@ -1,4 +1,4 @@
-"""How the demo tells what it found: on the terminal, and as `report.html` and `report.json`.
+"""Reports the results of the demo: on the terminal, as `report.html` and as `report.json`.
 
 Owns words and layout, and which examples are shown; the figures come from `demo_findings`.
 """

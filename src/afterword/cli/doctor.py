@@ -1,4 +1,4 @@
-"""`afterword doctor`: checks packages, settings, data directory, database, model and gateway.
+"""Runs `afterword doctor`: checks packages, settings, data directory, database, model and gateway.
 
 `config_errors` finds invalid settings without running the command that would reject them. The model's check reads only
 what is on this machine; it loads no weights.

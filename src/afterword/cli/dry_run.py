@@ -1,4 +1,4 @@
-"""What a round would learn from, shown before it learns: slices, the influence of users, what is left out and why."""
+"""Prints the training plan of a round: slices, influence of users, exclusions with reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands about what is served: release publish, promote, rollback, status; and the monitor that `serve` runs.
+"""Runs release publish, promote, rollback and status, and the monitor inside `serve`.
 
 Owns parsing and printing, and how users' words are read for a canary (by the detectors of the feedback room).
 """

@@ -1,4 +1,4 @@
-"""Runs the suites on a candidate and what is served, and puts their findings into a Report.
+"""Runs the suites on a candidate and the served version, and collects their findings in a Report.
 
 Records a suite that fails, chooses the examples, and makes sure that the folder measured is the folder reported. Never
 decides whether the candidate is good.

@@ -1,4 +1,4 @@
-"""Forgetting a user, from top to bottom: rows, adapters, files, bytes, and a report that others can check.
+"""Erases a user: rows, adapters, files and bytes, with a report that others can check.
 
     find -> redact -> fall back and put aside -> files -> rewrite the database -> search every byte -> report
 

@@ -1,4 +1,4 @@
-"""Events: one record for a prompt, a draft and what the user did with it (`user_action`, `user_edit`, `follow_up`).
+"""Reads events: one record for a prompt, a draft and the user's reaction (`user_action`, `user_edit`, `follow_up`).
 
 Read from files and from `POST /v1/feedback` alike: a turn, and one or two feedback rows on it.
 """

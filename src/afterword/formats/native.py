@@ -1,4 +1,4 @@
-"""The native format: records as `export` writes them, and events as `POST /v1/feedback` takes them.
+"""Reads and writes the native format: records of `export`, and events of `POST /v1/feedback`.
 
 Only turns and feedback come in, with every field checked: all later stages read what is stored. Pure; never stores.
 """

@@ -1,4 +1,4 @@
-"""Triples (x, y, o): a prompt, the completion, and what the user said next."""
+"""Reads triples (x, y, o): a prompt, the completion and the user's next message."""
 
 from __future__ import annotations
 

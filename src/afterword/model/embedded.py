@@ -1,4 +1,4 @@
-"""The built-in model's folder: where it is, whether it is whole, and its one-time conversion in a process of its own.
+"""Locates the built-in model's folder, checks it, and converts it once in a child process.
 
 Owns the cache's location. Importing it loads no torch, so that a process may ask for the model before it needs one.
 """

@@ -1,4 +1,4 @@
-"""Report -> verdict (pure) -> release row; rollback and manifests.
+"""Turns a report into a verdict (pure) and a verdict into a release row; rolls back.
 
 Owns the decision (`gate`) and the pointer to what is served (`publish`); never measures, never talks to a server,
 never imports torch.

@@ -1,4 +1,4 @@
-"""Always-valid intervals: two arms may be compared after every single event, and stopped at any of them.
+"""Computes always-valid intervals: two arms may be compared and stopped after every event.
 
 Owns the sums over units, and the interval that holds at all looks at once. Pure arithmetic; knows nothing of turns,
 rows or decisions.

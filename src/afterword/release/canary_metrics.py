@@ -1,4 +1,4 @@
-"""Counts what users did with the turns of two arms, metric by metric, event by event.
+"""Counts users' reactions to the turns of two arms, metric by metric, event by event.
 
 Owns the denominator of each metric; the table of kinds says which reaction a feedback row counts as. Never decides,
 never writes. The caller brings the function that reads words (a follow-up, a comment, an edit).

@@ -1,4 +1,4 @@
-"""Simulated users with a lasting preference, who talk through the public HTTP API.
+"""Simulates users with a lasting preference over the public HTTP API.
 
 Owns personas, their checkers and questions, and the conversations. Never reads the store, and training never
 reads anything from here: what a persona wants reaches the model only through what it says and does.

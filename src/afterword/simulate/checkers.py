@@ -1,4 +1,4 @@
-"""Programs that decide whether an answer shows a persona's trait: a grade from 0 to 1 and a yes or no.
+"""Grades whether an answer shows a persona's trait: from 0 to 1, and pass or fail.
 
 Owns the traits and what counts as an answer at all: an empty text, an echo of the question, a bare greeting or
 a promise without content ("The answer is:") passes no checker. The simulated user looks at the mark to decide

@@ -1,4 +1,4 @@
-"""Simulated users at the door: conversations through the public HTTP API with the `openai` client.
+"""Runs conversations of simulated users through the public HTTP API with the `openai` client.
 
 Owns the traffic and its summary. The users re-send their history as any chat program does and name nobody but
 themselves (`user`); recognising a follow-up is the gateway's work.

@@ -1,4 +1,4 @@
-"""Programs that mend an answer the way the persona would, for users who edit instead of complaining.
+"""Edits an answer as the persona would, for users who edit instead of complaining.
 
 An editor returns the whole mended answer; it never invents content, so only traits of form have one.
 """

@@ -1,4 +1,4 @@
-"""A user played by a language model: any OpenAI-compatible server writes what the persona says next.
+"""Plays a user by a language model behind any OpenAI-compatible server.
 
 Owns the two prompts, after the structure of arXiv 2603.12273 (persona and rules as the system message; request, answer
 and the order to write the next message as the user's), in our own words. The persona's checkers take no part in what

@@ -1,4 +1,4 @@
-"""What can be wrong with a persona file: every fault as a sentence, before anybody talks.
+"""Validates a persona file: every fault as a sentence, before the first conversation.
 
 Owns the allowed keys, the types of their values, the options that each checker and editor needs, and when a wish holds.
 Reads no file and makes no persona; `personas` does both.

@@ -1,4 +1,4 @@
-"""Personas: users with lasting preferences, read from TOML files beside this module or from a path.
+"""Reads personas, users with lasting preferences, from TOML files of the package or from a path.
 
 Owns what a persona is and reads its file (`persona_schema` validates it). A persona never looks at the
 model; how it reacts is in `users`. Simulated time is the number of the conversation: a wish may begin, end or come and

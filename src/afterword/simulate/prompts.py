@@ -1,4 +1,4 @@
-"""What simulated users ask: everyday requests of several tasks, in two files that share no topic.
+"""Holds the questions of simulated users: everyday requests of several tasks, in two files that share no topic.
 
 `train` requests are asked in conversations; `heldout` ones only measure. Both are data files: a table for each topic,
 in it a list for each task. A request with material (a text to sum up, say) has it below its first line.

@@ -1,4 +1,4 @@
-"""Decides what a persona does after an answer: pure, the same for the same seed and the same answers.
+"""Chooses a persona's reaction to an answer. Pure: the same for the same seed and answers.
 
 Owns the user's side only; `conversations` carries it out over HTTP. Consults the persona's checkers in private: their
 grade leaves this module only as what a user would say or do.

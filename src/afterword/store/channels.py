@@ -1,4 +1,4 @@
-"""Channels: whose requests a release is about, by scope (everyone, a team, a user) and task.
+"""Defines channels: the scope of a release by user group (everyone, a team, a user) and task.
 
     default                 everyone, every task
     task:code               one task

@@ -1,4 +1,4 @@
-"""One worker at a time on a data directory: a lock for each kind of work, with who holds it and at which stage.
+"""Locks a data directory for one worker per kind of work, with its holder and stage.
 
 Owns `DIR/locks/NAME.lock`. The lock is the system's (`flock`), which takes it back however its holder ends, so a
 killed run leaves none and a live run is never taken for a killed one, also from another container or, where the file

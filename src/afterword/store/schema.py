@@ -1,4 +1,4 @@
-"""Tables and numbered migrations of the SQLite database.
+"""Defines tables and numbered migrations of the SQLite database.
 
 Each migration is one script that is applied once, in order, inside a transaction; `PRAGMA user_version` holds the
 number of the last one. A database of a newer Afterword is refused, never guessed at. Tables are append-only:

@@ -1,4 +1,4 @@
-"""The one writer of a process: a thread that commits what is waiting in one group.
+"""Commits rows of a process from one thread, in groups.
 
 A caller gets a future that is done when its rows are on disk (SQLite in WAL mode with synchronous=FULL syncs the
 log at every commit). Under load many callers share one commit; alone, a row waits for nobody. Other processes

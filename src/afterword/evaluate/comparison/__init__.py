@@ -1,1 +1,1 @@
-"""Holds what the suites share: held-out interactions, both arms and their answers."""
+"""Holds the inputs that all suites share: held-out interactions, both arms and their answers."""

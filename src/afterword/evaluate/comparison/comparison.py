@@ -1,4 +1,4 @@
-"""Holds what the suites of one evaluation share: held-out items, both arms, their answers, the models.
+"""Holds the inputs that the suites of one evaluation share: held-out items, both arms, their answers, the models.
 
 A suite is a function from a `Comparison` to its `Findings`. A comparison never changes: another view of the same
 evaluation (fewer items, another suite) is `dataclasses.replace` of it, over the same `Resources`.

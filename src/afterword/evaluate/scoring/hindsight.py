@@ -1,4 +1,4 @@
-"""What the user's hindsight says about an answer: log p(y|x) and log p(y|x,o) under the frozen base, and one score.
+"""Scores an answer by the user's hindsight: log p(y|x) and log p(y|x,o) under the frozen base.
 
 Owns the score and its cache; the log-probabilities are `learn`'s. docs/gate.md tells how the score was chosen.
 """

@@ -1,4 +1,4 @@
-"""Suite `calibration`: does the candidate still know what it knows? On the multiple-choice set, by likelihood.
+"""Suite `calibration`: is the candidate still calibrated on the multiple-choice set?
 
 Owns the expected calibration error (equal-mass bins), the Brier score and the over-confidence gap, and their paired
 differences; lower is better for all three, so a rise is a loss.

@@ -1,4 +1,4 @@
-"""Suite `earlier-wins`: does the candidate keep what earlier releases made better?
+"""Suite `earlier-wins`: does the candidate keep the improvements of earlier releases?
 
 The set grows with every release: a held-out interaction is a win when the report of a released candidate found that it
 needed less of the user's correction. Measured like the target of `holdout`, on the same tokens for both arms, without

@@ -1,4 +1,4 @@
-"""Suite `latency`: what does the adapter cost while it serves?
+"""Suite `latency`: measures the adapter's cost while it serves.
 
 Both arms answer the same prompts in turns (served, candidate, candidate, served ...), uncached, on the machine that
 runs the gate: the ratio is what counts, the tokens a second are this machine's. An adapter's memory is its weights'.

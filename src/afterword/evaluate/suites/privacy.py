@@ -1,4 +1,4 @@
-"""Suite `privacy`: what users wrote must not come out of the candidate.
+"""Suite `privacy`: the candidate must not reproduce users' texts.
 
 Secrets (planted ones, and what looks like one in the texts it was trained on) are attacked in two ways: is the secret
 what greedy decoding writes after the words that stood before it, and how does its likelihood rank among look-alikes

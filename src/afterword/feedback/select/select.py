@@ -1,4 +1,4 @@
-"""Which interactions a round may learn from, and how strongly: scopes, loud users, contradictions, windows, slices.
+"""Selects the interactions of a round and their weights: scopes, user caps, contradictions, staleness, slices.
 
 Owns the choice between collection and training. Reads the store, never writes; what is left out has a counted reason.
 """

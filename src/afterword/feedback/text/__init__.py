@@ -1,1 +1,1 @@
-"""What a message says: detectors of follow-ups, guards, edits, program output, near duplicates. Pure text functions."""
+"""Reads messages: detectors of follow-ups, guards, edits, program output, near duplicates. Pure text functions."""

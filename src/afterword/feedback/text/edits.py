@@ -1,4 +1,4 @@
-"""What a user kept, changed and removed of a draft. Pure; knows nothing of feedback."""
+"""Aligns a draft with the user's edit: kept, changed and removed words. Pure; knows nothing of feedback."""
 
 from __future__ import annotations
 

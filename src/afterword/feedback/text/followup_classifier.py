@@ -1,4 +1,4 @@
-"""What a follow-up says about the answer before it: light, model-free detectors.
+"""Classifies a follow-up by light, model-free detectors: its relation to the answer before it.
 
 Owns the reading of words: thanks, continuation, change of topic, correction, complaint, a wish about form, the
 request again in other words, a question about the answer. Pure functions over text; never sees a turn or a store.

@@ -1,5 +1,4 @@
-"""What must not be taught although a user said so: refusals that were right, words aimed at the trainer, rules that
-one person makes for everyone.
+"""Excludes harmful lessons: correct refusals, words aimed at the trainer, one user's rules for everyone.
 
 Owns the reading of such words; the tables are in `guards.toml`. Pure functions over text.
 """

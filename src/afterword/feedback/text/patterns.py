@@ -1,4 +1,4 @@
-"""Tables of word patterns that are searched fast: only those are tried whose first letters occur in the message.
+"""Searches tables of word patterns fast: only patterns with a first letter that occurs in the message are tried.
 
 Owns how a list of regular expressions becomes a search; knows none of the words itself.
 """

@@ -1,4 +1,4 @@
-"""Distillation from another model: it reads what the student reads, over answers that the student writes anew.
+"""Composes distillation from another model, which reads the same context, over newly generated answers.
 
 Every recipe wants the teacher's folder (`train.teacher`); without it the validator says so before anything is
 loaded. They differ in how the distance is taken, over which tokens, and in what holds the student back.

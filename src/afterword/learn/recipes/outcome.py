@@ -1,4 +1,4 @@
-"""Recipes without a teacher: what was served is imitated, or what turned out well is.
+"""Composes recipes without a teacher: imitation of served answers, or of successful ones.
 
 The control of every other recipe lives here: the same answers, nothing to read.
 """

@@ -1,4 +1,4 @@
-"""Attention over the engine's cache, registered with transformers under the name "afterword".
+"""Computes attention over the engine's cache, registered with transformers under the name "afterword".
 
 Owns how a step's tokens are laid out and who may look at whom. The model runs once over one flat row of
 tokens [1, tokens]: first one token of each decoding request, then the chunks of prompts being read. The

@@ -1,4 +1,4 @@
-"""Answers of a model in this process, without a server: what training draws comes from the engine that serves.
+"""Generates answers in this process with the serving engine, for training.
 
 Owns a copy of the model's modules over the same weights, and the run of one set of prompts; transformers' `generate`
 for architectures that the engine does not compute. Never changes the model.

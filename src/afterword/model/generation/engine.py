@@ -1,4 +1,4 @@
-"""Continuous batching: one thread that runs the model over whoever is there. Owns requests from queue to
+"""Runs continuous batching: one thread steps the model over all active requests. Owns requests from queue to
 last token, the cache's rows and the loaded adapters; knows nothing of HTTP or JSON.
 
 Each step feeds one token of every request that is writing and a bounded chunk of the prompts still being

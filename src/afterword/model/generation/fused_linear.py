@@ -1,6 +1,6 @@
-"""Faster parts for a transformers model, put in place of its own: linear layers that are fused where they read the
-same tensor, packed for the CPU, and carry adapters; and root-mean-square norms in one operation. Owns nothing but
-these parts; the model's own forward code stays as it is."""
+"""Replaces parts of a transformers model by faster ones: linear layers that are fused where they read the same tensor,
+packed for the CPU, and carry adapters; and root-mean-square norms in one operation. Owns nothing but
+these parts; the model's own forward code stays unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys and values of the running requests. Owns their memory and its bound; never decides who runs.
+"""Stores keys and values of the running requests. Owns their memory and its bound; never schedules requests.
 
 Each layer has one tensor [rows, heads, length, width]; a request owns a row, rows in use are always the
 first ones, so that decoding reads a plain view and copies nothing. Rows and length grow together with the

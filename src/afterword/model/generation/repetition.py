@@ -1,4 +1,4 @@
-"""Sees that an answer only says again what it has said: loops of small models that find no end.
+"""Detects an answer that repeats itself: endless loops of small models.
 
 Owns the measure. Pure and cheap: a few dictionary operations a token, no text. A loop is a stretch in which almost
 every run of `RUN` tokens was said more than `TIMES` times before. Lists, tables, code and poems repeat their frames but

@@ -1,4 +1,4 @@
-"""What is asked of the model and what one step answers, in plain values that cross a pipe. Loads no torch."""
+"""Defines the requests to the model and the outputs of one step, as plain values that cross a pipe. Loads no torch."""
 
 from __future__ import annotations
 

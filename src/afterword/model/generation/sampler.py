@@ -1,4 +1,4 @@
-"""Logits to tokens, all rows of a step at once. Owns temperature, top-p, the draw and the log-probabilities
+"""Samples tokens from logits, all rows of a step at once. Owns temperature, top-p, the draw and the log-probabilities
 that are reported; keeps no state. `logprobs` are of the plain softmax (temperature 1, before top-p and masks), as
 vLLM reports them by default (`logprobs_mode=raw_logprobs`); `sampled_logprobs` of what the token was drawn from."""
 

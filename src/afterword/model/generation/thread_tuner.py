@@ -1,4 +1,4 @@
-"""How many CPU threads a step gets. Owns that choice and the measuring behind it; a GPU's steps do not care.
+"""Chooses the number of CPU threads of a step.
 
 Reading prompts is arithmetic and takes all cores. Writing is hundreds of short operations bound by memory, whose
 threads wait for each other after each one: on an idle machine all cores win, beside a busy gateway or a

@@ -1,4 +1,4 @@
-"""Erasing a user from the database: what is held, the words in it, the tombstones, and bytes that are really gone.
+"""Erases a user from the database: rows, tombstones, quoted words, and the deleted bytes themselves.
 
 Owns the one sanctioned exception to "rows are never changed" (see `schema`): rows of the user, and rows made of them,
 become tombstones in one transaction; reports and candidates lose only what they quote. Never touches a file but the

@@ -1,1 +1,1 @@
-"""Answers drawn during training, and what they look like."""
+"""Generates answers during training and measures them."""

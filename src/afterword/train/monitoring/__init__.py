@@ -1,1 +1,1 @@
-"""What is measured while training, what raises an alert and what stops a run."""
+"""Measures a training run: metrics, alerts and early stopping."""
