@@ -23,6 +23,8 @@ class FakeServer:
     takes_feedback: bool = True
     requests: list[dict[str, Any]] = field(default_factory=list)
     feedback: list[dict[str, Any]] = field(default_factory=list)
+    conversations: set[str | None] = field(default_factory=set)
+    """The names of conversations in the headers; None for a request without one."""
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "afterword", "object": "model"}]})
@@ -37,6 +39,7 @@ class FakeServer:
         body = await request.json()
         number = len(self.requests)
         self.requests.append(body)
+        self.conversations.add(request.headers.get("x-afterword-conversation"))
         fault = self.fault(number, body)
         if fault in {"500", "401"}:
             return web.json_response({"error": {"message": f"fault {fault}"}}, status=int(fault))

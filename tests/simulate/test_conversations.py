@@ -43,7 +43,7 @@ def test_a_user_complains_until_served_then_accepts(server: FakeServer) -> None:
     assert all(r["messages"][1] == {"role": "assistant", "content": ANSWER} for r in followed)
     assert all(r["messages"][2]["content"] in GREETING.complaints for r in followed)
     assert {r["user"] for r in server.requests} == {"sim-greeting"}
-    assert all(r["stream"] is True and r["temperature"] == 1.0 and "seed" not in r for r in server.requests)
+    assert all(r["stream"] is True and r["temperature"] == 1.0 for r in server.requests)
     for event in server.feedback:
         number = int(event["turn"].removeprefix("chatcmpl-"))
         assert len(server.requests[number]["messages"]) == 3
@@ -85,6 +85,28 @@ def test_the_same_seed_gives_the_same_users(server: FakeServer) -> None:
 
     assert said(5) == said(5)
     assert said(5) != said(6)
+
+
+def test_each_request_has_a_seed_of_its_own_whatever_comes_first(server: FakeServer) -> None:
+    server.reply = lambda messages: ANSWER
+
+    def asked(seed: int, concurrency: int) -> dict[str, int]:
+        server.requests.clear()
+        simulate_users(server.url, with_habits(retry=0.5), conversations=12, seed=seed, concurrency=concurrency)
+        return {str((r["seed"], r["messages"])): r["seed"] for r in server.requests}
+
+    known = asked(5, 1)
+    assert len(set(known.values())) == len(server.requests) == len(known)
+    assert asked(5, 12) == known
+    assert not set(asked(6, 1).values()) & set(known.values())
+
+
+def test_conversations_are_named_on_request_alone(server: FakeServer) -> None:
+    simulate_users(server.url, with_habits(), conversations=3, seed=4)
+    assert server.conversations == {None}
+    server.conversations.clear()
+    simulate_users(server.url, with_habits(), conversations=3, seed=4, first=7, name_conversations=True)
+    assert server.conversations == {f"sim-greeting/4/{i}" for i in (7, 8, 9)}
 
 
 def test_progress_is_told(server: FakeServer) -> None:

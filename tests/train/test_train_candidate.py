@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,20 @@ def test_micro_batches_do_not_change_the_result(model: str, tmp_path: Path) -> N
         recipe = sdpo_interactions(**QUICK, anchor=0.1, micro_tokens=tokens)
         run(model, tmp_path / name, examples, recipe)
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "many"), rel=1e-4)
+
+
+def test_neither_ids_nor_the_order_of_arrival_change_a_bit(model: str, tmp_path: Path) -> None:
+    def again(one: Example, number: int) -> Example:
+        row = replace(one.interaction, id=f"other-{-number}", turn=f"other-{-number}")
+        return Example(row, replace(one.turn, id=row.turn, created_at=1000.0 - number))
+
+    recipe = sdpo_interactions(**QUICK | {"fresh": 1}, lr=0.01)
+    first = run(model, tmp_path / "1", some(model), recipe)
+    other = [again(one, i) for i, one in enumerate(some(model))][::-1]
+    second = run(model, tmp_path / "2", other, recipe)
+    weights = [(one.path / "adapter_model.safetensors").read_bytes() for one in (first, second)]
+    assert weights[0] == weights[1]
+    assert first.interactions != second.interactions
 
 
 def test_learning_rate_zero_changes_nothing(model: str, tmp_path: Path) -> None:

@@ -253,7 +253,8 @@ def _chat(settings: DemoSettings, context: CommandContext, url: str) -> Simulati
         return simulate_users(
             url, settings.persona, conversations=settings.conversations, seed=settings.seed,
             prompts=load_prompts("train", QUESTIONS),
-            max_tokens=settings.max_tokens, temperature=settings.temperature, progress=advance,
+            max_tokens=settings.max_tokens, temperature=settings.temperature, name_conversations=True,
+            progress=advance,
         )  # fmt: skip
 
 

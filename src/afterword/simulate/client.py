@@ -84,13 +84,15 @@ async def ask(
     max_tokens: int,
     temperature: float,
     user: str,
-    seed: int | None,
+    seed: int,
     store: bool = True,
+    conversation: str | None = None,
 ) -> ServedAnswer:
-    """One streamed answer. UpstreamError for a stream that breaks off."""
+    """One streamed answer, in a named `conversation` or none. UpstreamError for a stream that breaks off."""
     raw = await client.chat.completions.with_raw_response.create(
         model=model, messages=list(messages), max_tokens=max_tokens, temperature=temperature, user=user,
-        seed=seed if seed is not None else openai.omit, store=store, stream=True,
+        seed=seed, store=store, stream=True,
+        extra_headers={"x-afterword-conversation": conversation} if conversation else None,
     )  # fmt: skip
     turn, parts, ended = "", [], False
     async for chunk in raw.parse():

@@ -1,7 +1,7 @@
 """Runs conversations of simulated users through the public HTTP API with the `openai` client.
 
 Owns the traffic and its summary. The users re-send their history as any chat program does and name nobody but
-themselves (`user`); recognising a follow-up is the gateway's work.
+themselves (`user`) and, on request, their conversation; recognising a follow-up is the gateway's work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from afterword.simulate.client import Progress, ServedAnswer, ask, bounded, conn
 from afterword.simulate.llm_user import LLMUser
 from afterword.simulate.personas import Persona
 from afterword.simulate.prompts import TaskPrompt, load_prompts
-from afterword.simulate.users import Reaction, opening, plan, react
+from afterword.simulate.users import Reaction, answer_seed, opening, plan, react
 
 MOST = 8
 """Conversations begun for each interaction that was asked for, before it is given up."""
@@ -84,13 +84,16 @@ def simulate_users(
     temperature: float = 1.0,
     api_key: str = "none",
     user: str | None = None,
+    name_conversations: bool = False,
     progress: Progress | None = None,
 ) -> SimulationSummary:
     """Let a persona talk with the server at `base_url` (with or without /v1), and wait until it is over.
 
     It holds `conversations` conversations, or as many as give `interactions` interactions. Their numbers, which are the
     persona's time, begin at `first`; their questions are the persona's own or come from `prompts` (default: all
-    training requests). `user_model` plays the persona instead of its own phrases. UpstreamError when no server answers
+    training requests). Each request carries a seed of its own, a function of `seed`, the persona, the conversation and
+    the answer's number. `name_conversations` sends a name that is the same in every run, so that the held-out
+    conversations are the same; without it the gateway names them by random ids. `user_model` plays the persona instead of its own phrases. UpstreamError when no server answers
     or it refuses us; a conversation that the server breaks off later is counted in `failed`.
     """
     if (conversations is None) == (interactions is None):
@@ -104,7 +107,7 @@ def simulate_users(
     own = tuple(TaskPrompt("own", text) for text in persona.questions)
     job = _Simulation(
         persona, seed, own or tuple(prompts or load_prompts("train")), model, max_tokens, temperature,
-        user or f"sim-{persona.name}", interactions, user_model,
+        user or f"sim-{persona.name}", interactions, user_model, name_conversations,
     )  # fmt: skip
     most = wanted if interactions is None else MOST * wanted
     concurrency = min(concurrency, wanted)  # nobody begins to talk who would not be heard
@@ -122,6 +125,7 @@ class _Simulation:
     user: str
     enough: int | None
     user_model: LLMUser | None
+    named: bool = False
     player: openai.AsyncOpenAI | None = None
 
     async def run(
@@ -174,7 +178,7 @@ class _Simulation:
         messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": asks}]
         said, looked, passed = [question], 0, False
         while True:
-            answer = await self._answer(client, messages, summary)
+            answer = await self._answer(client, messages, summary, index, looked)
             if self._over(summary):
                 break
             looked += 1
@@ -193,7 +197,7 @@ class _Simulation:
             elif reaction.act != "retry":
                 break
             if reaction.last:
-                await self._answer(client, messages, summary)
+                await self._answer(client, messages, summary, index, looked)
                 break
         summary.last_passed += passed
 
@@ -204,11 +208,17 @@ class _Simulation:
         return react(self.persona, mark, answer, seed=self.seed, conversation=index, asked=looked, said=said)
 
     async def _answer(
-        self, client: openai.AsyncOpenAI, messages: Sequence[ChatCompletionMessageParam], summary: SimulationSummary
+        self,
+        client: openai.AsyncOpenAI,
+        messages: Sequence[ChatCompletionMessageParam],
+        summary: SimulationSummary,
+        index: int,
+        number: int,
     ) -> ServedAnswer:
         answer = await ask(
             client, messages, model=self.model, max_tokens=self.max_tokens, temperature=self.temperature,
-            user=self.user, seed=None,
+            user=self.user, seed=answer_seed(self.persona.name, self.seed, index, number),
+            conversation=f"{self.user}/{self.seed}/{index}" if self.named else None,
         )  # fmt: skip
         summary.turns += 1
         return answer

@@ -57,6 +57,12 @@ def opening(persona: Persona, question: str, *, seed: int, conversation: int) ->
     return misspelt(text, rng) if slip < persona.habits.typos else text
 
 
+def answer_seed(persona: str, seed: int, conversation: int, number: int) -> int:
+    """The seed of the request for a conversation's answer `number` (0 is the first): 31 bits, which every server
+    accepts."""
+    return random.Random(f"{persona}/{seed}/{conversation}/{number}/answer").getrandbits(31)
+
+
 def react(
     persona: Persona, mark: CheckResult, answer: str, *, seed: int, conversation: int, asked: int, said: Sequence[str]
 ) -> Reaction:

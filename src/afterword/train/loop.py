@@ -171,10 +171,11 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         if stopped:
             break
 
+    trained = {row.interaction for row in run.prepared.rows}
     result = TrainResult(
         path=out,
         base=model,
-        interactions=tuple(row.interaction for row in run.prepared.rows),
+        interactions=tuple(name for name in dict.fromkeys(e.interaction.id for e in examples) if name in trained),
         excluded=tuple(asdict(one) for one in run.prepared.excluded),
         recipe=describe(recipe),
         metrics=log.summary(run.prepared, str(policy.device), time.monotonic() - started, stopped),

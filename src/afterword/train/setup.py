@@ -15,7 +15,7 @@ from afterword.model.loading import load_tokenizer, model_sizes, native_dtype, r
 from afterword.train.artifact import RunIdentity, identify
 from afterword.train.checkpoint import clear_checkpoint, load_checkpoint, save_checkpoint
 from afterword.train.data.batches import StepBatch, plan_steps
-from afterword.train.data.examples import Example, Prepared, prepare
+from afterword.train.data.examples import Example, Prepared, by_content, prepare
 from afterword.train.generation.generation import Rollouts, clear_rollouts
 from afterword.train.monitoring.alignment import write_alignment
 from afterword.train.monitoring.run_log import RunLog
@@ -50,7 +50,7 @@ def read_inputs(
     tokenizer = load_tokenizer(model)
     vocabulary = model_sizes(resolve_model(model))[1]
     limit = context_limit(recipe, model, tokenizer)
-    prepared = prepare(examples, tokenizer, recipe, limit=limit, vocabulary=vocabulary)
+    prepared = prepare(by_content(examples), tokenizer, recipe, limit=limit, vocabulary=vocabulary)
     return RunInputs(
         model=model,
         recipe=recipe,

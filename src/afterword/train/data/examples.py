@@ -33,7 +33,7 @@ from afterword.learn.parts.anchors import GOLD
 from afterword.learn.parts.contexts import Context, fit_hindsight, others
 from afterword.learn.parts.weights import ByKind
 from afterword.learn.recipes import Recipe
-from afterword.records import Excluded, Interaction, Turn
+from afterword.records import Excluded, Interaction, Turn, content_hash
 from afterword.train.data.episodes import with_earlier_answers
 from afterword.train.data.rows import Encoded
 from afterword.train.data.token_spans import changed_positions, private_positions
@@ -369,6 +369,20 @@ def prepare(
     if not prepared.rows:
         raise NothingToDo(_nothing(len(prepared.excluded), prepared))
     return prepared
+
+
+def by_content(examples: Sequence[Example]) -> list[Example]:
+    """The examples ordered by a hash of what was said; by id where that is equal.
+
+    A run over them depends on their content and the seed, not on random ids or on the order of arrival.
+    """
+
+    def key(example: Example) -> tuple[str, str]:
+        row, turn = example.interaction, example.turn
+        said = content_hash(turn.messages, turn.answer, turn.completion_ids, row.kind, row.hindsight, row.weight)
+        return said, row.id
+
+    return sorted(examples, key=key)
 
 
 def encode_examples(
