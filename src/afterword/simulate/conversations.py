@@ -92,9 +92,12 @@ def simulate_users(
     It holds `conversations` conversations, or as many as give `interactions` interactions. Their numbers, which are the
     persona's time, begin at `first`; their questions are the persona's own or come from `prompts` (default: all
     training requests). Each request carries a seed of its own, a function of `seed`, the persona, the conversation and
-    the answer's number. `name_conversations` sends a name that is the same in every run, so that the held-out
-    conversations are the same; without it the gateway names them by random ids. `user_model` plays the persona instead of its own phrases. UpstreamError when no server answers
-    or it refuses us; a conversation that the server breaks off later is counted in `failed`.
+    the answer's number. `name_conversations` sends a name that is the same in every run, so that the same ones are held
+    out; without it the gateway goes by random ids. `user_model` plays the persona instead of its own phrases.
+
+    Raises:
+        UpstreamError: no server answers or it refuses us; a conversation that the server breaks off later is counted in
+            `failed`.
     """
     if (conversations is None) == (interactions is None):
         raise UsageError("give the number of conversations or of interactions, not both")
