@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench dist clean
+.PHONY: help setup demo test test-all test-browser lint format bench dist clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,12 @@ test: lint  ## lint, then the tests that fit in minutes
 
 test-all: lint  ## every test, the slow ones too
 	$(BIN)/pytest -m '' $(ARGS)
+
+test-browser: $(READY)  ## the console in a real browser; needs Chromium and its driver
+	@command -v chromedriver >/dev/null || \
+		{ echo "No chromedriver found. On Debian: apt-get install chromium chromium-driver."; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/pytest -m browser $(ARGS)
 
 format: $(READY)  ## rewrite the sources in the one style
 	$(BIN)/ruff check --fix .

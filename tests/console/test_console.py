@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import lzma
 import re
-import tarfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,42 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.console.conftest import extend
 from tests.gateway.gateway_setup import Launch, Setup
 
-from afterword.cli.console import console_of
-from afterword.cli.context import CommandContext
 from afterword.console.pages import ROUTES
 from afterword.gateway.keys import create_key, revoke_key
 from afterword.records import Candidate, Feedback, Interaction, Release, Review, Turn
 from afterword.store import Store
 
-PACKED = Path(__file__).parents[1] / "data" / "home-0.1.tar.xz"
 PAGES = [path for method, path, _, _ in ROUTES if method == "GET" and "{" not in path]
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 pytestmark = pytest.mark.filterwarnings("ignore:.*is now called:FutureWarning")
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A data directory with rows of every kind and a chain of releases."""
-    with lzma.open(PACKED) as packed, tarfile.open(fileobj=packed) as tar:
-        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-        tar.extractall(tmp_path)
-    return tmp_path / "data"
-
-
-def extend(directory: Path) -> Any:
-    return console_of(CommandContext.of(argparse.Namespace(dir=str(directory))))
-
-
-@pytest.fixture
-def empty(launch: Launch, tmp_path: Path) -> Setup:
-    return launch(directory=tmp_path / "new", extend=extend(tmp_path / "new"))
-
-
-@pytest.fixture
-def full(launch: Launch, home: Path) -> Setup:
-    return launch(directory=home, extend=extend(home))
 
 
 class Parsed(HTMLParser):
