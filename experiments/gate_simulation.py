@@ -91,6 +91,23 @@ def pairs(changed: float, n: int = 0, population: int | None = None) -> Callable
     return draw
 
 
+def asking_more(changed: float, first: int, more: int, limit: float) -> Callable[..., dict[str, Any]]:
+    """A share of `first` probes; with `more` of them, at the level of a second look, where the first leave it open
+    whether the loss is beyond the limit (below 0: the lower end decides)."""
+
+    def draw(rng: Draw, world: World, at: float, seed: int) -> dict[str, Any]:
+        found = changed_shares(at, max(changed, abs(at)))(rng, first + more)
+        shown: dict[str, Any] = {}
+        for size, level in ((first, level_of_look(1)), (first + more, level_of_look(2))):
+            shown = paired_share([d < 0 for d in found[:size]], [d > 0 for d in found[:size]], level=level)
+            ends = (-shown["low"], -shown["value"]) if limit < 0 else (shown["high"], shown["value"])
+            if not ends[0] > abs(limit) >= ends[1]:
+                break
+        return shown
+
+    return draw
+
+
 def means(spread: float, n: int = 0, usual: float = 0.0) -> Callable[..., dict[str, Any]]:
     """A mean over `n` texts (or over the interactions); `usual` where nothing is lost."""
 
@@ -144,11 +161,11 @@ GUARDS: dict[str, Callable[..., dict[str, Any]]] = {
     "privacy.exposure_rise": lambda rng, world, at, seed: ranked(list(rng.normal(at, 1.2, 8))),
     "privacy.memorised": pairs(0.002, TEXTS, population=200),
     "privacy.quotes": pairs(0.003),
-    "safety.refusals": pairs(0.06, 24),
+    "safety.refusals": asking_more(0.06, 24, 48, LIMITS.min_refusals),
     "safety.declining": means(0.15, 24, usual=0.05),
-    "safety.benign": pairs(0.06, 32),
-    "safety.sycophancy": pairs(0.1, 24),
-    "safety.personalised": pairs(0.1, 24),
+    "safety.benign": asking_more(0.06, 32, 64, LIMITS.min_benign),
+    "safety.sycophancy": asking_more(0.1, 24, 48, LIMITS.max_sycophancy),
+    "safety.personalised": asking_more(0.1, 24, 24, LIMITS.max_personalised),
 }  # fmt: skip
 """Lines that an interval decides, suite by suite: how their metric comes about."""
 LOST = sorted({_name(b) for b in BOUNDS if f"{b.suite}.{b.metric.name}" in GUARDS})

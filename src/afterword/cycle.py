@@ -449,6 +449,7 @@ def evaluate_stage(store: Store, candidate: Candidate, settings: Settings, progr
             channel=settings.channel,
             progress=lambda step, done, total: advance(done, total, step),
             folds=folds,
+            limits={name: limit for name, limit in vars(settings.gate).items() if name != "required"},
             **extra,
         )
 

@@ -16,7 +16,8 @@ import pytest
 from afterword.config import EvaluateConfig
 from afterword.errors import UsageError
 from afterword.evaluate.run import evaluate_candidate
-from afterword.evaluate.scoring.judge import Judged, read_choice
+from afterword.evaluate.scoring.choice import read_choice
+from afterword.evaluate.scoring.judge import Judged, _Asker
 from afterword.evaluate.scoring.task_checks import check_of
 from afterword.records import Json, Report
 from afterword.release.gate import GateThresholds, decide
@@ -225,3 +226,59 @@ def test_tasks_have_their_programs_and_a_loss_is_a_no(tiny: str, adapters: dict[
         settings=EvaluateConfig(checks={"extract": "command:/no/such/program"}),
     )  # fmt: skip
     assert "cannot be started" in gone.suites["holdout"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("said", "choice"),
+    [
+        ("The second answer is better because it is shorter.", "B"),
+        ("I prefer the first answer.", "A"),
+        ("Answer 2 is clearly better.", "B"),
+        ("I would go with the latter.", "B"),
+        ("Both answers are equally good.", "TIE"),
+        ("Neither answer is better.", "TIE"),
+        ("B ist die bessere Antwort, weil sie kürzer ist.", "B"),
+        ("Ich bevorzuge Antwort A.", "A"),
+        ("Unentschieden.", "TIE"),
+        ("La respuesta B es mejor.", "B"),
+        ("Je préfère A.", "A"),
+        ("La risposta B è migliore.", "B"),
+        ("A resposta A é melhor.", "A"),
+        ("Ответ B лучше.", "B"),
+        ("回答B更好，因为更简短。", "B"),
+        ("两者一样好", "TIE"),
+        ("我不选择A", None),
+        ("回答Aが優れています。", "A"),
+        ("同じくらい良いです。", "TIE"),
+        ("B가 더 좋습니다.", "B"),
+        ("คำตอบ B ดีกว่า", "B"),
+        ('{"reason": "it is shorter", "winner": "B"}', "B"),
+        ("<think>B is longer, and the user wants it short.</think>A", "A"),
+        ("[THINK]Answer B is better", None),
+        ("Antwort A ist gut, Antwort B auch.", None),
+        ("The first answer is better in style, the second answer is better in content.", None),
+        ("I can't decide between them because both are off topic.", None),
+    ],
+)
+def test_a_choice_is_read_from_a_sentence(said: str, choice: str | None) -> None:
+    assert read_choice(said) == choice
+
+
+def test_an_undecided_judge_says_why(tiny: str, adapters: dict[str, Path], arms: FakeServer) -> None:
+    with judging(lambda question: "Let me tell you about Ada's cats.") as (url, _):
+        report = measure(tiny, adapters["small"], url)
+    assert sum(report.about["judge_undecided"].values()) == 8
+    assert "Ada's cats" in report.examples[0]["judge_undecided"]
+    reasons = decide(report, GateThresholds(required=())).reasons
+    (said,) = [reason for reason in reasons if reason.startswith("Pairs that the judge left undecided")]
+    assert said.endswith("times: its answer chooses none of A, B and TIE): no") and "cats" not in said
+
+
+def test_a_judge_that_rejects_without_saying_what_is_asked_more_and_more_plainly(
+    tiny: str, adapters: dict[str, Path], arms: FakeServer
+) -> None:
+    asker = _Asker("m")
+    body = asker.body("Which?")
+    assert asker.adapt("invalid request", body) and [m["role"] for m in asker.body("Which?")["messages"]] == ["user"]
+    assert asker.adapt("invalid request", asker.body("Which?")) and asker.body("Which?").keys() == {"model", "messages"}
+    assert not asker.adapt("invalid request", asker.body("Which?"))

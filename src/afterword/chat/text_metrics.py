@@ -39,6 +39,11 @@ _LEAKS = re.compile(
     | คำตอบ(?:ก่อนหน้า|ที่แล้ว|ครั้งก่อน)|ตามที่คุณ(?:ขอ|บอก|พูด|แจ้ง)(?:ไว้|ก่อนหน้า|เมื่อ)
     | \b(?:meine|meiner|deine|deiner|ihre|ihrer)\ (?:vorige|vorherige|letzte|frühere)\w*\ (?:antwort|nachricht)
     | \b(?:deine|deiner|ihre|ihrer)\ (?:rückmeldung|nachfrage|korrektur)
+    | \bwie\ (?:vorhin|zuvor|eben)\ (?:gewünscht|gesagt|geschrieben|erwähnt|verlangt)
+    | (?:피드백|지적|말씀하신\ 의견)(?:을|에|해)?\ ?(?:반영|따라|주신|주셔서|감사)
+    | (?:이전|앞선|방금|아까|지난)(?:의|에\ 드린)?\ ?(?:답변|대답)
+    | \b(?:sua|tua)\ correção\b|\b(?:seus?|teus?)\ comentários?\b
+    | \b(?:ваш|тво)\w*\ (?:замечани|отзыв|исправлени|комментари)\w*
     | \b(?:tus?|sus?)\ (?:comentarios?|correcci[oó]n|mensaje\ anterior)\b|\bmi\ respuesta\ anterior\b
     | \b(?:votre|ton|tes|vos)\ (?:retours?|remarques?|commentaires?|message\ précédent)\b
     | \bma\ (?:réponse\ précédente|précédente\ réponse)\b|\bminha\ resposta\ anterior\b

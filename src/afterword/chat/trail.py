@@ -310,6 +310,18 @@ def after_reasoning(text: str) -> str:
     return rest
 
 
+def in_thought(text: str, *, opened: bool = False) -> bool:
+    """True when an answer ends inside of a thought; `opened` when the template has written the start mark already."""
+    rest = after_reasoning(text)
+    start = rest.lstrip().lower()
+    return (opened and rest == text) or any(start.startswith(mark.lower()) for mark, _ in _PAIRS)
+
+
+def opens_thought(header: str) -> bool:
+    """True when a text of the template, read to its end, has just opened a thought."""
+    return header.rstrip().lower().endswith(tuple(mark.lower() for mark, _ in _PAIRS))
+
+
 def _without(text: str, lowered: str, start: str, end: str) -> tuple[str, str]:
     """Take out every [start .. end]; an end before any start takes all that is before it, but for plain fences."""
     kept: list[tuple[int, int]] = []

@@ -67,6 +67,18 @@ def quotes(text: str, source: str, known: str, length: int) -> bool:
     return bool(shared) and not shared.issubset(runs(words(known), length))
 
 
+_HANGUL = re.compile("[\uac00-\ud7a3]")
+
+
+def mentions(text: str, name: str) -> bool:
+    """True when `text` names a thing, as a word of its own or in an English inflection: "sails" names "sail", but
+    "been" does not name "bee". In scripts without spaces, and in Korean, whose particles follow the word, anywhere."""
+    text, name = text.casefold(), name.casefold()
+    if _HAS_UNSPACED.search(name) or _HANGUL.search(name):
+        return name in text
+    return re.search(rf"(?<!\w){re.escape(name)}(?:s|es|ed|ing)?(?!\w)", text) is not None
+
+
 def _size(unit: str) -> int:
     """Tenths of a word that a unit counts as."""
     first = unit[0]

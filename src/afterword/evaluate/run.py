@@ -50,6 +50,7 @@ def evaluate_candidate(
     trained: Sequence[Trained] = (),
     substitutes: Sequence[Substitute] = (),
     more_prompts: Sequence[EvaluationPrompt] = (),
+    limits: Mapping[str, float] | None = None,
     level: float = LEVEL,
     suites: Iterable[str] | None = None,
     cache: Path | None = None,
@@ -73,6 +74,7 @@ def evaluate_candidate(
         trained: Interactions that the candidate was trained on.
         substitutes: Adapters that resemble the candidate, on conversations that they have not seen.
         more_prompts: Requests of users that nobody reacted to, for the guards.
+        limits: `[gate]`: limits other than the defaults; a guard whose limit its interval contains asks more.
         level: Of the interval that decides; higher when the candidate was judged before.
         suites: Names; those of the settings without it.
         cache: Folder for answers and scores; a second run on the same bytes asks for nothing again.
@@ -108,6 +110,7 @@ def evaluate_candidate(
         trained=trained,
         substitutes=substitutes,
         more_prompts=more_prompts,
+        limits=limits or {},
         level=level,
         on_progress=progress,
     )
@@ -125,6 +128,7 @@ def evaluate_candidate(
         examples=_examples(comparison, found),
         about={
             **_about(comparison),
+            **{key: value for one in found.values() for key, value in one.about.items()},
             **({"looks": looks} if looks else {}),
             "changes": changes(suites_found),
             "changed": {name: list(one.changed) for name, one in found.items() if one.changed},

@@ -66,6 +66,7 @@ def evaluate_stage(
     checks: Mapping[str, Check] | None = None,
     suites: Iterable[str] | None = None,
     folds: Mapping[Path, Sequence[str]] | None = None,
+    limits: Mapping[str, float] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Report:
     """Measure a candidate against what its channel serves now, and write the report.
@@ -81,6 +82,7 @@ def evaluate_stage(
         checks: Programs of the caller by name; reported only.
         suites: Names; those of the settings without it.
         folds: Adapter folder -> interactions it was trained on, of the adapters trained for cross-fitting.
+        limits: `[gate]`: limits other than the defaults.
         progress: Called with (suite and its step, done, total).
 
     Raises:
@@ -118,6 +120,7 @@ def evaluate_stage(
         trained=trained_on(store, candidate, TRAINED),
         substitutes=substitutes,
         more_prompts=silent_prompts(store, candidate, settings.min_answers, channel, fit.reads),
+        limits=limits,
         level=level_of_look(look),
         suites=suites,
         cache=directory / CACHE,

@@ -97,7 +97,7 @@ def undecided(report: Report, thresholds: GateThresholds | None = None) -> bool:
     failed = 0
     for bound in bounds(limits):
         values = report.suites.get(bound.suite)
-        if values is None or all(ok for ok, _ in _judge(bound, current(values))):
+        if values is None or all(ok for ok, _ in _judge(bound, current(values), report)):
             continue
         failed += 1
         shown: Any = current(values).get(bound.metric.name)
@@ -133,10 +133,10 @@ def _judged(report: Report, limits: GateThresholds) -> Iterator[tuple[bool, str]
     for bound in bounds(limits):
         values = report.suites.get(bound.suite)
         if values is not None and "error" not in values:
-            yield from _judge(bound, current(values))
+            yield from _judge(bound, current(values), report)
 
 
-def _judge(bound: AppliedMargin, values: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+def _judge(bound: AppliedMargin, values: dict[str, Any], report: Report) -> Iterator[tuple[bool, str]]:
     spec, margin = bound.metric, bound.margin
     shown: Any = values.get(spec.name)
     if shown is None and not spec.required:
@@ -151,7 +151,10 @@ def _judge(bound: AppliedMargin, values: dict[str, Any]) -> Iterator[tuple[bool,
     number = ends[margin.end]
     ok = math.isfinite(number) and bound.holds(number)
     need = requirement(spec, margin, bound.limit, ends["value"])
-    yield ok, f"{spec.label}: {_measured(spec, ends, n)}, {need}{'' if ok else _hint(bound, ends['value'], values)}"
+    yield (
+        ok,
+        f"{spec.label}: {_measured(spec, ends, n)}, {need}{'' if ok else _hint(bound, ends['value'], values, report)}",
+    )
 
 
 def _measured(spec: MetricSpec, ends: dict[str, float], n: int) -> str:
@@ -159,8 +162,12 @@ def _measured(spec: MetricSpec, ends: dict[str, float], n: int) -> str:
     return text if spec.unit == "count" and ends["value"] == n else f"{text} (n = {n})"
 
 
-def _hint(bound: AppliedMargin, value: float, values: dict[str, Any]) -> str:
-    """How many interactions would show a gain that is there but does not stand out yet."""
+def _hint(bound: AppliedMargin, value: float, values: dict[str, Any], report: Report) -> str:
+    """How many interactions would show a gain that is there but does not stand out yet; why a judge decided nothing."""
+    whys: dict[str, Any] = report.about.get("judge_undecided") or {}
+    if bound.margin.setting == "max_judge_failed" and whys:
+        why, number = max(whys.items(), key=lambda item: item[1])
+        return f" (most often, {number} times: {why})"
     if bound.margin.side != "above" or value <= bound.limit:
         return ""
     try:

@@ -13,10 +13,16 @@ from typing import Any
 
 import orjson
 
+from afterword.chat.render import Tokenizer, encode_content
+from afterword.chat.trail import after_reasoning, in_thought
 from afterword.errors import UpstreamError
 from afterword.records import Json, content_hash
 from afterword.sampling import Answer, Upstream
 
+THOUGHT = 4096
+"""Tokens beyond an answer's limit that a model which thinks first is given, where its context has them."""
+REASONING = ("reasoning_content", "reasoning")
+"""Fields in which servers give a thought beside the text."""
 AT_ONCE = 24
 """Questions in flight: fewer than an engine runs at once (`serve.max_batch`), for it serves in order of arrival, and
 users go on asking while a candidate is measured."""
@@ -99,6 +105,8 @@ class Given:
     ids: tuple[int, ...] | None
     """Token ids with the end of turn where it ended by itself; None when the server does not tell."""
     finish_reason: str | None
+    thought: bool = False
+    """The server gave a thought beside the text."""
 
 
 def ask(
@@ -179,8 +187,34 @@ async def base_name(upstream: Upstream) -> str:
 
 def _kept(answer: Answer) -> Json:
     ids = None if answer.completion_ids is None else list(answer.completion_ids)
-    return {"text": answer.text, "ids": ids, "finish_reason": answer.finish_reason}
+    kept = {"text": answer.text, "ids": ids, "finish_reason": answer.finish_reason}
+    return kept | ({"thought": True} if any(answer.message.get(name) for name in REASONING) else {})
 
 
 def _given(kept: Json) -> Given:
-    return Given(kept["text"], None if kept["ids"] is None else tuple(kept["ids"]), kept["finish_reason"])
+    ids = None if kept["ids"] is None else tuple(kept["ids"])
+    return Given(kept["text"], ids, kept["finish_reason"], kept.get("thought", False))
+
+
+def cut_in_thought(given: Given, *, opened: bool) -> bool:
+    """Whether a thought used up the length of an answer that was cut."""
+    if given.finish_reason != "length":
+        return False
+    return given.thought or in_thought(given.text, opened=opened) or after_reasoning(given.text) != given.text
+
+
+def shown(given: Given, tokenizer: Tokenizer, limit: int, *, opened: bool) -> Given:
+    """The answer without its thought, with the length that it has itself; "" and cut where only a thought was written.
+
+    Its ids are those of text and thought together, so they are left out.
+    """
+    cut = given.finish_reason == "length"
+    if cut and not given.thought and in_thought(given.text, opened=opened):
+        return Given("", None, "length")
+    text = after_reasoning(given.text)
+    if text == given.text and not given.thought:
+        return given
+    ids = encode_content(tokenizer, text.strip(), "assistant")
+    if len(ids) > limit:
+        return Given(str(tokenizer.decode(list(ids[:limit]))), None, "length")
+    return Given(text.strip(), None, given.finish_reason)

@@ -9,12 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from afterword.chat.canonical import text_of
+from afterword.chat.render import generation_header, render_prompt
+from afterword.chat.trail import opens_thought
 from afterword.config import EvaluateConfig
-from afterword.evaluate.comparison.answers import Arm, Cache, EvaluationPrompt, Given, ask
+from afterword.evaluate.comparison.answers import (
+    THOUGHT,
+    Arm,
+    Cache,
+    EvaluationPrompt,
+    Given,
+    ask,
+    cut_in_thought,
+    shown,
+)
 from afterword.evaluate.comparison.heldout import HeldOut, Trained, clusters_of
 from afterword.evaluate.comparison.substitutes import Substitute
 from afterword.evaluate.data import built_in
@@ -44,6 +56,8 @@ class Findings:
     """What to write beside each example: one for each held-out item, or none at all."""
     changed: Sequence[Json] = ()
     """Answers of this suite's own prompts that became better or worse: {prompt, before, after, says}."""
+    about: Json = field(default_factory=dict)
+    """Goes into `Report.about`."""
     answers: Answers | None = None
     """The answers to the held-out items, from a suite that asked for them: the examples of the report."""
 
@@ -88,6 +102,11 @@ class Resources:
         return load_tokenizer(self.model)
 
     @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the template itself opens a thought where the answer begins."""
+        return opens_thought(str(self.tokenizer.decode(list(generation_header(self.tokenizer)))))
+
+    @cached_property
     def longest(self) -> int:
         """Tokens that the base model reads."""
         return model_sizes(resolve_model(self.model))[0]
@@ -130,6 +149,8 @@ class Comparison:
     """Adapters that resemble the candidate, on conversations that they have not seen."""
     more_prompts: Sequence[EvaluationPrompt] = ()
     """Requests of users that nobody reacted to, for the guards."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """`[gate]`: limits other than the defaults of `afterword.metrics`."""
     level: float = LEVEL
     """Of the interval that decides; higher when the comparison was looked at before its end."""
     undecided: bool = True
@@ -201,17 +222,47 @@ class Comparison:
     def ask(
         self, prompts: Sequence[EvaluationPrompt], step: str, max_tokens: int | None = None
     ) -> dict[str, list[Given]]:
-        """Answers of both arms to other prompts, in their order, cached like those to the held-out ones."""
+        """Answers of both arms to other prompts, in their order, cached like those to the held-out ones.
+
+        A thought is no part of an answer and does not use up its `max_tokens`: an answer that was cut while or after
+        the model thought is asked for again with room for the thought.
+        """
+        limit = self.settings.max_tokens if max_tokens is None else max_tokens
+        found = self._ask(self.arms, prompts, step, limit)
+        if not any(given.finish_reason == "length" or given.thought or "<" in given.text or "THINK]" in given.text
+                   for given in chain.from_iterable(found.values())):  # fmt: skip
+            return found
+        opened = self.resources.opens_thought
+        for arm in self.arms:
+            cut = [i for i, given in enumerate(found[arm.name]) if cut_in_thought(given, opened=opened)]
+            room = self._room([prompts[i] for i in cut]) if cut else 0
+            if room > limit:
+                asked = [prompts[i] for i in cut]
+                again = self._ask((arm,), asked, f"{step} with thoughts", min(room, limit + THOUGHT))[arm.name]
+                for i, given in zip(cut, again, strict=True):
+                    found[arm.name][i] = given
+        return {
+            name: [shown(given, self.tokenizer, limit, opened=opened) for given in each] for name, each in found.items()
+        }
+
+    def _ask(
+        self, arms: Sequence[Arm], prompts: Sequence[EvaluationPrompt], step: str, max_tokens: int
+    ) -> dict[str, list[Given]]:
         return ask(
             self.upstream,
-            self.arms,
+            arms,
             prompts,
             cache=self.cache("answers"),
             base=self.base_hash,
-            sampling=self.sampling | ({} if max_tokens is None else {"max_tokens": max_tokens}),
+            sampling=self.sampling | {"max_tokens": max_tokens},
             api_key=self.api_key,
             progress=lambda done, total: self.progress(step, done, total),
         )
+
+    def _room(self, prompts: Sequence[EvaluationPrompt]) -> int:
+        """Tokens of an answer for which the context has room behind each of the prompts."""
+        read = [render_prompt(self.tokenizer, prompt.messages, prompt.tools).ids for prompt in prompts]
+        return self.longest - max(map(len, read)) - 1
 
     def adapter(self, arm: Arm) -> str | None:
         """Name of the arm's adapter among `models`, None for the base."""

@@ -17,7 +17,7 @@ from afterword.errors import NothingToDo
 from afterword.evaluate.comparison.comparison import Check, Comparison, Findings
 from afterword.evaluate.comparison.heldout import HeldOut, clusters_of
 from afterword.evaluate.scoring.hindsight import Scored, hindsight_kl, score_answers, with_follow_up
-from afterword.evaluate.scoring.judge import judged
+from afterword.evaluate.scoring.judge import judged, undecided
 from afterword.evaluate.scoring.task_checks import check_of
 from afterword.evaluate.stats.control_variate import Substitutes, adjusted_mean
 from afterword.evaluate.stats.power import detectable, interactions_needed
@@ -40,7 +40,8 @@ def holdout(comparison: Comparison) -> Findings:
         metrics.update(judged(comparison, notes))
     for name, check in comparison.checks.items():
         metrics.update(_marks(comparison, name, check, notes))
-    return Findings(metrics, notes, answers=comparison.answers)
+    whys = undecided(notes)
+    return Findings(metrics, notes, about={"judge_undecided": whys} if whys else {}, answers=comparison.answers)
 
 
 def _hindsight(comparison: Comparison, notes: list[Json]) -> Json:
