@@ -94,8 +94,7 @@ def evaluate_candidate(
     started = time.monotonic()
     settings = settings or EvaluateConfig()
     names = chosen(settings.suites if suites is None else suites)
-    candidate_arm = Arm("candidate", candidate_path, folder_hash(candidate_path))
-    served_arm = Arm("served", served_path, None if served_path is None else folder_hash(served_path))
+    candidate_arm, served_arm = _arm("candidate", candidate_path), _arm("served", served_path)
     comparison = Comparison(
         items=require(list(interactions))[-settings.max_interactions :],
         candidate=candidate_arm,
@@ -136,6 +135,10 @@ def evaluate_candidate(
             "seconds": round(time.monotonic() - started, 3),
         },
     )
+
+
+def _arm(name: str, path: Path | None) -> Arm:
+    return Arm(name, path, None if path is None else folder_hash(path))
 
 
 def _measured(comparison: Comparison, names: Sequence[str]) -> tuple[dict[str, Findings], dict[str, float]]:
