@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 FIRST_WAIT = 0.1
-"""Seconds that a page waits for a value that was never computed."""
+"""Seconds that the first page waits for a value; later ones show that it is still being computed."""
 
 
 class Refreshed(Generic[T]):
@@ -26,6 +26,7 @@ class Refreshed(Generic[T]):
         self._task: asyncio.Task[T] | None = None
         self._value: T | None = None
         self._ended = -1e9
+        self._wait = FIRST_WAIT
         self.at: float | None = None
         """When the value was computed (Unix seconds); None before the first."""
 
@@ -38,7 +39,8 @@ class Refreshed(Generic[T]):
         if self._task is None and time.monotonic() - self._ended >= self._every:
             self._task = asyncio.create_task(asyncio.to_thread(self._compute))
         if self._task is not None:
-            await asyncio.wait([self._task], timeout=FIRST_WAIT if self.at is None else 0.0)
+            await asyncio.wait([self._task], timeout=self._wait)
+            self._wait = 0.0
             if self._task.done():
                 task, self._task = self._task, None
                 self._ended = time.monotonic()

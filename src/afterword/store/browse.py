@@ -17,7 +17,7 @@ from afterword.store.codec import decoder, select
 from afterword.store.schema import TOMBSTONE
 from afterword.store.store import Store
 
-SCANNED = 20_000
+SCANNED = 10_000
 """Rows that one page of a search without an index looks at."""
 CONVERSATION = 200
 """Turns of a conversation that are shown."""
