@@ -42,6 +42,7 @@ COMMANDS = {
     "train": ("stages", "train a candidate adapter on new interactions"),
     "evaluate": ("stages", "compare a candidate with what is served, and decide"),
     "cycle": ("stages", "collect, train, evaluate, decide and publish"),
+    "forecast": ("forecast", "predict the gain of a training before it runs"),
     "heatmap": ("stages", "show the hindsight advantage of each token of an answer"),
     "release": ("releases", "publish, promote or roll back; show what is served"),
     "recipes": ("recipes", "list the training recipes and their parts"),

@@ -20,6 +20,7 @@ from afterword.records import Json
 
 COLOURS = ("#1f5fa8", "#a8431a", "#1a7046", "#7a3e9d", "#b08900", "#0a8f8f", "#c0397b", "#5b6b2f", "#6a665f")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FLOOR = 640, 400, 64, 628, 24, 352
+HELD = {"configuration": "one configuration", "family": "a whole family"}
 UNITS = {"share": "share of prompts", "nats": "nats a token"}
 
 
@@ -31,7 +32,6 @@ def calibration_page(points: Sequence[CalibrationPoint], found: Json) -> str:
         found: What `calibration.fit` says of them.
     """
     rows = select(points, unit=found["unit"])
-    held = {"configuration": "one configuration", "family": "a whole family"}
     return str(render(
         "calibration.html",
         title="Gap before training, gain after it",
@@ -39,10 +39,10 @@ def calibration_page(points: Sequence[CalibrationPoint], found: Json) -> str:
         f"bands hold {100 * LEVEL:.0f} % of new configurations. Unit: {UNITS[found['unit']]}.",
         figures=[_scatter("By family", rows, lambda row: row.family, lines=True),
                  _scatter("By context", rows, lambda row: row.context, lines=False)],
-        lines=[_line_row(name, one) for name, one in {**found["families"], "all together": found["all"]}.items()],
+        lines=line_rows(found),
         tests=_tests(found),
-        errors=[_error_row(held[name], one) for name, one in found["held_out"].items() if one is not None],
-        pictures=[_picture(held[name], one) for name, one in found["held_out"].items() if one is not None],
+        errors=error_rows(found),
+        pictures=[_picture(HELD[name], one) for name, one in found["held_out"].items() if one is not None],
     ))  # fmt: skip
 
 
@@ -115,6 +115,17 @@ def _shown(one: Json | None, digits: int = 3) -> str:
     if one is None:
         return "not known"
     return f"{one['value']:.{digits}f} ({one['low']:.{digits}f} to {one['high']:.{digits}f})"
+
+
+def line_rows(found: Json) -> list[list[Any]]:
+    """A row for each family and for all together, for a table."""
+    groups = {**found["families"], "all together": found["all"]}
+    return [_line_row(name, one) for name, one in groups.items()]
+
+
+def error_rows(found: Json) -> list[list[Any]]:
+    """A row for each way to hold out, for a table."""
+    return [_error_row(HELD[name], one) for name, one in found["held_out"].items() if one is not None]
 
 
 def _line_row(name: str, one: Json) -> list[Any]:

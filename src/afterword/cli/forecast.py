@@ -1,0 +1,200 @@
+"""Commands of the forecast: measure a gap, predict its gain, run a calibration, fit its points."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from afterword.cli.context import CommandContext
+from afterword.cli.progress import step_bar
+from afterword.cli.server_state import served_model
+from afterword.config import ServeConfig
+from afterword.errors import NothingToDo
+from afterword.records import Json
+from afterword.store.files import write_whole
+
+POINTS = Path("forecast") / "points.jsonl"
+"""The own points of a data directory, below it."""
+
+
+def register(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the commands."""
+    forecast = commands.add_parser("forecast", parents=[common])
+    verbs = forecast.add_subparsers(dest="verb", metavar="gap|predict|calibrate|fit", required=True)
+    asked = argparse.ArgumentParser(add_help=False)
+    asked.add_argument("--task", required=True, metavar="TASK", help="gym:FAMILY (extra tasks) or persona:NAME")
+    asked.add_argument(
+        "--context", action="append", metavar="NAME", help="what the teacher reads, also several times; default: all"
+    )
+    asked.add_argument("--prompts", type=int, default=64, metavar="N", help="prompts to measure on (default 64)")
+    asked.add_argument("--adapter", type=Path, metavar="FOLDER", help="the adapter that the student starts from")
+    asked.add_argument("--seed", type=int, default=0)
+    gap = verbs.add_parser("gap", parents=[common, asked], help="measure gaps at learning rate zero")
+    gap.add_argument("--no-shuffled", action="store_true", help="leave out the control with other prompts' texts")
+    gap.set_defaults(run=run_gap)
+    predict = verbs.add_parser("predict", parents=[common, asked], help="predict gain, cost and verdict of a training")
+    predict.add_argument("--heldout", type=int, default=64, metavar="N", help="held-out interactions of the gate")
+    predict.add_argument("--points", type=Path, metavar="FILE", help="points of the calibration")
+    predict.set_defaults(run=run_predict)
+    calibrate = verbs.add_parser(
+        "calibrate", parents=[common], help="run a grid of real trainings; goes on where it was"
+    )
+    calibrate.add_argument("--grid", type=Path, metavar="FILE", help="the design (default: the one of the package)")
+    calibrate.add_argument(
+        "--points", type=Path, metavar="FILE", help="points to append to (DIR/forecast/points.jsonl)"
+    )
+    calibrate.add_argument("--minutes", type=float, metavar="M", help="begin no training after so long")
+    calibrate.set_defaults(run=run_calibrate)
+    fit = verbs.add_parser("fit", parents=[common], help="fit gain = a + b * gap to the points again")
+    fit.add_argument("--points", type=Path, metavar="FILE", help="points of the calibration")
+    fit.add_argument("--unit", choices=("share", "nats"), default="share", help="unit of gap and gain")
+    fit.add_argument("--html", type=Path, metavar="FILE", help="also write figures as a page")
+    fit.set_defaults(run=run_fit)
+
+
+def known_points(context: CommandContext, named: Path | None) -> list[Any]:
+    """The points that `--points` names, else those of the package and of the data directory."""
+    from afterword.forecast.points import read_points
+
+    if named is not None:
+        return read_points(named)
+    shipped = resources.files("afterword.forecast").joinpath("points.jsonl")
+    files = [Path(str(shipped)), context.dir / POINTS]
+    return [point for file in files if file.is_file() for point in read_points(file)]
+
+
+def _measured(context: CommandContext, contexts: Sequence[str], *, shuffled: bool) -> tuple[Any, list[Any], Any]:
+    """The student, a gap for each context, and the measurement behind them."""
+    from afterword.forecast.contexts import teacher_context
+    from afterword.forecast.gap import GapMeasurement, TaskSource
+    from afterword.forecast.student import Student
+    from afterword.forecast.tasks import task_of
+
+    args, chosen = context.args, [teacher_context(name) for name in contexts]
+    task = task_of(args.task)
+    items = task.items("train", args.prompts, args.seed)
+    device = context.config.get(ServeConfig).device
+    with step_bar(context, "measuring the gap", "contexts") as advance:
+        student = Student(served_model(context), args.adapter, device=device)
+        measurement = GapMeasurement(
+            student, TaskSource(task, items), seed=args.seed, peers=any(one.peers for one in chosen)
+        )
+        gaps = []
+        for number, one in enumerate(chosen, 1):
+            gaps.append(measurement.measure(one, shuffled=shuffled))
+            advance(number, len(chosen), one.name)
+    return student, gaps, measurement
+
+
+def _contexts(context: CommandContext) -> list[str]:
+    from afterword.forecast.contexts import TEACHER_CONTEXTS
+
+    return context.args.context or list(TEACHER_CONTEXTS)
+
+
+def run_gap(context: CommandContext) -> int:
+    """Measure the gap under each context, with its controls."""
+    student, gaps, _ = _measured(context, _contexts(context), shuffled=not context.args.no_shuffled)
+    cost = {"tokens": student.work.tokens, "cpu_minutes": round(student.work.seconds / 60, 2)}
+    if context.json:
+        context.emit({"task": context.args.task, "contexts": [gap.to_dict() for gap in gaps], "cost": cost})
+        return 0
+    rows = [
+        (g.context, _shown(g.gap), _shown(g.raw), _shown(g.regression), _shown(g.shuffled), f"{g.redrawn}/{g.prompts}",
+         _number(g.observables.get("overlap")), _number(g.observables.get("entropy_gap")), g.needed)
+        for g in gaps
+    ]  # fmt: skip
+    context.table(
+        f"{context.args.task}: the student scores {gaps[0].student:.3f}",
+        ("context", "gap", "raw", "chance", "shuffled", "shown", "overlap", "entropy gap", "prompts needed"), rows,
+    )  # fmt: skip
+    context.say(f"{cost['tokens']} tokens, {cost['cpu_minutes']} minutes of CPU time")
+    return 0
+
+
+def run_predict(context: CommandContext) -> int:
+    """Say for each context whether a training on it is worth its cost."""
+    from afterword.forecast.calibrate import grid_recipe, read_grid
+    from afterword.forecast.contexts import teacher_context
+    from afterword.forecast.predict import predict_gain
+    from afterword.forecast.student import training_tokens
+
+    points = known_points(context, context.args.points)
+    names = [name for name in _contexts(context) if teacher_context(name).where.privileged]
+    if not names:
+        raise NothingToDo("the context 'none' teaches nothing: name another one with --context")
+    student, gaps, measurement = _measured(context, names, shuffled=False)
+    grid, spent = read_grid(), student.work.seconds / max(1, student.work.tokens)
+    shown: list[Json] = []
+    for gap in gaps:
+        where = teacher_context(gap.context)
+        how = grid_recipe(grid, where)
+        tokens = training_tokens(student.encode(measurement.examples(where), how).rows, how)
+        prediction = predict_gain(gap.measured(student), points, heldout=context.args.heldout)
+        cost = {"tokens": tokens, "cpu_minutes": round(tokens * spent / 60, 2)}
+        shown.append(prediction.to_dict() | {"cost": cost})
+    cost = {"tokens": student.work.tokens, "cpu_minutes": round(student.work.seconds / 60, 2)}
+    if context.json:
+        context.emit({"task": context.args.task, "predictions": shown, "cost": cost})
+        return 0
+    rows = [
+        (row["context"], _shown(row["gap"]), _shown(row["gain"]), _number(row["gate_probability"]),
+         row["cost"]["tokens"], row["cost"]["cpu_minutes"], row["advice"])
+        for row in shown
+    ]  # fmt: skip
+    columns = ("context", "gap", "gain", "gate passes", "tokens", "CPU minutes", "advice")
+    context.table(f"{context.args.task}: a training on these prompts", columns, rows)
+    for told in shown:
+        context.out.print(f"{told['context']}: {told['says']}")
+    return 0
+
+
+def run_calibrate(context: CommandContext) -> int:
+    """Run the trainings of the grid that have no point yet."""
+    from afterword.forecast.calibrate import GRID, read_grid, run_grid
+
+    grid = read_grid(context.args.grid or GRID)
+    points = context.args.points or context.dir / POINTS
+    device = context.config.get(ServeConfig).device
+    context.say(f"{grid.size} trainings in all; points go to {points}")
+    made = run_grid(
+        grid, points, context.dir / "forecast", device=device, minutes=context.args.minutes, say=context.say
+    )
+    if context.json:
+        context.emit({"points": str(points), "trainings": made, "size": grid.size})
+    else:
+        context.say(f"{made} trainings were measured. Next: `afterword forecast fit --points {points}`.")
+    return 0
+
+
+def run_fit(context: CommandContext) -> int:
+    """Fit the points; with --html the figures as a page."""
+    from afterword.forecast.calibration import fit
+    from afterword.forecast.figures import calibration_page, error_rows, line_rows
+
+    points = known_points(context, context.args.points)
+    found = fit(points, unit=context.args.unit)
+    if context.args.html:
+        write_whole(context.args.html, calibration_page(points, found))
+        context.say(f"figures written to {context.args.html}")
+    if context.json:
+        context.emit(found)
+        return 0
+    context.table(
+        f"gain = a + b * gap, {found['configurations']} configurations",
+        ("family", "configurations", "slope", "intercept", "scatter", "R2"), line_rows(found),
+    )  # fmt: skip
+    columns = ("left out", "configurations", "law", "mean gain", "overlap ratio", "90 % intervals that hold")
+    context.table("mean absolute error on what the fit did not see", columns, error_rows(found))
+    return 0
+
+
+def _shown(one: Json | None) -> str:
+    return "-" if one is None else f"{one['value']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

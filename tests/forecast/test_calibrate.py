@@ -1,0 +1,88 @@
+"""The grid on a tiny model: points, resuming, and the same task by SDPO, GRPO and SFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afterword.errors import ConfigError
+from afterword.forecast import calibrate
+from afterword.forecast.calibrate import Grid, GridStudent, method_run, read_grid, run_grid
+from afterword.forecast.gap import GapMeasurement, TaskSource
+from afterword.forecast.points import CalibrationPoint, append_point, read_points
+from afterword.forecast.student import Student
+from afterword.train.loop import train_candidate
+from afterword.train.monitoring.alerts import OFF
+from tests.train.tiny_model import tiny_folder
+
+from .tiny import Evens
+
+
+def test_an_interrupted_grid_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_folder(tmp_path / "tiny")
+    monkeypatch.setattr(calibrate, "task_of", lambda name: Evens())
+    grid = Grid(
+        students=(GridStudent(name="tiny", model=model, family="tiny"),), tasks=("tiny:evens",),
+        contexts=("hints", "reference"), seeds=(0,), prompts=20, heldout=6, samples=1, fresh=0,
+    )  # fmt: skip
+    points, work, said = tmp_path / "points.jsonl", tmp_path / "work", list[str]()
+    real = append_point
+
+    def stops(path: Path, point: CalibrationPoint) -> None:
+        real(path, point)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "append_point", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(grid, points, work, device="cpu")
+    monkeypatch.setattr(calibrate, "append_point", real)
+    assert run_grid(grid, points, work, device="cpu", say=said.append) == 1
+    found = read_points(points)
+    assert [(p.context, p.seed) for p in found] == [("hints", 0), ("reference", 0)]
+    assert all(p.steps > 0 and p.train_tokens > 0 and p.gap_tokens > 0 and p.gain_se > 0 for p in found)
+    assert run_grid(grid, points, work, device="cpu") == 0 and len(said) == 1
+    whole = tmp_path / "whole.jsonl"
+    run_grid(grid, whole, work, device="cpu")
+    assert [(p.gap, p.gain) for p in read_points(whole)] == [(p.gap, p.gain) for p in found]
+    assert run_grid(grid, tmp_path / "none.jsonl", work, device="cpu", minutes=0.0) == 0
+
+
+def test_sdpo_grpo_and_sft_train_on_one_turn_of_a_task(tmp_path: Path) -> None:
+    model, task = tiny_folder(tmp_path / "tiny"), Evens()
+    items = task.items("train", 8, 0)
+    measurement = GapMeasurement(Student(model, device="cpu"), TaskSource(task, items), peers=True)
+    own: dict[str, object] = {"fresh": 1, "num_generations": 2, "verifier": "tests.forecast.test_calibrate:even"}
+    methods: tuple[tuple[str, dict[str, object]], ...] = (("sdpo", {"fresh": 1}), ("grpo", own), ("sft", {}))
+    for method, options in methods:
+        examples, how = method_run(method, measurement, items, **options)
+        result = train_candidate(
+            examples, model=model, out=tmp_path / method, recipe=how, run_dir=tmp_path / f"{method}-run", device="cpu",
+            rules=OFF,
+        )  # fmt: skip
+        assert result.metrics["steps"] > 0 and result.interactions, method
+    with pytest.raises(ConfigError, match="sdpo, grpo, sft"):
+        method_run("ppo", measurement, items)
+
+
+def even(turn: object, text: str) -> float:
+    """The verifier of `Evens`."""
+    return float(sum(map(ord, text)) % 2 == 0)
+
+
+def test_the_grid_of_the_package_is_whole_and_invalid_ones_say_why(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    grid = read_grid()
+    configurations = {(task, c, who.name) for who, task, _, contexts in grid.cells() for c in contexts}
+    assert len(configurations) >= 24 and len(grid.seeds) == 3 and len(grid.contexts) >= 5
+    file = tmp_path / "grid.toml"
+    text = calibrate.GRID.read_text("utf-8")
+    for old, new, wrong in (
+        ("prompts = 64", "prompt = 64", "prompt"),
+        ('"feedback",', '"feedbak",', "did you mean 'feedback'"),
+        ('"feedback",', '"none",', "shows nothing"),
+        ('"persona:pirate"', '"persona:pirat"', "persona"),
+    ):
+        file.write_text(text.replace(old, new), "utf-8")
+        with pytest.raises(ValueError, match=wrong):
+            read_grid(file)
