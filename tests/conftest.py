@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 KEPT = ("AFTERWORD_CACHE",)
 """Where converted models lie: set by `.ci/run`."""
 _OTHERS = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONUNBUFFERED")
@@ -23,3 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # At import, before any test module: children that are started with `os.environ` see none of them either.
 for _name in filter(is_ambient, list(os.environ)):
     del os.environ[_name]
+
+# No example of a property fails for its time: that is the machine's, beside other work.
+settings.register_profile("any_load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_load")

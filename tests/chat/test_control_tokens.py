@@ -148,7 +148,7 @@ def test_marks_in_a_message_are_plain_text(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(alphabet=st.characters(codec="utf-8"), max_size=40))
 def test_text_without_marks_is_encoded_as_ever(kind: str, text: str) -> None:
     tokenizer = tokenizer_of(kind)
@@ -161,7 +161,7 @@ def test_text_without_marks_is_encoded_as_ever(kind: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_no_mixture_of_marks_and_text_forges_a_turn(kind: str, data: st.DataObject) -> None:
     tokenizer = tokenizer_of(kind)

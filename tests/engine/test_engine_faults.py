@@ -171,7 +171,7 @@ async def test_no_text_stops_the_server_or_changes_what_others_get(odd: Client) 
 
     drawn: list[tuple[str, str]] = []
 
-    @settings(max_examples=120, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=120, database=None, suppress_health_check=list(HealthCheck))
     @given(TEXT, st.sampled_from(["user", "system", "assistant", "tool", "robot"]))
     def draw(parts: list[str], role: str) -> None:
         drawn.append(("".join(parts), role))

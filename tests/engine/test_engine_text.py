@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from afterword.model import loading
@@ -45,7 +45,6 @@ def embedded() -> Codec:
     return Codec(loading.load_tokenizer(loading.EMBEDDED))
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_pieces_join_to_the_text(text: str) -> None:
     codec = embedded()

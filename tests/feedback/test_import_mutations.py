@@ -82,7 +82,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Pa
 
 
 @pytest.mark.parametrize("name", ROWS)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=CHANGES, escaped=st.booleans())
 def test_a_row_with_faults_costs_at_most_itself(
     shared: tuple[Store, Path], name: str, changes: list[tuple[int, str, Any]], escaped: bool

@@ -231,7 +231,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
                     max_leaves=8)  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(row=st.dictionaries(st.sampled_from(sorted({k for r in ROWS.values() for k in r} | {"record", "schema"})), JSON))
 def test_any_row_is_parsed_or_refused_by_every_format(row: dict[str, Any]) -> None:
     for format in FORMATS.values():

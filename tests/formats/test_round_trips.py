@@ -108,7 +108,7 @@ def test_every_export_says_what_it_cannot_hold() -> None:
 
 
 @pytest.mark.parametrize(("what", "name"), CANNOT_HOLD)
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(turn=turns(), fields=FEEDBACK, user=st.booleans())
 def test_what_is_written_is_read_again(what: str, name: str, turn: Turn, fields: Json, user: bool) -> None:
     feedback = Feedback(id="f1", turn="t1", user=turn.user if user else None, created_at=turn.created_at, **fields)

@@ -18,7 +18,6 @@ schemathesis = pytest.importorskip("schemathesis")
 
 FUZZ = settings(
     max_examples=40,
-    deadline=None,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -224,7 +224,7 @@ def test_k3_as_reward_is_the_difference_of_two_gradients() -> None:
     size=st.sampled_from([0.01, 1.0, 30.0, 300.0]),
     forbidden=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_distances_are_distances(rows: int, vocabulary: int, seed: int, size: float, forbidden: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     student = torch.randn(rows, vocabulary, generator=generator) * size

@@ -134,7 +134,7 @@ def test_bf16_hidden_states_get_float32_arithmetic() -> None:
 
 
 @given(n=st.integers(0, 40), tile=st.integers(1, 50), seed=st.integers(0, 50))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_neither_tiles_nor_order_matter(n: int, tile: int, seed: int) -> None:
     student, teacher, weight, ids = case(n, 8, 30, torch.float64, seed)
     one = token_losses(student, teacher, Head(weight), ids, JSD(0.4), tile=1000)

@@ -122,7 +122,7 @@ def test_value_and_gradient_equal_autograd(estimator: Estimator, of: Any, remain
     size=st.sampled_from([0.1, 2.0, 30.0]),
     forbidden=st.booleans(),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_tail_bounds_and_grows(seed: int, vocabulary: int, size: float, forbidden: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     s = torch.randn(3, vocabulary, generator=generator, dtype=torch.float64) * size
@@ -166,7 +166,7 @@ def test_no_common_token_is_no_loss_when_renormalised_and_all_of_it_with_a_tail(
     seed=st.integers(0, 999),
     ties=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_fast_top_k_is_the_top_k(rows: int, vocabulary: int, k: int, seed: int, ties: bool) -> None:
     x = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
     x = (x * 3).round() if ties else x

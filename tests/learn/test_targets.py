@@ -63,7 +63,7 @@ def test_extrapolation_golden_numbers() -> None:
 
 
 @given(seed=st.integers(0, 500), size=st.sampled_from([0.1, 3.0, 40.0]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_neutral_settings_are_the_teacher_itself(seed: int, size: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     s, t, r = (torch.randn(4, 9, generator=generator, dtype=torch.float64) * size for _ in range(3))

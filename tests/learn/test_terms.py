@@ -87,7 +87,7 @@ def test_a_clip_caps_a_token_and_stops_its_gradient() -> None:
     tokens=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_split_of_a_batch_does_not_matter(
     lengths: list[int], seed: int, skip: int, tokens: bool, data: st.DataObject
 ) -> None:

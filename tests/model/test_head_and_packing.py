@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tests.train.tiny_model import example, tiny_folder
@@ -116,7 +116,6 @@ def test_attention_and_its_gradients_are_those_of_torch(kv_heads: int, dtype: to
 
 
 @given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 120))
-@settings(deadline=None)
 def test_groups_hold_every_row_once_and_keep_the_budget(sizes: list[int], budget: int) -> None:
     groups = by_budget(sizes, budget)
     assert sorted(i for g in groups for i in g) == list(range(len(sizes)))

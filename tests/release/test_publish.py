@@ -214,7 +214,7 @@ def test_of_two_processes_one_wins(store: Store, ready: Ready, tmp_path: Path, n
     assert store.count(Release) == 1
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["publish", "rollback", "base"]), max_size=12))
 def test_the_stack_is_what_a_rollback_unwinds(ready: Ready, store: Store, actions: list[str]) -> None:
     """Against a plain list: publish pushes, rollback pops, base empties."""

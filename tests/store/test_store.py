@@ -83,7 +83,7 @@ FEEDBACK = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=TURNS | FEEDBACK)
 def test_any_record_goes_round(row: Turn | Feedback, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert type(row).from_dict(row.to_dict()) == row
