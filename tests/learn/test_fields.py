@@ -19,6 +19,7 @@ from afterword.learn.parts import (
     anchors,
     contexts,
     divergences,
+    generation,
     schedules,
     supports,
     targets,
@@ -113,7 +114,7 @@ OF_ALL = {
     "weight_decay": {0, 1}, "max_grad_norm": {1, 2.5, math.inf, 1e300}, "micro_tokens": {1, 10**400},
     "max_tokens": {1, 10**400}, "max_hindsight": {1, 10**400}, "max_fresh": {1, 10**400}, "lora": set(),
     "schedule": set(), "checkpointing": {True}, "include_off_policy": {True}, "redact": set(), "dtype": set(),
-    "scored": set(),
+    "scored": set(), "generation": set(),
     "context": {None}, "template": {None}, "template_praise": {None}, "verifier": {None, "x", ""},
 }  # fmt: skip
 
@@ -200,7 +201,19 @@ def test_schedules_follow_metrics_that_there_are() -> None:
 
 PARTS = [
     kind
-    for module in (advantages, anchors, contexts, divergences, schedules, supports, targets, teachers, weights, terms)
+    for module in (
+        advantages,
+        anchors,
+        contexts,
+        divergences,
+        generation,
+        schedules,
+        supports,
+        targets,
+        teachers,
+        weights,
+        terms,
+    )
     for kind in vars(module).values()
     if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind.__module__ == module.__name__
 ] + [Recipe, Lora]

@@ -14,13 +14,14 @@ from tests.learn.recipe_inputs import INPUTS
 from afterword.errors import ConfigError
 from afterword.learn.parts import divergences, schedules, teachers, weights
 from afterword.learn.parts.contexts import CONTEXTS
+from afterword.learn.parts.generation import STUDENT, Generation
 from afterword.learn.recipes import RECIPES, Lora, recipe
 from afterword.learn.recipes.spec import SLOTS, _value, options, read, word
 from afterword.learn.recipes.validate import validate
 
 DEFAULT = "sdpo-interactions"
 DEFAULTS = {"teacher": teachers.START, "estimator": divergences.FORWARD_KL, "schedule": schedules.CONSTANT,
-            "reduction": weights.SEQUENCE_MEAN, "lora": Lora()}  # fmt: skip
+            "reduction": weights.SEQUENCE_MEAN, "lora": Lora(), "generation": STUDENT}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,9 @@ DEFAULTS = {"teacher": teachers.START, "estimator": divergences.FORWARD_KL, "sch
         ("schedule", "on-metric:overlap,threshold=0.8,above=true", schedules.OnMetric("overlap", 0.8, above=True)),
         ("reduction", "token-mean", weights.TOKEN_MEAN),
         ("reduction", "sequence-mean", weights.SEQUENCE_MEAN),
+        ("reduction", "weight-mean", weights.WEIGHT_MEAN),
+        ("schedule", "anneal:50", schedules.Anneal(50)),
+        ("generation", "answers:temperature=0.7,top_p=0.9", Generation(temperature=0.7, top_p=0.9)),
         ("where", "system", CONTEXTS["system"]),
         ("lora", "lora:rank=8,targets=.*(q_proj|v_proj)", Lora(rank=8, targets=".*(q_proj|v_proj)")),
     ],

@@ -26,6 +26,7 @@ from afterword.train.monitoring.metrics import StepMetrics, Tally
 from afterword.train.runtime.distributed import init_distributed
 from afterword.train.runtime.gradients import StepGradient
 from afterword.train.runtime.malloc import keep_freed_memory
+from afterword.train.runtime.measures import measured
 from afterword.train.runtime.steps import drift, forward
 from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
 from afterword.train.setup import clear_run, load_run, read_inputs
@@ -121,12 +122,16 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
                 break
             kept = disk if epoch < recipe.epochs else TeacherCache(None)  # fresh answers are never read again
             states = TeacherStates(teachers, rows, recipe, kept, inputs.identity.weights, workers)
+            file = run_dir / f"fresh-{epoch}-measures.json"
+            rows = states.rows = measured(rows, recipe, policy, states, file, inputs.identity.fingerprint, workers)
         last_epoch = epoch
 
         # Objective: the terms at this step, and the tokens that count over all micro-batches and processes.
         terms = [term.at(step, len(steps), history) for term in recipe.terms]
         whole = rows_of([rows[i] for i in picked])
         gradient = StepGradient(parameters, terms, divisors(terms, whole))
+
+        picked = [i for i in picked if rows[i].answer.accepted]  # no term counts the others
 
         # Teacher, student, loss, gradient: one micro-batch at a time.
         tally = Tally(terms, run.end_ids)

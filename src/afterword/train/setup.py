@@ -108,7 +108,7 @@ def load_run(inputs: RunInputs, run_dir: Path, workers: Distributed) -> LoadedRu
         policy=policy,
         teachers=teachers,
         optimiser=optimiser,
-        rollouts=Rollouts(prepared, recipe, tokenizer, run_dir, fingerprint, inputs.seed, workers),
+        rollouts=Rollouts(prepared, recipe, tokenizer, run_dir, fingerprint, inputs.seed, workers, teachers),
         steps=plan_steps(prepared.rows, recipe, inputs.seed),
         first_step=first,
         log=RunLog(run_dir, signal, steps_before=first, write=workers.is_main),

@@ -25,7 +25,36 @@ from afterword.records import Json
 PLACEHOLDERS = ("hindsight", "answer")
 """Placeholders of a template: the privileged text, and the served answer's text."""
 
-Where = Literal["last_user", "system", "next_turn", "nowhere"]
+Where = Literal["last_user", "system", "next_turn", "continue", "nowhere"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """The text of a right answer to the same prompt, of the same pass and origin, never the row's own (SDPO, SRPO)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAttempt:
+    """The text of the row's own answer (SD-Zero)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reflection:
+    """What the student writes when it is asked about its own answer, the likeliest tokens (ERL, RESD)."""
+
+    ask: str = "Look at your answer again. Say in a few words what should be done differently."
+    tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """A text by the task of the interaction; tasks without one show nothing (SDAR, Skill-SD)."""
+
+    by_task: tuple[tuple[str, str], ...]
+
+
+Hint = Sibling | OwnAttempt | Reflection | Skill
+"""Privileged text that is made anew in each pass, from the group of answers or by the student."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +88,8 @@ class Context:
     """The control: every interaction is shown another one's text."""
     text: str | None = None
     """The same privileged text for every interaction, in place of their own."""
+    hint: Hint | None = None
+    """Privileged text made in each pass, in place of the user's words; polarity is then the sign of the reward."""
     together: Annotated[int, Field(ge=1, le=64)] = 1
     """Messages of one user that are shown at once: an interaction's own, and what the same user asked for elsewhere."""
 
@@ -77,7 +108,7 @@ class Context:
             return _add_to_last_user(messages, text)
         if self.where == "system":
             return _add_to_system(messages, text)
-        if self.where == "next_turn":
+        if self.where in ("next_turn", "continue"):
             return [*map(dict, messages), dict(answer), {"role": "user", "content": text}]
         return [dict(m) for m in messages]
 
@@ -130,6 +161,11 @@ REFERENCE_KINDS = with_hindsight("answer")
 ENVIRONMENT_KINDS = with_hindsight("environment")
 """Kinds whose hindsight is what a program or a guard said."""
 
+_AGAIN = Wording(
+    otherwise="\n\nWait, this answer is wrong. Let me write it again, correctly.\n\n",
+    praise="\n\nThis answer is right. Let me write it again, in better words.\n\n",
+)
+
 _BY_KIND = tuple(
     (kind, wording)
     for kinds, wording in ((PEER_KINDS, _PEER), (REFERENCE_KINDS, _REFERENCE), (ENVIRONMENT_KINDS, _ENVIRONMENT))
@@ -161,6 +197,10 @@ CONTEXTS: dict[str, Context] = {
 nothing to do with the user's own words. Both are controls. "remark" shows a message of no content in place of the
 user's: a reference to divide out what any complaint, or any praise, does to an answer. "together" adds what the same
 user asked for after other answers: a lasting wish is followed better when it is said five times."""
+
+AGAIN = Context("again", 1, "continue", _AGAIN, hint=OwnAttempt())
+"""The answer goes on behind itself: the teacher reads its own attempt and a sentence by the reward, and scores the same
+ids once more (SD-Zero)."""
 
 
 def context(name: str) -> Context:
@@ -209,6 +249,11 @@ def _check_template(template: str, key: str) -> None:
 def with_text(where: Context, text: str) -> Context:
     """`where` showing one fixed text for every interaction, in no other words (context distillation)."""
     return dataclasses.replace(where, version=0, wording=Wording("{hindsight}"), by_kind=(), text=text)
+
+
+def with_hint(where: Context, hint: Hint) -> Context:
+    """`where` with privileged text that each pass makes anew."""
+    return dataclasses.replace(where, version=0, hint=hint)
 
 
 def shuffled(hindsights: Sequence[str], seed: int) -> list[str]:

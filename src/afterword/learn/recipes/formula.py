@@ -26,10 +26,11 @@ from afterword.learn.parts.divergences import (
     SkewForwardKL,
     SkewReverseKL,
 )
+from afterword.learn.parts.generation import STUDENT
 from afterword.learn.parts.schedules import CONSTANT
 from afterword.learn.parts.supports import FULL
 from afterword.learn.parts.targets import IDENTITY, Extrapolation, GeometricBridge, Temperature
-from afterword.learn.parts.teachers import Teacher
+from afterword.learn.parts.teachers import LIVE, Teacher
 from afterword.learn.parts.weights import EVERYTHING
 from afterword.learn.recipes.recipe import Recipe
 
@@ -56,9 +57,35 @@ def formula(recipe: Recipe) -> list[str]:
         recipe: Any recipe, also one that cannot be trained.
     """
     lines = ["L = " + " + ".join(f"{_scale(term)}{term.name}" for term in recipe.terms)]
+    lines += _answers(recipe)
     for term in recipe.terms:
         lines += ["", *_lines(term)]
     return lines
+
+
+def _answers(recipe: Recipe) -> Iterator[str]:
+    """How answers are written, where that is not by the student alone from its whole distribution."""
+    if not recipe.fresh or recipe.generations == (STUDENT,):
+        return
+    for one in recipe.generations:
+        n = recipe.answers_of(one)
+        how = [f"{name}={getattr(one, name):g}" for name in ("temperature", "top_p", "top_k", "prefix")
+               if getattr(one, name) != getattr(STUDENT, name)]  # fmt: skip
+        if one.when != "always":
+            how.append(f"where {one.when.replace('_', ' is ')}" if one.when == "none_right" else "where some are right")
+        how += [f"kept: {part_text(part)}" for part in one.keep]
+        who = "student" if one.weights == LIVE else one.weights.weights
+        read = _conditions(one.context)
+        then = "" if one.finish is None else f", finished by {one.finish.weights}"
+        yield f"  {n} y ~ {who}(. | {read}){then} [{one.origin}]" + "".join(f", {word}" for word in how)
+
+
+def _conditions(context: Context) -> str:
+    """What is read, in the letters of the formula."""
+    if not context.privileged:
+        return "x"
+    shown = "c" if context.hint is None else part_text(context.hint)
+    return f"{context.name}(x, {'text' if context.text is not None else shown})"
 
 
 def _scale(term: Term) -> str:
@@ -73,7 +100,7 @@ def _lines(term: Term) -> Iterator[str]:
     tokens = [*map(part_text, term.masks), *([f"all but the first {term.skip_first}"] if term.skip_first else [])]
     if tokens:
         yield f"  tokens: {', '.join(tokens)}"
-    yield "  S = student(. | x, y<t)"
+    yield f"  S = student(. | {_conditions(term.student_context)}, y<t)"
     if term.teacher is not None:
         yield f"  T = {_side(term.teacher, term.context)}"
     if term.reference is not None:
@@ -84,6 +111,11 @@ def _lines(term: Term) -> Iterator[str]:
         yield f"  over {part_text(term.support)}"
     if term.advantage is not None:
         yield f"  A = {part_text(term.advantage)}"
+    for path, schedule in term.schedules:
+        if path != "target.beta":
+            yield f"  {path} * {part_text(schedule)}"
+    if term.pool:
+        yield f"  divided together with all terms of {term.pool!r}"
 
 
 def _factors(term: Term) -> Iterator[str]:
@@ -102,9 +134,7 @@ def _factors(term: Term) -> Iterator[str]:
 
 def _side(teacher: Teacher, context: Context) -> str:
     weights = teacher.weights if type(teacher) is Teacher else part_text(teacher)
-    if not context.privileged:
-        return f"{weights}(. | x, y<t)"
-    return f"{weights}(. | {context.name}(x, {'c' if context.text is None else 'text'}), y<t)"
+    return f"{weights}(. | {_conditions(context)}, y<t)"
 
 
 def _target(term: Term) -> str:

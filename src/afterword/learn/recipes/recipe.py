@@ -14,6 +14,7 @@ from pydantic import Field
 from afterword.learn.loss.terms import Term
 from afterword.learn.parts.contexts import Context
 from afterword.learn.parts.fields import Count, Epochs, Positive, Rank, UnitInterval
+from afterword.learn.parts.generation import STUDENT, Generation
 from afterword.learn.parts.schedules import CONSTANT, Schedule
 from afterword.records import Json
 
@@ -42,6 +43,10 @@ class Recipe:
     """Epochs after those, over answers that the student writes anew to the same prompts."""
     num_generations: Annotated[int, Field(ge=1, le=1024)] = 1
     """Answers that the student writes to each prompt in an epoch over fresh answers."""
+    generation: Generation = STUDENT
+    """How those answers are written."""
+    extra_generations: tuple[Generation, ...] = ()
+    """Further answers to the same prompts, after those: a term finds them by their origin (`ByOrigin`)."""
     verifier: str | None = None
     """Who judges fresh answers, `package.module:function`: called with the turn and the answer's text, it returns a
     number."""
@@ -73,6 +78,15 @@ class Recipe:
     the feedback and the verifier's reward then speak of."""
     include_off_policy: bool = False
     """Also train answers whose served ids are unknown (imported logs), tokenised by us."""
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """All ways in which answers of a pass are written, the recipe's own first."""
+        return (self.generation, *self.extra_generations)
+
+    def answers_of(self, generation: Generation) -> int:
+        """Answers to each prompt that a generation writes at most."""
+        return self.num_generations if generation.n is None else generation.n
 
 
 ON_POLICY: dict[str, Any] = {"epochs": 0, "fresh": 2}

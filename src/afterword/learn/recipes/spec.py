@@ -20,6 +20,7 @@ from afterword.errors import ConfigError
 from afterword.learn.parts import divergences, schedules, teachers, weights
 from afterword.learn.parts.contexts import CONTEXTS, Context
 from afterword.learn.parts.fields import Rank, allowed, shown
+from afterword.learn.parts.generation import Generation
 from afterword.learn.recipes.recipe import Lora, Recipe
 
 SLOTS: dict[Any, Mapping[str, Any]] = {
@@ -50,10 +51,16 @@ SLOTS: dict[Any, Mapping[str, Any]] = {
         "linear": schedules.Linear,
         "cosine": schedules.Cosine,
         "switch": schedules.Switch,
+        "anneal": schedules.Anneal,
         "on-metric": schedules.OnMetric,
     },
-    weights.Reduction: {"sequence-mean": weights.SEQUENCE_MEAN, "token-mean": weights.TOKEN_MEAN},
+    weights.Reduction: {
+        "sequence-mean": weights.SEQUENCE_MEAN,
+        "token-mean": weights.TOKEN_MEAN,
+        "weight-mean": weights.WEIGHT_MEAN,
+    },
     Context: CONTEXTS,
+    Generation: {"answers": Generation},
     Lora: {"lora": Lora},
 }
 """Kind of argument -> part by name. A class takes its fields after a colon."""
@@ -79,7 +86,7 @@ class Option:
 def kinds(make: Callable[..., Recipe]) -> dict[str, Any]:
     """The annotation of each argument of a recipe: its own, and the fields of `Recipe`."""
     own = {p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    of_all = {f.name for f in dataclasses.fields(Recipe)} - {"name", "terms"}
+    of_all = {f.name for f in dataclasses.fields(Recipe)} - {"name", "terms", "extra_generations"}
     hints = get_type_hints(Recipe, include_extras=True) | get_type_hints(make, include_extras=True)
     return {name: hints[name] for name in (*(n for n in hints if n in own), *sorted(of_all))}
 
@@ -176,8 +183,9 @@ def _value(text: str) -> Any:
 
 
 def _fields(part: type) -> tuple[dataclasses.Field[Any], ...]:
-    """Fields that a user can set; a teacher's weights are its name."""
-    return tuple(f for f in dataclasses.fields(part) if f.name != "weights")
+    """Fields that a user can set: a teacher's weights are its name, a generation's parts are the recipe's."""
+    inner = ("context", "finish", "keep") if part is Generation else ()
+    return tuple(f for f in dataclasses.fields(part) if f.name not in ("weights", *inner))
 
 
 def _form(named: tuple[str, Any]) -> str:

@@ -13,13 +13,34 @@ from typing import Any
 from afterword.errors import ConfigError
 from afterword.learn.loss.loss_stage import Distance
 from afterword.learn.loss.terms import Term, scaled_field
-from afterword.learn.parts.advantages import GroupBaseline, LogRatio, PPOClip, ReturnToGo
+from afterword.learn.parts.advantages import (
+    FirstAttemptBaseline,
+    GroupBaseline,
+    LogRatio,
+    PPOClip,
+    Product,
+    ReturnToGo,
+    Sum,
+    TeacherRatioClip,
+    advantage_parts,
+)
+from afterword.learn.parts.contexts import Context, OwnAttempt, Reflection, Sibling
 from afterword.learn.parts.divergences import K3, Follows
 from afterword.learn.parts.fields import faults
 from afterword.learn.parts.schedules import OnMetric, Schedule
 from afterword.learn.parts.targets import IDENTITY, GeometricBridge
-from afterword.learn.parts.teachers import External, Released, Routed, Teacher
-from afterword.learn.parts.weights import Cap, ChangedTokens, EntropyGate, ImportanceRatio, LeastRatio, Prefix
+from afterword.learn.parts.teachers import EMA, External, Released, Routed, Teacher, TrustRegion
+from afterword.learn.parts.weights import (
+    ByCorrectness,
+    ByOrigin,
+    Cap,
+    ChangedTokens,
+    ImportanceRatio,
+    Prefix,
+    SequenceMean,
+    reads_teacher,
+    routes_of,
+)
 from afterword.learn.recipes import Recipe
 from afterword.learn.recipes.formula import part_text
 from afterword.records import Turn
@@ -93,7 +114,7 @@ def advice(recipe: Recipe) -> list[str]:
         found.append("the live model is its own teacher without an anchor: an EMA or the start was more stable")
     if recipe.epochs > 1 and any(_sampled(t) or _credits(t) for t in recipe.terms if not t.policy_clip.needs_served):
         found.append("from the second epoch on the served answers are no longer the student's own samples")
-    if any(isinstance(t.advantage, ReturnToGo) for t in recipe.terms):
+    if any(isinstance(part, ReturnToGo) for t in recipe.terms for part in advantage_parts(t.advantage)):
         found.append("credit for what follows a token has a variance that grows with the answer's length")
     return found
 
@@ -118,7 +139,8 @@ def _has_terms(recipe: Recipe) -> str | None:
         return "it has no terms: give at least one"
     if len({t.name for t in recipe.terms}) < len(recipe.terms):
         return f"two terms have one name ({', '.join(t.name for t in recipe.terms)}): metrics are stored by name"
-    if recipe.fresh and all(t.teacher is None and t.advantage is None for t in recipe.terms):
+    imitates = all(t.teacher is None and t.advantage is None for t in recipe.terms)
+    if recipe.fresh and imitates and all(one.plain and not one.keep for one in recipe.generations):
         return "without a teacher the student would imitate its own fresh answers: set fresh to 0"
     if not any(_teaches(t) for t in recipe.terms):
         return (
@@ -130,7 +152,7 @@ def _has_terms(recipe: Recipe) -> str | None:
 
 def _teaches(term: Term) -> bool:
     """Whether the term can differ from the student at the start of the run."""
-    if term.teacher is None or term.context.privileged:
+    if term.teacher is None or _read(term.context) != _read(term.student_context):
         return True
     return any(isinstance(t, External | Released) for t in _all(term.teacher))
 
@@ -148,21 +170,22 @@ def _credits(term: Term) -> bool:
     return term.advantage is not None and term.advantage.needs_teacher
 
 
-def _wants_teacher(term: Term) -> bool:
-    return term.estimator.needs_teacher or _credits(term)
+def _read(context: Context) -> Context | None:
+    """The context, None for one that shows nothing."""
+    return context if context.privileged else None
 
 
 def _teacher(recipe: Recipe, term: Term) -> str | None:
-    if _wants_teacher(term) and term.teacher is None:
+    compares = term.estimator.needs_teacher or _credits(term)
+    if compares and term.teacher is None:
         return "it compares with a teacher: name one (START, BASE or LIVE)"
-    if not _wants_teacher(term) and (term.teacher is not None or term.context.privileged):
+    if not term.reads_teacher and (term.teacher is not None or term.context.privileged):
         return "it reads only the served ids: leave out the teacher and use the context 'none'"
-    gates = [
-        w for w in term.weights if isinstance(w, LeastRatio) or (isinstance(w, EntropyGate) and w.side == "teacher")
-    ]
-    if gates and term.teacher is None:
-        return f"{type(gates[0]).__name__} reads the teacher's scores, and there is no teacher: leave it out"
-    if term.teacher is not None and not term.teacher.frozen and not term.context.privileged:
+    reading = [part for part in (*term.weights, term.policy_clip) if reads_teacher(part)]
+    if reading and term.teacher is None:
+        return f"{type(reading[0]).__name__} reads the teacher's scores, and there is no teacher: leave it out"
+    same = _read(term.context) == _read(term.student_context)
+    if term.teacher is not None and not term.teacher.frozen and same:
         return (
             "a teacher that is or follows the student and reads no hindsight equals it, the loss is 0: freeze it or "
             "give a context"
@@ -248,23 +271,29 @@ def _advantage(recipe: Recipe, term: Term) -> str | None:
             f"an advantage is a factor on log S(y), not on {type(term.estimator).__name__}: a divergence is no "
             "advantage, and a signed one is no divergence. Use NegativeLogLikelihood"
         )
-    if isinstance(term.policy_clip, PPOClip) and term.advantage is None and not _sampled(term):
+    ppo = isinstance(term.policy_clip, PPOClip | TeacherRatioClip)
+    if ppo and term.advantage is None and not _sampled(term):
         return (
             f"a PPO clip needs an advantage, and {type(term.estimator).__name__} has none: use PolicyGradient, or give "
             "one"
         )
-    if isinstance(term.policy_clip, PPOClip) and term.advantage is None and term.target != IDENTITY:
+    if ppo and term.advantage is None and term.target != IDENTITY:
         return (
             f"a PPO clip stops tokens by the sign of log T(y) - log S(y), which is not that of the advantage towards "
             f"{type(term.target).__name__}: use Truncated, or the teacher as it is"
         )
-    if isinstance(term.advantage, LogRatio) and (fault := _one_sided(term.advantage)):
-        return fault
+    parts = advantage_parts(term.advantage)
+    for part in parts:
+        if isinstance(part, LogRatio) and (fault := _one_sided(part)):
+            return fault
+        if isinstance(part, Sum | Product) and not part.parts:
+            return f"{type(part).__name__} has no parts: name the advantages"
     if term.advantage is not None and term.advantage.needs_reward and recipe.fresh and not recipe.verifier:
         return "fresh answers have no reward: name a function in train.verifier"
-    if isinstance(term.advantage, GroupBaseline) and recipe.num_generations < 2:
+    grouped = any(isinstance(part, GroupBaseline) for part in parts)
+    if grouped and max(map(recipe.answers_of, recipe.generations)) < 2:
         return "it compares the answers to one prompt: set num_generations to 2 or more"
-    if isinstance(term.advantage, GroupBaseline) and not recipe.fresh:
+    if grouped and not recipe.fresh:
         return "it compares fresh answers to one prompt: set fresh to 1 or more"
     if term.policy_clip.needs_served and any(isinstance(w, ImportanceRatio) for w in term.weights):
         return f"{type(term.policy_clip).__name__} weighs by the importance ratio already: leave out ImportanceRatio"
@@ -317,7 +346,105 @@ def _counts(recipe: Recipe, term: Term) -> str | None:
     return None
 
 
-_RECIPE_CHECKS: tuple[Callable[[Recipe], str | None], ...] = (_work, _has_terms)
+def _generations(recipe: Recipe) -> str | None:
+    """Whether every generation can be written, and is what terms may read."""
+    if not recipe.fresh:
+        return (
+            "extra_generations are written in fresh passes: set fresh to 1 or more"
+            if recipe.extra_generations
+            else None
+        )
+    for place, one in enumerate(recipe.generations):
+        name = part_text(one)
+        if not place and one.when != "always":
+            return f"{name}: {one.when!r} asks for the answers of the first generation, and this is it: leave it out"
+        if one.needs_reward and not recipe.verifier:
+            return f"{name} reads rewards, and fresh answers have none: name a function in train.verifier"
+        for writer in (one.weights, one.finish):
+            if isinstance(writer, EMA | TrustRegion | Routed):
+                return f"{name}: averaged and routed weights only score: let LIVE, START, BASE or another model write"
+            if isinstance(writer, External) and not writer.model:
+                return "it learns from another model: name its folder in train.teacher"
+        if isinstance(one.context.hint, Sibling | OwnAttempt | Reflection):
+            return f"{name}: its context shows what is made of these very answers: let a teacher read it"
+        if recipe.scored == "conversation" and (one.prefix or one.finish is not None):
+            return f"{name}: an answer with a prefix or of two writers is one row: set scored to 'answer'"
+    return None
+
+
+def _hints(recipe: Recipe) -> str | None:
+    hints = [c.hint for t in recipe.terms for c in (t.context, t.student_context, t.reference_context)]
+    made = [one for one in hints if isinstance(one, Sibling | OwnAttempt | Reflection)]
+    if made and recipe.scored == "conversation":
+        return f"{part_text(made[0])} is made for one answer: set scored to 'answer'"
+    if any(isinstance(one, Sibling) for one in made) and recipe.fresh and not recipe.verifier:
+        return "a sibling is a right answer, and fresh answers have no reward: name a function in train.verifier"
+    return None
+
+
+def _pools(recipe: Recipe) -> str | None:
+    pools: dict[str, set[bool]] = {}
+    for term in recipe.terms:
+        if term.pool:
+            pools.setdefault(term.pool, set()).add(isinstance(term.reduction, SequenceMean))
+    mixed = [pool for pool, kinds in pools.items() if len(kinds) > 1]
+    if mixed:
+        return f"the pool {mixed[0]!r} adds answers of one term to tokens of another: give its terms one reduction"
+    return None
+
+
+def _measured(recipe: Recipe) -> str | None:
+    """A measure is kept once for each answer, so that terms which take it have to mean the same."""
+    readers = [term for term in recipe.terms if "logp_teacher" in term.measures]
+    if len({(term.teacher, term.context) for term in readers}) > 1 and not _apart(readers):
+        return "logp_teacher is measured under one teacher and context: give the terms that read it routes by reward"
+    if len({_read(term.student_context) for term in recipe.terms if term.measures}) > 1:
+        return "measures of the student are taken under one context: give the terms that read them one student_context"
+    return None
+
+
+def _apart(terms: list[Term]) -> bool:
+    """Whether no answer belongs to two of the terms, as far as routes by correctness say."""
+    sides = [route.correct for term in terms for route in routes_of(term.route) if isinstance(route, ByCorrectness)]
+    return len(sides) == len(terms) == len(set(sides))
+
+
+def _origins(recipe: Recipe, term: Term) -> str | None:
+    """A term that reads only answers of some origin finds them, and they are what its estimator is right over."""
+    named = [origin for route in routes_of(term.route) if isinstance(route, ByOrigin) for origin in route.origins]
+    if not recipe.fresh:
+        return None
+    writing = [one for one in recipe.generations if not named or one.origin in named]
+    served = recipe.epochs and (not named or "served" in named)
+    if named and not writing and not served:
+        there = ", ".join(sorted({one.origin for one in recipe.generations} | ({"served"} if recipe.epochs else set())))
+        return f"no answer is of the origin {', '.join(named)}: the recipe has {there}"
+    if not (term.needs_plain or term.needs_served) or served:
+        return None
+    if not any(one.plain and _read(one.context) == _read(term.student_context) for one in writing):
+        return (
+            "it is right only over the student's own samples, as the term reads them, and every generation that it "
+            "reads draws in another way: use a full-vocabulary divergence or the likelihood, or generate with "
+            "temperature 1, nothing cut and context = student_context"
+        )
+    return None
+
+
+def _first_attempts(recipe: Recipe, term: Term) -> str | None:
+    reads = any(isinstance(part, FirstAttemptBaseline) for part in advantage_parts(term.advantage))
+    if reads and not any(one.origin == "student" for one in recipe.generations):
+        return "FirstAttemptBaseline reads the student's own answers, and no generation writes them"
+    return None
+
+
+_RECIPE_CHECKS: tuple[Callable[[Recipe], str | None], ...] = (
+    _work,
+    _has_terms,
+    _generations,
+    _hints,
+    _pools,
+    _measured,
+)
 _TERM_CHECKS: tuple[Callable[[Recipe, Term], str | None], ...] = (
     _teacher,
     _teacher_settings,
@@ -330,4 +457,6 @@ _TERM_CHECKS: tuple[Callable[[Recipe, Term], str | None], ...] = (
     _clip,
     _changed,
     _counts,
+    _origins,
+    _first_attempts,
 )

@@ -61,6 +61,8 @@ class Drawer:
         *,
         adapter: Mapping[str, Delta] | None = None,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
         seed: int = 0,
     ) -> list[DrawnAnswer]:
         """An answer to each prompt.
@@ -70,6 +72,8 @@ class Drawer:
             limits: most new tokens of each.
             adapter: the update to draw under, by module name; None is the base.
             temperature: 0 takes the likeliest token.
+            top_p: draw from the fewest likeliest tokens that hold this share.
+            top_k: draw from so many likeliest tokens; 0 is all. It cuts before `top_p`.
             seed: each answer has a generator of its own, made of this and its place, so that an answer does not depend
                 on the others that are drawn beside it.
         Raises:
@@ -96,7 +100,7 @@ class Drawer:
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             # large odd factors: neighbouring seeds and places give generators that share nothing
             own = (seed * 1_000_003 + number) * 2_654_435_761 % (1 << 61)
-            asked = GenerationRequest(temperature=temperature, seed=own, logprobs=True)
+            asked = GenerationRequest(temperature=temperature, top_p=top_p, top_k=top_k, seed=own, logprobs=True)
             engine.submit(Request(number, asked, list(prompt), limit, laid, None))
         if prompts:
             engine.run()
@@ -157,30 +161,35 @@ class TransformersDrawer:
         *,
         adapter: Mapping[str, Delta] | None = None,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
         seed: int = 0,
     ) -> list[DrawnAnswer]:
-        """An answer to each prompt, as `Drawer.draw` gives it; `adapter` None leaves the active adapter out.
+        """An answer to each prompt, as `Drawer.draw` gives it; `adapter` None leaves the active adapter out. What
+        `top_p` and `top_k` cut off is not in the log-probabilities.
 
         An answer depends on those that are drawn beside it: they share one random generator.
         """
         device = self._model.device
         found: dict[int, DrawnAnswer] = {}
         cuda = [device.index or 0] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), self._model.disable_adapter() if adapter is None else nullcontext():
+        off = adapter is None and hasattr(self._model, "peft_config")
+        with torch.random.fork_rng(devices=cuda), self._model.disable_adapter() if off else nullcontext():
             torch.manual_seed(seed)
             for limit in sorted(set(limits), reverse=True):  # one room each, so that no position is beyond the context
                 mine = [i for i, own in enumerate(limits) if own == limit]
                 for start in range(0, len(mine), self._rows):
                     group = mine[start : start + self._rows]
-                    drawn = self._answers([prompts[i] for i in group], limit, temperature)
+                    how = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature else {}
+                    drawn = self._answers([prompts[i] for i in group], limit, how)
                     found.update(zip(group, drawn, strict=True))
         return [found[i] for i in range(len(prompts))]
 
-    def _answers(self, prompts: Sequence[Sequence[int]], limit: int, temperature: float) -> Iterator[DrawnAnswer]:
-        model, width, pad = self._model.get_base_model(), max(map(len, prompts)), self._ends[0]
-        how: dict[str, Any] = {"temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature else {}
+    def _answers(self, prompts: Sequence[Sequence[int]], limit: int, how: dict[str, Any]) -> Iterator[DrawnAnswer]:
+        model = self._model.get_base_model() if hasattr(self._model, "peft_config") else self._model
+        width, pad = max(map(len, prompts)), self._ends[0]
         plain = GenerationConfig(
-            do_sample=bool(temperature), max_new_tokens=limit, pad_token_id=pad, eos_token_id=self._ends,
+            do_sample=bool(how), max_new_tokens=limit, pad_token_id=pad, eos_token_id=self._ends,
             output_logits=True, return_dict_in_generate=True, **how,
         )  # fmt: skip
         ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
@@ -188,7 +197,7 @@ class TransformersDrawer:
         with _without_generation_config(model):
             out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
         written = out.sequences[:, width:]
-        heat, tokens_of = temperature or 1.0, written[:, :, None].unbind(1)
+        heat, tokens_of = how.get("temperature", 1.0), written[:, :, None].unbind(1)
         # a step at a time: the scores of all are as large as the vocabulary times the tokens
         steps = zip(out.logits, tokens_of, strict=True)
         known = torch.cat([(one.float() / heat).log_softmax(-1).gather(1, ids) for one, ids in steps], 1)

@@ -352,13 +352,16 @@ class Engine:
             logits = logits.clone()
             for i in held:
                 logits[i, list(self.runner.ends)] = float("-inf")
+        if any(r.ask.top_k for r in ready):
+            logits = sampler.cut(logits, [r.ask.top_k for r in ready])
         draws = [sampler.Draw(r.ask.temperature, r.ask.top_p, r.draw()) for r in ready]
         chosen = sampler.sample(logits, draws)
         tokens: list[int] = chosen.tolist()
         wanted = any(r.ask.logprobs for r in ready)
         values: list[Any] = sampler.logprobs(raw, chosen) if wanted else [None] * len(ready)
         drawn, support = list(values), [1.0] * len(ready)
-        odd = [i for i, d in enumerate(draws) if wanted and (i in held or d.temperature != 1.0 or d.top_p < 1.0)]
+        cut = {*held, *(i for i, r in enumerate(ready) if r.ask.top_k)}
+        odd = [i for i, d in enumerate(draws) if wanted and (i in cut or d.temperature != 1.0 or d.top_p < 1.0)]
         if odd:
             found = sampler.sampled_logprobs(raw[odd], logits[odd], [draws[i] for i in odd], chosen[odd])
             for i, logprob, share in zip(odd, *found, strict=True):

@@ -25,6 +25,8 @@ class GenerationRequest:
     min_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    """Likeliest tokens that are drawn from; 0 is all. No field of the HTTP API sets it."""
     stop: tuple[str, ...] = ()
     seed: int | None = None
     ignore_eos: bool = False

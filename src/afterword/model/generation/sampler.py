@@ -39,6 +39,17 @@ def sample(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
     return tokens
 
 
+def cut(logits: torch.Tensor, most: list[int]) -> torch.Tensor:
+    """[rows, vocabulary] with -inf outside of the `most` [rows] likeliest tokens of each row; 0 leaves a row whole."""
+    found = logits.clone()
+    for row, k in enumerate(most):
+        if 0 < k < logits.shape[-1]:
+            found[row] = float("-inf")
+            best = logits[row].topk(k)
+            found[row, best.indices] = best.values
+    return found
+
+
 def logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> list[float]:
     """Log-probability (nats) of each row's token under the raw softmax."""
     picked = logits.gather(1, tokens[:, None])[:, 0]

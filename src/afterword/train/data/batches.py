@@ -30,10 +30,11 @@ class StepBatch:
 def plan_steps(rows: Sequence[Encoded], recipe: Recipe, seed: int) -> list[StepBatch]:
     """All optimiser steps of a run: each epoch in its own random order, in batches that differ in size by at most one.
 
-    An epoch over fresh answers has `num_generations` rows for each prompt and one for each answer of kind "gold".
+    An epoch over fresh answers has a row for each answer that a generation writes at most, and one for each answer of
+    kind "gold".
     """
     gold = sum(row.answer.kind == GOLD for row in rows)
-    fresh = gold + (len(rows) - gold) * recipe.num_generations
+    fresh = gold + (len(rows) - gold) * sum(map(recipe.answers_of, recipe.generations))
     steps: list[StepBatch] = []
     for epoch in range(recipe.epochs + recipe.fresh):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

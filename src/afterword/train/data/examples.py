@@ -30,7 +30,15 @@ from afterword.chat.trail import without_reasoning
 from afterword.errors import ModelError, NothingToDo
 from afterword.learn.loss.token_batch import ALONE, AnswerInfo, Group, Member
 from afterword.learn.parts.anchors import GOLD
-from afterword.learn.parts.contexts import Context, fit_hindsight, others
+from afterword.learn.parts.contexts import (
+    Context,
+    OwnAttempt,
+    Reflection,
+    Sibling,
+    Skill,
+    fit_hindsight,
+    others,
+)
 from afterword.learn.parts.weights import ByKind
 from afterword.learn.recipes import Recipe
 from afterword.records import Excluded, Interaction, Turn, content_hash
@@ -57,6 +65,8 @@ class Prepared:
     """The examples behind `rows`, in the same order."""
     limit: int
     """Most tokens of a prompt and its answer that every model of the run reads."""
+    encoder: RowEncoder = field(repr=False)
+    """What encoded them, for privileged text that is made later."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -81,7 +91,9 @@ _LEAST = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoder:
+class RowEncoder:
+    """Encodes interactions of one run."""
+
     tokenizer: Tokenizer
     recipe: Recipe
     limit: int
@@ -271,38 +283,26 @@ class _Encoder:
         prompts: dict[Context, tuple[int, ...]] = {}
         told: set[Context] = set()
         cut = 0
-        for where in _contexts(self.recipe):
-            if not where.privileged:
-                prompts[where] = prompt
+        for where in contexts_of(self.recipe):
+            if not where.privileged or isinstance(where.hint, Sibling | OwnAttempt | Reflection):
+                prompts[where] = prompt  # a hint is made in each pass
                 continue
             shown = self.other.get(interaction.id, interaction) if where.shuffled else interaction
             if shown is None:
                 return Excluded(interaction.id, "no_other", "no interaction of the run has other words to show instead")
             words = "\n".join((shown.hindsight, *self.wishes.get(shown.id, ())[: where.together - 1]))
+            if isinstance(where.hint, Skill):
+                words = dict(where.hint.by_task).get(interaction.task or "", "")
             text = redact(words, self.recipe.redact).text if where.text is None else where.text
             if not text.strip():  # nothing is shown, and no term with hindsight counts it
                 prompts[where] = prompt
                 continue
-            seen = fit_hindsight(
-                self.tokenizer,
-                where,
-                turn.messages,
-                turn.answer,
-                text,
-                room=self.limit - len(completion) - (len(prompt) - len(own)),
-                longest=self.recipe.max_hindsight if where.text is None else self.limit,
-                tools=turn.tools,
-                polarity=shown.polarity,
-                kind=shown.kind,
-            )
-            if seen is None:
-                return Excluded(interaction.id, "too_long", "the conversation leaves no room for the hindsight")
-            read = spliced(own, seen.prompt.ids, prompt)
-            if read is None:
-                return Excluded(interaction.id, "prompt_differs", "the served prompt has no place for the hindsight")
-            prompts[where] = read
+            found = self._shown(where, turn, prompt, completion, own, text, polarity=shown.polarity, kind=shown.kind)
+            if isinstance(found, str):
+                return Excluded(interaction.id, found, _NO_ROOM[found])
+            prompts[where] = found[0]
             told.add(where)
-            cut = max(cut, seen.cut)
+            cut = max(cut, found[1])
         return Encoded(
             interaction=interaction.id,
             prompt=prompt,
@@ -314,24 +314,80 @@ class _Encoder:
             cut=cut,
         )
 
+    def _shown(
+        self,
+        where: Context,
+        turn: Turn,
+        prompt: tuple[int, ...],
+        completion: tuple[int, ...],
+        own: tuple[int, ...],
+        text: str,
+        *,
+        polarity: int,
+        kind: str = "",
+    ) -> tuple[tuple[int, ...], int] | str:
+        """The prompt under a context that shows `text`, and how many of its tokens were cut; or why there is none."""
+        room = self.limit - len(completion) - (len(prompt) - len(own))
+        if where.where == "continue":
+            body = completion[:-1] if completion[-1] in self.ends else completion
+            ids = (*prompt, *body, *encode(self.tokenizer, where.wording.write(text, "", polarity)))
+            return (ids, 0) if len(ids) <= self.limit - len(completion) else "too_long"
+        seen = fit_hindsight(
+            self.tokenizer,
+            where,
+            turn.messages,
+            turn.answer,
+            text,
+            room=room,
+            longest=self.recipe.max_hindsight if where.text is None else self.limit,
+            tools=turn.tools,
+            polarity=polarity,
+            kind=kind,
+        )
+        if seen is None:
+            return "too_long"
+        read = spliced(own, seen.prompt.ids, prompt)
+        return "prompt_differs" if read is None else (read, seen.cut)
 
-def _contexts(recipe: Recipe) -> list[Context]:
+    def hinted(self, row: Encoded, turn: Turn, where: Context, text: str, polarity: int) -> Encoded:
+        """`row` with privileged text under `where` that was made for it in this pass. Without text, or where it does
+        not fit, `where` shows nothing, and no term that reads it counts the row."""
+        text = redact(text, self.recipe.redact).text
+        if not text.strip():
+            return row
+        own, begun = render_prompt(self.tokenizer, turn.messages, turn.tools).ids, row.prompt[len(row.asked) :]
+        found = self._shown(where, turn, row.asked, row.completion, own, text, polarity=polarity)
+        if isinstance(found, str):
+            return row
+        told = row.privileged if isinstance(row.privileged, frozenset) else frozenset(row.teacher_prompts)
+        prompts = {**row.teacher_prompts, where: (*found[0], *begun)}
+        return replace(row, teacher_prompts=prompts, privileged=told | {where}, cut=max(row.cut, found[1]))
+
+
+_NO_ROOM = {
+    "too_long": "the conversation leaves no room for the hindsight",
+    "prompt_differs": "the served prompt has no place for the hindsight",
+}
+
+
+def contexts_of(recipe: Recipe) -> list[Context]:
     """Every context that the recipe reads: its teachers, references, students and writers."""
     read = [(t.teacher, t.context) for t in recipe.terms] + [(t.reference, t.reference_context) for t in recipe.terms]
     contexts = [context for teacher, context in read if teacher is not None]
     contexts += [t.student_context for t in recipe.terms if t.student_context.privileged]
+    contexts += [one.context for one in recipe.generations if one.context.privileged and recipe.fresh]
     return list(dict.fromkeys(contexts))
 
 
 def _encoder(
     tokenizer: Tokenizer, recipe: Recipe, limit: int, vocabulary: int, among: Sequence[Example] = ()
-) -> _Encoder:
+) -> RowEncoder:
     told = [e.interaction for e in among if e.interaction.hindsight.strip()]
     found = others([one.hindsight for one in told], seed=0)
     other = {one.id: None if i is None else told[i] for one, i in zip(told, found, strict=True)}
     generation_header(tokenizer)  # without one it is an error, not so many interactions left out
     ends = end_of_turn_ids(tokenizer)
-    return _Encoder(tokenizer, recipe, limit, vocabulary, ends, other, standing_requests(among))
+    return RowEncoder(tokenizer, recipe, limit, vocabulary, ends, other, standing_requests(among))
 
 
 def newest_trainable(
@@ -399,12 +455,12 @@ def encode_examples(
     excluded = tuple(r for _, r in results if isinstance(r, Excluded))
     kept = [(e, r) for e, r in results if isinstance(r, Encoded)]
     rows = with_groups(_aged(kept))
-    return Prepared(tuple(rows), excluded, tuple(e for e, _ in kept), limit)
+    return Prepared(tuple(rows), excluded, tuple(e for e, _ in kept), limit, encoder)
 
 
 def reads_hindsight(recipe: Recipe) -> bool:
     """True when a teacher of the recipe reads what users said."""
-    return any(t.context.privileged and t.context.text is None for t in recipe.terms)
+    return any(t.context.privileged and t.context.text is None and t.context.hint is None for t in recipe.terms)
 
 
 def _nothing(given: int, prepared: Prepared) -> str:

@@ -37,8 +37,8 @@ def write_generation_metrics(
 
     `hindsights` by interaction; `step` is how many were taken before.
     """
-    texts = [decode(tokenizer, r.completion) for r in fresh]
-    lengths = [_mean([len(r.completion) for r in rows]) for rows in (fresh, served)]
+    texts = [decode(tokenizer, r.answer_ids) for r in fresh]
+    lengths = [_mean([len(r.answer_ids) for r in rows]) for rows in (fresh, served)]
     metrics: Json = {
         "pass": number,
         "step": step,
@@ -46,9 +46,9 @@ def write_generation_metrics(
         "length_ratio": lengths[0] / max(1.0, lengths[1]),
         "cut_off": _mean([r.completion[-1] not in ends for r in fresh]),
         "repeating": _mean([zlib_ratio(t) > REPETITIVE for t in texts]),
-        "self_similarity": self_similarity([r.completion[:_LONGEST] for r in _one_per_prompt(fresh)[:_COMPARED]]),
+        "self_similarity": self_similarity([r.answer_ids[:_LONGEST] for r in _one_per_prompt(fresh)[:_COMPARED]]),
         "leaking": _mean([
-            leaks(text, hindsights.get(r.interaction, ""), decode(tokenizer, r.prompt))
+            leaks(text, hindsights.get(r.interaction, ""), decode(tokenizer, r.before))
             for text, r in zip(texts, fresh, strict=True)
         ]),
     }  # fmt: skip
@@ -80,7 +80,7 @@ def self_similarity(answers: Sequence[Sequence[int]]) -> float:
 
 def _one_per_prompt(rows: Sequence[Encoded]) -> list[Encoded]:
     """Answers to the same prompt may well be alike; answers to different prompts may not."""
-    return list({r.prompt: r for r in rows}.values())
+    return list({r.asked: r for r in rows}.values())
 
 
 def _mean(values: Sequence[float]) -> float:

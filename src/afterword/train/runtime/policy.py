@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,15 @@ class Policy:
         """
         if weights == "live":
             return hidden_states(self.model, batch)
+        with self.under(weights):
+            return hidden_states(self.model, batch)
+
+    @contextmanager
+    def under(self, weights: str) -> Iterator[None]:
+        """Compute under other weights, named as in `hidden` ("live" apart), without a gradient."""
         deltas = self.deltas.get(weights, {}) if weights in ("base", "start") else self.deltas[weights]
         with torch.no_grad(), overlaid(self.layers, deltas):
-            return hidden_states(self.model, batch)
+            yield
 
     def head_of(self, weights: str) -> Head:
         """The output head under these weights, named as in `hidden`."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from afterword.errors import AdapterError, ConfigError, ModelError
 from afterword.learn.loss.loss_stage import token_losses
 from afterword.learn.parts.divergences import FORWARD_KL
-from afterword.learn.parts.teachers import EMA, START, Copy, External, Released, Routed, Teacher, TrustRegion
+from afterword.learn.parts.teachers import EMA, LIVE, START, Copy, External, Released, Routed, Teacher, TrustRegion
 from afterword.learn.recipes import Recipe
 from afterword.model.head import Head, head_of
 from afterword.model.loading import base_hash, load_model, load_tokenizer, model_sizes, resolve_model, tokenizer_hash
@@ -35,8 +35,9 @@ class TeacherOutput:
 
 
 def teachers_of(recipe: Recipe) -> list[Teacher]:
-    """All teachers and references of a recipe, routed ones by their parts, each once."""
+    """All teachers, references and writers of a recipe, routed ones by their parts, each once."""
     named = [t for term in recipe.terms for t in (term.teacher, term.reference) if t is not None]
+    named += [t for one in recipe.generations for t in (one.weights, one.finish) if t is not None and t != LIVE]
     flat = [part for t in named for part in (t.parts if isinstance(t, Routed) else (t,))]
     return list(dict.fromkeys(flat))
 
