@@ -12,17 +12,40 @@ from tests.learn.recipe_inputs import INPUTS
 from torch import Tensor
 
 from afterword.learn.loss.loss_stage import token_losses
-from afterword.learn.loss.token_batch import AnswerInfo, Group, TokenBatch, layout
+from afterword.learn.loss.terms import divisors
+from afterword.learn.loss.token_batch import AnswerInfo, Group, Member, Origin, TokenBatch, layout
 from afterword.learn.parts.anchors import GOLD
+from afterword.learn.parts.contexts import CONTEXTS, Context
 from afterword.learn.recipes import RECIPES, recipe
 from afterword.model.head import Head
 
 V = 40
 LENGTHS = [5, 3, 4]
 STEPS = 100
-FEW = {"sdpo": {"k": 4}, "opcd": {"k": 4}, "revisit-opd": {"k": 4}}
+FEW = {
+    "srpo": {"k": 4},
+    "hdpo": {"k": 4},
+    "sd-zero": {"k": 4},
+    "sdpo": {"k": 4},
+    "opcd": {"k": 4},
+    "revisit-opd": {"k": 4},
+}
 """Fewer tokens of the support than the page's, for a vocabulary of 40."""
-KINDS = {"sdpo": "tests", "sdft": "edited", "opsd": "edited", "opsd-clipped": "edited"}
+KINDS = {
+    "rlsd": "edited",
+    "hdpo": "edited",
+    "sdpo": "tests",
+    "sdft": "edited",
+    "opsd": "edited",
+    "opsd-clipped": "edited",
+}
+
+_TWO: tuple[Origin, Origin, Origin] = ("student", "privileged", "student")
+ORIGINS: dict[str, tuple[Origin, Origin, Origin]] = dict.fromkeys(("hdpo", "sage", "rltf"), _TWO)
+"""Who wrote the three answers, for recipes with several generations."""
+UNDER: dict[str, Context] = {
+    "hdpo": CONTEXTS["reference"], "sage": CONTEXTS["system"], "rltf": CONTEXTS["next_turn"],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +59,10 @@ class Tokens:
     old: Tensor
     reward: Tensor
     gold: Tensor
+    wrong: Tensor
+    """The second answer: its reward is 0."""
+    raw: Tensor
+    """The reward minus its mean in the group."""
 
     @property
     def s(self) -> Tensor:
@@ -142,6 +169,53 @@ def follow_ups(k: Tokens) -> Tensor:
     return (each[0] + each[1]) / 2 + 0.3 * each[2]  # the last answer is gold
 
 
+def rlsd(k: Tokens, mix: float) -> Tensor:
+    factor = (k.reward.sign() * k.gain).exp().clamp(0.8, 1.2)
+    return ppo(k, k.reward * ((1 - mix) + mix * factor), high=1.28).mean()
+
+
+def sdar(k: Tokens) -> Tensor:
+    gate = (5 * k.gain).sigmoid()
+    return ppo(k, k.reward, high=1.28).mean() - 0.01 * (gate * k.at(k.s)).mean() + 0.01 * kl(k.s, k.t).mean()
+
+
+def srpo(k: Tokens) -> Tensor:
+    """One divisor for both: the wrong answer to a solved prompt has a sibling's text, the right ones their reward."""
+    at = top(k.s)
+    sure = (k.t.exp() * k.t).sum(-1).exp() * k.wrong  # exp(-H(T))
+    distilled = (sure * jsd(bucketed(k.t, at), bucketed(k.s, at))).sum() / sure.sum() * k.wrong.sum()
+    return (distilled + ppo(k, k.reward, high=1.28)[~k.wrong].sum()) / len(k.wrong)
+
+
+def scope(k: Tokens) -> Tensor:
+    """Right answers with mean log S -1 and -2, the wrong one alone in its half of the group."""
+    weight = torch.cat([torch.full((n,), w) for n, w in zip(LENGTHS, (0.537883, 1.0, 1.462117), strict=True)])
+    right, wrong = -(weight * k.at(k.s))[~k.wrong].mean(), -(k.gain * k.at(k.s))[k.wrong].mean()
+    return right + wrong
+
+
+def hdpo(k: Tokens) -> Tensor:
+    """The second answer was written by the student that knew the solution, the others were not."""
+    at = top(k.t)
+    likely = torch.cat([k.t.gather(1, at).log_softmax(-1), torch.full_like(k.at(k.t)[:, None], -math.inf)], 1)
+    loo = k.raw * 4 / 3
+    return ppo(k, loo)[~k.wrong].mean() + 0.1 * jsd(likely, bucketed(k.s, at))[k.wrong].mean()
+
+
+def sage(k: Tokens) -> Tensor:
+    return ppo(k, k.reward, high=1.28).mean()
+
+
+def rltf(k: Tokens) -> Tensor:
+    first = ppo(k, k.reward, high=1.28)[~k.wrong].mean()
+    return first - ((k.raw + 0.25 - 0.5) * k.at(k.s))[k.wrong].mean()  # first attempts have a mean of a half
+
+
+def rlad(k: Tokens) -> Tensor:
+    r = (0.5 * (k.at(k.s) - k.old) + 0.5 * (k.at(k.s) - k.at(k.t))).exp()
+    return -torch.minimum(r * k.reward, r.clamp(0.8, 1.28) * k.reward).mean()
+
+
 PAGES: dict[tuple[str, int], Callable[[Tokens], Tensor]] = {
     ("follow-ups", 0): follow_ups,
     ("sdpo-interactions", 0): lambda k: per_answer(kl(k.t, k.s)),
@@ -167,6 +241,20 @@ PAGES: dict[tuple[str, int], Callable[[Tokens], Tensor]] = {
     ("reopold", STEPS - 1): lambda k: reopold(k, late=True),
     ("sft", 0): lambda k: per_answer(-k.at(k.s)),
     ("grpo", 0): lambda k: ppo(k, k.reward, high=1.28).mean(),
+    ("crisp", 0): lambda k: per_answer(kl(k.s, k.t)),
+    ("essd", 0): lambda k: -k.at(k.s).mean(),
+    ("dasd", 0): lambda k: -k.at(k.s).mean(),
+    ("kdrl", 0): lambda k: (ppo(k, k.reward, high=1.28) + 2e-3 * (k.at(k.s) - k.at(k.t)) ** 2 / 2).mean(),
+    ("rlad", 0): rlad,
+    ("rlsd", 0): lambda k: rlsd(k, 0.5),
+    ("rlsd", 50): lambda k: rlsd(k, 0.0),
+    ("sdar", 0): sdar,
+    ("srpo", 0): srpo,
+    ("scope", 0): scope,
+    ("hdpo", 0): hdpo,
+    ("sage", 0): sage,
+    ("rltf", 0): rltf,
+    ("sd-zero", 0): lambda k: kl(bucketed(k.s, top(k.s)), bucketed(k.t, top(k.s))).mean(),
 }
 
 
@@ -176,19 +264,27 @@ def case(name: str) -> tuple[Tokens, TokenBatch]:
     z, t, r = (2 * torch.randn(n, V, generator=generator, dtype=torch.float64) for _ in range(3))
     ids = torch.randint(V, (n,), generator=generator)
     old = z.log_softmax(-1).gather(1, ids[:, None])[:, 0] + torch.linspace(-1, 1, n).double()
-    group = Group(size=4, mean=0.25, deviation=0.5)
+    members = [Member(reward, "served", (("logp_student", logp),)) for reward, logp in ((1.0, -1.0), (1.0, -2.0))]
+    members += [Member(reward, "student") for reward in (1.0, 0.0)]
+    group = Group(size=4, mean=0.25, deviation=0.5, members=tuple(members))
     kinds = [KINDS.get(name, "follow_up")] * 2 + [
         GOLD if name in ("follow-ups", "stable-opd") else KINDS.get(name, "follow_up")
     ]
+    origins, under = ORIGINS.get(name, ("served",) * 3), UNDER.get(name)
     answers = [
-        AnswerInfo(kind=kind, reward=value, group=group) for kind, value in zip(kinds, (1.0, 0.0, 1.0), strict=True)
-    ]
+        AnswerInfo(
+            kind=kind, reward=value, group=group, origin=origin, measures=(("logp_student", logp),),
+            under=under if origin == "privileged" else None,
+        )
+        for kind, value, origin, logp in zip(kinds, (1.0, 0.0, 1.0), origins, (-1.0, -3.0, -2.0), strict=True)
+    ]  # fmt: skip
     rows = layout(LENGTHS, [1.0] * 3, [True] * 3, answers=answers, served=old.tolist())
     reward = torch.tensor([(a.reward or 0.0) - 0.25 for a in answers]).double() / (0.5 + 1e-4)
     gold = torch.tensor([kind == GOLD for kind in kinds])
     tokens = Tokens(
         z.requires_grad_(), t.log_softmax(-1), r.log_softmax(-1), ids, rows.served.double(), reward[rows.row],
-        gold[rows.row],
+        gold[rows.row], torch.tensor([False, True, False])[rows.row],
+        torch.tensor([(a.reward or 0.0) - 0.25 for a in answers]).double()[rows.row],
     )  # fmt: skip
     return tokens, rows
 
@@ -198,13 +294,16 @@ def test_a_recipe_has_the_gradient_of_its_pages_formula(name: str, step: int) ->
     tokens, rows = case(name)
     made = recipe(name, **{**INPUTS.get(name, {}), **FEW.get(name, {})})
     total = torch.zeros((), dtype=torch.float64)
-    for term in (t.at(step, STEPS, []) for t in made.terms):
+    terms = [t.at(step, STEPS, []) for t in made.terms]
+    counts = dict(zip((t.name for t in terms), divisors(terms, rows), strict=True))
+    for term in terms:
         scores = token_losses(
             tokens.z, None if term.teacher is None else tokens.t, Head(torch.eye(V).double()), tokens.ids,
             term.estimator, target=term.target, support=term.support,
             reference=tokens.r if term.target.needs_reference else None,
         )  # fmt: skip
-        total = total + term.value(scores, rows, term.count(rows))
+        late = float(term.weight_sum(scores, rows)) if term.by_weight else 1.0
+        total = total + term.value(scores, rows, late * counts[term.name])
     (got,) = torch.autograd.grad(total, tokens.z)
     (want,) = torch.autograd.grad(PAGES[name, step](tokens), tokens.z)
     assert bool((want != 0).any())

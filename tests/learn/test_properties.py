@@ -21,19 +21,20 @@ from afterword.chat.render import ends_with, generation_header
 from afterword.errors import NothingToDo
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.loss.loss_stage import Scores, token_losses
-from afterword.learn.loss.terms import Term
+from afterword.learn.loss.terms import Term, divisors
 from afterword.learn.loss.tiles import tile_of
-from afterword.learn.loss.token_batch import AnswerInfo, Group, TokenBatch, layout
+from afterword.learn.loss.token_batch import AnswerInfo, Group, Member, TokenBatch, layout
 from afterword.learn.parts.contexts import CONTEXTS, Context
 from afterword.learn.parts.divergences import Estimator, Follows, ForwardKL, ReverseKL
+from afterword.learn.parts.generation import STUDENT
 from afterword.learn.parts.teachers import START, External
-from afterword.learn.parts.weights import ByKind, Cap
+from afterword.learn.parts.weights import EVERYTHING, ByOrigin, Cap, kinds_of, routes_of
 from afterword.learn.recipes import RECIPES, Recipe, recipe
 from afterword.model.head import Head, head_of
 from afterword.model.loading import load_model, load_tokenizer
 from afterword.model.packing import hidden_states, packed
-from afterword.train.data.examples import Example, prepare
-from afterword.train.data.rows import Encoded
+from afterword.train.data.examples import Example, Prepared, contexts_of, prepare
+from afterword.train.data.rows import NONE, Encoded
 
 KINDS = ("follow_up", "edited", "retried", "tests")
 ALL = sorted(RECIPES)
@@ -55,10 +56,23 @@ class Lab:
 
     def rows(self, one: Recipe, n: int = 6, **changes: Any) -> tuple[Encoded, ...]:
         """`n` answers of the kinds that the recipe reads."""
-        routes = [t.route for t in one.terms]
-        kinds = next((r.kinds for r in routes if isinstance(r, ByKind) and len(routes) == 1), KINDS)
+        routes = [kinds_of(t.route) for t in one.terms]
+        kinds = routes[0] if routes and routes[0] and len(set(routes)) == 1 else KINDS
         given = self.examples(n, kinds=kinds, **changes)
-        return prepare(given, self.tokenizer, one, limit=512, vocabulary=259).rows
+        prepared = prepare(given, self.tokenizer, one, limit=512, vocabulary=259)
+        return tuple(self.written(one, prepared, i) for i in range(len(prepared.rows)))
+
+    def written(self, one: Recipe, prepared: Prepared, i: int) -> Encoded:
+        """Row `i` as a pass makes it: of one of the origins that the recipe reads, with a hint."""
+        row, turn = prepared.rows[i], prepared.used[i].turn
+        if any(isinstance(r, ByOrigin) for t in one.terms for r in routes_of(t.route)):
+            how = one.generations[i % len(one.generations)]
+            under = how.context if how.context.privileged else None
+            row = dataclasses.replace(row, answer=dataclasses.replace(row.answer, origin=how.origin, under=under))
+        for where in contexts_of(one):
+            if where.hint is not None:
+                row = prepared.encoder.hinted(row, turn, where, f"Hint {i}.", 1)
+        return row
 
     def examples(self, n: int, *, kinds: Sequence[str] = KINDS, **changes: Any) -> list[Example]:
         found = []
@@ -102,8 +116,11 @@ def layout_of(lab: Lab, rows: Sequence[Encoded]) -> TokenBatch:
     answers, served = [], []
     for row, logps in zip(rows, log_probs(lab.model, lab.head, [(r.prompt, r.completion) for r in rows]), strict=True):
         number = int(row.interaction.removeprefix("int-"))
-        group = Group(size=4, mean=0.25, deviation=0.5)
-        answers.append(dataclasses.replace(row.answer, reward=1.0 - number % 3, group=group))
+        measures = (("logp_student", -0.1 * number), ("logp_teacher", -0.2 * number), ("phi", 0.1))
+        members = [Member(1.0 - k, origin, (("logp_student", -k), ("logp_teacher", -1.0)))
+                   for k in range(3) for origin in ("served", "student")]  # fmt: skip
+        group = Group(size=4, mean=0.25, deviation=0.5, members=tuple(members))
+        answers.append(dataclasses.replace(row.answer, reward=1.0 - number % 3, group=group, measures=measures))
         served += [s + 0.1 * (-1) ** k for k, s in enumerate(logps.tolist())]
     lengths, weights = [len(r.completion) for r in rows], [r.weight for r in rows]
     return layout(lengths, weights, [r.privileged for r in rows], answers=answers, served=served)
@@ -111,17 +128,30 @@ def layout_of(lab: Lab, rows: Sequence[Encoded]) -> TokenBatch:
 
 def evaluate(lab: Lab, one: Recipe, rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """(objective of one step, its gradient with respect to a parameter inside the model)."""
-    counts = [term.count(layout_of(lab, rows)) for term in one.terms]
+    counts = divisors(one.terms, layout_of(lab, rows))
+    late: dict[str, list[Tensor]] = {t.name: [] for t in one.terms if t.by_weight}
     inside = next(p for n, p in lab.model.named_parameters() if "q_proj" in n)
     inside.requires_grad_(True)
     inside.grad = None
     total = torch.zeros((), dtype=torch.float64)
     for picked in batches:
         part = [rows[i] for i in picked]
-        batch, where = packed([(r.prompt, r.completion) for r in part]), layout_of(lab, part)
-        student = hidden_states(lab.model, batch)
+        where = layout_of(lab, part)
+        contexts = dict.fromkeys(t.student_context for t in one.terms)
+        batches = {context: packed([r.parts(context) for r in part]) for context in contexts}
+        students = {context: hidden_states(lab.model, batch) for context, batch in batches.items()}
         for term, count in zip(one.terms, counts, strict=True):
-            total = total + term.value(scores_of(lab, term, part, student, batch.targets), where, count)
+            read = term.student_context
+            scores = scores_of(lab, term, part, students[read], batches[read].targets)
+            value = term.value(scores, where, 1.0 if term.by_weight else count)
+            if term.by_weight:
+                late[term.name] += [value, term.weight_sum(scores, where)]
+            else:
+                total = total + value
+    for term, count in zip(one.terms, counts, strict=True):
+        if term.by_weight and count:
+            found = late[term.name]
+            total = total + torch.stack(found[::2]).sum() / (torch.stack(found[1::2]).sum() * count)
     if total.requires_grad:
         total.backward()  # type: ignore[no-untyped-call]
     gradient = torch.zeros_like(inside) if inside.grad is None else inside.grad.clone()
@@ -131,14 +161,18 @@ def evaluate(lab: Lab, one: Recipe, rows: Sequence[Encoded], batches: Sequence[S
 def agreeing(one: Recipe, step: int) -> Recipe:
     """The recipe at one of 100 steps, with teachers that are and read what the student does; only those terms."""
     terms = tuple(
-        dataclasses.replace(t, context=CONTEXTS["none"], teacher=START).at(step, 100, [])
+        dataclasses.replace(t, context=NONE, student_context=NONE, teacher=START, route=EVERYTHING).at(step, 100, [])
         for t in one.terms
         if t.teacher is not None
     )
-    return dataclasses.replace(one, terms=terms)
+    return dataclasses.replace(one, terms=terms, generation=STUDENT, extra_generations=())
 
 
 RESIDUAL = {
+    "rlsd": "the reward moves tokens also where the teacher agrees",
+    "rlad": "the reward moves tokens also where the teacher agrees",
+    "sdar": "the gate is a half at agreement: the likelihood of every token rises",
+    "hdpo": "the teacher alone is renormalised on its likeliest tokens",
     "eopd": "the teacher alone is renormalised on its likeliest tokens: -log of their mass is left",
     "veto": "the bridge T S^beta is sharper than both sides until beta has fallen to 0",
 }
@@ -185,7 +219,9 @@ def test_1_residuals_are_what_the_pages_say(lab: Lab) -> None:
 def test_2_both_sides_score_the_same_ids_behind_the_same_header(lab: Lab, name: str) -> None:
     header = generation_header(lab.tokenizer)
     for row, given in zip(lab.rows(made(name)), lab.examples(6), strict=False):
-        for prompt in (row.prompt, *row.teacher_prompts.values()):
+        for where, prompt in ((NONE, row.prompt), *row.teacher_prompts.items()):
+            if where.where == "continue":  # it goes on behind its own answer, with no header
+                continue
             assert ends_with(prompt, header)
             assert packed([(prompt, row.completion)]).targets.tolist() == list(row.completion)
         assert row.completion[-1] == lab.tokenizer.eos_token_id or given.turn.finish_reason == "length"

@@ -126,6 +126,12 @@ def routes_of(route: TermRoute) -> tuple[TermRoute, ...]:
     return (route, *(deep for one in route.routes for deep in routes_of(one))) if isinstance(route, Both) else (route,)
 
 
+def kinds_of(route: TermRoute) -> tuple[str, ...] | None:
+    """The kinds of feedback that a route reads, None for all."""
+    named = [one.kinds for one in routes_of(route) if isinstance(one, ByKind)]
+    return tuple(kind for kinds in named for kind in kinds) if named else None
+
+
 @runtime_checkable
 class Weight(Protocol):
     """Factors for the tokens of a batch, from each token's own answer alone.

@@ -25,7 +25,9 @@ from afterword.learn.recipes.distil import (
     stable_opd,
     veto,
 )
+from afterword.learn.recipes.group import dasd, essd, hdpo, kdrl, rlad, rlsd, rltf, sage, scope, sd_zero, sdar, srpo
 from afterword.learn.recipes.hindsight import (
+    crisp,
     follow_ups,
     opcd,
     opsd,
@@ -61,8 +63,21 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "revisit-opd": revisit_opd,
     "exopd": exopd,
     "reopold": reopold,
+    "crisp": crisp,
     "sft": sft,
+    "essd": essd,
+    "dasd": dasd,
     "grpo": grpo,
+    "kdrl": kdrl,
+    "rlad": rlad,
+    "rlsd": rlsd,
+    "sdar": sdar,
+    "srpo": srpo,
+    "scope": scope,
+    "hdpo": hdpo,
+    "sage": sage,
+    "rltf": rltf,
+    "sd-zero": sd_zero,
 }
 """By the name that `train.recipe` takes."""
 

@@ -28,7 +28,7 @@ from afterword.learn.parts.fields import Count, Positive, Share, SkippedTokens, 
 from afterword.learn.parts.schedules import Cosine, Linear
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolation
-from afterword.learn.parts.teachers import BASE, EMA, LIVE, START, Teacher
+from afterword.learn.parts.teachers import BASE, EMA, LIVE, START, Copy, Teacher
 from afterword.learn.parts.weights import (
     SEQUENCE_MEAN,
     TOKEN_MEAN,
@@ -213,6 +213,17 @@ def opsd_clipped(*, clip: Positive = 0.05, **settings: Any) -> Recipe:
         weights=(InteractionWeight(), Cap(clip)),
     )
     return Recipe(name="opsd-clipped", terms=(term,), **{**ON_POLICY, **settings})
+
+
+BRIEF = "Answer as briefly as you can without leaving anything out."
+
+
+@method
+def crisp(*, experience: str = BRIEF, every: Count = 50, **settings: Any) -> Recipe:
+    """Shorter answers: what the instruction `experience` does, without it, by a lagged copy (arXiv 2603.05433)."""
+    where = with_text(CONTEXTS["appended"], experience)
+    term = Term(name="concise", estimator=ReverseKL(), teacher=Copy(every=every), context=where)
+    return Recipe(name="crisp", terms=(term,), **{**ON_POLICY, **settings})
 
 
 @method

@@ -39,7 +39,7 @@ from afterword.learn.parts.contexts import (
     fit_hindsight,
     others,
 )
-from afterword.learn.parts.weights import ByKind
+from afterword.learn.parts.weights import kinds_of
 from afterword.learn.recipes import Recipe
 from afterword.records import Excluded, Interaction, Turn, content_hash
 from afterword.train.data.episodes import with_earlier_answers
@@ -220,7 +220,7 @@ class RowEncoder:
 
     def _other_kind(self, interaction: Interaction) -> str | None:
         """The kinds that the recipe reads when this is none of them, else None."""
-        kinds = [t.route.kinds if isinstance(t.route, ByKind) else None for t in self.recipe.terms]
+        kinds = [kinds_of(t.route) for t in self.recipe.terms]
         named = [kind for some in kinds if some is not None for kind in some]
         if None in kinds or self._answer(interaction).kind in named:
             return None
@@ -230,7 +230,7 @@ class RowEncoder:
         """What is known of it beside its tokens. Where a recipe mixes in gold, answers that users were content with
         are that: they are imitated as they were served."""
         reward = float(interaction.polarity) if interaction.polarity else None
-        mixed = any(isinstance(t.route, ByKind) and GOLD in t.route.kinds for t in self.recipe.terms)
+        mixed = any(GOLD in (kinds_of(t.route) or ()) for t in self.recipe.terms)
         kind = GOLD if mixed and interaction.polarity > 0 else interaction.kind
         return AnswerInfo(kind=kind, task=interaction.task, reward=reward)
 
