@@ -164,7 +164,8 @@ def test_kdrls_penalty() -> None:
 
 def test_advantages_add_multiply_and_scale() -> None:
     """OPID: the outcome and a thousandth of the log-ratio."""
-    some, info = scores(), {"reward": 1.0, "group": Group(size=4, mean=0.25, deviation=0.5)}
+    some = scores()
+    info: dict[str, Any] = {"reward": 1.0, "group": Group(size=4, mean=0.25, deviation=0.5)}
     gap = T.log() - S.log()
     both = Sum((GroupBaseline(), Scaled(LogRatio(), 1e-3)))
     assert both(some, batch(**info), KEEP).tolist() == pytest.approx((1.4997 + 1e-3 * gap).tolist(), abs=1e-4)

@@ -138,11 +138,11 @@ def evaluate(lab: Lab, one: Recipe, rows: Sequence[Encoded], batches: Sequence[S
         part = [rows[i] for i in picked]
         where = layout_of(lab, part)
         contexts = dict.fromkeys(t.student_context for t in one.terms)
-        batches = {context: packed([r.parts(context) for r in part]) for context in contexts}
-        students = {context: hidden_states(lab.model, batch) for context, batch in batches.items()}
+        rowed = {context: packed([r.parts(context) for r in part]) for context in contexts}
+        students = {context: hidden_states(lab.model, batch) for context, batch in rowed.items()}
         for term, count in zip(one.terms, counts, strict=True):
             read = term.student_context
-            scores = scores_of(lab, term, part, students[read], batches[read].targets)
+            scores = scores_of(lab, term, part, students[read], rowed[read].targets)
             value = term.value(scores, where, 1.0 if term.by_weight else count)
             if term.by_weight:
                 late[term.name] += [value, term.weight_sum(scores, where)]

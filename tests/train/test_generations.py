@@ -14,7 +14,7 @@ import torch
 from afterword.chat.render import decode, end_of_turn_ids, generation_header
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.loss.terms import Term
-from afterword.learn.parts.contexts import AGAIN, CONTEXTS, Reflection, Sibling, Skill, with_hint
+from afterword.learn.parts.contexts import AGAIN, CONTEXTS, Context, Reflection, Sibling, Skill, with_hint
 from afterword.learn.parts.divergences import FORWARD_KL, NegativeLogLikelihood
 from afterword.learn.parts.generation import STUDENT, AnswerFilter, Draft, Ended, Generation, Longest, Right
 from afterword.learn.parts.teachers import BASE, LIVE, START, External
@@ -82,7 +82,7 @@ def test_each_generation_writes_under_its_weights_and_context(model: str, tmp_pa
     assert [r.answer.plain for r in rows] == [True] * 9 + [False] * 3
     assert {r.answer.under for r in rows} == {None, CONTEXTS["appended"]}
     for row in rows[:9]:
-        context = row.answer.under or NONE
+        context = row.answer.under if isinstance(row.answer.under, Context) else NONE
         (known,) = log_probs(lab.policy.model, lab.policy.head, [row.parts(context)])
         torch.testing.assert_close(torch.tensor(row.served), known, atol=2e-5, rtol=1e-4)
     assert all(math.isnan(x) for row in rows[9:] for x in row.served)
