@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from hypothesis import HealthCheck, settings
 
@@ -29,3 +32,6 @@ for _name in filter(is_ambient, list(os.environ)):
 # No example of a property fails for its time: that is the machine's, beside other work.
 settings.register_profile("any_load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_load")
+# Engines of other people on this machine hold up no test.
+os.environ["AFTERWORD_RUN_DIR"] = tempfile.mkdtemp(prefix="afterword-run-")
+atexit.register(shutil.rmtree, os.environ["AFTERWORD_RUN_DIR"], ignore_errors=True)

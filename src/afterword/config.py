@@ -70,7 +70,7 @@ CONVERSATION_FROM = (
 )  # fmt: skip
 
 PREFIX = "AFTERWORD_"
-NOT_SETTINGS = frozenset({"AFTERWORD_HOME", "AFTERWORD_CONFIG", "AFTERWORD_CACHE"})
+NOT_SETTINGS = frozenset({"AFTERWORD_HOME", "AFTERWORD_CONFIG", "AFTERWORD_CACHE", "AFTERWORD_RUN_DIR"})
 """Variables that say where things are; they are no keys of the tree."""
 RENAMED = {"train.passes": "train.epochs"}
 """Old setting -> its present name. Old names are read for one more release, with a FutureWarning."""

@@ -12,6 +12,7 @@ from tests.engine.conftest import Client, Peer, serve_tiny, write_tiny
 
 from afterword.errors import ModelError
 from afterword.model.generation.runner import Runner
+from afterword.sharing import computing, engines
 
 TEXTS = ["Hi", "A somewhat longer question about rivers?", "x" * 150, "Tell me.", "Why 12 and not 13?"]
 
@@ -203,3 +204,25 @@ async def test_a_sequence_that_grows_over_the_switch_of_longrope_equals_a_plain_
                 logits = peer.model(input_ids=torch.tensor([[*prompt, *choice["token_ids"][:n]]])).logits[0, -1]
             assert given[n] == pytest.approx(float(logits.log_softmax(-1)[token]), abs=1e-3)
     assert crossed
+
+
+async def test_other_processes_see_when_it_computes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFTERWORD_RUN_DIR", str(tmp_path / "run"))
+    seen: list[bool] = []
+    async with serve_tiny(tiny) as client:
+        (signal,) = engines()
+        working = client.engine._working
+
+        def noted(busy: bool) -> None:
+            working(busy)
+            seen.append(computing([signal]))
+
+        client.engine._working = noted
+        await client.ids("Hi", 4)
+        while len(seen) < 5 or seen[-1]:  # the last answer leaves before the step's end is told
+            await asyncio.sleep(0.01)
+        assert seen[:4] == [True] * 4
+        assert not computing([signal])
+    assert engines() == [], "the signal ends with the engine"

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from afterword.model.generation.fused_linear import note_inputs, replace_parts
+from afterword.model.generation.machine_load import LoadFollower
 from afterword.model.generation.thread_tuner import _PERIOD, _TRIAL, Cores
 
 
@@ -69,7 +70,7 @@ def test_a_writing_step_gets_the_threads_that_were_faster(
     clock = [0.0]
     monkeypatch.setattr("afterword.model.generation.thread_tuner._use", used.append)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    cores = Cores(2)
+    cores = Cores(2, LoadFollower(2, lambda: None, lambda: 0.0))
     for _ in range(2 * _PERIOD):
         with cores.share(16):
             clock[0] += 1.0 if used[-1] == fast else 3.0
@@ -86,7 +87,7 @@ def test_only_steps_of_as_many_tokens_are_compared_and_sleeping_threads_get_time
     clock = [0.0]
     monkeypatch.setattr("afterword.model.generation.thread_tuner._use", used.append)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    cores, awake = Cores(2), 0
+    cores, awake = Cores(2, LoadFollower(2, lambda: None, lambda: 0.0)), 0
     for step in range(2 * _PERIOD):
         tokens = 16 if step >= _TRIAL else 1 + step  # the batch grows while the first way is timed
         with cores.share(tokens):

@@ -18,6 +18,7 @@ from afterword.model.generation.engine import Engine, Request
 from afterword.model.generation.request import GenerationRequest, TokenOutput
 from afterword.model.generation.runner import Runner
 from afterword.model.generation.text import Codec
+from afterword.sharing import ServingSignal
 
 
 class Host:
@@ -27,7 +28,8 @@ class Host:
         """`name`: under which requests mean the base model; `base`: hash of its weights."""
         self.runner = runner
         self.max_model_len, self.vocabulary = runner.max_model_len, runner.vocabulary
-        self.engine = Engine(runner, self._hand_over, max_batch=max_batch)
+        self._signal = ServingSignal()
+        self.engine = Engine(runner, self._hand_over, max_batch=max_batch, working=self._signal.working)
         self._codec, self._name, self._base = codec, name, base
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[int, Request] = {}
@@ -52,6 +54,7 @@ class Host:
         try:
             self.engine.run()
         finally:
+            self._signal.close()
             self._reader.shutdown()
 
     def stop(self) -> None:

@@ -22,6 +22,7 @@ from afterword.model.head import Head, head_of
 from afterword.model.loading import longest_context
 from afterword.model.packing import Parts, by_budget, hidden_states, packed, scored_count
 from afterword.records import Turn
+from afterword.sharing import BACKGROUND
 
 _ROWS = 1 << 14
 """Embedding rows in a block."""
@@ -65,7 +66,7 @@ def log_probs(model: Any, head: Head, pairs: Sequence[Parts], *, budget: int = 4
         For each sequence [n] nats, float32 on the CPU.
     """
     found: dict[int, Tensor] = {}
-    for group in by_budget([sum(map(len, parts)) for parts in pairs], budget):
+    for group in BACKGROUND.between(by_budget([sum(map(len, parts)) for parts in pairs], budget)):
         batch = packed([pairs[i] for i in group], head.weight.device)
         scores = token_losses(hidden_states(model, batch), None, head, batch.targets, NegativeLogLikelihood())
         pieces = torch.split(scores.logp_student.float().cpu(), [scored_count(pairs[i]) for i in group])

@@ -1,4 +1,8 @@
-"""Sets how OpenMP threads wait for each other. Takes effect only before torch is loaded."""
+"""Sets how OpenMP threads wait for each other: the only place for these variables, which child processes inherit. Takes
+effect only before torch is loaded.
+
+While other processes use the cores, an engine's step runs on fewer threads (`generation.machine_load`), which spares
+both the spinning and the wake-ups."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import torch
 from afterword.errors import AfterwordError, ConflictError
 from afterword.learn.loss.terms import divisors
 from afterword.learn.recipes import Recipe, describe
+from afterword.sharing import BACKGROUND
 from afterword.train.artifact import TrainResult, finished_result, publish
 from afterword.train.data.batches import by_size, rows_of, split
 from afterword.train.data.examples import Example
@@ -133,10 +134,10 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
 
         picked = [i for i in picked if rows[i].answer.accepted]  # no term counts the others
 
-        # Teacher, student, loss, gradient: one micro-batch at a time.
+        # Teacher, student, loss, gradient: one micro-batch at a time; between two, users' requests go first.
         tally = Tally(terms, run.end_ids)
         mine = split(rows, workers.shard(by_size(rows, picked)), recipe.micro_tokens)
-        for n, micro in enumerate(mine):
+        for n, micro in enumerate(BACKGROUND.between(mine)):
             batch = forward(policy, states, terms, micro)
             losses = gradient.add(batch)
             tally.add(*batch.shown(terms), losses, batch.ids)

@@ -19,6 +19,7 @@ from afterword.learn.recipes.recipe import Recipe
 from afterword.learn.recipes.validate import advice
 from afterword.model.loading import load_tokenizer, model_sizes, resolve_model
 from afterword.records import Candidate, Excluded, Interaction, Json, TrainingPlan, Turn
+from afterword.sharing import BACKGROUND
 from afterword.store import Store
 from afterword.store.locks import TRAIN, alone
 from afterword.train.artifact import candidate_record, summary_lines
@@ -138,6 +139,8 @@ def _executed(
         raise
     for sentence in summary_lines(result):
         note(sentence)
+    if BACKGROUND.waited >= 1.0:
+        note(f"Waited {BACKGROUND.waited:.0f} s for requests that were served on this machine.")
     candidate = candidate_record(result, id=plan.candidate, path=folder, parent=plan.parent)
     chosen: Json = {"selection": plan.selection} if plan.selection else {}
     if plan.replayed:

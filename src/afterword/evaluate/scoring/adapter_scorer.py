@@ -21,6 +21,7 @@ from afterword.model.head import Head, head_of, with_adapter
 from afterword.model.loading import load_model
 from afterword.model.lora import load_adapter, patch_lora_layers
 from afterword.model.packing import Ids, by_budget, hidden_states, packed
+from afterword.sharing import BACKGROUND
 
 BUDGET = 4096
 """Packed tokens in one forward pass."""
@@ -88,7 +89,7 @@ class AdapterScorer:
         for number in {len(ends) for _, ends in choices}:
             alike = [i for i, (_, ends) in enumerate(choices) if len(ends) == number]
             sizes = [number * (len(choices[i][0]) + max(map(len, choices[i][1]))) for i in alike]
-            for group in by_budget(sizes, BUDGET):
+            for group in BACKGROUND.between(by_budget(sizes, BUDGET)):
                 picked = [alike[i] for i in group]
                 found.update(zip(picked, self._options(name, [choices[i] for i in picked], number), strict=True))
         return [found[i] for i in range(len(choices))]
@@ -138,7 +139,7 @@ class AdapterScorer:
         A run of hits is therefore a span that comes out word for word once its beginning is given.
         """
         found: dict[int, list[bool]] = {}
-        for group in by_budget([len(p) + len(c) for p, c in pairs], BUDGET):
+        for group in BACKGROUND.between(by_budget([len(p) + len(c) for p, c in pairs], BUDGET)):
             batch = packed([pairs[i] for i in group], self.head.weight.device)
             with self.active(name) as model:
                 states = hidden_states(model, batch)
@@ -157,7 +158,7 @@ class AdapterScorer:
         second || arm reading the first), and the arm's entropy (nats). `names` are the arms' adapters, None for the
         base; what the base reads with hindsight is computed once for all of them."""
         found: list[dict[int, tuple[list[float], list[float]]]] = [{} for _ in names]
-        for group in by_budget([len(p) + len(c) for _, (p, c) in pairs], BUDGET):
+        for group in BACKGROUND.between(by_budget([len(p) + len(c) for _, (p, c) in pairs], BUDGET)):
             plain = packed([pairs[i][0] for i in group], self.head.weight.device)
             hinted = packed([pairs[i][1] for i in group], self.head.weight.device)
             with self.active(None) as model:
@@ -180,7 +181,7 @@ class AdapterScorer:
     def drift(self, name: str, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, float, float]]:
         """For each (prompt, completion): summed KL(base || adapter), -log p_base and -log p_adapter (nats)."""
         found: dict[int, tuple[float, float, float]] = {}
-        for group in by_budget([len(p) + len(c) for p, c in pairs], BUDGET):
+        for group in BACKGROUND.between(by_budget([len(p) + len(c) for p, c in pairs], BUDGET)):
             batch = packed([pairs[i] for i in group], self.head.weight.device)
             with self.active(None) as model:
                 base = hidden_states(model, batch)

@@ -24,6 +24,7 @@ from afterword.feedback.collect.decide import CaseDecision, decide
 from afterword.feedback.collect.signals import FeedbackCase
 from afterword.feedback.settings import CollectSettings
 from afterword.records import Feedback, Interaction, Skip, Turn
+from afterword.sharing import BACKGROUND
 
 log = logging.getLogger("afterword.feedback")
 
@@ -190,6 +191,7 @@ def serve(given: BinaryIO, answers: BinaryIO) -> None:
 
 def main() -> None:
     """Entry point of a child process."""
+    BACKGROUND.give_way()  # lowers the priority where a server runs
     with contextlib.suppress(BrokenPipeError):  # the collector ended first
         serve(sys.stdin.buffer, sys.stdout.buffer)
     os._exit(0)  # what is left in the pipe's buffer nobody reads

@@ -24,6 +24,7 @@ from afterword.model.generation.request import GenerationRequest, TokenOutput
 from afterword.model.generation.runner import Runner
 from afterword.model.lora import Delta
 from afterword.model.lora_folder import PREFIX, LoraWeights
+from afterword.sharing import BACKGROUND
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,9 @@ class Drawer:
             if not left:
                 engine.stop()
 
-        engine = Engine(self._runner, deliver, max_batch=self._rows)
+        engine = Engine(
+            self._runner, deliver, max_batch=self._rows, working=lambda busy: BACKGROUND.give_way() if busy else None
+        )
         laid = None if adapter is None else _adapter(adapter)
         adding = None if laid is None else engine.add_adapter(laid)
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):

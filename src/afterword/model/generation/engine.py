@@ -81,15 +81,19 @@ class Engine:
 
     `max_batch`: requests at once. `chunk`, tokens of prompts read a step, is what a step can bear without
     stalling those who write (256 are about 80 ms at the 3,300 tokens/s that two CPU cores read).
+    `working` is called with True before each step and with False when no request is left.
     """
 
-    def __init__(self, runner: Runner, deliver: Deliver, *, max_batch: int = 32) -> None:
+    def __init__(
+        self, runner: Runner, deliver: Deliver, *, max_batch: int = 32, working: Callable[[bool], object] | None = None
+    ) -> None:
         self.runner = runner
         self.max_batch = max_batch
         self.chunk = 2048 if runner.device.type == "cuda" else 256
         self.generated = 0
         self.repetitions = 0
         self._deliver = deliver
+        self._working = working or (lambda busy: None)
         self._bank = AdapterBank(runner.lines, runner.mask, runner.device)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -192,8 +196,11 @@ class Engine:
             self._drop_cancelled()
             self._drop_retired()
             self._admit()
+            self._working(bool(self._running))
             if self._running:
                 self._guarded_step()
+                if not self._running and not self._waiting:
+                    self._working(False)
 
     def _guarded_step(self) -> None:
         """One step. One that fails is repeated for each request alone: only those that fail by themselves are ended.

@@ -107,7 +107,11 @@ class Runner:
         sequence that are known, for models whose rotary factors depend on them."""
         totals = (lengths or [len(ids)] * len(ids)) if self.switch is not None else []
         known = torch.tensor([totals], device=self.device)
-        with torch.inference_mode(), self._cores.share(len(ids)), sequence_lengths(self._model, known):
+        with (
+            torch.inference_mode(),
+            self._cores.share(len(ids), bool(plan.chunks)),
+            sequence_lengths(self._model, known),
+        ):
             kept = torch.tensor(ends or [len(ids) - 1], dtype=torch.long, device=self.device)
             self.mask.read_at(kept)
             logits: torch.Tensor = self._model(

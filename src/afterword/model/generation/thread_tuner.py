@@ -1,8 +1,8 @@
 """Chooses the number of CPU threads of a step.
 
 Reading prompts is arithmetic and takes all cores. Writing is hundreds of short operations bound by memory, whose
-threads wait for each other after each one: on an idle machine all cores win, beside a busy gateway or a
-training run half of them are up to three times as fast. No rule knows which, so both are tried now and then.
+threads wait for each other after each one. `machine_load` bounds both by the cores that other processes leave. Within
+that bound no rule knows whether all or half of them write faster, so both are tried now and then.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from statistics import median
 
 import torch
 
+from afterword.model.generation.machine_load import LoadFollower, RunQueue, longest_wait, read_usage
+
 _FEW = 64
 """A step of at most so many tokens is short enough that threads may cost more by waiting than they do."""
 _PERIOD, _TRIAL, _WARM = 256, 10, 5
@@ -22,31 +24,68 @@ each are not compared, for threads that were asleep take some steps to be as fas
 
 
 class Cores:
-    """`threads`: all that the process may use."""
+    """`threads`: all that the process may use. `load`: what other processes leave of them."""
+
+    def __init__(self, threads: int, load: LoadFollower | None = None) -> None:
+        self._load = load or LoadFollower(threads, read_usage)
+        self._queue = RunQueue()
+        self._writing = Trials(threads)
+
+    @contextmanager
+    def share(self, tokens: int, reading: bool = False) -> Iterator[None]:
+        """Run a step of so many tokens on the threads that suit it. Threads belong to the calling thread.
+
+        Args:
+            tokens: Of the step.
+            reading: Whether a prompt is among them, on which the first token waits.
+        """
+        limits, reading = self._load.look(), reading or tokens > _FEW
+        self._writing.bound(limits.writing)
+        threads = limits.reading if reading else self._writing.threads
+        _use(threads)
+        waits = self._queue.read() if threads > 1 else {}
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        if not reading:
+            self._writing.record(tokens, seconds)
+        if threads > 1:
+            self._load.record(threads, seconds, longest_wait(waits, self._queue.read()))
+            self._queue.find_threads()
+
+
+class Trials:
+    """All or half of the threads that writing may use: both are timed now and then, and the faster is kept."""
 
     def __init__(self, threads: int) -> None:
-        self._all = threads
-        self._now, self._other = max(1, threads // 2), threads
+        self._bound = 0
+        self.bound(threads)
+
+    def bound(self, threads: int) -> None:
+        """Sets the most threads; another number than before starts anew with all of them."""
+        if threads == self._bound:
+            return
+        self._bound = threads
+        self._now, self._other = threads, max(1, threads // 2)
         self._step = 0
         self._times: tuple[dict[int, list[float]], dict[int, list[float]]] = ({}, {})
         """Of both ways: tokens of a step -> seconds. Only steps of as many tokens can be compared."""
 
-    @contextmanager
-    def share(self, tokens: int) -> Iterator[None]:
-        """Run a step of so many tokens on the threads that suit it. Threads belong to the calling thread."""
-        if tokens > _FEW or self._now == self._other:
-            _use(self._all)
-            yield
-            return
-        trying = _TRIAL <= self._step < 2 * _TRIAL
-        _use(self._other if trying else self._now)
-        began = time.perf_counter()
-        yield
-        self._record(tokens, time.perf_counter() - began, trying)
+    @property
+    def threads(self) -> int:
+        """Of the next step."""
+        return self._other if self._trying else self._now
 
-    def _record(self, tokens: int, seconds: float, trying: bool) -> None:
+    @property
+    def _trying(self) -> bool:
+        return _TRIAL <= self._step < 2 * _TRIAL
+
+    def record(self, tokens: int, seconds: float) -> None:
+        """Notes a step."""
+        if self._now == self._other:
+            return
         if self._step < 2 * _TRIAL and self._step % _TRIAL >= _WARM:
-            self._times[trying].setdefault(tokens, []).append(seconds)
+            self._times[self._trying].setdefault(tokens, []).append(seconds)
         self._step = (self._step + 1) % _PERIOD
         if self._step == 2 * _TRIAL:
             self._decide()

@@ -22,6 +22,7 @@ from afterword.learn.parts.divergences import NegativeLogLikelihood
 from afterword.learn.parts.teachers import LIVE, Routed, Teacher
 from afterword.learn.recipes import Recipe
 from afterword.model.packing import Ids, Parts, by_budget, packed, scored_count
+from afterword.sharing import BACKGROUND
 from afterword.store.files import write_whole
 from afterword.train.data.episodes import with_earlier_answers
 from afterword.train.data.examples import Prepared
@@ -102,7 +103,8 @@ class _Probe:
         parts = {i: _part(teacher, self.rows[i]) for i, _ in asked}
         for part in dict.fromkeys(parts.values()):
             mine = [(i, p) for i, p in asked if parts[i] == part]
-            for group in by_budget([sum(map(len, p)) for _, p in mine], self.recipe.micro_tokens):
+            groups = by_budget([sum(map(len, p)) for _, p in mine], self.recipe.micro_tokens)
+            for group in BACKGROUND.between(groups):
                 batch = packed([mine[k][1] for k in group], self.teachers.policy.device)
                 side = self.teachers.side(part, batch)
                 seen = token_losses(side.states, None, side.head, batch.targets, NegativeLogLikelihood())

@@ -21,6 +21,7 @@ from afterword.learn.parts.teachers import LIVE, START, Routed, Teacher, TrustRe
 from afterword.learn.recipes import Recipe
 from afterword.model.packing import Parts, ReadBatch, packed
 from afterword.records import content_hash
+from afterword.sharing import BACKGROUND
 from afterword.train.data.batches import rows_of, split
 from afterword.train.data.rows import Encoded
 from afterword.train.runtime.distributed import SINGLE, Distributed
@@ -195,7 +196,8 @@ class TeacherStates:
         found."""
         found: dict[int, TeacherOutput] = {}
         head = self.teachers.head(teacher)
-        for n, group in enumerate(split(self.rows, sorted(self.needed[teacher, context]), budget)):
+        groups = split(self.rows, sorted(self.needed[teacher, context]), budget)
+        for n, group in enumerate(BACKGROUND.between(groups)):
             source = n % self.workers.size
             if source == self.workers.rank:
                 states = self._kept_or_scored(teacher, context, group)
