@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,12 @@ def engine(folder: Path) -> Iterator[str]:
         http.join()
 
 
+@cache
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a folder, loaded once: its marks are found once."""
+    return load_tokenizer(str(folder))
+
+
 @dataclass
 class VLLM:
     """An upstream that renders as vLLM does: the template of the model with the request's template arguments, tool
@@ -122,7 +129,7 @@ class VLLM:
     seen: list[Json] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._tokenizer = load_tokenizer(str(self.folder))
+        self._tokenizer = tokenizer_of(self.folder)
 
     def answer(self, body: Json) -> Json:
         self.seen.append(body)
@@ -160,9 +167,13 @@ class VLLM:
         message = json.loads(json.dumps(message))
         if isinstance(message.get("content"), list):
             message["content"] = "\n".join(part["text"] for part in message["content"])
+        message = {name: value for name, value in message.items() if value is not None or name == "content"}
+        if not message.get("tool_calls"):
+            message.pop("tool_calls", None)
+        message["content"] = message.get("content") or ""
         for call in message.get("tool_calls") or []:
-            if isinstance(call["function"].get("arguments"), str):
-                call["function"]["arguments"] = json.loads(call["function"]["arguments"] or "{}")
+            given = call["function"].get("arguments") or "{}"
+            call["function"]["arguments"] = json.loads(given) if isinstance(given, str) else given
         return message
 
     @contextmanager
@@ -246,6 +257,6 @@ def encoded(
         )
         for n, turn in enumerate(turns)
     ]  # fmt: skip
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = tokenizer_of(folder)
     chosen = using or recipe("follow-ups")
     return encode_examples(examples, tokenizer, chosen, limit=2048, vocabulary=len(tokenizer))

@@ -239,9 +239,9 @@ async def test_long_tools_are_written_beside_the_others_answers(
     threads: list[bool] = []
     render = client.server.codec.render
 
-    def told(*given: Any) -> list[int]:
+    def told(*given: Any, **more: Any) -> list[int]:
         threads.append(threading.current_thread() is threading.main_thread())
-        return render(*given)
+        return render(*given, **more)
 
     monkeypatch.setattr(client.server.codec, "render", told)
     tools = [{"type": "function", "function": {"name": "f", "description": "x" * 10_000, "parameters": {}}}]

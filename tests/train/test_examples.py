@@ -176,16 +176,16 @@ STRICT = TEMPLATE.replace(
 
 
 def test_what_the_template_refuses_is_counted(tmp_path: Path) -> None:
-    """With the conversation as it is, with the hindsight in it, or with content that it cannot write."""
+    """With the conversation as it is, or with content that it cannot write."""
     model = tiny_folder(tmp_path / "strict")
     (tmp_path / "strict" / "chat_template.jinja").write_text(STRICT)
     system = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Question 1?"})
     call = ({"role": "user", "content": "Question 1?"}, {"role": "tool", "content": None})
     for messages in (system, call):
         assert left(model, example(model, 1, messages=messages)) == "template"
-    shown = sdpo_interactions(where=CONTEXTS["system"])
-    with pytest.raises(NothingToDo, match=r"1 template\).*rejects a conversation of system, user: System role not"):
-        prepare([example(model, 1)], load_tokenizer(model), shown, limit=512, vocabulary=259)
+    shown = sdpo_interactions(where=CONTEXTS["system"])  # no system message: the words go before the user's
+    (row,) = prepare([example(model, 1)], load_tokenizer(model), shown, limit=512, vocabulary=259).rows
+    assert "Shorter, please." in decode(load_tokenizer(model), row.teacher_prompts[CONTEXTS["system"]])
 
 
 def test_an_interaction_given_twice_is_trained_once(model: str) -> None:

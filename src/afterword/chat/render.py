@@ -7,7 +7,7 @@ Serving and training share `write_prompt`. Never imports transformers, never tru
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -129,24 +129,73 @@ class Written:
         return _ids(self.tokenizer, lambda: self.guarded)
 
 
-def write_prompt(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None = None) -> Written:
+RESERVED = frozenset((
+    "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize",
+    "continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask", "tokenizer_kwargs",
+))  # fmt: skip
+"""Names that are no template arguments: parameters of `apply_chat_template`."""
+
+
+def template_arguments(fields: Mapping[str, Any]) -> Json:
+    """Reads the template arguments of a request, as vLLM does.
+
+    Args:
+        fields: A request's body, or what a turn keeps of its fields (`Turn.sampling`).
+
+    Returns:
+        `chat_template_kwargs`, and `reasoning_effort` as an argument of that name. Reserved names are left out, and so
+        are arguments that a turn keeps only as a hash.
+    """
+    found: Json = {}
+    if isinstance(effort := fields.get("reasoning_effort"), str):
+        found["reasoning_effort"] = effort
+    given = fields.get("chat_template_kwargs")
+    if isinstance(given, dict) and set(given) != {"hash"}:
+        found |= {str(name): value for name, value in given.items() if name not in RESERVED}
+    return found
+
+
+def write_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Json],
+    tools: Sequence[Json] | None = None,
+    arguments: Json | None = None,
+    *,
+    continued: bool = False,
+) -> Written:
     """Renders the prompt after which the assistant answers `messages`.
+
+    Args:
+        tokenizer: The tokenizer, with its template.
+        messages: The conversation.
+        tools: Tool definitions.
+        arguments: Further variables of the template, such as `enable_thinking`.
+        continued: The last message is the beginning of the answer: the prompt ends with it.
 
     Raises:
         ModelError: If the template rejects the messages.
     """
-    return _write(tokenizer, messages, tools, header=True)
+    return _write(tokenizer, messages, tools, arguments, header=not continued, continued=continued)
 
 
-def render_prompt(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None = None) -> Prompt:
+def render_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Json],
+    tools: Sequence[Json] | None = None,
+    arguments: Json | None = None,
+) -> Prompt:
     """Renders the prompt after which the assistant answers `messages`, and checks it for training.
 
     Raises:
         ModelError: If the template rejects the messages, or writes no generation header at their end.
     """
-    written = write_prompt(tokenizer, messages, tools)
+    written = write_prompt(tokenizer, messages, tools, arguments)
     ids = written.ids()
-    if not ends_with(ids, generation_header(tokenizer)):
+    header, written_by_template = _header(tokenizer, arguments)
+    # Behind what closes a tool's result the answer begins as behind what closes the user's turn.
+    behind = not written_by_template and bool(messages) and messages[-1].get("role") in ("tool", "function")
+    if not behind and not ends_with(ids, header):
         raise ModelError(
             f"the rendered prompt ends with {written.text[-40:]!r}, not with the chat template's generation header: "
             "the template treats this conversation differently; check its last message"
@@ -154,25 +203,35 @@ def render_prompt(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequenc
     return Prompt(written.text, ids, written.marks)
 
 
-def generation_header(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that the template writes where the answer begins; never empty.
+def generation_header(tokenizer: Tokenizer, arguments: Json | None = None) -> tuple[int, ...]:
+    """Ids that the template writes where the answer begins, given these arguments; never empty.
 
     Some templates have no header (Mistral, Llama 2): the answer begins right behind what closes the user's turn, and
     those ids stand for it. ModelError when a prompt does not say where the answer begins.
     """
+    return _header(tokenizer, arguments)[0]
+
+
+def _header(tokenizer: Tokenizer, arguments: Json | None) -> tuple[tuple[int, ...], bool]:
+    """The ids, and whether the template writes them for an answer alone."""
     asked = [{"role": "user", "content": _PROBE}]
-    without = _write(tokenizer, asked, None, header=False).text
-    with_header = _write(tokenizer, asked, None, header=True).text
+    without = _write(tokenizer, asked, None, arguments, header=False).text
+    with_header = _write(tokenizer, asked, None, arguments, header=True).text
     header = with_header.removeprefix(without)
     if header and header != with_header:
-        return encode(tokenizer, header)
+        return encode(tokenizer, header), True
+    if header:  # Phi-4-mini closes a conversation without a header by its end token
+        ids, other = encode(tokenizer, with_header), encode(tokenizer, without)
+        same = next((n for n, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), 0)
+        if other[same:] == (tokenizer.eos_token_id,) and ids[same:]:
+            return ids[same:], True
     closing = _closing(tokenizer) if not header else ()
     if not closing:
         raise ModelError(
             f"the chat template of {getattr(tokenizer, 'name_or_path', 'this model')!r} has no generation header "
             "(add_generation_prompt changes nothing or everything): use a template that opens the assistant's turn"
         )
-    return closing
+    return closing, False
 
 
 def _closing(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -247,10 +306,20 @@ def end_of_turn_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _write(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json] | None, *, header: bool) -> Written:
+def _write(
+    tokenizer: Tokenizer,
+    messages: Sequence[Json],
+    tools: Sequence[Json] | None,
+    arguments: Json | None = None,
+    *,
+    header: bool,
+    continued: bool = False,
+) -> Written:
     try:
         guarded_messages, guarded_tools, placeholder = guarded(tokenizer, [_plain(m) for m in messages], tools)
-        options: dict[str, Any] = {"tools": guarded_tools} if guarded_tools else {}
+        options: dict[str, Any] = {**(arguments or {}), **({"tools": guarded_tools} if guarded_tools else {})}
+        if continued:
+            options["continue_final_message"] = True
         text = str(
             tokenizer.apply_chat_template(guarded_messages, tokenize=False, add_generation_prompt=header, **options)
         )
@@ -265,9 +334,15 @@ def _write(tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Json]
 
 
 def _plain(message: Json) -> Json:
-    """The message as templates read it: text parts as one text, an answer without content as an empty one, and the
-    arguments of tool calls as objects, as vLLM and SGLang hand them over (clients send JSON in a string)."""
+    """The message as templates read it: text parts as one text, an answer without content as an empty one, fields
+    without a value left out (OpenAI's clients send an answer back with `tool_calls: null`), and the arguments of tool
+    calls as objects, as vLLM and SGLang hand them over (clients send JSON in a string)."""
     content = message.get("content")
+    message = {
+        name: value
+        for name, value in message.items()
+        if name == "content" or not (value is None or (name == "tool_calls" and value == []))
+    }
     if isinstance(calls := message.get("tool_calls"), list):
         message = {**message, "tool_calls": [_with_arguments(call) for call in calls]}
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -279,12 +354,12 @@ def _plain(message: Json) -> Json:
 
 def _with_arguments(call: Any) -> Any:
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, dict) or not isinstance(function.get("arguments", ""), str | None):
         return call
     try:
-        arguments = json.loads(function["arguments"])
+        arguments = json.loads(function.get("arguments") or "{}")
     except ValueError:
         return call
-    if not isinstance(arguments, dict):
+    if not isinstance(arguments, dict | list):
         return call
     return {**call, "function": {**function, "arguments": arguments}}

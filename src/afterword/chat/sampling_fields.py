@@ -58,6 +58,7 @@ SHAPED: dict[str, tuple[Any, ...]] = {
 BOUNDS = (
     "max_tokens", "max_completion_tokens", "stop", "stop_token_ids", "include_stop_str_in_output", "seed", "n",
     "skip_special_tokens", "truncate_prompt_tokens", "chat_template_kwargs", "reasoning_effort",
+    "continue_final_message", "add_generation_prompt",
 )  # fmt: skip
 """Fields that bound or describe an answer and leave its distribution alone."""
 _MOST = 200

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from afterword.chat.render import RESERVED, template_arguments
+from afterword.chat.sampling_fields import DRAWN, SHAPED
 from afterword.model.generation.request import GenerationRequest, RequestError
 
 MAX_TOP_LOGPROBS = 20
@@ -15,21 +17,14 @@ MAX_STOPS, MAX_STOP_LENGTH = 64, 1000
 _GREEDY, _COLDEST = 1e-5, 0.01
 """Below the first a temperature is 0, below the second it is the second: what it divides must stay finite (vLLM's
 bounds)."""
+_SERVED = ("temperature", "top_p", "min_tokens", "ignore_eos")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
-    "top_k": (0, -1),
-    "min_p": (0,),
-    "response_format": ({"type": "text"},),
+    **{name: plain for name, plain in (DRAWN | SHAPED).items() if name not in _SERVED},
     "tool_choice": ("auto",),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structured_outputs": (),
-    "use_beam_search": (False,),
+    "stop_token_ids": ([],),
+    "truncate_prompt_tokens": (),
+    "documents": ([],),
+    "chat_template": (),
 }
 """Field -> values that ask for nothing; any other would be an answer that the client did not ask for."""
 
@@ -62,6 +57,8 @@ def parse_request(body: Any) -> GenerationRequest:
         model=_model(body),
         messages=_messages(body.get("messages")),
         tools=_tools(body),
+        template_arguments=_template_arguments(body),
+        continued=_continued(body),
         max_tokens=_integer(body, limit, None, 1),
         min_tokens=_integer(body, "min_tokens", 0, 0) or 0,
         temperature=_temperature(body),
@@ -81,6 +78,40 @@ def parse_request(body: Any) -> GenerationRequest:
 
 def _no_tools(name: str, body: dict[str, Any]) -> bool:
     return name == "tool_choice" and body[name] == "none" and not body.get("tools")
+
+
+def _template_arguments(body: dict[str, Any]) -> dict[str, Any]:
+    given = body.get("chat_template_kwargs")
+    if given is not None and not isinstance(given, dict):
+        raise RequestError(f"chat_template_kwargs must be an object, not {_show(given)}", param="chat_template_kwargs")
+    if taken := sorted(RESERVED.intersection(given or {})):
+        raise RequestError(
+            f"chat_template_kwargs names {', '.join(taken)}, which is no variable of a template: use the request's own "
+            "fields",
+            param="chat_template_kwargs",
+        )
+    effort = body.get("reasoning_effort")
+    if effort is not None and not isinstance(effort, str):
+        raise RequestError(f"reasoning_effort must be a text, not {_show(effort)}", param="reasoning_effort")
+    return template_arguments(body)
+
+
+def _continued(body: dict[str, Any]) -> bool:
+    """Does the answer continue the last message (vLLM's `continue_final_message`)?"""
+    continued, header = _flag(body, "continue_final_message"), body.get("add_generation_prompt")
+    if header not in (None, True, False) or (header is not None and header == continued):
+        raise RequestError(
+            f"add_generation_prompt={_show(header)} with continue_final_message={continued} is not supported: the "
+            "prompt either opens an answer or continues the last message; omit it, or set the two to opposite values",
+            param="add_generation_prompt",
+        )
+    last = (body.get("messages") or [{}])[-1] if isinstance(body.get("messages"), list) else {}
+    if continued and (not isinstance(last, dict) or last.get("role") != "assistant"):
+        raise RequestError(
+            "continue_final_message needs a last message of the assistant, whose text the answer continues",
+            param="continue_final_message",
+        )
+    return continued
 
 
 def _temperature(body: dict[str, Any]) -> float:

@@ -102,14 +102,23 @@ class Server:
         context = self.model.max_model_len
         if size > _LONG:
             # Off this thread: everybody else's answers pass through it.
-            prompt = await asyncio.to_thread(self.codec.render, ask.messages, ask.tools, context)
+            prompt = await asyncio.to_thread(self._render, ask)
         else:
-            prompt = self.codec.render(ask.messages, ask.tools, context)
+            prompt = self._render(ask)
         self.codec.check(prompt, self.model.vocabulary)
         room = context - len(prompt)
         if room < min(ask.min_room, ask.max_tokens or ask.min_room, max(1, context // 4)):
             raise too_long(len(prompt), context)
         return prompt, room if ask.max_tokens is None else min(room, ask.max_tokens)
+
+    def _render(self, ask: GenerationRequest) -> list[int]:
+        return self.codec.render(
+            ask.messages,
+            ask.tools,
+            self.model.max_model_len,
+            arguments=ask.template_arguments,
+            continued=ask.continued,
+        )
 
     async def _whole(self, answer: CompletionResponse, queue: asyncio.Queue[TokenOutput]) -> web.Response:
         pieces = [await queue.get()]

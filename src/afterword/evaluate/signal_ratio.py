@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import Tokenizer, encode_content, generation_header, render_prompt
+from afterword.chat.render import Tokenizer, encode_content, generation_header, render_prompt, template_arguments
 from afterword.errors import ModelError
 from afterword.evaluate.comparison.heldout import CONTEXT
 from afterword.learn.diagnostics import log_probs, readable_ids, unreadable
@@ -122,14 +122,14 @@ def _plan(tokenizer: Tokenizer, item: Item, room: int) -> tuple[Item, list[Pair]
     answer = tuple(answer[:LONGEST])
     if not answer:
         return None
-    plain = tuple(render_prompt(tokenizer, turn.messages, turn.tools).ids)
+    plain = tuple(render_prompt(tokenizer, turn.messages, turn.tools, template_arguments(turn.sampling)).ids)
     if len(plain) + len(answer) > room:
         return None
     pairs: list[Pair] = [(plain, answer)]
     for words in (item.interaction.hindsight, *NEUTRAL, *item.others):
         seen = fit_hindsight(
             tokenizer, CONTEXT, turn.messages, turn.answer, words, room=room - len(answer), longest=LONGEST,
-            tools=turn.tools,
+            tools=turn.tools, arguments=template_arguments(turn.sampling),
         )  # fmt: skip
         if seen is None:
             return None

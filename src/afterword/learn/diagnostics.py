@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import Tokenizer, decode, encode_content, end_of_turn_ids, pieces, render_prompt
+from afterword.chat.render import (
+    Tokenizer,
+    decode,
+    encode_content,
+    end_of_turn_ids,
+    pieces,
+    render_prompt,
+    template_arguments,
+)
 from afterword.errors import UsageError
 from afterword.learn.loss.loss_stage import token_losses
 from afterword.learn.parts.contexts import Context, fit_hindsight
@@ -98,10 +106,20 @@ def token_advantages(
         raise UsageError(f"turn {turn.id} has an empty answer: there is no token to show")
     if not turn.completion_ids:
         completion = (*completion, end_of_turn_ids(tokenizer)[0])
-    plain = turn.prompt_ids or render_prompt(tokenizer, turn.messages, turn.tools).ids
+    plain = (
+        turn.prompt_ids or render_prompt(tokenizer, turn.messages, turn.tools, template_arguments(turn.sampling)).ids
+    )
     room = longest_context(model) - len(completion)
     seen = fit_hindsight(
-        tokenizer, context, turn.messages, turn.answer, hindsight, room=room, longest=room, tools=turn.tools
+        tokenizer,
+        context,
+        turn.messages,
+        turn.answer,
+        hindsight,
+        room=room,
+        longest=room,
+        tools=turn.tools,
+        arguments=template_arguments(turn.sampling),
     )
     if seen is None:
         raise UsageError(f"turn {turn.id} and its hindsight are longer than the model's context")

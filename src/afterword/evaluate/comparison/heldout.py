@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import encode_content, generation_header, render_prompt
+from afterword.chat.render import encode_content, generation_header, render_prompt, template_arguments
 from afterword.errors import ModelError, NothingToDo
 from afterword.evaluate.comparison.answers import EvaluationPrompt
 from afterword.learn.parts.contexts import CONTEXTS, fit_hindsight
@@ -229,7 +229,7 @@ class ContextFit:
         """Tokens that a prompt may have beside an answer of `given` ids or of full length; None where the turn's has
         more, or ids that the base does not know."""
         room = self.longest - max(given, self.max_tokens) - 1  # the end of turn
-        prompt = render_prompt(self.tokenizer, turn.messages, turn.tools).ids
+        prompt = render_prompt(self.tokenizer, turn.messages, turn.tools, template_arguments(turn.sampling)).ids
         return None if room < 1 or len(prompt) > room or max(*prompt, 0) >= self.vocabulary else room
 
     def _fits(self, item: HeldOut) -> bool:
@@ -242,6 +242,6 @@ class ContextFit:
             return True
         seen = fit_hindsight(
             self.tokenizer, CONTEXT, turn.messages, turn.answer, item.interaction.hindsight,
-            room=room, longest=LONGEST_HINDSIGHT, tools=turn.tools,
+            room=room, longest=LONGEST_HINDSIGHT, tools=turn.tools, arguments=template_arguments(turn.sampling),
         )  # fmt: skip
         return seen is not None and max(seen.prompt.ids) < self.vocabulary

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import encode_content, end_of_turn_ids, render_prompt
+from afterword.chat.render import encode_content, end_of_turn_ids, render_prompt, template_arguments
 from afterword.errors import UsageError
 from afterword.evaluate.comparison.answers import Arm, Given
 from afterword.evaluate.comparison.comparison import Comparison
@@ -120,10 +120,10 @@ def _pairs(comparison: Comparison, item: HeldOut, given: Given) -> tuple[tuple[I
     if not ids or (given.ids is None and given.finish_reason != "length"):
         ids = (*ids, ends[0])
     room = comparison.longest - len(ids)
-    prompt = render_prompt(tokenizer, turn.messages, turn.tools).ids
+    prompt = render_prompt(tokenizer, turn.messages, turn.tools, template_arguments(turn.sampling)).ids
     seen = fit_hindsight(
         tokenizer, CONTEXT, turn.messages, turn.answer, item.interaction.hindsight,
-        room=room, longest=LONGEST_HINDSIGHT, tools=turn.tools,
+        room=room, longest=LONGEST_HINDSIGHT, tools=turn.tools, arguments=template_arguments(turn.sampling),
     )  # fmt: skip
     if seen is None or len(prompt) > room:
         raise UsageError(f"held-out turn {turn.id} and its hindsight are longer than the {room} tokens the model reads")

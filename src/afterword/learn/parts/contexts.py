@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Annotated, Literal
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from afterword.chat.canonical import text_of
 from afterword.chat.render import Prompt, Tokenizer, decode, encode_content, render_prompt
-from afterword.errors import ConfigError
+from afterword.errors import ConfigError, ModelError
 from afterword.kinds import with_hindsight
 from afterword.records import Json
 
@@ -99,11 +99,21 @@ class Context:
         return self.where != "nowhere"
 
     def place(
-        self, messages: Sequence[Json], answer: Json, hindsight: str, *, polarity: int = 0, kind: str = ""
+        self,
+        messages: Sequence[Json],
+        answer: Json,
+        hindsight: str,
+        *,
+        polarity: int = 0,
+        kind: str = "",
+        within: bool = False,
     ) -> list[Json]:
-        """The conversation that the teacher answers, new messages."""
+        """The conversation that the teacher answers, new messages. `within`: the text stands in a message of the user
+        rather than in a further message, for templates that reject one."""
         wording = dict(self.by_kind).get(kind, self.wording)
         text = wording.write(hindsight, text_of(answer.get("content")), polarity)
+        if within and self.where in ("last_user", "system"):
+            return _add_within(messages, text, first=self.where == "system")
         if self.where == "last_user":
             return _add_to_last_user(messages, text)
         if self.where == "system":
@@ -124,6 +134,24 @@ def _add_to_last_user(messages: Sequence[Json], text: str) -> list[Json]:
     if messages and messages[-1].get("role") == "user":
         return [*map(dict, messages[:-1]), _extended(messages[-1], text)]
     return [*map(dict, messages), {"role": "user", "content": text}]
+
+
+def _add_within(messages: Sequence[Json], text: str, *, first: bool) -> list[Json]:
+    """Put `text` before the user's first message, or behind their last one."""
+    places = [at for at, message in enumerate(messages) if message.get("role") == "user"]
+    found = [dict(message) for message in messages]
+    if places and first:
+        found[places[0]] = _preceded(found[places[0]], text)
+    elif places:
+        found[places[-1]] = _extended(found[places[-1]], text)
+    return found
+
+
+def _preceded(message: Json, text: str) -> Json:
+    content = message.get("content")
+    if isinstance(content, list):
+        return {**message, "content": [{"type": "text", "text": f"{text}\n\n"}, *content]}
+    return {**message, "content": f"{text}\n\n{content}" if content else text}
 
 
 def _extended(message: Json, text: str) -> Json:
@@ -300,6 +328,7 @@ def fit_hindsight(
     room: int,
     longest: int,
     tools: Sequence[Json] | None = None,
+    arguments: Json | None = None,
     polarity: int = 0,
     kind: str = "",
 ) -> TeacherPrompt | None:
@@ -316,6 +345,7 @@ def fit_hindsight(
         room: Most tokens of the prompt.
         longest: Most tokens of the hindsight.
         tools: Tool definitions of the turn.
+        arguments: Template arguments of the turn (`chat.render.template_arguments`).
         polarity: -1, 0 or 1.
         kind: Kind of the feedback.
 
@@ -326,11 +356,43 @@ def fit_hindsight(
     kept = min(len(ids), longest)
     while True:
         text = hindsight if kept == len(ids) else decode(tokenizer, ids[:kept])
-        placed = where.place(messages, answer, text, polarity=polarity, kind=kind)
-        prompt = render_prompt(tokenizer, placed, tools)
+        prompt = _rendered(
+            tokenizer,
+            lambda only: where.place(messages, answer, text, polarity=polarity, kind=kind, within=only),  # noqa: B023
+            text,
+            tools,
+            arguments,
+        )
         excess = len(prompt.ids) - room
         if excess <= 0:
             return TeacherPrompt(prompt, text, len(ids) - kept)
         if kept <= 1 or not where.privileged:
             return None
         kept = max(1, kept - excess)
+
+
+def _rendered(
+    tokenizer: Tokenizer,
+    place: Callable[[bool], list[Json]],
+    text: str,
+    tools: Sequence[Json] | None,
+    arguments: Json | None,
+) -> Prompt:
+    """The prompt with the text where the context puts it, or within the user's message where the template rejects a
+    further one (Gemma a system message, Mistral a user's message behind a tool's) or leaves it out (Mistral a system
+    message when a tool spoke last)."""
+    try:
+        prompt = render_prompt(tokenizer, place(False), tools, arguments)
+        if _written(text, prompt.text):
+            return prompt
+        within = render_prompt(tokenizer, place(True), tools, arguments)
+        return within if _written(text, within.text) else prompt
+    except ModelError:
+        if place(True) == place(False):
+            raise
+        return render_prompt(tokenizer, place(True), tools, arguments)
+
+
+def _written(text: str, prompt: str) -> bool:
+    """Does a prompt hold a text, whatever its template trims or escapes?"""
+    return "".join(filter(str.isalnum, text)) in "".join(filter(str.isalnum, prompt))

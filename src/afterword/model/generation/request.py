@@ -21,6 +21,9 @@ class GenerationRequest:
     model: str = ""
     messages: list[dict[str, Any]] = field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    continued: bool = False
+    """The last message is the beginning of the answer."""
     max_tokens: int | None = None
     min_tokens: int = 0
     temperature: float = 1.0

@@ -53,13 +53,19 @@ class Codec:
         self._widest = max(map(len, self._core.get_vocab(with_added_tokens=True)), default=1) if known else None
 
     def render(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, most: int | None = None
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        most: int | None = None,
+        *,
+        arguments: dict[str, Any] | None = None,
+        continued: bool = False,
     ) -> list[int]:
-        """Prompt ids of a conversation, generation header included. RequestError when the template refuses, or when
+        """Prompt ids of a conversation, as `write_prompt` renders it. RequestError when the template refuses, or when
         the text alone says that it is longer than `most` tokens: megabytes would take half a minute to encode.
         """
         try:
-            written = write_prompt(self._tokenizer, messages, tools)
+            written = write_prompt(self._tokenizer, messages, tools, arguments, continued=continued)
             text = written.text
             if most is not None and self._widest is not None and len(text) > most * self._widest:
                 raise too_long(len(text) // self._widest, most, "at least ")

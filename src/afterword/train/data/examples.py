@@ -5,6 +5,7 @@ Served ids are trained as they were served. Answers without served ids are token
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -21,8 +22,10 @@ from afterword.chat.render import (
     encode,
     encode_content,
     end_of_turn_ids,
+    ends_with,
     generation_header,
     render_prompt,
+    template_arguments,
 )
 from afterword.chat.sampling_fields import why_not_plain
 from afterword.chat.splice import spliced
@@ -131,7 +134,9 @@ class RowEncoder:
         interaction, turn = example.interaction, example.turn
         if unfit := self._unfit(interaction, turn):
             return Excluded(interaction.id, *unfit)
-        rendered = render_prompt(self.tokenizer, turn.messages, turn.tools)
+        turn = self._asked(turn)
+        arguments = template_arguments(turn.sampling)
+        rendered = render_prompt(self.tokenizer, turn.messages, turn.tools, arguments)
         own = rendered.ids
         served: tuple[float, ...] = ()
         if turn.on_policy:
@@ -234,6 +239,14 @@ class RowEncoder:
         kind = GOLD if mixed and interaction.polarity > 0 else interaction.kind
         return AnswerInfo(kind=kind, task=interaction.task, reward=reward)
 
+    def _asked(self, turn: Turn) -> Turn:
+        """The turn without the beginning of its answer, which a request may give as its last message and whose ids end
+        the served prompt in place of the generation header."""
+        if turn.prompt_ids is None or len(turn.messages) < 2 or turn.messages[-1].get("role") != "assistant":
+            return turn
+        header = generation_header(self.tokenizer, template_arguments(turn.sampling))
+        return turn if ends_with(turn.prompt_ids, header) else replace(turn, messages=turn.messages[:-1])
+
     def _differs(
         self, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...], own: Prompt
     ) -> tuple[str, str] | None:
@@ -249,16 +262,23 @@ class RowEncoder:
                 return "prompt_differs", "its served prompt does not hold the conversation's last message"
         body = completion[:-1] if completion[-1] in self.ends else completion
         served, text = decode(self.tokenizer, body), text_of(turn.answer.get("content"))
-        if not self._says(served, text, turn) and not turn.answer.get("tool_calls") and "�" not in served:
+        shown = decode(self.tokenizer, completion, special=True)  # a request may ask for special tokens in the text
+        said = self._says(served, text, turn) or shown.strip() == text.strip()
+        if not said and not turn.answer.get("tool_calls") and "�" not in served:
             return "ids_differ", f"its ids read {served[:60]!r}, its text is {text[:60]!r}"
         return None
 
     def _holds(self, prompt: tuple[int, ...], turn: Turn) -> bool:
         """Is this a prompt of the turn's conversation, although today's template writes another one (a date, the order
         of a schema's keys, an empty thought)? Judged by the text of the last message that has one."""
-        texts = ("".join(text_of(message.get("content")).split()) for message in reversed(turn.messages))
-        last = next(filter(None, texts), None)
-        return last is not None and last in "".join(decode(self.tokenizer, prompt, special=True).split())
+        texts = (text_of(message.get("content")) for message in reversed(turn.messages))
+        last = next((text for text in texts if text.strip()), None)
+        if last is None:
+            return False
+        read = "".join(decode(self.tokenizer, prompt, special=True).split())
+        # Llama 3 writes what a tool returned as JSON
+        written = (last, json.dumps(last, ensure_ascii=False)[1:-1], json.dumps(last)[1:-1])
+        return any("".join(text.split()) in read for text in written)
 
     def _says(self, served: str, text: str, turn: Turn) -> bool:
         """Do the ids write the stored text? With a stop string the text ends before it, and a server that parses
@@ -341,11 +361,14 @@ class RowEncoder:
             room=room,
             longest=self.recipe.max_hindsight if where.text is None else self.limit,
             tools=turn.tools,
+            arguments=template_arguments(turn.sampling),
             polarity=polarity,
             kind=kind,
         )
         if seen is None:
             return "too_long"
+        if seen.prompt.ids == own:
+            return "template"
         read = spliced(own, seen.prompt.ids, prompt)
         return "prompt_differs" if read is None else (read, seen.cut)
 
@@ -355,7 +378,9 @@ class RowEncoder:
         text = redact(text, self.recipe.redact).text
         if not text.strip():
             return row
-        own, begun = render_prompt(self.tokenizer, turn.messages, turn.tools).ids, row.prompt[len(row.asked) :]
+        turn = self._asked(turn)
+        rendered = render_prompt(self.tokenizer, turn.messages, turn.tools, template_arguments(turn.sampling))
+        own, begun = rendered.ids, row.prompt[len(row.asked) :]
         found = self._shown(where, turn, row.asked, row.completion, own, text, polarity=polarity)
         if isinstance(found, str):
             return row
@@ -367,6 +392,7 @@ class RowEncoder:
 _NO_ROOM = {
     "too_long": "the conversation leaves no room for the hindsight",
     "prompt_differs": "the served prompt has no place for the hindsight",
+    "template": "the chat template does not write the hindsight where the context puts it",
 }
 
 

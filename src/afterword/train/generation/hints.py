@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from afterword.chat.render import Tokenizer, decode, render_prompt
+from afterword.chat.render import Tokenizer, decode, render_prompt, template_arguments
 from afterword.learn.parts.contexts import Context, OwnAttempt, Reflection, Sibling
 from afterword.learn.recipes import Recipe
 from afterword.records import Turn
@@ -98,7 +98,7 @@ def _reflections(
     for row, answer in zip(rows, answers, strict=True):
         turn = turns[row.interaction]
         said = [*turn.messages, {"role": "assistant", "content": answer}, {"role": "user", "content": hint.ask}]
-        prompts.append(render_prompt(tokenizer, said, turn.tools).ids)
+        prompts.append(render_prompt(tokenizer, said, turn.tools, template_arguments(turn.sampling)).ids)
     texts = [decode(tokenizer, ids) for ids in write(prompts, hint.tokens)]
     before = kept["texts"] if kept.get("key") == key else {}
     write_whole(file, json.dumps({"key": key, "texts": {**before, named: texts}}))

@@ -20,6 +20,7 @@ from afterword.chat.render import (
     encode_content,
     generation_header,
     render_prompt,
+    template_arguments,
 )
 from afterword.errors import ModelError
 from afterword.learn.diagnostics import log_probs
@@ -175,7 +176,7 @@ def _prompt(tokenizer: Tokenizer, example: Example, where: Context, room: int) -
     try:
         seen = fit_hindsight(
             tokenizer, where, turn.messages, turn.answer, row.hindsight, room=room, longest=512, tools=turn.tools,
-            polarity=row.polarity, kind=row.kind,
+            arguments=template_arguments(turn.sampling), polarity=row.polarity, kind=row.kind,
         )  # fmt: skip
     except ModelError:
         return None
@@ -192,7 +193,9 @@ def _scores(
         if hinted is None or not answer:
             pairs.append(None)
             continue
-        plain = render_prompt(tokenizer, example.turn.messages, example.turn.tools).ids
+        plain = render_prompt(
+            tokenizer, example.turn.messages, example.turn.tools, template_arguments(example.turn.sampling)
+        ).ids
         pairs.append((plain, hinted, tuple(answer)) if len(plain) + len(answer) <= room else None)
     flat = [(prompt, answer) for pair in pairs if pair for prompt, answer in ((pair[0], pair[2]), (pair[1], pair[2]))]
     found = iter(log_probs(policy.model, policy.head, flat)) if flat else iter(())

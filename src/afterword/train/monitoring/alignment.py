@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from afterword.chat.redact import redact
-from afterword.chat.render import Tokenizer, decode
+from afterword.chat.render import Tokenizer, decode, template_arguments
 from afterword.learn.loss.loss_stage import token_losses
 from afterword.learn.parts.contexts import Context, fit_hindsight, others
 from afterword.learn.parts.divergences import NegativeLogLikelihood
@@ -149,6 +149,7 @@ class _Probe:
                 room=self.limit - len(row.answer_ids),
                 longest=self.recipe.max_hindsight,
                 tools=example.turn.tools,
+                arguments=template_arguments(example.turn.sampling),
                 polarity=shown.polarity,
                 kind=shown.kind,
             )
