@@ -46,6 +46,8 @@ class AdapterScorer:
         """Put an adapter folder beside the base. AdapterError when it does not fit."""
         try:
             self._model = load_adapter(self._model, folder, name)
+        except AdapterError as error:
+            raise AdapterError(f"the adapter cannot be measured: {error.message}") from error
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise AdapterError(
                 f"the adapter {str(folder)!r} does not fit this base model: {str(error)[:300]}; measure it with the "
