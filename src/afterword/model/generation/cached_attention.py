@@ -19,6 +19,8 @@ from afterword.errors import ModelError
 from afterword.model.generation.kv_cache import KeyValues
 
 NAME = "afterword"
+_LANES = 16
+"""Keys that a decoding row reads are a multiple of this: the widest vectors hold so many float32 numbers."""
 
 
 @dataclass(slots=True)
@@ -46,9 +48,10 @@ class Plan:
         self.span = max((r for r, _ in decoding), default=-1) + 1
         self.dense = self.span == self.decoding
         longest = max((p for _, p in decoding), default=0) + 1
-        # One row needs no mask when it reads exactly its own length; else lengths are kept to multiples of
-        # eight for the mask's alignment on CUDA.
-        self.longest = longest if self.span == 1 else min(-(-longest // 8) * 8, cache.length)
+        # On a CPU one row has a mask, too: masked keys add zeros, so that a row's attention is bit for bit the same
+        # beside longer rows. On CUDA one row without a mask takes the faster kernel.
+        self.masked = self.span > 1 or device.type == "cpu"
+        self.longest = min(-(-longest // _LANES) * _LANES, cache.length) if self.masked else longest
         self._index: dict[int, torch.Tensor] = {}
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
@@ -64,7 +67,7 @@ class Plan:
         """Additive mask [span, 1, 1, longest]; rows that do not decode now see their first token only."""
         key = (-1, window)
         if key not in self._masks:
-            if self.span == 1 and (window is None or self.longest <= window):
+            if not self.masked and (window is None or self.longest <= window):
                 self._masks[key] = None
             else:
                 at = torch.zeros(self.span, dtype=torch.long, device=self.rows.device)

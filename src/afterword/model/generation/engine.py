@@ -287,8 +287,16 @@ class Engine:
             youngest.stored = 0
             self._waiting.appendleft(youngest)
 
-    def _shares(self, requests: list[Request]) -> list[tuple[Request, int]]:
-        """(request, end): how far the prompt of each is read in this step, `chunk` tokens in all.
+    def _block(self, request: Request, start: int) -> int:
+        """The end of the block of a prompt that begins at `start`: whole blocks of half a step, whatever else is read,
+        because attention adds in another order where a block ends elsewhere. The last has no single token left behind,
+        which would be read as one that is written."""
+        size = max(1, self.chunk // 2)
+        end, last = (start // size + 1) * size, len(request.tokens)
+        return last if last - end <= 1 else end
+
+    def _shares(self, requests: list[Request]) -> list[tuple[Request, int, int]]:
+        """(request, begin, end): the blocks of prompts that are read in this step, about `chunk` tokens in all.
 
         The shortest first, so that a long prompt holds up nobody who asks a short question; half of a step is kept for
         the longest, so that it goes on however many short ones come.
@@ -299,10 +307,11 @@ class Engine:
         left, reading = self.chunk, []
         for request in unread:
             room = left if request is unread[-1] else left - self.chunk // 2
-            taken = min(len(request.tokens) - request.stored, room)
-            if taken > 0:
-                reading.append((request, request.stored + taken))
-                left -= taken
+            at = request.stored
+            while room > 0 and at < len(request.tokens):
+                end = self._block(request, at)
+                reading.append((request, at, end))
+                room, left, at = room - (end - at), left - (end - at), end
         return reading
 
     def _read_again(self) -> None:
@@ -329,16 +338,16 @@ class Engine:
         plan = Plan(
             self.runner.cache,
             [(request.row, request.stored) for request in decoding],
-            [(request.row, request.stored, end) for request, end in reading],
+            [(request.row, begin, end) for request, begin, end in reading],
         )
         self._bank.select(
-            [(request.adapter, 1) for request in decoding] + [(r.adapter, e - r.stored) for r, e in reading]
+            [(request.adapter, 1) for request in decoding] + [(r.adapter, end - begin) for r, begin, end in reading]
         )
         ids, lengths = [r.tokens[-1] for r in decoding], [len(r.tokens) for r in decoding]
         ends, ready = list(range(len(decoding))), list(decoding)
-        for request, end in reading:
-            ids += request.tokens[request.stored : end]
-            lengths += [len(request.tokens)] * (end - request.stored)
+        for request, begin, end in reading:
+            ids += request.tokens[begin:end]
+            lengths += [len(request.tokens)] * (end - begin)
             if end == len(request.tokens):
                 ends.append(len(ids) - 1)
                 ready.append(request)
@@ -346,7 +355,7 @@ class Engine:
         chosen = self._choose(ready, logits) if ready else []
         for request in decoding:
             request.stored += 1
-        for request, end in reading:
+        for request, _, end in reading:
             request.stored = end
         self.generated += len(ready)
         return [(request, self._written(request, piece)) for request, piece in zip(ready, chosen, strict=True)]

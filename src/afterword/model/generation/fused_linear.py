@@ -16,6 +16,10 @@ from transformers.pytorch_utils import Conv1D
 from afterword.model.matmul import matmul
 
 _BATCH_HINT = 16
+_LEAST_ROWS = 4
+"""Products of fewer rows take other kernels, which add in another order: they are filled up with zeros, so that a row's
+result does not depend on the rows beside it. Measured with torch 2.13 on x86 (AVX512): packed products of one row over
+1,536 columns differ, plain float32 ones of one to three rows. It costs at most 3 % of the CPU time of a single stream."""
 _LINEAR = (torch.nn.Linear, Conv1D)
 """Conv1D is GPT-2's linear layer, with its weight transposed."""
 
@@ -103,6 +107,13 @@ class FusedLinear:
         return made
 
     def _compute(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.numel() // self.in_features
+        if x.device.type != "cpu" or rows >= _LEAST_ROWS:
+            return self._product(x)
+        filled = F.pad(x.reshape(rows, self.in_features), (0, 0, 0, _LEAST_ROWS - rows))
+        return self._product(filled)[:rows].view(*x.shape[:-1], -1)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor
         if self._wide:
             y = self._logits(x)
@@ -113,7 +124,8 @@ class FusedLinear:
         columns = self._mask.times(len(self.sizes), head=self._head)
         if columns is None or self.down is None:
             return y
-        low = torch.mm(x.reshape(-1, self.in_features).float(), self.down).mul_(columns)
+        low = torch.mm(x.reshape(-1, self.in_features).float(), self.down)
+        low = low.mul_(F.pad(columns, (0, 0, 0, len(low) - len(columns))))
         parts = torch.split(y.view(-1, y.shape[-1]), self.sizes, -1)
         for part, mine, up in zip(parts, low.chunk(len(self.sizes), -1), self.up, strict=True):
             part.add_(torch.mm(mine, up))

@@ -143,8 +143,14 @@ def _draw_nucleus(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
 def _nucleus(probabilities: torch.Tensor, limit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities of the likeliest tokens, 0 for those outside of the nucleus `limit` [rows, 1], and their ids: both
     [rows, some]."""
-    best = probabilities.topk(min(_HEAD, probabilities.shape[-1]))
-    if bool((best.values.sum(-1, keepdim=True) < limit).any()):
-        best = probabilities.sort(-1, descending=True)  # type: ignore[assignment]
-    before = best.values.cumsum(-1) - best.values
-    return best.values.masked_fill(before >= limit, 0.0), best.indices
+    head = probabilities.topk(min(_HEAD, probabilities.shape[-1]))
+    values, indices = head.values, head.indices
+    narrow = values.sum(-1) >= limit[:, 0]
+    if not bool(narrow.all()):
+        # Equal probabilities may come in another order here: a row takes this one only if it needs it itself.
+        size = values.shape[-1]
+        values, indices = probabilities.sort(-1, descending=True)
+        values[narrow, size:] = 0.0
+        values[narrow, :size], indices[narrow, :size] = head.values[narrow], head.indices[narrow]
+    before = values.cumsum(-1) - values
+    return values.masked_fill(before >= limit, 0.0), indices

@@ -1,0 +1,61 @@
+"""What is drawn does not depend on what is drawn beside it: bit for bit, on the built-in model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from afterword.model.generation import sampler
+from afterword.model.generation.drawing import DrawnAnswer, Drawer
+from afterword.model.generation.sampler import Draw
+from afterword.model.loading import load_model
+from afterword.model.lora import Delta
+
+ENDS = (2,)
+SIZES = (3, 17, 40, 129, 131, 1)
+"""Tokens of the prompts: one longer than a block by a single token, one by more."""
+LIMITS = (6, 3, 8, 5, 2, 7)
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(100, 40_000, (size,), generator=generator).tolist() for size in SIZES]
+
+
+def update(model: Any) -> dict[str, Delta]:
+    """A random update of two layers of each kind."""
+    generator, found = torch.Generator().manual_seed(5), {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and (".0." in name or ".7." in name):
+            down = torch.randn(8, module.in_features, generator=generator)
+            up = torch.randn(module.out_features, 8, generator=generator)
+            found[name] = Delta(down=down, up=up, scale=0.002)
+    return found
+
+
+def drawn(model: Any, rows: int, adapter: dict[str, Delta] | None, temperature: float) -> list[DrawnAnswer]:
+    drawer = Drawer(model, ENDS, rows=rows)
+    return drawer.draw(prompts(), LIMITS, adapter=adapter, temperature=temperature, seed=11)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+def test_an_answer_is_the_same_in_every_batch(dtype: str) -> None:
+    model = load_model("smollm2-135m-instruct", dtype=dtype, device="cpu")
+    adapter = update(model)
+    alone = drawn(model, 1, adapter, 1.0)
+    assert all(one.tokens and one.tokens != base.tokens for one, base in zip(alone, drawn(model, 1, None, 1.0)))
+    for rows in (3, 6):
+        assert drawn(model, rows, adapter, 1.0) == alone
+
+
+def test_a_wide_nucleus_beside_it_does_not_change_a_draw() -> None:
+    """Equal logits, as half-precision heads give them: `topk` and `sort` order them differently."""
+    generator = torch.Generator().manual_seed(0)
+    narrow = (torch.randn(1, 4096, generator=generator) * 8).round() / 2
+    wide = torch.zeros(1, 4096)
+    for step in range(200):
+        draw = Draw(1.0, 0.9, step / 200)
+        both = sampler.sample(torch.cat([narrow, wide]), [draw, draw])
+        assert int(both[0]) == int(sampler.sample(narrow, [draw])[0])
