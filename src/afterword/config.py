@@ -225,6 +225,22 @@ class CycleConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ForecastConfig:
+    """`[forecast]`: the prediction before a round of `cycle`."""
+
+    before_cycle: bool = True
+    """Predict the gain before a round of `cycle` and skip hopeless rounds. Needs a calibration of the base model."""
+    prompts: Count = 64
+    """Most prompts of the measurement."""
+    min_prompts: Count = 12
+    """Fewer prompts than this predict nothing: the round starts without a prediction."""
+    cost: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Largest share of the training's tokens that the measurement may cost; limits its prompts."""
+    least_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Probability of passing the gate below which a round is skipped."""
+
+
+@dataclass(frozen=True, slots=True)
 class PrivacyConfig:
     """`[privacy]`: redaction of stored data."""
 
@@ -238,6 +254,7 @@ BUILT_IN: dict[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "cycle": CycleConfig,
+    "forecast": ForecastConfig,
     "privacy": PrivacyConfig,
 }
 

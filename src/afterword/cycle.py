@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from afterword.config import CycleConfig, EvaluateConfig, TrainConfig
+from afterword.config import CycleConfig, EvaluateConfig, ForecastConfig, TrainConfig
 from afterword.errors import AfterwordError, ConflictError, NothingToDo, StoreError, UpstreamError
 from afterword.feedback.collect.collect import Funnel, collect
 from afterword.feedback.collect.workers import processes
@@ -25,6 +25,7 @@ from afterword.records import (
     Candidate,
     Interaction,
     Json,
+    Prediction,
     Release,
     Report,
     RoundAttempt,
@@ -55,6 +56,8 @@ def _no_advance(done: int, total: int | None, step: str = "") -> None:
 
 GROWTH, LOOKS = 1.25, 4
 """An undecided candidate is judged again when so many times more interactions are held out; so often in all."""
+FORECASTING = "forecasting"
+"""The stage that may skip a round."""
 RETRY_AFTER = 3600.0
 """Seconds until `watch` tries interactions again whose round failed because of a model server or the database."""
 
@@ -80,6 +83,7 @@ class Settings:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     gate: GateThresholds = field(default_factory=GateThresholds)
+    forecast: ForecastConfig = field(default_factory=ForecastConfig)
     canary: CanarySettings | None = None
     """Release to a share of the users first; None releases to everyone."""
 
@@ -195,7 +199,11 @@ def _watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: 
         funnel = collect_stage(store, now, progress)
         _measure_if_needed(store, now, progress)
         selection = select_stage(store, now, ready=True)
-        new = selection.worded - trained_on(store) - _attempted(store, outcome, unstored)
+        new = (
+            selection.worded
+            - trained_on(store)
+            - _attempted(store, outcome, unstored, forecast=now.forecast.before_cycle)
+        )
         canary = store.canary(now.channel)
         yield WatchStatus(len(new), when.min_new, selection.left["other_slice"], canary.adapter if canary else None)
         if canary is None and len(new) >= when.min_new:
@@ -269,11 +277,11 @@ def _learned(directory: Path, candidate: Candidate, attempt: RoundAttempt) -> tu
     return tuple(name for name in attempt.interactions if name in set(run.plan.interactions))
 
 
-def _attempted(store: Store, outcome: str, unstored: Sequence[RoundAttempt]) -> set[str]:
+def _attempted(store: Store, outcome: str, unstored: Sequence[RoundAttempt], *, forecast: bool) -> set[str]:
     """Interactions that started a round under settings with this hash, of stored and `unstored` attempts.
 
     Rounds whose candidate learned from a user erased since do not count; failures of a model server or the database
-    count for `RETRY_AFTER` seconds.
+    count for `RETRY_AFTER` seconds. Rounds that the forecast skipped count while it is asked.
     """
     gone, now = store.tainted(), time.time()
     return {
@@ -281,6 +289,7 @@ def _attempted(store: Store, outcome: str, unstored: Sequence[RoundAttempt]) -> 
         for row in (*store.rows(RoundAttempt, settings=outcome), *unstored)
         if row.settings == outcome and row.candidate not in gone
         if not row.transient or now - row.created_at < RETRY_AFTER
+        if forecast or row.stage != FORECASTING
         for name in row.interactions
     }
 
@@ -323,9 +332,15 @@ def undecided_candidate(store: Store, settings: Settings) -> Candidate | None:
 
 
 def _learn(store: Store, settings: Settings, progress: Progress, funnel: Funnel, selection: Selection) -> Round:
-    """Train, evaluate, decide and release."""
+    """Predict, train, evaluate, decide and release."""
+    prediction = forecast_stage(store, settings, progress, selection)
     candidate = train_stage(store, settings, progress, selection)
-    return _judge(store, settings, progress, funnel, candidate)
+    made = _judge(store, settings, progress, funnel, candidate)
+    if prediction is not None:
+        from afterword.forecast.outcomes import outcome_of
+
+        store.write(outcome_of(prediction, candidate, made.report, made.verdict))
+    return made
 
 
 def _judge(store: Store, settings: Settings, progress: Progress, funnel: Funnel, candidate: Candidate) -> Round:
@@ -411,6 +426,54 @@ def plan_stage(store: Store, settings: Settings, selection: Selection | None = N
     encoder = StoreEncoder(store, settings.train, settings.model)
     selection = selection or select_stage(store, settings)
     return plan_training(store, settings.train, selection, channel=settings.channel, encoder=encoder)
+
+
+def forecast_stage(
+    store: Store, settings: Settings, progress: Progress, selection: Selection | None = None
+) -> Prediction | None:
+    """Predict what a round would gain; None without a calibration, and where a killed run is to be finished.
+
+    Raises:
+        NothingToDo: The round is hopeless, or nothing can be trained.
+    """
+    from afterword.forecast.points import known_points
+    from afterword.train.run_state import interrupted_run
+
+    points = known_points(settings.directory) if settings.forecast.before_cycle else []
+    if not settings.forecast.before_cycle or interrupted_run(store, settings.directory) is not None:
+        return None
+    if not points:
+        progress.note("no prediction: no calibration is known (`afterword forecast calibrate` measures one)")
+        return None
+    from afterword.forecast.predict import skip_reason
+    from afterword.forecast.stored import NoPrediction, predict_round
+
+    plan = plan_stage(store, settings, selection)
+    rows = store.usable("holdout")
+    heldout = sum(covers(settings.channel, user=row.user, team=row.team, task=row.task) for row in rows)
+    with progress.bar(FORECASTING, "steps") as advance:
+        found = predict_round(
+            store,
+            settings.directory,
+            plan,
+            points,
+            settings.forecast,
+            settings.evaluate,
+            heldout=min(heldout, settings.evaluate.max_interactions),
+            device=settings.device,
+            advance=advance,
+        )
+    if isinstance(found, NoPrediction):
+        progress.note(f"no prediction: {found.why}")
+        return None
+    store.write(found)
+    progress.note(found.says)
+    why = skip_reason(found.advice, found.gate_probability, settings.forecast.least_probability)
+    if why is not None:
+        raise NothingToDo(
+            f"the round is skipped: {found.says}; {why}. `--set forecast.before_cycle=false` trains anyway"
+        )
+    return found
 
 
 def train_stage(store: Store, settings: Settings, progress: Progress, selection: Selection | None = None) -> Candidate:

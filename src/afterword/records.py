@@ -566,5 +566,55 @@ class RoundAttempt(Record):
     """True when a model server or the database failed: the same round may succeed later."""
 
 
-NOTES: tuple[type[Record], ...] = (Review, SignalRatio, Revision, Alarm, RoundAttempt)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction(Record):
+    """What a round was predicted to gain before it began. Example: Prediction(id="pre-51...", base_hash="f7...",
+    unit="nats", context="appended", advice="train", says="train: ...", gain={"value": 0.2, "low": 0.1, "high": 0.3})"""
+
+    TABLE: ClassVar[str] = "predictions"
+
+    base_hash: str
+    """Base model's weights."""
+    unit: str
+    """"share" or "nats": the unit of gap and gain."""
+    context: str
+    """The teacher's context."""
+    advice: str
+    """"train", "collect", "skip" or "unknown"."""
+    says: str
+    """The advice in a sentence; numbers and settings only."""
+    gap: Json = field(default_factory=dict)
+    """The measured gap, {value, low, high, n}."""
+    gain: Json | None = None
+    """The predicted gain with its 90 % interval; None when it is unknown."""
+    gate_probability: float | None = None
+    """Predicted probability that the gate passes."""
+    prompts: int = 0
+    """Prompts that were measured on."""
+    cost: Json = field(default_factory=dict)
+    """Tokens of the measurement and of the training, and predicted CPU minutes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionOutcome(Record):
+    """What became of a prediction. Example: PredictionOutcome(id="out-51...", prediction="pre-51...",
+    candidate="cand-01...", report="rep-01...", gain=0.18, passed=True)"""
+
+    TABLE: ClassVar[str] = "prediction_outcomes"
+
+    prediction: str
+    """The prediction."""
+    candidate: str
+    """The candidate that the round trained."""
+    report: str
+    """Its report."""
+    gain: float | None
+    """The measured gain in the prediction's unit; None when the report lacks it."""
+    passed: bool
+    """Did the gate pass?"""
+
+
+NOTES: tuple[type[Record], ...] = (
+    Review, SignalRatio, Revision, Alarm, RoundAttempt, Prediction, PredictionOutcome,
+)  # fmt: skip
 """Rows beside the spine: notes on interactions, releases and rounds."""

@@ -12,8 +12,8 @@ from afterword.forecast.predict import (
     PastPrediction,
     calibration_drift,
     gate_probability,
-    hopeless,
     predict_gain,
+    skip_reason,
 )
 
 from .points import made
@@ -36,7 +36,8 @@ def test_a_large_gap_is_worth_training_and_none_is_not() -> None:
     assert good.gain["low"] < 0.29 < good.gain["high"] and good.gate_probability > 0.8
     none = predict_gain(measured(0.0, 0.03), POINTS, heldout=64)
     assert none.advice == "skip" and "cannot use the context 'reference': do not train" in none.says
-    assert hopeless(none) and not hopeless(good)
+    assert skip_reason(none.advice, none.gate_probability) and not skip_reason(good.advice, good.gate_probability)
+    assert "0.05" in str(skip_reason("collect", 0.05, 0.1)) and skip_reason("unknown", None) is None
     worse = predict_gain(measured(-0.08, 0.03), POINTS, heldout=64)
     assert worse.advice == "skip"
 

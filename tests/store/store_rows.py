@@ -9,6 +9,8 @@ from afterword.records import (
     Candidate,
     Feedback,
     Interaction,
+    Prediction,
+    PredictionOutcome,
     Record,
     Release,
     Report,
@@ -56,5 +58,17 @@ BESIDE: tuple[Record, ...] = (
     Revision(id="n1", interaction="i1", model="m", text="Six.", draft_score=-0.9, score=-0.4, kept=True),
     Alarm(id="a1", channel="default", release="l1", adapter="a@v000001", against=None, why="approval fell"),
     RoundAttempt(id="t1", settings="5e", interactions=("i1",), stage="training", error="nothing_to_do"),
+    Prediction(
+        id="p1",
+        base_hash="f7",
+        unit="nats",
+        context="appended",
+        advice="train",
+        says="train: gain 0.2",
+        gain={"value": 0.2, "low": 0.1, "high": 0.3, "n": 9},
+        gate_probability=0.7,
+        prompts=32,
+    ),
+    PredictionOutcome(id="o1", prediction="p1", candidate="c1", report="r1", gain=0.18, passed=True),
 )
 """One note of each kind."""

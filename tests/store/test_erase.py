@@ -219,7 +219,17 @@ def test_every_table_says_what_an_erasure_does_with_it(path: Path) -> None:
     connection = connect(path)
     tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     connection.close()
-    without_words = {"attempts", "verdicts", "releases", "alarms", "erasures", "traces", "sqlite_sequence"}
+    without_words = {
+        "attempts",
+        "predictions",
+        "prediction_outcomes",
+        "verdicts",
+        "releases",
+        "alarms",
+        "erasures",
+        "traces",
+        "sqlite_sequence",
+    }
     assert tables - set(CLEARED) - set(PRUNED) - without_words == set()
 
 

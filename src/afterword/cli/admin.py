@@ -14,7 +14,7 @@ from afterword.cli.server_state import health, running_server
 from afterword.errors import ConfigError, UsageError
 from afterword.feedback.select.review_queue import ReviewSettings, agreement
 from afterword.gateway import keys
-from afterword.records import Feedback, Interaction, Skip, Turn, Verdict
+from afterword.records import Feedback, Interaction, Prediction, Skip, Turn, Verdict
 from afterword.release.gate import GateThresholds
 from afterword.release.held_out_forecast import DAYS, held_out_forecast
 from afterword.store import Store
@@ -73,6 +73,7 @@ def run_status(context: CommandContext) -> int:
             "held_out": _held_out(context, store),
             "server": running_server(context.dir),
             "running": running_work(context.dir),
+            "forecast": _forecast(store),
         }
     data["answers"] = health(data["server"]).get("answers")
     if context.json:
@@ -104,6 +105,9 @@ def run_status(context: CommandContext) -> int:
     if (agreed := data["review"])["agreement"] is not None:
         reviewed = agreed["approved"] + agreed["rejected"]
         context.out.print(f"[dim]review:[/] people agree with {agreed['agreement']:.0%} of {reviewed} decisions")
+    if (forecast := data["forecast"]) is not None:
+        context.out.print(f"[dim]forecast:[/] {escape(forecast['prediction']['says'])}")
+        context.out.print(f"[dim]forecast:[/] {escape(forecast['drift']['says'])}")
     _show_live(context, data["live"])
     if data["undecided"]:
         context.say(f"{data['undecided']} feedback events wait for `afterword collect`")
@@ -163,6 +167,19 @@ def _missing(one: dict[str, Any]) -> str:
     if one["ready_at"] is None:
         return f"{need}, none came in the last {DAYS:.0f} days"
     return f"{need}, there by {when(one['ready_at'])} at {one['per_day']:.1f} a day"
+
+
+def _forecast(store: Store) -> dict[str, Any] | None:
+    """The newest prediction and how earlier ones held; None before the first. Without the extra `model` only the
+    prediction."""
+    newest = store.newest(Prediction)
+    if newest is None:
+        return None
+    try:
+        from afterword.forecast.outcomes import forecast_status
+    except ModuleNotFoundError:
+        return {"prediction": newest.to_dict(), "outcome": None, "drift": {"says": "not computed without scipy"}}
+    return forecast_status(store)
 
 
 def _agreement(store: Store) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from afterword.cli.context import CommandContext
+from afterword.cli.forecast import predicted_section
 from afterword.config import ServeConfig
 from afterword.console.actions import Actions
 from afterword.console.app import add_console
@@ -49,7 +50,7 @@ def _actions(context: CommandContext, store: Store) -> Actions:
         return rollback(store, channel, why=why)
 
     def report(candidate: Candidate, found: Report, verdict: Verdict) -> str:
-        return render_report(candidate, found, verdict)
+        return render_report(candidate, found, verdict, sections=predicted_section(store, candidate))
 
     return Actions(
         check=check_key,

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from afterword.cli.context import CommandContext
 from afterword.cli.progress import step_bar
 from afterword.cli.server_state import served_model
 from afterword.config import ServeConfig
 from afterword.errors import NothingToDo
-from afterword.records import Json
+from afterword.records import Candidate, Json, Prediction, PredictionOutcome
+from afterword.store import Store
 from afterword.store.files import write_whole
 
-POINTS = Path("forecast") / "points.jsonl"
-"""The own points of a data directory, below it."""
+if TYPE_CHECKING:
+    from afterword.evaluate.report.report_html import Section
+    from afterword.forecast.points import CalibrationPoint
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -55,15 +56,11 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     fit.set_defaults(run=run_fit)
 
 
-def known_points(context: CommandContext, named: Path | None) -> list[Any]:
+def _points(context: CommandContext) -> list[CalibrationPoint]:
     """The points that `--points` names, else those of the package and of the data directory."""
-    from afterword.forecast.points import read_points
+    from afterword.forecast.points import known_points, read_points
 
-    if named is not None:
-        return read_points(named)
-    shipped = resources.files("afterword.forecast").joinpath("points.jsonl")
-    files = [Path(str(shipped)), context.dir / POINTS]
-    return [point for file in files if file.is_file() for point in read_points(file)]
+    return read_points(context.args.points) if context.args.points else known_points(context.dir)
 
 
 def _measured(context: CommandContext, contexts: Sequence[str], *, shuffled: bool) -> tuple[Any, list[Any], Any]:
@@ -122,7 +119,7 @@ def run_predict(context: CommandContext) -> int:
     from afterword.forecast.predict import predict_gain
     from afterword.forecast.student import training_tokens
 
-    points = known_points(context, context.args.points)
+    points = _points(context)
     names = [name for name in _contexts(context) if teacher_context(name).where.privileged]
     if not names:
         raise NothingToDo("the context 'none' teaches nothing: name another one with --context")
@@ -155,9 +152,10 @@ def run_predict(context: CommandContext) -> int:
 def run_calibrate(context: CommandContext) -> int:
     """Run the trainings of the grid that have no point yet."""
     from afterword.forecast.calibrate import GRID, read_grid, run_grid
+    from afterword.forecast.points import OWN
 
     grid = read_grid(context.args.grid or GRID)
-    points = context.args.points or context.dir / POINTS
+    points = context.args.points or context.dir / OWN
     device = context.config.get(ServeConfig).device
     context.say(f"{grid.size} trainings in all; points go to {points}")
     made = run_grid(
@@ -175,7 +173,7 @@ def run_fit(context: CommandContext) -> int:
     from afterword.forecast.calibration import fit
     from afterword.forecast.figures import calibration_page, error_rows, line_rows
 
-    points = known_points(context, context.args.points)
+    points = _points(context)
     found = fit(points, unit=context.args.unit)
     if context.args.html:
         write_whole(context.args.html, calibration_page(points, found))
@@ -190,6 +188,23 @@ def run_fit(context: CommandContext) -> int:
     columns = ("left out", "configurations", "law", "mean gain", "overlap ratio", "90 % intervals that hold")
     context.table("mean absolute error on what the fit did not see", columns, error_rows(found))
     return 0
+
+
+def predicted_section(store: Store, candidate: Candidate) -> list[Section]:
+    """What was predicted before a candidate was trained, for its page; nothing where nothing was."""
+    from markupsafe import Markup
+
+    from afterword.evaluate.report.report_html import Section
+
+    outcome = next(iter(store.rows(PredictionOutcome, candidate=candidate.id)), None)
+    prediction = store.find(Prediction, outcome.prediction) if outcome else None
+    if outcome is None or prediction is None:
+        return []
+    gain = "not measured" if outcome.gain is None else f"{outcome.gain:+.3f}"
+    told = Markup("<p>{}</p><p>Measured gain: {} ({}).</p>").format(
+        prediction.says, gain, "the gate passed" if outcome.passed else "the gate refused"
+    )
+    return [Section("Predicted before the training", str(told))]
 
 
 def _shown(one: Json | None) -> str:

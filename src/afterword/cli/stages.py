@@ -13,11 +13,12 @@ from rich.markup import escape
 
 from afterword.cli.context import CommandContext
 from afterword.cli.dry_run import next_training, show_selection
+from afterword.cli.forecast import predicted_section
 from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
 from afterword.cli.report_view import show_heatmap, show_metrics, show_verdict
 from afterword.cli.server_state import running_server, served_model, served_name
-from afterword.config import Config, CycleConfig, EvaluateConfig, ServeConfig, TrainConfig
+from afterword.config import Config, CycleConfig, EvaluateConfig, ForecastConfig, ServeConfig, TrainConfig
 from afterword.cycle import (
     Event,
     Failed,
@@ -145,6 +146,7 @@ def stage_settings(context: CommandContext, *, model: bool = True) -> Settings:
         train=_train_config(config),
         evaluate=config.get(EvaluateConfig),
         gate=config.get(GateThresholds),
+        forecast=config.get(ForecastConfig),
         channel=channel_of(context),
         canary=canary_of(context),
     )
@@ -257,7 +259,7 @@ def run_evaluate(context: CommandContext) -> int:
         else:
             verdict = decide_stage(store, report, settings)
         if context.args.html:
-            _write_page(context, context.args.html, candidate, report, verdict)
+            _write_page(context, store, context.args.html, candidate, report, verdict)
     if context.json:
         context.emit({"report": report.to_dict(), "verdict": verdict.to_dict()})
     else:
@@ -266,13 +268,18 @@ def run_evaluate(context: CommandContext) -> int:
     return 0 if verdict.passed or not verdict.reasons else GateRefused.exit_code
 
 
-def _write_page(context: CommandContext, path: Path, candidate: Candidate, report: Report, verdict: Verdict) -> None:
+def _write_page(
+    context: CommandContext, store: Store, path: Path, candidate: Candidate, report: Report, verdict: Verdict
+) -> None:
     from afterword.evaluate.report.report_html import render_report
     from afterword.train.monitoring.metrics import read_metrics
 
     steps = read_metrics(context.dir / "runs" / candidate.id)
     watched = {name: [float(getattr(step, key)) for step in steps] for name, key in MONITORS.items()}
-    page = render_report(candidate, report, verdict, losses=[step.loss for step in steps], monitors=watched)
+    sections = predicted_section(store, candidate)
+    page = render_report(
+        candidate, report, verdict, sections=sections, losses=[step.loss for step in steps], monitors=watched
+    )
     write_whole(path, page)
     context.say(f"report written to {path}")
 

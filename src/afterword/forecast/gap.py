@@ -70,6 +70,9 @@ class GapSource(Protocol):
     def longest(self) -> int:
         """Length bound of an answer."""
 
+    def first(self) -> list[DrawnAnswer] | None:
+        """The student's first answers where they exist already; None draws them."""
+
     def scores(
         self, student: Student, picked: Sequence[int], answers: Sequence[DrawnAnswer], texts: Sequence[str]
     ) -> list[float]:
@@ -117,6 +120,10 @@ class TaskSource:
     def longest(self) -> int:
         """The task's length bound."""
         return self.task.max_tokens
+
+    def first(self) -> list[DrawnAnswer] | None:
+        """None exist."""
+        return None
 
     def scores(
         self, student: Student, picked: Sequence[int], answers: Sequence[DrawnAnswer], texts: Sequence[str]
@@ -221,7 +228,10 @@ class GapMeasurement:
         self.base_teacher = base_teacher
         self.prompts = [student.prompt(asked) for asked in source.asked]
         everything = list(range(len(self.prompts)))
-        self.first = self._drawn(everything, self.prompts, 1, "student")
+        served = source.first()
+        self.first = (
+            self._drawn(everything, self.prompts, 1, "student") if served is None else self._scored(everything, served)
+        )
         self.again = self._drawn(everything, self.prompts, 2, "student again")
         # Not the control's answers: a peer exists where one was right, which would favour the control there.
         found = self._drawn(everything, self.prompts, 3, "peers") if peers else None
@@ -233,7 +243,10 @@ class GapMeasurement:
         self, picked: Sequence[int], prompts: Sequence[tuple[int, ...]], number: int, step: str, *, base: bool = False
     ) -> DrawnScores:
         self.advance(0, None, step)
-        answers = self.student.draw(prompts, self.source.longest, seed=self.seed * 64 + number, base=base)
+        drawn = self.student.draw(prompts, self.source.longest, seed=self.seed * 64 + number, base=base)
+        return self._scored(picked, drawn)
+
+    def _scored(self, picked: Sequence[int], answers: list[DrawnAnswer]) -> DrawnScores:
         texts = [self.student.text(answer) for answer in answers]
         return DrawnScores(answers, texts, self.source.scores(self.student, picked, answers, texts))
 

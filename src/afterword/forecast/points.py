@@ -20,6 +20,10 @@ from afterword.errors import UsageError
 Scale = Literal["share", "nats"]
 """Unit of gap and gain: the share of a checker's marks (0 .. 1), or nats a token of the hindsight score."""
 SCALES: tuple[Scale, ...] = ("share", "nats")
+SHIPPED = Path(__file__).with_name("points.jsonl")
+"""Points that come with the package; missing until a calibration was measured."""
+OWN = Path("forecast") / "points.jsonl"
+"""Own points, below a data directory."""
 Key = tuple[str, str, str, str]
 """Task, context, student, unit."""
 
@@ -146,6 +150,12 @@ def _point(line: bytes, where: str) -> CalibrationPoint:
     if data["unit"] not in SCALES:
         raise UsageError(f"{where}: unit is {data['unit']!r}: use one of {', '.join(SCALES)}", param="points")
     return CalibrationPoint(**data)
+
+
+def known_points(directory: Path) -> list[CalibrationPoint]:
+    """The points that come with the package and those of a data directory (`forecast/points.jsonl`)."""
+    files = [SHIPPED, directory / OWN]
+    return [point for file in files if file.is_file() for point in read_points(file)]
 
 
 def append_point(path: Path, point: CalibrationPoint) -> None:

@@ -214,10 +214,13 @@ def _advised(measured: MeasuredGap, gain: Json, passing: float, heldout: int) ->
     )  # fmt: skip
 
 
-def hopeless(prediction: GainPrediction, least: float = HOPELESS) -> bool:
-    """True when a round should not start: advised against, or the gate would pass too rarely."""
-    passing = prediction.gate_probability
-    return prediction.advice == "skip" or (passing is not None and passing < least)
+def skip_reason(advice: str, gate_probability: float | None, least: float = HOPELESS) -> str | None:
+    """Why a round should not start: it is advised against, or the gate would pass too rarely; None when it may."""
+    if advice == "skip":
+        return "the forecast advises against it"
+    if gate_probability is not None and gate_probability < least:
+        return f"the gate would pass with probability {gate_probability:.2f}, the least is {least:g}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,13 +128,6 @@ FAMILIES: dict[str, GymFamily] = {
         ("true", "false"),
     ),
     "spell_backward": GymFamily("spell_backward", {"min_word_len": 3, "max_word_len": 4}, _TEXT, False),
-    "word_sequence_reversal": GymFamily("word_sequence_reversal", {"min_words": 2, "max_words": 3}, _TEXT, False),
-    "needle_haystack": GymFamily(
-        "needle_haystack", {"min_num_statements": 3, "max_num_statements": 5}, "Reply with the name only.", False
-    ),
-    "family_relationships": GymFamily(
-        "family_relationships", {"min_family_size": 3, "max_family_size": 4}, _TEXT, False
-    ),
 }  # fmt: skip
 """By the name after "gym:"; docs/forecast.md has the share of each that the embedded model solves."""
 

@@ -39,6 +39,8 @@ SEARCHED: dict[str, tuple[str, ...]] = {
     "revisions": ("interaction",),
     "alarms": ("channel", "release", "adapter"),
     "attempts": ("settings",),
+    "predictions": ("base_hash",),
+    "prediction_outcomes": ("prediction", "candidate"),
 }  # fmt: skip
 ARRAYS = ("prompt_ids", "completion_ids", "logprobs")
 

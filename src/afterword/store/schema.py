@@ -210,6 +210,10 @@ MIGRATIONS: tuple[str, ...] = (
     "CREATE INDEX turns_automated ON turns(automated) WHERE automated IS NOT NULL;",
     # 11: rounds of `cycle --watch`; ids and hashes only.
     _table("attempts", "settings TEXT NOT NULL", "settings"),
+    # 12: predicted gains and what became of them; numbers, ids and hashes only.
+    _table("predictions", "base_hash TEXT NOT NULL", "base_hash")
+    + "\n"
+    + _table("prediction_outcomes", "prediction TEXT NOT NULL, candidate TEXT NOT NULL", "prediction", "candidate"),
 )  # fmt: skip
 
 
