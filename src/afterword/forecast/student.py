@@ -29,6 +29,7 @@ from afterword.model.loading import base_hash, load_tokenizer, model_sizes, nati
 from afterword.model.lora import Delta
 from afterword.model.packing import by_budget, packed
 from afterword.records import Interaction, Json, Turn
+from afterword.sharing import BACKGROUND
 from afterword.train.data.batches import by_size, rows_of, split
 from afterword.train.data.examples import Example, Prepared, encode_examples
 from afterword.train.data.rows import Encoded
@@ -180,7 +181,7 @@ class Student:
         """Log-probabilities of completions under the frozen base: (prompt, completion) pairs, in nats."""
         found: dict[int, list[float]] = {}
         head = self.policy.head_of("base")
-        for group in by_budget([len(p) + len(c) for p, c in pairs], 4096):
+        for group in BACKGROUND.between(by_budget([len(p) + len(c) for p, c in pairs], 4096)):
             batch = packed([pairs[i] for i in group], self.policy.device)
             states = self.policy.hidden(batch, "base")
             scores = token_losses(states, None, head, batch.targets, NegativeLogLikelihood()).logp_student
