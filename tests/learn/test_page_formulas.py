@@ -154,7 +154,7 @@ def reopold(k: Tokens, late: bool) -> Tensor:
     entropy = -(k.s.exp() * k.s).sum(-1).detach()
     fifth = torch.cat([e >= e.topk(max(1, round(0.2 * len(e)))).values[-1] for e in torch.split(entropy, LENGTHS)])
     counted = fifth if late else k.gain >= floor
-    return -(counted * k.rho.detach().clamp(max=2) * k.gain.clamp(min=floor) * k.at(k.s)).mean()
+    return -(counted * k.rho.detach().clamp(max=2) * k.gain.clamp(min=floor) * k.at(k.s)).sum() / counted.sum()
 
 
 def veto(k: Tokens, beta: float) -> Tensor:

@@ -21,7 +21,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from tests.train.tiny_model import example
-from afterword.learn.recipes import sdpo_interactions
+from afterword.learn.recipes import recipe
 from afterword.learn.parts.teachers import EMA, TrustRegion
 from afterword.train.loop import train_candidate
 
@@ -31,10 +31,11 @@ examples = [example(model, i, hindsight=words[i % 3]) for i in range(11)]
 for name, settings in (
     ("start", dict(epochs=1, fresh=1, anchor=0.1)),
     ("trust", dict(epochs=1, fresh=0, teacher=TrustRegion(rate=0.3, bound=1e-4))),
+    ("groups", dict(fresh=1, num_generations=2, verifier="tests.learn.recipe_inputs:some_letters", max_fresh=6)),
 ):
     result = train_candidate(
         examples, model=model, out=folder / name / "out", run_dir=folder / name / "run", seed=7,
-        recipe=sdpo_interactions(batch=3, dtype="float32", **settings),
+        recipe=recipe("srpo" if name == "groups" else "sdpo-interactions", batch=3, dtype="float32", **settings),
     )
     print(result.metrics["steps"], flush=True)
 """
@@ -60,7 +61,7 @@ def launch(model: str, folder: Path, size: int) -> None:
     for process in running:
         out, errors = process.communicate(timeout=280)
         assert process.returncode == 0, errors[-3000:]
-        assert out.split() == ["8", "4"]  # every process has the result
+        assert out.split() == ["8", "4", "8"]  # every process has the result
 
 
 @pytest.mark.slow
@@ -68,7 +69,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     model = tiny_folder(tmp_path / "model")
     for size in (1, 2):
         launch(model, tmp_path / str(size), size)
-    for name in ("start", "trust"):
+    for name in ("start", "trust", "groups"):
         one, two = (read_metrics(tmp_path / size / name / "run") for size in ("1", "2"))
         assert [m.interactions for m in one] == [m.interactions for m in two]
         for field in ("loss", "grad_norm", "entropy_student", "overlap"):

@@ -28,7 +28,15 @@ from afterword.learn.parts.schedules import Linear, Switch
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolated, Extrapolation, GeometricBridge
 from afterword.learn.parts.teachers import START, External
-from afterword.learn.parts.weights import TOKEN_MEAN, EntropyGate, InteractionWeight, LeastRatio, NotKind, TopEntropy
+from afterword.learn.parts.weights import (
+    TOKEN_MEAN,
+    WEIGHT_MEAN,
+    EntropyGate,
+    InteractionWeight,
+    LeastRatio,
+    NotKind,
+    TopEntropy,
+)
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 
 _CLIP = PPOClip(low=0.2, high=0.2)
@@ -140,7 +148,7 @@ def reopold(
 ) -> Recipe:
     """Policy gradient with bounded blame, later only where the student is uncertain (arXiv 2603.11137)."""
     floor = math.log(blame) / (1 - blame)
-    parts: dict[str, Any] = {"policy_clip": Truncated(cap=2.0)}
+    parts: dict[str, Any] = {"policy_clip": Truncated(cap=2.0), "reduction": WEIGHT_MEAN}
     terms = (
         _term(
             teacher, "plausible", PolicyGradient(floor=floor),
