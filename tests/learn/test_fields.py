@@ -106,7 +106,14 @@ NUMBERS = {
     ("opsd-clipped", "clip"): {1, 2.5, 1e300}, ("opcd", "k"): {1, 10**400}, ("gkd", "beta"): {0, 1},
     ("eopd", "threshold"): {0, 1, 2.5}, ("veto", "beta"): {0, 1}, ("stable-opd", "gold"): {1, 2.5},
     ("stable-opd", "anchor"): {1, 2.5}, ("revisit-opd", "k"): {10**400}, ("exopd", "scale"): {1, 2.5},
-    ("reopold", "blame"): set(), ("reopold", "share"): {1}, ("reopold", "switch"): set(),
+    ("crisp", "every"): {1, 10**400}, ("essd", "temperature"): {1, 2.5}, ("essd", "top_p"): {1},
+    ("essd", "top_k"): {0, 1, 10**400}, ("kdrl", "beta"): {1, 2.5}, ("rlad", "mix"): {0, 1}, ("rlsd", "mix"): {0, 1},
+    ("rlsd", "bound"): set(), ("rlsd", "steps"): {1, 10**400}, ("sdar", "beta"): {0, 1, 2.5, 1e300},
+    ("sdar", "scale"): {1, 2.5}, ("sdar", "anchor"): {1, 2.5}, ("srpo", "beta"): {0, 1, 2.5, 1e300},
+    ("srpo", "k"): {1, 10**400}, ("srpo", "rate"): {1}, ("scope", "temperature"): {1, 2.5, 1e300},
+    ("hdpo", "scale"): {1, 2.5}, ("hdpo", "k"): {10**400}, ("hdpo", "n"): {1}, ("sage", "n"): {1}, ("rltf", "n"): {1},
+    ("sd-zero", "k"): {1, 10**400}, ("reopold", "blame"): set(), ("reopold", "share"): {1},
+    ("reopold", "switch"): set(),
 }  # fmt: skip
 """Which of HOSTILE a recipe's own numbers may be."""
 OF_ALL = {

@@ -92,7 +92,7 @@ def test_every_name_is_read_by_some_test() -> None:
         ({"schedule": "switch:before=1"}, "is missing at: write switch:at,before=1.0,after=0.0"),
         ({"where": "blok"}, "did you mean 'block'"),
         ({"teacher": 3}, "teacher=3 must be one of start, base, live, ema:rate"),
-        ({"rank": 4, "lora": "lora:8"}, "leave one of them out"),
+        ({"rank": 4, "lora": "lora:8"}, "omit one of them"),
         ({"name": "x"}, "takes no 'name'"),
         ({"terms": "x"}, "takes no 'terms'"),
     ],

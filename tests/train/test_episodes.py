@@ -14,6 +14,7 @@ from afterword.chat.render import encode, end_of_turn_ids, generation_header, re
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.loss.token_batch import layout
 from afterword.learn.parts.contexts import CONTEXTS, with_text
+from afterword.learn.parts.divergences import PolicyGradient
 from afterword.learn.parts.teachers import START
 from afterword.learn.recipes import Recipe, sdpo_interactions, sft
 from afterword.model.head import head_of
@@ -60,9 +61,18 @@ def test_the_layout_counts_places_by_span() -> None:
     assert some.span.tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
     assert some.position.tolist() == [0, 1, 0, 1, 2, 0, 1, 2]
     assert some.last.tolist() == [False, True, False, False, True, False, False, True]
+    assert some.final.tolist() == [False, False, True, True, True, True, True, True]
     assert some.row.tolist() == [0] * 5 + [2] * 3
     empty = layout([], [], [])
-    assert len(empty.span) == len(empty.last) == 0
+    assert len(empty.span) == len(empty.last) == len(empty.final) == 0
+
+
+def test_estimators_over_samples_leave_earlier_answers_out(model: str) -> None:
+    exact = sdpo_interactions(**SETTINGS).terms[0]
+    sampled = dataclasses.replace(exact, estimator=PolicyGradient())
+    rows = encoded(model, [conversation(model)], sdpo_interactions(**SETTINGS))
+    whole = rows_of(rows)
+    assert exact.keep(whole).all() and sampled.keep(whole).tolist() == whole.final.tolist()
 
 
 def test_all_answers_of_a_conversation_are_scored_and_nothing_else(model: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from afterword.errors import ConfigError, NothingToDo
 from afterword.learn.parts.anchors import entropy_bonus
 from afterword.learn.recipes import RECIPES, Recipe, recipe
+from afterword.learn.recipes.validate import validate
 from afterword.train.artifact import TrainResult
 from afterword.train.data.examples import Example
 from afterword.train.loop import train_candidate
@@ -88,8 +89,9 @@ def test_a_recipe_without_its_kind_of_interaction_says_which_it_wants(name: str,
 
 @pytest.mark.parametrize("name", sorted(INPUTS))
 def test_a_recipe_without_what_it_has_to_be_told_fails_before_anything_is_loaded(name: str, tmp_path: Path) -> None:
-    keys = [key for key in INPUTS[name] if name != "sd-zero"]  # without rewards it reads that all is wrong
-    if not keys:
-        return
-    with pytest.raises(ConfigError, match="|".join(rf"train\.{key}" for key in keys)):
+    for key in INPUTS[name]:
+        others = {other: value for other, value in INPUTS[name].items() if other != key}
+        with pytest.raises(ConfigError, match=rf"train\.{key}"):
+            validate(recipe(name, **others))
+    with pytest.raises(ConfigError, match="|".join(rf"train\.{key}" for key in INPUTS[name])):
         run(str(tmp_path / "no such model"), tmp_path, [], recipe(name))

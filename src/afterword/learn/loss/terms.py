@@ -161,7 +161,8 @@ class Term:
         if self.advantage is not None and self.advantage.needs_reward:
             keep = keep & batch.where(lambda a: a.reward is not None)
         if self.needs_plain:
-            keep = keep & (batch.where(lambda a: a.plain) | torch.isfinite(batch.served))
+            # who sampled the earlier turns of a conversation is not known
+            keep = keep & ((batch.where(lambda a: a.plain) & batch.final) | torch.isfinite(batch.served))
         if self.needs_plain or self.needs_served:  # a sample of the student as it is scored
             under = self.student_context if self.student_context.privileged else None
             keep = keep & batch.where(lambda a: a.under == under)

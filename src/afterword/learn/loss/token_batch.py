@@ -133,6 +133,13 @@ class TokenBatch:
         """[N] True for the last token of each span."""
         return torch.cat([self.position[1:] == 0, self.position.new_ones(min(1, len(self.position)), dtype=torch.bool)])
 
+    @property
+    def final(self) -> Tensor:
+        """[N] True for tokens of the last span of their row: an interaction's own answer."""
+        if not len(self.row):
+            return self.last
+        return self.span == self.span[self.length.cumsum(0)[self.row] - 1]
+
     def informed(self, context: Hashable) -> Tensor:
         """[N] True for tokens of answers with privileged text under `context`."""
         known = [p if isinstance(p, bool) else context in p for p in self.privileged]

@@ -117,6 +117,12 @@ class Generation:
         return self.weights == LIVE and self.finish is None and whole
 
     @property
+    def known(self) -> bool:
+        """True when the log-probabilities of its answers are those of one distribution over the whole vocabulary, so
+        that an importance ratio may divide by them."""
+        return self.finish is None and self.temperature > 0 and self.top_p >= 1.0 and not self.top_k
+
+    @property
     def needs_reward(self) -> bool:
         """True when a verifier has to judge the answers before."""
         return self.when != "always" or any(one.needs_reward for one in self.keep)

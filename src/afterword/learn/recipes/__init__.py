@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from afterword.errors import ConfigError
-from afterword.learn.parts.contexts import Context, context, with_template, with_text
+from afterword.learn.parts.contexts import Context, context, with_hint, with_template, with_text
 from afterword.learn.parts.fields import Rank, check_values
 from afterword.learn.recipes.distil import (
     eopd,
@@ -40,7 +40,7 @@ from afterword.learn.recipes.hindsight import (
 )
 from afterword.learn.recipes.outcome import grpo, sft
 from afterword.learn.recipes.recipe import Lora, Recipe, describe
-from afterword.learn.recipes.spec import current, kinds, read
+from afterword.learn.recipes.spec import current, generation_changes, kinds, read, rewordable
 
 __all__ = ["RECIPES", "Lora", "Recipe", "describe", "follow_ups", "recipe", "sdpo_interactions", "sft"]
 
@@ -107,7 +107,13 @@ def recipe(name: str, /, **overrides: Any) -> Recipe:
     if "rank" in options:
         rank = options.pop("rank")
         options["lora"] = Lora(rank=rank, alpha=2.0 * rank)
+    drawn = overrides.get("generation")
+    if isinstance(drawn, str):  # the recipe's own generation with some of its numbers changed
+        del options["generation"]
     made = RECIPES[name](**options)
+    if isinstance(drawn, str):
+        changed = dataclasses.replace(made.generation, **generation_changes(name, drawn))
+        made = dataclasses.replace(made, generation=changed)
     words = {key: value for key, value in overrides.items() if key in _WORDS and value is not None}
     return _reworded(made, **words) if words else made
 
@@ -125,7 +131,7 @@ def _reworded(
     made: Recipe, context: str | None = None, template: str | None = None, template_praise: str | None = None
 ) -> Recipe:
     """The same recipe with another context, or other words around the privileged text, in every term that has one."""
-    if not any(term.context.privileged for term in made.terms):
+    if not any(rewordable(term.context) for term in made.terms):
         raise ConfigError(
             f"recipe {made.name!r} shows its teacher no hindsight: leave out context, template and template_praise",
             param="context",
@@ -134,7 +140,7 @@ def _reworded(
         raise ConfigError("template_praise without template: give both", param="template_praise")
 
     def changed(old: Context) -> Context:
-        if not old.privileged:
+        if not rewordable(old):
             return old
         new = old if context is None else _named(context, old)
         return new if template is None else with_template(new, template, template_praise)
@@ -144,4 +150,5 @@ def _reworded(
 
 
 def _named(name: str, old: Context) -> Context:
-    return context(name) if old.text is None else with_text(context(name), old.text)
+    new = context(name) if old.text is None else with_text(context(name), old.text)
+    return new if old.hint is None else with_hint(new, old.hint)

@@ -114,6 +114,24 @@ def read(recipe: str, make: Callable[..., Recipe], given: Mapping[str, Any]) -> 
     return found
 
 
+def generation_changes(recipe: str, text: str) -> dict[str, Any]:
+    """The fields of a recipe's own generation that `answers:...` changes.
+
+    Raises:
+        ConfigError: The word or a field is unknown.
+    """
+    names = SLOTS[Generation]
+    _part(recipe, "generation", text, names)
+    name, _, rest = text.partition(":")
+    where = f"recipe {recipe!r}: generation={shown(text)}"
+    return _values(where, "generation", name, rest, _fields(Generation))
+
+
+def rewordable(context: Context) -> bool:
+    """True for a context whose place and words a user may change."""
+    return context.privileged and context.where != "continue"
+
+
 def _slot(kind: Any) -> Mapping[str, Any] | None:
     """The names of the parts of a kind, None for a plain value."""
     return SLOTS.get(kind) if isinstance(kind, type) else None
@@ -224,7 +242,7 @@ def options(make: Callable[..., Recipe]) -> list[Option]:
         for name, kind in kinds(make).items()
     ]
     found.append(Option("rank", word(made.lora.rank), _takes(Rank)))
-    read_by = [term.context for term in made.terms if term.context.privileged]
+    read_by = [term.context for term in made.terms if rewordable(term.context)]
     if read_by:
         words = (("context", read_by[0].name, Context), ("template", "none", str), ("template_praise", "none", str))
         found += [Option(name, usual, _takes(kind)) for name, usual, kind in words]

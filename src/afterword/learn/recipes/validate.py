@@ -33,11 +33,14 @@ from afterword.learn.parts.teachers import EMA, External, Released, Routed, Teac
 from afterword.learn.parts.weights import (
     ByCorrectness,
     ByOrigin,
+    ByPassRate,
     Cap,
     ChangedTokens,
+    GroupSoftmax,
     ImportanceRatio,
     Prefix,
     SequenceMean,
+    Solvable,
     reads_teacher,
     routes_of,
 )
@@ -355,20 +358,23 @@ def _generations(recipe: Recipe) -> str | None:
             else None
         )
     for place, one in enumerate(recipe.generations):
-        name = part_text(one)
+        name = f"its {one.origin} answers"
         if not place and one.when != "always":
-            return f"{name}: {one.when!r} asks for the answers of the first generation, and this is it: leave it out"
+            return f"{name} are written first, so {one.when!r} has no answers to ask: leave it out"
         if one.needs_reward and not recipe.verifier:
-            return f"{name} reads rewards, and fresh answers have none: name a function in train.verifier"
+            return f"{name} are chosen by rewards, and fresh answers have none: name a function in train.verifier"
         for writer in (one.weights, one.finish):
             if isinstance(writer, EMA | TrustRegion | Routed):
-                return f"{name}: averaged and routed weights only score: let LIVE, START, BASE or another model write"
+                return (
+                    f"{name}: averaged and routed weights only score, so let LIVE, START, BASE or another model write"
+                )
             if isinstance(writer, External) and not writer.model:
                 return "it learns from another model: name its folder in train.teacher"
         if isinstance(one.context.hint, Sibling | OwnAttempt | Reflection):
-            return f"{name}: its context shows what is made of these very answers: let a teacher read it"
+            hint = type(one.context.hint).__name__
+            return f"{name} cannot read what is made of themselves, a {hint}: show it to a teacher"
         if recipe.scored == "conversation" and (one.prefix or one.finish is not None):
-            return f"{name}: an answer with a prefix or of two writers is one row: set scored to 'answer'"
+            return f"{name} have a prefix or two writers, which fills a row: set scored to 'answer'"
     return None
 
 
@@ -377,8 +383,12 @@ def _hints(recipe: Recipe) -> str | None:
     made = [one for one in hints if isinstance(one, Sibling | OwnAttempt | Reflection)]
     if made and recipe.scored == "conversation":
         return f"{part_text(made[0])} is made for one answer: set scored to 'answer'"
-    if any(isinstance(one, Sibling) for one in made) and recipe.fresh and not recipe.verifier:
-        return "a sibling is a right answer, and fresh answers have no reward: name a function in train.verifier"
+    judged = [one for one in made if not isinstance(one, Reflection)]
+    if judged and recipe.fresh and not recipe.verifier:
+        return (
+            f"{type(judged[0]).__name__} shows an answer by its reward, and fresh answers have none: name a function "
+            "in train.verifier"
+        )
     return None
 
 
@@ -421,12 +431,24 @@ def _origins(recipe: Recipe, term: Term) -> str | None:
         return f"no answer is of the origin {', '.join(named)}: the recipe has {there}"
     if not (term.needs_plain or term.needs_served) or served:
         return None
-    if not any(one.plain and _read(one.context) == _read(term.student_context) for one in writing):
+    if not any(one.known and _read(one.context) == _read(term.student_context) for one in writing):
         return (
-            "it is right only over the student's own samples, as the term reads them, and every generation that it "
-            "reads draws in another way: use a full-vocabulary divergence or the likelihood, or generate with "
-            "temperature 1, nothing cut and context = student_context"
+            "it is right only over samples of the whole vocabulary, as the term's student reads them, and no "
+            "generation that it reads draws so: use a full-vocabulary divergence or the likelihood, or generate "
+            "with top_p=1, top_k=0 and context = student_context"
         )
+    return None
+
+
+def _judged(recipe: Recipe, term: Term) -> str | None:
+    """Routes and weights by reward find rewards."""
+    if not recipe.fresh or recipe.epochs or recipe.verifier:
+        return None
+    routes = [one for one in routes_of(term.route) if isinstance(one, ByCorrectness | ByPassRate)]
+    weights = [one for one in term.weights if isinstance(one, GroupSoftmax | Solvable)]
+    reading: list[Any] = [*routes, *weights]
+    if reading:
+        return f"{part_text(reading[0])} reads rewards, and fresh answers have none: name a function in train.verifier"
     return None
 
 
@@ -458,5 +480,6 @@ _TERM_CHECKS: tuple[Callable[[Recipe, Term], str | None], ...] = (
     _changed,
     _counts,
     _origins,
+    _judged,
     _first_attempts,
 )

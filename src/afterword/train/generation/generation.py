@@ -166,7 +166,7 @@ class _Drawing:
             row,
             completion=(*row.completion[:earlier], *answer),
             on_policy=True,
-            served=(*[math.nan] * earlier, *(logprobs if how.plain else [math.nan] * len(answer))),
+            served=(*[math.nan] * earlier, *(logprobs if how.known else [math.nan] * len(answer))),
             answer=replace(
                 row.answer,
                 reward=None,
