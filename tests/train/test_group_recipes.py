@@ -18,7 +18,6 @@ from afterword.learn.parts.weights import GroupSoftmax
 from afterword.learn.recipes import Recipe, recipe
 from afterword.model.generation.drawing import drawer_of
 from afterword.model.loading import EMBEDDED, load_model, load_tokenizer
-from afterword.model.lora import live_deltas
 from afterword.records import Turn
 from afterword.train.data.examples import Example
 from afterword.train.loop import train_candidate
@@ -125,5 +124,5 @@ def test_three_steps_on_the_embedded_model_make_an_adapter_that_others_read(name
         after = adapted(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     assert not torch.equal(before, after)
     policy = load_policy(EMBEDDED, one, parent=done.path, seed=0, device="cpu")
-    (drawn,) = drawer_of(policy.model, [-1]).draw([ids], [1], adapter=live_deltas(policy.layers), temperature=1.0)
+    (drawn,) = drawer_of(policy.model, [-1]).draw([ids], [1], adapter=policy.live(), temperature=1.0)
     assert drawn.logprobs[0] == pytest.approx(float(after[drawn.tokens[0]]), abs=1e-4)
