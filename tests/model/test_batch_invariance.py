@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -17,6 +18,14 @@ ENDS = (2,)
 SIZES = (3, 17, 40, 129, 131, 1)
 """Tokens of the prompts: one longer than a block by a single token, one by more."""
 LIMITS = (6, 3, 8, 5, 2, 7)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    known = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(known)
 
 
 def prompts() -> list[list[int]]:
@@ -41,13 +50,17 @@ def drawn(model: Any, rows: int, adapter: dict[str, Delta] | None, temperature: 
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
-def test_an_answer_is_the_same_in_every_batch(dtype: Literal["bfloat16", "float32"]) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_an_answer_is_the_same_in_every_batch_and_on_all_threads(
+    dtype: Literal["bfloat16", "float32"],
+) -> None:
     model = load_model("smollm2-135m-instruct", dtype=dtype, device="cpu")
     adapter = update(model)
     alone = drawn(model, 1, adapter, 1.0)
     base = drawn(model, 6, None, 1.0)
     assert all(one.tokens and one.tokens != other.tokens for one, other in zip(alone, base, strict=True))
-    for rows in (3, 6):
+    for rows, threads in ((3, 1), (5, 2)):
+        torch.set_num_threads(threads)
         assert drawn(model, rows, adapter, 1.0) == alone
 
 

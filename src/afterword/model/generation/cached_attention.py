@@ -21,6 +21,9 @@ from afterword.model.generation.kv_cache import KeyValues
 NAME = "afterword"
 _LANES = 16
 """Keys that a decoding row reads are a multiple of this: the widest vectors hold so many float32 numbers."""
+_QUERIES = 4
+"""Fewer queries of a key head are filled up on a CPU: float32 products of fewer rows depend on the number of threads
+(torch 2.13, x86)."""
 
 
 @dataclass(slots=True)
@@ -202,9 +205,11 @@ def _decode(
     seen = slice(plan.span), slice(None), slice(plan.longest)
     keys, values, mask = cache.keys[layer][seen], cache.values[layer][seen], plan.decode_mask(window)
     if extras.none:
-        mixed = F.scaled_dot_product_attention(
-            fresh.reshape(plan.span, heads, -1, fresh.shape[-1]), keys, values, attn_mask=mask, scale=scaling
-        )
+        grouped = fresh.reshape(plan.span, heads, -1, fresh.shape[-1])
+        group = grouped.shape[2]
+        if group < _QUERIES and grouped.device.type == "cpu":
+            grouped = F.pad(grouped, (0, 0, 0, _QUERIES - group))
+        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling)[:, :, :group]
     else:
         mixed = mix(fresh[:, :, None], keys, values, keys.new_zeros(1) if mask is None else mask, scaling, extras)
     mixed = mixed.reshape(plan.span, query.shape[1], -1)

@@ -289,11 +289,11 @@ class Engine:
 
     def _block(self, request: Request, start: int) -> int:
         """The end of the block of a prompt that begins at `start`: whole blocks of half a step, whatever else is read,
-        because attention adds in another order where a block ends elsewhere. The last has no single token left behind,
-        which would be read as one that is written."""
+        because attention adds in another order where a block ends elsewhere. The last leaves no three tokens or fewer
+        behind: a single one would be read as one that is written, and attention of two takes another kernel."""
         size = max(1, self.chunk // 2)
         end, last = (start // size + 1) * size, len(request.tokens)
-        return last if last - end <= 1 else end
+        return last if last - end < 4 else end
 
     def _shares(self, requests: list[Request]) -> list[tuple[Request, int, int]]:
         """(request, begin, end): the blocks of prompts that are read in this step, about `chunk` tokens in all.

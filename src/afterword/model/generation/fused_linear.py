@@ -107,29 +107,28 @@ class FusedLinear:
         return made
 
     def _compute(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.numel() // self.in_features
-        if x.device.type != "cpu" or rows >= _LEAST_ROWS:
-            return self._product(x)
-        filled = F.pad(x.reshape(rows, self.in_features), (0, 0, 0, _LEAST_ROWS - rows))
-        return self._product(filled)[:rows].view(*x.shape[:-1], -1)
+        flat = x.reshape(-1, self.in_features)
+        rows, cpu = len(flat), x.device.type == "cpu"
+        y = self._product(_filled(flat, _LEAST_ROWS if cpu else rows))[:rows]
+        columns = self._mask.times(len(self.sizes), head=self._head)
+        if columns is not None and self.down is not None:
+            # Threads share plain products by rows, so that each has to have enough of them.
+            least = _LEAST_ROWS * torch.get_num_threads() if cpu else rows
+            low = torch.mm(_filled(flat.float(), least), self.down)
+            low = low.mul_(_filled(columns, len(low)))
+            parts = torch.split(y, self.sizes, -1)
+            for part, mine, up in zip(parts, low.chunk(len(self.sizes), -1), self.up, strict=True):
+                part.add_(torch.mm(mine, up)[:rows])
+        return y.view(*x.shape[:-1], -1)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor
+        """x [rows, in] -> [rows, out], without adapters."""
         if self._wide:
-            y = self._logits(x)
-        elif self.packed is not None:
-            y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        else:
-            y = F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
-        columns = self._mask.times(len(self.sizes), head=self._head)
-        if columns is None or self.down is None:
+            return self._logits(x)
+        if self.packed is not None:
+            y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
             return y
-        low = torch.mm(x.reshape(-1, self.in_features).float(), self.down)
-        low = low.mul_(F.pad(columns, (0, 0, 0, len(low) - len(columns))))
-        parts = torch.split(y.view(-1, y.shape[-1]), self.sizes, -1)
-        for part, mine, up in zip(parts, low.chunk(len(self.sizes), -1), self.up, strict=True):
-            part.add_(torch.mm(mine, up))
-        return y
+        return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """A half-precision head's logits in float32, as training computes them. In bf16 two logits near 20 differ by
@@ -157,6 +156,11 @@ class FusedSlice(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out]."""
         return self.block.output(x, self.place)
+
+
+def _filled(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """x [n, width] with zeros behind it, at least `rows` rows."""
+    return x if len(x) >= rows else F.pad(x, (0, 0, 0, rows - len(x)))
 
 
 def _packs(dtype: torch.dtype) -> bool:
