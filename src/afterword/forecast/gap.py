@@ -226,6 +226,8 @@ class GapMeasurement:
             raise NothingToDo(f"{source.name} has no prompt to measure a gap on")
         self.student, self.source, self.seed, self.advance = student, source, seed, advance
         self.base_teacher = base_teacher
+        self.taught: dict[int, DrawnAnswer] = {}
+        """The teacher's answers of the last `measure`, by place."""
         self.prompts = [student.prompt(asked) for asked in source.asked]
         everything = list(range(len(self.prompts)))
         served = source.first()
@@ -264,13 +266,15 @@ class GapMeasurement:
         """
         shown = self.shown(context)
         picked, prompts, excluded = self._teacher_prompts(context, shown)
-        teacher = (
-            self._drawn(picked, prompts, 4, f"teacher: {context.name}", base=self.base_teacher) if picked else None
-        )
+        base = self.base_teacher
         if not context.where.privileged:  # drawn anew, it is the control itself
-            picked = list(range(len(self.prompts)))
-            teacher = self._drawn(picked, self.prompts, 4, "none")
-        theirs = dict(zip(picked, teacher.scores, strict=True)) if teacher is not None else {}
+            picked, prompts, base = list(range(len(self.prompts))), self.prompts, False
+        theirs: dict[int, float] = {}
+        self.taught = {}
+        if picked:
+            teacher = self._drawn(picked, prompts, 4, f"teacher: {context.name}", base=base)
+            theirs = dict(zip(picked, teacher.scores, strict=True))
+            self.taught = dict(zip(picked, teacher.answers, strict=True))
         own_text = context.where.privileged and context.where.text is None
         control = self._shuffled(context, shown) if shuffled and own_text and picked else None
         observed: dict[str, float] = {}
