@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from afterword.model.attention_kernel import AttentionLayout, KeyValues, SharedPrefix, Unsupported, backward, forward
+from afterword.model.attention_kernel import (
+    AttentionLayout,
+    KeyValues,
+    Ranges,
+    SharedPrefix,
+    Unsupported,
+    backward,
+    forward,
+)
 
 _NAME = "afterword_packed"
 
@@ -27,6 +35,7 @@ class _Row:
     configs: tuple[Any, ...]
     keep: KeyValues | None
     after: SharedPrefix | None
+    prefixes: tuple[Ranges, ...]
     layouts: list[tuple[Any, AttentionLayout]] = field(default_factory=list)
     """(scale, rotary) of the layers so far with their layout: mostly one."""
 
@@ -36,7 +45,11 @@ _READ: ContextVar[_Row | None] = ContextVar("afterword_row", default=None)
 
 @contextmanager
 def reading(
-    model: Any, sizes: Sequence[int], keep: KeyValues | None = None, after: SharedPrefix | None = None
+    model: Any,
+    sizes: Sequence[int],
+    keep: KeyValues | None = None,
+    after: SharedPrefix | None = None,
+    prefixes: tuple[Ranges, ...] = (),
 ) -> Iterator[None]:
     """Inside, `model` reads one packed row and attends only within its sequences.
 
@@ -45,12 +58,13 @@ def reading(
         sizes: Tokens of each sequence in the row; with `after`, only the new ones.
         keep: Fused layers store their keys and values here.
         after: Keys and values of prefixes to go on after.
+        prefixes: For each segment the tokens of this row that it goes on after; empty where none does.
 
     Raises:
         Unsupported: `after` is given and a layer is not fused.
     """
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    with _entered(_Row(tuple(sizes), tuple(configs.values()), keep, after)):
+    with _entered(_Row(tuple(sizes), tuple(configs.values()), keep, after, prefixes)):
         yield
 
 
@@ -103,12 +117,31 @@ def _attend(
         layout = attention_layout(scale, None)
         assert layout is not None
         return attend(q, k, v, layout)[None], None
-    groups = query.shape[1] != key.shape[1]
-    parts = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups)
-        for q, k, v in zip(*(torch.split(t, list(row.sizes), 2) for t in (query, key, value)), strict=True)
-    ]
-    return torch.cat(parts, 2).transpose(1, 2), None
+    if row.after is not None:
+        raise Unsupported("a prefix of another row needs fused layers")
+    return _by_segment(query, key, value, row, scale).transpose(1, 2), None
+
+
+def _by_segment(query: Tensor, key: Tensor, value: Tensor, row: _Row, scale: float) -> Tensor:
+    """torch's own attention, segment by segment: a segment sees the tokens that it goes on after, and itself."""
+    groups, parts, start = query.shape[1] != key.shape[1], [], 0
+    for size, prefix in zip(row.sizes, row.prefixes or ((),) * len(row.sizes), strict=True):
+        ranges = (*prefix, (start, start + size))
+        k, v = (
+            x[:, :, start : start + size] if not prefix else torch.cat([x[:, :, a:b] for a, b in ranges], 2)
+            for x in (key, value)
+        )
+        mask = None
+        if prefix:  # torch's own causal mask is aligned at the first key, not at the last
+            mask = torch.ones(size, k.shape[2], dtype=torch.bool, device=k.device).tril_(k.shape[2] - size)
+        parts.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start : start + size], k, v,
+                attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=groups,
+            )
+        )  # fmt: skip
+        start += size
+    return torch.cat(parts, 2)
 
 
 AttentionInterface.register(_NAME, _attend)
@@ -131,7 +164,7 @@ def attention_layout(scale: float, rotary: tuple[Tensor, Tensor] | None) -> Atte
         if asked[0] == scale and (asked[1] is rotary or (asked[1] and rotary and asked[1][0] is rotary[0])):
             return layout
     layout = AttentionLayout(
-        row.sizes, scale, None if rotary is None else (rotary[0][0], rotary[1][0]), row.keep, row.after
+        row.sizes, scale, None if rotary is None else (rotary[0][0], rotary[1][0]), row.keep, row.after, row.prefixes
     )
     row.layouts.append(((scale, rotary), layout))
     return layout

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from afterword.model.attention import reading
-from afterword.model.attention_kernel import KeyValues, SharedPrefix, Unsupported
+from afterword.model.attention_kernel import KeyValues, Ranges, SharedPrefix, Unsupported, count
+from afterword.model.prefix_tree import Root, Tree, common, first_tokens, tree_of
 from afterword.model.rotary import sequence_lengths, switch_length
 
 Ids = Sequence[int]
@@ -33,25 +34,44 @@ def scored_count(parts: Parts) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A row of sequences with T tokens, N of them scored."""
+    """A row of T tokens in segments, N of them scored."""
 
     ids: Tensor
     """[T]"""
     sizes: tuple[int, ...]
-    """Length of each sequence."""
+    """Length of each segment: a sequence, or what is left of it after a prefix that others have too."""
     picks: Tensor
     """[N] for each scored token, the position in the row that predicts it."""
     targets: Tensor
     """[N] the scored ids."""
+    sequences: tuple[Parts, ...]
+    prefixes: tuple[Ranges, ...] = ()
+    """For each segment the tokens of the row that it goes on after; empty where nothing is shared."""
+    paths: tuple[Ranges, ...] = ()
+    """For each sequence its tokens in the row; empty where nothing is shared."""
+
+    @property
+    def apart(self) -> Packed:
+        """The same sequences, each read whole."""
+        return packed(self.sequences, self.ids.device) if self.prefixes else self
 
 
-def packed(sequences: Sequence[Parts], device: torch.device | str = "cpu") -> Packed:
+_LEAST_SHARED = 1 / 16
+"""Share of all tokens that sharing has to save: a row of equal sequences is computed with less overhead."""
+
+
+def packed(sequences: Sequence[Parts], device: torch.device | str = "cpu", *, share: bool = False) -> Packed:
     """Lay out sequences in one row.
 
     Args:
         sequences: Parts of each; (prompt ids, completion ids) for one answer.
         device: Where the tensors go.
+        share: Read common prefixes once, where that saves enough.
     """
+    if share and len(sequences) > 1:
+        tree = tree_of([[i for part in parts for i in part] for parts in sequences])
+        if len(tree.ids) <= (1 - _LEAST_SHARED) * sum(map(count, tree.paths)):
+            return _packed_tree(sequences, tree, device)
     picks, start = [], 0
     for parts in sequences:
         for number, part in enumerate(parts):
@@ -62,10 +82,52 @@ def packed(sequences: Sequence[Parts], device: torch.device | str = "cpu") -> Pa
         ids=torch.tensor([i for parts in sequences for part in parts for i in part]).to(device),
         sizes=tuple(sum(map(len, parts)) for parts in sequences),
         picks=torch.cat(picks).to(device),
-        targets=torch.tensor([i for parts in sequences for part in parts[1::2] for i in part], dtype=torch.long).to(
-            device
-        ),
+        targets=_targets(sequences, device),
+        sequences=tuple(sequences),
     )
+
+
+def _packed_tree(sequences: Sequence[Parts], tree: Tree, device: torch.device | str) -> Packed:
+    picks = []
+    for parts, path in zip(sequences, tree.paths, strict=True):
+        places = torch.cat([torch.arange(*one) for one in path])
+        start = 0
+        for number, part in enumerate(parts):
+            if number % 2:
+                picks.append(places[start - 1 : start - 1 + len(part)])
+            start += len(part)
+    return Packed(
+        ids=torch.tensor(tree.ids).to(device),
+        sizes=tree.sizes,
+        picks=torch.cat(picks).to(device),
+        targets=_targets(sequences, device),
+        sequences=tuple(sequences),
+        prefixes=tree.prefixes,
+        paths=tree.paths,
+    )
+
+
+def _targets(sequences: Sequence[Parts], device: torch.device | str) -> Tensor:
+    return torch.tensor([i for parts in sequences for part in parts[1::2] for i in part], dtype=torch.long).to(device)
+
+
+def why_not_shared(model: Any, batch: Packed) -> str | None:
+    """Reason why `model` cannot read the common prefixes of `batch` once; None where it can, or where none are."""
+    causal = _causal(model)
+    if not batch.prefixes:
+        return None
+    if not can_pack(causal):
+        return "its attention reads padded rows: sliding windows, soft caps, or token mixing other than attention"
+    switch = switch_length(causal)
+    sizes = [sum(map(len, parts)) for parts in batch.sequences]
+    if switch is not None and min(sizes) <= switch < max(sizes):
+        return f"its rotary factors differ for sequences of up to {switch} tokens and longer ones"
+    return None
+
+
+def as_read(model: Any, batch: Packed) -> Packed:
+    """`batch` as `model` reads it: with every sequence whole where it cannot share prefixes (`why_not_shared`)."""
+    return batch if why_not_shared(model, batch) is None else batch.apart
 
 
 def hidden_states(model: Any, batch: Packed, keep: KeyValues | None = None) -> Tensor:
@@ -79,10 +141,10 @@ def hidden_states(model: Any, batch: Packed, keep: KeyValues | None = None) -> T
     Returns:
         [N, H] last hidden states, after the final norm.
     """
-    causal = _causal(model)
+    causal, batch = _causal(model), as_read(model, batch)
     if not can_pack(causal):
         return _padded_states(causal, batch.ids, batch.sizes)[batch.picks]
-    return packed_states(causal, batch.ids, batch.sizes, keep)[batch.picks]
+    return packed_states(causal, batch.ids, batch.sizes, keep, prefixes=batch.prefixes)[batch.picks]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +155,8 @@ class ReadBatch:
     states: Tensor
     """[N, H] hidden states that predict its scored tokens."""
     kept: KeyValues
+    paths: tuple[Ranges, ...] = ()
+    """`Packed.paths` of the row as it was read."""
 
 
 def hidden_states_after(model: Any, pairs: Sequence[Parts], read: ReadBatch) -> Tensor:
@@ -108,20 +172,31 @@ def hidden_states_after(model: Any, pairs: Sequence[Parts], read: ReadBatch) -> 
     """
     causal = _causal(model)
     if len(read.kept) < causal.config.num_hidden_layers:
-        return hidden_states(model, packed(pairs, read.states.device))
+        return hidden_states(model, packed(pairs, read.states.device, share=True))
     found = list(torch.split(read.states.detach(), list(map(scored_count, pairs))))
     switch = switch_length(causal)
     lengths = [_common(old, new, switch) for old, new in zip(read.pairs, pairs, strict=True)]
     rows = [i for i, length in enumerate(lengths) if length is not None]
     if not rows:
         return torch.cat(found)
-    after = SharedPrefix(read.kept, tuple(rows), tuple(length for length in lengths if length is not None))
-    rest = [(pairs[i][0][n:], *pairs[i][1:]) for i, n in zip(rows, after.lengths, strict=True)]
-    batch = packed(rest, found[0].device)
-    states = packed_states(causal, batch.ids, batch.sizes, after=after)[batch.picks]
+    roots = [_root(read, i, lengths[i] or 0, switch, pairs[i]) for i in rows]
+    rest = [(pairs[i][0][lengths[i] or 0 :], *pairs[i][1:]) for i in rows]
+    tree = tree_of([[i for part in parts for i in part] for parts in rest], roots)
+    batch = _packed_tree(rest, tree, found[0].device)
+    after = SharedPrefix(read.kept, tuple((row, ranges) for row, ranges, *_ in tree.roots))
+    states = packed_states(causal, batch.ids, batch.sizes, after=after, prefixes=batch.prefixes)[batch.picks]
     for i, part in zip(rows, torch.split(states, [scored_count(pairs[i]) for i in rows]), strict=True):
         found[i] = part
     return torch.cat(found)
+
+
+def _root(read: ReadBatch, number: int, length: int, switch: int | None, parts: Parts) -> Root:
+    """Where sequence `number` goes on in the row that was read. Sequences whose rotary factors differ share nothing."""
+    if not length:
+        long = switch is not None and sum(map(len, parts)) > switch
+        return (int(long), ())
+    path = read.paths[number] if read.paths else ((0, length),)
+    return (0 if read.paths else number), first_tokens(path, length)
 
 
 def _common(old: Parts, new: Parts, switch: int | None) -> int | None:
@@ -133,8 +208,7 @@ def _common(old: Parts, new: Parts, switch: int | None) -> int | None:
         return None
     if switch is not None and (len(whole) > switch) != (size > switch):
         return 0
-    same = next((i for i, (a, b) in enumerate(zip(whole, second, strict=False)) if a != b), len(second))
-    return min(same, len(whole), len(second) - 1)
+    return min(common(whole, second), len(second) - 1)
 
 
 def _causal(model: Any) -> Any:
@@ -142,25 +216,33 @@ def _causal(model: Any) -> Any:
 
 
 def packed_states(
-    causal: Any, ids: Tensor, sizes: Sequence[int], keep: KeyValues | None = None, after: SharedPrefix | None = None
+    causal: Any,
+    ids: Tensor,
+    sizes: Sequence[int],
+    keep: KeyValues | None = None,
+    after: SharedPrefix | None = None,
+    prefixes: tuple[Ranges, ...] = (),
 ) -> Tensor:
     """Last hidden states of every token of a row.
 
     Args:
         causal: A transformers causal model.
-        ids: [T] the sequences one after the other.
-        sizes: Length of each sequence; they sum to T.
+        ids: [T] the segments one after the other.
+        sizes: Length of each segment; they sum to T.
         keep: Fused layers store their keys and values here.
-        after: Prefixes that the sequences go on after.
+        after: Prefixes of another row that the segments go on after.
+        prefixes: For each segment the tokens of this row that it goes on after; empty where none does.
 
     Returns:
         [T, H]
     """
-    starts = [0] * len(sizes) if after is None else after.lengths
+    starts = [0] * len(sizes) if after is None else list(after.lengths)
+    if prefixes:
+        starts = [start + count(prefix) for start, prefix in zip(starts, prefixes, strict=True)]
     places = torch.cat([torch.arange(n, device=ids.device) + start for n, start in zip(sizes, starts, strict=True)])
     totals = [start + n for n, start in zip(sizes, starts, strict=True)]
     lengths = torch.repeat_interleave(torch.tensor(totals), torch.tensor(sizes)).to(ids.device)
-    with reading(causal, sizes, keep, after), sequence_lengths(causal, lengths[None]):
+    with reading(causal, sizes, keep, after, prefixes), sequence_lengths(causal, lengths[None]):
         out = causal.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False)
     return out.last_hidden_state[0]  # type: ignore[no-any-return]
 

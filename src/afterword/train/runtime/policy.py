@@ -31,7 +31,7 @@ from afterword.model.loading import base_hash, load_model, resolve_model
 from afterword.model.lora import Delta, live_deltas, load_adapter, overlaid, patch_lora_layers
 from afterword.model.lora_folder import check_base_hash
 from afterword.model.module_patching import patch_modules
-from afterword.model.packing import Packed, Parts, ReadBatch, hidden_states, hidden_states_after, packed
+from afterword.model.packing import Packed, Parts, ReadBatch, as_read, hidden_states, hidden_states_after, packed
 
 _LIVE = "default"
 
@@ -85,9 +85,11 @@ class Policy:
         return self.head.with_update(self.deltas.get(weights, {}).get(self.head_layer))
 
     def read(self, pairs: Sequence[Parts]) -> ReadBatch:
-        """The student's hidden states of sequences with their graph, and what `after` resumes from."""
+        """The student's hidden states of sequences with their graph, and what `after` resumes from. Prefixes that
+        several sequences have are read once."""
         kept: KeyValues = {}
-        return ReadBatch(pairs, hidden_states(self.model, packed(pairs, self.device), kept), kept)
+        batch = as_read(self.model, packed(pairs, self.device, share=True))
+        return ReadBatch(pairs, hidden_states(self.model, batch, kept), kept, batch.paths)
 
     @torch.no_grad()
     def after(self, pairs: Sequence[Parts], read: ReadBatch) -> Tensor:

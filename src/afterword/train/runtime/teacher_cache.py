@@ -186,7 +186,9 @@ class TeacherStates:
         return TeacherOutput(torch.cat([found[i] for i in picked]), head)
 
     def _score(self, teacher: Teacher, context: Context, picked: Sequence[int]) -> TeacherOutput:
-        return self.teachers.side(teacher, packed(self._pairs(context, picked), self.teachers.policy.device))
+        return self.teachers.side(
+            teacher, packed(self._pairs(context, picked), self.teachers.policy.device, share=True)
+        )
 
     def _pairs(self, context: Context, picked: Sequence[int]) -> list[Parts]:
         return [self.rows[i].parts(context) for i in picked]
