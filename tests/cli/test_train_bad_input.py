@@ -113,20 +113,20 @@ def test_a_nan_in_the_middle_of_a_run(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error that names the step; what was before it is kept, no candidate is written, and a new run trains."""
-    home, real, calls = filled(tmp_path, model, {}), loss_stage.token_losses, []
+    home, real, calls = filled(tmp_path, model, {}), loss_stage.requested_losses, []
 
     def broken(student: torch.Tensor, *rest: Any, **named: Any) -> Any:
         calls.append(student.requires_grad)
         return real(student * math.nan if sum(calls) == 2 else student, *rest, **named)
 
-    monkeypatch.setattr(steps, "token_losses", broken)
+    monkeypatch.setattr(steps, "requested_losses", broken)
     assert train(home, model) == 1
     assert "step 2 of 2" in (said := capsys.readouterr().err) and "learning rate below" in said
     (run,) = (home / "runs").iterdir()
     assert (run / "state.pt").is_file()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
     assert not list(home.glob("adapters/*"))
-    monkeypatch.setattr(steps, "token_losses", real)
+    monkeypatch.setattr(steps, "requested_losses", real)
     assert train(home, model, "--set", "train.learning_rate=0.0001") == 0
 
 
@@ -134,7 +134,7 @@ def test_a_run_that_failed_goes_on_with_the_same_settings_and_never_blocks_other
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when the error is none of ours (memory, a full disk): only a run that was killed is finished first."""
-    home, real, calls = filled(tmp_path, model, {}), loss_stage.token_losses, []
+    home, real, calls = filled(tmp_path, model, {}), loss_stage.requested_losses, []
 
     def full(student: torch.Tensor, *rest: Any, **named: Any) -> Any:
         calls.append(student.requires_grad)
@@ -142,11 +142,11 @@ def test_a_run_that_failed_goes_on_with_the_same_settings_and_never_blocks_other
             raise RuntimeError("out of memory")
         return real(student, *rest, **named)
 
-    monkeypatch.setattr(steps, "token_losses", full)
+    monkeypatch.setattr(steps, "requested_losses", full)
     same = ("--epochs", "2")
     with pytest.raises(RuntimeError, match="out of memory"):
         train(home, model, *same)
-    monkeypatch.setattr(steps, "token_losses", real)
+    monkeypatch.setattr(steps, "requested_losses", real)
     (run,) = (home / "runs").iterdir()
     kept = (run / "metrics.jsonl").read_text()
     assert kept and train(home, model, "--epochs", "1") == 0

@@ -211,18 +211,18 @@ def test_a_recipe_that_cannot_work_fails_before_anything_is_loaded(tmp_path: Pat
 
 
 def test_nan_stops_the_run_and_keeps_its_state(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = loss_stage.token_losses, []
+    real, calls = loss_stage.requested_losses, []
 
     def broken(student: torch.Tensor, *rest: Any, **named: Any) -> Any:
         calls.append(student.requires_grad)
         return real(student * float("nan") if sum(calls) == 3 else student, *rest, **named)
 
-    monkeypatch.setattr(steps, "token_losses", broken)
+    monkeypatch.setattr(steps, "requested_losses", broken)
     with pytest.raises(TrainingDiverged, match="step 3 of 6"):
         run(model, tmp_path, some(model), sdpo_interactions(**QUICK))
     assert not (tmp_path / "out").exists()
     assert [m.step for m in read_metrics(tmp_path / "run")] == [1, 2]
-    monkeypatch.setattr(steps, "token_losses", real)
+    monkeypatch.setattr(steps, "requested_losses", real)
     run(model, tmp_path, some(model), sdpo_interactions(**QUICK))
     run(model, tmp_path / "straight", some(model), sdpo_interactions(**QUICK))
     assert losses(tmp_path) == losses(tmp_path / "straight")

@@ -6,12 +6,13 @@ An average of LoRA updates is not the update of averaged factors: over n steps f
 
 from __future__ import annotations
 
+import math
 import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ class Delta:
     scale: float = 1.0
     dense: Tensor | None = None
     """[out, in]"""
+    casts: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """The dense matrix in the dtypes that were asked for."""
+
+    def cast(self, dtype: torch.dtype) -> Tensor:
+        """The dense matrix [out, in] in `dtype`, converted once."""
+        assert self.dense is not None
+        if dtype == self.dense.dtype:
+            return self.dense
+        if dtype not in self.casts:
+            self.casts[dtype] = self.dense.to(dtype)
+        return self.casts[dtype]
 
     def full(self) -> Tensor:
         """[out, in]"""
@@ -54,8 +66,10 @@ def mixed(old: Delta, new: Delta, rate: float, rank: int | None = None) -> Delta
         new: The student's update.
         rate: 0 .. 1.
         rank: None is exact (factors are stacked, then dense). A number keeps the best approximation of that rank, taken
-            whenever the stacked factors have twice as many rows.
+            whenever the stacked factors have twice as many rows, unless the matrix itself is smaller than these.
     """
+    if rank is not None and (2 * rank + len(new.down)) * sum(_shape(new)) >= math.prod(_shape(new)):
+        rank = None
     if old.dense is not None:
         return _dense(old.dense.mul(1 - rate).addmm_(new.up, new.down, alpha=rate * new.scale))
     up = torch.cat([old.up * ((1 - rate) * old.scale), new.up * (rate * new.scale)], 1)
@@ -64,6 +78,11 @@ def mixed(old: Delta, new: Delta, rate: float, rank: int | None = None) -> Delta
     if rank is not None:
         return _nearest(stacked, rank) if len(down) > 2 * rank + len(new.down) else stacked
     return stacked if stacked.numel < up.shape[0] * down.shape[1] else _dense(stacked.full())
+
+
+def _shape(delta: Delta) -> tuple[int, int]:
+    """(out, in)"""
+    return delta.up.shape[0], delta.down.shape[1]
 
 
 def _dense(matrix: Tensor) -> Delta:
@@ -316,7 +335,7 @@ def _overlaid(base: Any, x: Tensor, delta: Delta | None) -> Tensor:
     if delta is None:
         return base(x)  # type: ignore[no-any-return]
     if delta.dense is not None:
-        return base(x).add_(x @ delta.dense.to(x.dtype).T)  # type: ignore[no-any-return]
+        return base(x).add_(x @ delta.cast(x.dtype).T)  # type: ignore[no-any-return]
     return base(x) + ((x @ delta.down.to(x.dtype).T) @ delta.up.to(x.dtype).T) * delta.scale  # type: ignore[no-any-return]
 
 

@@ -46,8 +46,13 @@ class EMA(Teacher):
     weights: str = "average"
     rate: Share = 0.05
     """arXiv 2601.20802 uses 0.05 and 0.01, arXiv 2601.19897 0.01."""
-    rank: Count | None = None
-    """Keep only the best approximation of this rank (less memory, an error of a few thousandths); None is exact."""
+    rank: Count | Literal["exact"] | None = None
+    """Keep the best approximation of this rank; None is four times LoRA's (an error of a thousandth). "exact" stacks
+    factors until the matrix is smaller, and keeps that: more memory, and a slower teacher."""
+
+    def bound(self, lora: int) -> int | None:
+        """Rank that is kept where LoRA has rank `lora`; None is exact."""
+        return None if self.rank == "exact" else 4 * lora if self.rank is None else self.rank
 
 
 @dataclass(frozen=True, slots=True)

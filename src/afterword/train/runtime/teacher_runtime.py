@@ -106,8 +106,10 @@ class TeacherRuntime:
             assert isinstance(teacher, EMA | TrustRegion)
             if isinstance(teacher, TrustRegion) and not self._near(teacher):
                 continue
-            rank = teacher.rank if isinstance(teacher, EMA) else None
-            self.policy.deltas[teacher.key] = {n: mixed(old[n], live[n], teacher.rate, rank) for n in live}
+            average = teacher if isinstance(teacher, EMA) else EMA()
+            self.policy.deltas[teacher.key] = {
+                n: mixed(old[n], live[n], teacher.rate, average.bound(len(live[n].down))) for n in live
+            }
 
     def _near(self, teacher: TrustRegion) -> bool:
         """True when the mean KL to the start on this step's tokens is within the bound; resets the sum."""
