@@ -118,7 +118,7 @@ NUMBERS = {
 """Which of HOSTILE a recipe's own numbers may be."""
 OF_ALL = {
     "lr": {0, 1}, "epochs": {0, 1}, "fresh": {0, 1}, "num_generations": {1}, "rank": {1}, "batch": {1, 10**400},
-    "weight_decay": {0, 1}, "max_grad_norm": {1, 2.5, math.inf, 1e300}, "micro_tokens": {1, 10**400},
+    "weight_decay": {0, 1}, "max_grad_norm": {1, 2.5, math.inf, 1e300}, "micro_tokens": {1, None, 10**400},
     "max_tokens": {1, 10**400}, "max_hindsight": {1, 10**400}, "max_fresh": {1, 10**400}, "lora": set(),
     "schedule": set(), "checkpointing": {True}, "include_off_policy": {True}, "redact": set(), "dtype": set(),
     "scored": set(), "generation": set(),

@@ -30,6 +30,7 @@ from afterword.train.runtime.malloc import keep_freed_memory
 from afterword.train.runtime.measures import measured
 from afterword.train.runtime.steps import drift, forward
 from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
+from afterword.train.runtime.token_budget import token_budget
 from afterword.train.setup import clear_run, load_run, read_inputs
 
 PROBE_EVERY = 4
@@ -106,7 +107,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
     parameters, steps, disk = policy.parameters(), run.steps, TeacherCache(cache)
     rows: Sequence[Encoded] = ()
     states: TeacherStates | None = None
-    last_epoch, stopped = -1, None
+    last_epoch, stopped, budget = -1, None, token_budget(recipe, policy)
 
     for step in range(run.first_step, len(steps)):
         step_started, history = time.monotonic(), log.history
@@ -136,7 +137,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
 
         # Teacher, student, loss, gradient: one micro-batch at a time; between two, users' requests go first.
         tally = Tally(terms, run.end_ids)
-        mine = split(rows, workers.shard(by_size(rows, picked)), recipe.micro_tokens)
+        mine = split(rows, workers.shard(by_size(rows, picked)), budget)
         for n, micro in enumerate(BACKGROUND.between(mine)):
             batch = forward(policy, states, terms, micro)
             losses = gradient.add(batch)

@@ -59,8 +59,9 @@ class Recipe:
     dtype: Literal["bfloat16", "float32", "auto"] = "auto"
     """Of the base model ("bfloat16", "float32"; "auto" as the engine's: bfloat16 where the machine multiplies it
     natively, else float32); the adapter is always float32."""
-    micro_tokens: Count = 512
-    """Most tokens in one forward pass; it changes speed and memory, not the result."""
+    micro_tokens: Count | None = None
+    """Most tokens in one forward pass, four times as many where rows share a prefix; it changes speed and memory, not
+    the result. None takes 512 on a CPU, and what fits the memory of a GPU."""
     checkpointing: bool = False
     """Compute each layer's activations again in the backward pass: about a third slower, a fraction of the memory."""
     max_tokens: Count = 2048

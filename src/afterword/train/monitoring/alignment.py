@@ -29,6 +29,7 @@ from afterword.train.data.examples import Prepared
 from afterword.train.data.rows import NONE, Encoded
 from afterword.train.monitoring.alerts import START, crossed_thresholds
 from afterword.train.runtime.teacher_runtime import TeacherRuntime
+from afterword.train.runtime.token_budget import token_budget
 
 _PROBED = 16
 _PROBED_TOKENS = 4096
@@ -101,9 +102,10 @@ class _Probe:
         found: dict[int, Tensor] = {}
         asked = [(i, p) for i, p in enumerate(reads) if p is not None]
         parts = {i: _part(teacher, self.rows[i]) for i, _ in asked}
+        budget = token_budget(self.recipe, self.teachers.policy)
         for part in dict.fromkeys(parts.values()):
             mine = [(i, p) for i, p in asked if parts[i] == part]
-            groups = by_budget([sum(map(len, p)) for _, p in mine], self.recipe.micro_tokens)
+            groups = by_budget([sum(map(len, p)) for _, p in mine], budget)
             for group in BACKGROUND.between(groups):
                 batch = packed([mine[k][1] for k in group], self.teachers.policy.device)
                 side = self.teachers.side(part, batch)

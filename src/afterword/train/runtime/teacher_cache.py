@@ -26,6 +26,7 @@ from afterword.train.data.batches import rows_of, split
 from afterword.train.data.rows import Encoded
 from afterword.train.runtime.distributed import SINGLE, Distributed
 from afterword.train.runtime.teacher_runtime import TeacherOutput, TeacherRuntime
+from afterword.train.runtime.token_budget import token_budget
 
 MOST_BYTES = 1 << 30
 CACHE_BYTES = 1 << 30
@@ -119,8 +120,9 @@ class TeacherStates:
         width = teachers.policy.head.weight.shape[1]
         tokens = sum(len(rows[i].completion) for pair in frozen for i in self.needed[pair])
         if tokens * width * 4 <= CACHE_BYTES:
+            budget = token_budget(recipe, teachers.policy)
             for teacher, context in frozen:
-                self.sides[teacher.key, context] = self._score_all(teacher, context, recipe.micro_tokens)
+                self.sides[teacher.key, context] = self._score_all(teacher, context, budget)
         cache.trim()
 
     def get(
