@@ -40,6 +40,7 @@ from afterword.train.runtime.policy import Policy, load_policy
 from afterword.train.runtime.steps import forward
 from afterword.train.runtime.teacher_cache import TeacherCache, TeacherStates
 from afterword.train.runtime.teacher_runtime import TeacherRuntime, released
+from afterword.train.runtime.token_budget import token_budget
 
 Ids = tuple[int, ...]
 ROWS = 16
@@ -206,7 +207,7 @@ class Student:
         tally = Tally(recipe.terms, self.ends)
         terms, whole = list(recipe.terms), rows_of(rows, self.policy.device)
         counts = [term.count(whole) for term in terms]
-        for micro in split(rows, by_size(rows, range(len(rows))), recipe.micro_tokens):
+        for micro in split(rows, by_size(rows, range(len(rows))), token_budget(recipe, self.policy)):
             batch = forward(self.policy, states, terms, micro)
             losses = [t.value(s, batch.tokens, n) for t, s, n in zip(terms, batch.scores, counts, strict=True)]
             tally.add(*batch.shown(terms), losses, batch.ids)

@@ -48,9 +48,9 @@ def plan_steps(rows: Sequence[Encoded], recipe: Recipe, seed: int) -> list[StepB
 
 
 def _by_prompt(gold: int, prompts: int, counts: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """A random order of the `gold` rows and of the answers to `prompts`, of which each generation in turn has so many to
-    every prompt. Answers to one prompt follow one another, so that a step reads their prompt once."""
-    units = [[i] for i in range(gold)] + [[] for _ in range(prompts)]
+    """A random order of the `gold` rows and of the answers to `prompts`, of which each generation in turn has so many
+    to every prompt. Answers to one prompt follow one another, so that a step reads their prompt once."""
+    units: list[list[int]] = [[i] for i in range(gold)] + [[] for _ in range(prompts)]
     start = gold
     for count in counts:
         for prompt in range(prompts):

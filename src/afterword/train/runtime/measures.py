@@ -25,6 +25,7 @@ from afterword.train.data.rows import Encoded
 from afterword.train.runtime.distributed import Distributed
 from afterword.train.runtime.policy import Policy
 from afterword.train.runtime.teacher_cache import TeacherStates
+from afterword.train.runtime.token_budget import token_budget
 
 
 def measured(
@@ -48,7 +49,7 @@ def measured(
         if kept.get("key") == key:
             taken = [[(name, value) for name, value in one] for one in kept["measures"]]
         else:
-            taken = _take(rows, terms, recipe.micro_tokens, policy, states)
+            taken = _take(rows, terms, token_budget(recipe, policy), policy, states)
             write_whole(file, json.dumps({"key": key, "measures": taken}))
     taken = workers.broadcast_object(taken)
     assert taken is not None
@@ -74,7 +75,7 @@ def _of(
     term: Term, group: Sequence[int], rows: Sequence[Encoded], policy: Policy, states: TeacherStates
 ) -> list[Measures]:
     """The measures of each row of a group, the mean over its scored tokens that are not private."""
-    batch = packed([rows[i].parts(term.student_context) for i in group], policy.device)
+    batch = packed([rows[i].parts(term.student_context) for i in group], policy.device, share=True)
     side = states.get(term.teacher, term.context, group) if "logp_teacher" in term.measures else None
     heads = [policy.head, *([side.head] if side is not None else [])]
     tokens = min(len(head.weight) for head in heads)
