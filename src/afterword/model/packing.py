@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from afterword.model.attention import reading
 from afterword.model.attention_kernel import KeyValues, Ranges, SharedPrefix, Unsupported, count
-from afterword.model.prefix_tree import Root, Tree, common, first_tokens, tree_of
+from afterword.model.prefix_tree import PrefixTree, Root, common, first_tokens, tree_of
 from afterword.model.rotary import sequence_lengths, switch_length
 
 Ids = Sequence[int]
@@ -87,7 +87,7 @@ def packed(sequences: Sequence[Parts], device: torch.device | str = "cpu", *, sh
     )
 
 
-def _packed_tree(sequences: Sequence[Parts], tree: Tree, device: torch.device | str) -> Packed:
+def _packed_tree(sequences: Sequence[Parts], tree: PrefixTree, device: torch.device | str) -> Packed:
     picks = []
     for parts, path in zip(sequences, tree.paths, strict=True):
         places = torch.cat([torch.arange(*one) for one in path])

@@ -18,7 +18,7 @@ NOWHERE: Root = (0, ())
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class PrefixTree:
     """Segments of a row, in order, and where each sequence stands."""
 
     ids: list[int]
@@ -33,7 +33,7 @@ class Tree:
     """For each sequence its tokens in the row."""
 
 
-def tree_of(sequences: Sequence[Ids], roots: Sequence[Root] | None = None) -> Tree:
+def tree_of(sequences: Sequence[Ids], roots: Sequence[Root] | None = None) -> PrefixTree:
     """Lay out sequences with every common prefix once.
 
     Args:
@@ -61,7 +61,7 @@ def tree_of(sequences: Sequence[Ids], roots: Sequence[Root] | None = None) -> Tr
             starts.append(places[i])
             prefix = _joined(prefix, own)
         paths[i], last = prefix, i
-    return Tree(ids, tuple(sizes), tuple(prefixes), tuple(starts), tuple(paths[i] for i in range(len(whole))))
+    return PrefixTree(ids, tuple(sizes), tuple(prefixes), tuple(starts), tuple(paths[i] for i in range(len(whole))))
 
 
 def common(first: Ids, second: Ids) -> int:
