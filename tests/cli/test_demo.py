@@ -16,6 +16,7 @@ import pytest
 
 from afterword.cli import demo, main
 from afterword.cli.context import SECTIONS, CommandContext
+from afterword.cli.demo_control import Control, control_questions
 from afterword.cli.demo_findings import DemoFindings, conclusion, report_data
 from afterword.cli.demo_processes import Meter, command, process_tree, run_json, serving
 from afterword.cli.demo_report import IN_A_FILE, show, write_reports
@@ -50,6 +51,10 @@ def findings(
         report=Report(id="rep-1", candidate="cand-1", against=None, suites={"forgetting": {}}),
         verdict=verdict, release=release if released else None,
         interactions={"train": 2, "holdout": 1}, skips={"thanks": 4}, quick=quick,
+        control=[
+            Control("What is the capital of Italy?", "Rome", "I do not know.", "It is Rome <i>."),
+            Control("What is the capital of France?", "Paris", "Paris, of course.", "It is PARIS."),
+        ],
     )  # fmt: skip
 
 
@@ -116,6 +121,23 @@ def test_what_is_told_can_be_read_in_a_file_too(tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr().out
     boxes = [line for line in told.splitlines() if "│" in line or "─" in line]
     assert "Hello friend!" in told and boxes and max(map(len, boxes)) <= IN_A_FILE
+
+
+def test_questions_beside_the_wish_are_shown_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = findings(0, 16)
+    with Meter() as meter:
+        report = report_data(found, meter)
+    sides = [report["unrelated"][side] for side in ("before", "after")]
+    assert [(one["value"], one["n"]) for one in sides] == [(0.5, 2), (1.0, 2)]
+    write_reports(found, report, None, [0.4], tmp_path)
+    show(found, report, None, CommandContext(argparse.Namespace(), tmp_path, False, False), tmp_path)
+    for told in (capsys.readouterr().out, (tmp_path / "report.html").read_text("utf-8")):
+        assert "What is the capital of France?" in told and "Paris, of course." in told
+        assert "<i>." not in told
+    asked = control_questions(16)
+    assert len({question.text for question, _ in asked}) == 16
+    assert all(not Control(question.text, answer, question.text, "").right("before") for question, answer in asked)
+    assert not Control("", "gold", "Golden rules.", "").right("before")
 
 
 def _demo(*words: str) -> int:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from afterword.cli.context import CommandContext
+from afterword.cli.demo_control import CONTROLS, QUICK_CONTROLS, control_questions, controls
 from afterword.cli.demo_findings import DemoFindings, report_data
 from afterword.cli.demo_processes import Meter, run_json, serving
 from afterword.cli.demo_report import measure_example, show, write_reports
@@ -198,12 +199,14 @@ def _loop(settings: DemoSettings, context: CommandContext, meter: Meter) -> Demo
     """The demo from top to bottom."""
     directory, persona = settings.directory, settings.persona
     prompts = load_prompts("heldout", QUESTIONS)[: settings.heldout]
+    facts = control_questions(QUICK_CONTROLS if settings.quick else CONTROLS)
+    asked = [*prompts, *(question for question, _ in facts)]
     tell = lambda line: context.say(f"  [dim]{escape(line)}[/]")  # noqa: E731
     context.say(f"[bold]1[/] serving {escape(settings.model)} from {directory}")
     with meter.entering("start", serving(directory, settings.overrides, tell)) as url:
-        context.say(f"[bold]2[/] asking {len(prompts)} held-out questions before anything is learned")
+        context.say(f"[bold]2[/] asking {len(prompts)} held-out questions, and {len(facts)} unrelated ones, first")
         with meter.stage("before"):
-            before = _ask(settings, context, url, prompts)
+            before = _ask(settings, context, url, asked)
         context.say(f"[bold]3[/] {persona.name!r} chats. It wants: {escape(persona.wants)}")
         with meter.stage("chat"):
             summary = _chat(settings, context, url)
@@ -215,9 +218,13 @@ def _loop(settings: DemoSettings, context: CommandContext, meter: Meter) -> Demo
         with meter.stage("after"):
             if release is not None:
                 wait_for_release(url, prompts[:1], str(release.adapter))
-            after = _ask(settings, context, url, prompts)
+            after = _ask(settings, context, url, asked)
     with Store.open(directory / "afterword.db") as store:
-        return DemoFindings.of(store, persona, settings.seed, prompts, before, after, summary, quick=settings.quick)
+        n = len(prompts)
+        return DemoFindings.of(
+            store, persona, settings.seed, prompts, before[:n], after[:n], summary, quick=settings.quick,
+            control=controls(facts, before[n:], after[n:]),
+        )  # fmt: skip
 
 
 def _released(settings: DemoSettings) -> Release | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
+from afterword.cli.demo_control import Control
 from afterword.cli.demo_processes import Meter
 from afterword.records import (
     Candidate,
@@ -50,11 +51,14 @@ class DemoFindings:
     """Reason -> skips in the store."""
     quick: bool = False
     """A smoke test of the loop, too small to measure learning."""
+    control: Sequence[Control] = ()
+    """Questions that have nothing to do with the wish."""
 
     @classmethod
     def of(
         cls, store: Store, persona: Persona, seed: int, prompts: Sequence[TaskPrompt], before: Sequence[ServedAnswer],
         after: Sequence[ServedAnswer], summary: SimulationSummary, *, quick: bool = False,
+        control: Sequence[Control] = (),
     ) -> Self:  # fmt: skip
         """Read the rows that the cycle left."""
         return cls(
@@ -62,7 +66,7 @@ class DemoFindings:
             candidate=_newest(store, Candidate), report=_newest(store, Report), verdict=_newest(store, Verdict),
             release=store.newest(Release),
             interactions=store.tally(Interaction, "split"), skips=store.tally(Skip, "reason"),
-            quick=quick,
+            quick=quick, control=control,
         )  # fmt: skip
 
     def marks(self, answers: Sequence[ServedAnswer]) -> list[CheckResult]:
@@ -126,6 +130,7 @@ def report_data(found: DemoFindings, meter: Meter) -> Json:
         "after": share(after),
         "pairs": {"gained": gained, "lost": lost, "p": found.chance},
         "candidate": {"before": share(found.measured("before")), "after": share(found.measured("after"))},
+        "unrelated": _control(found.control),
         "grades": {"before": _mean(before), "after": _mean(after)},
         "answered_by": sorted({str(a.adapter) for a in found.after}),
         "interactions": len(found.candidate.interactions),
@@ -149,6 +154,16 @@ def report_data(found: DemoFindings, meter: Meter) -> Json:
         "stages": meter.stages,
         **meter.totals(),
     }
+
+
+def _control(rows: Sequence[Control]) -> Json | None:
+    """Shares of right answers to questions that have nothing to do with the wish; None where none were asked."""
+    from afterword.evaluate.stats.statistics import wilson
+
+    if not rows:
+        return None
+    sides = {side: wilson(sum(row.right(side) for row in rows), len(rows)) for side in ("before", "after")}
+    return {**sides, "answers": [row.to_dict() for row in rows]}
 
 
 def _mean(marks: Sequence[CheckResult]) -> float:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from afterword.cli.context import CommandContext
+from afterword.cli.demo_control import shown
 from afterword.cli.demo_findings import DemoFindings, percent
 from afterword.cli.report_view import show_heatmap
 from afterword.records import Feedback, Interaction, Json, Skip, Turn
@@ -80,6 +81,12 @@ def _trait_html(report: Json) -> str:
         numbers=[{"kind": kind, "value": percent(share)} for kind, share in sides],
         shown=telling,
         rest=[row for row in report["answers"] if row not in telling],
+        facts=report["unrelated"]
+        and [
+            {"kind": kind, "value": percent(report["unrelated"][side])}
+            for kind, side in (("served", "before"), ("candidate", "after"))
+        ],
+        fact=report["unrelated"] and shown(report["unrelated"]["answers"]),
     )
 
 
@@ -94,11 +101,18 @@ def show(found: DemoFindings, report: Json, heatmap: Heatmap | None, context: Co
          percent(report["after"]), f"{report['pairs']['gained']} gained, {report['pairs']['lost']} lost"),
         ("mean grade", report["grades"]["before"], report["grades"]["after"], ""),
     ]  # fmt: skip
+    if (facts := report["unrelated"]) is not None:
+        label = f"answers a question that has nothing to do with it rightly (of {facts['before']['n']})"
+        rows.append((label, percent(facts["before"]), percent(facts["after"]), ""))
     context.table("", ("", "before", "after", "pairs"), rows)
     out.print()
     _show_yield(found, report, context)
     for row in _telling(report["answers"]):
-        _show_pair(row, context)
+        grades = [f"{side} ({row[f'grade_{side}']:.2f})" for side in ("before", "after")]
+        _show_pair(row["prompt"], row, grades, context)
+    if facts is not None and (fact := shown(facts["answers"])) is not None:
+        titles = [f"{side} ({'right' if fact[f'right_{side}'] else 'wrong'})" for side in ("before", "after")]
+        _show_pair(f"{fact['question']} (nothing to do with the wish)", fact, titles, context)
     if heatmap is not None:
         show_heatmap(context, heatmap)
         out.print()
@@ -135,14 +149,14 @@ def _telling(rows: Sequence[Json]) -> list[Json]:
     return picked[1:SHOWN] + picked[:1]
 
 
-def _show_pair(row: Json, context: CommandContext) -> None:
+def _show_pair(question: str, row: Json, titles: Sequence[str], context: CommandContext) -> None:
     across = context.out.width if context.out.is_terminal else IN_A_FILE
     width = max(30, across // 2 - 2)
     panels = [
-        Panel(escape(row[side]), title=f"{side} ({row[f'grade_{side}']:.2f})", width=width, border_style=colour)
-        for side, colour in (("before", "dim"), ("after", "green"))
+        Panel(escape(row[side]), title=title, width=width, border_style=colour)
+        for side, title, colour in zip(("before", "after"), titles, ("dim", "green"), strict=True)
     ]
-    context.out.print(f"[bold]{escape(row['prompt'])}[/]")
+    context.out.print(f"[bold]{escape(question)}[/]")
     context.out.print(Columns(panels, padding=(0, 1)))
 
 
