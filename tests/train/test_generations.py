@@ -139,6 +139,14 @@ def test_unsolved_prompts_alone_are_written_again_and_filters_leave_answers_out(
     assert {f.name for f in tmp_path.glob("fresh*")} == {"fresh-0.json", "fresh-0-1.json"}
 
 
+def test_where_a_context_shows_nothing_nothing_is_written_under_it(model: str, tmp_path: Path) -> None:
+    lab = Lab(model)
+    silent = [dataclasses.replace(r, privileged=frozenset()) for r in lab.prepared.rows[:1]]
+    lab.prepared = dataclasses.replace(lab.prepared, rows=(*silent, *lab.prepared.rows[1:]))
+    rows = lab.fresh(tmp_path, Generation(context=CONTEXTS["appended"], n=1))
+    assert [r.answer.accepted for r in rows] == [False, True, True]
+
+
 def test_a_prefix_is_read_and_a_second_writer_scored(model: str, tmp_path: Path) -> None:
     lab = Lab(model, generation=Generation(finish=BASE))
     (first, *_) = lab.prepared.rows

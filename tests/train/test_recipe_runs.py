@@ -38,7 +38,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> str:
 def told(name: str, teacher: str) -> dict[str, Any]:
     given = INPUTS.get(name, {})
     # two answers, so that some prompts have no right one
-    few = {"num_generations": 2} if "verifier" in given and name != "grpo" else {}
+    few = {"num_generations": 2, "fresh": 2 if name == "hdpo" else 1} if "verifier" in given and name != "grpo" else {}
     return {**given, **few, "teacher": teacher} if "teacher" in given else {**given, **few}
 
 

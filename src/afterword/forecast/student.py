@@ -88,7 +88,8 @@ def training_tokens(rows: Sequence[Encoded], recipe: Recipe) -> int:
         if term.teacher is not None
     )
     served = (1 + BACKWARD) * student + teacher
-    return recipe.epochs * served + recipe.fresh * recipe.num_generations * (served + student)
+    answers = sum(map(recipe.answers_of, recipe.generations))
+    return recipe.epochs * served + recipe.fresh * answers * (served + student)
 
 
 class Student:

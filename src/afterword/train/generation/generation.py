@@ -99,11 +99,15 @@ def rollout_rows(
 
 
 def _wanted(generation: Generation, each: Sequence[Encoded], first: Sequence[Encoded]) -> list[bool]:
-    """For which of the rows `each` a generation writes, by the rewards of those before."""
+    """For which of the rows `each` a generation writes: where its context shows something, by the rewards of those
+    before."""
+    where = generation.context
+    told = [not where.privileged or (p if isinstance(p := row.privileged, bool) else where in p) for row in each]
     if generation.when == "always":
-        return [True] * len(each)
+        return told
     right = {row.asked for row in first if row.answer.accepted and (row.answer.reward or 0.0) > 0}
-    return [(row.asked in right) is (generation.when == "some_right") for row in each]
+    wanted = generation.when == "some_right"
+    return [known and (row.asked in right) is wanted for row, known in zip(each, told, strict=True)]
 
 
 def _left_out(row: Encoded) -> Encoded:
