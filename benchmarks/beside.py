@@ -333,6 +333,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="shorter windows, without nice 10: 3 minutes")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/beside.json and beside.md")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the processes end with us
     began, load = time.monotonic(), os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
         # Servers of others on this machine do not slow our training down.

@@ -183,5 +183,8 @@ def test_the_wait_of_two_threads_on_one_core_is_seen() -> None:
         thread.join()
     queue.find_threads()
     queue.read()  # threads that have ended are dropped
+    files = queue._files
+    del queue
+    assert not files, "its files are closed with it"
     assert waited >= 0.05
     assert os.sched_getaffinity(0) == before_affinity

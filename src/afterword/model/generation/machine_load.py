@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -156,6 +157,7 @@ class RunQueue:
 
     def __init__(self) -> None:
         self._files: dict[int, int] = {}
+        weakref.finalize(self, _close, self._files)
 
     def read(self) -> dict[int, int]:
         """Nanoseconds waited by thread, since it began; empty where the system does not count."""
@@ -174,6 +176,12 @@ class RunQueue:
                 if int(name) not in self._files:
                     with suppress(OSError):
                         self._files[int(name)] = os.open(f"/proc/self/task/{name}/schedstat", os.O_RDONLY)
+
+
+def _close(files: dict[int, int]) -> None:
+    for file in files.values():
+        os.close(file)
+    files.clear()
 
 
 def longest_wait(before: dict[int, int], after: dict[int, int]) -> float:
