@@ -126,6 +126,10 @@ class VLLM:
     says: Callable[[Json], str]
     reasoning: bool = False
     tools: bool = False
+    drop_reasoning: bool = False
+    """A proxy in front of it removes the fields that OpenAI does not have."""
+    alter: Callable[[list[int]], list[int]] = list
+    """What else it does to the ids of a prompt."""
     seen: list[Json] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -140,13 +144,19 @@ class VLLM:
             continue_final_message=body.get("continue_final_message", False),
             **(body.get("chat_template_kwargs") or {}),
         )  # fmt: skip
-        prompt = self._tokenizer.encode(text, add_special_tokens=False)
+        prompt = self.alter(self._tokenizer.encode(text, add_special_tokens=False))
         raw = self.says(body)
         ids = [*self._tokenizer.encode(raw, add_special_tokens=False), self._tokenizer.eos_token_id]
         message: Json = {"role": "assistant", "content": raw}
         if self.reasoning and "</think>" in raw:
             thought, _, rest = raw.partition("</think>")
             message |= {"reasoning_content": thought.replace("<think>", "").strip("\n"), "content": rest.strip("\n")}
+        if self.drop_reasoning:
+            message.pop("reasoning_content", None)
+        if body.get("skip_special_tokens") is False:
+            message["content"] += self._tokenizer.eos_token
+        for stop in body.get("stop") or []:
+            message["content"] = message["content"].split(stop)[0]
         reason = "stop"
         if self.tools and "<tool_call>" in message["content"]:
             before, _, call = message["content"].partition("<tool_call>")

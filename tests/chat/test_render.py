@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jinja2
@@ -134,3 +135,16 @@ def test_special_tokens_are_left_out_unless_asked_for() -> None:
     ids = encode(Letters(), "a\x03")
     assert decode(Letters(), ids) == "a"
     assert decode(Letters(), ids, special=True) == "a\x03"
+
+
+def test_a_clock_before_the_users_words_and_an_end_behind_them_hide_no_header() -> None:
+    clock = itertools.count()
+
+    def timed(messages: list[dict[str, Any]], header: bool) -> str:
+        return f"{next(clock)}\n{Letters._usual(messages, header)}"
+
+    def ended(messages: list[dict[str, Any]], header: bool) -> str:
+        return Letters._usual(messages, header) + ("" if header else "\x04")
+
+    for template in (timed, ended, lambda messages, header: timed(messages, header) + ("" if header else "\x04")):
+        assert decode(Letters(template), generation_header(Letters(template)), special=True) == "<assistant>"

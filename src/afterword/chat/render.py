@@ -215,15 +215,16 @@ def generation_header(tokenizer: Tokenizer, arguments: Json | None = None) -> tu
 def _header(tokenizer: Tokenizer, arguments: Json | None) -> tuple[tuple[int, ...], bool]:
     """The ids, and whether the template writes them for an answer alone."""
     asked = [{"role": "user", "content": _PROBE}]
-    without = _write(tokenizer, asked, None, arguments, header=False).text
-    with_header = _write(tokenizer, asked, None, arguments, header=True).text
+    # What stands before the user's words may differ between the two: a clock.
+    without = _behind_probe(_write(tokenizer, asked, None, arguments, header=False).text)
+    with_header = _behind_probe(_write(tokenizer, asked, None, arguments, header=True).text)
     header = with_header.removeprefix(without)
     if header and header != with_header:
         return encode(tokenizer, header), True
     if header:  # Phi-4-mini closes a conversation without a header by its end token
         ids, other = encode(tokenizer, with_header), encode(tokenizer, without)
         same = next((n for n, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), 0)
-        if other[same:] == (tokenizer.eos_token_id,) and ids[same:]:
+        if same and _PROBE in decode(tokenizer, ids[:same], special=True):
             return ids[same:], True
     closing = _closing(tokenizer) if not header else ()
     if not closing:
@@ -232,6 +233,11 @@ def _header(tokenizer: Tokenizer, arguments: Json | None) -> tuple[tuple[int, ..
             "(add_generation_prompt changes nothing or everything): use a template that opens the assistant's turn"
         )
     return closing, False
+
+
+def _behind_probe(text: str) -> str:
+    """The probe and what is written behind it; all of a text that does not hold it."""
+    return text[max(0, text.rfind(_PROBE)) :]
 
 
 def _closing(tokenizer: Tokenizer) -> tuple[int, ...]:
