@@ -16,7 +16,7 @@ from afterword.errors import NothingToDo
 from afterword.forecast import stored
 from afterword.forecast.outcomes import forecast_status, outcome_of
 from afterword.forecast.points import OWN, CalibrationPoint, append_point
-from afterword.forecast.stored import NoPrediction, predict_round
+from afterword.forecast.stored import NoPrediction, measure_selection, predict_round
 from afterword.model.loading import base_hash, resolve_model
 from afterword.records import Candidate, Prediction, PredictionOutcome, Report, TrainingPlan, Verdict
 from afterword.store import Store
@@ -68,6 +68,17 @@ def test_a_round_is_predicted_within_its_budget(store: Store, model: str) -> Non
     rich = replace(SETTINGS, cost=1.0, prompts=10)
     more = predict_round(store, store.path.parent, _plan(model), _points(model), rich, SHORT, heldout=16)
     assert isinstance(more, Prediction) and more.prompts == 10
+
+
+def test_the_gap_of_a_selection_has_its_controls_and_slices(store: Store, model: str) -> None:
+    student, (none, own) = measure_selection(store, store.path.parent, _plan(model), SHORT, prompts=6)
+    assert none.context == "none" and own.context == "appended" and own.prompts == own.redrawn == 6
+    assert own.unit == "nats" and own.shuffled is not None and own.slices["(none)"] == own.gap
+    assert own.observables["signal_real"] > 0 and student.work.tokens > 0
+    checked = replace(SHORT, checks={"sums": "regex:7"})
+    assert measure_selection(store, store.path.parent, _plan(model), checked, prompts=2)[1][0].unit == "nats"
+    with pytest.raises(NothingToDo, match="shows its teacher nothing"):
+        measure_selection(store, store.path.parent, _plan(model, recipe="sft"), SHORT, prompts=6)
 
 
 def test_where_no_prediction_can_come_nothing_is_measured(
@@ -140,6 +151,7 @@ def test_the_commands_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
         (["gap", "--task", "gym:chess"], 2, "unknown task"),
         (["gap", "--task", "persona:brief", "--context", "hint"], 2, "did you mean 'hints'"),
         (["predict", "--task", "persona:brief", "--context", "none"], 4, "teaches nothing"),
+        (["gap"], 2, "no Afterword data"),
         (["fit", "--points", str(tmp_path / "none.jsonl")], 2, "cannot read the points"),
         (["calibrate", "--grid", str(tmp_path / "none.toml")], 2, "cannot read the grid"),
     ):

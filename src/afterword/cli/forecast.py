@@ -11,14 +11,18 @@ from afterword.cli.context import CommandContext
 from afterword.cli.progress import step_bar
 from afterword.cli.server_state import served_model
 from afterword.config import ServeConfig
+from afterword.cycle import Settings, plan_stage
 from afterword.errors import NothingToDo
-from afterword.records import Candidate, Json, Prediction, PredictionOutcome
+from afterword.feedback.select.select import select
+from afterword.records import Candidate, Json, Prediction, PredictionOutcome, TrainingPlan
 from afterword.store import Store
 from afterword.store.files import write_whole
 
 if TYPE_CHECKING:
     from afterword.evaluate.report.report_html import Section
+    from afterword.forecast.gap import ContextGap
     from afterword.forecast.points import CalibrationPoint
+    from afterword.forecast.student import Student
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -26,7 +30,11 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     forecast = commands.add_parser("forecast", parents=[common])
     verbs = forecast.add_subparsers(dest="verb", metavar="gap|predict|calibrate|fit", required=True)
     asked = argparse.ArgumentParser(add_help=False)
-    asked.add_argument("--task", required=True, metavar="TASK", help="gym:FAMILY (extra tasks) or persona:NAME")
+    asked.add_argument(
+        "--task", metavar="TASK",
+        help="gym:FAMILY (extra tasks) or persona:NAME; default: the interactions that `train` would take",
+    )  # fmt: skip
+    asked.add_argument("--slice", metavar="NAME", help="without --task: interactions of this slice alone")
     asked.add_argument(
         "--context", action="append", metavar="NAME", help="what the teacher reads, also several times; default: all"
     )
@@ -94,10 +102,42 @@ def _contexts(context: CommandContext) -> list[str]:
 
 def run_gap(context: CommandContext) -> int:
     """Measure the gap under each context, with its controls."""
+    if context.args.task is None:
+        return _stored_gap(context)
     student, gaps, _ = _measured(context, _contexts(context), shuffled=not context.args.no_shuffled)
+    return _show_gaps(context, student, gaps, context.args.task)
+
+
+def _stored_gap(context: CommandContext) -> int:
+    """The gap of what `train` would take now, by slice."""
+    from afterword.cli.stages import stage_settings  # which shows predictions in its pages
+    from afterword.forecast.stored import measure_selection
+
+    with context.open_store() as store:
+        settings = stage_settings(context)
+        plan = _plan(context, store, settings)
+        student, gaps = measure_selection(
+            store, context.dir, plan, settings.evaluate, prompts=context.args.prompts, device=settings.device
+        )
+    code = _show_gaps(context, student, gaps, context.args.slice or "the selection")
+    if not context.json:
+        rows = [(name, _shown(one), one["n"]) for name, one in gaps[-1].slices.items()]
+        context.table(f"gap by slice ({gaps[-1].unit})", ("slice", "gap", "prompts"), rows)
+    return code
+
+
+def _plan(context: CommandContext, store: Store, settings: Settings) -> TrainingPlan:
+    """What `train` would take, of one slice where --slice names it."""
+    name = context.args.slice
+    tasks = None if name is None else [name]
+    selection = select(store, settings.select, settings.review, channel=settings.channel, tasks=tasks)
+    return plan_stage(store, settings, selection)
+
+
+def _show_gaps(context: CommandContext, student: Student, gaps: Sequence[ContextGap], name: str) -> int:
     cost = {"tokens": student.work.tokens, "cpu_minutes": round(student.work.seconds / 60, 2)}
     if context.json:
-        context.emit({"task": context.args.task, "contexts": [gap.to_dict() for gap in gaps], "cost": cost})
+        context.emit({"task": name, "contexts": [gap.to_dict() for gap in gaps], "cost": cost})
         return 0
     rows = [
         (g.context, _shown(g.gap), _shown(g.raw), _shown(g.regression), _shown(g.shuffled), f"{g.redrawn}/{g.prompts}",
@@ -105,7 +145,7 @@ def run_gap(context: CommandContext) -> int:
         for g in gaps
     ]  # fmt: skip
     context.table(
-        f"{context.args.task}: the student scores {gaps[0].student:.3f}",
+        f"{name}: the student scores {gaps[0].student:.3f} ({gaps[0].unit})",
         ("context", "gap", "raw", "chance", "shuffled", "shown", "overlap", "entropy gap", "prompts needed"), rows,
     )  # fmt: skip
     context.say(f"{cost['tokens']} tokens, {cost['cpu_minutes']} minutes of CPU time")
@@ -114,6 +154,8 @@ def run_gap(context: CommandContext) -> int:
 
 def run_predict(context: CommandContext) -> int:
     """Say for each context whether a training on it is worth its cost."""
+    if context.args.task is None:
+        return _stored_prediction(context)
     from afterword.forecast.calibrate import grid_recipe, read_grid
     from afterword.forecast.contexts import teacher_context
     from afterword.forecast.predict import predict_gain
@@ -146,6 +188,28 @@ def run_predict(context: CommandContext) -> int:
     context.table(f"{context.args.task}: a training on these prompts", columns, rows)
     for told in shown:
         context.out.print(f"{told['context']}: {told['says']}")
+    return 0
+
+
+def _stored_prediction(context: CommandContext) -> int:
+    """The prediction that `cycle` would ask for now; not stored."""
+    from afterword.cli.stages import stage_settings
+    from afterword.forecast.stored import NoPrediction, predict_round
+
+    with context.open_store() as store:
+        settings = stage_settings(context)
+        plan = _plan(context, store, settings)
+        found = predict_round(
+            store, context.dir, plan, _points(context), settings.forecast, settings.evaluate,
+            heldout=context.args.heldout, device=settings.device,
+        )  # fmt: skip
+    if isinstance(found, NoPrediction):
+        raise NothingToDo(f"no prediction: {found.why}")
+    if context.json:
+        context.emit(found.to_dict())
+        return 0
+    context.out.print(found.says)
+    context.say(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.cost.items()))
     return 0
 
 

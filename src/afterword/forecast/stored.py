@@ -6,18 +6,19 @@ the frozen base. Measures on as few prompts as the budget allows, and on none wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from afterword.chat.render import encode_content, render_prompt
 from afterword.config import EvaluateConfig, ForecastConfig, TrainConfig, current_names
+from afterword.errors import NothingToDo
 from afterword.evaluate.comparison.comparison import Check
 from afterword.evaluate.comparison.heldout import CONTEXT, LONGEST_HINDSIGHT, HeldOut, clusters_of
 from afterword.evaluate.scoring.task_checks import check_of
 from afterword.forecast.calibration import LEAST, PointSet, select
-from afterword.forecast.contexts import TeacherContext
-from afterword.forecast.gap import NOTHING, GapMeasurement, Shown
+from afterword.forecast.contexts import TEACHER_CONTEXTS, TeacherContext
+from afterword.forecast.gap import NOTHING, Advance, ContextGap, GapMeasurement, Shown
 from afterword.forecast.points import CalibrationPoint, Scale
 from afterword.forecast.predict import predict_gain
 from afterword.forecast.student import Asked, Ids, Student, training_tokens
@@ -44,6 +45,10 @@ from afterword.train.data.examples import Example
 
 WORDING = 48
 """Tokens that a template's own words take at most."""
+
+
+def _silent(done: int, total: int | None, step: str) -> None:
+    """Reports nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,7 @@ def predict_round(
     *,
     heldout: int,
     device: str = "auto",
-    advance: Callable[[int, int | None, str], None] = lambda done, total, step: None,
+    advance: Advance = _silent,
 ) -> Prediction | NoPrediction:
     """Measure the gap of a planned round and predict its gain. Writes nothing.
 
@@ -161,14 +166,13 @@ def predict_round(
         device: Where to compute.
         advance: Called with (done, total, step).
     """
-    recipe = recipe_of(TrainConfig(**current_names("train", plan.settings)))
-    term = next((t for t in recipe.terms if t.teacher is not None and t.context.privileged), None)
-    if term is None or term.context.text is not None:
-        return NoPrediction(f"the recipe {recipe.name!r} shows its teacher nothing that an interaction brings")
+    recipe, term = _term(plan)
+    if term is None:
+        return NoPrediction(_NOTHING_SHOWN.format(recipe.name))
     items = _items(store, plan)
-    source = StoredSource(items, {task: check_of(spec) for task, spec in evaluate.checks.items()}, evaluate.max_tokens)
+    source = _source(items, evaluate)
     if not items:
-        return NoPrediction("no planned interaction carries words")
+        return NoPrediction(_NO_WORDS)
     base = base_hash(resolve_model(plan.model))
     rows = select(points, unit=source.unit, base_hash=base)
     if not PointSet.of(rows).usable:
@@ -197,13 +201,10 @@ def _predicted(
     heldout: int,
     tokens: int,
     plan: TrainingPlan,
-    advance: Callable[[int, int | None, str], None],
+    advance: Advance,
 ) -> Prediction:
-    context = TeacherContext(term.context.name, "the recipe's own", term.context, "", lambda *_: "")
-    measurement = GapMeasurement(
-        student, source, seed=int(plan.settings.get("seed", 0)), base_teacher=term.teacher == BASE, advance=advance
-    )
-    gap = measurement.measure(context, shuffled=False, observe=False)
+    measurement = _measurement(student, source, term, plan, advance)
+    gap = measurement.measure(_own(term), shuffled=False, observe=False)
     found = predict_gain(gap.measured(student), points, heldout=heldout)
     cost: Json = {
         "measured_tokens": student.work.tokens,
@@ -215,6 +216,61 @@ def _predicted(
         advice=found.advice, says=found.says, gap=found.gap, gain=found.gain, gate_probability=found.gate_probability,
         prompts=gap.prompts, cost=cost,
     )  # fmt: skip
+
+
+def measure_selection(
+    store: Store, directory: Path, plan: TrainingPlan, evaluate: EvaluateConfig, *, prompts: int, device: str = "auto"
+) -> tuple[Student, list[ContextGap]]:
+    """The gaps of a planned round under nothing and under the recipe's own context, with controls, by slice.
+
+    Args:
+        store: With the plan's interactions.
+        directory: The data directory, for the parent's adapter.
+        plan: What the round would train.
+        evaluate: `[evaluate]`, for the checks and the length of answers.
+        prompts: Most interactions to measure on; the newest.
+        device: Where to compute.
+
+    Raises:
+        NothingToDo: No planned interaction has words, or the recipe's teacher reads nothing.
+    """
+    recipe, term = _term(plan)
+    if term is None:
+        raise NothingToDo(f"{_NOTHING_SHOWN.format(recipe.name)}: there is no gap to measure")
+    items = _items(store, plan)
+    if not items:
+        raise NothingToDo(f"{_NO_WORDS}: there is no gap to measure")
+    parent = store.get(Candidate, plan.parent) if plan.parent else None
+    student = Student(plan.model, directory / parent.path if parent else None, device=device)
+    measurement = _measurement(student, _source(items[-prompts:], evaluate), term, plan)
+    return student, [measurement.measure(TEACHER_CONTEXTS["none"]), measurement.measure(_own(term))]
+
+
+_NOTHING_SHOWN = "the recipe {!r} shows its teacher nothing that an interaction brings"
+_NO_WORDS = "no planned interaction carries words"
+
+
+def _term(plan: TrainingPlan) -> tuple[Recipe, Term | None]:
+    """The plan's recipe, and its term whose teacher reads the interactions' own words."""
+    recipe = recipe_of(TrainConfig(**current_names("train", plan.settings)))
+    found = (t for t in recipe.terms if t.teacher is not None and t.context.privileged and t.context.text is None)
+    return recipe, next(found, None)
+
+
+def _source(items: Sequence[HeldOut], evaluate: EvaluateConfig) -> StoredSource:
+    return StoredSource(items, {task: check_of(spec) for task, spec in evaluate.checks.items()}, evaluate.max_tokens)
+
+
+def _own(term: Term) -> TeacherContext:
+    """The term's context; `StoredSource` brings the texts."""
+    return TeacherContext(term.context.name, "the recipe's own", term.context, "", lambda *_: "")
+
+
+def _measurement(
+    student: Student, source: StoredSource, term: Term, plan: TrainingPlan, advance: Advance = _silent
+) -> GapMeasurement:
+    seed = int(plan.settings.get("seed", 0))
+    return GapMeasurement(student, source, seed=seed, base_teacher=term.teacher == BASE, advance=advance)
 
 
 def _items(store: Store, plan: TrainingPlan) -> list[HeldOut]:
