@@ -281,6 +281,15 @@ def test_the_quick_demo_goes_through_every_stage(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.slow
+def test_the_same_seed_gives_the_same_adapter_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["demo", "--quick", "--quiet", "--seed", "7", "--dir"]
+    assert [main([*words, str(tmp_path / name)]) for name in ("first", "second")] == [0, 0]
+    weights = [list((tmp_path / name / "adapters").glob("*/adapter_model.safetensors")) for name in ("first", "second")]
+    first, second = (found[0].read_bytes() for found in weights)
+    assert first == second
+
+
+@pytest.mark.slow
 def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Small numbers: it runs through, its report is whole, and its exit code is what its report says."""
     where = tmp_path / "demo"
