@@ -35,11 +35,14 @@ lint: $(READY)  ## style, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A worker for each core, each with one OpenMP thread (tests/conftest.py). `make test ARGS="-n 0"` uses no workers.
+WORKERS := -n logical --maxprocesses 4 --dist worksteal
+
 test: lint  ## lint, then the tests that fit in minutes
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(WORKERS) $(ARGS)
 
 test-all: lint  ## every test, the slow ones too
-	$(BIN)/pytest -m '' $(ARGS)
+	$(BIN)/pytest $(WORKERS) -m '' $(ARGS)
 
 test-browser: $(READY)  ## the console in a real browser; needs Chromium and its driver
 	@command -v chromedriver >/dev/null || \

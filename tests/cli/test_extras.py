@@ -14,7 +14,7 @@ from afterword.errors import UsageError
 
 _WITHOUT = """
 import json, sys
-for name in "torch transformers peft safetensors gguf tokenizers jinja2 numpy huggingface_hub".split():
+for name in "torch transformers peft safetensors gguf tokenizers numpy huggingface_hub".split():
     sys.modules[name] = None  # as if it were not installed
 from afterword.cli import main
 codes = {}
