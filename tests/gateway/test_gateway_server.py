@@ -187,12 +187,19 @@ def test_the_description_is_true(tmp_path: Path) -> None:
         document = httpx.get(f"{url}/openapi.json").json()
         calls = [(m, p, o) for p, operations in document["paths"].items() for m, o in operations.items()]
         for method, path, operation in calls:
-            bodies = {"/v1/chat/completions": ASK, "/v1/feedback": {"turn": "t", "kind": "copied"}}
+            message = {**ASK, "max_tokens": 9}
+            bodies = {
+                "/v1/chat/completions": ASK,
+                "/v1/feedback": {"turn": "t", "kind": "copied"},
+                "/v1/responses": {"model": ASK["model"], "input": "Why?"},
+                "/v1/messages": message,
+                "/v1/messages/count_tokens": message,
+            }
             call = httpx.request(method, url + path.replace("{id}", "base-model"), json=bodies.get(path))
             assert str(call.status_code) in operation["responses"], (method, path, call.text)
             kind = call.headers["content-type"].partition(";")[0]
             assert kind in operation["responses"][str(call.status_code)]["content"]
-        assert len(calls) == 11 and document["info"]["title"] == "Afterword"
+        assert len(calls) == 14 and document["info"]["title"] == "Afterword"
         refs = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
         assert refs <= set(document["components"]["schemas"])
         assert "OpenAI-compatible" in httpx.get(url).text

@@ -1,4 +1,4 @@
-"""Handles POST /v1/chat/completions: forwards the upstream's answer, then stores its turn.
+"""Answers chat requests: forwards the upstream's answer, then stores its turn. `dialects` brings other APIs' requests.
 
 Owns the order of steps: link, request, forward, enqueue, release the last bytes. Never trains; waits for the store only
 before the last chunk, and only up to a limit.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 
@@ -23,8 +24,9 @@ from afterword.gateway.middleware import PASSED_ON
 from afterword.gateway.model_routing import Route
 from afterword.gateway.retries import Saved
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
+from afterword.gateway.wire.encoder import ChatEncoder, Encoder
 from afterword.gateway.wire.request import ChatRequest, parse_chat
-from afterword.gateway.wire.response import DONE, UpstreamAnswer
+from afterword.gateway.wire.response import UpstreamAnswer
 from afterword.records import Feedback, Json, Record, Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
 from afterword.sampling.dialect import IDS, LIMIT, NEWER_LIMIT
@@ -37,10 +39,24 @@ _TAKEN_BACK = 3
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    """Handles one chat completion request, including retries of an earlier one."""
+    """Handles one chat completion request."""
     start = perf_counter()
+    chat = parse_chat(await request.read(), request.headers, request.get(KEY), request.app[GATEWAY].names)
+    return await answer(request, chat, start, ChatEncoder)
+
+
+async def answer(
+    request: web.Request, chat: ChatRequest, start: float, encoder: Callable[[], Encoder]
+) -> web.StreamResponse:
+    """Answers a chat request, or a retry of an earlier one.
+
+    Args:
+        request: The HTTP request.
+        chat: What it asks for.
+        start: When it came (`perf_counter`).
+        encoder: Makes the encoder of the client's API.
+    """
     gateway = request.app[GATEWAY]
-    chat = parse_chat(await request.read(), request.headers, request.get(KEY), gateway.names)
     attempt, saved = await gateway.retries.begin(chat, request.headers, request.remote or "")
     if chat.retry:
         gateway.metrics.retries.labels("anew" if saved is None else "replayed").inc()
@@ -49,18 +65,18 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         return web.Response(body=saved.body, headers={**headers, "Content-Type": saved.content_type})
     done: Saved | None = None
     try:
-        response, done = await _answered(request, gateway, chat, start, keep=attempt is not None)
+        response, done = await _answered(request, gateway, chat, start, encoder(), keep=attempt is not None)
     finally:
         gateway.retries.end(attempt, done)
     return response
 
 
 async def _answered(
-    request: web.Request, gateway: Gateway, chat: ChatRequest, start: float, *, keep: bool
+    request: web.Request, gateway: Gateway, chat: ChatRequest, start: float, encoder: Encoder, *, keep: bool
 ) -> tuple[web.StreamResponse, Saved | None]:
     """The response, and what a retry of the request gets if it is to be kept."""
     route = await gateway.adapters.resolve(chat.model, chat.requester)
-    exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start)
+    exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start, encoder)
     exchange.sent = [] if keep else None
     with gateway.adapters.using(route):
         try:
@@ -78,8 +94,11 @@ async def _answered(
 class Exchange:
     """Holds the state of one chat request, from linking to the stored turn."""
 
-    def __init__(self, gateway: Gateway, chat: ChatRequest, route: Route, request_id: str, start: float) -> None:
+    def __init__(
+        self, gateway: Gateway, chat: ChatRequest, route: Route, request_id: str, start: float, encoder: Encoder
+    ) -> None:
         self.gateway = gateway
+        self.encoder = encoder
         self.chat = chat
         self.route = route
         self.request_id = request_id
@@ -190,6 +209,7 @@ class Exchange:
             if not self._again(stream):
                 break
         self._check_error()
+        body = self.encoder.whole(body)
         await self.gateway.capture.wait_durable(self.keep())
         self._own += perf_counter() - arrived
         self.count(200)
@@ -223,7 +243,7 @@ class Exchange:
                 if not response.prepared:
                     raise
                 await self.gateway.capture.wait_durable(self.failed(error))
-                await response.write_eof(b"data: " + orjson.dumps(error_response(error)[1]) + b"\n\n" + DONE)
+                await response.write_eof(self.encoder.failure(error))
                 return response
             finally:
                 stream.close()
@@ -232,7 +252,7 @@ class Exchange:
             self._own += perf_counter() - arrived
         else:
             await self._open(request, response, arrived)
-        end = self.served.finish()
+        end = self.encoder.finish(self.served.finish())
         if self.sent is not None:
             self.sent.append(end)
         await response.write_eof(end)
@@ -251,7 +271,7 @@ class Exchange:
                 raise
             arrived = perf_counter()
             out = served.feed(data) if data else served.close()
-            if out:
+            if out and (out := self.encoder.feed(out)):
                 if not response.prepared:
                     await self._open(request, response, arrived)
                 if self.sent is not None:

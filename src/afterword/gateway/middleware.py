@@ -14,6 +14,7 @@ from aiohttp import web
 from afterword.errors import AfterwordError, UpstreamError, error_body, error_response
 from afterword.gateway.keys import KeyMissing
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID
+from afterword.gateway.wire import messages
 from afterword.records import Json, new_id
 from afterword.sampling import UpstreamRejected
 
@@ -27,7 +28,7 @@ PASSED_ON = (400, 402, 404, 409, 413, 422, 429)
 _CHAT = "Afterword learns from conversations only; use POST /v1/chat/completions."
 _BASE = "the client's base URL must end with /v1, as in http://HOST:PORT/v1."
 _INSTEAD = {
-    "/v1/completions": _CHAT, "/v1/responses": _CHAT, "/v1/embeddings": "send it to the model server itself.",
+    "/v1/completions": _CHAT, "/v1/embeddings": "send it to the model server itself.",
     "/chat/completions": _BASE, "/models": _BASE, "/feedback": _BASE, "/v1/v1/chat/completions": _BASE,
 }  # fmt: skip
 """What to use in place of the parts of OpenAI's API that are not here, or not there."""
@@ -52,7 +53,8 @@ def guard(handler: Handler, scope: str | None) -> Handler:
     async def checked(request: web.Request) -> web.StreamResponse:
         if scope is not None:
             gateway = request.app[GATEWAY]
-            key = request[KEY] = gateway.keys.check(request.headers.get("Authorization"), scope)
+            given = request.headers.get("Authorization") or request.headers.get("x-api-key")
+            key = request[KEY] = gateway.keys.check(given, scope)
             if key is None:
                 gateway.origin_policy.check(request.headers)
         return await handler(request)
@@ -79,8 +81,17 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
         message = f"internal error: search the server's log for {request[REQUEST_ID]}."
         response = json_response(error_body(message, kind="server_error"), 500)
     if not response.prepared:
+        if response.status >= 400 and request.path.startswith(messages.PATH):
+            _as_anthropic(response)
         response.headers["x-request-id"] = request[REQUEST_ID]
     return response
+
+
+def _as_anthropic(response: web.StreamResponse) -> None:
+    """Rewrites an error for a client of the Messages API."""
+    if isinstance(response, web.Response) and isinstance(response.body, bytes):
+        told = orjson.loads(response.body)
+        response.body = orjson.dumps(messages.error_json(response.status, told["error"]))
 
 
 def _preflight(request: web.Request) -> web.Response | None:

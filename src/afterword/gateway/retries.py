@@ -98,7 +98,7 @@ class Retries:
         if key is not None and len(key) > MAX_KEY:
             raise UsageError(f"the header `Idempotency-Key` is invalid: {len(key)} characters; use at most {MAX_KEY}.",
                              param="Idempotency-Key")  # fmt: skip
-        body = orjson.dumps([chat.body, chat.conversation, chat.previous], option=orjson.OPT_SORT_KEYS)
+        body = orjson.dumps([chat.dialect, chat.body, chat.conversation, chat.previous], option=orjson.OPT_SORT_KEYS)
         digest = hashlib.blake2b(body, digest_size=16).hexdigest()
         scope = tuple(part or "" for part in chat.scope)
         name = ("key", *scope, key) if key is not None else ("body", *scope, peer, digest)

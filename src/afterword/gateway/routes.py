@@ -9,6 +9,7 @@ from aiohttp import web
 import afterword
 from afterword.gateway import status_routes
 from afterword.gateway.chat import chat_completions
+from afterword.gateway.dialects import count_tokens, create_message, create_response
 from afterword.gateway.feedback_api import delete_feedback, post_feedback
 from afterword.gateway.middleware import Handler, json_response
 from afterword.records import FEEDBACK_KINDS, SOURCES, Json
@@ -135,6 +136,20 @@ ROUTES: tuple[Endpoint, ...] = (
         _ref("Chat"), _JSON, (400, 401, 403, 404, 413, 422, 429, 502, 504),
     ),
     Endpoint(
+        "POST", "/v1/responses", create_response, "infer",
+        "The same in the form of OpenAI's Responses API; functions as tools, `previous_response_id`.",
+        _FREE, _JSON, (400, 401, 403, 404, 413, 422, 429, 502, 504),
+    ),
+    Endpoint(
+        "POST", "/v1/messages", create_message, "infer",
+        "The same in the form of Anthropic's Messages API; the key may come as `x-api-key`.",
+        _FREE, _JSON, (400, 401, 403, 404, 413, 422, 429, 502, 504),
+    ),
+    Endpoint(
+        "POST", "/v1/messages/count_tokens", count_tokens, "infer", "Tokens of such a request; nothing is kept.",
+        _FREE, _JSON, (400, 401, 403, 404, 413, 422, 429, 502, 504),
+    ),
+    Endpoint(
         "GET", "/v1/models", status_routes.list_models, "infer", "Models and aliases.", None, _JSON, _INFER
     ),
     Endpoint("GET", "/v1/models/{id}", status_routes.get_model, "infer", "One model.", None, _JSON, (404, *_INFER)),
@@ -179,7 +194,7 @@ def _operation(route: Endpoint) -> Json:
     responses: Json = {}
     for status, (content_type, schema) in route.answers.items():
         content: Json = {content_type: {"schema": schema} if schema else {}}
-        if route.handler is chat_completions:
+        if route.handler in (chat_completions, create_message, create_response):
             content["text/event-stream"] = {}
         responses[str(status)] = {"description": "OK" if status < 300 else "not ready", "content": content}
     for status in route.errors:

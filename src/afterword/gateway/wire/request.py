@@ -52,6 +52,8 @@ class ChatRequest:
     train: bool | None = None
     """May the answer be trained on, and what is said in this request? None: the server's setting decides."""
 
+    dialect: str = "chat"
+    """The API in whose form the request came, and in which it is answered."""
     retry: bool = False
     """The client sends it again because the answer got lost: no judgement of the user."""
     newest: MessageWords = NO_WORDS

@@ -1,0 +1,80 @@
+"""Handles requests in the forms of other APIs: OpenAI's Responses and Anthropic's Messages.
+
+A request becomes a chat request and its answer is written back in the client's form; the turn is the same in all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+
+import orjson
+from aiohttp import web
+
+from afterword.errors import NotFoundError, UsageError
+from afterword.gateway.chat import answer
+from afterword.gateway.middleware import json_response
+from afterword.gateway.state import GATEWAY, KEY, Gateway
+from afterword.gateway.wire import messages, responses
+from afterword.gateway.wire.request import ChatRequest, load_json, parse_chat
+from afterword.records import Json, Turn
+
+_LATE = (0.0, 0.05, 0.2, 0.5)
+"""Seconds between looks for the turn of a response: a reply may outrun the commit."""
+
+
+def _parsed(request: web.Request, gateway: Gateway, body: Json, dialect: str) -> ChatRequest:
+    chat = parse_chat(orjson.dumps(body), request.headers, request.get(KEY), gateway.names)
+    chat.dialect = dialect
+    return chat
+
+
+async def create_message(request: web.Request) -> web.StreamResponse:
+    """Answers one request of Anthropic's Messages API."""
+    start, gateway = perf_counter(), request.app[GATEWAY]
+    body = messages.chat_body(load_json(await request.read()))
+    return await answer(
+        request, _parsed(request, gateway, body, "messages"), start, lambda: messages.MessagesEncoder(body)
+    )
+
+
+async def count_tokens(request: web.Request) -> web.StreamResponse:
+    """Counts the tokens of a request by asking the model server for one token; keeps nothing."""
+    gateway = request.app[GATEWAY]
+    data = load_json(await request.read())
+    if isinstance(data, dict):
+        data = {**data, "max_tokens": 1, "stream": False, "store": False}
+    chat = _parsed(request, gateway, messages.chat_body(data), "messages")
+    response = await answer(request, chat, perf_counter(), lambda: messages.MessagesEncoder(chat.body))
+    assert isinstance(response, web.Response) and isinstance(response.body, bytes)
+    return json_response({"input_tokens": orjson.loads(response.body)["usage"]["input_tokens"]})
+
+
+async def create_response(request: web.Request) -> web.StreamResponse:
+    """Answers one request of OpenAI's Responses API."""
+    start, gateway = perf_counter(), request.app[GATEWAY]
+    data = load_json(await request.read())
+    previous = responses.previous_of(data)
+    earlier = [] if previous is None else await _earlier(request, gateway, previous)
+    chat = _parsed(request, gateway, responses.chat_body(data, earlier), "responses")
+    chat.previous = chat.previous or previous
+    return await answer(request, chat, start, lambda: responses.ResponsesEncoder(data))
+
+
+async def _earlier(request: web.Request, gateway: Gateway, previous: str) -> list[Json]:
+    """The messages of an earlier response with its answer, without its instructions."""
+    for pause in _LATE:
+        await asyncio.sleep(pause)
+        turn = await asyncio.to_thread(gateway.store.find, Turn, previous)
+        if turn is not None:
+            break
+    if turn is None or turn.key != request.get(KEY):
+        raise NotFoundError(
+            f"the response {previous!r:.80} does not exist here, or was not stored: send the earlier items in `input`.",
+            param="previous_response_id", code="previous_response_not_found",
+        )  # fmt: skip
+    if not isinstance(turn.answer, dict):
+        raise UsageError("the earlier response has no answer to continue.", param="previous_response_id")
+    answered = {name: value for name, value in turn.answer.items() if name in ("role", "content", "tool_calls")}
+    said = [message for message in turn.messages if message.get("role") not in ("system", "developer")]
+    return [*said, {"role": "assistant", **answered}]
