@@ -88,14 +88,8 @@ def test_a_tool_is_used_and_its_result_goes_back(launch: Launch, streamed: bool)
     assert sent["tool_choice"] == "required"
     setup.fake.tool = False
     result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "Rain."}]}
-    client.messages.create(
-        messages=[
-            *ask("Weather?"),
-            {"role": "assistant", "content": answer.content},
-            {"role": "user", "content": [result]},
-        ],
-        **given,
-    )
+    turns: list[Any] = [{"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
+    client.messages.create(messages=[*ask("Weather?"), *turns], **given)
     before, after = setup.turns()
     assert after.previous == before.id and setup.feedback() == []
     assert after.messages[-1] == {"role": "tool", "tool_call_id": call.id, "content": "Rain."}
