@@ -40,6 +40,7 @@ from afterword.learn.parts.divergences import (
     ReverseKL,
     SkewForwardKL,
 )
+from afterword.learn.parts.schedules import Switch
 from afterword.learn.parts.supports import FULL, TopK
 from afterword.learn.parts.targets import Extrapolation, GeometricBridge, Temperature
 from afterword.learn.parts.teachers import BASE, LIVE, START
@@ -277,6 +278,19 @@ def test_no_teacher_reads_rows_of_which_no_term_keeps_a_token(lab: Lab) -> None:
     assert [set(sides) for sides in states.sides.values()] == [set(range(len(rows))) - gold] * 2
     got = states.get(BASE, CONTEXTS["appended"], range(len(rows)))
     assert got is not None and len(got.states) == sum(len(row.completion) for row in rows)
+
+
+def test_teachers_read_what_a_schedule_lets_through_later(lab: Lab) -> None:
+    late = Term(
+        name="t", estimator=ForwardKL(), teacher=BASE, context=SYSTEM, skip_first=400, masks=(Prefix(500),),
+        schedules=(("skip_first", Switch(0.5, 1.0, 0.0)),),
+    )  # fmt: skip
+    recipe = Recipe(name="x", terms=(late,), **LORA)
+    rows = prepare(some(lab.ref), lab.tokenizer, recipe, limit=512, vocabulary=259).rows
+    assert late.count(rows_of(rows)) == 0 and late.at(9, 10, []).count(rows_of(rows)) > 0
+    states = TeacherStates(TeacherRuntime(lab.policy, recipe, lab.ref), rows, recipe, TeacherCache(None), "x")
+    got = states.get(BASE, SYSTEM, range(len(rows)))
+    assert got is not None and bool((got.states[late.at(9, 10, []).keep(rows_of(rows))] != 0).any(-1).all())
 
 
 def test_tokens_that_do_not_count_change_no_other_tokens_factor() -> None:

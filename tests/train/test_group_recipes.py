@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from safetensors.torch import load_file
 from afterword.chat.render import render_prompt
 from afterword.learn.parts.generation import Generation
 from afterword.learn.parts.teachers import BASE
-from afterword.learn.parts.weights import GroupSoftmax
-from afterword.learn.recipes import Recipe, recipe
+from afterword.learn.parts.weights import AnswerPower, GroupSoftmax
+from afterword.learn.recipes import Recipe, recipe, sft
 from afterword.model.generation.drawing import drawer_of
 from afterword.model.loading import EMBEDDED, load_model, load_tokenizer
 from afterword.records import Turn
@@ -45,7 +46,17 @@ def everything() -> Recipe:
     )
 
 
-def test_a_run_of_groups_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def served() -> Recipe:
+    """Measures of served answers, which are taken before the first of several epochs."""
+    term = dataclasses.replace(sft().terms[0], weights=(AnswerPower("logp_student", factor=5.0),))
+    return dataclasses.replace(sft(epochs=3, batch=2, dtype="float32"), terms=(term,))
+
+
+@pytest.mark.parametrize(("make", "steps", "kills"), [(everything, 8, (2, 6)), (served, 6, (3,))])
+def test_a_run_of_groups_that_is_killed_goes_on_bit_for_bit(
+    make: Callable[[], Recipe], steps: int, kills: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Killed in the middle of its passes."""
     model = tiny_folder(tmp_path / "model")
     given = [example(model, i, text=f"Answer {i}.") for i in range(4)]
 
@@ -56,14 +67,14 @@ def test_a_run_of_groups_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> N
 
         folder = tmp_path / name
         train_candidate(
-            given, model=model, out=folder / "out", run_dir=folder / "run", recipe=everything(), seed=3, save_every=1,
+            given, model=model, out=folder / "out", run_dir=folder / "run", recipe=make(), seed=3, save_every=1,
             progress=stop,
         )  # fmt: skip
         return [(m.loss, m.grad_norm) for m in read_metrics(folder / "run")]
 
     whole = train("whole", None)
-    assert len(whole) == 8 and len(set(whole)) > 4
-    for step in (2, 6):  # in the middle of each pass
+    assert len(whole) == steps and len(set(whole)) > 4
+    for step in kills:
         with pytest.raises(Killed):
             train("killed", step)
     assert train("killed", None) == whole

@@ -124,7 +124,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
                 break
             kept = disk if epoch < recipe.epochs else TeacherCache(None)  # fresh answers are never read again
             states = TeacherStates(teachers, rows, recipe, kept, inputs.identity.weights, workers)
-            file = run_dir / f"fresh-{epoch}-measures.json"
+            file = run_dir / f"fresh-{epoch if epoch >= recipe.epochs else 0}-measures.json"
             rows = states.rows = measured(rows, recipe, policy, states, file, inputs.identity.fingerprint, workers)
         last_epoch = epoch
 

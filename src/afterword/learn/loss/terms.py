@@ -125,6 +125,13 @@ class Term:
         return term
 
     @property
+    def loosest(self) -> Term:
+        """The term with all that its schedules could ever keep: those of a mask, a route or of `skip_first`."""
+        moved = {path.split(".")[0] for path, _ in self.schedules}
+        loose: dict[str, Any] = {"masks": (), "route": EVERYTHING, "skip_first": 0}
+        return replace(self, **{field: value for field, value in loose.items() if field in moved})
+
+    @property
     def by_weight(self) -> bool:
         """True when the divisor is a sum of weights, known only after scoring."""
         return isinstance(self.reduction, WeightMean)

@@ -355,7 +355,8 @@ class Rollouts:
             return [one.tokens for one in generate(policy, prompts, ends, room, temperature=0.0)]
 
         def make() -> list[Encoded]:
-            file = self.run_dir / f"fresh-{epoch}-hints.json"
+            number = epoch if epoch >= self.recipe.epochs else 0  # served answers are shown one hint throughout
+            file = self.run_dir / f"fresh-{number}-hints.json"
             return with_hints(rows, self.prepared, self.tokenizer, write, file, self.key)
 
         if not self.workers.is_main:

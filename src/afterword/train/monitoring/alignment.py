@@ -116,7 +116,8 @@ class _Probe:
 
     def signal(self, seed: int) -> HindsightSignal | None:
         """What the hindsight says under the first term's teacher that reads any; None for a recipe without."""
-        term = next((t for t in self.recipe.terms if t.teacher is not None and t.context.privileged), None)
+        reading = (t for t in self.recipe.terms if t.teacher is not None and t.context.privileged)
+        term = next((t for t in reading if t.context.hint is None), None)  # a hint is made in each pass
         if term is None or term.teacher is None:
             return None
         plain = self.scores(term.teacher, [r.parts(NONE) for r in self.rows])

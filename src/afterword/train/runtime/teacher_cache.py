@@ -232,7 +232,7 @@ def _needed(recipe: Recipe, rows: Sequence[Encoded]) -> dict[tuple[Teacher, Cont
     found: dict[tuple[Teacher, Context], frozenset[int]] = {}
     for term in recipe.terms:
         # A scale of 0 stays 0: schedules are factors on it.
-        kept = frozenset(whole.row[term.keep(whole)].tolist()) if term.scale else frozenset()
+        kept = frozenset(whole.row[term.loosest.keep(whole)].tolist()) if term.scale else frozenset()
         for teacher, context in ((term.teacher, term.context), (term.reference, term.reference_context)):
             parts = (teacher, *teacher.parts) if isinstance(teacher, Routed) else (teacher,) if teacher else ()
             for part in parts:
