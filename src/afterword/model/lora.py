@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,6 @@ class Delta:
     scale: float = 1.0
     dense: Tensor | None = None
     """[out, in]"""
-    casts: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    """The dense matrix in the dtypes that were asked for."""
-
-    def cast(self, dtype: torch.dtype) -> Tensor:
-        """The dense matrix [out, in] in `dtype`, converted once."""
-        assert self.dense is not None
-        if dtype == self.dense.dtype:
-            return self.dense
-        if dtype not in self.casts:
-            self.casts[dtype] = self.dense.to(dtype)
-        return self.casts[dtype]
 
     def full(self) -> Tensor:
         """[out, in]"""
@@ -335,7 +324,7 @@ def _overlaid(base: Any, x: Tensor, delta: Delta | None) -> Tensor:
     if delta is None:
         return base(x)  # type: ignore[no-any-return]
     if delta.dense is not None:
-        return base(x).add_(x @ delta.cast(x.dtype).T)  # type: ignore[no-any-return]
+        return base(x).add_(x @ delta.dense.to(x.dtype).T)  # type: ignore[no-any-return]
     return base(x) + ((x @ delta.down.to(x.dtype).T) @ delta.up.to(x.dtype).T) * delta.scale  # type: ignore[no-any-return]
 
 
