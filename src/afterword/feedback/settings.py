@@ -32,6 +32,9 @@ class CollectSettings:
     min_confidence: UnitInterval = 0.3
     """Feedback with a lower confidence of the detectors, or a lower `metadata.confidence`, is skipped as
     `low_confidence`."""
+    follow_ups: Literal["detectors", "classifier", "embeddings"] = "detectors"
+    """Reader of follow-ups: "detectors" (rules), "classifier" (trained on top of them) or "embeddings" (with sentence
+    embeddings, extra `followups`)."""
     redact: Literal["off", "rules", "presidio"] = "rules"
     """Redaction of hindsight: "rules", "presidio" (needs the extra `privacy`) or "off"."""
     duplicates: UnitInterval = 0.85

@@ -15,6 +15,7 @@ from afterword.chat.machine import Hints, MessageWords, calls_in_text, hints_of,
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.text.edits import align
 from afterword.feedback.text.followup_classifier import POLARITY, categorise, read_follow_up
+from afterword.feedback.text.followup_model import read_by_classifier
 from afterword.feedback.text.guards import blames_the_cut
 from afterword.kinds import KINDS
 from afterword.records import BESIDE, Feedback, Interaction, Turn
@@ -198,7 +199,11 @@ def _follow_up(case: FeedbackCase, feedback: Feedback, settings: CollectSettings
     if said.origin is not None:
         return SkipReason("automated", f"a program wrote this message ({said.origin}): {feedback.text!r:.120}")
     text = said.words
-    reading = read_follow_up(case.request, case.answer, text)
+    if settings.follow_ups == "detectors":
+        reading = read_follow_up(case.request, case.answer, text)
+    else:
+        embedded = settings.follow_ups == "embeddings"
+        reading = read_by_classifier(case.request, case.answer, text, embedded=embedded)
     if reading.category == "off_topic":
         return SkipReason("off_topic", f"the user turns to something else: {text!r:.120}")
     if reading.category == "continuation":

@@ -69,6 +69,49 @@ def read_follow_up(request: str, answer: str, text: str) -> FollowUpReading:
     return FollowUpReading(category, RELEVANCE[category], POLARITY[category], confidence)
 
 
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What the detectors find in a follow-up, beside their decision."""
+
+    category: Category
+    confidence: float
+    flags: dict[str, bool]
+    """Cue -> whether it is there."""
+    own: int
+    """Topic words of the message."""
+    shared: int
+    """Those of them that stand in request or answer, too."""
+
+
+def signs_of(request: str, answer: str, text: str) -> Signs:
+    """All findings of the detectors, whichever of them decides."""
+    seen = _seen(text)
+    words = _WORDS.findall(seen)
+    keys = keys_of(words)
+    clean = _EMPTY_IT.sub(" ", seen)
+    own = content_words(_unquoted(seen), _FORM)
+    again = _again(request, seen, words)
+    category, confidence = _decide(request, answer, text)
+    flags = {
+        "correction": _CORRECTION.search(seen, keys) or _FAULTS.search(seen) is not None,
+        "correction at once": _CORRECTION.search(seen[:60], keys),
+        "complaint": _COMPLAINT.search(seen, keys),
+        "constraint": _CONSTRAINT.search(seen, keys),
+        "thanks": _THANKS.search(seen, keys),
+        "acknowledged": _ACK.search(seen, keys),
+        "continue": _CONTINUE.fullmatch(seen.strip(" .!?。！？…~")) is not None,
+        "about": _ABOUT.search(clean, keys),
+        "about weakly": _ABOUT_WEAKLY.search(clean, keys),
+        "switch": _SWITCH.search(seen, keys),
+        "new task": _NEW_TASK.match(seen) is not None,
+        "asks": _asks(seen),
+        "wishes": _WISHES.match(seen) is not None,
+        "same request": again == "same",
+        "other request": again == "other",
+    }
+    return Signs(category, confidence, flags, len(own), _shared(own, request, answer))
+
+
 def categorise(request: str, answer: str, text: str) -> Category:
     """The category of a follow-up; the first rule that applies decides."""
     return _decide(request, answer, text)[0]
