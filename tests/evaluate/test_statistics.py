@@ -49,6 +49,15 @@ def test_clusters_are_the_unit_and_ignoring_them_would_be_wrong() -> None:
     assert right / 500 <= 0.05 < wrong / 500
 
 
+def test_the_order_of_the_cases_changes_no_bit_of_an_interval() -> None:
+    rng = np.random.default_rng(4)
+    top, bottom, owners = rng.normal(size=20), rng.integers(1, 9, 20), [f"c{i % 13}" for i in range(20)]
+    found = statistics.ratio_of_sums(top, bottom, owners, seed=3)
+    order = [*range(10, 20), *range(10)]
+    renamed = [f"other-{-int(owners[i][1:])}" for i in order]
+    assert statistics.ratio_of_sums(top[order], bottom[order], renamed, seed=3) == pytest.approx(found, abs=1e-12)
+
+
 def test_power_of_a_ten_point_gain_in_a_share() -> None:
     """With paired arms 64 interactions find a true gain of ten points at least four times out of five."""
     rng = np.random.default_rng(5)

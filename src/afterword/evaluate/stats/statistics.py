@@ -68,6 +68,8 @@ def ratio_of_sums(
 ) -> Json:
     """sum(numerators) / sum(denominators) with the same interval: nats a token, relative rises, length ratios."""
     top, bottom = _summed(numerators, clusters), _summed(denominators, clusters)
+    order = np.lexsort((bottom, top))  # the interval depends on the cases, not on the order in which they came
+    top, bottom = top[order], bottom[order]
     groups, n = len(top), len(numerators)
     total = float(bottom.sum())
     if total == 0.0:
