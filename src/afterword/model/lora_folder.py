@@ -180,7 +180,9 @@ def _read_json(path: Path, folder: Path) -> Json:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{str(path)!r} cannot be read: {error}; save or copy the adapter again") from error
+        raise AdapterError(
+            f"adapter file {str(path)!r} is damaged or cannot be read: {error}; save or copy the adapter again"
+        ) from error
     if not isinstance(data, dict):
         raise AdapterError(f"{str(path)!r} is not a JSON object: save or copy the adapter again")
     return data
@@ -195,7 +197,9 @@ def _tensors(folder: Path, device: str) -> dict[str, torch.Tensor]:
     try:
         found: dict[str, torch.Tensor] = load_file(file, device=device)
     except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{str(file)!r} cannot be read: {error}; copy or train it again") from error
+        raise AdapterError(
+            f"adapter file {str(file)!r} is damaged or cannot be read: {error}; copy or train it again"
+        ) from error
     return found
 
 
