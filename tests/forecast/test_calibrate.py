@@ -26,7 +26,7 @@ def test_an_interrupted_grid_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(calibrate, "FEWEST_NATS", 2)
     grid = Grid(
         students=(GridStudent(name="tiny", model=model, family="tiny"),), tasks=("tiny:evens",),
-        contexts=("hints", "reference"), seeds=(0,), prompts=20, heldout=8, samples=2, fresh=0,
+        contexts=("hints", "reference"), seeds=(0,), prompts=16, heldout=8, samples=2, fresh=0,
     )  # fmt: skip
     points, work, said = tmp_path / "points.jsonl", tmp_path / "work", list[str]()
     real = append_point

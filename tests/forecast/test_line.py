@@ -30,8 +30,7 @@ def test_least_squares_is_attenuated_by_errors_in_x_and_york_is_not() -> None:
     assert york(x, y, np.full(4000, 0.7), np.full(4000, 0.1)).slope == pytest.approx(2.0, abs=0.06)
 
 
-@pytest.mark.parametrize("number", (12, 24))
-@pytest.mark.parametrize("scatter", (0.05, 0.2))
+@pytest.mark.parametrize(("number", "scatter"), ((12, 0.05), (24, 0.2)))
 def test_prediction_intervals_of_90_percent_hold_85_to_95_percent_of_new_points(number: int, scatter: float) -> None:
     rng, sets, sx, sy = np.random.default_rng(number), 400, 0.05, 0.03
     true = rng.normal(0.1, 0.15, (sets, number + 1))
