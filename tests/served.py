@@ -155,7 +155,7 @@ class VLLM:
             message.pop("reasoning_content", None)
         if body.get("skip_special_tokens") is False:
             message["content"] += self._tokenizer.eos_token
-        for stop in body.get("stop") or []:
+        for stop in body["stop"] if isinstance(body.get("stop"), list) else ():
             message["content"] = message["content"].split(stop)[0]
         reason = "stop"
         if self.tools and "<tool_call>" in message["content"]:
@@ -233,10 +233,11 @@ class Gateway:
 
     url: str
     store: Store
+    http: httpx.Client
 
     def post(self, messages: Sequence[Json], **more: Any) -> httpx.Response:
         body = {"model": "afterword", "messages": list(messages), "max_tokens": 12, "temperature": 1.0, "seed": 1}
-        return httpx.post(f"{self.url}/v1/chat/completions", json={**body, **more}, timeout=60)
+        return self.http.post(f"{self.url}/v1/chat/completions", json={**body, **more})
 
     def chat(self, messages: Sequence[Json], **more: Any) -> Turn:
         """One answer, as its turn was stored."""
@@ -252,7 +253,8 @@ def gateway(upstream: str, directory: Path, **settings: Any) -> Iterator[Gateway
         given = {"sampling_defaults": PLAIN, "capture_wait_ms": 5000.0, "port": 0, **settings}
         chosen = GatewaySettings(dir=directory, upstream=upstream, **given)
         url = stack.enter_context(serve_in_thread(chosen))
-        yield Gateway(url, stack.enter_context(Store.open(chosen.database)))
+        store = stack.enter_context(Store.open(chosen.database))
+        yield Gateway(url, store, stack.enter_context(httpx.Client(timeout=60, verify=False, trust_env=False)))
 
 
 def encoded(
