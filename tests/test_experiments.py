@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -137,3 +138,15 @@ def test_every_cell_of_an_experiment_runs(name: str, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()]
     assert rows and all(row["seconds"] > 0 for row in rows)
     assert (tmp_path / f"{name}.md").read_text("utf-8").count("|") > 10
+
+
+def test_changes_of_the_default_can_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    variants = importlib.import_module("variants")
+
+    from afterword.learn.recipes.validate import check_runnable
+
+    for name in variants.LOOPS:
+        made = variants.made(name)
+        check_runnable(made)
+        assert made.name == "follow-ups" and made != variants.made("follow-ups")

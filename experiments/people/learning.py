@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from book import Line, by, chart, over_seeds, panels, percent, table
 from common import Experiment, Options, Row
 from lab import Lab, compared, open_lab, oracles, passed, respaced
-from variants import AGAIN, VARIANTS, holds, made
+from variants import AGAIN, LOOPS, VARIANTS, holds, made
 
 from afterword.learn.recipes.recipe import Recipe
 from afterword.records import Candidate, Skip
@@ -290,7 +290,7 @@ def robustness_report(rows: list[Row]) -> tuple[str, str]:
 
 def variants(options: Options) -> list[str]:
     """The recipes that were asked for; the default alone when none was."""
-    return options.chosen(tuple(VARIANTS), "variants") if options.variants else ["follow-ups"]
+    return options.chosen((*VARIANTS, *LOOPS), "variants") if options.variants else ["follow-ups"]
 
 
 PERSONALISE = Experiment(

@@ -8,12 +8,13 @@ from typing import Any
 
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import JSD, PolicyGradient, ReverseKL
+from afterword.learn.parts.generation import Ended, Generation
 from afterword.learn.parts.schedules import Linear
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.teachers import BASE, EMA, LIVE, START
 from afterword.learn.parts.weights import TOKEN_MEAN
 from afterword.learn.recipes import recipe, sdpo_interactions
-from afterword.learn.recipes.recipe import Recipe
+from afterword.learn.recipes.recipe import Lora, Recipe
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "follow-ups": {},
@@ -54,6 +55,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all again": {},
 }
 """Arguments of `sdpo_interactions`, one factor at a time; those named below are recipes of their own."""
+LOOPS: dict[str, dict[str, Any]] = {
+    "default: fresh at 0.7": {"generation": Generation(temperature=0.7)},
+    "default: fresh at 0.3": {"generation": Generation(temperature=0.3)},
+    "default: fresh greedily": {"generation": Generation(temperature=0.0)},
+    "default: fresh that end": {"generation": Generation(keep=(Ended(),))},
+    "default: no fresh": {"fresh": 0},
+    "default: lr 5e-4": {"lr": 5e-4},
+    "default: rank 4": {"lora": Lora(rank=4, alpha=8.0)},
+}
+"""Changes of the default that may keep an answer from saying the same again; only for experiments that name them."""
 AGAIN = "all again"
 """`follow-ups`, but each round starts from the base and learns everything that was said so far."""
 
@@ -68,6 +79,8 @@ def made(variant: str) -> Recipe:
         return recipe("sdpo-interactions-online", fresh=2)
     if variant == "support top 100":
         return _supported(sdpo_interactions())
+    if variant in LOOPS:
+        return recipe("follow-ups", **LOOPS[variant])
     return sdpo_interactions(**VARIANTS[variant])
 
 
