@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import afterword.cli.stages  # noqa: F401  (it binds the stages by name: loaded later, it would keep the replaced ones)
 from afterword import cycle
 from afterword.cli import main
 from afterword.config import CycleConfig, TrainConfig
