@@ -169,10 +169,9 @@ async def beside(url: str, rate: float, rounds: int) -> tuple[dict[str, Any], di
 
 
 def serve(directory: Path, upstream: str) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, "-m", "afterword", "serve", "--dir", str(directory), "--port", "0", "--json",
-               "--upstream", upstream]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                               preexec_fn=lambda: os.sched_setaffinity(0, {0}))  # fmt: skip
+    command = ["taskset", "-c", "0", sys.executable, "-m", "afterword", "serve", "--dir", str(directory)]
+    command += ["--port", "0", "--json", "--upstream", upstream]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     text = ""
     for line in process.stdout:
