@@ -257,7 +257,7 @@ def test_renderings_can_be_set_by_task() -> None:
     assert plain is not None and code is not None
     assert (plain.hindsight, code.hindsight) == ("They said: too long", "Review: too long")
     for bad in ({"comment": "{answer}"}, {"accepted": "yes"}, {"comment": "{text"}):
-        with pytest.raises(ConfigError, match="`hindsight"):
+        with pytest.raises(ConfigError, match=r"collect\.hindsight"):
             CollectSettings(hindsight=bad)
     for odd in ({"redact": "maybe"}, {"duplicates": 2.0}, {"min_confidence": -1.0}):
         with pytest.raises(ConfigError):

@@ -102,7 +102,7 @@ def test_a_record_that_contradicts_a_stored_one_is_written_down(
     path.write_bytes(orjson.dumps({**first, "model": "m3"}))
     assert main(["import", str(path), "--dir", str(store.path.parent)]) == 0
     said_ = " ".join(capsys.readouterr().err.split())
-    assert "2 records are stored with other content" in said_ and "c.jsonl.jsonl" in said_
+    assert "2 records exist with other content" in said_ and "c.jsonl.jsonl" in said_
 
 
 KILLED = """
