@@ -106,11 +106,15 @@ def test_a_review_by_keyboard(full: Setup, browser: Any) -> None:
     interactions = [row for row in full.store.rows(Interaction) if row.id not in full.store.reviews()]
     browser.get(f"{full.url}/console/interactions/{interactions[0].id}")
     body = browser.find_element(CSS, "body")
+    field = browser.find_element(CSS, "[name=by]")
+    field.send_keys("ada", "\ue007")  # Enter alone decides nothing
+    field.send_keys("\ue00c")  # Escape leaves the field
+    assert len(full.store.reviews()) == before
     body.send_keys("x")  # a rejection needs a reason: the field gets the focus
-    browser.switch_to.active_element.send_keys("misread", "\ue007")  # Enter takes the first button, which approves
+    browser.switch_to.active_element.send_keys("misread", "\ue007")
     until(lambda: len(full.store.reviews()) == before + 1, "a review")
     review = full.store.reviews()[interactions[0].id]
-    assert (review.decision, review.why) == ("approve", "misread")
+    assert (review.decision, review.why) == ("reject", "misread")
     browser.get(f"{full.url}/console/turns")
     body = browser.find_element(CSS, "body")
     body.send_keys("j")

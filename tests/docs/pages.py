@@ -173,6 +173,8 @@ class Reader:
 
 def _busy() -> bool:
     """Is there other work than the reader's? The server alone keeps about every core busy."""
+    if "READER_ALONE" in os.environ:  # `.ci/run` runs nothing beside the README: there 30 s are 30 s
+        return False
     return os.getloadavg()[0] > (os.cpu_count() or 1) + 1
 
 

@@ -11,7 +11,7 @@ from time import perf_counter
 import orjson
 from aiohttp import web
 
-from afterword.errors import NotFoundError, UsageError
+from afterword.errors import NotFoundError
 from afterword.gateway.chat import answer
 from afterword.gateway.middleware import json_response
 from afterword.gateway.state import GATEWAY, KEY, Gateway
@@ -73,8 +73,6 @@ async def _earlier(request: web.Request, gateway: Gateway, previous: str) -> lis
             f"the response {previous!r:.80} does not exist here, or was not stored: send the earlier items in `input`.",
             param="previous_response_id", code="previous_response_not_found",
         )  # fmt: skip
-    if not isinstance(turn.answer, dict):
-        raise UsageError("the earlier response has no answer to continue.", param="previous_response_id")
     answered = {name: value for name, value in turn.answer.items() if name in ("role", "content", "tool_calls")}
     said = [message for message in turn.messages if message.get("role") not in ("system", "developer")]
     return [*said, {"role": "assistant", **answered}]

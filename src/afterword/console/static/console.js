@@ -32,12 +32,22 @@ document.addEventListener("keydown", (event) => {
     const marked = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
     if (!marked) return;
     const why = marked.form?.elements.why;
-    if (marked.value === "reject" && why && !why.value.trim()) why.focus();
+    if (marked.value === "reject" && why && !why.value.trim()) rejectWith(why, marked);
     else marked.click();
   }
   gone = 0;
   event.preventDefault();
 });
+
+// Enter in a review's fields decides nothing by itself; after `x` it rejects with the reason that was written.
+function rejectWith(why, button) {
+  why.focus();
+  why.onkeydown = (event) => {
+    if (event.key !== "Enter" || event.isComposing || !why.value.trim()) return;
+    event.preventDefault();
+    button.click();
+  };
+}
 
 function move(step) {
   const rows = [...document.querySelectorAll("[data-row]")];

@@ -189,8 +189,7 @@ class MessagesEncoder:
     def finish(self, data: bytes) -> bytes:
         """The last events."""
         last = self.feed(data) + self._close()
-        usage = {**self._tokens, "output_tokens": self._tokens["output_tokens"]}
-        return last + event("message_delta", {"delta": self._end, "usage": usage}) + event("message_stop", {})
+        return last + event("message_delta", {"delta": self._end, "usage": self._tokens}) + event("message_stop", {})
 
     def failure(self, error: AfterwordError) -> bytes:
         """An error event."""
