@@ -13,7 +13,7 @@ import pytest
 
 from afterword import cycle
 from afterword.config import EvaluateConfig, TrainConfig
-from afterword.records import RECORDS, Candidate, Feedback, Interaction, Release, Report, Skip, Turn, Verdict
+from afterword.records import RECORDS, Candidate, Episode, Feedback, Interaction, Release, Report, Skip, Turn, Verdict
 from afterword.release.gate import overridden
 from afterword.release.publish import publish, rollback
 from afterword.store import Store
@@ -67,6 +67,9 @@ def test_walk(tmp_path: Path) -> None:
         assert client.post("/feedback", body=event, cast_to=dict[str, object])["status"] == "stored"
         assert client.post("/feedback", body=event, cast_to=dict[str, object])["status"] == "duplicate"
 
+        begun = client.post("/episodes", body={"task_id": "walk/1"}, cast_to=dict[str, object])
+        assert store.get(Episode, str(begun["id"])).status == "running"
+
         # 6. Collect: an Interaction, or a Skip with its reason. Twice is the same as once.
         settings = cycle.Settings(
             directory=home,
@@ -97,7 +100,9 @@ def test_walk(tmp_path: Path) -> None:
         until(lambda: _answered_by(client, store) is None)
 
         # The rows are those of the spine, all of them and no others.
-        tables = {kind.TABLE for kind in (Turn, Feedback, Interaction, Skip, Candidate, Report, Verdict, Release)}
+        tables = {
+            kind.TABLE for kind in (Turn, Episode, Feedback, Interaction, Skip, Candidate, Report, Verdict, Release)
+        }
         assert {kind.TABLE for kind in RECORDS} == tables == set(store.counts())
         assert all(store.counts().values()), store.counts()
 

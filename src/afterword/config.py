@@ -123,6 +123,12 @@ class ServeConfig:
     on_full_context: Literal["drop_oldest", "error"] | None = None
     """For messages longer than the model's context: drop the oldest turns but keep system messages and the newest
     message ("drop_oldest", the engine's default), or return an error ("error", an upstream's default)."""
+    episode_turns: Count = 1000
+    """Limit of requests of one episode (docs/episodes.md); it ends as truncated, and further requests get an error."""
+    episode_tokens: Count = 1_000_000
+    """The same for the tokens of its answers."""
+    episode_seconds: Seconds = 86_400.0
+    """The same for its age."""
 
 
 @dataclass(frozen=True, slots=True)

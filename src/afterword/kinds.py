@@ -128,6 +128,10 @@ KINDS: dict[str, FeedbackKind] = {
         polarity=-1, weight=0.8, counted="corrected", rank=5, template="I did not allow this call: {call}. {text}",
         hindsight="environment", spoken=True,
     ),
+    "outcome": FeedbackKind(
+        meaning="The reward of an episode or of one of its turns, and by rubric item; no value: it cannot be scored.",
+        polarity=0, weight=1.0, counted="by_value",
+    ),
 }  # fmt: skip
 """Kinds by name. A `retraction` is not among them: it takes another row back."""
 

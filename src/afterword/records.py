@@ -2,6 +2,8 @@
 
     Turn -> Feedback -> Interaction (or Skip) -> Candidate -> Report -> Verdict -> Release
 
+An Episode stands beside Turn: the turns of one run of an agent carry its id.
+
 Every record has an `id`, a `created_at` (Unix seconds, UTC) and a `schema` version, and converts to JSON and back.
 Owns the field names; imports only `kinds`.
 """
@@ -188,11 +190,62 @@ class Turn(Record):
     """Log-probability (nats) of each completion id under the distribution that it was drawn from (temperature, masks),
     as the embedded engine reports it. None entries: a part of the distribution could not be drawn (top-p, temperature
     0). None: it is `logprobs`, or unknown where `sampling` is not plain."""
+    episode_id: str | None = None
+    """The episode (`Episode`) that this turn is a part of. Its parent in the tree of turns is `previous`."""
+    episode_index: int | None = None
+    """Position among the requests of the episode, from 0, in the order of arrival; branches have positions of their
+    own. None: unknown."""
 
     @property
     def on_policy(self) -> bool:
         """True when the exact served ids are known, so that the turn can be trained as it was sampled."""
         return bool(self.prompt_ids) and bool(self.completion_ids)
+
+
+EPISODE_STATUS = ("running", "finished", "failed", "truncated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode(Record):
+    """One run of an agent on a task.
+
+    The row is written at the start and never changed; `EpisodeEnd` rows and feedback of the kind `outcome` follow.
+    `store.episodes` returns it with these applied. Example: Episode(id="ep-51...", task_id="walk/7", seed=7,
+    harness="smolagents", started_at=1.7e9, status="finished", outcome=1.0)
+    """
+
+    TABLE: ClassVar[str] = "episodes"
+
+    task_id: str | None = None
+    """The task; episodes of one task form the group of a baseline."""
+    seed: int | None = None
+    """Seed of the environment."""
+    harness: str | None = None
+    """The program that ran the agent."""
+    parent_id: str | None = None
+    """Episode that started this one (sub-agents)."""
+    started_at: float = field(default_factory=time.time)
+    """Unix seconds, UTC."""
+    ended_at: float | None = None
+    """Unix seconds, UTC; None while it runs."""
+    status: str = "running"
+    """One of EPISODE_STATUS. "truncated": a limit ended it; "failed": the harness or its environment broke off."""
+    reason: str | None = None
+    """Why it ended, as a short code: a limit (`turns`, `tokens`, `age`) or the word of its harness."""
+    outcome: float | None = None
+    """The newest reward of the whole run; None: none yet, or it cannot be scored."""
+    rubric: Json = field(default_factory=dict)
+    """Rubric item -> its newest reward."""
+    metrics: Json = field(default_factory=dict)
+    """Name -> number, as the harness or environment reports."""
+    metadata: Json = field(default_factory=dict)
+    """All other fields that the client sent."""
+    user: str | None = None
+    """User for whom the agent ran."""
+    key: str | None = None
+    """Public id of the API key that started it; another key cannot see it."""
+    source: str = "gateway"
+    """"gateway", "environment" or "import:FORMAT"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +259,7 @@ class Feedback(Record):
     TABLE: ClassVar[str] = "feedback"
 
     turn: str
-    """Id of its turn, which may arrive later (the feedback is then held)."""
+    """Id of its turn, which may arrive later (the feedback is then held); of an episode with the kind `outcome`."""
     kind: str
     """One of FEEDBACK_KINDS. "retraction" takes back the feedback named in `retracts`."""
     text: str | None = None
@@ -214,7 +267,7 @@ class Feedback(Record):
     final_text: str | None = None
     """`edited`: the answer as the user left it."""
     value: float | None = None
-    """`rating`: -1 .. 1."""
+    """`rating`: -1 .. 1. `outcome`: any reward; None cannot be scored."""
     exit_code: int | None = None
     """`executed`, `tests`."""
     output: str | None = None
@@ -447,7 +500,7 @@ class Release(Record):
 
 
 RECORDS: tuple[type[Record], ...] = (
-    Turn, Feedback, Interaction, Skip, Candidate, Report, Verdict, Release,
+    Turn, Episode, Feedback, Interaction, Skip, Candidate, Report, Verdict, Release,
 )  # fmt: skip
 """The spine, in order."""
 
@@ -614,7 +667,26 @@ class PredictionOutcome(Record):
     """Did the gate pass?"""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeEnd(Record):
+    """An episode ended; of several the newest counts. Example: EpisodeEnd(id="end-51...", episode="ep-51...",
+    status="truncated", reason="turns", ended_at=1.7e9)"""
+
+    TABLE: ClassVar[str] = "episode_ends"
+
+    episode: str
+    """The episode."""
+    status: str
+    """One of EPISODE_STATUS but "running"."""
+    ended_at: float
+    """Unix seconds, UTC."""
+    reason: str | None = None
+    """As `Episode.reason`."""
+    metrics: Json = field(default_factory=dict)
+    """Name -> number; added to those of the episode."""
+
+
 NOTES: tuple[type[Record], ...] = (
-    Review, SignalRatio, Revision, Alarm, RoundAttempt, Prediction, PredictionOutcome,
+    Review, SignalRatio, Revision, Alarm, RoundAttempt, Prediction, PredictionOutcome, EpisodeEnd,
 )  # fmt: skip
-"""Rows beside the spine: notes on interactions, releases and rounds."""
+"""Rows beside the spine: notes on interactions, releases, rounds and episodes."""

@@ -42,7 +42,7 @@ def test_what_is_derived_is_not_taken_from_a_file(full: Store, tmp_path: Path) -
     release = Release(id="rel-evil", channel="default", action="publish", adapter="evil@v000001", why="",
                       path="../../evil", candidate=None, verdict=None, previous=None)  # fmt: skip
     rows = out(full, "interactions", "afterword") + [
-        {"record": kind.TABLE, "id": "x", "schema": 1} for kind in RECORDS[3:]
+        {"record": kind.TABLE, "id": "x", "schema": 1} for kind in RECORDS[4:]
     ]
     rows += [{"record": "releases", **release.to_dict()}, *out(full, "turns", "afterword")]
     with Store.open(tmp_path / "copy.db") as copy:
@@ -50,7 +50,7 @@ def test_what_is_derived_is_not_taken_from_a_file(full: Store, tmp_path: Path) -
         assert copy.counts() == {**dict.fromkeys(copy.counts(), 0), "turns": full.counts()["turns"]}
     assert summary.rejected["derived_releases"] == 2
     assert summary.rejected["derived_interactions"] == full.counts()["interactions"] > 0
-    assert set(summary.rejected) == {f"derived_{kind.TABLE}" for kind in RECORDS[2:]} and summary.rejects is not None
+    assert set(summary.rejected) == {f"derived_{kind.TABLE}" for kind in RECORDS[3:]} and summary.rejects is not None
     first = json.loads(Path(summary.rejects).read_text(encoding="utf-8").splitlines()[0])
     assert "consent" in first["detail"] and "`afterword collect`" in first["detail"]
 

@@ -7,6 +7,8 @@ from typing import Any
 from afterword.records import (
     Alarm,
     Candidate,
+    Episode,
+    EpisodeEnd,
     Feedback,
     Interaction,
     Prediction,
@@ -41,6 +43,7 @@ def interaction(name: str = "i1", of: str = "t1", feedback: tuple[str, ...] = ("
 
 SPINE: tuple[Record, ...] = (
     turn(prompt_ids=(1, 2), completion_ids=(3,), logprobs=(-0.5,)),
+    Episode(id="ep1", task_id="walk/7", seed=7, harness="h", user="ada", metadata={"level": 2}),
     Feedback(id="f1", turn="t1", kind="follow_up", text="Shorter."),
     interaction(spans=((0, 2), (3, 3)), redacted=("email",), scope="user"),
     Skip(id="s1", feedback="f0", turn="t1", reason="thanks", detail="it only says thanks"),
@@ -70,5 +73,6 @@ BESIDE: tuple[Record, ...] = (
         prompts=32,
     ),
     PredictionOutcome(id="o1", prediction="p1", candidate="c1", report="r1", gain=0.18, passed=True),
+    EpisodeEnd(id="e9", episode="ep1", status="finished", ended_at=9.0, metrics={"steps": 3}),
 )
 """One note of each kind."""

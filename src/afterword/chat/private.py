@@ -1,4 +1,4 @@
-"""Redacts turns and feedback before they are stored.
+"""Redacts turns, episodes and feedback before they are stored.
 
 Owns the list of redacted fields; a redacted turn loses its token ids, because they spell the text. Pure; `chat.redact`
 finds the private data.
@@ -13,7 +13,7 @@ from typing import Any
 
 from afterword.chat.credentials import is_secret_value
 from afterword.chat.redact import redact
-from afterword.records import Feedback, Record, Turn
+from afterword.records import Episode, Feedback, Record, Turn
 
 FIXED = frozenset({
     "role", "type", "id", "tool_call_id", "call_id", "name", "index", "status", "model", "format", "media_type",
@@ -56,7 +56,7 @@ def redactor(mode: str) -> Callable[[Record], Record] | None:
 
 
 def without_private(record: Record, mode: str) -> Record:
-    """Replaces private data in a turn or feedback by placeholders; other records are returned unchanged.
+    """Replaces private data in a turn, an episode or feedback by placeholders; other records are returned unchanged.
 
     A changed turn loses its token ids and log-probabilities: it is never trained as on-policy.
 
@@ -78,6 +78,9 @@ def without_private(record: Record, mode: str) -> Record:
         said: dict[str, Any] = {name: clean_text(text, mode) for name in WORDS if (text := getattr(record, name))}
         said["metadata"] = _cleaned(record.metadata, mode, KEPT)
         return replace(record, **said) if any(said[name] != getattr(record, name) for name in said) else record
+    if isinstance(record, Episode):
+        metadata = _cleaned(record.metadata, mode, KEPT)
+        return record if metadata == record.metadata else replace(record, metadata=metadata)
     return record
 
 

@@ -68,6 +68,9 @@ def run_serve(context: CommandContext) -> int:
         embedded=config.upstream is None,
         max_tokens=_max_tokens(config),
         sampling_defaults=PLAIN if not config.upstream or config.upstream_sampling == "plain" else {},
+        episode_turns=config.episode_turns,
+        episode_tokens=config.episode_tokens,
+        episode_seconds=config.episode_seconds,
         on_full_context=config.on_full_context or ("error" if config.upstream else "drop_oldest"),
     )
     if config.upstream is None:

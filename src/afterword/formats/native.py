@@ -1,13 +1,14 @@
 """Reads and writes the native format: records of `export`, and events of `POST /v1/feedback`.
 
-Only turns and feedback come in, with every field checked: all later stages read what is stored. Pure; never stores.
+Only turns, episodes and feedback come in, with every field checked: all later stages read what is
+stored. Pure; never stores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -17,10 +18,13 @@ from afterword.formats.format import Export, Format, Writer
 from afterword.formats.parsing import bad, checked, shown
 from afterword.kinds import KINDS
 from afterword.records import (
+    EPISODE_STATUS,
     FEEDBACK_KINDS,
     RECORDS,
     SCHEMA_VERSION,
     SOURCES,
+    Episode,
+    EpisodeEnd,
     Feedback,
     Interaction,
     Json,
@@ -52,7 +56,7 @@ def read(row: Json) -> list[Record]:
 
 # ---- records
 
-_TABLES: dict[str, type[Turn] | type[Feedback]] = {kind.TABLE: kind for kind in (Turn, Feedback)}
+_TABLES: dict[str, type[Record]] = {kind.TABLE: kind for kind in (Turn, Episode, Feedback, EpisodeEnd)}
 """What was said and done. All else is derived from it here, under the checks of this directory."""
 _DERIVED = {*(kind.TABLE for kind in RECORDS), "reviews", "erasures"} - _TABLES.keys()
 _WHY_DERIVED = (
@@ -62,7 +66,7 @@ _WHY_DERIVED = (
 
 
 def read_record(row: Json) -> Record:
-    """A turn or feedback as `export` writes it."""
+    """A turn, an episode or feedback as `export` writes it."""
     name = str(row.get("record"))
     if name in _DERIVED:
         raise bad(f"derived_{name}", f"records of {name} cannot be imported: {_WHY_DERIVED}")
@@ -75,7 +79,7 @@ def read_record(row: Json) -> Record:
         raise bad("bad_record", f"`{field}` of {name} must be {words}, got {shown(values[field], 60)}")
     if kind is Turn:
         _check_messages(values)
-    elif values.get("kind") not in FEEDBACK_KINDS:
+    elif kind is Feedback and values.get("kind") not in FEEDBACK_KINDS:
         given = shown(values.get("kind"), 60)
         raise bad("bad_record", f"`kind` of {name} is {given}; known: {', '.join(FEEDBACK_KINDS)}")
     try:
@@ -103,20 +107,24 @@ _FIELDS = {
     **_one_of(list[Integer] | None, "a list of token ids", "prompt_ids", "completion_ids"),
     **_one_of(str | None, "a string", "adapter", "finish_reason", "user", "key", "conversation", "previous", "task",
               "team", "thread", "missing_ids", "unit", "canary", "text", "final_text", "output", "next_turn",
-              "retracts"),
-    **_one_of(str, "a string", "model", "source", "turn", "kind"),
-    **_one_of(dict[str, Any], "an object", "sampling", "usage", "metadata"),
-    **_one_of(Moment | None, "Unix seconds in the years 1 to 9999", "created_at", "occurred_at"),
-    **_one_of(Number | None, "a number", "seconds", "value"),
+              "retracts", "episode_id", "task_id", "harness", "parent_id", "reason"),
+    **_one_of(str, "a string", "model", "source", "turn", "kind", "episode"),
+    **_one_of(dict[str, Any], "an object", "sampling", "usage", "metadata", "rubric", "metrics"),
+    **_one_of(Moment | None, "Unix seconds in the years 1 to 9999", "created_at", "occurred_at", "started_at",
+              "ended_at"),
+    **_one_of(Literal[*EPISODE_STATUS], f"one of {', '.join(EPISODE_STATUS)}", "status"),
+    **_one_of(Number | None, "a number", "seconds", "value", "outcome"),
     **_one_of(list[Number | None] | None, "a list of numbers", "logprobs", "sampled_logprobs"),
     **_one_of(list[dict[str, Any]] | None, "a list of objects", "tools"),
-    **_one_of(Integer | None, "an integer", "exit_code"),
+    **_one_of(Integer | None, "an integer", "exit_code", "episode_index", "seed"),
     **_one_of(bool, "true or false", "consent"),
     **_one_of(Annotated[int, Field(ge=1, le=SCHEMA_VERSION)], "a known version", "schema"),
 }  # fmt: skip
 """Field of a record -> valid values, and the same in words. `store.codec` checks ids."""
 _EVENT_FIELDS = {
-    **_one_of(str | None, "a string", "id", "turn", "kind", "text", "final_text", "output", "user", "source"),
+    **_one_of(
+        str | None, "a string", "id", "turn", "kind", "text", "final_text", "output", "user", "source", "episode"
+    ),
     **_one_of(Annotated[float, Field(allow_inf_nan=False)] | None, "a finite number", "value"),
     **_one_of(int | None, "an integer", "exit_code"),
     **_one_of(dict[str, Any] | None, "an object", "metadata"),
@@ -150,6 +158,8 @@ def read_event(event: Json) -> Feedback:
         name, words = invalid
         raise _invalid(name, f"`{name}` must be {words}, got {shown(event[name], 80)}.")
     turn, kind, source = event.get("turn"), event.get("kind"), event.get("source", "api")
+    if kind == "outcome" and not turn:
+        turn = event.get("episode")
     if not turn:
         raise _invalid("turn", "`turn` is missing: give the id of an answer.")
     if kind not in KINDS:
@@ -175,8 +185,25 @@ def read_event(event: Json) -> Feedback:
         user=event.get("user"),
         occurred_at=_moment(event.get("occurred_at")),
         source=source,
-        metadata={**{k: v for k, v in event.items() if k not in _EVENT_FIELDS}, **(event.get("metadata") or {})},
+        metadata=_metadata(event, kind),
     )
+
+
+def _metadata(event: Json, kind: str) -> Json:
+    """The unknown fields; of a reward its episode, rubric items and metrics, checked."""
+    rest = {k: v for k, v in event.items() if k not in _EVENT_FIELDS} | (event.get("metadata") or {})
+    if event.get("episode") is not None:
+        rest["episode"] = event["episode"]
+    if kind == "outcome" and "value" not in event:
+        rest["unset"] = ["value"]  # None is a reward that cannot be scored
+    for name in ("rubric", "metrics") if kind == "outcome" else ():
+        if not isinstance(given := rest.get(name, {}), dict):
+            raise _invalid(name, f"`{name}` must be an object of numbers by name, got {shown(given, 80)}.")
+        for item, number in given.items():
+            unscored = number is None and name == "rubric"
+            if not unscored and (isinstance(number, bool) or not isinstance(number, int | float) or number - number):
+                raise _invalid(name, f"`{name}.{item}` must be a finite number, got {shown(number, 80)}.")
+    return rest
 
 
 def _invalid(name: str, message: str) -> UsageError:
@@ -201,11 +228,11 @@ def _moment(value: float | str | None) -> float | None:
 # ---- writing
 
 
-def _write(kind: type[Record]) -> Writer:
-    """All records of a table, with its name."""
+def _write(*kinds: type[Record]) -> Writer:
+    """All records of these tables, with the name of their table."""
 
     def rows(filtered: ExportFilter) -> Iterator[Json]:
-        return ({"record": kind.TABLE, **row.to_dict()} for row in filtered.store.rows(kind))
+        return ({"record": kind.TABLE, **row.to_dict()} for kind in kinds for row in filtered.store.rows(kind))
 
     return rows
 
@@ -214,6 +241,9 @@ FORMAT = Format(
     name="afterword",
     read=read,
     recognise=recognise,
-    exports=tuple(Export(what=kind.TABLE, write=_write(kind)) for kind in (Turn, Feedback, Interaction)),
+    exports=(
+        *(Export(what=kind.TABLE, write=_write(kind)) for kind in (Turn, Feedback, Interaction)),
+        Export(what=Episode.TABLE, write=_write(Episode, EpisodeEnd)),
+    ),
     events=True,
 )

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 
 from afterword.gateway.capture import Capture
+from afterword.gateway.episodes import Episodes
 from afterword.gateway.keys import KeyRing
 from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
@@ -66,6 +67,7 @@ def _parts(
             Timeouts(connect=settings.connect_timeout, silence=settings.upstream_timeout),
             remedy=settings.upstream_remedy,
         )
+        capture = Capture(store, links, metrics, settings.capture_wait_ms, settings.max_pending)
         gateway = app[GATEWAY] = Gateway(
             settings=settings,
             names=NameSources(settings.user_from, settings.conversation_from),
@@ -76,9 +78,10 @@ def _parts(
             origin_policy=origin_policy,
             links=links,
             retries=Retries(),
-            capture=Capture(store, links, metrics, settings.capture_wait_ms, settings.max_pending),
+            capture=capture,
             adapters=Adapters(settings, store, upstream, metrics),
             outcomes=Outcomes(),
+            episodes=Episodes(store, capture, metrics, settings),
         )
         await gateway.adapters.tick()
         follower = asyncio.create_task(gateway.adapters.follow())

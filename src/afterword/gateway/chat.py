@@ -11,12 +11,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
+from urllib.parse import quote
 
 import orjson
 from aiohttp import web
 
 from afterword.chat.trail import trail_of_turn
 from afterword.errors import AfterwordError, UpstreamError, error_response
+from afterword.gateway.episodes import RunningEpisode, headers_of
 from afterword.gateway.full_context import REMEDY, is_full, shorter
 from afterword.gateway.link import Link
 from afterword.gateway.metrics import REPETITION
@@ -41,7 +43,7 @@ _TAKEN_BACK = 3
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Handles one chat completion request."""
     start = perf_counter()
-    chat = parse_chat(await request.read(), request.headers, request.get(KEY), request.app[GATEWAY].names)
+    chat = parse_chat(await request.read(), headers_of(request), request.get(KEY), request.app[GATEWAY].names)
     return await answer(request, chat, start, ChatEncoder)
 
 
@@ -76,7 +78,8 @@ async def _answered(
 ) -> tuple[web.StreamResponse, Saved | None]:
     """The response, and what a retry of the request gets if it is to be kept."""
     route = await gateway.adapters.resolve(chat.model, chat.requester)
-    exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start, encoder)
+    episode = await gateway.episodes.begin(chat)
+    exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start, encoder, episode)
     exchange.sent = [] if keep else None
     with gateway.adapters.using(route):
         try:
@@ -95,7 +98,14 @@ class Exchange:
     """Holds the state of one chat request, from linking to the stored turn."""
 
     def __init__(
-        self, gateway: Gateway, chat: ChatRequest, route: Route, request_id: str, start: float, encoder: Encoder
+        self,
+        gateway: Gateway,
+        chat: ChatRequest,
+        route: Route,
+        request_id: str,
+        start: float,
+        encoder: Encoder,
+        episode: RunningEpisode | None = None,
     ) -> None:
         self.gateway = gateway
         self.encoder = encoder
@@ -103,6 +113,8 @@ class Exchange:
         self.route = route
         self.request_id = request_id
         self.turn_id = new_id("chatcmpl")
+        self.episode = episode
+        self._index = None if episode is None else episode.requests - 1
         self.served = UpstreamAnswer(self.turn_id, chat)
         self.link = gateway.links.find(chat, route.adapter) if chat.keep else _UNLINKED
         if chat.keep:
@@ -182,6 +194,7 @@ class Exchange:
             "x-afterword-turn": self.turn_id,
             "x-afterword-adapter": self.adapter or "base",
             "x-afterword-overhead-ms": f"{1000 * self._own:.2f}",
+            **({"x-afterword-episode": quote(self.episode.row.id)} if self.episode is not None else {}),
             **({"x-afterword-dropped-messages": str(dropped)} if dropped else {}),
         }
 
@@ -377,6 +390,8 @@ class Exchange:
                 said.append(replace(self._turn("error"), thread=None))
             return self.gateway.capture.note(said)
         turn = self._turn(finish_reason or self.served.finish_reason)
+        if self.episode is not None:
+            self.episode.count(turn)
         return self.gateway.capture.enqueue(turn, self.link.asked, self._said(turn.id), self.chat.model)
 
     def _turn(self, finish_reason: str | None) -> Turn:
@@ -397,7 +412,7 @@ class Exchange:
             model=self.gateway.adapters.base if self.route.adapter else self.route.model,
             adapter=self.adapter,
             finish_reason=finish_reason,
-            user=chat.user,
+            user=chat.user or (self.episode.row.user if self.episode is not None else None),
             key=chat.key,
             conversation=self.link.conversation,
             previous=self.link.previous,
@@ -413,6 +428,8 @@ class Exchange:
             unit=self.chat.requester.unit,
             canary=self.route.canary,
             automated=chat.newest.origin,
+            episode_id=self.episode.row.id if self.episode is not None else None,
+            episode_index=self._index,
         )
 
     @property
@@ -420,8 +437,9 @@ class Exchange:
         return self.gateway.settings.train if self.chat.train is None else self.chat.train
 
     def _said(self, turn: str | None) -> list[Feedback]:
-        """What the request says about earlier turns; without consent nothing is learned from its words either."""
-        return self.link.feedback(self.chat.user, turn) if self._consent else []
+        """What the request says about earlier turns; without consent nothing is learned from its words either. Within
+        an episode that is read from its turns, once it has ended."""
+        return self.link.feedback(self.chat.user, turn) if self._consent and self.episode is None else []
 
     def _missing(self) -> str | None:
         served = self.served

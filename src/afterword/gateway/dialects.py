@@ -13,6 +13,7 @@ from aiohttp import web
 
 from afterword.errors import NotFoundError
 from afterword.gateway.chat import answer
+from afterword.gateway.episodes import headers_of
 from afterword.gateway.middleware import json_response
 from afterword.gateway.state import GATEWAY, KEY, Gateway
 from afterword.gateway.wire import messages, responses
@@ -24,7 +25,7 @@ _LATE = (0.0, 0.05, 0.2, 0.5)
 
 
 def _parsed(request: web.Request, gateway: Gateway, body: Json, dialect: str) -> ChatRequest:
-    chat = parse_chat(orjson.dumps(body), request.headers, request.get(KEY), gateway.names)
+    chat = parse_chat(orjson.dumps(body), headers_of(request), request.get(KEY), gateway.names)
     chat.dialect = dialect
     return chat
 

@@ -17,11 +17,12 @@ from afterword.errors import ConflictError, NotFoundError, UsageError
 from afterword.formats.langfuse import trace_of
 from afterword.formats.naming import RowNames, Traces
 from afterword.formats.parsing import Hashed
+from afterword.gateway.episodes import check_finite
 from afterword.gateway.middleware import json_response
-from afterword.gateway.state import GATEWAY, Gateway
+from afterword.gateway.state import GATEWAY, KEY, Gateway
 from afterword.gateway.wire.feedback import MAX_EVENTS, parse_event
 from afterword.gateway.wire.request import load_json
-from afterword.records import Feedback, Json, Record, Turn, content_hash
+from afterword.records import Feedback, Json, Record, Turn, content_hash, new_id
 
 
 async def post_feedback(request: web.Request) -> web.Response:
@@ -33,21 +34,18 @@ async def post_feedback(request: web.Request) -> web.Response:
         StoreError: If the database cannot be written.
     """
     gateway = request.app[GATEWAY]
-    data = _load(await request.read())
+    data = load_events(await request.read())
     if isinstance(data, dict) and "events" in data:
         events = data["events"]
         if not isinstance(events, list) or not 0 < len(events) <= MAX_EVENTS:
             size = len(events) if isinstance(events, list) else repr(events)[:80]
             raise UsageError(f"`events` must be a list of 1 to {MAX_EVENTS} events, got {size}.", param="events")
-        return json_response({"results": await _take(gateway, events)}, 202)
-    _parsed(data)
-    (result,) = await _take(gateway, [data])
-    if result["status"] == "rejected" and not result["why"].startswith("forgotten"):
-        raise ConflictError(result["why"], param="id", code="conflict")
+        return json_response({"results": await take_events(gateway, events, request.get(KEY))}, 202)
+    (result,) = await take_events(gateway, [data], request.get(KEY), alone=True)
     return json_response(result, 202)
 
 
-def _load(body: bytes) -> Any:
+def load_events(body: bytes) -> Any:
     """Parsed JSON. NaN and Infinity, which some clients write, are read so that the event's check can name them."""
     try:
         return orjson.loads(body)
@@ -69,13 +67,51 @@ def _parsed(event: Any) -> list[Record] | Hashed:
     return parse_event(event)
 
 
-async def _take(gateway: Gateway, events: list[Any]) -> list[Json]:
-    """Store the events that are usable; one result for each event, in order."""
+async def take_events(gateway: Gateway, events: list[Any], key: str | None, *, alone: bool = False) -> list[Json]:
+    """Stores the events that are usable.
+
+    Args:
+        gateway: The gateway.
+        events: As their client sent them.
+        key: Public id of the API key.
+        alone: The only event of its request: an event that cannot be stored is an error.
+
+    Returns:
+        One result for each event, in order.
+
+    Raises:
+        UsageError: With `alone`, if the event is invalid.
+        NotFoundError: With `alone`, if its episode is unknown.
+        ConflictError: With `alone`, if it conflicts with a stored one.
+        StoreError: If the database cannot be written.
+    """
+    results = await _stored(gateway, [_named_reward(event) for event in events], key, alone)
+    why = results[0].get("why", "")
+    if alone and results[0]["status"] == "rejected" and not why.startswith("forgotten"):
+        raise ConflictError(why, param="id", code="conflict")
+    return results
+
+
+def _named_reward(event: Any) -> Any:
+    """A reward without an id gets one of its own: the same value may be given again after another one."""
+    if isinstance(event, dict) and event.get("kind") == "outcome" and not event.get("id"):
+        return {**event, "id": new_id("fb")}
+    return event
+
+
+async def _stored(gateway: Gateway, events: list[Any], key: str | None, alone: bool) -> list[Json]:
     found: list[list[Record] | Hashed | str] = []
     for event in events:
         try:
-            found.append(_parsed(event))
-        except UsageError as error:
+            if isinstance(event, dict) and event.get("kind") == "outcome":
+                check_finite(event)
+            one = _parsed(event)
+            if isinstance(event, dict) and event.get("kind") == "outcome" and event.get("episode") is not None:
+                await gateway.episodes.get(event["episode"], key)
+            found.append(one)
+        except (UsageError, NotFoundError) as error:
+            if alone:
+                raise
             found.append(error.message)
     parsed = await _named(gateway, events, found)
     records = [record for one in parsed if not isinstance(one, str) for record in one]
@@ -138,7 +174,8 @@ async def _unknown(gateway: Gateway, records: Iterable[Record]) -> set[str]:
     asked, new = set(), set()
     for record in records:
         if isinstance(record, Feedback):
-            asked.add(record.turn)
+            if record.metadata.get("episode") != record.turn:  # which was looked for before
+                asked.add(record.turn)
         else:
             new.add(record.id)
     asked = {turn for turn in asked - new if not gateway.links.recent(turn)}

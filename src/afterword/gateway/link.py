@@ -17,7 +17,7 @@ from afterword.chat.matching import SURE, Choice, Earlier, choose
 from afterword.chat.trail import DEPTH, SIZE, Trail, aside, asked_key, newest_question, trail_of
 from afterword.chat.wrapped import user_words, words_like
 from afterword.errors import StoreError
-from afterword.gateway.wire.request import ChatRequest
+from afterword.gateway.wire.request import ChatRequest, scope_of
 from afterword.records import Feedback, Json, Turn, content_hash
 from afterword.store import Store, TrailTurn
 
@@ -134,7 +134,7 @@ class Links:
         thread = turn.thread or ""
         self._order += 1
         known = LinkableTurn(
-            turn.id, (turn.key, turn.user), turn.conversation, thread, request, time.monotonic(), self._order
+            turn.id, _scope_of(turn), turn.conversation, thread, request, time.monotonic(), self._order
         )
         self._without_request(self._recent.add(turn.id, thread[:SIZE], known))
         if turn.finish_reason not in UNFINISHED:
@@ -258,7 +258,7 @@ class Links:
         if known is not None:
             return known.scope, known.conversation
         row = self._store.find(Turn, turn)
-        return (None, None) if row is None else ((row.key, row.user), row.conversation)
+        return (None, None) if row is None else (_scope_of(row), row.conversation)
 
     def _repeated(
         self, chat: ChatRequest, asked: str, previous: str | None, conversation: str | None, adapter: str | None
@@ -280,7 +280,7 @@ class Links:
         else:
             return None
         for row in rows:
-            if row.finish_reason in UNFINISHED or (row.key, row.user) != chat.scope or row.id in self._recent:
+            if row.finish_reason in UNFINISHED or _scope_of(row) != chat.scope or row.id in self._recent:
                 continue
             if "@" in chat.model and row.adapter != adapter:
                 continue  # a version that was named, where another one had answered
@@ -313,6 +313,10 @@ class Links:
         retract = partial(_said, "retraction", turn=turn.previous, user=user)
         wrong = [retract(name=content_hash("unwrapped", row.id), retracts=row.id) for row in told]
         return (*wrong, fresh)
+
+
+def _scope_of(turn: Turn) -> tuple[str | None, str | None]:
+    return scope_of(turn.key, turn.user, turn.episode_id)
 
 
 def _words_before(messages: list[Json], answer: int) -> str | None:

@@ -65,6 +65,15 @@ class Metrics:
             ("action",),
             registry=registry,
         )
+        self.episodes_started = Counter("afterword_episodes_started_total", "Episodes begun", registry=registry)
+        self.episodes_ended = Counter(
+            "afterword_episodes_ended_total", "Episodes ended, by status and limit", ("status", "limit"),
+            registry=registry,
+        )  # fmt: skip
+        self.episode_rejections = Counter(
+            "afterword_episode_requests_rejected_total", "Requests of episodes beyond a limit", ("limit",),
+            registry=registry,
+        )  # fmt: skip
 
     def cut_counts(self) -> dict[str, int]:
         """Truncated answers since the start, by reason."""

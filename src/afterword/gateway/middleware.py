@@ -6,6 +6,7 @@ Owns status and headers of errors; never changes a successful answer.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -20,6 +21,8 @@ from afterword.sampling import UpstreamRejected
 
 log = logging.getLogger("afterword.gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_EPISODE_PATH = re.compile(r"^/episodes/[^/]+(?=/v1/)")
+"""The part of a path that names an episode."""
 DOWN_SECONDS = 10
 """When to ask again a model server that cannot be reached: the built-in engine starts again in about as long, and
 OpenAI's clients wait so long by themselves."""
@@ -81,7 +84,7 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
         message = f"internal error: search the server's log for {request[REQUEST_ID]}."
         response = json_response(error_body(message, kind="server_error"), 500)
     if not response.prepared:
-        if response.status >= 400 and request.path.startswith(messages.PATH):
+        if response.status >= 400 and _EPISODE_PATH.sub("", request.path).startswith(messages.PATH):
             _as_anthropic(response)
         response.headers["x-request-id"] = request[REQUEST_ID]
     return response

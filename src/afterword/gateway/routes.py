@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 
 import afterword
-from afterword.gateway import status_routes
+from afterword.gateway import episode_routes, status_routes
 from afterword.gateway.chat import chat_completions
 from afterword.gateway.dialects import count_tokens, create_message, create_response
 from afterword.gateway.feedback_api import delete_feedback, post_feedback
@@ -129,7 +130,7 @@ async def openapi(request: web.Request) -> web.Response:
 _JSON: dict[int, tuple[str, Json | None]] = {200: ("application/json", _FREE)}
 _INFER = (401, 403, 502, 504)
 
-ROUTES: tuple[Endpoint, ...] = (
+_MODELS: tuple[Endpoint, ...] = (
     Endpoint(
         "POST", "/v1/chat/completions", chat_completions, "infer",
         "One answer, streamed or not. Its id is the turn id.",
@@ -153,6 +154,14 @@ ROUTES: tuple[Endpoint, ...] = (
         "GET", "/v1/models", status_routes.list_models, "infer", "Models and aliases.", None, _JSON, _INFER
     ),
     Endpoint("GET", "/v1/models/{id}", status_routes.get_model, "infer", "One model.", None, _JSON, (404, *_INFER)),
+)  # fmt: skip
+_of_an_episode = tuple(
+    replace(one, path=f"/episodes/{{episode}}{one.path}", summary=f"The same within an episode. {one.summary}")
+    for one in _MODELS
+)
+
+ROUTES: tuple[Endpoint, ...] = (
+    *_MODELS,
     Endpoint(
         "POST", "/v1/feedback", post_feedback, "feedback",
         "What happened after an answer: one event or up to 1,000. On disk before it is answered.",
@@ -163,6 +172,30 @@ ROUTES: tuple[Endpoint, ...] = (
         "DELETE", "/v1/feedback/{id}", delete_feedback, "feedback", "Take an event back, by a new row.",
         None, _JSON, (401, 403, 404, 422, 500),
     ),
+    Endpoint(
+        "POST", "/v1/episodes", episode_routes.create_episode, "infer",
+        "Begin an episode: `id`, `task_id`, `seed`, `harness`, `parent_id`, `user`, `metadata`, all optional.",
+        _FREE, {200: _JSON[200], 201: _JSON[200]}, (400, 401, 403, 409, 422, 500),
+    ),
+    Endpoint(
+        "GET", "/v1/episodes", episode_routes.list_episodes, "feedback", "The newest episodes.", None, _JSON,
+        (401, 403, 422),
+    ),
+    Endpoint(
+        "POST", "/v1/episodes/{id}/feedback", episode_routes.episode_feedback, "feedback",
+        "Reward an episode, or with `turn` one of its turns: `value`, `rubric`, `metrics`. The newest counts.",
+        _FREE, {202: ("application/json", _FREE)}, (400, 401, 403, 404, 409, 422, 500),
+    ),
+    Endpoint(
+        "POST", "/v1/episodes/{id}/end", episode_routes.end_episode, "infer",
+        "End an episode: `status` (finished, failed, truncated), `reason`, and a reward as above.",
+        _FREE, _JSON, (400, 401, 403, 404, 422, 500),
+    ),
+    Endpoint(
+        "GET", "/v1/episodes/{id}", episode_routes.get_episode, "feedback", "One episode with its turns.", None, _JSON,
+        (401, 403, 404),
+    ),
+    *_of_an_episode,
     Endpoint("GET", "/health", status_routes.health, None, "Each dependency.", None, {**_JSON, 503: _JSON[200]}),
     Endpoint("GET", "/health/live", status_routes.live, None, "The process answers.", None, _JSON),
     Endpoint(
@@ -204,6 +237,6 @@ def _operation(route: Endpoint) -> Json:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": route.body}}}
     if route.scope is not None:
         found["security"] = [{"key": []}]
-    if "{id}" in route.path:
-        found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": _STRING}]
+    if names := re.findall(r"{(\w+)}", route.path):
+        found["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _STRING} for name in names]
     return found

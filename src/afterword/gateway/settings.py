@@ -81,6 +81,13 @@ class GatewaySettings:
     stop_patience: float = 5.0
     """Seconds that answers in flight get to finish when the server stops."""
 
+    episode_turns: int = 1000
+    """Requests of one episode; further ones are rejected."""
+    episode_tokens: int = 1_000_000
+    """Tokens of all answers of one episode, as above."""
+    episode_seconds: float = 86_400.0
+    """Age of an episode, as above."""
+
     def extras(self) -> Json:
         """Fields added to every upstream request, unless the client sets them or the upstream rejects them."""
         more: Json = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from afterword.gateway.capture import Capture
+from afterword.gateway.episodes import Episodes
 from afterword.gateway.keys import KeyRing
 from afterword.gateway.link import Links
 from afterword.gateway.metrics import Metrics
@@ -85,6 +86,7 @@ class Gateway:
     capture: Capture
     adapters: Adapters
     outcomes: Outcomes
+    episodes: Episodes
 
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)

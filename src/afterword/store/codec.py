@@ -25,8 +25,10 @@ BY_TABLE: dict[str, type[Record]] = {kind.TABLE: kind for kind in (*RECORDS, *NO
 SEARCHED: dict[str, tuple[str, ...]] = {
     "turns": (
         "user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason", "unit", "canary",
-        "seconds", "unlinked", "automated",
+        "seconds", "unlinked", "automated", "episode_id",
     ),
+    "episodes": ("task_id", "harness", "parent_id", "user", "status"),
+    "episode_ends": ("episode", "status"),
     "feedback": ("turn", "kind", "user", "retracts"),
     "interactions": ("turn", "kind", "split", "user", "task"),
     "skips": ("feedback", "turn", "reason"),
@@ -81,7 +83,8 @@ INSERT = {table: _insert(table) for table in SEARCHED}
 
 OPTIONAL = frozenset(
     ("user", "conversation", "previous", "task", "adapter", "thread", "source", "finish_reason", "retracts", "parent",
-     "candidate", "verdict", "unit", "canary", "seconds", "unlinked", "automated")
+     "candidate", "verdict", "unit", "canary", "seconds", "unlinked", "automated", "episode_id", "task_id", "harness",
+     "parent_id")
 )  # fmt: skip
 """Searched columns that may be empty (in one table at least); the schema refuses the others."""
 
@@ -113,7 +116,7 @@ def encode(record: Record, *, live: bool = False) -> EncodedRow:
     return EncodedRow(table, identifier, digest, values, record.kind if isinstance(record, Feedback) else "", live)
 
 
-YOUNGER = {"turns": ("unlinked", "automated", "sampled_logprobs")}
+YOUNGER = {"turns": ("unlinked", "automated", "sampled_logprobs", "episode_id", "episode_index")}
 """Fields that are left out of the body while they are empty: a row that an older version wrote is still a duplicate
 of the same row now."""
 NUMBERS = frozenset(("seconds",))

@@ -38,7 +38,8 @@ KEPT: dict[str, tuple[str, ...]] = {
     "turns": ("adapter", "source", "finish_reason", "canary", "seconds"), "feedback": ("turn",),
     "interactions": ("turn", "split"),
     "skips": ("feedback", "turn"), "reviews": ("interaction",), "relevances": ("interaction",),
-    "revisions": ("interaction",), "exports": ("what", "format"),
+    "revisions": ("interaction",), "exports": ("what", "format"), "episodes": ("status",),
+    "episode_ends": ("episode", "status"),
 }  # fmt: skip
 """Table -> what a tombstone keeps, besides `seq`, `id` and `created_at`: ids of ours, by which a row is known again
 when it is sent once more, and nothing in anybody's words."""
@@ -56,6 +57,7 @@ CLEARED: dict[str, dict[str, str]] = {
             "completion_ids",
             "logprobs",
             "unlinked",
+            "episode_id",
         ),
         "NULL",
     ),
@@ -66,6 +68,8 @@ CLEARED: dict[str, dict[str, str]] = {
     "relevances": {},
     "revisions": {},
     "exports": {"path": "NULL", "user": "NULL"},
+    "episodes": dict.fromkeys(("task_id", "harness", "parent_id", "user"), "NULL"),
+    "episode_ends": {},
 }
 """Table -> column -> what a tombstone holds there. `digest` becomes empty and `body` the id of the erasure."""
 
@@ -111,7 +115,9 @@ def tombstones(table: str, *later: str) -> str:
 
 
 _FOR_CANARIES = ("unit", "canary", "seconds")
-_FOR_LINKS = ("unlinked",)
+_FOR_LINKS = ("unlinked", "episode_id")
+_FOR_EPISODES = ("episode_id",)
+_EPISODE_TABLES = ("episodes", "episode_ends")
 
 
 def _prunable(table: str, columns: str) -> str:
@@ -126,11 +132,18 @@ def _prunable(table: str, columns: str) -> str:
     )
 
 
-def _guard(table: str, about: str) -> str:
-    """Nothing new about a forgotten turn or interaction is taken, whoever sends it and however late."""
-    name = f"NEW.{about.removesuffix('s')}"
+def _guard(table: str, about: str, column: str | None = None) -> str:
+    """Nothing new about a forgotten turn, interaction or episode is taken, whoever sends it and however late.
+
+    Args:
+        table: Where rows come in.
+        about: Table of the forgotten.
+        column: Column of `table` with the id; default: the singular of `about`.
+    """
+    name = f"NEW.{column or about.removesuffix('s')}"
+    trigger = f"{table}_of_forgotten" if column is None else f"{table}_of_forgotten_{about}"
     return (
-        f"CREATE TRIGGER {table}_of_forgotten BEFORE INSERT ON {table} WHEN EXISTS "
+        f"CREATE TRIGGER {trigger} BEFORE INSERT ON {table} WHEN EXISTS "
         f"(SELECT 1 FROM {about} t INDEXED BY {about}_forgotten WHERE t.id = {name} AND {TOMBSTONE.format('t')}) "
         "BEGIN SELECT RAISE(IGNORE); END;"
     )
@@ -178,7 +191,7 @@ MIGRATIONS: tuple[str, ...] = (
         (
             _table("erasures", "salt TEXT NOT NULL, user_hash TEXT NOT NULL"),
             _table("exports", "path TEXT, what TEXT, format TEXT, user TEXT"),
-            *(erasable(table, *_FOR_CANARIES, *_FOR_LINKS) for table in CLEARED),
+            *(erasable(table, *_FOR_CANARIES, *_FOR_LINKS) for table in CLEARED if table not in _EPISODE_TABLES),
             _prunable("reports", "seq, id, created_at, digest, candidate"),
             _prunable("candidates", "seq, id, created_at, digest, parent"),
             *(_guard(table, "turns") for table in ("feedback", "interactions", "skips")),
@@ -204,7 +217,8 @@ MIGRATIONS: tuple[str, ...] = (
     "CREATE TABLE traces (trace TEXT PRIMARY KEY, turn TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;",
     # 9: why requests with a history were linked to nothing.
     "ALTER TABLE turns ADD COLUMN unlinked TEXT;\n"
-    "CREATE INDEX turns_unlinked ON turns(unlinked) WHERE unlinked IS NOT NULL;\n" + tombstones("turns"),
+    "CREATE INDEX turns_unlinked ON turns(unlinked) WHERE unlinked IS NOT NULL;\n"
+    + tombstones("turns", *_FOR_EPISODES),
     # 10: requests that a program made by itself.
     "ALTER TABLE turns ADD COLUMN automated TEXT;\n"
     "CREATE INDEX turns_automated ON turns(automated) WHERE automated IS NOT NULL;",
@@ -214,6 +228,22 @@ MIGRATIONS: tuple[str, ...] = (
     _table("predictions", "base_hash TEXT NOT NULL", "base_hash")
     + "\n"
     + _table("prediction_outcomes", "prediction TEXT NOT NULL, candidate TEXT NOT NULL", "prediction", "candidate"),
+    # 13: episodes, the runs of an agent.
+    "\n".join(
+        (
+            _table("episodes", "task_id TEXT, harness TEXT, parent_id TEXT, user TEXT, status TEXT NOT NULL",
+                   "task_id"),
+            "CREATE INDEX episodes_parent_id ON episodes(parent_id) WHERE parent_id IS NOT NULL;",
+            _table("episode_ends", "episode TEXT NOT NULL, status TEXT NOT NULL", "episode"),
+            "ALTER TABLE turns ADD COLUMN episode_id TEXT;",
+            "CREATE INDEX turns_episode_id ON turns(episode_id) WHERE episode_id IS NOT NULL;",
+            tombstones("turns"),
+            *map(erasable, _EPISODE_TABLES),
+            _guard("episode_ends", "episodes"),
+            _guard("feedback", "episodes", "turn"),
+            _guard("turns", "episodes", "episode_id"),
+        )
+    ),
 )  # fmt: skip
 
 

@@ -423,7 +423,10 @@ class Store:
 
     def held(self) -> int:
         """How much feedback waits for its turn."""
-        sql = "SELECT count(*) FROM feedback t WHERE NOT EXISTS (SELECT 1 FROM turns x WHERE x.id = t.turn)"
+        sql = (
+            "SELECT count(*) FROM feedback t WHERE NOT EXISTS (SELECT 1 FROM turns x WHERE x.id = t.turn) "
+            "AND NOT EXISTS (SELECT 1 FROM episodes e WHERE e.id = t.turn)"
+        )
         return int(next(self.read(sql))[0])
 
     def retracted(self) -> set[str]:

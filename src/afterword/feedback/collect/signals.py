@@ -98,6 +98,8 @@ def read(case: FeedbackCase, feedback: Feedback, settings: CollectSettings) -> R
     kind = KINDS.get(feedback.kind)
     if kind is None:
         return SkipReason("unknown_kind", f"the kind {feedback.kind!r:.60} is unknown to this version")
+    if feedback.kind == "outcome":
+        return SkipReason("episode_reward", "a reward is read with its episode, when that is collected")
     if kind.silent and beside_a_conversation(case.turn):
         return SkipReason("automated", f"{feedback.kind} on an answer to a program's request beside the conversation")
     weight = settings.weight(feedback.kind, case.turn.task)

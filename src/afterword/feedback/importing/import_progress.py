@@ -13,8 +13,9 @@ from typing import Any
 
 import orjson
 
-from afterword.records import RECORDS, Json, Record
+from afterword.records import Json, Record
 from afterword.store import Store
+from afterword.store.codec import BY_TABLE
 from afterword.store.files import write_whole
 
 
@@ -93,7 +94,7 @@ class ImportProgress:
             data = orjson.loads(file.read_bytes())
         except (FileNotFoundError, orjson.JSONDecodeError):
             return fresh
-        kind = next((k for k in RECORDS if data.get("table") == k.TABLE), None)
+        kind = BY_TABLE.get(data.get("table"))
         if data.get("source") != fresh.source or kind is None or store.find(kind, data["last"]) is None:
             return fresh
         counts = {**data["summary"], **{n: Counter(data["summary"].get(n)) for n in ("left_out", "rejected")}}

@@ -58,6 +58,10 @@ class ChatRequest:
     """The client sends it again because the answer got lost: no judgement of the user."""
     newest: MessageWords = NO_WORDS
     """What a person said after the last answer, or why nobody did."""
+    episode_id: str | None = None
+    """The episode that the client names."""
+    harness: str | None = None
+    """The program that asks, as its `User-Agent` says."""
 
     @property
     def beside(self) -> bool:
@@ -66,8 +70,8 @@ class ChatRequest:
 
     @property
     def scope(self) -> tuple[str | None, str | None]:
-        """API key and user; turns are linked within one scope only."""
-        return (self.key, self.user)
+        """API key, and user or episode; turns are linked within one scope only."""
+        return scope_of(self.key, self.user, self.episode_id)
 
     def for_upstream(self, model: str) -> Json:
         """Returns the body for the model server, with the upstream's name of the model."""
@@ -79,6 +83,11 @@ class ChatRequest:
     def sampling(self) -> Json:
         """Returns the sampling parameters that the client set."""
         return sampling_of(self.body)
+
+
+def scope_of(key: str | None, user: str | None, episode_id: str | None) -> tuple[str | None, str | None]:
+    """The scope within which turns are linked: episodes of one task begin alike, and none continues another."""
+    return (key, user if episode_id is None else f"episode {episode_id}")
 
 
 def load_json(body: bytes) -> Any:
@@ -173,6 +182,8 @@ def parse_chat(
         requester=Requester(unit_of(key, user, conversation, messages), user, team, task),
         train=_train(headers.get("x-afterword-train"), metadata.get("train")),
         newest=_newest(headers, data, messages),
+        episode_id=episode_name(name_of(headers, "episode", metadata.get("episode_id"), "metadata.episode_id")),
+        harness=(headers.get("user-agent") or "")[:_LONGEST_AGENT] or None,
     )
 
 
@@ -194,6 +205,24 @@ _SHAPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("store", (bool, NoneType), "true or false"),
 )
 """Fields that are read here; whatever else a body has is the model server's to check."""
+
+
+_LONGEST_EPISODE = 200
+_LONGEST_AGENT = 100
+
+
+def episode_name(name: str | None) -> str | None:
+    """Checks the id of an episode, which is a part of paths.
+
+    Raises:
+        UsageError: If it is too long, has a slash, or cannot be printed.
+    """
+    if name is not None and not (len(name) <= _LONGEST_EPISODE and name.isprintable() and "/" not in name):
+        raise UsageError(
+            f"the episode id {name!r:.80} is invalid: use at most {_LONGEST_EPISODE} printable characters without "
+            "slashes.", param="episode_id",
+        )  # fmt: skip
+    return name
 
 
 _YES_NO = {"true": True, "false": False, True: True, False: False, None: None}

@@ -105,7 +105,8 @@ class Eraser:
         )
         for name in self._quoted_by_others(user):
             run("INSERT OR IGNORE INTO gone VALUES ('turns', ?)", (name,))
-        of_turn = "turn IN (SELECT id FROM gone WHERE kind = 'turns')"
+        self._gather_episodes(user)
+        of_turn = "turn IN (SELECT id FROM gone WHERE kind IN ('turns', 'episodes'))"
         run(f"INSERT OR IGNORE INTO gone SELECT 'feedback', id FROM feedback WHERE user = ? OR {of_turn}", (user,))
         run(
             "INSERT OR IGNORE INTO gone SELECT 'feedback', f.id FROM feedback f JOIN gone g ON g.kind = 'feedback' "
@@ -130,6 +131,23 @@ class Eraser:
                 f"DELETE FROM gone WHERE kind = '{table}' AND id IN "
                 f"(SELECT t.id FROM {table} t WHERE {TOMBSTONE.format('t')})"
             )
+
+    def _gather_episodes(self, user: str) -> None:
+        """Whole episodes of the user and of their turns, and the sub-agents' below: arguments and observations of one
+        turn stand in the requests of the next."""
+        run = self._db.execute
+        run(
+            """INSERT OR IGNORE INTO gone WITH RECURSIVE mine(id) AS (
+                SELECT id FROM episodes WHERE user = ?
+                UNION SELECT t.episode_id FROM turns t JOIN gone g ON g.kind = 'turns' AND g.id = t.id
+                    WHERE t.episode_id IS NOT NULL
+                UNION SELECT e.id FROM episodes e JOIN mine m ON e.parent_id = m.id)
+            SELECT 'episodes', id FROM mine""",
+            (user,),
+        )
+        within = "(SELECT id FROM gone WHERE kind = 'episodes')"
+        run(f"INSERT OR IGNORE INTO gone SELECT 'turns', id FROM turns WHERE episode_id IN {within}")
+        run(f"INSERT OR IGNORE INTO gone SELECT 'episode_ends', id FROM episode_ends WHERE episode IN {within}")
 
     def _quoted_by_others(self, user: str) -> Iterator[str]:
         """Turns of the same conversations that carry a question of the user's with its answer, sent by others."""
