@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ import transformers
 from tests.engine.conftest import Client, Peer, serve_tiny, write_tiny
 
 from afterword.errors import ModelError
+from afterword.learn.diagnostics import log_probs
 from afterword.model.generation.runner import Runner
+from afterword.model.head import head_of
 from afterword.sharing import computing, engines
 
 TEXTS = ["Hi", "A somewhat longer question about rivers?", "x" * 150, "Tell me.", "Why 12 and not 13?"]
@@ -204,6 +207,41 @@ async def test_a_sequence_that_grows_over_the_switch_of_longrope_equals_a_plain_
                 logits = peer.model(input_ids=torch.tensor([[*prompt, *choice["token_ids"][:n]]])).logits[0, -1]
             assert given[n] == pytest.approx(float(logits.log_softmax(-1)[token]), abs=1e-3)
     assert crossed
+    check_scores(peer, bodies)
+
+
+def check_scores(peer: Peer, bodies: list[dict[str, Any]]) -> None:
+    """Training scores each token as it was drawn, all answers in one row."""
+    pairs = [(body["prompt_token_ids"], body["choices"][0]["token_ids"]) for body in bodies]
+    with torch.no_grad():
+        scored = log_probs(peer.model, head_of(peer.model), pairs)
+    for body, got in zip(bodies, scored, strict=True):
+        given = [entry["logprob"] for entry in body["choices"][0]["logprobs"]["content"]]
+        assert got.tolist() == pytest.approx(given, abs=1e-3)
+
+
+async def test_dynamic_scaling_is_served_as_it_is_trained_up_to_the_context(tmp_path: Path) -> None:
+    """transformers changes these factors beyond `max_position_embeddings`; no prompt and no answer goes there."""
+    folder = write_tiny(tmp_path / "dynamic")
+    config = transformers.LlamaConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=96, initializer_range=0.3, bos_token_id=0, eos_token_id=1,
+        pad_token_id=2, rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    peer = Peer(folder)
+    with torch.no_grad():
+        plain = peer.model(input_ids=torch.tensor([[5] * 60])).logits
+        peer.model(input_ids=torch.tensor([[5] * 200]))  # the module keeps these factors
+        assert torch.equal(peer.model(input_ids=torch.tensor([[5] * 60])).logits, plain)
+    async with serve_tiny(folder, chunk=32) as client:
+        bodies = await asyncio.gather(
+            *(client.ask(t, max_tokens=90, temperature=1.0, seed=3, logprobs=True, ignore_eos=True)
+              for t in ("Hi", "Tell me."))
+        )  # fmt: skip
+        status, _ = await client.raw("x" * 150)
+    assert status == 400 and {body["usage"]["total_tokens"] for body in bodies} == {96}
+    check_scores(peer, bodies)
 
 
 async def test_other_processes_see_when_it_computes(

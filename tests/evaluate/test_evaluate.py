@@ -174,6 +174,18 @@ def test_equal_prompts_are_asked_once_and_the_newest_items_are_taken(
     assert report.suites["collapse"]["similarity"]["n"] == 1 + ANSWERS - 3
 
 
+def test_both_arms_continue_an_answer_that_was_begun(tiny: str, adapters: dict[str, Path], serve: Serve) -> None:
+    server = serve(plain)
+    begun = ({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because"})
+    how = {"continue_final_message": True, "add_generation_prompt": False}
+    items = [held(0, messages=begun, sampling=how | {"chat_template_kwargs": {"mode": "brief"}}), held(1)]
+    report = measure(tiny, adapters["small"], interactions=items, suites=["holdout"])
+    asked = [r for r in server.requests if r["messages"][-1]["role"] == "assistant"]
+    assert len(asked) == 2 and all(r | how | {"chat_template_kwargs": {"mode": "brief"}} == r for r in asked)
+    assert not any({*how, "chat_template_kwargs"} & set(r) for r in server.requests if r not in asked)
+    assert "error" not in report.suites["holdout"]
+
+
 @pytest.mark.parametrize(("least", "inspected"), [(10, 10), (2, 6), (1000, 6 + 64)])
 def test_our_own_requests_fill_up_to_the_setting(
     tiny: str, adapters: dict[str, Path], serve: Serve, least: int, inspected: int

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from afterword.chat.render import decode
+from afterword.chat.turn_prompt import turn_prompt
 from afterword.errors import ModelError, NothingToDo
-from afterword.evaluate.comparison.heldout import ContextFit, held_out
+from afterword.evaluate.comparison.heldout import CONTEXT, ContextFit, held_out
 from afterword.evaluate.stage import require_work
+from afterword.learn.parts.contexts import turn_hindsight
 from afterword.model.loading import load_tokenizer, model_sizes
 from afterword.records import Candidate, Feedback, Interaction, Record, Turn
 from afterword.store import Store
@@ -94,3 +97,39 @@ def test_a_conversation_that_the_template_refuses_is_excluded_and_one_without_a_
     tokenizer.chat_template = TEMPLATE.partition("{% if add_generation_prompt %}")[0]
     with pytest.raises(ModelError, match="no generation header"):
         ContextFit(tokenizer, 512, max_tokens=16)
+
+
+def test_a_template_that_needs_arguments_excludes_the_conversations_without_them(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_folder(tmp_path / "model"))
+    given, more = rows(str(tmp_path / "model"), 0), {"chat_template_kwargs": {"mode": "brief"}}
+    given[0] = Turn.from_dict({**given[0].to_dict(), "sampling": more})
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(*given, *rows(str(tmp_path / "model"), 1))
+        items = held_out(store, 5)
+    tokenizer.chat_template = "{% if not mode %}{{ raise_exception('mode is missing') }}{% endif %}" + TEMPLATE
+    room = ContextFit(tokenizer, 512, max_tokens=16)
+    kept = [item for item in items if room.fits(item)]
+    assert [item.interaction.id for item in kept] == ["int-0"] and room.excluded == 1
+    assert kept[0].asked.fields == more
+
+
+def test_an_answer_that_was_begun_is_continued(tiny: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    row, said, interaction = rows(tiny, 0)
+    begun = [*row.to_dict()["messages"], {"role": "assistant", "content": "It is"}]
+    how = {"continue_final_message": True, "add_generation_prompt": False}
+    turn = Turn.from_dict({**row.to_dict(), "messages": begun, "sampling": how, "prompt_ids": None})
+    with Store.open(tmp_path / "a.db") as store:
+        store.write(turn, said, interaction)
+        (item,) = held_out(store, 1, fits=ContextFit(tokenizer, 512, max_tokens=16).fits)
+    assert item.asked.fields == how and item.asked.messages == tuple(begun)
+    plain = turn_prompt(tokenizer, item.turn).text
+    assert plain.endswith("<|im_start|>assistant\nIt is")
+    seen = turn_hindsight(tokenizer, CONTEXT, item.turn, "Shorter.", room=500, longest=100)
+    assert seen is not None
+    hinted = decode(tokenizer, seen.prompt.ids, special=True)
+    assert hinted.endswith("<|im_start|>assistant\nIt is") and hinted.count("Shorter.") == 1
+    assert hinted.count("<|im_start|>assistant") == plain.count("<|im_start|>assistant")
+    assert len(seen.prompt.ids) <= 500 and turn_hindsight(
+        tokenizer, CONTEXT, item.turn, "Shorter.", room=len(seen.prompt.ids) - 8, longest=100
+    ) is None  # fmt: skip

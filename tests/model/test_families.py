@@ -112,10 +112,7 @@ def test_a_family_computes_in_the_engine_and_in_training_as_in_transformers(fami
     with torch.no_grad():
         states = hidden_states(base, packed(pairs))
         plain = load_model(str(family), dtype="float32")
-        alone = [
-            plain.base_model(input_ids=torch.tensor([[*p, *c]]), use_cache=False).last_hidden_state[0, len(p) - 1 : -1]
-            for p, c in pairs
-        ]
+        alone = [before_each(plain, p, c, apart=switch is not None) for p, c in pairs]
     torch.testing.assert_close(states, torch.cat(alone), atol=1e-4, rtol=1e-4)
     assert (switch is not None) == ("longrope" in str(base.config.rope_parameters))
 
@@ -132,6 +129,18 @@ def test_a_family_computes_in_the_engine_and_in_training_as_in_transformers(fami
     want = by_transformers(made.eval())
     torch.testing.assert_close(one_by_one(runner, adapter, bank), want, atol=1e-4, rtol=0)
     assert (want - by_transformers(plain)).abs().max() > 1e-2
+
+
+def before_each(model: Any, prompt: list[int], completion: list[int], *, apart: bool) -> torch.Tensor:
+    """Hidden states that predict each id of the completion; `apart`: each from a pass of its own over what stood before
+    it, as it is drawn."""
+    ids = [*prompt, *completion]
+    if not apart:
+        out = model.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state
+        return out[0, len(prompt) - 1 : -1]  # type: ignore[no-any-return]
+    ends = range(len(prompt), len(ids))
+    passes = [model.base_model(input_ids=torch.tensor([ids[:n]]), use_cache=False) for n in ends]
+    return torch.stack([one.last_hidden_state[0, -1] for one in passes])
 
 
 def linear_layers(model: Any) -> list[str]:

@@ -9,13 +9,23 @@ from typing import Any
 
 import pytest
 
-from afterword.chat.render import decode, encode, end_of_turn_ids, generation_header, render_prompt
+from afterword.chat.render import (
+    decode,
+    encode,
+    end_of_turn_ids,
+    generation_header,
+    render_prompt,
+    template_faults,
+    template_limits,
+)
+from afterword.chat.sampling_fields import PLAIN
 from afterword.errors import ModelError, NothingToDo
 from afterword.learn.parts.contexts import CONTEXTS, with_text
 from afterword.learn.recipes import Recipe, sdpo_interactions
 from afterword.model.loading import load_tokenizer
-from afterword.train.data.examples import Example, prepare
+from afterword.train.data.examples import Example, newest_trainable, prepare
 from afterword.train.data.rows import Encoded
+from afterword.train.loop import train_candidate
 from tests.train.tiny_model import TEMPLATE, example, tiny_folder
 
 
@@ -186,6 +196,30 @@ def test_what_the_template_refuses_is_counted(tmp_path: Path) -> None:
     shown = sdpo_interactions(where=CONTEXTS["system"])  # no system message: the words go before the user's
     (row,) = prepare([example(model, 1)], load_tokenizer(model), shown, limit=512, vocabulary=259).rows
     assert "Shorter, please." in decode(load_tokenizer(model), row.teacher_prompts[CONTEXTS["system"]])
+
+
+def test_a_template_that_needs_arguments_excludes_the_turns_without_them(tmp_path: Path) -> None:
+    """The run goes on with the others; where none is left, each is counted with its reason."""
+    model = tiny_folder(tmp_path / "needy")
+    needy = "{% if not mode %}{{ raise_exception('mode is missing') }}{% endif %}" + TEMPLATE
+    good = example(model, 1, sampling=PLAIN | {"chat_template_kwargs": {"mode": "brief"}})
+    bad = [example(model, i) for i in (2, 3)]
+    (tmp_path / "needy" / "chat_template.jinja").write_text(needy)
+    tokenizer = load_tokenizer(model)
+    for recipe in (sdpo_interactions(), sdpo_interactions(scored="conversation", fresh=0)):
+        prepared = prepare([good, *bad], tokenizer, recipe, limit=512, vocabulary=259)
+        assert len(prepared.rows) == 1 and prepared.reasons == {"template": 2}
+        assert all("mode is missing" in one.detail for one in prepared.excluded)
+        assert prepared.encoder.ends.found == (2,)
+    with pytest.raises(NothingToDo, match=r"2 template.*mode is missing"):
+        prepare(bad, tokenizer, sdpo_interactions(), limit=512, vocabulary=259)
+    assert len(newest_trainable([*bad, good], tokenizer, sdpo_interactions(), limit=512, vocabulary=259, most=1)) == 3
+    assert template_faults(tokenizer) == [] and "without template arguments" in template_limits(tokenizer)[0]
+    done = train_candidate(
+        [good, *bad], model=model, out=tmp_path / "out", run_dir=tmp_path / "run",
+        recipe=sdpo_interactions(fresh=0, dtype="float32"),
+    )  # fmt: skip
+    assert len(done.interactions) == 1 and [one["reason"] for one in done.excluded] == ["template"] * 2
 
 
 def test_an_interaction_given_twice_is_trained_once(model: str) -> None:

@@ -254,6 +254,22 @@ def _closing(tokenizer: Tokenizer) -> tuple[int, ...]:
     return one[len(one) - same :]
 
 
+def check_template(tokenizer: Tokenizer) -> None:
+    """Checks that the template opens an answer.
+
+    A template that raises, such as without an argument that it needs, passes: it costs the conversations that it
+    rejects alone.
+
+    Raises:
+        ModelError: No prompt of this template says where the answer begins.
+    """
+    try:
+        generation_header(tokenizer)
+    except ModelError as error:
+        if error.__cause__ is None:
+            raise
+
+
 def template_faults(tokenizer: Tokenizer) -> list[str]:
     """Why nothing of what a model with this template answers could be trained, each with its remedy; usually none."""
     return [message for check in (generation_header, end_of_turn_ids) if (message := _fault(check, tokenizer))]
@@ -263,6 +279,8 @@ def _fault(check: Callable[[Tokenizer], object], tokenizer: Tokenizer) -> str | 
     try:
         check(tokenizer)
     except ModelError as error:
+        if error.__cause__ is not None:  # a conversation that the template rejects: see `template_limits`
+            return None
         return f"nothing that this model answers can be trained: {error.message}, or another model"
     return None
 
@@ -272,6 +290,7 @@ def template_limits(tokenizer: Tokenizer) -> list[str]:
     user, answer = {"role": "user", "content": _PROBE}, {"role": "assistant", "content": f"{_PROBE} answer"}
     found = []
     for messages, what in (
+        ([user], "requests without template arguments"),
         ([{"role": "system", "content": _PROBE}, user], "conversations with a system message"),
         ([user, user], "two user messages in a row"),
         ([user, answer, user], "conversations of more than one turn"),
@@ -298,13 +317,13 @@ def ends_with(ids: Sequence[int], tail: Sequence[int]) -> bool:
     return len(tail) > 0 and tuple(ids[-len(tail) :]) == tuple(tail)
 
 
-def end_of_turn_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+def end_of_turn_ids(tokenizer: Tokenizer, arguments: Json | None = None) -> tuple[int, ...]:
     """Ids that end an answer: the one that the template writes after it, then the tokenizer's end token.
 
     The first is the one to append to an answer that was never served. ModelError when there is none.
     """
     asked = [{"role": "user", "content": _PROBE}]
-    answered = _write(tokenizer, [*asked, {"role": "assistant", "content": _PROBE}], None, header=False).text
+    answered = _write(tokenizer, [*asked, {"role": "assistant", "content": _PROBE}], None, arguments, header=False).text
     after = encode(tokenizer, answered[answered.rfind(_PROBE) + len(_PROBE) :].lstrip())
     found = [i for i in (*after[:1], tokenizer.eos_token_id) if i is not None]
     if not found:

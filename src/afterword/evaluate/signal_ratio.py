@@ -17,11 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import Tokenizer, encode_content, generation_header, render_prompt, template_arguments
+from afterword.chat.render import Tokenizer, check_template, encode_content
+from afterword.chat.turn_prompt import turn_prompt
 from afterword.errors import ModelError
 from afterword.evaluate.comparison.heldout import CONTEXT
 from afterword.learn.diagnostics import log_probs, readable_ids, unreadable
-from afterword.learn.parts.contexts import fit_hindsight
+from afterword.learn.parts.contexts import turn_hindsight
 from afterword.model.head import head_of
 from afterword.model.loading import load_model, load_tokenizer, longest_context
 from afterword.records import Interaction, SignalRatio, Turn, content_hash
@@ -93,7 +94,7 @@ def measure(model: Any, tokenizer: Tokenizer, items: Sequence[Item], *, name: st
     is the model's, for the record. Raises ModelError for a template without a generation header."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     room = longest_context(model)
-    generation_header(tokenizer)  # a template without one is an error, not so many conversations left out
+    check_template(tokenizer)  # one without a header is an error, not so many conversations left out
     known = readable_ids(base)
     plans = [plan for item in items if (plan := _readable(tokenizer, item, room)) is not None]
     plans = [(item, group) for item, group in plans if unreadable(known, _ids(group)) is None]
@@ -122,15 +123,12 @@ def _plan(tokenizer: Tokenizer, item: Item, room: int) -> tuple[Item, list[Pair]
     answer = tuple(answer[:LONGEST])
     if not answer:
         return None
-    plain = tuple(render_prompt(tokenizer, turn.messages, turn.tools, template_arguments(turn.sampling)).ids)
+    plain = tuple(turn_prompt(tokenizer, turn).ids)
     if len(plain) + len(answer) > room:
         return None
     pairs: list[Pair] = [(plain, answer)]
     for words in (item.interaction.hindsight, *NEUTRAL, *item.others):
-        seen = fit_hindsight(
-            tokenizer, CONTEXT, turn.messages, turn.answer, words, room=room - len(answer), longest=LONGEST,
-            tools=turn.tools, arguments=template_arguments(turn.sampling),
-        )  # fmt: skip
+        seen = turn_hindsight(tokenizer, CONTEXT, turn, words, room=room - len(answer), longest=LONGEST)
         if seen is None:
             return None
         pairs.append((tuple(seen.prompt.ids), answer))

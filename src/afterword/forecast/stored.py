@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from afterword.chat.render import encode_content, render_prompt
+from afterword.chat.render import encode_content
+from afterword.chat.turn_prompt import turn_prompt
 from afterword.config import EvaluateConfig, ForecastConfig, TrainConfig, current_names
 from afterword.errors import NothingToDo
 from afterword.evaluate.comparison.comparison import Check
@@ -24,7 +25,7 @@ from afterword.forecast.predict import predict_gain
 from afterword.forecast.student import Asked, Ids, Student, training_tokens
 from afterword.learn.hindsight_score import score
 from afterword.learn.loss.terms import Term
-from afterword.learn.parts.contexts import fit_hindsight
+from afterword.learn.parts.contexts import turn_hindsight
 from afterword.learn.parts.teachers import BASE
 from afterword.learn.recipes.from_config import recipe_of
 from afterword.learn.recipes.recipe import Recipe
@@ -125,10 +126,10 @@ class StoredSource:
 def _pairs(student: Student, item: HeldOut, answer: DrawnAnswer) -> tuple[tuple[Ids, Ids], tuple[Ids, Ids]]:
     """(prompt, answer) without and with the hindsight, as the suite `holdout` scores them."""
     turn, ids = item.turn, tuple(answer.tokens) or (student.ends[0],)
-    prompt = tuple(render_prompt(student.tokenizer, turn.messages, turn.tools).ids)
-    seen = fit_hindsight(
-        student.tokenizer, CONTEXT, turn.messages, turn.answer, item.interaction.hindsight,
-        room=student.limit - len(ids), longest=LONGEST_HINDSIGHT, tools=turn.tools,
+    prompt = tuple(turn_prompt(student.tokenizer, turn).ids)
+    seen = turn_hindsight(
+        student.tokenizer, CONTEXT, turn, item.interaction.hindsight, room=student.limit - len(ids),
+        longest=LONGEST_HINDSIGHT,
     )  # fmt: skip
     hinted = prompt if seen is None else tuple(seen.prompt.ids)
     return (prompt, ids), (hinted, ids)

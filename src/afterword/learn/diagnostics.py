@@ -19,12 +19,12 @@ from afterword.chat.render import (
     encode_content,
     end_of_turn_ids,
     pieces,
-    render_prompt,
     template_arguments,
 )
+from afterword.chat.turn_prompt import turn_prompt
 from afterword.errors import UsageError
 from afterword.learn.loss.loss_stage import token_losses
-from afterword.learn.parts.contexts import Context, fit_hindsight
+from afterword.learn.parts.contexts import Context, turn_hindsight
 from afterword.learn.parts.divergences import NegativeLogLikelihood
 from afterword.model.head import Head, head_of
 from afterword.model.loading import longest_context
@@ -105,22 +105,10 @@ def token_advantages(
     if not completion:
         raise UsageError(f"turn {turn.id} has an empty answer: there is no token to show")
     if not turn.completion_ids:
-        completion = (*completion, end_of_turn_ids(tokenizer)[0])
-    plain = (
-        turn.prompt_ids or render_prompt(tokenizer, turn.messages, turn.tools, template_arguments(turn.sampling)).ids
-    )
+        completion = (*completion, end_of_turn_ids(tokenizer, template_arguments(turn.sampling))[0])
+    plain = turn.prompt_ids or turn_prompt(tokenizer, turn).ids
     room = longest_context(model) - len(completion)
-    seen = fit_hindsight(
-        tokenizer,
-        context,
-        turn.messages,
-        turn.answer,
-        hindsight,
-        room=room,
-        longest=room,
-        tools=turn.tools,
-        arguments=template_arguments(turn.sampling),
-    )
+    seen = turn_hindsight(tokenizer, context, turn, hindsight, room=room, longest=room)
     if seen is None:
         raise UsageError(f"turn {turn.id} and its hindsight are longer than the model's context")
     base = model.get_base_model() if hasattr(model, "peft_config") else model

@@ -111,6 +111,37 @@ def _targets(sequences: Sequence[Parts], device: torch.device | str) -> Tensor:
     return torch.tensor([i for parts in sequences for part in parts[1::2] for i in part], dtype=torch.long).to(device)
 
 
+def cut_at_switch(parts: Parts, switch: int | None) -> list[Parts]:
+    """A sequence as it was sampled by a model whose rotary factors switch.
+
+    Tokens are drawn under the factors of what was known before them. A sequence that grew over the switch becomes two:
+    the first scored ids, and the others after all ids before them.
+
+    Args:
+        parts: The sequence.
+        switch: Longest sequence with the short factors, in tokens (`rotary.switch_length`); None without a switch.
+    """
+    if switch is None or _known(parts) <= switch:
+        return [parts]
+    start, number = 0, 0
+    while number < len(parts) and start + len(parts[number]) <= switch + 1:
+        start, number = start + len(parts[number]), number + 1
+    rest, scored = switch + 1 - start, number % 2 == 1
+    before = [*parts[:number], *([parts[number][:rest]] if scored and rest > 0 else [])]
+    short = before[: len(before) - len(before) % 2]
+    if not scored_count(short):
+        return [parts]
+    whole = [i for part in parts[:number] for i in part]
+    if scored:
+        return [short, ([*whole, *parts[number][:rest]], parts[number][rest:], *parts[number + 1 :])]
+    return [short, ([*whole, *parts[number]], *parts[number + 1 :])] if number < len(parts) - 1 else [short]
+
+
+def _known(parts: Parts) -> int:
+    """Tokens that are known when the last one is drawn."""
+    return sum(map(len, parts)) - 1
+
+
 def why_not_shared(model: Any, batch: Packed) -> str | None:
     """Reason why `model` cannot read the common prefixes of `batch` once; None where it can, or where none are."""
     causal = _causal(model)
@@ -119,14 +150,20 @@ def why_not_shared(model: Any, batch: Packed) -> str | None:
     if not can_pack(causal):
         return "its attention reads padded rows: sliding windows, soft caps, or token mixing other than attention"
     switch = switch_length(causal)
-    sizes = [sum(map(len, parts)) for parts in batch.sequences]
+    sizes = list(map(_known, batch.sequences))
     if switch is not None and min(sizes) <= switch < max(sizes):
         return f"its rotary factors differ for sequences of up to {switch} tokens and longer ones"
     return None
 
 
 def as_read(model: Any, batch: Packed) -> Packed:
-    """`batch` as `model` reads it: with every sequence whole where it cannot share prefixes (`why_not_shared`)."""
+    """`batch` as `model` reads it: with every sequence whole where it cannot share prefixes (`why_not_shared`), and in
+    two where it grew over the model's switch of rotary factors (`cut_at_switch`)."""
+    switch = switch_length(_causal(model))
+    if switch is not None:
+        cut = [part for parts in batch.sequences for part in cut_at_switch(parts, switch)]
+        if len(cut) > len(batch.sequences):
+            return packed(cut, batch.ids.device)
     return batch if why_not_shared(model, batch) is None else batch.apart
 
 
@@ -171,10 +208,11 @@ def hidden_states_after(model: Any, pairs: Sequence[Parts], read: ReadBatch) -> 
         [N, H] as `hidden_states` returns it.
     """
     causal = _causal(model)
-    if len(read.kept) < causal.config.num_hidden_layers:
+    switch = switch_length(causal)
+    crossing = any(len(cut_at_switch(parts, switch)) > 1 for parts in (*read.pairs, *pairs))
+    if crossing or len(read.kept) < causal.config.num_hidden_layers:
         return hidden_states(model, packed(pairs, read.states.device, share=True))
     found = list(torch.split(read.states.detach(), list(map(scored_count, pairs))))
-    switch = switch_length(causal)
     lengths = [_common(old, new, switch) for old, new in zip(read.pairs, pairs, strict=True)]
     rows = [i for i, length in enumerate(lengths) if length is not None]
     if not rows:
@@ -193,7 +231,7 @@ def hidden_states_after(model: Any, pairs: Sequence[Parts], read: ReadBatch) -> 
 def _root(read: ReadBatch, number: int, length: int, switch: int | None, parts: Parts) -> Root:
     """Where sequence `number` goes on in the row that was read. Sequences whose rotary factors differ share nothing."""
     if not length:
-        long = switch is not None and sum(map(len, parts)) > switch
+        long = switch is not None and _known(parts) > switch
         return (int(long), ())
     path = read.paths[number] if read.paths else ((0, length),)
     return (0 if read.paths else number), first_tokens(path, length)
@@ -203,10 +241,9 @@ def _common(old: Parts, new: Parts, switch: int | None) -> int | None:
     """Length of the shared prefix, without the new prompt's last id, which predicts; None for equal sequences, 0 where
     the two lengths have different rotary factors (`rotary.switch_length`)."""
     whole, second = [i for part in old for i in part], new[0]
-    size = sum(map(len, new))
     if list(map(tuple, old)) == list(map(tuple, new)):
         return None
-    if switch is not None and (len(whole) > switch) != (size > switch):
+    if switch is not None and (_known(old) > switch) != (_known(new) > switch):
         return 0
     return min(common(whole, second), len(second) - 1)
 
@@ -241,7 +278,8 @@ def packed_states(
         starts = [start + count(prefix) for start, prefix in zip(starts, prefixes, strict=True)]
     places = torch.cat([torch.arange(n, device=ids.device) + start for n, start in zip(sizes, starts, strict=True)])
     totals = [start + n for n, start in zip(sizes, starts, strict=True)]
-    lengths = torch.repeat_interleave(torch.tensor(totals), torch.tensor(sizes)).to(ids.device)
+    known = [max(total - 1, 1) for total in totals]  # the last token is drawn and predicts nothing
+    lengths = torch.repeat_interleave(torch.tensor(known), torch.tensor(sizes)).to(ids.device)
     with reading(causal, sizes, keep, after, prefixes), sequence_lengths(causal, lengths[None]):
         out = causal.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False)
     return out.last_hidden_state[0]  # type: ignore[no-any-return]
@@ -251,7 +289,7 @@ def _padded_states(causal: Any, ids: Tensor, sizes: Sequence[int]) -> Tensor:
     """[T, H] by a padded pass. The pad id 0 is masked, so it may equal a real id."""
     rows = pad_sequence(list(torch.split(ids, list(sizes))), batch_first=True)
     mask = torch.arange(rows.shape[1], device=ids.device) < torch.tensor(sizes, device=ids.device)[:, None]
-    with sequence_lengths(causal, torch.tensor(sizes, device=ids.device)[:, None]):
+    with sequence_lengths(causal, torch.tensor(sizes, device=ids.device)[:, None] - 1):
         out = causal.base_model(input_ids=rows, attention_mask=mask.long(), use_cache=False)
     return out.last_hidden_state[mask]  # type: ignore[no-any-return]
 

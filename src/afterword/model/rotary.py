@@ -1,7 +1,8 @@
 """Chooses rotary factors by sequence length: longrope of Phi-3 and Phi-4-mini.
 
 transformers picks one of two sets for a whole call; rows of several sequences need one for each. An answer that grew
-over the switch was sampled under both sets; training reads it under the long one, as transformers does when finished.
+over the switch was sampled under both sets, so `packing` scores it in two readings. Dynamic scaling (NTK) changes the
+factors only beyond `max_position_embeddings`, which no sequence exceeds here.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from afterword.chat.render import Tokenizer, end_of_turn_ids
+from afterword.chat.render import Tokenizer
 from afterword.learn.recipes import Recipe
 from afterword.learn.recipes.validate import check_runnable
 from afterword.model.loading import load_tokenizer, model_sizes, native_dtype, resolve_model
@@ -112,7 +112,7 @@ def load_run(inputs: RunInputs, run_dir: Path, workers: Distributed) -> LoadedRu
         steps=plan_steps(prepared.rows, recipe, inputs.seed),
         first_step=first,
         log=RunLog(run_dir, signal, steps_before=first, write=workers.is_main),
-        end_ids=end_of_turn_ids(tokenizer),
+        end_ids=prepared.encoder.ends.found,
         workers=workers,
         run_dir=run_dir,
         fingerprint=fingerprint,

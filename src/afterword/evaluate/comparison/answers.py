@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import orjson
 
 from afterword.chat.render import Tokenizer, encode_content
 from afterword.chat.trail import after_reasoning, in_thought
+from afterword.chat.turn_prompt import request_fields
 from afterword.errors import UpstreamError
-from afterword.records import Json, content_hash
+from afterword.records import Json, Turn, content_hash
 from afterword.sampling import Answer, Upstream
 
 THOUGHT = 4096
@@ -90,6 +91,13 @@ class EvaluationPrompt:
 
     messages: tuple[Json, ...]
     tools: tuple[Json, ...] | None = None
+    fields: Json = field(default_factory=dict)
+    """Further fields of the request: template arguments, the continuation of the last message."""
+
+    @classmethod
+    def of_turn(cls, turn: Turn) -> EvaluationPrompt:
+        """The request of a stored turn."""
+        return cls(turn.messages, turn.tools, request_fields(turn))
 
     @classmethod
     def of(cls, text: str, *before: Json) -> EvaluationPrompt:
@@ -127,7 +135,9 @@ def ask(
     when the server is down, refuses an adapter or breaks off.
     """
     keys = {
-        arm.name: [Cache.key(base, arm.content, prompt.messages, prompt.tools, sampling) for prompt in prompts]
+        arm.name: [
+            Cache.key(base, arm.content, prompt.messages, prompt.tools, sampling | prompt.fields) for prompt in prompts
+        ]
         for arm in arms
     }
     missing = [(arm, _bodies(keys[arm.name], prompts, sampling, cache)) for arm in arms]
@@ -142,7 +152,7 @@ def _bodies(keys: Sequence[str], prompts: Sequence[EvaluationPrompt], sampling: 
     for key, prompt in zip(keys, prompts, strict=True):
         if cache.get(key) is None:
             tools = {"tools": list(prompt.tools)} if prompt.tools else {}
-            wanted[key] = {"messages": list(prompt.messages), **tools, **sampling}
+            wanted[key] = {"messages": list(prompt.messages), **tools, **sampling, **prompt.fields}
     return wanted
 
 

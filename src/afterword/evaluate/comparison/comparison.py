@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import generation_header, render_prompt
+from afterword.chat.render import generation_header
 from afterword.chat.trail import opens_thought
+from afterword.chat.turn_prompt import request_prompt
 from afterword.config import EvaluateConfig
+from afterword.errors import ModelError
 from afterword.evaluate.comparison.answers import (
     THOUGHT,
     Arm,
@@ -104,7 +106,11 @@ class Resources:
     @cached_property
     def opens_thought(self) -> bool:
         """Whether the template itself opens a thought where the answer begins."""
-        return opens_thought(str(self.tokenizer.decode(list(generation_header(self.tokenizer)))))
+        try:
+            header = generation_header(self.tokenizer)
+        except ModelError:  # a template that rejects conversations without arguments
+            return False
+        return opens_thought(str(self.tokenizer.decode(list(header))))
 
     @cached_property
     def longest(self) -> int:
@@ -261,7 +267,7 @@ class Comparison:
 
     def _room(self, prompts: Sequence[EvaluationPrompt]) -> int:
         """Tokens of an answer for which the context has room behind each of the prompts."""
-        read = [render_prompt(self.tokenizer, prompt.messages, prompt.tools).ids for prompt in prompts]
+        read = [request_prompt(self.tokenizer, p.messages, p.tools, p.fields).ids for p in prompts]
         return self.longest - max(map(len, read)) - 1
 
     def adapter(self, arm: Arm) -> str | None:

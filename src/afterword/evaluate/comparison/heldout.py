@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import encode_content, generation_header, render_prompt, template_arguments
+from afterword.chat.render import check_template, encode_content
+from afterword.chat.turn_prompt import turn_prompt
 from afterword.errors import ModelError, NothingToDo
 from afterword.evaluate.comparison.answers import EvaluationPrompt
-from afterword.learn.parts.contexts import CONTEXTS, fit_hindsight
+from afterword.learn.parts.contexts import CONTEXTS, turn_hindsight
 from afterword.metrics import current
 from afterword.records import Candidate, Feedback, Interaction, Json, Release, Report, Turn, Verdict
 from afterword.store import Store
@@ -60,7 +61,7 @@ class HeldOut:
     @property
     def asked(self) -> EvaluationPrompt:
         """What both arms are asked."""
-        return EvaluationPrompt(self.turn.messages, self.turn.tools)
+        return EvaluationPrompt.of_turn(self.turn)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +139,7 @@ def silent_prompts(
         if not text or text in found or not turn.consent or turn.id in reacted or roots.of(turn) in trained:
             continue
         if covers(channel, user=turn.user, team=turn.team, task=turn.task) and fits(turn):
-            found[text] = EvaluationPrompt(turn.messages, turn.tools)
+            found[text] = EvaluationPrompt.of_turn(turn)
     return list(found.values())
 
 
@@ -207,7 +208,7 @@ class ContextFit:
     """Interactions that did not fit."""
 
     def __post_init__(self) -> None:
-        generation_header(self.tokenizer)  # without one it is an error, not so many conversations left out
+        check_template(self.tokenizer)  # without a header it is an error, not so many conversations left out
 
     def fits(self, item: HeldOut) -> bool:
         """Whether both arms can be asked and scored on it; one such conversation would end the whole suite."""
@@ -229,7 +230,7 @@ class ContextFit:
         """Tokens that a prompt may have beside an answer of `given` ids or of full length; None where the turn's has
         more, or ids that the base does not know."""
         room = self.longest - max(given, self.max_tokens) - 1  # the end of turn
-        prompt = render_prompt(self.tokenizer, turn.messages, turn.tools, template_arguments(turn.sampling)).ids
+        prompt = turn_prompt(self.tokenizer, turn).ids
         return None if room < 1 or len(prompt) > room or max(*prompt, 0) >= self.vocabulary else room
 
     def _fits(self, item: HeldOut) -> bool:
@@ -240,8 +241,7 @@ class ContextFit:
             return False
         if not item.interaction.hindsight.strip():
             return True
-        seen = fit_hindsight(
-            self.tokenizer, CONTEXT, turn.messages, turn.answer, item.interaction.hindsight,
-            room=room, longest=LONGEST_HINDSIGHT, tools=turn.tools, arguments=template_arguments(turn.sampling),
-        )  # fmt: skip
+        seen = turn_hindsight(
+            self.tokenizer, CONTEXT, turn, item.interaction.hindsight, room=room, longest=LONGEST_HINDSIGHT
+        )
         return seen is not None and max(seen.prompt.ids) < self.vocabulary

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import encode_content, end_of_turn_ids, render_prompt, template_arguments
+from afterword.chat.render import encode_content, end_of_turn_ids, template_arguments
+from afterword.chat.turn_prompt import turn_prompt
 from afterword.errors import UsageError
 from afterword.evaluate.comparison.answers import Arm, Given
 from afterword.evaluate.comparison.comparison import Comparison
 from afterword.evaluate.comparison.heldout import CONTEXT, LONGEST_HINDSIGHT, HeldOut
 from afterword.learn.hindsight_score import score
-from afterword.learn.parts.contexts import fit_hindsight
+from afterword.learn.parts.contexts import turn_hindsight
 
 Ids = tuple[int, ...]
 
@@ -115,16 +116,13 @@ def _scored(kept: list[list[float]], ids: Ids) -> Scored:
 def _pairs(comparison: Comparison, item: HeldOut, given: Given) -> tuple[tuple[Ids, Ids], tuple[Ids, Ids]]:
     """(prompt, answer) without and with the hindsight; the answer's ids are the same in both."""
     tokenizer, turn = comparison.tokenizer, item.turn
-    ends = end_of_turn_ids(tokenizer)
+    ends = end_of_turn_ids(tokenizer, template_arguments(turn.sampling))
     ids = given.ids if given.ids is not None else encode_content(tokenizer, given.text, "assistant")
     if not ids or (given.ids is None and given.finish_reason != "length"):
         ids = (*ids, ends[0])
     room = comparison.longest - len(ids)
-    prompt = render_prompt(tokenizer, turn.messages, turn.tools, template_arguments(turn.sampling)).ids
-    seen = fit_hindsight(
-        tokenizer, CONTEXT, turn.messages, turn.answer, item.interaction.hindsight,
-        room=room, longest=LONGEST_HINDSIGHT, tools=turn.tools, arguments=template_arguments(turn.sampling),
-    )  # fmt: skip
+    prompt = turn_prompt(tokenizer, turn).ids
+    seen = turn_hindsight(tokenizer, CONTEXT, turn, item.interaction.hindsight, room=room, longest=LONGEST_HINDSIGHT)
     if seen is None or len(prompt) > room:
         raise UsageError(f"held-out turn {turn.id} and its hindsight are longer than the {room} tokens the model reads")
     return (prompt, ids), (seen.prompt.ids, ids)

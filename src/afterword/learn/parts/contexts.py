@@ -10,17 +10,19 @@ import dataclasses
 import difflib
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from afterword.chat.canonical import text_of
-from afterword.chat.render import Prompt, Tokenizer, decode, encode_content, render_prompt
+from afterword.chat.render import Prompt, Tokenizer, decode, encode_content, render_prompt, template_arguments
+from afterword.chat.splice import spliced
+from afterword.chat.turn_prompt import continues, messages_before, turn_prompt
 from afterword.errors import ConfigError, ModelError
 from afterword.kinds import with_hindsight
-from afterword.records import Json
+from afterword.records import Json, Turn
 
 PLACEHOLDERS = ("hindsight", "answer")
 """Placeholders of a template: the privileged text, and the served answer's text."""
@@ -369,6 +371,37 @@ def fit_hindsight(
         if kept <= 1 or not where.privileged:
             return None
         kept = max(1, kept - excess)
+
+
+def turn_hindsight(
+    tokenizer: Tokenizer,
+    where: Context,
+    turn: Turn,
+    hindsight: str,
+    *,
+    room: int,
+    longest: int,
+    polarity: int = 0,
+    kind: str = "",
+) -> TeacherPrompt | None:
+    """`fit_hindsight` for a stored turn. Where its answer continues a beginning, so does the teacher's prompt.
+
+    Returns:
+        None when even one token of hindsight does not fit, or where the prompt has no place for it.
+    """
+    arguments, begun = template_arguments(turn.sampling), 0
+    if continues(turn):
+        plain = render_prompt(tokenizer, turn.messages[:-1], turn.tools, arguments).ids
+        served = turn_prompt(tokenizer, turn).ids
+        begun = len(served) - len(plain)
+    seen = fit_hindsight(
+        tokenizer, where, messages_before(turn), turn.answer, hindsight, room=room - begun, longest=longest,
+        tools=turn.tools, arguments=arguments, polarity=polarity, kind=kind,
+    )  # fmt: skip
+    if seen is None or not continues(turn):
+        return seen
+    ids = spliced(plain, seen.prompt.ids, served)
+    return None if ids is None else replace(seen, prompt=replace(seen.prompt, ids=ids))
 
 
 def _rendered(

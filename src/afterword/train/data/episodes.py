@@ -12,13 +12,16 @@ from dataclasses import replace
 
 from afterword.chat.render import Tokenizer, end_of_turn_ids, generation_header
 from afterword.learn.parts.contexts import Context
+from afterword.records import Json
 from afterword.train.data.rows import Between, Encoded
 from afterword.train.data.token_spans import private_positions
 
 Ids = tuple[int, ...]
 
 
-def with_earlier_answers(row: Encoded, tokenizer: Tokenizer, redact: str = "off") -> Encoded:
+def with_earlier_answers(
+    row: Encoded, tokenizer: Tokenizer, redact: str = "off", arguments: Json | None = None
+) -> Encoded:
     """`row` with the answers in its prompt as further scored spans.
 
     Their log-probabilities at sampling are unknown. A context whose prompt does not begin with the same answers is left
@@ -28,8 +31,9 @@ def with_earlier_answers(row: Encoded, tokenizer: Tokenizer, redact: str = "off"
         row: A row of one answer.
         tokenizer: Whose chat template wrote its prompts.
         redact: How private data in the earlier answers is found, as in `chat.redact`.
+        arguments: Template arguments of the turn.
     """
-    header, ends = generation_header(tokenizer), frozenset(end_of_turn_ids(tokenizer))
+    header, ends = generation_header(tokenizer, arguments), frozenset(end_of_turn_ids(tokenizer, arguments))
     read, spans = answer_spans(row.prompt, header, ends)
     if not spans:
         return row

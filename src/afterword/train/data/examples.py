@@ -18,11 +18,11 @@ from afterword.chat.redact import redact
 from afterword.chat.render import (
     Prompt,
     Tokenizer,
+    check_template,
     decode,
     encode,
     encode_content,
     end_of_turn_ids,
-    ends_with,
     generation_header,
     render_prompt,
     template_arguments,
@@ -30,6 +30,7 @@ from afterword.chat.render import (
 from afterword.chat.sampling_fields import why_not_plain
 from afterword.chat.splice import spliced
 from afterword.chat.trail import without_reasoning
+from afterword.chat.turn_prompt import messages_before
 from afterword.errors import ModelError, NothingToDo
 from afterword.learn.loss.token_batch import ALONE, AnswerInfo, Group, Member
 from afterword.learn.parts.anchors import GOLD
@@ -44,7 +45,7 @@ from afterword.learn.parts.contexts import (
 )
 from afterword.learn.parts.weights import kinds_of
 from afterword.learn.recipes import Recipe
-from afterword.records import Excluded, Interaction, Turn, content_hash
+from afterword.records import Excluded, Interaction, Json, Turn, content_hash
 from afterword.train.data.episodes import with_earlier_answers
 from afterword.train.data.rows import Encoded
 from afterword.train.data.token_spans import changed_positions, private_positions
@@ -93,6 +94,27 @@ _LEAST = 4
 """Fewer tokens than this are no answer that a student could learn from."""
 
 
+class EndIds:
+    """The ids that end an answer, which may depend on the template arguments of its turn."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def of(self, turn: Turn) -> tuple[int, ...]:
+        """Those of a turn, as `end_of_turn_ids` gives them. ModelError where the template rejects its arguments."""
+        arguments = template_arguments(turn.sampling)
+        key = json.dumps(arguments, sort_keys=True, default=str)
+        if key not in self._known:
+            self._known[key] = end_of_turn_ids(self._tokenizer, arguments)
+        return self._known[key]
+
+    @property
+    def found(self) -> tuple[int, ...]:
+        """Those of all turns so far, ascending."""
+        return tuple(sorted({i for ids in self._known.values() for i in ids}))
+
+
 @dataclass(frozen=True, slots=True)
 class RowEncoder:
     """Encodes interactions of one run."""
@@ -101,7 +123,7 @@ class RowEncoder:
     recipe: Recipe
     limit: int
     vocabulary: int
-    ends: tuple[int, ...]
+    ends: EndIds
     other: dict[str, Interaction | None]
     """For each interaction one with other words, None without any, for the control that shuffles them."""
     wishes: dict[str, list[str]]
@@ -134,7 +156,7 @@ class RowEncoder:
         interaction, turn = example.interaction, example.turn
         if unfit := self._unfit(interaction, turn):
             return Excluded(interaction.id, *unfit)
-        turn = self._asked(turn)
+        ends, turn = self.ends.of(turn), self._asked(turn)
         arguments = template_arguments(turn.sampling)
         rendered = render_prompt(self.tokenizer, turn.messages, turn.tools, arguments)
         own = rendered.ids
@@ -153,7 +175,7 @@ class RowEncoder:
         else:
             prompt = own
             # An answer that was cut by its length limit did not end there, and its end is nothing to learn.
-            end = () if turn.finish_reason == "length" else self.ends[:1]
+            end = () if turn.finish_reason == "length" else ends[:1]
             body = encode_content(self.tokenizer, text_of(turn.answer.get("content")), "assistant")
             completion = (*body, *end)
         if too_long := self._too_long(len(prompt) + len(completion)):
@@ -174,11 +196,11 @@ class RowEncoder:
         )
         if self.recipe.scored == "answer":
             return row
-        return self._conversation(row)
+        return self._conversation(row, arguments)
 
-    def _conversation(self, row: Encoded) -> Encoded | Excluded:
+    def _conversation(self, row: Encoded, arguments: Json) -> Encoded | Excluded:
         """The row with the answers that its prompt holds as further spans."""
-        whole = with_earlier_answers(row, self.tokenizer, self.recipe.redact)
+        whole = with_earlier_answers(row, self.tokenizer, self.recipe.redact, arguments)
         if len(whole.teacher_prompts) < len(row.teacher_prompts):
             return Excluded(row.interaction, "prompt_differs", "the teacher's prompt does not hold the same answers")
         return whole
@@ -245,7 +267,7 @@ class RowEncoder:
         if turn.prompt_ids is None or len(turn.messages) < 2 or turn.messages[-1].get("role") != "assistant":
             return turn
         header = generation_header(self.tokenizer, template_arguments(turn.sampling))
-        return turn if ends_with(turn.prompt_ids, header) else replace(turn, messages=turn.messages[:-1])
+        return replace(turn, messages=messages_before(turn, header))
 
     def _differs(
         self, turn: Turn, prompt: tuple[int, ...], completion: tuple[int, ...], own: Prompt
@@ -260,7 +282,7 @@ class RowEncoder:
                 )
             if not self._holds(prompt, turn):
                 return "prompt_differs", "its served prompt does not hold the conversation's last message"
-        body = completion[:-1] if completion[-1] in self.ends else completion
+        body = completion[:-1] if completion[-1] in self.ends.of(turn) else completion
         served, text = decode(self.tokenizer, body), text_of(turn.answer.get("content"))
         shown = decode(self.tokenizer, completion, special=True)  # a request may ask for special tokens in the text
         said = self._says(served, text, turn) or shown.strip() == text.strip()
@@ -349,7 +371,7 @@ class RowEncoder:
         """The prompt under a context that shows `text`, and how many of its tokens were cut; or why there is none."""
         room = self.limit - len(completion) - (len(prompt) - len(own))
         if where.where == "continue":
-            body = completion[:-1] if completion[-1] in self.ends else completion
+            body = completion[:-1] if completion[-1] in self.ends.of(turn) else completion
             ids = (*prompt, *body, *encode(self.tokenizer, where.wording.write(text, "", polarity)))
             return (ids, 0) if len(ids) <= self.limit - len(completion) else "too_long"
         seen = fit_hindsight(
@@ -411,9 +433,8 @@ def _encoder(
     told = [e.interaction for e in among if e.interaction.hindsight.strip()]
     found = others([one.hindsight for one in told], seed=0)
     other = {one.id: None if i is None else told[i] for one, i in zip(told, found, strict=True)}
-    generation_header(tokenizer)  # without one it is an error, not so many interactions left out
-    ends = end_of_turn_ids(tokenizer)
-    return RowEncoder(tokenizer, recipe, limit, vocabulary, ends, other, standing_requests(among))
+    check_template(tokenizer)  # without a header it is an error, not so many interactions left out
+    return RowEncoder(tokenizer, recipe, limit, vocabulary, EndIds(tokenizer), other, standing_requests(among))
 
 
 def newest_trainable(

@@ -9,7 +9,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from afterword.chat.canonical import text_of
 from afterword.chat.render import Tokenizer, decode, render_prompt, template_arguments
+from afterword.chat.turn_prompt import continues, messages_before
 from afterword.learn.parts.contexts import Context, OwnAttempt, Reflection, Sibling
 from afterword.learn.recipes import Recipe
 from afterword.records import Turn
@@ -97,7 +99,12 @@ def _reflections(
     prompts = []
     for row, answer in zip(rows, answers, strict=True):
         turn = turns[row.interaction]
-        said = [*turn.messages, {"role": "assistant", "content": answer}, {"role": "user", "content": hint.ask}]
+        begun = text_of(turn.messages[-1].get("content")) if continues(turn) else ""
+        said = [
+            *messages_before(turn),
+            {"role": "assistant", "content": begun + answer},
+            {"role": "user", "content": hint.ask},
+        ]
         prompts.append(render_prompt(tokenizer, said, turn.tools, template_arguments(turn.sampling)).ids)
     texts = [decode(tokenizer, ids) for ids in write(prompts, hint.tokens)]
     before = kept["texts"] if kept.get("key") == key else {}

@@ -16,16 +16,15 @@ import torch
 from afterword.chat.canonical import text_of
 from afterword.chat.render import (
     Tokenizer,
+    check_template,
     decode,
     encode_content,
-    generation_header,
-    render_prompt,
-    template_arguments,
 )
+from afterword.chat.turn_prompt import turn_prompt
 from afterword.errors import ModelError
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.hindsight_score import score
-from afterword.learn.parts.contexts import CONTEXTS, PEER_KINDS, REFERENCE_KINDS, Context, fit_hindsight
+from afterword.learn.parts.contexts import CONTEXTS, PEER_KINDS, REFERENCE_KINDS, Context, turn_hindsight
 from afterword.learn.recipes import Recipe
 from afterword.model.generation.text import stop_ids
 from afterword.model.loading import load_tokenizer, longest_context
@@ -105,7 +104,7 @@ def revise_stage(
     if not waiting:
         return RevisionCost(0, 0, 0, 0, 0.0)
     tokenizer = load_tokenizer(model)
-    generation_header(tokenizer)  # without one no revision could be written: an error, not so many empty rows
+    check_template(tokenizer)  # without a header no revision could be written: an error, not so many empty rows
     policy = load_policy(model, recipe, parent=parent[1] if parent else None, seed=0, device=device)
     made, tokens = [], 0
     for start in range(0, len(waiting), AT_ONCE):
@@ -174,10 +173,9 @@ def _prompt(tokenizer: Tokenizer, example: Example, where: Context, room: int) -
     """None where it does not fit, or where the template refuses such a conversation."""
     row, turn = example.interaction, example.turn
     try:
-        seen = fit_hindsight(
-            tokenizer, where, turn.messages, turn.answer, row.hindsight, room=room, longest=512, tools=turn.tools,
-            arguments=template_arguments(turn.sampling), polarity=row.polarity, kind=row.kind,
-        )  # fmt: skip
+        seen = turn_hindsight(
+            tokenizer, where, turn, row.hindsight, room=room, longest=512, polarity=row.polarity, kind=row.kind
+        )
     except ModelError:
         return None
     return None if seen is None else seen.prompt.ids
@@ -193,9 +191,7 @@ def _scores(
         if hinted is None or not answer:
             pairs.append(None)
             continue
-        plain = render_prompt(
-            tokenizer, example.turn.messages, example.turn.tools, template_arguments(example.turn.sampling)
-        ).ids
+        plain = turn_prompt(tokenizer, example.turn).ids
         pairs.append((plain, hinted, tuple(answer)) if len(plain) + len(answer) <= room else None)
     flat = [(prompt, answer) for pair in pairs if pair for prompt, answer in ((pair[0], pair[2]), (pair[1], pair[2]))]
     found = iter(log_probs(policy.model, policy.head, flat)) if flat else iter(())

@@ -17,11 +17,12 @@ from torch import Tensor
 from afterword.chat.redact import redact
 from afterword.chat.render import Tokenizer, decode, template_arguments
 from afterword.learn.loss.loss_stage import token_losses
-from afterword.learn.parts.contexts import Context, fit_hindsight, others
+from afterword.learn.parts.contexts import Context, others, turn_hindsight
 from afterword.learn.parts.divergences import NegativeLogLikelihood
 from afterword.learn.parts.teachers import LIVE, Routed, Teacher
 from afterword.learn.recipes import Recipe
 from afterword.model.packing import Ids, Parts, by_budget, packed, scored_count
+from afterword.records import Turn
 from afterword.sharing import BACKGROUND
 from afterword.store.files import write_whole
 from afterword.train.data.episodes import with_earlier_answers
@@ -143,28 +144,25 @@ class _Probe:
             if shown is None or where.text is not None or not shown.hindsight.strip():
                 found.append(None)
                 continue
-            seen = fit_hindsight(
+            seen = turn_hindsight(
                 self.tokenizer,
                 where,
-                example.turn.messages,
-                example.turn.answer,
+                example.turn,
                 redact(shown.hindsight, self.recipe.redact).text,
                 room=self.limit - len(row.answer_ids),
                 longest=self.recipe.max_hindsight,
-                tools=example.turn.tools,
-                arguments=template_arguments(example.turn.sampling),
                 polarity=shown.polarity,
                 kind=shown.kind,
             )
-            found.append(None if seen is None else self._parts(row, where, seen.prompt.ids))
+            found.append(None if seen is None else self._parts(row, where, seen.prompt.ids, example.turn))
         return found
 
-    def _parts(self, row: Encoded, where: Context, prompt: tuple[int, ...]) -> Parts | None:
+    def _parts(self, row: Encoded, where: Context, prompt: tuple[int, ...], turn: Turn) -> Parts | None:
         """The row as a teacher reads it whose prompt under `where` is this one."""
         if not row.between:
             return prompt, row.completion
         alone = replace(row, prompt=row.before, completion=row.answer_ids, between=(), teacher_prompts={where: prompt})
-        whole = with_earlier_answers(alone, self.tokenizer)
+        whole = with_earlier_answers(alone, self.tokenizer, arguments=template_arguments(turn.sampling))
         return whole.parts(where) if where in whole.teacher_prompts else None
 
     def shown(self, number: int, plain: Tensor) -> list[str]:
