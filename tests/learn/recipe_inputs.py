@@ -10,11 +10,43 @@ _VERIFIER = {"verifier": "tests.learn.recipe_inputs:some_letters"}
 INPUTS: dict[str, dict[str, Any]] = {
     "opcd": {"experience": "Be brief."},
     **dict.fromkeys(
-        ("gkd", "minillm", "opd", "eopd", "veto", "stable-opd", "revisit-opd", "exopd", "reopold", "dasd"), _TEACHER
+        (
+            "gkd",
+            "minillm",
+            "opd",
+            "eopd",
+            "veto",
+            "stable-opd",
+            "revisit-opd",
+            "exopd",
+            "reopold",
+            "dasd",
+            "fast-opd",
+            "lightning-opd",
+            "mopd",
+        ),
+        _TEACHER,
     ),
     "grpo": {"verifier": "tests.learn.recipe_inputs:few_words"},
-    **dict.fromkeys(("rlsd", "sdar", "srpo", "hdpo", "sage", "rltf", "sd-zero"), _VERIFIER),
-    **{name: _TEACHER | _VERIFIER for name in ("kdrl", "rlad", "scope")},
+    **dict.fromkeys(
+        (
+            "rlsd",
+            "sdar",
+            "srpo",
+            "hdpo",
+            "sage",
+            "rltf",
+            "sd-zero",
+            "iterative-sft",
+            "varreason",
+            "nurl",
+            "pope",
+            "erl",
+            "pi-distill",
+        ),
+        _VERIFIER,
+    ),
+    **{name: _TEACHER | _VERIFIER for name in ("kdrl", "rlad", "scope", "npo", "vold")},
 }
 """By recipe; a recipe that is not here needs nothing."""
 

@@ -14,7 +14,7 @@ from afterword.errors import ConfigError
 from afterword.learn.loss.loss_stage import COLUMNS, Scores
 from afterword.learn.loss.terms import Term
 from afterword.learn.loss.tiles import tile_of
-from afterword.learn.loss.token_batch import AnswerInfo, Group, Member, TokenBatch, layout
+from afterword.learn.loss.token_batch import AnswerInfo, Group, Member, TokenBatch, group_of, layout
 from afterword.learn.parts.advantages import (
     FirstAttemptBaseline,
     GroupBaseline,
@@ -28,7 +28,7 @@ from afterword.learn.parts.advantages import (
     TeacherMagnitude,
     TeacherRatioClip,
 )
-from afterword.learn.parts.contexts import CONTEXTS, Sibling, with_hint
+from afterword.learn.parts.contexts import CONTEXTS, Opening, Sibling, with_hint
 from afterword.learn.parts.divergences import FORWARD_KL, NegativeLogLikelihood, PolicyGradient
 from afterword.learn.parts.generation import STUDENT, Generation, Right
 from afterword.learn.parts.schedules import Anneal, Linear
@@ -44,6 +44,8 @@ from afterword.learn.parts.weights import (
     ByPassRate,
     GapGate,
     GroupSoftmax,
+    InDistribution,
+    LikeliestRight,
     Other,
     Solvable,
     TeacherConfidence,
@@ -140,6 +142,56 @@ def test_sdars_gate() -> None:
     student, teacher = torch.tensor([0.5, 0.3, 0.15, 0.05]).double(), torch.tensor([0.2, 0.6, 0.1, 0.1]).double()
     found = GapGate(5.0)(scores(student, teacher), batch(4), torch.ones(4, dtype=torch.bool))
     assert found.tolist() == pytest.approx([0.010136, 0.969697, 0.116364, 0.969697], abs=1e-6)
+
+
+def test_idfts_weights() -> None:
+    """methods_menu C 15: gamma (.7143, 1.1904, 1.7857), weights (.6095, .2385, .0565); mix 0 is S(y) (DFT)."""
+    entropy = float(-(S * S.log()).sum())
+    given = scores(entropy_student=entropy)
+    assert InDistribution()(given, batch(), KEEP).tolist() == pytest.approx([0.6095, 0.2385, 0.0565], abs=1e-4)
+    assert InDistribution(mix=0.0)(given, batch(), KEEP).tolist() == pytest.approx([0.5, 0.3, 0.2])
+
+
+def test_varreason_takes_the_right_answer_that_needs_its_hint_least() -> None:
+    """The likeliest one is wrong, and what is likely only with the hint is not taken."""
+    measured = [(1.0, -1.0, -0.2), (1.0, -1.5, -1.4), (0.0, -0.1, -2.0), (1.0, -9.0, -1.0)]
+    members = [Member(r, "privileged", (("logp_student", s), ("logp_teacher", t))) for r, s, t in measured]
+    members.append(Member(1.0, "student", (("logp_student", -0.1), ("logp_teacher", -3.0))))
+    group = Group(members=tuple(members))
+    found = [
+        LikeliestRight()._of(AnswerInfo(reward=m.reward, origin=m.origin, measures=m.measures, group=group))
+        for m in members[:4]
+    ]
+    assert found == [0.0, 1.0, 0.0, 0.0]
+
+
+def test_a_guide_is_compared_with_the_answers_of_others() -> None:
+    """methods_menu C 17: rewards (1, 0, 0, 0) give (1.5, -.5, -.5, -.5); by origin nothing is left of a lone guide."""
+    members = [Member(1.0, "teacher"), *[Member(0.0, "student")] * 3]
+    whole = group_of(members, members)
+    for across, want in ((True, [1.5, -0.5]), (False, [0.0, 0.0])):
+        part = GroupBaseline("grpo", across=across)
+        found = [part._of(AnswerInfo(reward=m.reward, origin=m.origin, group=whole.of(m.origin))) for m in members[:2]]
+        assert found == pytest.approx(want, abs=1e-3)
+
+
+def test_pope_shows_the_opening_of_the_answer() -> None:
+    assert Opening(0.25).of("One two three four\nfive  six seven eight.") == "One two"
+    assert Opening(0.5).of("a  b\nc d") == "a  b"
+    assert Opening(0.1).of("word") == "word" and Opening().of(" ") == ""
+
+
+def test_mopd_has_an_expert_for_each_task() -> None:
+    made = recipe("mopd", teacher="code=/a, math=/b", outcome=0.5, verifier=INPUTS["grpo"]["verifier"])
+    validate(made)
+    assert [(t.name, t.teacher.model) for t in made.terms] == [("expert_code", "/a"), ("expert_math", "/b")]  # type: ignore[union-attr]
+    code, maths = (AnswerInfo(task=task) for task in ("code", "math"))
+    assert [t.route(code) for t in made.terms] == [True, False] == [not t.route(maths) for t in made.terms]
+    for bad in ("a=/x,a=/y", "/x,b=/y", "=/x,b=/y"):
+        with pytest.raises(ConfigError, match="a task once before each folder"):
+            recipe("mopd", teacher=bad)
+    with pytest.raises(ConfigError, match="name its folder"):
+        validate(recipe("mopd"))
 
 
 def test_srpos_weight_and_phi() -> None:

@@ -15,7 +15,7 @@ from afterword.learn.loss.loss_stage import token_losses
 from afterword.learn.loss.terms import divisors
 from afterword.learn.loss.token_batch import AnswerInfo, Group, Member, Origin, TokenBatch, layout
 from afterword.learn.parts.anchors import GOLD
-from afterword.learn.parts.contexts import CONTEXTS, Context
+from afterword.learn.parts.contexts import BEGUN, CONTEXTS, Context
 from afterword.learn.recipes import RECIPES, recipe
 from afterword.model.head import Head
 
@@ -29,6 +29,8 @@ FEW = {
     "sdpo": {"k": 4},
     "opcd": {"k": 4},
     "revisit-opd": {"k": 4},
+    "fast-opd": {"horizon": 2},
+    "varreason": {"hold": 0.5},
 }
 """Fewer tokens of the support than the page's, for a vocabulary of 40."""
 KINDS = {
@@ -38,13 +40,20 @@ KINDS = {
     "sdft": "edited",
     "opsd": "edited",
     "opsd-clipped": "edited",
+    "varreason": "edited",
+    "pi-distill": "edited",
 }
 
 _TWO: tuple[Origin, Origin, Origin] = ("student", "privileged", "student")
-ORIGINS: dict[str, tuple[Origin, Origin, Origin]] = dict.fromkeys(("hdpo", "sage", "rltf"), _TWO)
+ORIGINS: dict[str, tuple[Origin, Origin, Origin]] = dict.fromkeys(("hdpo", "sage", "rltf", "nurl", "pope"), _TWO)
+ORIGINS["erl"] = ("privileged", "privileged", "student")
+ORIGINS["varreason"] = ORIGINS["pi-distill"] = ("privileged",) * 3
+ORIGINS["npo"] = ("student", "student", "teacher")
 """Who wrote the three answers, for recipes with several generations."""
 UNDER: dict[str, Context] = {
     "hdpo": CONTEXTS["reference"], "sage": CONTEXTS["system"], "rltf": CONTEXTS["next_turn"],
+    "nurl": CONTEXTS["system"], "pope": BEGUN, "erl": CONTEXTS["next_turn"],
+    "varreason": CONTEXTS["reference"], "pi-distill": CONTEXTS["reference"],
 }  # fmt: skip
 
 
@@ -216,6 +225,46 @@ def rlad(k: Tokens) -> Tensor:
     return -torch.minimum(r * k.reward, r.clamp(0.8, 1.28) * k.reward).mean()
 
 
+def erl(k: Tokens) -> Tensor:
+    """The last answer is a first attempt, the others second ones, of which the first is right."""
+    each = torch.split(ppo(k, k.reward, high=1.28), LENGTHS)
+    return each[2].mean() + torch.cat(each[:2]).mean() - torch.split(k.at(k.s), LENGTHS)[0].mean()
+
+
+def pi_distill(k: Tokens) -> Tensor:
+    """The stage scores each term alone, so that z stands for the student under either context."""
+    knowing, plain = ppo(k, k.reward, high=1.28), -(k.reward * k.at(k.s))
+    return (0.5 * knowing + 0.05 * kl(k.s, k.t) + 0.5 * plain + 0.05 * kl(k.t, k.s)).mean()
+
+
+def varreason(k: Tokens) -> Tensor:
+    """The first answer is right and the likeliest relative to the hint, the third right, the second wrong."""
+    each = [piece.mean() for piece in torch.split(-k.at(k.s), LENGTHS)]
+    right = torch.cat([torch.split(-k.at(k.s), LENGTHS)[i] for i in (0, 2)])
+    return each[0] + 0.5 * right.mean()
+
+
+def idft(k: Tokens, mix: float) -> Tensor:
+    own, entropy = k.at(k.s).detach(), -(k.s.exp() * k.s).sum(-1).detach()
+    power = 1 + mix * ((-(own + entropy)).exp().clamp(0.1, 2.0) - 1)
+    return -((power * own).exp() * k.at(k.s)).mean()
+
+
+def mopd(k: Tokens) -> Tensor:
+    ratio = k.rho.detach()
+    return -(torch.where((ratio < 0.5) | (ratio > 2), 0.0, ratio) * k.gain * k.at(k.s)).mean()
+
+
+def vold(k: Tokens) -> Tensor:
+    return ppo(k, k.reward, high=1.28).mean() + 0.1 * kl(k.t, k.s)[k.wrong].mean()
+
+
+def across(k: Tokens) -> Tensor:
+    """All four answers of the prompt are compared: their rewards are 1, 1, 1 and 0."""
+    raw = k.raw + 0.25 - 0.75
+    return ppo(k, raw / (0.5 + 1e-4), high=1.28).mean()
+
+
 PAGES: dict[tuple[str, int], Callable[[Tokens], Tensor]] = {
     ("follow-ups", 0): follow_ups,
     ("sdpo-interactions", 0): lambda k: per_answer(kl(k.t, k.s)),
@@ -254,6 +303,19 @@ PAGES: dict[tuple[str, int], Callable[[Tokens], Tensor]] = {
     ("hdpo", 0): hdpo,
     ("sage", 0): sage,
     ("rltf", 0): rltf,
+    ("fast-opd", 0): lambda k: torch.cat([piece[:2] for piece in torch.split(kl(k.s, k.t), LENGTHS)]).mean(),
+    ("lightning-opd", 0): lambda k: -(k.rho.detach().clamp(max=2) * k.gain * k.at(k.s)).mean(),
+    ("mopd", 0): mopd,
+    ("idft", 0): lambda k: idft(k, 0.0),
+    ("idft", STEPS - 1): lambda k: idft(k, 1.0),
+    ("iterative-sft", 0): lambda k: -k.at(k.s).mean(),
+    ("varreason", 0): varreason,
+    ("nurl", 0): across,
+    ("pope", 0): sage,
+    ("npo", 0): across,
+    ("erl", 0): erl,
+    ("pi-distill", 0): pi_distill,
+    ("vold", 0): vold,
     ("sd-zero", 0): lambda k: kl(bucketed(k.s, top(k.s)), bucketed(k.t, top(k.s))).mean(),
 }
 
@@ -264,7 +326,11 @@ def case(name: str) -> tuple[Tokens, TokenBatch]:
     z, t, r = (2 * torch.randn(n, V, generator=generator, dtype=torch.float64) for _ in range(3))
     ids = torch.randint(V, (n,), generator=generator)
     old = z.log_softmax(-1).gather(1, ids[:, None])[:, 0] + torch.linspace(-1, 1, n).double()
-    members = [Member(reward, "served", (("logp_student", logp),)) for reward, logp in ((1.0, -1.0), (1.0, -2.0))]
+    whose: Origin = "privileged" if name == "varreason" else "served"
+    members = [
+        Member(reward, whose, (("logp_student", logp), ("logp_teacher", -0.5)))
+        for reward, logp in ((1.0, -1.0), (1.0, -2.0))
+    ]
     members += [Member(reward, "student") for reward in (1.0, 0.0)]
     group = Group(size=4, mean=0.25, deviation=0.5, members=tuple(members))
     kinds = [KINDS.get(name, "follow_up")] * 2 + [
@@ -273,7 +339,8 @@ def case(name: str) -> tuple[Tokens, TokenBatch]:
     origins, under = ORIGINS.get(name, ("served",) * 3), UNDER.get(name)
     answers = [
         AnswerInfo(
-            kind=kind, reward=value, group=group, origin=origin, measures=(("logp_student", logp),),
+            kind=kind, reward=value, group=group, origin=origin,
+            measures=(("logp_student", logp), ("logp_teacher", -0.5)),
             under=under if origin == "privileged" else None,
         )
         for kind, value, origin, logp in zip(kinds, (1.0, 0.0, 1.0), origins, (-1.0, -3.0, -2.0), strict=True)

@@ -151,7 +151,8 @@ def evaluate(lab: Lab, one: Recipe, rows: Sequence[Encoded], batches: Sequence[S
     for term, count in zip(one.terms, counts, strict=True):
         if term.by_weight and count:
             found = late[term.name]
-            total = total + torch.stack(found[::2]).sum() / (torch.stack(found[1::2]).sum() * count)
+            weights = torch.stack(found[1::2]).sum() * count
+            total = total + torch.stack(found[::2]).sum() / weights.where(weights > 0, 1.0)
     if total.requires_grad:
         total.backward()  # type: ignore[no-untyped-call]
     gradient = torch.zeros_like(inside) if inside.grad is None else inside.grad.clone()

@@ -94,6 +94,18 @@ SLOTS: dict[str, dict[str, Any]] = {
     "essd": {"verifier": None},  # hot samples
     "rltf": {},
     "sd-zero": {},
+    "kdrl": {"teacher": EMBEDDED},
+    "sdar": {},
+    "crisp": {"verifier": None, "experience": "Answer in one short sentence."},
+    "nurl": {},  # answers of several origins in one group
+    "pope": {},
+    "erl": {},
+    "pi-distill": {},
+    "vold": {"teacher": EMBEDDED},
+    "varreason": {},
+    "iterative-sft": {},
+    "fast-opd": {"teacher": EMBEDDED, "verifier": None},
+    "mopd": {"teacher": EMBEDDED, "verifier": None},
 }
 """Recipe of each slot -> what it has to be told."""
 

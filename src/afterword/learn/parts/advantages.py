@@ -173,6 +173,8 @@ class GroupBaseline:
     """
 
     kind: Literal["grpo", "dr_grpo", "leave_one_out"] = "grpo"
+    across: bool = False
+    """Compare with the answers of every origin rather than of the answer's own: one guide among the student's own."""
     needs_teacher = False
     needs_reward = True
 
@@ -180,7 +182,7 @@ class GroupBaseline:
         return batch.each(self._of)
 
     def _of(self, answer: AnswerInfo) -> float:
-        group = answer.group
+        group = answer.group.of(None) if self.across else answer.group
         if answer.reward is None or group.size < 2:
             return 0.0
         above = answer.reward - group.mean

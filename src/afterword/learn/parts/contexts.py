@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from afterword.chat.splice import spliced
 from afterword.chat.turn_prompt import continues, messages_before, turn_prompt
 from afterword.errors import ConfigError, ModelError
 from afterword.kinds import with_hindsight
+from afterword.learn.parts.fields import Share
 from afterword.records import Json, Turn
 
 PLACEHOLDERS = ("hindsight", "answer")
@@ -55,8 +57,21 @@ class Skill:
     by_task: tuple[tuple[str, str], ...]
 
 
-Hint = Sibling | OwnAttempt | Reflection | Skill
-"""Privileged text that is made anew in each pass, from the group of answers or by the student."""
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The first share of the words of the interaction's own text, at least one word (POPE)."""
+
+    share: Share = 0.25
+
+    def of(self, text: str) -> str:
+        """The beginning of `text` up to the end of its last word that belongs to it."""
+        words = list(re.finditer(r"\S+", text))
+        return text[: words[max(1, round(self.share * len(words))) - 1].end()] if words else ""
+
+
+Hint = Sibling | OwnAttempt | Reflection | Skill | Opening
+"""Privileged text in place of the user's words: made anew in each pass from the group of answers or by the student, or
+taken from the task or from a part of the words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +243,14 @@ nothing to do with the user's own words. Both are controls. "remark" shows a mes
 user's: a reference to divide out what any complaint, or any praise, does to an answer. "together" adds what the same
 user asked for after other answers: a lasting wish is followed better when it is said five times."""
 
+BEGUN = Context(
+    "begun",
+    1,
+    "last_user",
+    Wording("[A good answer to this request begins like this.]\n{hindsight}\n\n[Answer the request, on from there.]"),
+    hint=Opening(),
+)
+"""The beginning of the answer that the user wanted (POPE)."""
 AGAIN = Context("again", 1, "continue", _AGAIN, hint=OwnAttempt())
 """The answer goes on behind itself: the teacher reads its own attempt and a sentence by the reward, and scores the same
 ids once more (SD-Zero)."""

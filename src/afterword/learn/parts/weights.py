@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from afterword.learn.loss.loss_stage import Scores
-from afterword.learn.loss.token_batch import AnswerInfo, TokenBatch
+from afterword.learn.loss.token_batch import AnswerInfo, Measures, TokenBatch
 from afterword.learn.parts.advantages import importance_ratio
 from afterword.learn.parts.fields import Entropy, Finite, NonNegative, Positive, Share, UnitInterval
 
@@ -379,6 +379,54 @@ class AnswerPower:
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
         most = math.log(self.cap)
         return batch.each(lambda a: math.exp(min(most, self.factor * dict(a.measures).get(self.measure, 0.0))))
+
+
+@dataclass(frozen=True, slots=True)
+class LikeliestRight:
+    """1 for the right answer to the prompt that is likeliest under the student relative to the teacher, by
+    log S(y) - log T(y) a token, 0 for every other: the trace that needs its hint least (arXiv 2509.22637)."""
+
+    needs_served = False
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Measures that the pass has to take."""
+        return ("logp_student", "logp_teacher")
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        return batch.each(self._of)
+
+    def _of(self, answer: AnswerInfo) -> float:
+        own = self._ratio(answer.measures)
+        if own is None or (answer.reward or 0.0) <= 0:
+            return 0.0
+        right = [m for m in answer.group.members if m.origin == answer.origin and (m.reward or 0.0) > 0]
+        return float(all(own >= ratio for m in right if (ratio := self._ratio(m.measures)) is not None))
+
+    @staticmethod
+    def _ratio(measures: Measures) -> float | None:
+        found = dict(measures)
+        if "logp_student" not in found or "logp_teacher" not in found:
+            return None
+        return found["logp_student"] - found["logp_teacher"]
+
+
+@dataclass(frozen=True, slots=True)
+class InDistribution:
+    """S(y)^g with g = 1 + mix (clip(exp(-phi / beta), low, high) - 1) and phi = log S(y) + H(S), which is 0 in
+    expectation over the student's own samples (IDFT, arXiv 2602.12222): a token that the student would not write is
+    imitated less. g 0 is the plain likelihood, 1 its product with S(y) (DFT, arXiv 2508.05629)."""
+
+    beta: Positive = 1.0
+    mix: UnitInterval = 1.0
+    low: Positive = 0.1
+    high: Positive = 2.0
+    needs_served = False
+
+    def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
+        own = scores.logp_student.detach()
+        power = (-(own + scores.entropy_student.detach()) / self.beta).exp().clamp(self.low, self.high)
+        return ((1 + self.mix * (power - 1)) * own).exp()
 
 
 @dataclass(frozen=True, slots=True)

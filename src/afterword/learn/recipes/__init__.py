@@ -17,8 +17,11 @@ from afterword.learn.parts.fields import Rank, check_values
 from afterword.learn.recipes.distil import (
     eopd,
     exopd,
+    fast_opd,
     gkd,
+    lightning_opd,
     minillm,
+    mopd,
     opd,
     reopold,
     revisit_opd,
@@ -26,6 +29,7 @@ from afterword.learn.recipes.distil import (
     veto,
 )
 from afterword.learn.recipes.group import dasd, essd, hdpo, kdrl, rlad, rlsd, rltf, sage, scope, sd_zero, sdar, srpo
+from afterword.learn.recipes.guided import erl, iterative_sft, npo, nurl, pi_distill, pope, varreason, vold
 from afterword.learn.recipes.hindsight import (
     crisp,
     follow_ups,
@@ -38,7 +42,7 @@ from afterword.learn.recipes.hindsight import (
     sdpo_interactions_offline,
     sdpo_interactions_online,
 )
-from afterword.learn.recipes.outcome import grpo, sft
+from afterword.learn.recipes.outcome import grpo, idft, sft
 from afterword.learn.recipes.recipe import Lora, Recipe, describe
 from afterword.learn.recipes.spec import current, generation_changes, kinds, read, rewordable
 
@@ -57,6 +61,9 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "gkd": gkd,
     "minillm": minillm,
     "opd": opd,
+    "fast-opd": fast_opd,
+    "lightning-opd": lightning_opd,
+    "mopd": mopd,
     "eopd": eopd,
     "veto": veto,
     "stable-opd": stable_opd,
@@ -65,6 +72,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "reopold": reopold,
     "crisp": crisp,
     "sft": sft,
+    "idft": idft,
     "essd": essd,
     "dasd": dasd,
     "grpo": grpo,
@@ -78,6 +86,14 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "sage": sage,
     "rltf": rltf,
     "sd-zero": sd_zero,
+    "iterative-sft": iterative_sft,
+    "varreason": varreason,
+    "nurl": nurl,
+    "pope": pope,
+    "npo": npo,
+    "erl": erl,
+    "pi-distill": pi_distill,
+    "vold": vold,
 }
 """By the name that `train.recipe` takes."""
 

@@ -11,8 +11,19 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from afterword.errors import ConfigError
 from afterword.learn.loss.terms import Term
-from afterword.learn.parts.advantages import PPOClip, ReturnToGo, Truncated
+from afterword.learn.parts.advantages import (
+    Advantage,
+    GroupBaseline,
+    LogRatio,
+    Masked,
+    PPOClip,
+    ReturnToGo,
+    Scaled,
+    Sum,
+    Truncated,
+)
 from afterword.learn.parts.anchors import GOLD, gold_mix
 from afterword.learn.parts.contexts import CONTEXTS
 from afterword.learn.parts.divergences import (
@@ -23,23 +34,37 @@ from afterword.learn.parts.divergences import (
     PolicyGradient,
     ReverseKL,
 )
-from afterword.learn.parts.fields import Entropy, OpenShare, Share, TermScale, UnitInterval, method
+from afterword.learn.parts.fields import (
+    Entropy,
+    OpenShare,
+    Positive,
+    Share,
+    TermScale,
+    TermScaleOrZero,
+    UnitInterval,
+    method,
+)
 from afterword.learn.parts.schedules import Linear, Switch
 from afterword.learn.parts.supports import TopK
 from afterword.learn.parts.targets import Extrapolated, Extrapolation, GeometricBridge
 from afterword.learn.parts.teachers import START, External
 from afterword.learn.parts.weights import (
+    EVERYTHING,
     TOKEN_MEAN,
     WEIGHT_MEAN,
+    ByTask,
     EntropyGate,
     InteractionWeight,
     LeastRatio,
     NotKind,
+    Prefix,
     TopEntropy,
 )
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 
 _CLIP = PPOClip(low=0.2, high=0.2)
+Horizon = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Tokens of an answer."""
 
 
 def _term(teacher: str | None, name: str, estimator: Estimator, **parts: Any) -> Term:
@@ -73,6 +98,58 @@ def minillm(*, teacher: str | None = None, **settings: Any) -> Recipe:
 def opd(*, teacher: str | None = None, **settings: Any) -> Recipe:
     """On-policy distillation by policy gradient: one number a token from another model."""
     return Recipe(name="opd", terms=(_term(teacher, "sampled", PolicyGradient()),), **{**ON_POLICY, **settings})
+
+
+@method
+def fast_opd(*, teacher: str | None = None, horizon: Horizon = 100, **settings: Any) -> Recipe:
+    """Reverse KL over the first tokens of answers that are drawn no further (arXiv 2602.15260)."""
+    term = _term(teacher, "opening", ReverseKL(), masks=(Prefix(horizon),))
+    return Recipe(name="fast-opd", terms=(term,), **{**ON_POLICY, "max_fresh": horizon, **settings})
+
+
+@method
+def lightning_opd(*, teacher: str | None = None, cap: Positive = 2.0, **settings: Any) -> Recipe:
+    """Distillation over answers as they were served, which the teacher scores once for all (arXiv 2604.13010)."""
+    term = _term(teacher, "sampled", PolicyGradient(), policy_clip=Truncated(cap=cap))
+    return Recipe(name="lightning-opd", terms=(term,), **{"epochs": 2, "fresh": 0, **settings})
+
+
+@method
+def mopd(*, teacher: str | None = None, outcome: TermScaleOrZero = 0.0, **settings: Any) -> Recipe:
+    """One student learns from an expert for each task, `teacher` "task=folder,task=folder" (arXiv 2601.02780).
+
+    `outcome` is the share of a verifier's score, against the other answers to the prompt, in the advantage.
+    """
+    advantage: Advantage = LogRatio()
+    if outcome:
+        advantage = Sum((advantage, Scaled(GroupBaseline("grpo"), outcome)))
+    terms = tuple(
+        _term(
+            folder, f"expert_{task}" if task else "expert", NegativeLogLikelihood(), advantage=advantage,
+            policy_clip=Masked(low=0.5, high=2.0), route=ByTask((task,)) if task else EVERYTHING, weights=(),
+            pool="tokens",
+        )
+        for task, folder in _experts(teacher)
+    )  # fmt: skip
+    drawn = {"num_generations": 8, "batch": 16} if outcome else {}
+    return Recipe(name="mopd", terms=terms, **{**ON_POLICY, **drawn, **settings})
+
+
+def _experts(text: str | None) -> list[tuple[str, str]]:
+    """Task and folder of each expert; one folder alone is the expert of every task.
+
+    Raises:
+        ConfigError: A task is named twice, or only some have a name.
+    """
+    pairs = [piece.strip().partition("=") for piece in (text or "").split(",")]
+    experts = [(task.strip(), folder.strip()) if equals else ("", task.strip()) for task, equals, folder in pairs]
+    names = [task for task, _ in experts]
+    if len(experts) > 1 and (not all(names) or len(set(names)) < len(names)):
+        raise ConfigError(
+            f"recipe 'mopd': teacher={text!r} must name a task once before each folder: write task=folder,task=folder",
+            param="teacher",
+        )
+    return experts
 
 
 @method

@@ -40,21 +40,21 @@ from afterword.learn.parts.weights import (
 )
 from afterword.learn.recipes.recipe import ON_POLICY, Recipe
 
-_GROUP: dict[str, Any] = {**ON_POLICY, "num_generations": 8, "batch": 16}
+GROUP: dict[str, Any] = {**ON_POLICY, "num_generations": 8, "batch": 16}
 _CLIP = PPOClip(low=0.2, high=0.28)
-_NONE = CONTEXTS["none"]
+NONE = CONTEXTS["none"]
 _SOLVED: dict[str, Any] = {"low": 1e-6}
 """Prompts of which some answer is right."""
 Extra = Annotated[int, Field(ge=1, le=1024)]
 """Further answers to a prompt."""
 
 
-def _outcome(name: str = "outcome", **parts: Any) -> Term:
+def outcome(name: str = "outcome", **parts: Any) -> Term:
     """GRPO's term: the reward within the group, every token counting the same."""
     fixed: dict[str, Any] = {
         "estimator": NegativeLogLikelihood(),
         "teacher": None,
-        "context": _NONE,
+        "context": NONE,
         "reduction": TOKEN_MEAN,
         "weights": (),
         "advantage": GroupBaseline("grpo"),
@@ -67,31 +67,31 @@ def _outcome(name: str = "outcome", **parts: Any) -> Term:
 def kdrl(*, teacher: str | None = None, beta: TermScale = 2e-3, **settings: Any) -> Recipe:
     """Policy gradient on a verifier's score, and a reverse KL to another model (arXiv 2506.02208)."""
     near = Term(
-        name="teacher", estimator=K2(), teacher=External(model=teacher or ""), context=_NONE, reduction=TOKEN_MEAN,
+        name="teacher", estimator=K2(), teacher=External(model=teacher or ""), context=NONE, reduction=TOKEN_MEAN,
         weights=(), scale=beta,
     )  # fmt: skip
-    return Recipe(name="kdrl", terms=(_outcome(), near), **{**_GROUP, **settings})
+    return Recipe(name="kdrl", terms=(outcome(), near), **{**GROUP, **settings})
 
 
 @method
 def rlad(*, teacher: str | None = None, mix: UnitInterval = 0.5, **settings: Any) -> Recipe:
     """Policy gradient on a verifier's score, another model inside the clipped ratio (arXiv 2602.22495)."""
     clip = TeacherRatioClip(mix=mix, low=0.2, high=0.28)
-    term = _outcome(teacher=External(model=teacher or ""), policy_clip=clip)
-    return Recipe(name="rlad", terms=(term,), **{**_GROUP, **settings})
+    term = outcome(teacher=External(model=teacher or ""), policy_clip=clip)
+    return Recipe(name="rlad", terms=(term,), **{**GROUP, **settings})
 
 
 @method
 def rlsd(*, mix: UnitInterval = 0.5, bound: OpenShare = 0.2, steps: Count = 50, **settings: Any) -> Recipe:
     """The verifier says whether, a teacher that knows the answer how much (arXiv 2604.03128)."""
-    term = _outcome(
+    term = outcome(
         teacher=Copy(every=10),
         context=CONTEXTS["reference"],
         route=ByKind(REFERENCE_KINDS),
         advantage=TeacherMagnitude(GroupBaseline("grpo"), mix=mix, bound=bound),
         schedules=(("advantage.mix", Anneal(steps)),),
     )
-    return Recipe(name="rlsd", terms=(term,), **{**_GROUP, **settings})
+    return Recipe(name="rlsd", terms=(term,), **{**GROUP, **settings})
 
 
 @method
@@ -102,10 +102,10 @@ def sdar(*, beta: NonNegative = 5.0, scale: TermScale = 0.01, anchor: TermScale 
         reduction=TOKEN_MEAN, weights=(GapGate(beta),), scale=scale,
     )  # fmt: skip
     start = Term(
-        name="anchor_start", estimator=ReverseKL(), teacher=START, context=_NONE, reduction=TOKEN_MEAN, weights=(),
+        name="anchor_start", estimator=ReverseKL(), teacher=START, context=NONE, reduction=TOKEN_MEAN, weights=(),
         scale=anchor,
     )  # fmt: skip
-    return Recipe(name="sdar", terms=(_outcome(), gated, start), **{**_GROUP, **settings})
+    return Recipe(name="sdar", terms=(outcome(), gated, start), **{**GROUP, **settings})
 
 
 @method
@@ -117,22 +117,22 @@ def srpo(*, beta: NonNegative = 1.0, k: Count = 100, rate: Share = 0.05, **setti
         support=TopK(k, of="student", remainder="tail"), route=missed, reduction=WEIGHT_MEAN,
         weights=(TeacherConfidence(beta),), pool="tokens",
     )  # fmt: skip
-    terms = (sibling, _outcome(route=Other(missed), pool="tokens"))
-    return Recipe(name="srpo", terms=terms, **{**_GROUP, **settings})
+    terms = (sibling, outcome(route=Other(missed), pool="tokens"))
+    return Recipe(name="srpo", terms=terms, **{**GROUP, **settings})
 
 
 @method
 def scope(*, teacher: str | None = None, temperature: Positive = 1.0, **settings: Any) -> Recipe:
     """Right answers are imitated, wrong ones led by another model, by perplexity in the group (arXiv 2604.10688)."""
     right = Term(
-        name="right", estimator=NegativeLogLikelihood(), teacher=None, context=_NONE, reduction=TOKEN_MEAN,
+        name="right", estimator=NegativeLogLikelihood(), teacher=None, context=NONE, reduction=TOKEN_MEAN,
         route=ByCorrectness(True), weights=(GroupSoftmax("logp_student", -temperature),),
     )  # fmt: skip
     wrong = Term(
-        name="wrong", estimator=PolicyGradient(), teacher=External(model=teacher or ""), context=_NONE,
+        name="wrong", estimator=PolicyGradient(), teacher=External(model=teacher or ""), context=NONE,
         reduction=TOKEN_MEAN, route=ByCorrectness(False), weights=(GroupSoftmax("logp_teacher", temperature),),
     )  # fmt: skip
-    return Recipe(name="scope", terms=(right, wrong), **{**_GROUP, **settings})
+    return Recipe(name="scope", terms=(right, wrong), **{**GROUP, **settings})
 
 
 @method
@@ -145,27 +145,27 @@ def hdpo(*, scale: TermScale = 0.1, k: Annotated[int, Field(ge=2)] = 64, n: Extr
         route=Both((ByOrigin(("privileged",)), ByKind(REFERENCE_KINDS))),
     )  # fmt: skip
     route = Both((ByOrigin(("student",)), ByKind(REFERENCE_KINDS)))
-    own = _outcome(route=route, advantage=GroupBaseline("leave_one_out"), policy_clip=PPOClip())
+    own = outcome(route=route, advantage=GroupBaseline("leave_one_out"), policy_clip=PPOClip())
     cliff = Generation(context=known, n=n, when="none_right", keep=(Right(),))
-    return Recipe(name="hdpo", terms=(own, privileged), **{**_GROUP, "extra_generations": (cliff,), **settings})
+    return Recipe(name="hdpo", terms=(own, privileged), **{**GROUP, "extra_generations": (cliff,), **settings})
 
 
 @method
 def sage(*, hint: Context = CONTEXTS["system"], n: Extra = 8, **settings: Any) -> Recipe:
     """Prompts without a right answer are tried again with a hint, which the student then reads (arXiv 2602.03143)."""
-    own = _outcome("plain", route=ByOrigin(("student",)), pool="tokens")
-    hinted = _outcome("hinted", route=ByOrigin(("privileged",)), student_context=hint, pool="tokens")
+    own = outcome("plain", route=ByOrigin(("student",)), pool="tokens")
+    hinted = outcome("hinted", route=ByOrigin(("privileged",)), student_context=hint, pool="tokens")
     again = Generation(context=hint, n=n, when="none_right")
-    return Recipe(name="sage", terms=(own, hinted), **{**_GROUP, "extra_generations": (again,), **settings})
+    return Recipe(name="sage", terms=(own, hinted), **{**GROUP, "extra_generations": (again,), **settings})
 
 
 @method
 def rltf(*, n: Extra = 8, **settings: Any) -> Recipe:
     """Second attempts that read the user's words are reinforced without them (arXiv 2602.02482)."""
-    first = _outcome("first", route=ByOrigin(("student",)))
-    second = _outcome("second", route=ByOrigin(("privileged",)), advantage=FirstAttemptBaseline(), policy_clip=NO_CLIP)
+    first = outcome("first", route=ByOrigin(("student",)))
+    second = outcome("second", route=ByOrigin(("privileged",)), advantage=FirstAttemptBaseline(), policy_clip=NO_CLIP)
     again = Generation(context=CONTEXTS["next_turn"], n=n)
-    return Recipe(name="rltf", terms=(first, second), **{**_GROUP, "extra_generations": (again,), **settings})
+    return Recipe(name="rltf", terms=(first, second), **{**GROUP, "extra_generations": (again,), **settings})
 
 
 @method
@@ -187,7 +187,7 @@ def essd(
     **settings: Any,
 ) -> Recipe:
     """Imitate the model's own hot, truncated samples; no teacher, no verifier (arXiv 2604.01193)."""
-    term = Term(name="own", estimator=NegativeLogLikelihood(), teacher=None, context=_NONE, reduction=TOKEN_MEAN)
+    term = Term(name="own", estimator=NegativeLogLikelihood(), teacher=None, context=NONE, reduction=TOKEN_MEAN)
     hot = Generation(weights=START, temperature=temperature, top_p=top_p, top_k=top_k, keep=(Longest(0.9),))
     return Recipe(name="essd", terms=(term,), **{"epochs": 0, "fresh": 1, "generation": hot, **settings})
 
@@ -195,6 +195,6 @@ def essd(
 @method
 def dasd(*, teacher: str | None = None, **settings: Any) -> Recipe:
     """Imitate answers that the student begins and another model ends: the mixed stage (arXiv 2601.09088)."""
-    term = Term(name="spliced", estimator=NegativeLogLikelihood(), teacher=None, context=_NONE, reduction=TOKEN_MEAN)
+    term = Term(name="spliced", estimator=NegativeLogLikelihood(), teacher=None, context=NONE, reduction=TOKEN_MEAN)
     mixed = Generation(finish=External(model=teacher or ""), keep=(Ended(),))
     return Recipe(name="dasd", terms=(term,), **{"epochs": 0, "fresh": 1, "generation": mixed, **settings})

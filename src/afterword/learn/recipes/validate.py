@@ -38,6 +38,7 @@ from afterword.learn.parts.weights import (
     ChangedTokens,
     GroupSoftmax,
     ImportanceRatio,
+    LikeliestRight,
     Prefix,
     SequenceMean,
     Solvable,
@@ -370,6 +371,8 @@ def _generations(recipe: Recipe) -> str | None:
                 )
             if isinstance(writer, External) and not writer.model:
                 return "it learns from another model: name its folder in train.teacher"
+            if isinstance(writer, Released) and not writer.folder:
+                return f"{name} are written by a released adapter: name its folder in train.teacher"
         if isinstance(one.context.hint, Sibling | OwnAttempt | Reflection):
             hint = type(one.context.hint).__name__
             return f"{name} cannot read what is made of themselves, a {hint}: show it to a teacher"
@@ -445,7 +448,7 @@ def _judged(recipe: Recipe, term: Term) -> str | None:
     if not recipe.fresh or recipe.epochs or recipe.verifier:
         return None
     routes = [one for one in routes_of(term.route) if isinstance(one, ByCorrectness | ByPassRate)]
-    weights = [one for one in term.weights if isinstance(one, GroupSoftmax | Solvable)]
+    weights = [one for one in term.weights if isinstance(one, GroupSoftmax | LikeliestRight | Solvable)]
     reading: list[Any] = [*routes, *weights]
     if reading:
         return f"{part_text(reading[0])} reads rewards, and fresh answers have none: name a function in train.verifier"

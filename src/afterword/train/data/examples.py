@@ -36,6 +36,7 @@ from afterword.learn.loss.token_batch import ALONE, AnswerInfo, Group, Member
 from afterword.learn.parts.anchors import GOLD
 from afterword.learn.parts.contexts import (
     Context,
+    Opening,
     OwnAttempt,
     Reflection,
     Sibling,
@@ -335,6 +336,8 @@ class RowEncoder:
             words = "\n".join((shown.hindsight, *self.wishes.get(shown.id, ())[: where.together - 1]))
             if isinstance(where.hint, Skill):
                 words = dict(where.hint.by_task).get(interaction.task or "", "")
+            elif isinstance(where.hint, Opening):
+                words = where.hint.of(shown.hindsight)
             text = redact(words, self.recipe.redact).text if where.text is None else where.text
             if not text.strip():  # nothing is shown, and no term with hindsight counts it
                 prompts[where] = prompt
