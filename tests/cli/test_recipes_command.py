@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from tests.store.store_rows import interaction, turn
 
 from afterword.cli import main
 from afterword.cli.recipes import phrase
 from afterword.learn.recipes import RECIPES, describe, recipe
+from afterword.store import Store
 
 
 def test_the_list_has_every_recipe_and_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,3 +43,17 @@ def test_phrases() -> None:
     assert phrase({"part": "ForwardKL"}) == "ForwardKL"
     assert phrase([{"part": "A"}, {"part": "B", "x": None}]) == "A, B(x=-)"
     assert phrase([]) == phrase(None) == "-"
+
+
+def test_advice_counts_what_was_captured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Store(tmp_path / "afterword.db") as store:
+        for i in range(14):
+            store.add(turn(f"turn-{i}"))
+            store.add(interaction(f"one-{i}", f"turn-{i}", kind="follow_up", split="train" if i else "holdout"))
+    assert main(["recipes", "advise", "--dir", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["interactions"] == {"follow_up": 13} and found["advice"][0]["recipe"] == "follow-ups"
+    assert main(["recipes", "advise", "--dir", str(tmp_path), "--set", "train.verifier=tests.x:y"]) == 0
+    shown = capsys.readouterr()
+    assert "13 interactions to train on: 13 follow_up" in shown.out
+    assert "`afterword train --recipe follow-ups`" in shown.err + shown.out

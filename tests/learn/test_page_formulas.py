@@ -22,7 +22,7 @@ from afterword.model.head import Head
 V = 40
 LENGTHS = [5, 3, 4]
 STEPS = 100
-FEW = {
+FEW: dict[str, dict[str, float]] = {
     "srpo": {"k": 4},
     "hdpo": {"k": 4},
     "sd-zero": {"k": 4},

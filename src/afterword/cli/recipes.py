@@ -6,13 +6,20 @@ Only shows; the recipes live in `learn`, which is imported when a command runs b
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from afterword.cli.context import CommandContext
 from afterword.errors import ConfigError
+
+if TYPE_CHECKING:
+    from afterword.cycle import Settings
+    from afterword.learn.recipes.advise import Facts
+    from afterword.store import Store
 
 _RUN_FIRST = ("lr", "epochs", "fresh", "batch")
 
@@ -20,13 +27,15 @@ _RUN_FIRST = ("lr", "epochs", "fresh", "batch")
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command."""
     recipes = commands.add_parser("recipes", parents=[common])
-    verbs = recipes.add_subparsers(dest="verb", metavar="list|show")
+    verbs = recipes.add_subparsers(dest="verb", metavar="list|show|advise")
     recipes.set_defaults(run=run_list)
     listing = verbs.add_parser("list", parents=[common], help="list all recipes")
     listing.set_defaults(run=run_list)
     show = verbs.add_parser("show", parents=[common], help="show the parts and options of one recipe")
     show.add_argument("name")
     show.set_defaults(run=run_show)
+    advising = verbs.add_parser("advise", parents=[common], help="recipes that fit what was captured, best first")
+    advising.set_defaults(run=run_advise)
 
 
 def run_list(context: CommandContext) -> int:
@@ -74,6 +83,46 @@ def run_show(context: CommandContext) -> int:
     if missing := _missing(made):
         context.say(f"[yellow]needs[/] {escape(missing)}")
     return 0
+
+
+def run_advise(context: CommandContext) -> int:
+    """The recipes that fit what is in the store and in the settings, in order, and what the others lack."""
+    from afterword.cli.stages import stage_settings
+    from afterword.learn.recipes.advise import advise
+
+    with context.open_store() as store:
+        facts = _facts(store, stage_settings(context, model=False))
+    found = advise(facts)
+    if context.json:
+        context.emit({"interactions": dict(facts.kinds), "advice": [asdict(one) for one in found]})
+        return 0
+    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(facts.kinds.items(), key=lambda k: -k[1]))
+    kinds += f"{', ' if kinds else ''}{facts.imported} without served token ids" if facts.imported else ""
+    context.out.print(f"{facts.total} interactions to train on" + (f": {kinds}" if kinds else ""))
+    for title, fits in (("fits", True), ("does not fit yet", False)):
+        rows = [(one.recipe, escape(one.reason)) for one in found if one.fits is fits]
+        if rows:
+            context.table(title, ("recipe", "why" if fits else "missing"), rows)
+    if best := next((one.recipe for one in found if one.fits), None):
+        context.say(f"Next: `afterword train --recipe {best}`; `afterword forecast predict` estimates the gain first.")
+    return 0
+
+
+def _facts(store: Store, settings: Settings) -> Facts:
+    """What the store offers to trainings, learned before or not, and what the settings name."""
+    from afterword.learn.recipes.advise import Facts
+    from afterword.records import Interaction
+
+    chosen = [one for one in store.rows(Interaction) if one.split == "train"]
+    return Facts(
+        kinds=Counter(one.kind for one in chosen if one.on_policy),
+        praised=sum(one.polarity > 0 for one in chosen),
+        imported=sum(not one.on_policy for one in chosen),
+        tasks=tuple(sorted({one.task for one in chosen if one.task})),
+        verifier=bool(settings.train.verifier),
+        teacher=bool(settings.train.teacher),
+        experience=bool(settings.train.experience),
+    )
 
 
 def _summary(make: Any) -> str:

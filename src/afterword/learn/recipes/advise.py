@@ -1,0 +1,140 @@
+"""Says which recipes fit what is in the store, in order, each with its reason: a table of rules over counted facts.
+
+Counts and settings alone decide; nothing here reads a text or loads a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from afterword.kinds import Hindsight, with_hindsight
+
+FEW = 12
+"""Interactions below which a recipe that reads them is not advised: the gate alone asks for as many held out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a store and its settings offer."""
+
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    """Interactions that may be learned and have served token ids, by kind of feedback."""
+    praised: int = 0
+    """Those that users were content with."""
+    imported: int = 0
+    """Further ones without served token ids."""
+    tasks: tuple[str, ...] = ()
+    verifier: bool = False
+    teacher: bool = False
+    experience: bool = False
+
+    def count(self, source: Hindsight) -> int:
+        """Interactions whose hindsight is of this source (`kinds.Hindsight`)."""
+        return sum(self.kinds.get(kind, 0) for kind in with_hindsight(source))
+
+    @property
+    def total(self) -> int:
+        """All interactions that may be learned."""
+        return sum(self.kinds.values()) + self.imported
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """One recipe for these facts."""
+
+    recipe: str
+    fits: bool
+    reason: str
+    """Why it fits, or what is missing and how to provide it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When a recipe fits."""
+
+    recipe: str
+    missing: Callable[[Facts], str]
+    """What the store or the settings lack, with the remedy; empty when nothing."""
+    reason: Callable[[Facts], str]
+
+
+def advise(facts: Facts) -> list[Advice]:
+    """Every rule's recipe: those that fit first, in the order in which to try them.
+
+    Args:
+        facts: What is there.
+    """
+    found = [Advice(rule.recipe, not (missing := rule.missing(facts)), missing or rule.reason(facts)) for rule in RULES]
+    return sorted(found, key=lambda one: not one.fits)
+
+
+def _enough(number: int, what: str) -> str:
+    return "" if number >= FEW else f"{number} {what}, at least {FEW} are worth a round"
+
+
+def _words(facts: Facts) -> str:
+    return _enough(facts.count("words") + facts.count("answer") + facts.count("attempt"), "interactions with words")
+
+
+def _answers(facts: Facts) -> str:
+    return _enough(facts.count("answer"), "edits or demonstrations")
+
+
+def _verifier(facts: Facts) -> str:
+    return "" if facts.verifier else "no verifier: name a function in train.verifier"
+
+
+def _teacher(facts: Facts) -> str:
+    return "" if facts.teacher else "no other model: name its folder in train.teacher"
+
+
+def _both(*checks: Callable[[Facts], str]) -> Callable[[Facts], str]:
+    return lambda facts: "; ".join(filter(None, (check(facts) for check in checks)))
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("follow-ups", _words, lambda f: f"{f.count('words')} interactions with a user's words: the vetted default"),
+    Rule(
+        "sdpo",
+        lambda f: _enough(f.count("attempt") + f.count("environment"), "accepted attempts or outputs of programs"),
+        lambda f: f"{f.count('environment')} outputs of programs and {f.count('attempt')} accepted attempts",
+    ),
+    Rule("sdft", _answers, lambda f: f"{f.count('answer')} answers that users wrote themselves"),
+    Rule("rlsd", _both(_verifier, _answers), lambda f: "a verifier decides, the wanted answer says which tokens"),
+    Rule(
+        "rltf",
+        _both(_verifier, lambda f: _enough(f.count("words"), "interactions with words")),
+        lambda f: "a verifier, and words of users that make second attempts better",
+    ),
+    Rule("pope", _both(_verifier, _answers), lambda f: "prompts that are never solved, with openings of good answers"),
+    Rule("grpo", _verifier, lambda f: "a verifier alone; choose `rlsd` or `rltf` where there are words too"),
+    Rule("kdrl", _both(_verifier, _teacher), lambda f: "a verifier and another model"),
+    Rule("opd", _teacher, lambda f: "another model with the same vocabulary; `fast-opd` costs a part of it"),
+    Rule(
+        "mopd",
+        _both(_teacher, lambda f: "" if len(f.tasks) > 1 else "one task: set metadata.task on requests"),
+        lambda f: f"{len(f.tasks)} tasks ({', '.join(f.tasks[:3])}), each may have its own expert",
+    ),
+    Rule(
+        "opcd",
+        lambda f: "" if f.experience else "no text to put into the weights: write it into train.experience",
+        lambda f: "a text that every prompt has now and that the model shall know without it",
+    ),
+    Rule(
+        "idft",
+        lambda f: _enough(f.imported, "imported answers (train.off_policy = true reads them)"),
+        lambda f: f"{f.imported} answers without served token ids, which on-policy recipes leave out",
+    ),
+    Rule(
+        "sft",
+        lambda f: _enough(f.praised, "answers that users were content with"),
+        lambda f: f"{f.praised} answers that users were content with; the control of every other recipe",
+    ),
+    Rule(
+        "essd",
+        lambda f: "" if f.total else "no interactions: nothing was captured yet",
+        lambda f: "needs prompts alone, no feedback; compare it with doing nothing",
+    ),
+)
+"""In the order of advice. A recipe that reads more than prompts and answers comes before one that reads less."""
