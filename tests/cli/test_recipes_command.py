@@ -48,8 +48,8 @@ def test_phrases() -> None:
 def test_advice_counts_what_was_captured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Store(tmp_path / "afterword.db") as store:
         for i in range(14):
-            store.add(turn(f"turn-{i}"))
-            store.add(interaction(f"one-{i}", f"turn-{i}", kind="follow_up", split="train" if i else "holdout"))
+            store.write(turn(f"turn-{i}"))
+            store.write(interaction(f"one-{i}", f"turn-{i}", kind="follow_up", split="train" if i else "holdout"))
     assert main(["recipes", "advise", "--dir", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["interactions"] == {"follow_up": 13} and found["advice"][0]["recipe"] == "follow-ups"
