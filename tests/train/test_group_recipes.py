@@ -129,7 +129,8 @@ def by_length(turn: Turn, answer: str) -> float:
 def test_three_steps_on_the_embedded_model_make_an_adapter_that_others_read(name: str, tmp_path: Path) -> None:
     told = {"verifier": "tests.train.test_group_recipes:by_length", "num_generations": 2, **SLOTS[name]}
     one = recipe(name, **{k: v for k, v in told.items() if v is not None}, fresh=1, max_fresh=12, dtype="float32")
-    generations = [dataclasses.replace(g, n=None if g.n is None else 2, keep=()) for g in one.generations]
+    generations = [dataclasses.replace(g, n=None if g.n is None else 2, keep=g.keep if name == "iterative-sft" else ())
+                   for g in one.generations]  # fmt: skip
     rows = 3 * sum(one.answers_of(g) for g in generations)
     one = dataclasses.replace(
         one, generation=generations[0], extra_generations=tuple(generations[1:]), batch=-(-rows // 3), epochs=0

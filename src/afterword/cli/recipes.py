@@ -9,12 +9,13 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from afterword.cli.context import CommandContext
-from afterword.errors import ConfigError
+from afterword.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from afterword.cycle import Settings
@@ -27,7 +28,7 @@ _RUN_FIRST = ("lr", "epochs", "fresh", "batch")
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command."""
     recipes = commands.add_parser("recipes", parents=[common])
-    verbs = recipes.add_subparsers(dest="verb", metavar="list|show|advise")
+    verbs = recipes.add_subparsers(dest="verb", metavar="list|show|advise|compare")
     recipes.set_defaults(run=run_list)
     listing = verbs.add_parser("list", parents=[common], help="list all recipes")
     listing.set_defaults(run=run_list)
@@ -36,6 +37,18 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     show.set_defaults(run=run_show)
     advising = verbs.add_parser("advise", parents=[common], help="recipes that fit what was captured, best first")
     advising.set_defaults(run=run_advise)
+    comparing = verbs.add_parser(
+        "compare", parents=[common], help="train several recipes on one task with equal tokens; goes on where it was"
+    )
+    comparing.add_argument("names", nargs="+", metavar="NAME", help="recipes")
+    comparing.add_argument("--on", required=True, metavar="TASK", help="gym:FAMILY (extra tasks) or persona:NAME")
+    comparing.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each recipe (default 3)")
+    comparing.add_argument("--prompts", type=int, default=64, metavar="N", help="training prompts (default 64)")
+    comparing.add_argument("--heldout", type=int, default=48, metavar="N", help="held-out prompts (default 48)")
+    comparing.add_argument("--tokens", type=int, metavar="N", help="tokens of each (default: what the cheapest needs)")
+    comparing.add_argument("--runs", type=Path, metavar="FILE", help="finished trainings (DIR/recipes/TASK.jsonl)")
+    comparing.add_argument("--html", type=Path, metavar="FILE", help="also write the comparison as a page")
+    comparing.set_defaults(run=run_compare)
 
 
 def run_list(context: CommandContext) -> int:
@@ -106,6 +119,60 @@ def run_advise(context: CommandContext) -> int:
     if best := next((one.recipe for one in found if one.fits), None):
         context.say(f"Next: `afterword train --recipe {best}`; `afterword forecast predict` estimates the gain first.")
     return 0
+
+
+def run_compare(context: CommandContext) -> int:
+    """Train the recipes on the task and print what each gained, the largest first."""
+    from afterword.cli.server_state import served_model
+    from afterword.config import ServeConfig
+    from afterword.forecast.comparison import Comparison, comparison_page, read_runs, run_comparison, summary
+    from afterword.store.files import write_whole
+
+    args = context.args
+    for name, least in (("seeds", 1), ("prompts", 4), ("heldout", 4), ("tokens", 1)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise UsageError(f"--{name} {value} is too small: at least {least}", param=name)
+    names = list(dict.fromkeys(args.names))
+    how = Comparison(
+        task=args.on, recipes=tuple(_compared(context, name) for name in names), model=served_model(context),
+        seeds=tuple(range(args.seeds)), prompts=args.prompts, heldout=args.heldout, tokens=args.tokens,
+    )  # fmt: skip
+    file = args.runs or context.dir / "recipes" / f"{args.on.replace(':', '-')}.jsonl"
+    work = context.dir / "recipes" / "work"
+    made = run_comparison(how, file, work, device=context.config.get(ServeConfig).device, say=context.say)
+    rows = summary(read_runs(file), names, args.on)
+    if args.html:
+        write_whole(args.html, comparison_page(rows, args.on, args.prompts))
+    if context.json:
+        context.emit({"task": args.on, "trained": made, "runs": str(file), "recipes": rows})
+        return 0
+    shown = [
+        (row["recipe"], row["seeds"], f"{row['before']:.2f}", f"{row['after']:.2f}", f"{row['gain']:+.3f}",
+         f"{row['low']:+.3f} to {row['high']:+.3f}", row["tokens"], f"{row['seconds']:.0f}")
+        for row in rows
+    ]  # fmt: skip
+    columns = ("recipe", "seeds", "before", "after", "gain", "95 % interval", "tokens", "CPU s")
+    context.table(f"mean mark on held-out prompts of {args.on}", columns, shown)
+    context.say(f"{made} trainings in this call; all are in {file}")
+    return 0
+
+
+def _compared(context: CommandContext, name: str) -> Any:
+    """The recipe with what the settings say of teacher and experience, and the task's verifier."""
+    from afterword.config import TrainConfig
+    from afterword.forecast.comparison import for_task
+    from afterword.learn.recipes import RECIPES, recipe
+    from afterword.learn.recipes.spec import kinds
+
+    train = context.config.get(TrainConfig)
+    if name not in RECIPES:
+        recipe(name)  # raises with the nearest name
+    takes = kinds(RECIPES[name])
+    told: dict[str, Any] = {
+        key: value for key in ("teacher", "experience") if key in takes and (value := getattr(train, key))
+    }
+    told |= {key: value for key, value in train.options.items() if key in takes or key == "rank"}
+    return for_task(recipe, name, context.args.on, told)
 
 
 def _facts(store: Store, settings: Settings) -> Facts:

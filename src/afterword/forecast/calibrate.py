@@ -384,14 +384,14 @@ def method_run(
     if method == "sft":
         if not all(item.reference for item in items):
             raise NothingToDo(f"{measurement.source.name} has no reference answers to imitate: use sdpo")
-        made = [_demonstration(item, measurement.source.name) for item in items]
+        made = [demonstration(item, measurement.source.name) for item in items]
         return made, recipe("sft", **{"include_off_policy": True, **settings})
     raise ConfigError(f"unknown method {method!r}: use one of {', '.join(METHODS)}", param="method")
 
 
-def _demonstration(item: TaskItem, task: str) -> Example:
-    """The reference answer as if it had been served, to be imitated off-policy."""
-    answer = {"role": "assistant", "content": item.reference}
+def demonstration(item: TaskItem, task: str, text: str = "") -> Example:
+    """The reference answer, or `text` in its place, as if it had been imported: to be imitated off-policy."""
+    answer = {"role": "assistant", "content": text or item.reference}
     turn = Turn(id=f"{item.id}#r", messages=item.messages, answer=answer, finish_reason="stop", task=task)
     interaction = Interaction(
         id=f"{item.id}#r", turn=turn.id, feedback=(), kind="accepted", hindsight="", polarity=1, weight=1.0,

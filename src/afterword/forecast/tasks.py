@@ -278,6 +278,16 @@ def gym_reward(turn: Turn, text: str) -> float:
     return gym_score(_entry(found["family"], int(found["seed"]), int(found["place"])), text)
 
 
+def task_reward(turn: Turn, text: str) -> float:
+    """Verifier of any task for `train.verifier`: "afterword.forecast.tasks:task_reward".
+
+    The turn's task names a persona ("persona:NAME"), whose checkers mark the answer; else as `gym_reward`.
+    """
+    if (turn.task or "").startswith("persona:"):
+        return task_of(str(turn.task)).score(TaskItem(turn.id, turn.messages), text)
+    return gym_reward(turn, text)
+
+
 # ---- personas
 
 
