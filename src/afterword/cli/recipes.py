@@ -125,7 +125,13 @@ def run_compare(context: CommandContext) -> int:
     """Train the recipes on the task and print what each gained, the largest first."""
     from afterword.cli.server_state import served_model
     from afterword.config import ServeConfig
-    from afterword.forecast.comparison import Comparison, comparison_page, read_runs, run_comparison, summary
+    from afterword.forecast.recipe_comparison import (
+        RecipeComparison,
+        comparison_page,
+        read_runs,
+        run_comparison,
+        summary,
+    )
     from afterword.store.files import write_whole
 
     args = context.args
@@ -133,7 +139,7 @@ def run_compare(context: CommandContext) -> int:
         if (value := getattr(args, name)) is not None and value < least:
             raise UsageError(f"--{name} {value} is too small: at least {least}", param=name)
     names = list(dict.fromkeys(args.names))
-    how = Comparison(
+    how = RecipeComparison(
         task=args.on, recipes=tuple(_compared(context, name) for name in names), model=served_model(context),
         seeds=tuple(range(args.seeds)), prompts=args.prompts, heldout=args.heldout, tokens=args.tokens,
     )  # fmt: skip
@@ -160,7 +166,7 @@ def run_compare(context: CommandContext) -> int:
 def _compared(context: CommandContext, name: str) -> Any:
     """The recipe with what the settings say of teacher and experience, and the task's verifier."""
     from afterword.config import TrainConfig
-    from afterword.forecast.comparison import for_task
+    from afterword.forecast.recipe_comparison import for_task
     from afterword.learn.recipes import RECIPES, recipe
     from afterword.learn.recipes.spec import kinds
 

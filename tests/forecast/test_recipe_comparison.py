@@ -9,8 +9,8 @@ import pytest
 
 from afterword.cli import main
 from afterword.errors import NothingToDo, UsageError
-from afterword.forecast.comparison import (
-    Comparison,
+from afterword.forecast.recipe_comparison import (
+    RecipeComparison,
     RecipeRun,
     comparison_page,
     for_task,
@@ -81,13 +81,13 @@ def test_too_little_is_rejected(argument: str, tmp_path: Path, capsys: pytest.Ca
     assert "too small" in capsys.readouterr().err
 
 
-def compared(**more: Any) -> Comparison:
+def compared(**more: Any) -> RecipeComparison:
     few = {"num_generations": 2, "fresh": 1, "batch": 4}
     made = tuple(
         for_task(recipe, name, "gym:syllogism", few if name == "grpo" else {"batch": 4})
         for name in ("sdpo", "grpo", "sft")
     )
-    return Comparison(
+    return RecipeComparison(
         task="gym:syllogism", recipes=made, model=EMBEDDED, seeds=(0,), prompts=8, heldout=4, samples=1, **more
     )
 

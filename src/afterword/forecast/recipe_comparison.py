@@ -68,7 +68,7 @@ class RecipeRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class RecipeComparison:
     """What is compared, and how."""
 
     task: str
@@ -100,7 +100,9 @@ def read_runs(path: Path) -> list[RecipeRun]:
     return found
 
 
-def run_comparison(how: Comparison, file: Path, work: Path, *, device: str = "auto", say: Say = lambda _: None) -> int:
+def run_comparison(
+    how: RecipeComparison, file: Path, work: Path, *, device: str = "auto", say: Say = lambda _: None
+) -> int:
     """Train what is missing in `file`.
 
     Args:
@@ -145,7 +147,7 @@ def run_comparison(how: Comparison, file: Path, work: Path, *, device: str = "au
 class _Cell:
     """One seed: the student's first answers, and its held-out answers before any training."""
 
-    def __init__(self, how: Comparison, student: Student, task: VerifiableTask, seed: int) -> None:
+    def __init__(self, how: RecipeComparison, student: Student, task: VerifiableTask, seed: int) -> None:
         self.how, self.student, self.task, self.seed = how, student, task, seed
         self.items = task.items("train", how.prompts, seed)
         prompts = [student.prompt(_asked(item)) for item in self.items]
