@@ -111,3 +111,20 @@ def test_a_budget_that_pays_for_nothing_is_told(tmp_path: Path) -> None:
     assert len(said) == 3 and all("give more --tokens" in line for line in said)
     with pytest.raises(NothingToDo, match="different prompts"):
         task_of("gym:syllogism").items("heldout", 100_000, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["sft", "sft:batch=2"], "named twice"),
+        (["sft:batch"], "write NAME:KEY=VALUE"),
+        (["sftt"], "did you mean 'sft'"),
+        (["sft:bach=2"], "did you mean 'batch'"),
+        (["gkd"], "train.teacher"),
+    ],
+)
+def test_recipes_are_checked_before_a_model_is_loaded(
+    names: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipes", "compare", *names, "--on", "gym:gcd", "--dir", str(tmp_path)]) == 2
+    assert says in capsys.readouterr().err

@@ -6,6 +6,7 @@ Only shows; the recipes live in `learn`, which is imported when a command runs b
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -40,7 +41,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     comparing = verbs.add_parser(
         "compare", parents=[common], help="train several recipes on one task with equal tokens; goes on where it was"
     )
-    comparing.add_argument("names", nargs="+", metavar="NAME", help="recipes")
+    comparing.add_argument(
+        "names", nargs="+", metavar="NAME", help="recipes, each with options of its own as NAME:KEY=VALUE,KEY=VALUE"
+    )
     comparing.add_argument("--on", required=True, metavar="TASK", help="gym:FAMILY (extra tasks) or persona:NAME")
     comparing.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each recipe (default 3)")
     comparing.add_argument("--prompts", type=int, default=64, metavar="N", help="training prompts (default 64)")
@@ -138,9 +141,14 @@ def run_compare(context: CommandContext) -> int:
     for name, least in (("seeds", 1), ("prompts", 4), ("heldout", 4), ("tokens", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UsageError(f"--{name} {value} is too small: at least {least}", param=name)
-    names = list(dict.fromkeys(args.names))
+    recipes = tuple(_compared(context, text) for text in dict.fromkeys(args.names))
+    names = [one.name for one in recipes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(
+            f"{twice[0]!r} is named twice: compare its options in two calls with two --runs", param="names"
+        )
     how = RecipeComparison(
-        task=args.on, recipes=tuple(_compared(context, name) for name in names), model=served_model(context),
+        task=args.on, recipes=recipes, model=served_model(context),
         seeds=tuple(range(args.seeds)), prompts=args.prompts, heldout=args.heldout, tokens=args.tokens,
     )  # fmt: skip
     file = args.runs or context.dir / "recipes" / f"{args.on.replace(':', '-')}.jsonl"
@@ -163,22 +171,28 @@ def run_compare(context: CommandContext) -> int:
     return 0
 
 
-def _compared(context: CommandContext, name: str) -> Any:
-    """The recipe with what the settings say of teacher and experience, and the task's verifier."""
+def _compared(context: CommandContext, text: str) -> Any:
+    """The recipe `NAME:KEY=VALUE,...` with what the settings say of teacher and experience, and the task's verifier."""
     from afterword.config import TrainConfig
     from afterword.forecast.recipe_comparison import for_task
     from afterword.learn.recipes import RECIPES, recipe
     from afterword.learn.recipes.spec import kinds
 
+    name, _, rest = text.partition(":")
+    own: dict[str, Any] = {}
+    for piece in filter(None, rest.split(",")):
+        key, equals, value = piece.partition("=")
+        if not equals:
+            raise UsageError(f"{piece!r} in {text!r} is no option: write NAME:KEY=VALUE,KEY=VALUE", param="names")
+        try:
+            own[key.strip()] = json.loads(value)
+        except ValueError:
+            own[key.strip()] = value
     train = context.config.get(TrainConfig)
-    if name not in RECIPES:
-        recipe(name)  # raises with the nearest name
-    takes = kinds(RECIPES[name])
-    told: dict[str, Any] = {
-        key: value for key in ("teacher", "experience") if key in takes and (value := getattr(train, key))
-    }
-    told |= {key: value for key, value in train.options.items() if key in takes or key == "rank"}
-    return for_task(recipe, name, context.args.on, told)
+    takes = kinds(RECIPES[name]) if name in RECIPES else {}
+    told: dict[str, Any] = {key: value for key in ("teacher", "experience") if (value := getattr(train, key))}
+    told |= train.options
+    return for_task(recipe, name, context.args.on, {k: v for k, v in told.items() if k in takes} | own)
 
 
 def _facts(store: Store, settings: Settings) -> Facts:
