@@ -144,9 +144,7 @@ def run_compare(context: CommandContext) -> int:
     recipes = tuple(_compared(context, text) for text in dict.fromkeys(args.names))
     names = [one.name for one in recipes]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(
-            f"{twice[0]!r} is named twice: compare its options in two calls with two --runs", param="names"
-        )
+        raise UsageError(f"{twice[0]!r} is named twice: use one call and one --runs for each", param="names")
     how = RecipeComparison(
         task=args.on, recipes=recipes, model=served_model(context),
         seeds=tuple(range(args.seeds)), prompts=args.prompts, heldout=args.heldout, tokens=args.tokens,
