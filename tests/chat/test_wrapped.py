@@ -53,6 +53,8 @@ def test_the_words_of_the_user_are_found(name: str) -> None:
         "1 < 2 and 3 > 2: true?",
         "Question: what is the tallest mountain?",
         "In this XML <question>What is it?</question> is wrong, mend it.",
+        "Why does my page stop after </question>, at the very end?",
+        "</query> is an end without a start, and </query> another.",
     ],
 )
 def test_messages_of_people_stay_as_they_are(text: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -20,6 +20,7 @@ import orjson
 
 from afterword.chat import machine_classifier
 from afterword.chat.canonical import text_of
+from afterword.chat.vocabulary import LinePattern, Phrases
 from afterword.chat.wrapped import user_words
 from afterword.records import BESIDE
 
@@ -300,9 +301,9 @@ def features_of(text: str) -> dict[str, float]:
     low = text.lower()
     asked = _edges(_instruction(low))
     found = machine_classifier.features(text, low)
-    found.update({f"#{name}": 0.5 for name, pattern in _SIGNS.items() if pattern.search(asked)})
+    found.update({f"#{name}": 0.5 for name, phrases in _SIGNS.items() if phrases.found(asked)})
     low = _edges(low)
-    found.update({f"#{name}": 0.5 for name, pattern in _STRUCTURE.items() if pattern.search(low)})
+    found.update({f"#{name}": 0.5 for name, found_in in _STRUCTURE.items() if found_in(low)})
     return found
 
 
@@ -317,14 +318,14 @@ def _is_result(low: str, text: str, hints: Hints) -> bool:
     bracket = _BRACKET.match(low)
     if bracket:
         inside = bracket.group(1)[:160]
-        if bracket.group(2) or _announces(inside) or _OF_A_CALL.match(inside) or _AUTOMATIC.match(inside):
+        if bracket.group(2) or _announces(inside) or _OF_A_CALL.match(inside) or _AUTOMATIC.pattern.match(inside):
             return True
-    if _is_header(low) or (_SYSTEM_NOTE.match(low) and not _ADDRESSED.search(low[:400])):
+    if _is_header(low) or (_SYSTEM_NOTE.match(low) and not _ADDRESSED.found(low[:400])):
         return True
     seen = _OBSERVATION.match(low)
-    if seen and not _ADDRESSED.search(low[seen.end() : seen.end() + 400]):
+    if seen and not _ADDRESSED.found(low[seen.end() : seen.end() + 400]):
         return True
-    return hints.after_call and not _ADDRESSED.search(low[:600]) and _looks_like_data(low)
+    return hints.after_call and not _ADDRESSED.found(low[:600]) and _looks_like_data(low)
 
 
 def _is_header(low: str) -> bool:
@@ -337,12 +338,12 @@ def _is_header(low: str) -> bool:
         head = head if _MARKED.match(line) or (len(line) < 60 and "\n" in low) else ""
     if _CALLED.match(head) and (colon or "\n" in low):
         return True
-    return len(head.split()) <= 9 and _announces(head) and not _ADDRESSED.search(head)
+    return len(head.split()) <= 9 and _announces(head) and not _ADDRESSED.found(head)
 
 
 def _announces(head: str) -> bool:
     head = head.replace("_", " ")
-    return _SUBJECT.search(head) is not None and _OUTCOME.search(head) is not None
+    return _SUBJECT.found(head) and _OUTCOME.found(head)
 
 
 def _is_result_json(text: str) -> bool:
@@ -371,7 +372,7 @@ def _looks_like_data(low: str) -> bool:
 
 
 def _is_notice(low: str) -> bool:
-    found = _NOTICE.search(low)
+    found = next(_NOTICE.finditer(low), None)
     return found is not None and not _QUOTING.search(low[max(0, found.start() - 60) : found.start()])
 
 
@@ -383,19 +384,20 @@ def _task_points(low: str, hints: Hints) -> tuple[float, float]:
     """
     asked = _instruction(low)
     label, summary, about, part, third, purpose = (
-        pattern.search(asked) is not None for pattern in (_ACTION, _SUMMARY, _OBJECT, _PART, _THIRD, _PURPOSE)
+        phrases.found(asked) for phrases in (_ACTION, _SUMMARY, _OBJECT, _PART, _THIRD, _PURPOSE)
     )
-    given = 2.0 * (_SYSTEM.search(_normal(hints.system) or asked) is not None)
-    beside = _BESIDE.search(low) is not None
+    given = 2.0 * _SYSTEM.found(_normal(hints.system) or asked)
+    beside = _BESIDE.found(low)
     action = label or summary or beside
     if not (action or about or third or given):
         return 0.0, WITHOUT_META
     asked_for = _parameter_points(hints) if action or about or third else 0.0
-    form = min(2.5, len({m.group() for m in _ONLY.finditer(asked)})) + (_LIMIT.search(asked) is not None)
-    form += (_FORMAT.search(low) is not None) + (_LANGUAGE.search(asked) is not None)
+    form = min(2.5, len({m.group() for m in _ONLY.finditer(asked)})) + _LIMIT.found(asked)
+    form += _FORMAT.found(low) + _LANGUAGE.found(asked)
     built = _structure_points(low) if action or third else 0.0
     points = given + asked_for + action + 0.5 * (label and about) + form + built + 1.5 * purpose + 2.0 * third
-    points += (1.5 if about else 1.0 if part else 0.0) + 0.5 * (_START.match(asked.lstrip(" \n#*[")) is not None)
+    points += 1.5 if about else 1.0 if part else 0.0
+    points += 0.5 * (_START.pattern.match(asked.lstrip(" \n#*[")) is not None)
     meta = beside or about or purpose or built or given or (action and (part or third)) or (third and form > 1)
     needed = WITHOUT_META if not meta else FOR_SUMMARY if summary and not label else THRESHOLD
     if not (action or form or given) or (third and not action and not about and form < 2):
@@ -416,16 +418,20 @@ def _is_structured(format: Any) -> bool:
 
 def _structure_points(low: str) -> float:
     headings = {m.group(1) for m in _HEADING.finditer(low)}
-    points = 2.0 * (len(headings) > 1) + 2.0 * (_HISTORY.search(low) is not None)
+    points = 2.0 * (len(headings) > 1) + 2.0 * _holds_history(low)
     if low[:1] not in "{[" and _TEMPLATE.search(low):
         points += 1.5
     return points + 2.0 * (len({m.group(1) for m in _SPEAKER.finditer(low)}) > 1)
 
 
+def _holds_history(low: str) -> bool:
+    return _HISTORY_TAG.search(low) is not None or _HISTORY_LINE.found(low)
+
+
 def _person_points(asked: str) -> float:
     asked = _AS_THE_USER.sub(" ", asked)
-    points = 2.5 * (_THINGS.search(asked) is not None) + 1.0 * (_MILD.search(asked) is not None)
-    points += 2.5 * (_STRONG.search(asked) is not None)
+    points = 2.5 * _THINGS.found(asked) + 1.0 * _MILD.found(asked)
+    points += 2.5 * _STRONG.found(asked)
     return points + 1.5 * asked.rstrip().endswith(("?", "？"))
 
 
@@ -434,7 +440,7 @@ def _instruction(low: str) -> str:
     low = _without_blocks(low, None)[0] if "<" in low else low
     for pattern in (_FENCED, _QUOTED):
         low = pattern.sub(" ", low)
-    return "\n".join(line for line in low.split("\n") if not _SPEAKER.match(line))
+    return "\n".join(line for line in low.split("\n") if not _SPEAKER.pattern.match(line))
 
 
 # ---- patterns
@@ -442,16 +448,10 @@ def _instruction(low: str) -> str:
 _DATA: dict[str, dict[str, list[str]]] = tomllib.loads(
     files("afterword.chat").joinpath("machine.toml").read_text(encoding="utf-8")
 )
-_APART = r"(?<![^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])"
-"""Where a word may begin: not behind a letter or digit, but behind Chinese, Japanese and Korean signs."""
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
-def _any(entries: Iterable[str], end: str = "") -> re.Pattern[str]:
-    """Any of the entries; those of languages that write words apart begin where a word begins."""
-    apart = [e for e in entries if not _CJK.search(e)]
-    free = [f"(?:{e})" for e in entries if _CJK.search(e)]
-    return re.compile("|".join([rf"{_APART}(?:{'|'.join(f'(?:{e})' for e in apart)}){end}", *free]))
+def _any(entries: Iterable[str], end: str = "") -> Phrases:
+    return Phrases(tuple(entries), end=end)
 
 
 _CONTEXT = frozenset(_DATA["envelopes"]["context"])
@@ -480,7 +480,9 @@ _BRACKET = re.compile(r"[*#>\s-]*[\[【]+\s*([^\]】\n]{1,2000})[\]】]+\**\s*(r
 _OBSERVATION = re.compile(rf"[*#>\s-]*(?:{'|'.join(_DATA['results']['observation'])})\**\s*\d*\s*[:：]")
 _KEYS = frozenset(_DATA["results"]["keys"])
 _RESULT_TYPE = re.compile(r"tool_result|tool_response|tool-result|function_call_output|function_result|tool_output")
-_ADDRESSED = re.compile(rf"(?<!\w)(?:{'|'.join(_DATA['results']['addressed'])})(?!\w)|你|您|我|あなた|私|당신|내가")
+_ADDRESSED = Phrases(
+    (*_DATA["results"]["addressed"], "你", "您", "我", "あなた", "私", "당신", "내가"), before=r"(?<!\w)", end=r"(?!\w)"
+)
 _FENCE = re.compile(r"^```\w*\n|\n?```$")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _DATA_SIGN = re.compile(r"[{}\[\]<>|=/\\_]|\d+|:\s|\n")
@@ -512,22 +514,21 @@ _AS_THE_USER = re.compile(
     r"our (?:chat|conversation|dialogue|discussion|exchange)|do(?:n't| not) say[^.]*"
 )
 
-_HEADING = re.compile(rf"(?:^|\n)\s*(?:#{{1,4}}|\*\*)\s*({'|'.join(_DATA['structure']['headings'])})\b")
-_HISTORY = re.compile(
-    rf"<(?:{'|'.join(_DATA['structure']['history_tags'])})>|(?:^|\n)\s*(?:{'|'.join(_DATA['structure']['history_lines'])})\s*:"
-)
+_HEADING = LinePattern(rf"(?:^|\n)\s*(?:#{{1,4}}|\*\*)\s*({'|'.join(_DATA['structure']['headings'])})\b")
+_HISTORY_TAG = re.compile(rf"<(?:{'|'.join(_DATA['structure']['history_tags'])})>")
+_HISTORY_LINE = LinePattern(rf"(?:^|\n)\s*(?:{'|'.join(_DATA['structure']['history_lines'])})\s*:")
 _TEMPLATE = re.compile(r"\{\s*\"[a-z_ -]{2,30}\"\s*:")
-_SPEAKER = re.compile(rf"(?:^|\n)[\s>*#-]*({'|'.join(_DATA['structure']['speakers'])})\**\s*(?:[:：]|\n)")
+_SPEAKER = LinePattern(rf"(?:^|\n)[\s>*#-]*({'|'.join(_DATA['structure']['speakers'])})\**\s*(?:[:：]|\n)")
 _FENCED = re.compile(r"```.*?(?:```|$)|\"\"\".*?(?:\"\"\"|$)", re.DOTALL)
-_QUOTED = re.compile(r"\"[^\"\n]{12,300}\"|“[^”\n]{12,300}”|«[^»\n]{12,300}»|(?<!\w)'[^'\n]{12,300}'(?!\w)")
+_QUOTED = re.compile(r"\"[^\"\n]{12,300}\"|“[^”\n]{12,300}”|«[^»\n]{12,300}»|'(?<!\w')[^'\n]{12,300}'(?!\w)")
 
 _SIGNS = {
     "action": _ACTION, "summary": _SUMMARY, "conversation": _OBJECT, "part": _PART, "third": _THIRD, "only": _ONLY,
     "limit": _LIMIT, "purpose": _PURPOSE, "language": _LANGUAGE, "things": _THINGS, "mild": _MILD, "strong": _STRONG,
     "system": _SYSTEM, "addressed": _ADDRESSED,
 }  # fmt: skip
-_STRUCTURE = {
-    "beside": _BESIDE, "format": _FORMAT, "heading": _HEADING, "history": _HISTORY, "json": _TEMPLATE,
-    "speaker": _SPEAKER, "result": _OUTCOME, "subject": _SUBJECT,
+_STRUCTURE: dict[str, Callable[[str], object]] = {
+    "beside": _BESIDE.found, "format": _FORMAT.found, "heading": _HEADING.found, "history": _holds_history,
+    "json": _TEMPLATE.search, "speaker": _SPEAKER.found, "result": _OUTCOME.found, "subject": _SUBJECT.found,
 }  # fmt: skip
 """Signs that the classifier weighs, of what a message asks and of all of it."""

@@ -14,8 +14,9 @@ from functools import lru_cache
 from importlib.resources import files
 from itertools import islice, pairwise
 
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]+|\d+")
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+from afterword.chat.vocabulary import CJK, CJK_RANGES, LinePattern, Phrases
+
+_TOKEN = re.compile(rf"[{CJK_RANGES}]|[^\W\d_]+|\d+")
 STEM = 8
 """Characters of a word that are read: most endings lie behind them."""
 MOST_TOKENS = 400
@@ -67,7 +68,7 @@ def _shape(text: str, low: str, words: int) -> dict[str, float]:
     first = text.lstrip()[:1]
     if first:
         shape[
-            "#begin" + ("a" if first.islower() else "A" if first.isupper() else "c" if _CJK.match(first) else first)
+            "#begin" + ("a" if first.islower() else "A" if first.isupper() else "c" if CJK.match(first) else first)
         ] = 0.5
     return shape
 
@@ -99,37 +100,46 @@ _DATA: dict[str, list[str]] = tomllib.loads(
 )["template"]
 
 
-def _pattern(name: str, before: str = r"(?<!\w)", flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
-    return re.compile(f"{before}(?:{'|'.join(_DATA[name])})", flags)
+def _phrases(name: str) -> Phrases:
+    return Phrases(tuple(_DATA[name]), before=r"(?<!\w)", anywhere=None)
 
 
-_LABEL = re.compile(
+def _first(name: str, behind: str) -> re.Pattern[str]:
+    """The phrases at the beginning of a text, behind these characters."""
+    return re.compile(f"{behind}(?:{'|'.join(_DATA[name])})")
+
+
+_LABEL = LinePattern(
     r"(?:^|\n)[ \t>*-]{0,8}"
     r"(?:#{1,4} {1,4}[^\n]{2,60}|\*\*[^*\n]{2,50}\*\*|[A-Z][\w /'-]{1,40}:[ \t]*(?=\n|$)|<\w{3,30}>)"
 )
-_FIELD = re.compile(r"(?:^|\n)[A-Z][\w /-]{2,30}: ?\S")
+_FIELD = LinePattern(r"(?:^|\n)[A-Z][\w /-]{2,30}: ?\S")
 _CUE = re.compile(r"\n[\W_]{0,4}[^\W\d][^\n:：.!?]{1,40}[:：][*\s]{0,4}$")
-_DELIMITER = re.compile(r"(?:^|\n)[ \t]*(?:[-=_~]{4,}|\"\"\"|'''|\[[A-Z_]{4,}\])[ \t]*(?=\n|$)")
-_CAPITALS = re.compile(
-    r"\b(?:MUST|ONLY|NOT|NEVER|ALWAYS|IMPORTANT|CRITICAL|EXACT|EXACTLY|STRICTLY|SAME|ONE|NOTE|ALL|ANY|MAXIMUM|SHORT|NOW|"
-    r"BEFORE|ERROR|WARNING|REMINDER|EXISTING)\b"
-)
-_STEP = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,2}[.)]|[-*•]) ")
+_DELIMITER = LinePattern(r"(?:^|\n)[ \t]*(?:[-=_~]{4,}|\"\"\"|'''|\[[A-Z_]{4,}\])[ \t]*(?=\n|$)")
+_CAPITALS = frozenset(
+    [
+        "MUST", "ONLY", "NOT", "NEVER", "ALWAYS", "IMPORTANT", "CRITICAL", "EXACT", "EXACTLY", "STRICTLY", "SAME",
+        "ONE", "NOTE", "ALL", "ANY", "MAXIMUM", "SHORT", "NOW", "BEFORE", "ERROR", "WARNING", "REMINDER", "EXISTING",
+    ]
+)  # fmt: skip
+_CAPITAL_WORD = re.compile(r"[A-Z](?<!\w[A-Z])[A-Z]{2,8}(?!\w)")
+_STEP = LinePattern(r"(?:^|\n)[ \t]*(?:\d{1,2}[.)]|[-*•]) ")
 _PLACE = re.compile(r"\{\{?\w[\w .-]{0,30}\}?\}|<[a-z]+(?: [a-z]+){1,4}>|\[[a-z]+(?: [a-z]+){1,5}\]")
-_OPENER = re.compile(r"(?:^|[,;.、，]) ?(?:and |et |e |y |und |или |и )?(\w{2,8}) \w")
+_CLAUSE = r" ?(?:and |et |e |y |und |или |и )?(\w{2,8}) \w"
+_FIRST_OPENER, _OPENER = re.compile(_CLAUSE), re.compile(f"[,;.、，]{_CLAUSE}")
 _BANNER = re.compile(r"\[[A-Z]{3,}[ :_-][A-Z][^\]\n]{3,80}\]")
-_ROLE = _pattern("role", r"^[\W_]{0,6}")
-_START = _pattern("start", r"^[\W_]{0,6}")
-_VERBS = _pattern("verbs", r"^[\W_]{0,6}")
-_PASSIVE = _pattern("passive")
-_REPORT = _pattern("report")
+_ROLE = _first("role", r"[\W_]{0,6}")
+_START = _first("start", r"[\W_]{0,6}")
+_VERBS = _first("verbs", r"[\W_]{0,6}")
+_PASSIVE = _phrases("passive")
+_REPORT = _phrases("report")
 _BRACKETED = re.compile(r"[\[(][^\n\[\]()]{40,}[\])]\W{0,3}$")
-_HARNESS = _pattern("harness")
-_FOLLOWING = _pattern("following")
-_NOTHING = _pattern("nothing", "")
+_HARNESS = _phrases("harness")
+_FOLLOWING = _phrases("following")
+_NOTHING = _first("nothing", "")
 _LITERAL = re.compile(r"[\"'“«「『‘][^\n\"'“”«»]{1,40}[\"'”»」』’]")
-_VOICE = _pattern("voice")
-_REACTION = _pattern("reaction", r"^[\W_]{0,3}")
+_VOICE = _phrases("voice")
+_REACTION = _first("reaction", r"[\W_]{0,3}")
 
 NEAR, QUOTED = 90, 16
 """Characters before a quotation in which its condition stands, and quotations that are looked at."""
@@ -149,11 +159,11 @@ def template_signs(text: str, low: str) -> dict[str, float]:
     """
     signs = {
         "labels": len({m.group().strip() for m in _LABEL.finditer(text)}) - 1,
-        "fields": len(_FIELD.findall(text)) > 2,
+        "fields": _more_than_two(_FIELD, text),
         "cue": _CUE.search(text.rstrip()) is not None,
-        "delimiter": _DELIMITER.search(text) is not None,
-        "capitals": 0 if _shouted(text) else len({m.group() for m in _CAPITALS.finditer(text)}),
-        "steps": len(_STEP.findall(text)) > 2,
+        "delimiter": _DELIMITER.found(text),
+        "capitals": _capitals(text),
+        "steps": _more_than_two(_STEP, text),
         "places": _PLACE.search(text) is not None,
         "verb": _VERBS.match(low) is not None,
         "bracketed": _bracketed(text, low),
@@ -161,9 +171,9 @@ def template_signs(text: str, low: str) -> dict[str, float]:
         "fallback": _names_a_fallback(low),
         "role": _ROLE.match(low) is not None,
         "start": _START.match(low) is not None,
-        "report": _REPORT.search(low) is not None,
-        "passive": _PASSIVE.search(low) is not None,
-        "following": _FOLLOWING.search(low) is not None,
+        "report": _REPORT.found(low),
+        "passive": _PASSIVE.found(low),
+        "following": _FOLLOWING.found(low),
         "harness": len({m.group() for m in _HARNESS.finditer(low)}),
     }
     return {name: float(min(MOST, value)) for name, value in signs.items() if value > 0}
@@ -172,9 +182,9 @@ def template_signs(text: str, low: str) -> dict[str, float]:
 def voice_signs(low: str) -> dict[str, float]:
     """Detects signs that people speak for themselves or react to an answer."""
     signs = {
-        "voice": _VOICE.search(low) is not None,
+        "voice": _VOICE.found(low),
         "asks": low.rstrip().endswith(("?", "？")),
-        "reaction": _REACTION.search(low) is not None,
+        "reaction": _REACTION.match(low) is not None,
     }
     return {name: 1.0 for name, value in signs.items() if value}
 
@@ -193,6 +203,15 @@ def _names_a_fallback(low: str) -> bool:
     return False
 
 
+def _more_than_two(pattern: LinePattern, text: str) -> bool:
+    return next(islice(pattern.finditer(text), 2, None), None) is not None
+
+
+def _capitals(text: str) -> int:
+    found = _CAPITALS.intersection(_CAPITAL_WORD.findall(text))
+    return 0 if not found or _shouted(text) else len(found)
+
+
 def _shouted(text: str) -> bool:
     letters = [c for c in text[:600] if c.isalpha()]
     return sum(c.isupper() for c in letters) * 2 > len(letters)
@@ -201,6 +220,9 @@ def _shouted(text: str) -> bool:
 def _repeats_an_opener(low: str) -> bool:
     """Three clauses that begin alike ("no introduction, no quotes, no markdown"), in any language with spaces."""
     seen: dict[str, int] = {}
-    for found in _OPENER.finditer(low):
+    first = _FIRST_OPENER.match(low)
+    if first:
+        seen[first.group(1)] = 1
+    for found in _OPENER.finditer(low, first.end() if first else 0):
         seen[found.group(1)] = seen.get(found.group(1), 0) + 1
     return max(seen.values(), default=0) > 2

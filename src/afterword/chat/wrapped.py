@@ -143,7 +143,7 @@ def _elements(text: str) -> list[tuple[str, int, int, int, int]]:
 
 def _end_of(ends: list[int] | tuple[int, ...], start: int, *, single: bool) -> int | None:
     """The end that belongs to a start: retrieved text may itself hold such marks, so the last one ends a context."""
-    if not ends or ends[-1] < start:
+    if not ends or ends[-1] <= start:
         return None
     return ends[bisect_right(ends, start)] if single else ends[-1]
 
