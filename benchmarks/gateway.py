@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -36,7 +37,9 @@ RESULTS = ROOT / "results" / "gateway.json"
 TOKENS = 20
 PACE = 0.02
 """Seconds between two tokens of the paced upstream."""
-PROMPT = "Explain why the sky is blue. " * 70  # about 2 KB
+NUMBER = "(request 00000000) "
+"""Begins each prompt, with a number of its own: nothing of an earlier request can be remembered."""
+PROMPT = NUMBER + "Explain why the sky is blue. " * 70  # about 2 KB
 ASK = {"messages": [{"role": "user", "content": PROMPT}], "stream": True, "max_tokens": TOKENS}
 
 
@@ -182,6 +185,8 @@ class Timing:
 class _Client(asyncio.Protocol):
     """One connection; one request at a time."""
 
+    numbers = itertools.count(1)
+
     def __init__(self, request: bytes) -> None:
         self.request = request
         self.loop = asyncio.get_running_loop()
@@ -193,7 +198,7 @@ class _Client(asyncio.Protocol):
         self.answer: asyncio.Future[Timing] = self.loop.create_future()
         self.tail, self.first, self.head = b"", 0.0, b""
         self.started = time.perf_counter()
-        self.transport.write(self.request)
+        self.transport.write(self.request.replace(NUMBER.encode(), b"(request %08d) " % next(self.numbers), 1))
         return self.answer
 
     def data_received(self, data: bytes) -> None:

@@ -58,6 +58,7 @@ def test_every_line_pattern_finds_what_its_pattern_finds() -> None:
         ("\\w+x", set()),
         ("(?:a|)b?", set()),
         ("[^a]b", set()),
+        ("(?:i|my)(?!\\w)|me", {"i\0", "my\0", "me"}),
     ],
 )
 def test_beginnings_of_an_expression(entry: str, begins: set[str]) -> None:

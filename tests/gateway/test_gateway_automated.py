@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.gateway.fake_upstream import Fake
@@ -11,6 +13,7 @@ from tests.gateway.gateway_setup import Launch, Setup
 from tests.serving import afterword
 
 from afterword.feedback.collect.collect import collect
+from afterword.gateway.wire import request
 from afterword.records import Interaction, Skip
 from afterword.store import Store
 
@@ -101,3 +104,25 @@ def test_silent_signs_on_a_title_teach_nothing_and_no_export_shows_it(launch: La
         assert "Why?" in out.read_text(encoding="utf-8"), "the conversation itself leaves"
     status = afterword(setup.settings.dir, "status", "--json")
     assert json.loads(status.stdout)["automated_messages"] == {"task": 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_upstream_has_the_request_before_its_message_is_read(
+    gateway: Setup, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    gateway.chat("Why?")  # opens the connection
+    there: list[bool] = []
+    read = request.newest_user_words
+
+    def newest(*arguments: Any) -> Any:
+        end = time.monotonic() + 10
+        while len(gateway.fake.requests) < 2 and time.monotonic() < end:
+            time.sleep(0.005)
+        there.append(len(gateway.fake.requests) == 2)
+        return read(*arguments)
+
+    monkeypatch.setattr(request, "newest_user_words", newest)
+    body = {"model": "afterword", "messages": [{"role": "user", "content": TITLE}], "stream": stream}
+    assert gateway.post("/v1/chat/completions", body).status_code == 200
+    assert there == [True], "the message is read once, while the model works"
+    assert [turn.automated for turn in gateway.turns()] == [None, "task"]

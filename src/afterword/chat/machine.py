@@ -63,9 +63,6 @@ class MessageWords:
     """Why they are no person's; None: a person's, as far as can be seen."""
 
 
-NO_WORDS = MessageWords("")
-
-
 @dataclass(frozen=True, slots=True)
 class Hints:
     """Properties of the request around a message."""

@@ -64,7 +64,7 @@ class Phrases:
     anywhere: re.Pattern[str] | None = CJK
     """Entries that hold this match anywhere: by default those with a Chinese, Japanese or Korean character."""
     pattern: re.Pattern[str] = field(init=False)
-    _beginnings: tuple[dict[str, list[str]], ...] = field(init=False)
+    _beginnings: tuple[dict[str, set[str]], ...] = field(init=False)
     """For each set of `TextIndex.words`: a word of it -> the beginnings of phrases that it may be the start of."""
     _signs: tuple[str, ...] = field(init=False)
     """Beginnings that are no words, or may be inside a word."""
@@ -73,12 +73,12 @@ class Phrases:
 
     def __post_init__(self) -> None:
         """Compiles the entries and finds how they begin."""
-        known: tuple[dict[str, list[str]], ...] = tuple({} for _ in range(KEY + 1))
+        known: tuple[dict[str, set[str]], ...] = tuple({} for _ in range(KEY + 1))
         signs: set[str] = set()
         others: list[tuple[str, re.Pattern[str]]] = []
         for entry in self.entries:
             free = self._is_free(entry)  # may begin inside a word, unless it begins with a CJK character
-            begins = beginnings(f"(?:{entry}){_END}" if self.end and not free else entry)
+            begins = beginnings(entry, ends_word=bool(self.end) and not free)
             if not begins:
                 others.append((_literal(entry), self._compiled([entry])))
             if not all((CJK if free else _WORD).match(one) for one in begins):
@@ -88,7 +88,7 @@ class Phrases:
                 word = _first_word(one)
                 size = min(len(word), KEY) if word == one else 0  # else the word ends there: 0, whole words
                 word = word[:size] if size else word
-                known[size].setdefault(word, []).append(one.rstrip(_END))
+                known[size].setdefault(word, set()).add(one.rstrip(_END))
         object.__setattr__(self, "pattern", self._compiled(self.entries))
         object.__setattr__(self, "_beginnings", known)
         object.__setattr__(self, "_signs", tuple(signs))
@@ -171,7 +171,7 @@ class LinePattern:
 
 
 _ATOM = re.compile(
-    r"(?P<look>\(\?<?[=!])|(?P<group>\((?:\?:)?)|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<zero>\\[bBAZ]|[\^$])|"
+    r"(?P<end>\(\?!\\w\))|(?P<look>\(\?<?[=!])|(?P<group>\((?:\?:)?)|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<zero>\\[bBAZ]|[\^$])|"
     r"(?P<digit>\\d)|(?P<kind>\\[wWsSDnrtfvx]|\.)|\\(?P<escaped>.)|(?P<plain>.)",
     re.DOTALL,
 )
@@ -180,16 +180,21 @@ _Open = tuple[str, bool]
 """The first characters of a match, and whether the next ones can follow them."""
 
 
-def beginnings(entry: str) -> frozenset[str]:
+def beginnings(entry: str, *, ends_word: bool = False) -> frozenset[str]:
     """Lists how the matches of a regular expression begin.
 
     Args:
         entry: Literals, classes, groups without names, alternatives and quantifiers.
+        ends_word: No letter or digit follows a match.
 
     Returns:
-        Strings, digits as "0": each match begins with one of them. Empty when nothing is known about the first
-        character.
+        Strings, digits as "0", a NUL where a word ends: each match begins with one of them. Empty when nothing is known
+        about the first character.
     """
+    if entry.replace(" ", "").isalpha():
+        return frozenset([(entry + _END * ends_word)[: LENGTHS[0]]])
+    if ends_word:
+        entry = f"(?:{entry}){_END}"
     for length in LENGTHS:
         found, end = _alternatives(entry, 0, length)
         texts = frozenset(text for text, _ in found)
@@ -241,6 +246,8 @@ def _atom(entry: str, at: int, length: int) -> tuple[set[_Open], int]:
     if atom["look"] or atom["group"]:
         options, end = _alternatives(entry, atom.end(), length)
         return ({("", True)} if atom["look"] else options), end + 1
+    if atom["end"]:
+        return {(_END, False)}, atom.end()
     if atom["zero"]:
         return {("", True)}, atom.end()
     if atom["digit"]:

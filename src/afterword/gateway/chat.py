@@ -1,6 +1,6 @@
 """Answers chat requests: forwards the upstream's answer, then stores its turn. `dialects` brings other APIs' requests.
 
-Owns the order of steps: link, request, forward, enqueue, release the last bytes. Never trains; waits for the store only
+Owns the order of steps: request, link, forward, enqueue, release the last bytes. Never trains; waits for the store only
 before the last chunk, and only up to a limit.
 """
 
@@ -36,6 +36,8 @@ from afterword.sampling.sse import MAX_EVENT
 
 log = logging.getLogger("afterword.gateway")
 _UNLINKED = Link()
+_STEPS_TO_SEND = 2
+"""Steps of the event loop until a request on an open connection is with the upstream: aiohttp writes in a task."""
 _TAKEN_BACK = 3
 """Requests for one answer whose errors came with status 200 and named a field that the client did not ask for."""
 
@@ -116,14 +118,10 @@ class Exchange:
         self.episode = episode
         self._index = None if episode is None else episode.requests - 1
         self.served = UpstreamAnswer(self.turn_id, chat)
-        self.link = gateway.links.find(chat, route.adapter) if chat.keep else _UNLINKED
-        if chat.keep:
-            gateway.metrics.links.labels(self.link.outcome).inc()
-            if chat.newest.origin is not None:
-                gateway.metrics.automated.labels(chat.newest.origin).inc()
+        self._link = None if chat.keep else _UNLINKED
         self._start = start
         self._own = 0.0
-        """Seconds spent here so far, not upstream."""
+        """Seconds that the answer waited for the gateway so far, not for the upstream."""
         self.messages = chat.messages
         """What the model reads: the oldest may be dropped."""
         self.sent: list[bytes] | None = None
@@ -136,13 +134,23 @@ class Exchange:
         self._ids_rejected = False
         """The upstream rejected this request with `return_token_ids`."""
 
+    @property
+    def link(self) -> Link:
+        """The turns and the conversation that the request continues; read once."""
+        if self._link is None:
+            self._link = self.gateway.links.find(self.chat, self.route.adapter)
+            self.gateway.metrics.links.labels(self._link.outcome).inc()
+            if self.chat.newest.origin is not None:
+                self.gateway.metrics.automated.labels(self.chat.newest.origin).inc()
+        return self._link
+
     # ---- asking
 
     async def _ask(self) -> ChatStream:
         """The upstream's answer; an adapter that it does not know (any more) is loaded and asked for once again."""
         self._own = self._own or perf_counter() - self._start
         try:
-            stream = await self._ask_shorter()
+            stream = await self._ask_and_link()
         except UpstreamRejected as error:
             if error.answered != 404:
                 raise
@@ -151,6 +159,18 @@ class Exchange:
         self._ids_rejected = IDS in stream.rejected
         self._asked = stream.asked
         return stream
+
+    async def _ask_and_link(self) -> ChatStream:
+        """The upstream's answer. The request is linked, and its newest message read, while the upstream works."""
+        asking = asyncio.ensure_future(self._ask_shorter())
+        try:
+            for _ in range(_STEPS_TO_SEND):
+                await asyncio.sleep(0)
+            _ = self.link
+            return await asking
+        except BaseException:
+            asking.cancel()
+            raise
 
     async def _ask_shorter(self) -> ChatStream:
         """The upstream's answer; when the messages are too long for it, to fewer of them, if the setting says so."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from afterword.chat.canonical import check_messages
-from afterword.chat.machine import NO_WORDS, MessageWords, declared, hints_of, new_words, newest_user_words
+from afterword.chat.machine import MessageWords, Origin, declared, hints_of, new_words, newest_user_words
 from afterword.chat.sampling_fields import sampling_of
 from afterword.errors import UsageError
 from afterword.gateway.requester import KNOWN_SOURCES, NameSources, Requester, name_from, name_of, unit_of
@@ -56,12 +56,20 @@ class ChatRequest:
     """The API in whose form the request came, and in which it is answered."""
     retry: bool = False
     """The client sends it again because the answer got lost: no judgement of the user."""
-    newest: MessageWords = NO_WORDS
-    """What a person said after the last answer, or why nobody did."""
+    declared: Origin | Literal["person"] | None = None
+    """What the client declares about its newest message."""
     episode_id: str | None = None
     """The episode that the client names."""
     harness: str | None = None
     """The program that asks, as its `User-Agent` says."""
+    _newest: MessageWords | None = field(default=None, repr=False)
+
+    @property
+    def newest(self) -> MessageWords:
+        """The words of a person after the last answer, or the origin of the message; read when first asked for."""
+        if self._newest is None:
+            self._newest = _newest(self.declared, self.body, self.messages)
+        return self._newest
 
     @property
     def beside(self) -> bool:
@@ -181,20 +189,19 @@ def parse_chat(
         team=team,
         requester=Requester(unit_of(key, user, conversation, messages), user, team, task),
         train=_train(headers.get("x-afterword-train"), metadata.get("train")),
-        newest=_newest(headers, data, messages),
+        declared=declared(headers, metadata),
         episode_id=episode_name(name_of(headers, "episode", metadata.get("episode_id"), "metadata.episode_id")),
         harness=(headers.get("user-agent") or "")[:_LONGEST_AGENT] or None,
     )
 
 
-def _newest(headers: Mapping[str, str], body: Json, messages: list[Json]) -> MessageWords:
-    """What a person said with this request, as the client declares it or as the message reads."""
-    origin = declared(headers, body.get("metadata") or {})
-    if origin == "person":
+def _newest(declared: Origin | Literal["person"] | None, body: Json, messages: list[Json]) -> MessageWords:
+    """The newest words of a person, as the client declares it or as the message reads."""
+    if declared == "person":
         return MessageWords(new_words(messages))
-    return (
-        MessageWords("", origin) if origin else newest_user_words(messages, hints_of(messages, body, body.get("tools")))
-    )
+    if declared is not None:
+        return MessageWords("", declared)
+    return newest_user_words(messages, hints_of(messages, body, body.get("tools")))
 
 
 _SHAPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
