@@ -12,6 +12,7 @@ from tests.gateway.fake_upstream import Fake
 from tests.gateway.gateway_setup import Launch, Setup
 from tests.serving import afterword
 
+from afterword.chat.machine import newest_user_words
 from afterword.feedback.collect.collect import collect
 from afterword.gateway.wire import request
 from afterword.records import Interaction, Skip
@@ -112,7 +113,7 @@ def test_the_upstream_has_the_request_before_its_message_is_read(
 ) -> None:
     gateway.chat("Why?")  # opens the connection
     there: list[bool] = []
-    read = request.newest_user_words
+    read = newest_user_words
 
     def newest(*arguments: Any) -> Any:
         end = time.monotonic() + 10
