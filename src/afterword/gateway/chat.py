@@ -345,7 +345,7 @@ class Exchange:
         """Fix the headers; they leave with the first bytes."""
         self._own += perf_counter() - since
         response.headers.update(self._headers())
-        response.headers["Content-Type"] = "text/event-stream; charset=utf-8"
+        response.headers["Content-Type"] = self.encoder.content_type
         response.headers["Cache-Control"] = "no-cache"
         await response.prepare(request)
 

@@ -1,4 +1,4 @@
-"""Handles requests in the forms of other APIs: OpenAI's Responses and Anthropic's Messages.
+"""Handles requests in the forms of other APIs: OpenAI's Responses, Anthropic's Messages and Ollama's.
 
 A request becomes a chat request and its answer is written back in the client's form; the turn is the same in all.
 """
@@ -16,7 +16,8 @@ from afterword.gateway.chat import answer
 from afterword.gateway.episodes import headers_of
 from afterword.gateway.middleware import json_response
 from afterword.gateway.state import GATEWAY, KEY, Gateway
-from afterword.gateway.wire import messages, responses
+from afterword.gateway.status_routes import model_cards
+from afterword.gateway.wire import messages, ollama, responses
 from afterword.gateway.wire.request import ChatRequest, load_json, parse_chat
 from afterword.records import Json, Turn
 
@@ -77,3 +78,50 @@ async def _earlier(request: web.Request, gateway: Gateway, previous: str) -> lis
     answered = {name: value for name, value in turn.answer.items() if name in ("role", "content", "tool_calls")}
     said = [message for message in turn.messages if message.get("role") not in ("system", "developer")]
     return [*said, {"role": "assistant", **answered}]
+
+
+async def ollama_chat(request: web.Request) -> web.StreamResponse:
+    """Answers one request of Ollama's `/api/chat`."""
+    start, gateway = perf_counter(), request.app[GATEWAY]
+    body = ollama.chat_body(load_json(await request.read()))
+    return await answer(request, _parsed(request, gateway, body, "ollama"), start, lambda: ollama.OllamaEncoder(body))
+
+
+async def ollama_generate(request: web.Request) -> web.StreamResponse:
+    """Answers one request of Ollama's `/api/generate`."""
+    start, gateway = perf_counter(), request.app[GATEWAY]
+    body = ollama.generate_body(load_json(await request.read()))
+    chat = _parsed(request, gateway, body, "ollama generate")
+    return await answer(request, chat, start, lambda: ollama.OllamaEncoder(body, "response"))
+
+
+async def ollama_tags(request: web.Request) -> web.Response:
+    """Lists models and aliases in Ollama's form."""
+    return json_response({"models": [ollama.model_card(card) for card in await model_cards(request.app[GATEWAY])]})
+
+
+async def ollama_running(request: web.Request) -> web.Response:
+    """Lists the same models as loaded: nothing is loaded on demand."""
+    return await ollama_tags(request)
+
+
+async def ollama_version(request: web.Request) -> web.Response:
+    """Returns the version of Ollama's API that is answered."""
+    return json_response({"version": ollama.VERSION})
+
+
+async def ollama_show(request: web.Request) -> web.Response:
+    """Describes one model in Ollama's form.
+
+    Raises:
+        NotFoundError: If the model does not exist.
+    """
+    data = load_json(await request.read())
+    wanted = (data.get("model") or data.get("name")) if isinstance(data, dict) else None
+    for card in await model_cards(request.app[GATEWAY]):
+        if card["id"] in (wanted, str(wanted).removesuffix(":latest")):
+            return json_response({
+                "modelfile": "", "parameters": "", "template": "", "details": ollama.DETAILS, "model_info": {},
+                "capabilities": ["completion", "tools"],
+            })  # fmt: skip
+    raise NotFoundError(f"the model {wanted!r:.200} does not exist: GET /api/tags lists all.", param="model")

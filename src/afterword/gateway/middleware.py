@@ -15,7 +15,7 @@ from aiohttp import web
 from afterword.errors import AfterwordError, UpstreamError, error_body, error_response
 from afterword.gateway.keys import KeyMissing
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID
-from afterword.gateway.wire import messages
+from afterword.gateway.wire import messages, ollama
 from afterword.records import Json, new_id
 from afterword.sampling import UpstreamRejected
 
@@ -84,17 +84,20 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
         message = f"internal error: search the server's log for {request[REQUEST_ID]}."
         response = json_response(error_body(message, kind="server_error"), 500)
     if not response.prepared:
-        if response.status >= 400 and _EPISODE_PATH.sub("", request.path).startswith(messages.PATH):
-            _as_anthropic(response)
+        if response.status >= 400:
+            _in_clients_form(_EPISODE_PATH.sub("", request.path), response)
         response.headers["x-request-id"] = request[REQUEST_ID]
     return response
 
 
-def _as_anthropic(response: web.StreamResponse) -> None:
-    """Rewrites an error for a client of the Messages API."""
-    if isinstance(response, web.Response) and isinstance(response.body, bytes):
-        told = orjson.loads(response.body)
-        response.body = orjson.dumps(messages.error_json(response.status, told["error"]))
+def _in_clients_form(path: str, response: web.StreamResponse) -> None:
+    """Rewrites an error for a client of the Messages API or of Ollama's."""
+    if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
+        return
+    if path.startswith(messages.PATH):
+        response.body = orjson.dumps(messages.error_json(response.status, orjson.loads(response.body)["error"]))
+    elif path.startswith(ollama.PATH):
+        response.body = orjson.dumps(ollama.error_json(orjson.loads(response.body)["error"]))
 
 
 def _preflight(request: web.Request) -> web.Response | None:

@@ -10,7 +10,17 @@ from aiohttp import web
 import afterword
 from afterword.gateway import episode_routes, status_routes
 from afterword.gateway.chat import chat_completions
-from afterword.gateway.dialects import count_tokens, create_message, create_response
+from afterword.gateway.dialects import (
+    count_tokens,
+    create_message,
+    create_response,
+    ollama_chat,
+    ollama_generate,
+    ollama_running,
+    ollama_show,
+    ollama_tags,
+    ollama_version,
+)
 from afterword.gateway.feedback_api import delete_feedback, post_feedback
 from afterword.gateway.middleware import Handler, json_response
 from afterword.records import FEEDBACK_KINDS, SOURCES, Json
@@ -155,6 +165,23 @@ _MODELS: tuple[Endpoint, ...] = (
     ),
     Endpoint("GET", "/v1/models/{id}", status_routes.get_model, "infer", "One model.", None, _JSON, (404, *_INFER)),
 )  # fmt: skip
+_OLLAMA: tuple[Endpoint, ...] = (
+    Endpoint(
+        "POST", "/api/chat", ollama_chat, "infer",
+        "The same in the form of Ollama's API, streamed unless `stream` is false.",
+        _FREE, _JSON, (400, 401, 403, 404, 413, 422, 429, 502, 504),
+    ),
+    Endpoint(
+        "POST", "/api/generate", ollama_generate, "infer", "The same for one prompt with a system text.",
+        _FREE, _JSON, (400, 401, 403, 404, 413, 422, 429, 502, 504),
+    ),
+    Endpoint("GET", "/api/tags", ollama_tags, "infer", "Models and aliases in Ollama's form.", None, _JSON, _INFER),
+    Endpoint("GET", "/api/ps", ollama_running, "infer", "The same.", None, _JSON, _INFER),
+    Endpoint(
+        "POST", "/api/show", ollama_show, "infer", "One model in Ollama's form.", _FREE, _JSON, (400, 404, *_INFER)
+    ),
+    Endpoint("GET", "/api/version", ollama_version, None, "The version of that API.", None, _JSON),
+)  # fmt: skip
 _of_an_episode = tuple(
     replace(one, path=f"/episodes/{{episode}}{one.path}", summary=f"The same within an episode. {one.summary}")
     for one in _MODELS
@@ -162,6 +189,7 @@ _of_an_episode = tuple(
 
 ROUTES: tuple[Endpoint, ...] = (
     *_MODELS,
+    *_OLLAMA,
     Endpoint(
         "POST", "/v1/feedback", post_feedback, "feedback",
         "What happened after an answer: one event or up to 1,000. On disk before it is answered.",
@@ -229,6 +257,8 @@ def _operation(route: Endpoint) -> Json:
         content: Json = {content_type: {"schema": schema} if schema else {}}
         if route.handler in (chat_completions, create_message, create_response):
             content["text/event-stream"] = {}
+        if route.handler in (ollama_chat, ollama_generate):
+            content["application/x-ndjson"] = {}
         responses[str(status)] = {"description": "OK" if status < 300 else "not ready", "content": content}
     for status in route.errors:
         responses[str(status)] = {"description": "error", "content": {"application/json": {"schema": _ref("Error")}}}

@@ -27,7 +27,7 @@ async def welcome(request: web.Request) -> web.Response:
 
 async def list_models(request: web.Request) -> web.Response:
     """Lists base models, versions and aliases."""
-    return json_response({"object": "list", "data": await _cards(request.app[GATEWAY])})
+    return json_response({"object": "list", "data": await model_cards(request.app[GATEWAY])})
 
 
 async def get_model(request: web.Request) -> web.Response:
@@ -37,7 +37,7 @@ async def get_model(request: web.Request) -> web.Response:
         NotFoundError: If the model does not exist.
     """
     wanted = request.match_info["id"]
-    for card in await _cards(request.app[GATEWAY]):
+    for card in await model_cards(request.app[GATEWAY]):
         if card["id"] == wanted:
             return json_response(card)
     raise NotFoundError(
@@ -45,7 +45,8 @@ async def get_model(request: web.Request) -> web.Response:
     )
 
 
-async def _cards(gateway: Gateway) -> list[Json]:
+async def model_cards(gateway: Gateway) -> list[Json]:
+    """Base models, versions and aliases as `/v1/models` lists them."""
     if not gateway.adapters.bases:
         await gateway.adapters.sync()
     return gateway.adapters.cards()

@@ -14,9 +14,15 @@ from afterword.errors import AfterwordError, error_response
 from afterword.gateway.wire.response import DONE
 from afterword.records import Json
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
 
 class Encoder(Protocol):
     """Writes one answer."""
+
+    @property
+    def content_type(self) -> str:
+        """Of a streamed answer."""
 
     def feed(self, data: bytes) -> bytes:
         """The bytes for the client, of whole events `data: {chunk}`; b"" for none yet."""
@@ -33,6 +39,8 @@ class Encoder(Protocol):
 
 class ChatEncoder:
     """OpenAI's chat completions, as they are."""
+
+    content_type = EVENT_STREAM
 
     def feed(self, data: bytes) -> bytes:
         """Passes the events on."""

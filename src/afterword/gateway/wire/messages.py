@@ -14,6 +14,7 @@ import orjson
 from afterword.errors import AfterwordError, UsageError, error_response
 from afterword.formats.anthropic import messages_of
 from afterword.gateway.wire.encoder import (
+    EVENT_STREAM,
     CallParts,
     arguments_of,
     chunks,
@@ -146,6 +147,8 @@ class MessagesEncoder:
     Args:
         body: The chat request.
     """
+
+    content_type = EVENT_STREAM
 
     def __init__(self, body: Json) -> None:
         self._model = str(body.get("model", ""))

@@ -12,6 +12,7 @@ import orjson
 
 from afterword.errors import AfterwordError, UsageError, error_response
 from afterword.gateway.wire.encoder import (
+    EVENT_STREAM,
     CallParts,
     arguments_of,
     chunks,
@@ -202,6 +203,8 @@ class ResponsesEncoder:
     Args:
         data: The request as it came.
     """
+
+    content_type = EVENT_STREAM
 
     def __init__(self, data: Json) -> None:
         self._data = data
