@@ -74,6 +74,10 @@ class Fake:
 
     says: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """What a model answers, where it differs from `words`."""
+    other: dict[str, tuple[int, bytes, str]] = field(default_factory=dict)
+    """Further routes: path -> status, body and content type."""
+    passed: list[tuple[str, bytes, str]] = field(default_factory=list)
+    """What came to them: path, body and content type."""
     fails: set[str] = field(default_factory=set)
     """Models that answer with a 500."""
 
@@ -97,7 +101,14 @@ class _Server:
         app.router.add_get("/health", self.health)
         app.router.add_post("/v1/load_lora_adapter", self.load)
         app.router.add_post("/v1/unload_lora_adapter", self.unload)
+        for path in self.fake.other:
+            app.router.add_post(path, self.others)
         return app
+
+    async def others(self, request: web.Request) -> web.Response:
+        self.fake.passed.append((request.path, await request.read(), request.headers["Content-Type"]))
+        status, body, kind = self.fake.other[request.path]
+        return web.Response(status=status, body=body, content_type=kind)
 
     async def health(self, request: web.Request) -> web.Response:
         return web.Response(status=self.fake.health_status)

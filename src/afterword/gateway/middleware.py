@@ -28,13 +28,11 @@ DOWN_SECONDS = 10
 OpenAI's clients wait so long by themselves."""
 PASSED_ON = (400, 402, 404, 409, 413, 422, 429)
 """Statuses of the upstream that are about the request and reach the client as they are."""
-_CHAT = "Afterword learns from conversations only; use POST /v1/chat/completions."
 _BASE = "the client's base URL must end with /v1, as in http://HOST:PORT/v1."
 _INSTEAD = {
-    "/v1/completions": _CHAT, "/v1/embeddings": "send it to the model server itself.",
     "/chat/completions": _BASE, "/models": _BASE, "/feedback": _BASE, "/v1/v1/chat/completions": _BASE,
 }  # fmt: skip
-"""What to use in place of the parts of OpenAI's API that are not here, or not there."""
+"""What to use in place of routes that are elsewhere."""
 
 
 def json_response(body: Json, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

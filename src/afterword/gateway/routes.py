@@ -23,6 +23,7 @@ from afterword.gateway.dialects import (
 )
 from afterword.gateway.feedback_api import delete_feedback, post_feedback
 from afterword.gateway.middleware import Handler, json_response
+from afterword.gateway.pass_through import PASSED, pass_on
 from afterword.records import FEEDBACK_KINDS, SOURCES, Json
 
 _STRING: Json = {"type": "string"}
@@ -165,6 +166,13 @@ _MODELS: tuple[Endpoint, ...] = (
     ),
     Endpoint("GET", "/v1/models/{id}", status_routes.get_model, "infer", "One model.", None, _JSON, (404, *_INFER)),
 )  # fmt: skip
+_PASSED = tuple(
+    Endpoint(
+        "POST", path, pass_on, "infer", "Passed on to the model server, if it has the route; nothing is kept.",
+        None, {200: ("application/octet-stream", None)}, (401, 403, 404, 413, 502, 504),
+    )
+    for path in PASSED
+)  # fmt: skip
 _OLLAMA: tuple[Endpoint, ...] = (
     Endpoint(
         "POST", "/api/chat", ollama_chat, "infer",
@@ -190,6 +198,7 @@ _of_an_episode = tuple(
 ROUTES: tuple[Endpoint, ...] = (
     *_MODELS,
     *_OLLAMA,
+    *_PASSED,
     Endpoint(
         "POST", "/v1/feedback", post_feedback, "feedback",
         "What happened after an answer: one event or up to 1,000. On disk before it is answered.",

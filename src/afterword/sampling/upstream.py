@@ -212,6 +212,33 @@ class Upstream:
             raise self._down(error) from error
         raise UpstreamRejected(self.url, response.status, text, response.headers)
 
+    async def forward(self, path: str, data: bytes, content_type: str) -> aiohttp.ClientResponse:
+        """Posts a body to another route of the server.
+
+        Args:
+            path: Below the base URL, such as "/embeddings".
+            data: The body.
+            content_type: Of the body.
+
+        Returns:
+            The head of the answer, with any status but those of a missing route; the caller closes it.
+
+        Raises:
+            UpstreamError: If the server is down or too slow.
+            UpstreamRejected: If the server has no such route.
+        """
+        try:
+            answer = await self._at_base_urls("POST", path, data=data, headers={"Content-Type": content_type})
+            if answer.status not in (*_NOT_THERE, 501):
+                return answer
+            async with answer:
+                text = await answer.content.read(MAX_EVENT)
+        except TimeoutError as error:
+            raise self._slow_or_down(error) from error
+        except CLOSED as error:
+            raise self._down(error) from error
+        raise UpstreamRejected(self.url, answer.status, text, answer.headers)
+
     def _slow_or_down(self, error: Exception) -> UpstreamError:
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             return UpstreamError(
