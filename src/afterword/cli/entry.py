@@ -33,6 +33,7 @@ COMMANDS = {
     "import": ("data", "read conversations or events from files"),
     "export": ("data", "write rows to a file, or everything stored of one user"),
     "turns": ("data", "list turns, or show one"),
+    "agent": ("agent", "play episodes of an environment, compare versions on them"),
     "episodes": ("episodes", "list the runs of agents, or show one by turn"),
     "interactions": ("data", "list interactions, or show one"),
     "candidates": ("data", "list candidates, or show one"),
