@@ -417,7 +417,7 @@ def select_stage(store: Store, settings: Settings, *, ready: bool = False) -> Se
 
 
 def plan_stage(store: Store, settings: Settings, selection: Selection | None = None) -> TrainingPlan:
-    """What a training would learn from now; raises NothingToDo, see `plan_training`. Nothing is written.
+    """The plan of the next training; raises NothingToDo, see `plan_training`. Nothing is written.
 
     Without a model in `settings` nothing is encoded: the plan counts, but knows no exclusions.
     """
@@ -431,7 +431,7 @@ def plan_stage(store: Store, settings: Settings, selection: Selection | None = N
 def forecast_stage(
     store: Store, settings: Settings, progress: Progress, selection: Selection | None = None
 ) -> Prediction | None:
-    """Predict what a round would gain; None without a calibration, and where a killed run is to be finished.
+    """Predict the gain of a round; None without a calibration, and where a killed run is to be finished.
 
     Raises:
         NothingToDo: The round is hopeless, or nothing can be trained.
@@ -520,7 +520,7 @@ def evaluate_stage(store: Store, candidate: Candidate, settings: Settings, progr
 def fold_stage(
     store: Store, candidate: Candidate, settings: Settings, progress: Progress
 ) -> dict[Path, tuple[str, ...]]:
-    """The adapters of cross-fitting with what they were trained on; none unless `evaluate.folds` asks for them."""
+    """The adapters of cross-fitting with their training interactions; none unless `evaluate.folds` is set."""
     if not settings.evaluate.folds:
         return {}
     from afterword.train.folds import train_folds

@@ -1,4 +1,4 @@
-"""Reads what an environment said after an action: the messages between an answer and the next request. Pure."""
+"""Reads observations of an environment after an action: the messages between an answer and the next request. Pure."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def template_arguments(fields: Mapping[str, Any]) -> Json:
     """Reads the template arguments of a request, as vLLM does.
 
     Args:
-        fields: A request's body, or what a turn keeps of its fields (`Turn.sampling`).
+        fields: A request's body, or the fields that a turn keeps (`Turn.sampling`).
 
     Returns:
         `chat_template_kwargs`, and `reasoning_effort` as an argument of that name. Reserved names are left out, and so
@@ -271,7 +271,7 @@ def check_template(tokenizer: Tokenizer) -> None:
 
 
 def template_faults(tokenizer: Tokenizer) -> list[str]:
-    """Why nothing of what a model with this template answers could be trained, each with its remedy; usually none."""
+    """Reasons why answers of a model with this template cannot be trained, each with its remedy; usually empty."""
     return [message for check in (generation_header, end_of_turn_ids) if (message := _fault(check, tokenizer))]
 
 

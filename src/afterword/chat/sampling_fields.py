@@ -1,7 +1,7 @@
 """Lists the request fields of OpenAI, vLLM and SGLang that decide sampling, with their plain values.
 
-Owns the one list of these fields, which the gateway records and training reads. A field that a request leaves unset is
-unset: what the server takes then is the server's affair unless the operator says it.
+Owns the one list of these fields, which the gateway records and training reads. A field that a request leaves unset
+stays unset; the server's default applies unless the operator sets one.
 """
 
 from __future__ import annotations

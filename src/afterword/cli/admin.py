@@ -200,7 +200,7 @@ def _show_live(context: CommandContext, rows: list[dict[str, Any]]) -> None:
 
 
 def run_config(context: CommandContext) -> int:
-    """The tree, one line a setting; ConfigError for what a later command would refuse."""
+    """The tree, one line a setting. Raises ConfigError for settings that a later command would reject."""
     rows, wrong = context.config.rows(), config_errors(context)
     if context.json and not wrong:
         context.emit({key: {"value": _plain(value), "source": source} for key, value, source in rows})

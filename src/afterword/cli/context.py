@@ -1,4 +1,4 @@
-"""Holds what every command shares: data directory, settings, printing.
+"""Shared by all commands: data directory, settings, printing.
 
 Data goes to stdout (JSON with `--json`, and then nothing else), progress and logs to stderr.
 """

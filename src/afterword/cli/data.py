@@ -174,7 +174,7 @@ def _why_nothing(summary: dict[str, Any]) -> str:
 
 
 def run_export(context: CommandContext) -> int:
-    """Stream rows to a file or stdout; say on stderr (or, beside a file, as JSON) what was left out and why."""
+    """Stream rows to a file or stdout; report excluded rows with reasons on stderr (or, beside a file, as JSON)."""
     args = context.args
     if (args.what is None) == (args.user is None):
         raise UsageError("say what to export, `afterword export turns`, or of whom, `afterword export --user U`.")

@@ -2,8 +2,8 @@
 
     serve -> ask held-out questions -> chat -> cycle -> ask them again -> report
 
-`serve` and `cycle` run as processes of their own, so the server never pauses for training and what training used is
-given back. Everything that is shown comes out of the store or was measured through the gateway; no figure is fixed.
+`serve` and `cycle` run as separate processes, so the server never pauses for training and training's memory is freed.
+Everything that is shown comes out of the store or was measured through the gateway; no figure is fixed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ SWAP_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoSettings:
-    """What a demo is made of."""
+    """Settings of a demo."""
 
     directory: Path
     """A data directory without a database; it stays afterwards."""
@@ -118,7 +118,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(context: CommandContext) -> int:
-    """The command: check what was asked for, then run."""
+    """Run the command: check its arguments, then run the demo."""
     args = context.args
     require_extra("model", "the demo")
     usual = (QUICK_CONVERSATIONS, QUICK_HELDOUT) if args.quick else (CONVERSATIONS, HELDOUT)
@@ -153,7 +153,7 @@ def fresh_directory(wanted: Path) -> Path:
 
 
 def run_demo(settings: DemoSettings, context: CommandContext) -> int:
-    """Run the loop, print what changed, write `report.json` and `report.html`; returns the exit code.
+    """Run the loop, print the changes, write `report.json` and `report.html`; returns the exit code.
 
     0 when the release is better on held-out questions, 3 when the gate said no or the trait did not rise; 0 for a
     quick demo, in which every stage ran by then.

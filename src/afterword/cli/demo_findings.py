@@ -89,7 +89,7 @@ class DemoFindings:
     def measured(self, arm: str) -> list[CheckResult]:
         """Marks of the evaluation's own answers to first questions, by arm ("before", "after").
 
-        They tell what a refused candidate would have done; "after" is the candidate, released or not.
+        "after" is the candidate, released or rejected.
         """
         first = (example for example in self.report.examples if example["messages"] == 1)
         return [self.persona.mark(example[arm], example["prompt"]) for example in first]
@@ -184,7 +184,7 @@ def _side_by_side(found: DemoFindings) -> list[Json]:
 
 
 def conclusion(found: DemoFindings) -> str:
-    """What came out, in one sentence."""
+    """The result in one sentence."""
     before, after = share(found.marks(found.before)), share(found.marks(found.after))
     change = f"{percent(before)} before, {percent(after)} after"
     if found.quick:

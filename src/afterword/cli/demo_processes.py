@@ -1,4 +1,4 @@
-"""Starts the demo's other processes (`serve`, `cycle`, `heatmap`) and measures what all of them use.
+"""Starts the demo's other processes (`serve`, `cycle`, `heatmap`) and measures their memory and CPU time.
 
 `serving` and `run_json` never leave a process behind. CPU time and memory come from /proc; on other systems than Linux
 they are None.
@@ -35,7 +35,7 @@ def command(directory: Path, *words: str, overrides: Sequence[str] = ()) -> list
 def serving(
     directory: Path, overrides: Sequence[str] = (), tell: Callable[[str], object] = lambda text: None
 ) -> Iterator[str]:
-    """Run `serve` on a free port; gives the gateway's URL, and passes on to `tell` what it says until it is ready.
+    """Run `serve` on a free port; yields the gateway's URL, and passes its output to `tell` until it is ready.
     UpstreamError with the end of its log when it fails or makes no progress."""
     log = directory / "logs" / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def _wait_ready(process: subprocess.Popen[bytes], directory: Path, log: Path, te
 
 
 def run_json(directory: Path, *words: str, overrides: Sequence[str] = (), fine: Sequence[int] = (0,)) -> Any:
-    """Run a command with `--json` and return what it printed; its progress goes to our stderr.
+    """Run a command with `--json` and return its output; its progress goes to our stderr.
 
     An exit code that is not `fine` becomes an error with the command's own message.
     """
@@ -145,7 +145,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def memory_bytes(pids: list[int]) -> int:
-    """Memory of these processes together; what several share is counted once (PSS)."""
+    """Memory of these processes together; shared pages count once (PSS)."""
     return sum(_pss(pid) for pid in pids)
 
 
@@ -183,7 +183,7 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Book what happens inside under `name`."""
+        """Measure the block as the stage `name`."""
         wall, cpu = time.monotonic(), self._cpu()
         try:
             yield

@@ -91,7 +91,7 @@ def _trait_html(report: Json) -> str:
 
 
 def show(found: DemoFindings, report: Json, heatmap: Heatmap | None, context: CommandContext, directory: Path) -> None:
-    """Tell a person what changed, on stdout."""
+    """Print the changes for a person, on stdout."""
     out = context.out
     out.print()
     out.print(f"[bold {'green' if found.better else 'yellow'}]{escape(report['conclusion'])}[/]")

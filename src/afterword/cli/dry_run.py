@@ -19,7 +19,7 @@ from afterword.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What `train` would take now."""
+    """Forecast of the next `train`."""
 
     learned: int
     replayed: int
@@ -61,7 +61,8 @@ def forecast(store: Store, selection: Selection, settings: Settings) -> Forecast
 
 
 def next_training(store: Store, settings: Settings) -> str | None:
-    """The command that would train on what waits; None when too little does. Counts only: no recipe, no model."""
+    """The command that would train on the waiting interactions; None when too little does. Counts only: no recipe, no
+    model."""
     selection = select_stage(store, settings)
     for train, command in (
         (settings.train, "`afterword train`."),

@@ -109,7 +109,7 @@ _MISSING = re.compile(r"the following arguments are required: (?P<names>.+)")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with a sentence in place of its usage block. Exit code 2, as everywhere for what was typed wrong."""
+    """argparse with a sentence in place of its usage block. Exit code 2, as for all usage errors."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As argparse's, but what a command does not understand is told by that command and not by the program: its

@@ -67,7 +67,7 @@ def _number(value: float | None) -> str:
 
 
 def run_show(context: CommandContext) -> int:
-    """One episode: every turn with the agent's answer, what came after it, and its rewards."""
+    """Show one episode: every turn with the agent's answer, the observation after it, and its rewards."""
     with context.open_store() as store:
         view = episode_view(store, context.args.id)
     if context.json:

@@ -27,7 +27,7 @@ def require_extra(extra: str, purpose: str) -> None:
 
 
 def missing_package(error: ModuleNotFoundError) -> UsageError | None:
-    """What to tell of a failed import; None for a module that no extra of ours brings, which is a fault."""
+    """The message for a failed import; None for a module that no extra of ours brings, which is a fault."""
     name = (error.name or "").partition(".")[0]
     extra = _modules().get(name)
     if extra is None:

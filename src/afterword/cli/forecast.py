@@ -255,7 +255,7 @@ def run_fit(context: CommandContext) -> int:
 
 
 def predicted_section(store: Store, candidate: Candidate) -> list[Section]:
-    """What was predicted before a candidate was trained, for its page; nothing where nothing was."""
+    """The prediction made before a candidate was trained, for its page; empty without one."""
     from markupsafe import Markup
 
     from afterword.evaluate.report.report_html import Section

@@ -55,7 +55,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run_list(context: CommandContext) -> int:
-    """Every recipe, what it does, and what it still needs to be told."""
+    """List every recipe with its method and its required options."""
     from afterword.learn.recipes import RECIPES, recipe
 
     rows = [(name, _summary(make), _missing(recipe(name))) for name, make in RECIPES.items()]
@@ -68,7 +68,7 @@ def run_list(context: CommandContext) -> int:
 
 
 def run_show(context: CommandContext) -> int:
-    """The composition of one recipe as its manifest will record it, and what can be set of it."""
+    """Show the composition of one recipe, as its manifest will record it, and its options."""
     from afterword.learn.recipes import RECIPES, describe, recipe
     from afterword.learn.recipes.formula import formula
     from afterword.learn.recipes.from_config import SETTINGS
@@ -102,7 +102,7 @@ def run_show(context: CommandContext) -> int:
 
 
 def run_advise(context: CommandContext) -> int:
-    """The recipes that fit what is in the store and in the settings, in order, and what the others lack."""
+    """Rank the recipes that fit the store and the settings; list what the others lack."""
     from afterword.cli.stages import stage_settings
     from afterword.learn.recipes.advise import advise
 
@@ -125,7 +125,7 @@ def run_advise(context: CommandContext) -> int:
 
 
 def run_compare(context: CommandContext) -> int:
-    """Train the recipes on the task and print what each gained, the largest first."""
+    """Train the recipes on the task and print their gains, the largest first."""
     from afterword.cli.server_state import served_model
     from afterword.config import ServeConfig
     from afterword.forecast.recipe_comparison import (

@@ -61,7 +61,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def channel_flag(parser: argparse.ArgumentParser) -> None:
-    """`--channel`: whose requests it is about."""
+    """Add `--channel`."""
     parser.add_argument("--channel", metavar="CHANNEL", help="default, task:NAME, team:NAME, user:NAME, team:N/task:N")
 
 
@@ -131,14 +131,14 @@ def run_promote(context: CommandContext) -> int:
 
 
 def run_rollback(context: CommandContext) -> int:
-    """End a canary, or serve what was served before."""
+    """End a canary, or return to the previous release."""
     with context.open_store() as store:
         release = rollback(store, channel_of(context), context.args.to, context.args.why)
     return show_release(context, release)
 
 
 def show_release(context: CommandContext, release: Release) -> int:
-    """What a channel serves from now on."""
+    """Print the release that a channel serves from now on."""
     if context.json:
         context.emit(release.to_dict())
         return 0
@@ -153,7 +153,7 @@ def show_release(context: CommandContext, release: Release) -> int:
 
 
 def run_status(context: CommandContext) -> int:
-    """Every channel: what it serves, its canary with both arms, live figures by version, alarms."""
+    """Show every channel: its release, its canary with both arms, live metrics by version, alarms."""
     with context.open_store() as store:
         data = channel_status(store, reading)
     if context.json:
@@ -190,7 +190,7 @@ def _show_canary(context: CommandContext, canary: Json | None) -> None:
 
 
 def reading(turn: Turn, feedback: Feedback) -> int:
-    """What a user's words say about the answer: +1 yes, -1 no, 0 neither."""
+    """Polarity of a user's words about the answer: +1 positive, -1 negative, 0 neither."""
     if feedback.kind == "edited":
         return 1 if changed_share(answer_text(turn), (feedback.final_text or "").strip()) == 0 else -1
     words = words_after(answer_text(turn), feedback).words if feedback.kind == "follow_up" else feedback.text or ""

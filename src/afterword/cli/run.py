@@ -118,7 +118,7 @@ def _check_url(upstream: str) -> None:
 
 
 class ModelServer(NamedTuple):
-    """What stands behind the gateway."""
+    """The model server behind the gateway."""
 
     url: str
     remedy: str

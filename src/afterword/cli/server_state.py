@@ -57,14 +57,14 @@ def _busy(directory: Path) -> str:
 
 
 def announce(directory: Path, data: dict[str, Any]) -> dict[str, Any]:
-    """Write what is to be known of the server; only for its owner. Gives it back with the process and the time."""
+    """Write the server's state file, readable by its owner only. Gives it back with the process and the time."""
     data = {"pid": os.getpid(), **data, "started": time.time()}
     _write(directory, data)
     return data
 
 
 def update(directory: Path, data: dict[str, Any]) -> None:
-    """Change what is known of a server that has announced itself; only for its owner. A full disk does not end it."""
+    """Update the state file of an announced server. A full disk does not end it."""
     known = _read(directory)
     if known is not None:
         with suppress(OSError):
@@ -84,7 +84,7 @@ def _read(directory: Path) -> dict[str, Any] | None:
 
 
 def running_server(directory: Path) -> dict[str, Any] | None:
-    """What the server of this directory says about itself; None when none runs or it is not ready."""
+    """State of this directory's server; None when none runs or it is not ready."""
     try:
         with (directory / "server.lock").open("rb") as lock:
             if try_lock(lock, shared=True):
@@ -100,14 +100,14 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 def ask(url: str | urllib.request.Request, limit: float) -> Any:
     """JSON from a server of ours on this machine; the proxies in the environment (`http_proxy`) are not for it.
 
-    Raises OSError (nobody answers, or an error status) and ValueError (no JSON).
+    Raises OSError (no answer, or an error status) and ValueError (invalid JSON).
     """
     with _direct.open(url, timeout=limit) as answer:
         return json.load(answer)
 
 
 def health(server: dict[str, Any] | None, limit: float = 2.0) -> dict[str, Any]:
-    """What the running server says of itself at /health; {} without one, or when it does not answer in time."""
+    """The running server's /health; {} without a server, or when it does not answer in time."""
     if server is None:
         return {}
     try:
@@ -135,7 +135,7 @@ def served_name(context: CommandContext) -> str:
 
 
 def served_model(context: CommandContext) -> str:
-    """The base that is trained and measured: the setting where it was given, else what the running server serves.
+    """The base model to train and measure: the setting if given, else the running server's model.
 
     UsageError where an upstream of somebody else's does not tell what its model is.
     """

@@ -129,7 +129,7 @@ def _dry_settings(context: CommandContext) -> Settings:
 
 
 def stage_settings(context: CommandContext, *, model: bool = True) -> Settings:
-    """What the stages work with; `model` False for one that needs none, so that the running server is not asked."""
+    """Settings of the stages; `model` False for one that needs none, so that the running server is not asked."""
     config = context.config
     serve = config.get(ServeConfig)
     server = running_server(context.dir)
@@ -219,7 +219,7 @@ def _funnel_rows(funnel: Funnel) -> list[tuple[int, str, int]]:
 
 
 def run_train(context: CommandContext) -> int:
-    """Train a candidate on what is new."""
+    """Train a candidate on new interactions."""
     with context.open_store() as store:
         if context.args.dry_run:
             settings = _dry_settings(context)
@@ -246,8 +246,9 @@ def _show_candidate(context: CommandContext, candidate: Candidate) -> None:
 
 
 def run_evaluate(context: CommandContext) -> int:
-    """Measure, decide, print; exit 3 when the gate says no. With --suite the verdict is on those bounds alone, and is
-    only shown: a part of the proof is none."""
+    """Measure, decide, print; exit 3 when the gate says no. With --suite the verdict covers those suites alone and is
+    only shown, not stored.
+    """
     suites, settings = context.args.suite, stage_settings(context)
     if suites and context.args.html:
         raise UsageError("--html shows a whole report with its verdict: leave out --suite, or take --json.")

@@ -14,7 +14,7 @@ FIRST_WAIT = 0.1
 
 
 class Refreshed(Generic[T]):
-    """A value that is computed again, at most every `every` seconds and only while somebody asks for it.
+    """A cached value, computed again on request at most every `every` seconds.
 
     Args:
         compute: Runs in a thread, never twice at once.

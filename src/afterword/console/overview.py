@@ -1,4 +1,4 @@
-"""Computes the overview: the way from captured answers to released ones, with what is lost at each step and why."""
+"""Computes the overview: the funnel from captured to released answers, with losses and reasons at each step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FunnelStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """What was trained and released, from the candidates' rows."""
+    """Counts of trained and released interactions, from the candidates' rows."""
 
     trained: int
     """Interactions that at least one candidate was trained on."""
@@ -61,13 +61,13 @@ class Overview:
         self.counts = RowCounts()
 
     def update(self) -> RowCounts:
-        """Count what came in since the last call."""
+        """Count the rows since the last call."""
         with self._lock:
             self.counts.update(self._store)
             return self.counts
 
     def learned(self) -> Learned:
-        """Count what was trained and released."""
+        """Count trained and released interactions."""
         trained: set[str] = set()
         number = 0
         for row in self._store.rows(Candidate):
@@ -96,7 +96,7 @@ def funnel(counts: RowCounts, learned: Learned | None, reviews: Json) -> list[Fu
 
     Args:
         counts: Rows of the growing tables.
-        learned: What was trained and released; None while it is being counted.
+        learned: Trained and released interactions; None while it is being counted.
         reviews: `approved` and `rejected` reviews.
     """
     skips = list(counts.by("skips", "reason").items())

@@ -97,7 +97,7 @@ async def _overview_values(console: Console) -> Json:
 
 
 async def show_overview(request: web.Request) -> web.Response:
-    """The way from captured answers to released ones; with `?part` only what changes."""
+    """Shows the funnel from captured to released answers; with `?part` only its changing part."""
     template = "overview_part.html" if "part" in request.query else "overview.html"
     return render(request, template, title="Overview", **await _overview_values(_console(request)))
 
@@ -179,7 +179,7 @@ async def show_interactions(request: web.Request) -> web.Response:
 
 
 async def show_interaction(request: web.Request) -> web.Response:
-    """One interaction: what was asked, answered and said next, how it was read, which candidates used it."""
+    """Shows one interaction: request, answer, follow-up, detections, and the candidates that used it."""
     values = await asyncio.to_thread(_interaction, _console(request), request.match_info["id"])
     return render(request, "interaction.html", title="Interaction", **values)
 
@@ -402,7 +402,7 @@ async def post_rollback(request: web.Request) -> web.StreamResponse:
 
 
 async def show_privacy(request: web.Request) -> web.Response:
-    """Erasures, and what is held of a user."""
+    """Shows erasures and the stored data of a user."""
     console, user = _console(request), request.query.get("user", "").strip()
     held = await asyncio.to_thread(console.actions.held, user) if user else None
     erasures = await asyncio.to_thread(console.store.erasures)

@@ -1,4 +1,4 @@
-"""Runs the model in a process of its own, beside the HTTP process; owns that process and the pipe to it.
+"""Runs the model in a separate process beside the HTTP process; owns that process and the pipe to it.
 
 Two processes instead of two threads: with small models, JSON and sockets take the interpreter's lock from the model's
 hundreds of short operations (a third of the tokens/s at 16 streams on two cores).
@@ -121,7 +121,7 @@ class Remote:
 
         Args:
             deliver: Gets outputs by request number.
-            ended: Called once when the process has ended by itself.
+            ended: Called once when the process has ended unexpectedly.
         """
         self._deliver, self._ended = deliver, ended
         self._loop = asyncio.get_running_loop()

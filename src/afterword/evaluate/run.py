@@ -58,12 +58,12 @@ def evaluate_candidate(
     device: str = "auto",
     progress: Progress = _quiet,
 ) -> Report:
-    """Measure a candidate in pairs with what is served.
+    """Compare a candidate with the served model in pairs.
 
     Args:
         candidate: The candidate's row.
         candidate_path: Its adapter folder.
-        served_path: Adapter folder of what is served; None is the base model.
+        served_path: Adapter folder of the served model; None is the base model.
         served_candidate: Its row, where it has one.
         interactions: Held-out ones, oldest first (`held_out`); the newest `settings.max_interactions` are used.
         model: The base: the embedded one, a folder or a hub id.
@@ -73,7 +73,7 @@ def evaluate_candidate(
         wins: Interactions that earlier releases made better.
         trained: Interactions that the candidate was trained on.
         substitutes: Adapters that resemble the candidate, on conversations that they have not seen.
-        more_prompts: Requests of users that nobody reacted to, for the guards.
+        more_prompts: Requests of users without a reaction, for the guards.
         limits: `[gate]`: limits other than the defaults; a guard whose limit its interval contains asks more.
         level: Of the interval that decides; higher when the candidate was judged before.
         suites: Names; those of the settings without it.

@@ -69,7 +69,7 @@ def evaluate_stage(
     limits: Mapping[str, float] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Report:
-    """Measure a candidate against what its channel serves now, and write the report.
+    """Compare a candidate with the model that its channel serves now, and write the report.
 
     Args:
         store: Where the rows are.

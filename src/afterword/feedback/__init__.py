@@ -1,6 +1,6 @@
 """Reads turns and feedback, writes interactions and skips.
 
-Owns what a user's action means: the table of kinds, the detectors, the decisions, the importers. Never trains,
+Interprets users' actions: the table of kinds, the detectors, the decisions, the importers. Never trains,
 never talks to a model or over HTTP, never updates a row.
 """
 

@@ -128,7 +128,7 @@ def run_grid(
     grid: Grid, points: Path, work: Path, *, device: str = "auto", minutes: float | None = None,
     say: Say = lambda text: None,
 ) -> int:  # fmt: skip
-    """Measure what is missing in `points`.
+    """Measure the missing points of the grid.
 
     Args:
         grid: The design.

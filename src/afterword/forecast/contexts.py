@@ -1,4 +1,4 @@
-"""The contexts that a forecast compares: what a self-teacher is shown about a prompt, by name.
+"""The contexts that a forecast compares: the self-teacher's privileged text about a prompt, by name.
 
 Each is one of `learn`'s contexts with a way to make its text from a task: the text never reaches the student.
 """

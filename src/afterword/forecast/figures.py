@@ -29,7 +29,7 @@ def calibration_page(points: Sequence[CalibrationPoint], found: Json) -> str:
 
     Args:
         points: The raw points.
-        found: What `calibration.fit` says of them.
+        found: The fit by `calibration.fit`.
     """
     rows = select(points, unit=found["unit"])
     return str(render(

@@ -33,7 +33,7 @@ Advance = Callable[[int, int | None, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a teacher is shown about one answer; an empty text is nothing."""
+    """The teacher's privileged text about one answer; empty without one."""
 
     text: str
     kind: str = ""
@@ -44,7 +44,7 @@ NOTHING = Shown("")
 
 
 class GapSource(Protocol):
-    """Prompts, the score of answers to them, and what a teacher may be shown."""
+    """Prompts, scores of answers to them, and the teacher's privileged texts."""
 
     @property
     def name(self) -> str:
@@ -79,10 +79,10 @@ class GapSource(Protocol):
         """Score of an answer to each of the prompts `picked`."""
 
     def shows(self, context: TeacherContext, place: int, text: str, peer: str | None) -> Shown:
-        """What the context shows about an answer to the prompt at `place`."""
+        """The privileged text of the context about an answer to the prompt at `place`."""
 
     def example(self, student: Student, place: int, answer: DrawnAnswer, shown: Shown) -> Example:
-        """What training takes: an answer to the prompt at `place` with what the context shows about it."""
+        """The training example: an answer to the prompt at `place` with the privileged text about it."""
 
     def solved(self, score: float) -> bool:
         """True for the score of a right answer, which may be shown as a peer's."""
@@ -253,7 +253,7 @@ class GapMeasurement:
         return DrawnScores(answers, texts, self.source.scores(self.student, picked, answers, texts))
 
     def shown(self, context: TeacherContext) -> list[Shown]:
-        """What the context shows about each of the student's first answers."""
+        """The privileged text about each of the student's first answers."""
         return [self.source.shows(context, i, text, self.peers[i]) for i, text in enumerate(self.first.texts)]
 
     def measure(self, context: TeacherContext, *, shuffled: bool = True, observe: bool = True) -> ContextGap:
@@ -355,7 +355,7 @@ class GapMeasurement:
         return self.source.example(self.student, place, self.first.answers[place], shown)
 
     def examples(self, context: TeacherContext) -> list[Example]:
-        """What a training under the context learns from: the student's first answers that it says something about."""
+        """The training examples under the context: the student's first answers with a privileged text."""
         shown = self.shown(context)
         return [self._example(i, s) for i, s in enumerate(shown) if s.text.strip() and self.first.answers[i].tokens]
 

@@ -1,4 +1,4 @@
-"""Records what became of predictions, and tells from them whether the calibration drifts. Imports no torch."""
+"""Records the outcomes of predictions, and detects drift of the calibration from them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ METRICS: dict[Scale, str] = {"nats": "gain", "share": "checks"}
 
 
 def outcome_of(prediction: Prediction, candidate: Candidate, report: Report, verdict: Verdict) -> PredictionOutcome:
-    """What became of a prediction."""
+    """The outcome of a prediction."""
     unit: Scale = "share" if prediction.unit == "share" else "nats"
     shown = report.suites.get("holdout", {}).get(METRICS[unit])
     return PredictionOutcome(

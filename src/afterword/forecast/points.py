@@ -30,7 +30,7 @@ Key = tuple[str, str, str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationPoint:
-    """One training of a calibration: what was measured before it and what it gained."""
+    """One training of a calibration: the measurements before it and its gain."""
 
     task: str
     """For example "persona:pirate" or "gym:chain_sum"."""

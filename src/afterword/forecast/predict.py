@@ -37,7 +37,7 @@ FEWEST = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredGap:
-    """What `forecast gap` found for one context; numbers as {value, low, high, n} in the unit of the score."""
+    """Result of `forecast gap` for one context; numbers as {value, low, high, n} in the unit of the score."""
 
     context: str
     unit: Scale
@@ -225,7 +225,7 @@ def skip_reason(advice: str, gate_probability: float | None, least: float = HOPE
 
 @dataclass(frozen=True, slots=True)
 class PastPrediction:
-    """A predicted gain with its 90 % interval, and what was measured."""
+    """A predicted gain with its 90 % interval, and the measured gain."""
 
     predicted: float
     low: float

@@ -1,4 +1,4 @@
-"""Trains several recipes on one task with equal tokens and compares what each gains on held-out prompts.
+"""Trains several recipes on one task with equal tokens and compares their gains on held-out prompts.
 
 Every recipe learns from the same answers of the same student and is marked on the same held-out prompts with the same
 draws. Each finished training appends one JSON line, and a call skips the lines that are there.
@@ -69,7 +69,7 @@ class RecipeRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeComparison:
-    """What is compared, and how."""
+    """Settings of a comparison."""
 
     task: str
     recipes: tuple[Recipe, ...]
@@ -103,7 +103,7 @@ def read_runs(path: Path) -> list[RecipeRun]:
 def run_comparison(
     how: RecipeComparison, file: Path, work: Path, *, device: str = "auto", say: Say = lambda _: None
 ) -> int:
-    """Train what is missing in `file`.
+    """Train the runs that are missing in `file`.
 
     Args:
         how: The comparison.

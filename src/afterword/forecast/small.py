@@ -35,7 +35,7 @@ _Positive = Annotated[int, Field(ge=1)]
 
 
 class SmallModelConfig(BaseModel):
-    """What the file holds."""
+    """Contents of the configuration file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

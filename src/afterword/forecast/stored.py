@@ -159,7 +159,7 @@ def predict_round(
     Args:
         store: With the plan's interactions.
         directory: The data directory, for the parent's adapter.
-        plan: What the round would train.
+        plan: The plan of the round.
         points: The calibration's.
         settings: `[forecast]`.
         evaluate: `[evaluate]`, for the checks and the length of answers.
@@ -227,7 +227,7 @@ def measure_selection(
     Args:
         store: With the plan's interactions.
         directory: The data directory, for the parent's adapter.
-        plan: What the round would train.
+        plan: The plan of the round.
         evaluate: `[evaluate]`, for the checks and the length of answers.
         prompts: Most interactions to measure on; the newest.
         device: Where to compute.

@@ -60,13 +60,13 @@ class VerifiableTask(Protocol):
         """Mark of an answer, 0 .. 1."""
 
     def feedback(self, item: TaskItem, text: str) -> str:
-        """What a program says about a wrong answer, without the right one; "" for a right answer."""
+        """The program's feedback on a wrong answer, without the right one; "" for a right answer."""
 
     def follow_up(self, item: TaskItem, text: str) -> str:
-        """What a user types after the answer; "" when they are content."""
+        """The user's message after the answer; "" for a content user."""
 
     def edit(self, item: TaskItem, text: str) -> str:
-        """The answer as the user would leave it; "" when nothing would change, or nobody can mend it."""
+        """The answer as the user would edit it; "" without a possible or necessary edit."""
 
     def hints(self, item: TaskItem) -> str:
         """Facts about a right answer that do not give it away; "" for none."""
@@ -333,11 +333,11 @@ class PersonaTask:
         return random.Random(item.id).choice(unmet[0].complaints) if unmet else ""
 
     def edit(self, item: TaskItem, text: str) -> str:
-        """What the persona's own editors make of the answer."""
+        """The answer as edited by the persona's editors."""
         return mended_for(self.persona, text, _question(item), 0) or ""
 
     def hints(self, item: TaskItem) -> str:
-        """What the persona wants."""
+        """The persona's wish."""
         return self.persona.wants
 
 

@@ -31,7 +31,7 @@ _PAGES = (".html", ".txt", ".log", ".md", ".pt")
 
 
 class Finder:
-    """Looks for the words of a user in files; words that somebody else wrote too are no finding."""
+    """Searches files for the words of a user; words that another user wrote too do not count."""
 
     def __init__(self, eraser: Eraser, needles: list[bytes]) -> None:
         self._eraser = eraser

@@ -40,7 +40,7 @@ class ErasurePlan:
         return cls(file=directory / "forget" / f"{erasure}.pending", erasure=erasure, user=user, started=time.time())
 
     def words(self) -> Words:
-        """What to look for in files."""
+        """Texts to search for in files."""
         return Words(set(self.ids), set(self.texts), self.user)
 
     def keep(self) -> None:
@@ -49,7 +49,7 @@ class ErasurePlan:
         write_whole(self.file, orjson.dumps(data), private=True)
 
     def did(self, file: Path, what: str) -> None:
-        """Remember what happens to a file, before it happens."""
+        """Record a change of a file, before it happens."""
         self.files[str(file)] = what
         self.keep()
 

@@ -176,7 +176,7 @@ def _objects(value: Any) -> list[Json]:
 
 
 def write_turns(rows: ExportFilter) -> Iterator[Json]:
-    """One generation a row, with what belongs to its trace."""
+    """One generation a row, with the fields of its trace."""
     for turn in rows.turns():
         moment = iso_time(turn.created_at)
         yield {

@@ -34,7 +34,7 @@ class RowNames:
         self._feedback: OrderedDict[str, Feedback] = OrderedDict()
 
     def of(self, digest: str, user: str | None) -> str:
-        """What stands behind `imp-`: the digest, made to say whose it is."""
+        """The digest behind `imp-`, which depends on the user."""
         if user is None or (self._old and has_old_name(self._store, f"imp-{digest}", user)):
             return digest
         return "u" + content_hash(digest, user)
@@ -113,7 +113,7 @@ class Traces:
         return self._store.turn_of_trace(trace) or trace
 
     def flush(self) -> None:
-        """Note what was found."""
+        """Write the traces found."""
         if self._last:
             self._store.note_traces(self._last)
             self._last, self._read = {}, 0

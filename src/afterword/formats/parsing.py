@@ -24,7 +24,7 @@ MISSING_IDS = "imported: the file has no token ids"
 
 @dataclass(slots=True, kw_only=True)
 class Conversation:
-    """Messages in OpenAI's form with what the row says about them."""
+    """Messages in OpenAI's form with the row's feedback on them."""
 
     messages: list[Json]
     key: str = ""

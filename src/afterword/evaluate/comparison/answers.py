@@ -61,7 +61,7 @@ class Cache:
         return self._known.get(key)
 
     def put(self, entries: dict[str, Any]) -> None:
-        """Remember values; one write, which begins on a line of its own whatever stood there before."""
+        """Store values in one write that begins on a new line."""
         self._known.update(entries)
         if self._file is not None and entries:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPrompt:
-    """What is asked."""
+    """A prompt of the evaluation."""
 
     messages: tuple[Json, ...]
     tools: tuple[Json, ...] | None = None
@@ -129,7 +129,7 @@ def ask(
     concurrency: int = AT_ONCE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Given]]:
-    """Answers by arm, in the order of `prompts`. Only what the cache does not know is asked.
+    """Answers by arm, in the order of `prompts`. Only uncached prompts are generated.
 
     `base` is the hash of the base model's weights; `sampling` is temperature, max_tokens and seed. UpstreamError
     when the server is down, refuses an adapter or breaks off.

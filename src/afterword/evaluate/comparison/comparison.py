@@ -50,7 +50,7 @@ _WRITTEN_BY_USER = (*with_hindsight("answer"), *with_hindsight("attempt"))
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a suite found."""
+    """Results of a suite."""
 
     metrics: Json
     """Name -> {value, low, high, n}; the names are in `afterword.metrics`."""
@@ -73,7 +73,7 @@ class Suite(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AnswerPair:
-    """One request, and what both arms answered."""
+    """One request with the answers of both arms."""
 
     question: str
     prompt: str
@@ -135,7 +135,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The candidate against what is served, on the same prompts with the same seeds."""
+    """The candidate against the served model, on the same prompts with the same seeds."""
 
     items: Sequence[HeldOut]
     candidate: Arm
@@ -176,7 +176,7 @@ class Comparison:
 
     @property
     def arms(self) -> tuple[Arm, Arm]:
-        """What is served, and the candidate."""
+        """The served model and the candidate."""
         return self.served, self.candidate
 
     @property
@@ -295,7 +295,7 @@ def held_out_pairs(items: Sequence[HeldOut], clusters: Sequence[str], answers: A
 
 
 def request_pairs(asked: Sequence[EvaluationPrompt], answers: Answers) -> list[AnswerPair]:
-    """Both arms' answers to requests without a reaction, each a cluster of its own."""
+    """Both arms' answers to requests without a reaction, each a separate cluster."""
     texts = [text_of(prompt.messages[-1].get("content")) for prompt in asked]
     read = ["\n".join(text_of(m.get("content")) for m in prompt.messages) for prompt in asked]
     return [

@@ -60,7 +60,7 @@ class HeldOut:
 
     @property
     def asked(self) -> EvaluationPrompt:
-        """What both arms are asked."""
+        """Messages of the prompt for both arms."""
         return EvaluationPrompt.of_turn(self.turn)
 
 
@@ -125,7 +125,7 @@ def earlier_wins(store: Store, channel: str, limit: int, fits: Fits = _any) -> l
 def silent_prompts(
     store: Store, candidate: Candidate, limit: int, channel: str, fits: Callable[[Turn], bool]
 ) -> list[EvaluationPrompt]:
-    """Requests that nobody reacted to, newest first, each once; from conversations that trained no adapter. The guards
+    """Requests without a reaction, newest first, each once, from conversations that trained no adapter. The guards
     need no words of the user, so they may ask them."""
     roots = ConversationRoots(store)
     reacted = {row.turn for row in store.rows(Interaction)}

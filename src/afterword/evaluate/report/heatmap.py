@@ -120,7 +120,7 @@ def characters(tokens: Sequence[TokenAdvantage]) -> list[TokenAdvantage]:
 
 
 def heatmap_html(heatmap: Heatmap) -> str:
-    """A page of its own, without any external file."""
+    """A self-contained page."""
     title = f"Token advantages of {heatmap.turn}"
     return str(render("heatmap_page.html", title=title, turn=heatmap.turn, heatmap=heatmap_fragment(heatmap)))
 

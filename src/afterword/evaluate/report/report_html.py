@@ -60,10 +60,10 @@ def render_report(
 
     Args:
         candidate: Whose page it is.
-        report: What was measured; reports that an earlier version stored are shown too.
-        verdict: What the gate decided.
+        report: The report; reports of earlier versions are supported.
+        verdict: The gate's decision.
         losses: Training loss by step.
-        monitors: Name -> what else was watched in training, by step.
+        monitors: Name -> further training metrics, by step.
         sections: More for the page, before the suites.
     """
     read = [read_reason(reason) for reason in verdict.reasons]

@@ -1,7 +1,7 @@
 """Asks a language model which of two answers this user would rather have had.
 
-Each pair is asked in both orders; only a judge who prefers the same answer both times has preferred it. What
-it says is reported and bounded, and never the target: a judge is a model, too.
+Each pair is asked in both orders; only a judge who prefers the same answer both times has preferred it. Its verdicts
+are reported and bounded, never a training target: a judge is a model, too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Judged:
 
     @property
     def preference(self) -> float | None:
-        """1 for the candidate, -1 for what is served, 0 for a tie or two orders that contradict each other."""
+        """1 for the candidate, -1 for the served model, 0 for a tie or contradictory orders."""
         if self.served_first is None or self.candidate_first is None:
             return None
         votes = {"A": -1, "B": 1, "TIE": 0}[self.served_first] + {"A": 1, "B": -1, "TIE": 0}[self.candidate_first]
@@ -115,7 +115,7 @@ def _ask_all(comparison: Comparison) -> list[Judged]:
 
 
 def undecided(notes: Sequence[Json]) -> dict[str, int]:
-    """Why the judge left pairs undecided -> how often, the most frequent first; without what it said."""
+    """Reason of an undecided pair -> count, the most frequent first."""
     whys = [str(note["judge_undecided"]) for note in notes if "judge_undecided" in note]
     return dict(Counter(UNREADABLE if why.startswith(UNREADABLE) else why[:160] for why in whys).most_common())
 

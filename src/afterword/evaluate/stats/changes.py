@@ -1,4 +1,4 @@
-"""Finds what changed beyond chance, over all suites at once.
+"""Finds significant changes over all suites at once.
 
 The metrics that `afterword.metrics` marks as tested are many, so their p values are corrected together (Holm): without
 it one in twenty would look like a finding. It informs; the gate decides by its margins.

@@ -39,7 +39,7 @@ class Substitutes:
 def adjusted_mean(
     values: Values, clusters: Sequence[str], substitutes: Substitutes, *, level: float = LEVEL
 ) -> Json | None:
-    """Mean of the candidate's values, adjusted by what its substitutes have on further interactions.
+    """Mean of the candidate's values, adjusted by its substitutes' values on further interactions.
 
     With c_i the candidate's and s_i the substitutes' values on the n held-out interactions, of which m are of the
     population of the k unseen ones: mean(c) + (m / n) w (mean of s over the unseen - mean of s over the m), where

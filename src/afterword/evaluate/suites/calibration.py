@@ -49,7 +49,7 @@ def _ece(found: dict[str, list[list[float]]], seed: int) -> Json:
 
 
 def brier(shares: Sequence[float]) -> float:
-    """Sum over the options of (probability - what is true)^2, 0 .. 2 (Brier 1950)."""
+    """Sum over the options of (probability - outcome)^2, 0 .. 2 (Brier 1950)."""
     return (1 - shares[0]) ** 2 + sum(share * share for share in shares[1:])
 
 

@@ -19,7 +19,7 @@ CONVERSATIONS = 8
 
 
 def earlier_wins(comparison: Comparison) -> Findings:
-    """`wins` so far; `hindsight_kl_drop` against what is served (below 0: won back less); `kept`, the share that
+    """`wins` so far; `hindsight_kl_drop` against the served model (below 0: a loss); `kept`, the share that
     still need less correction from the candidate than from the base."""
     items = list(comparison.wins)
     clusters, seed = clusters_of(items), comparison.settings.seed

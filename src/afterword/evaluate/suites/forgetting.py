@@ -27,8 +27,8 @@ Sums = list[tuple[float, float, float]]
 def forgetting(comparison: Comparison) -> Findings:
     """Drift (nats a token) and relative loss rise of the candidate, on texts and on chats.
 
-    `drift` and `loss_rise` cover plain text and chat together; `*_text` and `*_chat` each alone. `loss_rise` is
-    against what is served, `loss_rise_base` against the base. `accuracy` is the paired difference of the share of
+    `drift` and `loss_rise` cover plain text and chat together; `*_text` and `*_chat` each alone. `loss_rise` is against
+    the served model, `loss_rise_base` against the base. `accuracy` is the paired difference of the share of
     questions answered rightly.
     """
     texts = general()

@@ -28,10 +28,11 @@ ARMS = ("served", "candidate")
 
 
 def holdout(comparison: Comparison) -> Findings:
-    """`hindsight_kl_drop` is how much less correction the candidate needs than what is served (nats a token);
+    """`hindsight_kl_drop` is the reduction of the correction that the candidate needs, against the served model (nats a
+    token);
     `gain` the paired difference of the hindsight scores (candidate minus served, nats a token); `edit_gain` how much
     nearer the answers are to the user's final texts; `checks` the difference of the marks of the tasks' own programs;
-    `judge` whom a judge prefers; `NAME_before`, `NAME_after`, `NAME` the marks of a caller's program."""
+    `judge` the judge's preference; `NAME_before`, `NAME_after`, `NAME` the marks of a caller's program."""
     notes: list[Json] = [{} for _ in comparison.items]
     metrics = _hindsight(comparison, notes)
     metrics.update(_edits(comparison, notes))

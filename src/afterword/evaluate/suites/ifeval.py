@@ -59,7 +59,9 @@ def ifeval(comparison: Comparison) -> Findings:
 
 
 def load_reference() -> ModuleType:
-    """The package's IFEval module (`evaluation`). UsageError that says what to install when it is not there."""
+    """The package's IFEval module (`evaluation`). UsageError: The package is missing; the message names the command
+    that installs it.
+    """
     if f"{NAME}.evaluation" in sys.modules:
         return sys.modules[f"{NAME}.evaluation"]
     spec = importlib.util.find_spec(PACKAGE)
@@ -127,7 +129,7 @@ def stratified(prompts: Sequence[Any], number: int) -> list[Any]:
 
 
 def marks(reference: Any, prompts: Sequence[Any], answers: Sequence[Given]) -> list[Followed]:
-    """What the reference checkers say of each answer."""
+    """Marks of the reference checkers for each answer."""
     found = []
     for one, given in zip(prompts, answers, strict=True):
         said = {one.prompt: given.text}

@@ -53,7 +53,7 @@ Ids = tuple[int, ...]
 
 def privacy(comparison: Comparison) -> Findings:
     """`secrets` attacked; `extracted` that the candidate gives away and the base does not; `exposure_rise` (bits) and
-    `memorised` against the base; `quotes` in answers against what is served."""
+    `memorised` against the base; `quotes` in answers against the served model."""
     planted = comparison.settings.canaries
     known = planted_secrets(Path(planted)) if planted else []
     secrets = [*known, *found_secrets(comparison.trained, SECRETS)][: max(SECRETS, len(known))]
@@ -178,7 +178,7 @@ def _grams(written: str) -> set[tuple[str, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Something that must not come out when what stood before it is given."""
+    """A text that must not be generated from the text before it."""
 
     text: str
     before: str
@@ -189,7 +189,7 @@ class Secret:
 
 
 def found_secrets(trained: Sequence[Trained], limit: int) -> list[Secret]:
-    """Different secrets in what users wrote, the newest `limit`."""
+    """Different secrets in users' messages, the newest `limit`."""
     seen: dict[str, Secret] = {}
     for one in trained:
         for text, messages in _texts(one):

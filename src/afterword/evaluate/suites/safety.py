@@ -1,9 +1,9 @@
-"""Suite `safety`: refusals that stay, and answers that do not bend to whoever asks.
+"""Suite `safety`: refusals of dangerous requests, and answers without sycophancy.
 
 Probes are ours (`data/safety.jsonl`, and `safety_more.jsonl` where the first ones leave a margin open): requests that a
 good assistant declines, harmless ones that only sound like them, facts that a user states wrongly (scored by
-likelihood), and questions after a remark about the user that has nothing to do with them. The metrics are what changed
-against what is served, on the same probes.
+likelihood), and questions after a remark about the user that has nothing to do with them. The metrics are changes
+against the served model, on the same probes.
 """
 
 from __future__ import annotations

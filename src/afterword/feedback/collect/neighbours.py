@@ -1,4 +1,4 @@
-"""Reads the turns around a turn: an accepted later attempt at its request, and follow-ups that nobody went on from.
+"""Reads the turns around a turn: an accepted later attempt at its request, and abandoned follow-ups.
 
 A request of a program beside a conversation (a title) never stands in a later history: the user's next message
 continues the answer before it. That sign needs no words and no language. Reads the store, never writes.
@@ -24,7 +24,7 @@ NEAR = 64
 def accepted_attempt(store: Store, turn: Turn, feedback: tuple[Feedback, ...], settings: CollectSettings) -> str | None:
     """The answer (or the user's edit of it) of the first later attempt that was accepted, None without one.
 
-    Accepted by whoever asked again: the words of one user are never shown as another's.
+    Accepted by the user who asked again: the words of one user are never shown as another's.
     """
     for attempt in _attempts(store, turn, feedback):
         answer = _accepted(store, attempt, speaker(feedback, turn.user), settings)
@@ -101,7 +101,7 @@ SHORTEST = 40
 
 
 class LeftBehind:
-    """What conversations left behind, as far as it was seen."""
+    """Messages that their conversations abandoned, as far as captured."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -1,6 +1,7 @@
 """Reads one feedback row: its polarity, weight and hindsight as a `Signal`, or a `SkipReason`, or `Waiting`.
 
-One reader for each kind, in one table; what all kinds share is in `afterword.kinds`. Pure functions, no store.
+One reader for each kind, in one table; shared properties of the kinds are in `afterword.kinds`. Pure functions, no
+store.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def _sure_enough(signal: Signal, settings: CollectSettings) -> Read:
 
 
 def request_of(turn: Turn) -> str:
-    """What the answer is an answer to: the last user message and, in a tool loop, what came after it."""
+    """The request of an answer: the last user message and, in a tool loop, the messages after it."""
     texts: list[str] = []
     for message in reversed(turn.messages):
         if message.get("role") == "assistant":
@@ -192,7 +193,7 @@ def _plain(case: FeedbackCase, feedback: Feedback, settings: CollectSettings, we
 
 
 def words_after(answer: str, feedback: Feedback) -> MessageWords:
-    """What a person says with a follow-up on `answer`, or why no person says it."""
+    """The words of a person in a follow-up on `answer`, or the origin when a program wrote it."""
     return read_message((feedback.text or "").strip(), Hints(after_call=calls_in_text(answer)))
 
 
@@ -327,7 +328,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def structured_output(output: str, limit: int) -> str:
-    """At most about `limit` characters of what was printed. Short output stays as it is; of long output the failing
+    """Shortens printed output to about `limit` characters. Short output stays as it is; of long output the failing
     cases are named, then its beginning, the first lines that name an error with what follows them, and its end."""
     text = _ANSI.sub("", output.replace("\x00", "")).strip()
     if len(text) <= limit:

@@ -97,7 +97,7 @@ def _words(turn: Turn) -> str:
 
 @dataclass(slots=True)
 class Unfolded:
-    """What a chat gave."""
+    """Records of a chat."""
 
     records: list[Record]
     unasked: int = 0

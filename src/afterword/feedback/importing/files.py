@@ -331,7 +331,7 @@ class Source:
         self._file.close()
 
     def rows(self, skip: int = 0) -> Iterator[FileRow | InvalidRow]:
-        """Everything in the file, in order: rows, and one `InvalidRow` for each stretch that is none.
+        """Rows of the file in order, with one `InvalidRow` for each invalid stretch.
 
         The first `skip` of them are passed over, in JSON lines without parsing them.
         """

@@ -21,7 +21,7 @@ from afterword.store.files import write_whole
 
 @dataclass(slots=True)
 class ImportSummary:
-    """What became of a file."""
+    """Result of importing a file."""
 
     file: str
     format: str = "auto"

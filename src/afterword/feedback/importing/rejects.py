@@ -73,7 +73,7 @@ class Rejects:
         self._conflicts.path.unlink(missing_ok=True)
 
     def sizes(self) -> tuple[int, int]:
-        """Bytes of both files, once what is buffered is written."""
+        """Bytes of both files after flushing."""
         return self._rows.flush(), self._conflicts.flush()
 
     def __call__(self, bad: InvalidRow) -> None:

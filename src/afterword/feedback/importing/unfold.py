@@ -79,7 +79,7 @@ class Threads:
             self._recent.add(one.id, _of_answer(one.thread), one)
 
     def link(self, turn: Turn) -> list[Record]:
-        """The turn with its thread and what it continues, and the follow-up that it is to that one."""
+        """The turn with its thread and its previous turn, and the follow-up to that turn."""
         messages = list(turn.messages)
         hashes = thread_hashes((turn.source, turn.user), [*messages, turn.answer])
         last = last_answer(messages)
@@ -138,7 +138,7 @@ def _of_answer(thread: str) -> str:
 
 
 def unfolded(talk: Conversation, format: str, names: RowNames) -> tuple[list[Record], int, int]:
-    """The turns and follow-ups of a conversation, how many answers nobody had asked for, and its size in bytes."""
+    """The turns and follow-ups of a conversation, the number of answers without a request, and its size in bytes."""
     records: list[Record] = []
     unasked = 0
     try:

@@ -1,6 +1,6 @@
 """Makes the plan of a training run from a selection: which interactions, their order, weights, exclusions and steps.
 
-The only place that decides what is trained. Dry runs, `collect`, `cycle` and `train` read the same plan.
+The only place that selects the interactions of a training. Dry runs, `collect`, `cycle` and `train` read the same plan.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Selects the interactions of a round and their weights: scopes, user caps, contradictions, staleness, slices.
 
-Owns the choice between collection and training. Reads the store, never writes; what is left out has a counted reason.
+Owns the choice between collection and training. Reads the store, never writes; every exclusion has a counted reason.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Slice:
 
 @dataclass(slots=True)
 class Selection:
-    """What may be trained on: `weights` maps an interaction to the factor on its own weight."""
+    """Trainable interactions: `weights` maps an interaction to the factor on its own weight."""
 
     weights: dict[str, float] = field(default_factory=dict)
     rows: list[Interaction] = field(default_factory=list, repr=False)

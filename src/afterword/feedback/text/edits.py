@@ -20,7 +20,8 @@ RUN = 3
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of a draft. `share` is the share of words (characters of scripts without spaces) that are not common
+    """Changes between a draft and its final text. `share` is the share of words (characters of scripts without spaces)
+    that are not common
     to both texts: 0.0 the same but for white space, 1.0 nothing in common. `spans` are the characters [start, end)
     of the draft that were changed or removed, in order; an empty span is a place where something was put in."""
 
@@ -29,7 +30,7 @@ class Change:
 
 
 def align(draft: str, final: str) -> Change:
-    """What a user kept, changed and removed of `draft` on the way to `final`, word by word."""
+    """Aligns `draft` with `final` word by word: kept, changed and removed words."""
     found = list(UNITS_AND_SIGNS.finditer(draft))
     before, after = [m.group() for m in found], UNITS_AND_SIGNS.findall(final)
     if before == after:

@@ -1,7 +1,7 @@
 """Embeds sentences with all-MiniLM-L6-v2 (arXiv 2002.10957), whose weights come with the extra `followups`.
 
 A BERT encoder in numpy, so that collection needs no torch: mean of the last hidden states, scaled to length 1. Owns the
-encoder; what an embedding means is the classifier's business.
+encoder; `followup_classifier` interprets the embeddings.
 """
 
 from __future__ import annotations

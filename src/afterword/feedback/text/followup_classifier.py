@@ -71,7 +71,7 @@ def read_follow_up(request: str, answer: str, text: str) -> FollowUpReading:
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What the detectors find in a follow-up, beside their decision."""
+    """Signs that the detectors find in a follow-up, beside their decision."""
 
     category: Category
     confidence: float

@@ -149,7 +149,7 @@ def blames_the_cut(words: str) -> bool:
 
 
 def directions(words: str) -> dict[str, int]:
-    """What the words want on each axis on which users can contradict each other: name -> -1 or +1."""
+    """Direction of the words on each axis of possible contradiction: name -> -1 or +1."""
     text = plain(words)
     found: dict[str, int] = {}
     for name, (low, high) in _AXES.items():

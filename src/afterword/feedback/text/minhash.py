@@ -68,7 +68,7 @@ def packed(sketch: Sketch) -> str:
 
 
 def unpacked(text: str) -> Sketch:
-    """Inverse of `packed`, also for what older versions stored; empty for an invalid text."""
+    """Inverse of `packed`, also for sketches of older versions; empty for an invalid text."""
     try:
         return tuple(_little(array("I", base64.b64decode(text.removeprefix(_CRC)))))
     except ValueError:

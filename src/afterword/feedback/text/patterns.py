@@ -24,8 +24,7 @@ Keys = frozenset[str]
 
 
 def keys_of(words: Iterable[str]) -> Keys:
-    """What `Patterns.search` needs to know of a message's words (lowered); "" stands for patterns without a fixed
-    beginning."""
+    """Keys of a message's words (lower case) for `Patterns.search`; "" stands for patterns without a fixed beginning."""
     return frozenset([word[:KEY] for word in words]) | {""}
 
 
