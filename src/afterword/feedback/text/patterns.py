@@ -24,7 +24,7 @@ Keys = frozenset[str]
 
 
 def keys_of(words: Iterable[str]) -> Keys:
-    """Keys of a message's words (lower case) for `Patterns.search`; "" stands for patterns without a fixed beginning."""
+    """Keys of a message's words (lower case) for `Patterns.search`; "" for patterns without a fixed beginning."""
     return frozenset([word[:KEY] for word in words]) | {""}
 
 

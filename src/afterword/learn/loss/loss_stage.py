@@ -478,30 +478,37 @@ def _passes(student: Tensor, job: _Job, columns: Sequence[Tensor] | None, pull: 
             counts = [part.rows.before[high] - part.rows.before[low] for part in job.parts]
             found = [logits if k == owner else logits.new_empty(n, logits.shape[1]) for k, n in enumerate(counts)]
         for start, end in pairwise(edges):
-            strip = _Strip(job, start, end, logits[start - low : end - low], others, low)
-            for k in order:
-                rows = job.parts[k].rows
-                own = rows.within(start, end)
-                if own.start == own.stop:
-                    continue
-                column, d_logits, z = strip.score(job.parts[k], observed=columns is not None)
-                if columns is not None:
-                    columns[k][:, own] = column
-                if pull is not None:
-                    first = rows.before[low]
-                    found[k][own.start - first : own.stop - first] = job.head.unscaled(d_logits, z)
-            del strip
+            # In a function: a name that still held a strip here would keep the tile's logits during the next product.
+            _score_strip(_Strip(job, start, end, logits[start - low : end - low], others, low), order, columns, found)
         del others  # frees memory for the backward product, and `del logits` for the next tile
         if pull is not None:
             pull(low, high, found)
         del logits, found
 
 
+def _score_strip(
+    strip: _Strip, order: Sequence[int], columns: Sequence[Tensor] | None, found: Sequence[Tensor]
+) -> None:
+    """Score a strip for every request; fill its part of the `columns`, and of the gradients `found` if wanted."""
+    job = strip.job
+    for k in order:
+        rows = job.parts[k].rows
+        own = rows.within(strip.low, strip.high)
+        if own.start == own.stop:
+            continue
+        column, d_logits, z = strip.score(job.parts[k], observed=columns is not None)
+        if columns is not None:
+            columns[k][:, own] = column
+        if found:
+            first = rows.before[strip.first]
+            found[k][own.start - first : own.stop - first] = job.head.unscaled(d_logits, z)
+
+
 class _Strip:
     """The logits of a few tokens, and their distributions as far as several requests share them."""
 
     def __init__(self, job: _Job, low: int, high: int, logits: Tensor, others: Sequence[Tensor], first: int) -> None:
-        self.job, self.low, self.high, self.logits = job, low, high, logits
+        self.job, self.low, self.high, self.logits, self.first = job, low, high, logits, first
         self.ids = job.ids[low:high]
         self.others = [
             other[rows.before[low] - rows.before[first] : rows.before[high] - rows.before[first]]
