@@ -558,5 +558,7 @@ def model_server(settings: Settings) -> Iterator[str]:
         yield settings.engine
         return
     log = settings.directory / "logs" / "evaluate-engine.log"
-    with start_engine(settings.model, device=settings.device, dtype=settings.dtype, log_path=log) as engine:
+    with start_engine(
+        settings.model, device=settings.device, dtype=settings.dtype, log_path=log, extra=["--background"]
+    ) as engine:
         yield engine.url

@@ -15,7 +15,7 @@ from afterword.errors import ModelError
 from afterword.learn.diagnostics import log_probs
 from afterword.model.generation.runner import Runner
 from afterword.model.head import head_of
-from afterword.sharing import computing, engines
+from afterword.sharing import Phase, engines, phase_of
 
 TEXTS = ["Hi", "A somewhat longer question about rivers?", "x" * 150, "Tell me.", "Why 12 and not 13?"]
 
@@ -248,19 +248,19 @@ async def test_other_processes_see_when_it_computes(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AFTERWORD_RUN_DIR", str(tmp_path / "run"))
-    seen: list[bool] = []
+    seen: list[Phase] = []
     async with serve_tiny(tiny) as client:
         (signal,) = engines()
         working = client.engine._working
 
-        def noted(busy: bool) -> None:
-            working(busy)
-            seen.append(computing([signal]))
+        def noted(phase: Phase) -> None:
+            working(phase)
+            seen.append(phase_of([signal]))
 
         client.engine._working = noted
         await client.ids("Hi", 4)
         while len(seen) < 5 or seen[-1]:  # the last answer leaves before the step's end is told
             await asyncio.sleep(0.01)
-        assert seen[:4] == [True] * 4
-        assert not computing([signal])
+        assert seen[:4] == [Phase.READING] + [Phase.WRITING] * 3
+        assert phase_of([signal]) == Phase.IDLE
     assert engines() == [], "the signal ends with the engine"

@@ -17,13 +17,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 
 SERVER = """
 import time
-from afterword.sharing import ServingSignal
+from afterword.sharing import Phase, ServingSignal
 signal = ServingSignal()
-signal.working(True)
+signal.working(Phase.READING)
 print("busy", flush=True)
-while True:
+for n in range(10**6):
     time.sleep(0.05)
-    signal.working(True)
+    signal.working(Phase.READING if n % 4 else Phase.WRITING)
 """
 
 

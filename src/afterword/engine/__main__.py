@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--max-batch", type=_positive, default=32, help="requests at once")
     it.add_argument("--max-model-len", type=int, help="context in tokens; the model's own by default")
     it.add_argument("--served-model-name", help="name in /v1/models; the model's own by default")
+    it.add_argument("--background", action="store_true", help="give way to the engines that serve on this machine")
     it.add_argument("--parent-pid", type=int, help="end when this process is gone")
     return it
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,18 +19,22 @@ from afterword.model.generation.engine import Engine, Request
 from afterword.model.generation.request import GenerationRequest, TokenOutput
 from afterword.model.generation.runner import Runner
 from afterword.model.generation.text import Codec
-from afterword.sharing import ServingSignal
+from afterword.sharing import BACKGROUND, ServingSignal
 
 
 class Host:
     """The model in this process, on the thread that calls `run`."""
 
-    def __init__(self, runner: Runner, codec: Codec, name: str, base: str, *, max_batch: int = 32) -> None:
-        """`name`: under which requests mean the base model; `base`: hash of its weights."""
+    def __init__(
+        self, runner: Runner, codec: Codec, name: str, base: str, *, max_batch: int = 32, background: bool = False
+    ) -> None:
+        """`name`: under which requests mean the base model; `base`: hash of its weights; `background`: it gives way to
+        other engines on this machine instead of telling training that it computes."""
         self.runner = runner
         self.max_model_len, self.vocabulary = runner.max_model_len, runner.vocabulary
-        self._signal = ServingSignal()
-        self.engine = Engine(runner, self._hand_over, max_batch=max_batch, working=self._signal.working)
+        self._signal = None if background else ServingSignal()
+        working = (lambda phase: BACKGROUND.give_way()) if self._signal is None else self._signal.working
+        self.engine = Engine(runner, self._hand_over, max_batch=max_batch, working=working)
         self._codec, self._name, self._base = codec, name, base
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[int, Request] = {}
@@ -52,9 +57,11 @@ class Host:
         """
         self._deliver = deliver
         try:
-            self.engine.run()
+            with nullcontext() if self._signal is not None else BACKGROUND.piece():
+                self.engine.run()
         finally:
-            self._signal.close()
+            if self._signal is not None:
+                self._signal.close()
             self._reader.shutdown()
 
     def stop(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -24,6 +24,7 @@ from afterword.errors import AdapterError, AfterwordError, NotFoundError, error_
 from afterword.model.generation.request import GenerationRequest, RequestError, TokenOutput
 from afterword.model.generation.text import Codec, too_long
 from afterword.records import Json
+from afterword.sharing import BACKGROUND_HEADER
 
 log = logging.getLogger("afterword.engine")
 
@@ -76,6 +77,8 @@ class Server:
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         ask = parse_request(await _body(http))
+        if all(http.headers.get(name) == value for name, value in BACKGROUND_HEADER.items()):
+            ask = replace(ask, background=True)
         prompt, limit = await self._prompt(ask, len(await http.read()))
         number = next(self._numbers)
         queue = self._queues[number] = asyncio.Queue()

@@ -56,7 +56,14 @@ def build(options: argparse.Namespace) -> Host:
     with stage("checking the model"):
         runner = Runner(model, ends=frozenset(stop_ids(model, tokenizer)), max_model_len=options.max_model_len)
     base = loading.base_hash(loading.resolve_model(options.model))
-    return Host(runner, Codec(tokenizer), options.served_model_name, base, max_batch=options.max_batch)
+    return Host(
+        runner,
+        Codec(tokenizer),
+        options.served_model_name,
+        base,
+        max_batch=options.max_batch,
+        background=options.background,
+    )
 
 
 def start_log() -> None:

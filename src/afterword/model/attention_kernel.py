@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from afterword.model.matmul import matmul
+from afterword.sharing import BACKGROUND
 
 _BLOCK = 128
 """Queries in a block: small, so that few masked scores are computed."""
@@ -120,6 +121,7 @@ def forward(
     Raises:
         Unsupported: `layout` goes on after a prefix and `layer` is None.
     """
+    BACKGROUND.pause_point()
     if layout.shared:
         return _forward_shared(q, k, v, layout, layer)
     rows, heads = len(layout.sizes), q.shape[1]
@@ -153,6 +155,7 @@ def backward(d_out: Tensor, saved: Sequence[Tensor | None], layout: AttentionLay
     Returns:
         Gradients of q, k and v, in their shapes and dtypes.
     """
+    BACKGROUND.pause_point()
     if layout.shared:
         return _backward_shared(d_out, saved, layout)
     q, k, v, *kept = saved

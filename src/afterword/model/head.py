@@ -15,6 +15,7 @@ from torch import Tensor
 
 from afterword.errors import ModelError
 from afterword.model.matmul import matmul
+from afterword.sharing import BACKGROUND
 
 if TYPE_CHECKING:  # loading PEFT takes most of a second, and no head needs it
     from afterword.model.lora import Delta
@@ -88,6 +89,7 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, H] to new [n, V] in `dtype`."""
+        BACKGROUND.pause_point()
         out = matmul(hidden.to(self.weight.dtype), self.weight)
         if self.adapter is not None:
             down = hidden.to(self.adapter.down.dtype) @ self.adapter.down.T
@@ -127,6 +129,7 @@ class Head:
         Returns:
             [n, H]
         """
+        BACKGROUND.pause_point()
         if self.narrow is None:
             back = matmul(gradient.to(self.weight.dtype), self.weight.T)
         else:

@@ -23,6 +23,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from afterword.model.lora_folder import PREFIX, missing_layer, read_lora_folder
+from afterword.sharing import BACKGROUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ def lora_linear(
     Returns:
         Outputs [T, out] of the layers, and x A' [T, sum of ranks] for `lora_linear_backward` (None without updates).
     """
+    BACKGROUND.pause_point()
     downs = _joined(layers, x.dtype)
     inner = None if downs is None else x @ downs.T
     outs, low = [], 0
@@ -161,6 +163,7 @@ def lora_linear_backward(
     d_x, d_ups, low = None, [], 0
     d_inner = None if inner is None else torch.empty_like(inner)
     for d_out, layer in zip(d_outs, layers, strict=True):
+        BACKGROUND.pause_point()
         if to_x:
             d_x = d_out @ layer.weight if d_x is None else d_x.addmm_(d_out, layer.weight)
         if layer.down is not None and layer.up is not None and inner is not None and d_inner is not None:

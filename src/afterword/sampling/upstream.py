@@ -21,6 +21,7 @@ from afterword.sampling.dialect import Dialect, named_in
 from afterword.sampling.sse import MAX_EVENT
 from afterword.sampling.stream import CLOSED, Answer, ChatStream, Timeouts, UpstreamRejected, read_answer, too_slow
 from afterword.sampling.urls import base_urls, route_url, server_root
+from afterword.sharing import BACKGROUND_HEADER
 
 _OPENED: ContextVar[list[bool]] = ContextVar("opened")
 """Where a request notes that its connection is new."""
@@ -46,6 +47,7 @@ class Upstream:
         api_key: Sent as a bearer token.
         timeouts: Time limits.
         remedy: Last sentence of the error when the server is down.
+        background: Users' requests at the same engine go first.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Upstream:
         timeouts: Timeouts | None = None,
         *,
         remedy: str = "Check that it is running.",
+        background: bool = False,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._base_urls = base_urls(url)
@@ -66,6 +69,8 @@ class Upstream:
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        if background:
+            self._headers |= BACKGROUND_HEADER
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:

@@ -93,6 +93,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         TrainingDiverged: a loss or gradient is not finite.
     """
     started = time.monotonic()
+    BACKGROUND.step_back()
     workers = init_distributed()
     inputs = read_inputs(examples, model=model, recipe=recipe, parent=parent, seed=seed, device=device)
     done = workers.broadcast_object(finished_result(run_dir, out, inputs.identity.fingerprint))

@@ -172,7 +172,7 @@ async def _ask_missing(
         done += 1
         progress(done, len(asked))
 
-    async with Upstream(url, api_key) as upstream:
+    async with Upstream(url, api_key, background=True) as upstream:
         root = await base_name(upstream)
         requests = [{**body, "model": arm.alias or root} for arm, body in asked.values()]
         loaded: list[str] = []

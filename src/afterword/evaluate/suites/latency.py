@@ -59,7 +59,7 @@ def _bytes(folder: Path | None) -> int:
 
 async def _measure(comparison: Comparison) -> dict[str, list[Timed]]:
     found: dict[str, list[Timed]] = {arm.name: [] for arm in comparison.arms}
-    async with Upstream(comparison.upstream, comparison.api_key) as upstream:
+    async with Upstream(comparison.upstream, comparison.api_key, background=True) as upstream:
         root = await base_name(upstream)
         loaded = [arm for arm in comparison.arms if arm.alias is not None]
         try:

@@ -191,7 +191,7 @@ def serve(given: BinaryIO, answers: BinaryIO) -> None:
 
 def main() -> None:
     """Entry point of a child process."""
-    BACKGROUND.give_way()  # lowers the priority where a server runs
+    BACKGROUND.step_back()
     with contextlib.suppress(BrokenPipeError):  # the collector ended first
         serve(sys.stdin.buffer, sys.stdout.buffer)
     os._exit(0)  # what is left in the pipe's buffer nobody reads

@@ -8,6 +8,7 @@ and lets each token look at its own row only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,10 @@ class Probe:
     shapes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
+class Interrupted(Exception):
+    """A step was given up: `Plan.interrupted` said so. It can be done again."""
+
+
 class Plan:
     """Where the tokens of one step live: `decoding` (row, position) each, then `reading` (row, from, to)."""
 
@@ -55,6 +60,8 @@ class Plan:
         # beside longer rows. On CUDA one row without a mask takes the faster kernel.
         self.masked = self.span > 1 or device.type == "cpu"
         self.longest = min(-(-longest // _LANES) * _LANES, cache.length) if self.masked else longest
+        self.interrupted: Callable[[], bool] = lambda: False
+        """Asked at each layer."""
         self._index: dict[int, torch.Tensor] = {}
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
@@ -138,6 +145,8 @@ def attend(
             f"{type(module).__name__} does not pass the engine's plan to its attention: the engine cannot serve this "
             "architecture; use --upstream with another server"
         )
+    if plan.interrupted():
+        raise Interrupted
     _store(plan.cache.keys[layer], key, plan)
     _store(plan.cache.values[layer], value, plan)
     parts = []

@@ -96,7 +96,7 @@ class Drawer:
                 engine.stop()
 
         engine = Engine(
-            self._runner, deliver, max_batch=self._rows, working=lambda busy: BACKGROUND.give_way() if busy else None
+            self._runner, deliver, max_batch=self._rows, working=lambda phase: BACKGROUND.give_way() if phase else None
         )
         laid = None if adapter is None else _adapter(adapter)
         adding = None if laid is None else engine.add_adapter(laid)
@@ -106,7 +106,8 @@ class Drawer:
             asked = GenerationRequest(temperature=temperature, top_p=top_p, top_k=top_k, seed=own, logprobs=True)
             engine.submit(Request(number, asked, list(prompt), limit, laid, None))
         if prompts:
-            engine.run()
+            with BACKGROUND.piece():
+                engine.run()
             if adding is not None:
                 adding.result()
                 engine.drop_adapters()

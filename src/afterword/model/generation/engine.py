@@ -4,6 +4,10 @@ last token, the cache's rows and the loaded adapters; knows nothing of HTTP or J
 Each step feeds one token of every request that is writing and a bounded chunk of the prompts still being
 read, so that a long prompt never stalls the others. Requests join and leave between steps. A request that
 outgrows the cache's budget sends the youngest back to the queue, which later reads its own text again.
+
+Requests of background work (an evaluation) have steps of their own, which take a fifth of the time while others run and
+are given up when another request arrives: nothing of a step counts before its tokens are chosen. Their answers stay the
+same, for a request's bits do not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,14 +25,20 @@ import torch
 
 from afterword.model.generation import sampler
 from afterword.model.generation.adapters import Adapter, AdapterBank
-from afterword.model.generation.cached_attention import Plan
+from afterword.model.generation.cached_attention import Interrupted, Plan
 from afterword.model.generation.repetition import Repetition
 from afterword.model.generation.request import GenerationRequest, TokenOutput
 from afterword.model.generation.runner import Runner
 from afterword.model.generation.text import Codec, Detokenizer, Stopper
+from afterword.sharing import Phase
 
 log = logging.getLogger("afterword.engine")
 T = TypeVar("T")
+
+_BACKGROUND_SHARE = 0.2
+"""Of the time of other requests' steps, what steps of background requests take beside them."""
+_MOST_OWED = 0.5
+"""Seconds of such time that add up."""
 
 
 class Request:
@@ -81,11 +92,11 @@ class Engine:
 
     `max_batch`: requests at once. `chunk`, tokens of prompts read a step, is what a step can bear without
     stalling those who write (256 are about 80 ms at the 3,300 tokens/s that two CPU cores read).
-    `working` is called with True before each step and with False when no request is left.
+    `working` is called with the phase before each step, and when no request is left.
     """
 
     def __init__(
-        self, runner: Runner, deliver: Deliver, *, max_batch: int = 32, working: Callable[[bool], object] | None = None
+        self, runner: Runner, deliver: Deliver, *, max_batch: int = 32, working: Callable[[Phase], object] | None = None
     ) -> None:
         self.runner = runner
         self.max_batch = max_batch
@@ -93,12 +104,16 @@ class Engine:
         self.generated = 0
         self.repetitions = 0
         self._deliver = deliver
-        self._working = working or (lambda busy: None)
+        self._working = working or (lambda phase: None)
         self._bank = AdapterBank(runner.lines, runner.mask, runner.device)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._inbox: deque[Callable[[], None]] = deque()
         self._retired: list[Adapter] = []
+        self._owed = 0.0
+        """Seconds that background requests may compute beside others."""
+        self._urgent = False
+        """A request arrived that is not in the background."""
         self._wake = threading.Condition()
         self._stop = self._ended = False
 
@@ -112,7 +127,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Put a request in line; it fails at once when the model thread has ended."""
-        if not self._post(lambda: self._waiting.append(request)):
+        if not self._post(lambda: self._waiting.append(request), urgent=not request.ask.background):
             self._deliver([(request, TokenOutput(finish="error"))])
 
     def cancel(self, request: Request) -> None:
@@ -147,11 +162,12 @@ class Engine:
             "repetitions": self.repetitions,
         }
 
-    def _post(self, action: Callable[[], None]) -> bool:
+    def _post(self, action: Callable[[], None], *, urgent: bool = False) -> bool:
         """Have the model thread do something between two steps; False when it has ended."""
         with self._wake:
             if not self._ended:
                 self._inbox.append(action)
+                self._urgent |= urgent
                 self._wake.notify()
             return not self._ended
 
@@ -190,28 +206,46 @@ class Engine:
                 self._wake.wait_for(lambda: self._stop or self._inbox or self._running or self._waiting)
                 if self._stop:
                     return
-                inbox, self._inbox = self._inbox, deque()
+                inbox, self._inbox, self._urgent = self._inbox, deque(), False
             for action in inbox:
                 action()
             self._drop_cancelled()
             self._drop_retired()
             self._admit()
-            self._working(bool(self._running))
+            self._working(self._phase())
             if self._running:
-                self._guarded_step()
+                self._guarded_step(self._next())
                 if not self._running and not self._waiting:
-                    self._working(False)
+                    self._working(Phase.IDLE)
 
-    def _guarded_step(self) -> None:
+    def _phase(self) -> Phase:
+        """What is done for requests that are not in the background: reading, when a prompt is not yet read."""
+        others = [r for r in self._running if not r.ask.background]
+        if not others:
+            return Phase.IDLE
+        return Phase.READING if any(len(r.tokens) - r.stored > 1 for r in others) else Phase.WRITING
+
+    def _next(self) -> list[Request]:
+        """The requests of the next step: those in the background only when no other runs, or at their turn."""
+        others = [r for r in self._running if not r.ask.background]
+        behind = [r for r in self._running if r.ask.background]
+        turn = self._owed > 0.0 and self._phase() != Phase.READING
+        return behind if behind and (not others or turn) else others
+
+    def _guarded_step(self, requests: list[Request]) -> None:
         """One step. One that fails is repeated for each request alone: only those that fail by themselves are ended.
 
         Raises ModelBroken when no request passes and the model fails on a known token, too.
         """
+        began = time.perf_counter()
         try:
-            pieces = self._step(self._running)
+            pieces = self._step(requests)
+        except Interrupted:
+            return
         except Exception:
-            log.exception("a step of %d requests failed; each of them is tried alone", len(self._running))
-            pieces = self._one_by_one()
+            log.exception("a step of %d requests failed; each of them is tried alone", len(requests))
+            pieces = self._one_by_one(requests)
+        self._account(requests, time.perf_counter() - began)
         for request, piece in pieces:
             if piece.finish is not None:
                 self._leave(request)
@@ -219,14 +253,25 @@ class Engine:
         if pieces and all(piece.finish == "error" for _, piece in pieces):
             self._check_model()
 
-    def _one_by_one(self) -> list[tuple[Request, TokenOutput]]:
-        """The step of each running request by itself: nothing of a failed step counts, for a request changes only once
-        its token is chosen."""
+    def _account(self, requests: list[Request], seconds: float) -> None:
+        """Notes the time of a step, in favour of the background or at its expense."""
+        if all(r.ask.background for r in self._running) or all(not r.ask.background for r in self._running):
+            self._owed = 0.0
+        elif requests and requests[0].ask.background:
+            self._owed -= seconds
+        else:
+            self._owed = min(_MOST_OWED, self._owed + _BACKGROUND_SHARE * seconds)
+
+    def _one_by_one(self, requests: list[Request]) -> list[tuple[Request, TokenOutput]]:
+        """The step of each of these requests by itself: nothing of a failed step counts, for a request changes only
+        once its token is chosen."""
         pieces: list[tuple[Request, TokenOutput]] = []
-        for request in list(self._running):
+        for request in list(requests):
             try:
                 self.runner.free_memory()
                 pieces += self._step([request])
+            except Interrupted:
+                pass
             except Exception:
                 log.exception("request %d failed alone and is ended", request.number)
                 pieces.append((request, TokenOutput(finish="error")))
@@ -252,11 +297,15 @@ class Engine:
             self._bank.remove(adapter)
 
     def _admit(self) -> None:
+        """Those in the background last, and into half of the rows: the others are for whoever comes."""
         while self._waiting and len(self._running) < self.max_batch:
-            longest = max((len(r.tokens) for r in (*self._running, self._waiting[0])), default=0)
+            request = next((r for r in self._waiting if not r.ask.background), self._waiting[0])
+            if request.ask.background and 2 * sum(r.ask.background for r in self._running) >= self.max_batch:
+                return
+            longest = max((len(r.tokens) for r in (*self._running, request)), default=0)
             if self._running and not self.runner.cache.fits(len(self._running) + 1, longest + 1):
                 return
-            request = self._waiting.popleft()
+            self._waiting.remove(request)
             request.row = len(self._running)
             self._running.append(request)
 
@@ -282,7 +331,7 @@ class Engine:
                         raise
                     log.exception("no memory for %d requests of %d tokens: one waits", len(self._running), longest)
                     self.runner.free_memory()
-            youngest = min(self._running, key=lambda request: request.written)
+            youngest = min(self._running, key=lambda request: (not request.ask.background, request.written))
             self._leave(youngest)
             youngest.stored = 0
             self._waiting.appendleft(youngest)
@@ -340,6 +389,8 @@ class Engine:
             [(request.row, request.stored) for request in decoding],
             [(request.row, begin, end) for request, begin, end in reading],
         )
+        if requests[0].ask.background:
+            plan.interrupted = lambda: self._urgent
         self._bank.select(
             [(request.adapter, 1) for request in decoding] + [(r.adapter, end - begin) for r, begin, end in reading]
         )

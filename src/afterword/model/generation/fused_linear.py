@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from transformers.pytorch_utils import Conv1D
 
 from afterword.model.matmul import matmul
+from afterword.sharing import BACKGROUND
 
 _BATCH_HINT = 16
 _LEAST_ROWS = 4
@@ -107,6 +108,7 @@ class FusedLinear:
         return made
 
     def _compute(self, x: torch.Tensor) -> torch.Tensor:
+        BACKGROUND.pause_point()
         flat = x.reshape(-1, self.in_features)
         rows, cpu = len(flat), x.device.type == "cpu"
         y = self._product(_filled(flat, _LEAST_ROWS if cpu else rows))[:rows]

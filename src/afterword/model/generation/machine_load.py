@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _WINDOW = 0.25
@@ -139,11 +140,21 @@ def parse_stat(text: str, cores: Sequence[int]) -> tuple[float, float]:
     return normal, niced
 
 
+def usable_cores() -> int:
+    """Number of cores that the calling thread may use now."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _cores_at_start() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
 def read_usage() -> Usage | None:
     """The counters now; None on a system without /proc/stat."""
     try:
         text = Path("/proc/stat").read_text("ascii")
-        cores = sorted(os.sched_getaffinity(0))
+        cores = _cores_at_start()
         tick = 1.0 / os.sysconf("SC_CLK_TCK")
         own_niced = os.getpriority(os.PRIO_PROCESS, 0) > 0
     except (OSError, AttributeError, ValueError):

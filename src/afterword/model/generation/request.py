@@ -40,6 +40,8 @@ class GenerationRequest:
     return_token_ids: bool = False
     stop_repetition: bool = False
     """End an answer that says the same again and again, as if it had reached its bound."""
+    background: bool = False
+    """Others go first. Only a header of our own commands sets it."""
     min_room: int = 1
     """Tokens that must be left for the answer, unless fewer are asked for; else the prompt is too long."""
 

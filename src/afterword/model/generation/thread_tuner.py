@@ -8,13 +8,13 @@ that bound no rule knows whether all or half of them write faster, so both are t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
 
 import torch
 
-from afterword.model.generation.machine_load import LoadFollower, RunQueue, longest_wait, read_usage
+from afterword.model.generation.machine_load import LoadFollower, RunQueue, longest_wait, read_usage, usable_cores
 
 _FEW = 64
 """A step of at most so many tokens is short enough that threads may cost more by waiting than they do."""
@@ -24,9 +24,13 @@ each are not compared, for threads that were asleep take some steps to be as fas
 
 
 class Cores:
-    """`threads`: all that the process may use. `load`: what other processes leave of them."""
+    """`threads`: all that the process may use. `load`: what other processes leave of them. `allowed`: cores that it may
+    use now, for background work leaves some to a server at times (`sharing`)."""
 
-    def __init__(self, threads: int, load: LoadFollower | None = None) -> None:
+    def __init__(
+        self, threads: int, load: LoadFollower | None = None, allowed: Callable[[], int] = usable_cores
+    ) -> None:
+        self._allowed = allowed
         self._load = load or LoadFollower(threads, read_usage)
         self._queue = RunQueue()
         self._writing = Trials(threads)
@@ -39,9 +43,9 @@ class Cores:
             tokens: Of the step.
             reading: Whether a prompt is among them, on which the first token waits.
         """
-        limits, reading = self._load.look(), reading or tokens > _FEW
-        self._writing.bound(limits.writing)
-        threads = limits.reading if reading else self._writing.threads
+        limits, reading, allowed = self._load.look(), reading or tokens > _FEW, self._allowed()
+        self._writing.bound(min(limits.writing, allowed))
+        threads = min(limits.reading, allowed) if reading else self._writing.threads
         _use(threads)
         waits = self._queue.read() if threads > 1 else {}
         began = time.perf_counter()
