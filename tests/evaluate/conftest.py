@@ -88,8 +88,8 @@ class FakeServer:
         self.history: list[tuple[str, str]] = []
         self.gives_ids = False
 
-    def __call__(self, url: str, api_key: str | None = None) -> Self:
-        self.url = url
+    def __call__(self, url: str, api_key: str | None = None, *, background: bool) -> Self:
+        self.url, self.background = url, background
         return self
 
     async def __aenter__(self) -> Self:

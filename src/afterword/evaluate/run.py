@@ -24,7 +24,6 @@ from afterword.evaluate.stats.statistics import LEVEL
 from afterword.evaluate.suites import SUITES
 from afterword.model.loading import base_hash, resolve_model
 from afterword.records import Candidate, Json, Report, new_id
-from afterword.sharing import BACKGROUND
 from afterword.store.files import folder_hash
 
 _SUITE_FAILURES = (AfterwordError, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -93,7 +92,6 @@ def evaluate_candidate(
         UsageError: A suite is unknown.
     """
     started = time.monotonic()
-    BACKGROUND.step_back()
     settings = settings or EvaluateConfig()
     names = chosen(settings.suites if suites is None else suites)
     candidate_arm, served_arm = _arm("candidate", candidate_path), _arm("served", served_path)

@@ -26,6 +26,7 @@ from afterword.evaluate.run import chosen, evaluate_candidate
 from afterword.evaluate.stats.group_sequential import level_of_look
 from afterword.model.loading import load_tokenizer, model_sizes, resolve_model
 from afterword.records import Candidate, Report
+from afterword.sharing import BACKGROUND
 from afterword.store import Store
 
 CACHE = "cache/evaluate"
@@ -90,6 +91,7 @@ def evaluate_stage(
         AdapterError: A folder is missing or changed.
         ModelError: The base is missing.
     """
+    BACKGROUND.step_back()
     served = _served(store, candidate, channel)
     longest, vocabulary = model_sizes(resolve_model(candidate.base))
     fit = ContextFit(load_tokenizer(candidate.base), longest, settings.max_tokens, vocabulary)
