@@ -9,6 +9,11 @@ processes of others at normal priority and at nice 10. Reported: time to the fir
 and p99, requests lost, and the training's steps a minute, alone and under each pattern. Aims are relative to idle in
 the same run. A request is lost when it fails, ends early, or takes over 60 seconds.
 
+Each process runs in a session of its own, as in terminals of their own: Linux shares the cores evenly between sessions,
+whatever the nice values. What the scheduler did is counted, too, which says more than times on a machine with other
+work: how long the server's threads waited for a core for each request, how often a thread was put off its core, CPU
+time, and for which share of the time the work beside was confined to some of the cores.
+
 Takes 8 minutes, with --quick (without nice 10, shorter windows) 3. --write puts the figures into
 benchmarks/results/beside.json and the table into beside.md.
 """
@@ -28,7 +33,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,6 +177,66 @@ class Training:
         self._ended.set()
 
 
+class Scheduling:
+    """Counts what the scheduler does to the threads of some sessions (`/proc`), ten times a second.
+
+    Args:
+        sessions: Name -> id of a session.
+    """
+
+    def __init__(self, **sessions: int) -> None:
+        self._sessions = sessions
+        self._sums = {name: dict.fromkeys(("cpu_s", "waited_s", "preempted"), 0.0) for name in sessions}
+        self._before: dict[int, tuple[float, float, float]] = {}
+        self._looks, self._confined = 0, dict.fromkeys(sessions, 0)
+        self._ended = threading.Event()
+        self._look()
+        for sums in self._sums.values():
+            sums.update(dict.fromkeys(sums, 0.0))
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def close(self, requests: int) -> dict[str, Any]:
+        """The counts by session since the start."""
+        self._ended.set()
+        self._thread.join()
+        self._look()
+        found: dict[str, Any] = {}
+        for name, sums in self._sums.items():
+            found[name] = {key: round(value, 3) for key, value in sums.items()}
+            found[name]["confined_share"] = round(self._confined[name] / max(1, self._looks), 2)
+        found["server"]["waited_ms_a_request"] = round(1e3 * self._sums["server"]["waited_s"] / max(1, requests), 1)
+        return found
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.1):
+            self._look()
+
+    def _look(self) -> None:
+        self._looks += 1
+        names = {session: name for name, session in self._sessions.items()}
+        confined = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError, ValueError, IndexError):  # it has ended
+                name = names.get(os.getsid(int(process.name)))
+                if name is not None:
+                    self._read(process, self._sums[name])
+                    if len(os.sched_getaffinity(int(process.name))) < len(os.sched_getaffinity(0)):
+                        confined.add(name)
+        for name in confined:
+            self._confined[name] += 1
+
+    def _read(self, process: Path, sums: dict[str, float]) -> None:
+        for thread in process.glob("task/[0-9]*"):
+            cpu, waited, _ = map(int, (thread / "schedstat").read_text().split())
+            status = (thread / "status").read_text()
+            now = cpu / 1e9, waited / 1e9, float(status.split("nonvoluntary_ctxt_switches:")[1].split()[0])
+            before = self._before.get(int(thread.name), (0.0, 0.0, 0.0))
+            for key, new, old in zip(sums, now, before, strict=True):
+                sums[key] += max(0.0, new - old)
+            self._before[int(thread.name)] = now
+
+
 def command(home: Path, *words: str) -> list[str]:
     """A command line of ours."""
     return [sys.executable, "-m", "afterword", "--quiet", "--dir", str(home), *words]
@@ -238,21 +303,21 @@ def measure(home: Path, windows: Windows) -> dict[str, Any]:
     prepare(home)
     found: dict[str, Any] = {}
 
-    def both(name: str) -> None:
+    def both(name: str, beside: subprocess.Popen[bytes] | None = None) -> None:
         found[name] = {}
         for pattern, seconds in ((SINGLE, windows.single), (EIGHT, windows.eight)):
             say(f"{name}: {pattern}")
-            found[name][pattern] = users.run(pattern, seconds)
+            found[name][pattern] = counted(users, pattern, seconds, server, beside)
             say(json.dumps(found[name][pattern]))
 
     with running(command(home, "serve", "--port", "0")) as server:
         users = Users(server_url(home, server))
         users.run(EIGHT, 1.0)  # warm
         both("idle")
-        found["train"], found["training"] = beside_training(home, windows, users)
-        with running(evaluations(home)):
+        found["train"], found["training"] = beside_training(home, windows, users, server)
+        with running(evaluations(home)) as process:
             time.sleep(12.0)  # until it has loaded
-            both("evaluate")
+            both("evaluate", process)
         for name, nice in (("2 busy", 0), ("2 busy at nice 10", 10)):
             if nice == 0 or windows.niced:
                 with running([sys.executable, "-c", BUSY], nice), running([sys.executable, "-c", BUSY], nice):
@@ -261,7 +326,22 @@ def measure(home: Path, windows: Windows) -> dict[str, Any]:
     return found
 
 
-def beside_training(home: Path, windows: Windows, users: Users) -> tuple[dict[str, Any], dict[str, float]]:
+def counted(
+    users: Users,
+    pattern: str,
+    seconds: float,
+    server: subprocess.Popen[bytes],
+    beside: subprocess.Popen[bytes] | None = None,
+) -> dict[str, Any]:
+    """One pattern, and what the scheduler did meanwhile to the server and to the work beside it."""
+    watch = Scheduling(server=server.pid, **({} if beside is None else {"beside": beside.pid}))
+    seen = users.run(pattern, seconds)
+    return seen | {"scheduling": watch.close(seen["requests"])}
+
+
+def beside_training(
+    home: Path, windows: Windows, users: Users, server: subprocess.Popen[bytes]
+) -> tuple[dict[str, Any], dict[str, float]]:
     """What users see beside a run, and the steps a minute of that run, alone and beside them."""
     training, seen, rates = Training(home), {}, {}
     with running(long_training(home)) as process:
@@ -272,7 +352,7 @@ def beside_training(home: Path, windows: Windows, users: Users) -> tuple[dict[st
         for pattern, seconds in ((SINGLE, windows.single), (EIGHT, windows.eight)):
             say(f"train: {pattern}")
             began = time.monotonic()
-            seen[pattern] = users.run(pattern, seconds)
+            seen[pattern] = counted(users, pattern, seconds, server, process)
             spans[pattern] = (began, time.monotonic() - began)
             say(json.dumps(seen[pattern]))
         training.wait_for(len(training.moments) + 1, process)  # the step across the end
@@ -296,6 +376,8 @@ def aims(found: dict[str, Any]) -> list[dict[str, Any]]:
         ("total at p50 beside train, of idle", times("train", "total_p50_s"), 1.6, False),
         ("training beside 1 every 2 s, of alone",
          round(found["training"][SINGLE] / max(found["training"]["alone"], 1e-9), 2), 0.6, True),
+        ("first token at p99 beside evaluate, of idle", times("evaluate", "first_p99_s"), 2.0, False),
+        ("total at p50 beside evaluate, of idle", times("evaluate", "total_p50_s"), 1.6, False),
         ("first token at p99 beside 2 busy, of idle", times("2 busy", "first_p99_s"), 4.0, False),
         ("total at p50 beside 2 busy, of idle", times("2 busy", "total_p50_s"), 4.0, False),
         ("requests lost", sum(found[name][p]["lost"] for name in LOADS if name in found for p in PATTERNS), 0, False),
@@ -310,8 +392,9 @@ def aims(found: dict[str, Any]) -> list[dict[str, Any]]:
 def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| beside | requests | answered | lost | first token p50, p99 (s) | total p50, p99 (s) | training steps/min |",
-        "|---|---|---|---|---|---|---|",
+        "| beside | requests | answered | lost | first token p50, p99 (s) | total p50, p99 (s) "
+        "| server waited for cores, ms a request | training steps/min |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in LOADS:
         for pattern in PATTERNS if name in found else ():
@@ -319,7 +402,8 @@ def table(found: dict[str, Any]) -> str:
             steps = f"{found['training'][pattern]} ({found['training']['alone']} alone)" if name == "train" else ""
             lines.append(
                 f"| {name} | {pattern} | {row['requests'] - row['lost']} | {row['lost']} "
-                f"| {row['first_p50_s']}, {row['first_p99_s']} | {row['total_p50_s']}, {row['total_p99_s']} | {steps} |"
+                f"| {row['first_p50_s']}, {row['first_p99_s']} | {row['total_p50_s']}, {row['total_p99_s']} "
+                f"| {row['scheduling']['server']['waited_ms_a_request']} | {steps} |"
             )
     lines += ["", "| aim | bound | measured | met |", "|---|---|---|---|"]
     for aim in found["aims"]:
