@@ -10,6 +10,7 @@ from aiohttp import web
 import afterword
 from afterword.gateway import episode_routes, status_routes
 from afterword.gateway.chat import chat_completions
+from afterword.gateway.client_files import client_file
 from afterword.gateway.dialects import (
     count_tokens,
     create_message,
@@ -233,6 +234,10 @@ ROUTES: tuple[Endpoint, ...] = (
         (401, 403, 404),
     ),
     *_of_an_episode,
+    Endpoint(
+        "GET", "/afterword.js", client_file, None, "The client for web pages.", None, {200: ("text/javascript", None)}
+    ),
+    Endpoint("GET", "/afterword.d.ts", client_file, None, "Its types.", None, {200: ("text/plain", None)}),
     Endpoint("GET", "/health", status_routes.health, None, "Each dependency.", None, {**_JSON, 503: _JSON[200]}),
     Endpoint("GET", "/health/live", status_routes.live, None, "The process answers.", None, _JSON),
     Endpoint(
