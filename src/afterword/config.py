@@ -182,6 +182,18 @@ class TrainConfig:
     """Other arguments of the recipe, as `afterword recipes show NAME` lists them; see docs/training.md."""
 
 
+EPISODE_RECIPES = frozenset(
+    ("episode-grpo", "episode-sdar", "skill-sd", "opid", "tamtrl", "episode-sdpo", "episode-opd", "episode-hindsight")
+)
+"""Recipes over the turns of episodes; others become one with `train.options.data = "episodes"`."""
+
+
+def trains_episodes(train: TrainConfig) -> bool:
+    """True when a training takes the turns of episodes instead of interactions with users."""
+    default = "episodes" if train.recipe in EPISODE_RECIPES else "interactions"
+    return bool(train.options.get("data", default) == "episodes")
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
     """`[evaluate]`: comparison of a candidate with the served version."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from afterword.config import CycleConfig, EvaluateConfig, ForecastConfig, TrainConfig
+from afterword.config import CycleConfig, EvaluateConfig, ForecastConfig, TrainConfig, trains_episodes
 from afterword.errors import AfterwordError, ConflictError, NothingToDo, StoreError, UpstreamError
 from afterword.feedback.collect.collect import Funnel, collect
 from afterword.feedback.collect.workers import processes
@@ -408,11 +408,12 @@ def measure_stage(store: Store, settings: Settings, progress: Progress) -> int:
 
 def select_stage(store: Store, settings: Settings, *, ready: bool = False) -> Selection:
     """Select the interactions to learn from; with `ready` only slices with enough interpretable signal."""
-    selection = select(store, settings.select, settings.review, channel=settings.channel)
+    episodes = trains_episodes(settings.train)
+    selection = select(store, settings.select, settings.review, channel=settings.channel, episodes=episodes)
     waiting = [one.task for one in selection.slices if not one.ready(settings.select)]
     if ready and waiting:
         tasks = [one.task for one in selection.slices if one.task not in waiting]
-        return select(store, settings.select, settings.review, channel=settings.channel, tasks=tasks)
+        return select(store, settings.select, settings.review, channel=settings.channel, tasks=tasks, episodes=episodes)
     return selection
 
 

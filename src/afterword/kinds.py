@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Carries = Literal["", "text", "final_text", "value", "exit_code"]
-Hindsight = Literal["", "words", "answer", "attempt", "environment"]
+Hindsight = Literal["", "words", "answer", "attempt", "environment", "observation"]
 Reaction = Literal["accepted", "edited", "corrected", "retried", "abandoned"]
 """What a user did with an answer, as the live metrics and the canaries count it."""
 Counted = Literal["accepted", "corrected", "retried", "abandoned", "by_value", "by_exit_code", "by_words", "by_edit"]
@@ -35,7 +35,8 @@ class FeedbackKind:
     """Rendering for the teacher, a format string over `text`, `final`, `answer`, `code`, `output`, `call`; "" for a
     kind without hindsight."""
     hindsight: Hindsight = ""
-    """Source of the hindsight: the user's words, the answer that they wanted, an accepted attempt, or a program."""
+    """Source of the hindsight: the user's words, the answer that they wanted, an accepted attempt, a program,
+    or what an environment said after a turn of an episode."""
     rank: int = 0
     """With several rows on one turn the highest rank gives the interaction its kind."""
     silent: bool = False
@@ -130,7 +131,7 @@ KINDS: dict[str, FeedbackKind] = {
     ),
     "outcome": FeedbackKind(
         meaning="The reward of an episode or of one of its turns, and by rubric item; no value: it cannot be scored.",
-        polarity=0, weight=1.0, counted="by_value",
+        polarity=0, weight=1.0, counted="by_value", template="{output}", hindsight="observation",
     ),
 }  # fmt: skip
 """Kinds by name. A `retraction` is not among them: it takes another row back."""

@@ -332,6 +332,8 @@ class Interaction(Record):
     """Kinds of private data that were taken out of the hindsight."""
     sketch: str = ""
     """MinHash of request, answer and hindsight, for the search for near duplicates."""
+    episode_id: str | None = None
+    """The episode of its turn, for interactions of the kind `outcome`; recipes over episodes train those alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -686,7 +688,25 @@ class EpisodeEnd(Record):
     """Name -> number; added to those of the episode."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skill(Record):
+    """What worked in an episode, for others of its task. Example: Skill(id="sk-51...", task="walk/7",
+    episode="ep-51...", text="Go east first.")"""
+
+    TABLE: ClassVar[str] = "skills"
+
+    task: str
+    """`task_id` of the episodes that it is for."""
+    episode: str
+    """The episode that it was written of."""
+    text: str
+    state: str | None = None
+    """Hash of what the environment said, for a skill of one step; None: the whole task."""
+    user: str | None = None
+    """User of the episode; it is shown in episodes of the same user alone."""
+
+
 NOTES: tuple[type[Record], ...] = (
-    Review, SignalRatio, Revision, Alarm, RoundAttempt, Prediction, PredictionOutcome, EpisodeEnd,
+    Review, SignalRatio, Revision, Alarm, RoundAttempt, Prediction, PredictionOutcome, EpisodeEnd, Skill,
 )  # fmt: skip
 """Rows beside the spine: notes on interactions, releases, rounds and episodes."""

@@ -127,7 +127,7 @@ def test_events_leave_out_what_they_cannot_hold(store: Store) -> None:
 def test_impossible_exports_name_the_possible_ones(store: Store) -> None:
     with pytest.raises(UsageError, match=r"'feedback' cannot be exported as 'openai'.*turns as openai"):
         export(store, "feedback", "openai", io.BytesIO())
-    assert {what for what, _ in EXPORTS} == {"turns", "feedback", "interactions"}
+    assert {what for what, _ in EXPORTS} == {"turns", "feedback", "interactions", "episodes"}
 
 
 def test_a_time_that_no_calendar_knows_breaks_no_export(store: Store) -> None:

@@ -195,7 +195,8 @@ def test_the_description_is_true(tmp_path: Path) -> None:
                 "/v1/messages": message,
                 "/v1/messages/count_tokens": message,
             }
-            call = httpx.request(method, url + path.replace("{id}", "base-model"), json=bodies.get(path))
+            call = httpx.request(method, url + path.replace("{id}", "base-model").replace("{episode}", "e"),
+                                 json=bodies.get(path.removeprefix("/episodes/{episode}")))  # fmt: skip
             assert str(call.status_code) in operation["responses"], (method, path, call.text)
             kind = call.headers["content-type"].partition(";")[0]
             assert kind in operation["responses"][str(call.status_code)]["content"]

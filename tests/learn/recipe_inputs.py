@@ -24,6 +24,7 @@ INPUTS: dict[str, dict[str, Any]] = {
             "fast-opd",
             "lightning-opd",
             "mopd",
+            "episode-opd",
         ),
         _TEACHER,
     ),

@@ -113,15 +113,22 @@ NUMBERS = {
     ("srpo", "k"): {1, 10**400}, ("srpo", "rate"): {1}, ("scope", "temperature"): {1, 2.5, 1e300},
     ("hdpo", "scale"): {1, 2.5}, ("hdpo", "k"): {10**400}, ("hdpo", "n"): {1}, ("sage", "n"): {1}, ("rltf", "n"): {1},
     ("sd-zero", "k"): {1, 10**400}, ("reopold", "blame"): set(), ("reopold", "share"): {1},
-    ("reopold", "switch"): set(),
+    ("reopold", "switch"): set(), ("episode-grpo", "discount"): {0, 1},
+    **{(name, "anchor"): {0, 1, 2.5} for name in ("episode-grpo", "episode-sdar", "opid", "tamtrl")},
+    ("episode-sdar", "beta"): {0, 1, 2.5, 1e300},
+    **{(name, "scale"): {1, 2.5} for name in ("episode-sdar", "skill-sd", "episode-hindsight", "opid")},
+    ("episode-sdpo", "k"): {1, 10**400}, ("episode-sdpo", "rate"): {1},
+    ("episode-hindsight", "k"): {1, 10**400},
 }  # fmt: skip
 """Which of HOSTILE a recipe's own numbers may be."""
+SWITCHES = {("episode-grpo", "decisions")}
+"""Arguments that are true or false."""
 OF_ALL = {
     "lr": {0, 1}, "epochs": {0, 1}, "fresh": {0, 1}, "num_generations": {1}, "rank": {1}, "batch": {1, 10**400},
     "weight_decay": {0, 1}, "max_grad_norm": {1, 2.5, math.inf, 1e300}, "micro_tokens": {1, None, 10**400},
     "max_tokens": {1, 10**400}, "max_hindsight": {1, 10**400}, "max_fresh": {1, 10**400}, "lora": set(),
     "schedule": set(), "checkpointing": {True}, "include_off_policy": {True}, "redact": set(), "dtype": set(),
-    "scored": set(), "generation": set(),
+    "scored": set(), "generation": set(), "data": set(),
     "context": {None}, "template": {None}, "template_praise": {None}, "verifier": {None, "x", ""},
 }  # fmt: skip
 
@@ -152,6 +159,8 @@ def test_no_value_of_a_recipes_own_argument_gets_past_or_crashes(name: str, key:
     if (name, key) in NUMBERS:
         assert {type(x) for x in found}.isdisjoint({bool, str})
         assert set(found) == NUMBERS[name, key]
+    elif (name, key) in SWITCHES:
+        assert all(isinstance(x, bool) for x in found)
     else:  # a part or a text
         assert all(isinstance(x, str) for x in found)
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from tests.learn.recipe_inputs import INPUTS
 from torch import Tensor
 
+from afterword.config import EPISODE_RECIPES
 from afterword.learn.loss.loss_stage import token_losses
 from afterword.learn.loss.terms import divisors
 from afterword.learn.loss.token_batch import AnswerInfo, Group, Member, Origin, TokenBatch, layout
 from afterword.learn.parts.anchors import GOLD
 from afterword.learn.parts.contexts import BEGUN, CONTEXTS, Context
+from afterword.learn.parts.credit import EpisodeCredit
 from afterword.learn.recipes import RECIPES, recipe
 from afterword.model.head import Head
 
@@ -24,6 +26,8 @@ LENGTHS = [5, 3, 4]
 STEPS = 100
 FEW: dict[str, dict[str, float]] = {
     "srpo": {"k": 4},
+    "episode-sdpo": {"k": 4},
+    "episode-hindsight": {"k": 4},
     "hdpo": {"k": 4},
     "sd-zero": {"k": 4},
     "sdpo": {"k": 4},
@@ -37,6 +41,7 @@ KINDS = {
     "rlsd": "edited",
     "hdpo": "edited",
     "sdpo": "tests",
+    **dict.fromkeys(sorted(EPISODE_RECIPES), "outcome"),
     "sdft": "edited",
     "opsd": "edited",
     "opsd-clipped": "edited",
@@ -265,6 +270,33 @@ def across(k: Tokens) -> Tensor:
     return ppo(k, raw / (0.5 + 1e-4), high=1.28).mean()
 
 
+def skill_sd(k: Tokens) -> Tensor:
+    """rho k3, both differentiated, k3 held at its bound."""
+    away = (k.at(k.s) - k.at(k.t).detach()).clamp(-20, 20)
+    k3 = ((-away).exp() - 1 + away).clamp(max=10)
+    return ppo(k, k.reward, high=1.28).mean() + 0.001 * (k.rho * k3).mean()
+
+
+def opid(k: Tokens) -> Tensor:
+    """All three turns have a skill."""
+    both = k.reward + 0.001 * (k.at(k.t) - k.old)
+    return ppo(k, both).mean() + 0.01 * kl(k.s, k.t).mean()
+
+
+def tamtrl(k: Tokens) -> Tensor:
+    """p is 0.2, 0.9 and 0.6 with outcomes 1, 0 and 1: R is 0, 0 and 4/7."""
+    shared = torch.tensor([0.0, 0.0, 4 / 7]).double()
+    advantage = (shared - shared.mean()) / (shared.std() + 1e-4)
+    each = torch.cat([torch.full((n,), float(a)) for n, a in zip(LENGTHS, advantage, strict=True)]).double()
+    return ppo(k, each, high=1.28).mean() + 0.001 * kl(k.s, k.t).mean()
+
+
+def episode_hindsight(k: Tokens) -> Tensor:
+    at = top(k.s)
+    failed = jsd(bucketed(k.t, at), bucketed(k.s, at))[k.wrong].mean()
+    return ppo(k, k.reward, high=1.28).mean() + 0.1 * failed
+
+
 PAGES: dict[tuple[str, int], Callable[[Tokens], Tensor]] = {
     ("follow-ups", 0): follow_ups,
     ("sdpo-interactions", 0): lambda k: per_answer(kl(k.t, k.s)),
@@ -316,8 +348,24 @@ PAGES: dict[tuple[str, int], Callable[[Tokens], Tensor]] = {
     ("erl", 0): erl,
     ("pi-distill", 0): pi_distill,
     ("vold", 0): vold,
+    ("episode-grpo", 0): lambda k: ppo(k, k.reward, high=1.28).mean(),
+    ("episode-sdar", 0): sdar,
+    ("skill-sd", 0): skill_sd,
+    ("opid", 0): opid,
+    ("tamtrl", 0): tamtrl,
+    ("episode-sdpo", 0): sdpo,
+    ("episode-opd", 0): lambda k: -(k.gain * k.at(k.s)).mean(),
+    ("episode-hindsight", 0): episode_hindsight,
     ("sd-zero", 0): lambda k: kl(bucketed(k.s, top(k.s)), bucketed(k.t, top(k.s))).mean(),
 }
+
+
+def with_shares(answers: list[AnswerInfo]) -> list[AnswerInfo]:
+    """Turns of one task with the mean probability of their tokens under the teacher."""
+    shares = [(("p_teacher", p),) for p in (0.2, 0.9, 0.6)]
+    members = tuple(Member(a.reward, a.origin, p) for a, p in zip(answers, shares, strict=True))
+    group = Group(size=3, mean=2 / 3, deviation=0.57735, members=members)
+    return [replace(a, measures=p, group=group) for a, p in zip(answers, shares, strict=True)]
 
 
 def case(name: str) -> tuple[Tokens, TokenBatch]:
@@ -345,8 +393,11 @@ def case(name: str) -> tuple[Tokens, TokenBatch]:
         )
         for kind, value, origin, logp in zip(kinds, (1.0, 0.0, 1.0), origins, (-1.0, -3.0, -2.0), strict=True)
     ]  # fmt: skip
-    rows = layout(LENGTHS, [1.0] * 3, [True] * 3, answers=answers, served=old.tolist())
+    if name == "tamtrl":
+        answers = with_shares(answers)
     reward = torch.tensor([(a.reward or 0.0) - 0.25 for a in answers]).double() / (0.5 + 1e-4)
+    credit = [[(EpisodeCredit(), [value] * n)] for n, value in zip(LENGTHS, reward.tolist(), strict=True)]
+    rows = layout(LENGTHS, [1.0] * 3, [True] * 3, answers=answers, served=old.tolist(), credit=credit)
     gold = torch.tensor([kind == GOLD for kind in kinds])
     tokens = Tokens(
         z.requires_grad_(), t.log_softmax(-1), r.log_softmax(-1), ids, rows.served.double(), reward[rows.row],

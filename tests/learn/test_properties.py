@@ -33,6 +33,7 @@ from afterword.learn.recipes import RECIPES, Recipe, recipe
 from afterword.model.head import Head, head_of
 from afterword.model.loading import load_model, load_tokenizer
 from afterword.model.packing import hidden_states, packed
+from afterword.train.data.credit import Step
 from afterword.train.data.examples import Example, Prepared, contexts_of, prepare
 from afterword.train.data.rows import NONE, Encoded
 
@@ -59,6 +60,8 @@ class Lab:
         routes = [kinds_of(t.route) for t in one.terms]
         kinds = routes[0] if routes and routes[0] and len(set(routes)) == 1 else KINDS
         given = self.examples(n, kinds=kinds, **changes)
+        if one.data == "episodes":
+            given = [dataclasses.replace(e, step=step_of(i, e)) for i, e in enumerate(given)]
         prepared = prepare(given, self.tokenizer, one, limit=512, vocabulary=259)
         return tuple(self.written(one, prepared, i) for i in range(len(prepared.rows)))
 
@@ -96,6 +99,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(ref, model, head_of(model), teacher)
 
 
+def step_of(number: int, one: Example) -> Step:
+    """Each turn is an episode of one task, with another outcome."""
+    return Step(turn=one.turn.id, episode=f"e{number}", task="t", depth=0, state="s", action=str(number),
+                outcome=1.0 - number % 3)  # fmt: skip
+
+
 def scores_of(lab: Lab, term: Term, rows: Sequence[Encoded], student: Tensor, ids: Tensor) -> Scores:
     def side(model: Any, prompts: Sequence[Sequence[int]]) -> Tensor:
         with torch.no_grad():
@@ -116,14 +125,16 @@ def layout_of(lab: Lab, rows: Sequence[Encoded]) -> TokenBatch:
     answers, served = [], []
     for row, logps in zip(rows, log_probs(lab.model, lab.head, [(r.prompt, r.completion) for r in rows]), strict=True):
         number = int(row.interaction.removeprefix("int-"))
-        measures = (("logp_student", -0.1 * number), ("logp_teacher", -0.2 * number), ("phi", 0.1))
-        members = [Member(1.0 - k, origin, (("logp_student", -k), ("logp_teacher", -1.0)))
+        measures = (("logp_student", -0.1 * number), ("logp_teacher", -0.2 * number), ("phi", 0.1),
+                    ("p_teacher", 0.5 - 0.05 * number))  # fmt: skip
+        members = [Member(1.0 - k, origin, (("logp_student", -k), ("logp_teacher", -1.0), ("p_teacher", 0.3 * k)))
                    for k in range(3) for origin in ("served", "student")]  # fmt: skip
         group = Group(size=4, mean=0.25, deviation=0.5, members=tuple(members))
         answers.append(dataclasses.replace(row.answer, reward=1.0 - number % 3, group=group, measures=measures))
         served += [s + 0.1 * (-1) ** k for k, s in enumerate(logps.tolist())]
     lengths, weights = [len(r.completion) for r in rows], [r.weight for r in rows]
-    return layout(lengths, weights, [r.privileged for r in rows], answers=answers, served=served)
+    credit = [r.credit for r in rows]
+    return layout(lengths, weights, [r.privileged for r in rows], answers=answers, served=served, credit=credit)
 
 
 def evaluate(lab: Lab, one: Recipe, rows: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -173,6 +184,9 @@ RESIDUAL = {
     "rlsd": "the reward moves tokens also where the teacher agrees",
     "rlad": "the reward moves tokens also where the teacher agrees",
     "sdar": "the gate is a half at agreement: the likelihood of every token rises",
+    "episode-sdar": "the gate is a half at agreement: the likelihood of every token rises",
+    "opid": "the reward moves tokens also where the teacher agrees, and T is compared with the sampler",
+    "tamtrl": "the reward moves tokens, the teacher only says which",
     "hdpo": "the teacher alone is renormalised on its likeliest tokens",
     "eopd": "the teacher alone is renormalised on its likeliest tokens: -log of their mass is left",
     "veto": "the bridge T S^beta is sharper than both sides until beta has fallen to 0",

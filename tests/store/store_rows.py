@@ -20,6 +20,7 @@ from afterword.records import (
     Revision,
     RoundAttempt,
     SignalRatio,
+    Skill,
     Skip,
     Turn,
     Verdict,
@@ -42,7 +43,7 @@ def interaction(name: str = "i1", of: str = "t1", feedback: tuple[str, ...] = ("
 
 
 SPINE: tuple[Record, ...] = (
-    turn(prompt_ids=(1, 2), completion_ids=(3,), logprobs=(-0.5,)),
+    turn(prompt_ids=(1, 2), completion_ids=(3,), logprobs=(-0.5,), episode_id="ep1", episode_index=0),
     Episode(id="ep1", task_id="walk/7", seed=7, harness="h", user="ada", metadata={"level": 2}),
     Feedback(id="f1", turn="t1", kind="follow_up", text="Shorter."),
     interaction(spans=((0, 2), (3, 3)), redacted=("email",), scope="user"),
@@ -74,5 +75,6 @@ BESIDE: tuple[Record, ...] = (
     ),
     PredictionOutcome(id="o1", prediction="p1", candidate="c1", report="r1", gain=0.18, passed=True),
     EpisodeEnd(id="e9", episode="ep1", status="finished", ended_at=9.0, metrics={"steps": 3}),
+    Skill(id="sk1", task="walk/7", episode="ep1", text="Go east first.", user="ada"),
 )
 """One note of each kind."""

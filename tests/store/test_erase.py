@@ -29,7 +29,7 @@ from afterword.records import (
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser, user_hash
 from afterword.store.schema import CLEARED, PRUNED, connect
-from tests.store.store_rows import SPINE, interaction, turn
+from tests.store.store_rows import BESIDE, SPINE, interaction, turn
 
 SECRET = "my cat is called Bartholomew the Third"
 
@@ -94,6 +94,7 @@ def test_everything_of_a_user_is_found_and_nothing_else(path: Path) -> None:
         assert held.rows == {
             "turns": ("a1", "a2", "b1"), "feedback": ("f1", "f2", "f3"), "interactions": ("i1", "i2"),
             "skips": ("s1",), "reviews": ("v1",), "relevances": ("l1",), "revisions": ("w1",), "exports": (),
+            "episodes": (), "episode_ends": (), "skills": (),
         }  # fmt: skip
         assert held.pruned == {"reports": ("r1",), "candidates": ("k2",)}
         assert {row["id"] for _, row in eraser.bodies(held)} == {
@@ -120,8 +121,8 @@ def test_what_was_erased_is_gone_for_every_reader(path: Path) -> None:
         forget(path)
         after = store.counts()
         assert {name: before[name] - after[name] for name in before} == {
-            "turns": 3, "feedback": 3, "interactions": 2, "skips": 1, "candidates": 0, "reports": 0, "verdicts": 0,
-            "releases": 0,
+            "turns": 3, "episodes": 0, "feedback": 3, "interactions": 2, "skips": 1, "candidates": 0, "reports": 0,
+            "verdicts": 0, "releases": 0,
         }  # fmt: skip
         assert store.find(Turn, "a1") is None and [t.id for t in store.rows(Turn)] == ["b2"]
         assert store.count(Turn, user=None) == 0 and store.count(Turn, user="bob") == 1
@@ -180,12 +181,14 @@ def test_what_is_sent_again_stays_forgotten(path: Path, late: Record) -> None:
 
 
 FILLED = {"turns": "prompt_ids = NULL", "feedback": "kind = 'forgotten'", "interactions": "kind = 'forgotten'",
-          "skips": "reason = 'forgotten'", "reviews": "decision = 'forgotten'", "exports": "user = NULL"}  # fmt: skip
+          "skips": "reason = 'forgotten'", "reviews": "decision = 'forgotten'", "exports": "user = NULL",
+          "episodes": "user = NULL", "skills": "user = NULL"}  # fmt: skip
 
 
 def test_only_a_tombstone_may_take_the_place_of_a_row(path: Path) -> None:
     with Store.open(path) as store:
         store.write(*(row for row in SPINE if row.TABLE not in ("candidates", "reports")))
+        store.write(*(row for row in BESIDE if row.TABLE in ("episode_ends", "skills")))
     forget(path, "nobody")  # there is an erasure to name
     connection = connect(path)
     connection.execute(

@@ -1,4 +1,4 @@
-"""`afterword episodes`: lists episodes, and shows one turn by turn with its rewards."""
+"""`afterword episodes`: lists episodes and skills, and shows an episode turn by turn with its rewards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from afterword.chat.observations import observation_after
 from afterword.cli.context import CommandContext
 from afterword.cli.data import short, when
 from afterword.errors import NotFoundError
-from afterword.records import Episode, Turn
+from afterword.feedback.settings import CollectSettings
+from afterword.feedback.skills import SkillBank, Use, write_skills
+from afterword.records import Episode, Skill, Turn
 from afterword.store.episodes import EpisodeTurn, EpisodeView, current, episode_view, episode_views, statuses
 
 _WIDTH = 100
@@ -21,7 +23,7 @@ _WIDTH = 100
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command."""
     group = commands.add_parser("episodes", parents=[common])
-    verbs = group.add_subparsers(dest="verb", metavar="list|show")
+    verbs = group.add_subparsers(dest="verb", metavar="list|show|skills")
     group.set_defaults(run=run_list, limit=20, task=None, status=None)
     listing = verbs.add_parser("list", parents=[common], help="list, newest first")
     listing.add_argument("--limit", type=int, default=20, metavar="N")
@@ -31,6 +33,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     show = verbs.add_parser("show", parents=[common], help="show one turn by turn, with rewards")
     show.add_argument("id", help="its id or a prefix of it")
     show.set_defaults(run=run_show)
+    skills = verbs.add_parser("skills", parents=[common], help="list the skills of the bank with their uses")
+    skills.add_argument("--write", action="store_true", help="first write skills of episodes that have none")
+    skills.set_defaults(run=run_skills)
 
 
 def run_list(context: CommandContext) -> int:
@@ -90,6 +95,26 @@ def run_show(context: CommandContext) -> int:
     branched = {one.parent for one in view.turns}
     for one in view.turns:
         _show_turn(context, one, after.get(one.turn.id), one.parent in branched and one.parent is not None)
+    return 0
+
+
+def run_skills(context: CommandContext) -> int:
+    """The bank of skills, each with its uses and mean outcome."""
+    with context.open_store(create=context.args.write) as store:
+        new = write_skills(store, redaction=context.config.get(CollectSettings).redact) if context.args.write else 0
+        bank = SkillBank(store)
+        rows = list(store.rows(Skill))
+    uses = [bank.uses.get(row.id, Use()) for row in rows]
+    if context.json:
+        told = [{**row.to_dict(), "tries": u.tries, "mean": u.mean} for row, u in zip(rows, uses, strict=True)]
+        context.emit({"skills": told, "new": new})
+        return 0
+    lines = [
+        (row.id, short(row.task), "step" if row.state else "task", use.tries, _number(use.mean if use.tries else None),
+         short(row.text, _WIDTH))
+        for row, use in zip(rows, uses, strict=True)
+    ]  # fmt: skip
+    context.table(f"skills: {len(rows)}, {new} new", ("id", "task", "for", "uses", "mean reward", "text"), lines)
     return 0
 
 

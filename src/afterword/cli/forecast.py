@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from afterword.cli.context import CommandContext
 from afterword.cli.progress import step_bar
 from afterword.cli.server_state import served_model
-from afterword.config import ServeConfig
+from afterword.config import ServeConfig, trains_episodes
 from afterword.cycle import Settings, plan_stage
 from afterword.errors import NothingToDo
 from afterword.feedback.select.select import select
@@ -130,7 +130,10 @@ def _plan(context: CommandContext, store: Store, settings: Settings) -> Training
     """What `train` would take, of one slice where --slice names it."""
     name = context.args.slice
     tasks = None if name is None else [name]
-    selection = select(store, settings.select, settings.review, channel=settings.channel, tasks=tasks)
+    episodes = trains_episodes(settings.train)
+    selection = select(
+        store, settings.select, settings.review, channel=settings.channel, tasks=tasks, episodes=episodes
+    )
     return plan_stage(store, settings, selection)
 
 

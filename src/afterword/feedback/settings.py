@@ -39,6 +39,8 @@ class CollectSettings:
     """Redaction of hindsight: "rules", "presidio" (needs the extra `privacy`) or "off"."""
     duplicates: UnitInterval = 0.85
     """Similarity from which a user's repeated messages are skipped (`duplicate`, `near_duplicate`); 0 keeps all."""
+    episode_idle: NonNegative = 3600.0
+    """Seconds without a request after which a running episode is ended as truncated (`idle`) and collected."""
     hindsight: dict[str, str] = field(default_factory=dict)
     """Kind -> template of its hindsight, in place of the default, with the same fields."""
     task_hindsight: dict[str, dict[str, str]] = field(default_factory=dict)

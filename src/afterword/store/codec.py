@@ -29,6 +29,7 @@ SEARCHED: dict[str, tuple[str, ...]] = {
     ),
     "episodes": ("task_id", "harness", "parent_id", "user", "status"),
     "episode_ends": ("episode", "status"),
+    "skills": ("task", "episode", "user"),
     "feedback": ("turn", "kind", "user", "retracts"),
     "interactions": ("turn", "kind", "split", "user", "task"),
     "skips": ("feedback", "turn", "reason"),
@@ -116,7 +117,8 @@ def encode(record: Record, *, live: bool = False) -> EncodedRow:
     return EncodedRow(table, identifier, digest, values, record.kind if isinstance(record, Feedback) else "", live)
 
 
-YOUNGER = {"turns": ("unlinked", "automated", "sampled_logprobs", "episode_id", "episode_index")}
+YOUNGER = {"turns": ("unlinked", "automated", "sampled_logprobs", "episode_id", "episode_index"),
+           "interactions": ("episode_id",)}  # fmt: skip
 """Fields that are left out of the body while they are empty: a row that an older version wrote is still a duplicate
 of the same row now."""
 NUMBERS = frozenset(("seconds",))

@@ -39,7 +39,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "interactions": ("turn", "split"),
     "skips": ("feedback", "turn"), "reviews": ("interaction",), "relevances": ("interaction",),
     "revisions": ("interaction",), "exports": ("what", "format"), "episodes": ("status",),
-    "episode_ends": ("episode", "status"),
+    "episode_ends": ("episode", "status"), "skills": ("episode",),
 }  # fmt: skip
 """Table -> what a tombstone keeps, besides `seq`, `id` and `created_at`: ids of ours, by which a row is known again
 when it is sent once more, and nothing in anybody's words."""
@@ -70,6 +70,7 @@ CLEARED: dict[str, dict[str, str]] = {
     "exports": {"path": "NULL", "user": "NULL"},
     "episodes": dict.fromkeys(("task_id", "harness", "parent_id", "user"), "NULL"),
     "episode_ends": {},
+    "skills": {"task": f"'{FORGOTTEN}'", "user": "NULL"},
 }
 """Table -> column -> what a tombstone holds there. `digest` becomes empty and `body` the id of the erasure."""
 
@@ -118,6 +119,7 @@ _FOR_CANARIES = ("unit", "canary", "seconds")
 _FOR_LINKS = ("unlinked", "episode_id")
 _FOR_EPISODES = ("episode_id",)
 _EPISODE_TABLES = ("episodes", "episode_ends")
+_YOUNGER_TABLES = (*_EPISODE_TABLES, "skills")
 
 
 def _prunable(table: str, columns: str) -> str:
@@ -191,7 +193,7 @@ MIGRATIONS: tuple[str, ...] = (
         (
             _table("erasures", "salt TEXT NOT NULL, user_hash TEXT NOT NULL"),
             _table("exports", "path TEXT, what TEXT, format TEXT, user TEXT"),
-            *(erasable(table, *_FOR_CANARIES, *_FOR_LINKS) for table in CLEARED if table not in _EPISODE_TABLES),
+            *(erasable(table, *_FOR_CANARIES, *_FOR_LINKS) for table in CLEARED if table not in _YOUNGER_TABLES),
             _prunable("reports", "seq, id, created_at, digest, candidate"),
             _prunable("candidates", "seq, id, created_at, digest, parent"),
             *(_guard(table, "turns") for table in ("feedback", "interactions", "skips")),
@@ -242,6 +244,14 @@ MIGRATIONS: tuple[str, ...] = (
             _guard("episode_ends", "episodes"),
             _guard("feedback", "episodes", "turn"),
             _guard("turns", "episodes", "episode_id"),
+        )
+    ),
+    # 14: skills, what worked in episodes.
+    "\n".join(
+        (
+            _table("skills", "task TEXT NOT NULL, episode TEXT NOT NULL, user TEXT", "episode"),
+            erasable("skills"),
+            _guard("skills", "episodes"),
         )
     ),
 )  # fmt: skip

@@ -19,6 +19,7 @@ from afterword.errors import NotFoundError, StoreError
 from afterword.records import (
     RECORDS,
     Candidate,
+    Episode,
     Feedback,
     Interaction,
     Record,
@@ -351,6 +352,17 @@ class Store:
         row = next(self.read("SELECT turn FROM traces WHERE trace = ?", (trace,)), None)
         return None if row is None else str(row[0])
 
+    def uncollected_episodes(self) -> Iterator[Episode]:
+        """Episodes with turns of which no interaction was made, oldest first."""
+        decode = decoder("episodes")
+        turns = "SELECT 1 FROM turns x WHERE x.episode_id = t.id"
+        made = "SELECT 1 FROM turns x JOIN interactions i ON i.turn = x.id WHERE x.episode_id = t.id"
+        sql = (
+            f"{select('episodes')} WHERE {_ALIVE} AND EXISTS ({turns}) AND NOT EXISTS ({made} AND i.kind = 'outcome') "
+            "ORDER BY t.seq"
+        )
+        return (cast(Episode, decode(row)) for row in list(self.read(sql)))
+
     def undecided(self) -> Iterator[Feedback]:
         """Feedback on known turns that is neither in an interaction nor skipped."""
         decode = decoder("feedback")
@@ -478,10 +490,11 @@ class Store:
 
         return why
 
-    def usable(self, split: str) -> list[Interaction]:
-        """Interactions of a split that are not `barred`, oldest first."""
+    def usable(self, split: str, *, episodes: bool = False) -> list[Interaction]:
+        """Interactions of a split that are not `barred`, oldest first: those of episodes, or all others."""
         barred = self.barred()
-        return [row for row in self.rows(Interaction, split=split) if barred(row) is None]
+        rows = (row for row in self.rows(Interaction, split=split) if (row.episode_id is not None) == episodes)
+        return [row for row in rows if barred(row) is None]
 
     def held_out(self) -> tuple[set[str], set[str]]:
         """Turns with a held-out interaction, and the conversations of these."""
@@ -546,9 +559,12 @@ class Store:
         return next(self.rows(kind, newest=True, limit=1, **equal), None)
 
     def lineage(self, turn: str) -> dict[str, list[Record]]:
-        """Everything that came of a turn, by table: its feedback, interactions, skips, and the candidates,
+        """Everything that came of a turn, by table: its episode, feedback, interactions, skips, and the candidates,
         reports, verdicts and releases that contain them."""
-        found: dict[str, list[Record]] = {"turns": [self.get(Turn, turn)]}
+        row = self.get(Turn, turn)
+        found: dict[str, list[Record]] = {"turns": [row]}
+        if row.episode_id is not None and (episode := self.find(Episode, row.episode_id)) is not None:
+            found["episodes"] = [episode]
         found["feedback"] = list(self.rows(Feedback, turn=turn))
         interactions = list(self.rows(Interaction, turn=turn))
         found["interactions"] = list(interactions)

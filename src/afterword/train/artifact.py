@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from afterword.model.loading import base_hash, resolve_model, template_hash, tok
 from afterword.records import Candidate, Json, content_hash
 from afterword.store.files import write_whole
 from afterword.train.data.examples import Example
+from afterword.train.data.rows import Encoded
 from afterword.train.runtime.policy import Policy, weights_hash
 
 MANIFEST = "afterword.json"
@@ -78,8 +79,14 @@ def identify(
     used: list[Example],
     seed: int,
     teachers: dict[str, str] | None = None,
+    credit: Sequence[Encoded] = (),
 ) -> RunIdentity:
-    """The identity of a run over these examples."""
+    """The identity of a run over these examples; `credit` are its rows of episodes: rewards and skills may change."""
+    rows = [row for row in credit if row.group is not None]
+    credited = [
+        [list(row.interactions), [list(x) for _, x in row.credit], *map(list, row.teacher_prompts.values())]
+        for row in rows
+    ]  # fmt: skip
     return RunIdentity(
         model=model,
         base_hash=base_hash(resolve_model(model)),
@@ -87,7 +94,9 @@ def identify(
         template_hash=template_hash(tokenizer),
         parent=None if parent is None else parent.name,
         parent_hash=None if parent is None else weights_hash(parent),
-        interactions_hash=content_hash([[e.interaction.id, e.interaction.weight, e.turn.id] for e in used]),
+        interactions_hash=content_hash(
+            [[e.interaction.id, e.interaction.weight, e.turn.id] for e in used], *([credited] if credited else [])
+        ),
         recipe=describe(recipe),
         seed=seed,
         teachers=teachers or {},

@@ -179,7 +179,7 @@ def train_candidate(  # noqa: C901  one function, read from top to bottom
         if stopped:
             break
 
-    trained = {row.interaction for row in run.prepared.rows}
+    trained = {name for row in run.prepared.rows for name in row.interactions}
     result = TrainResult(
         path=out,
         base=model,

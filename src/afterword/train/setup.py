@@ -59,7 +59,9 @@ def read_inputs(
         device=device,
         tokenizer=tokenizer,
         prepared=prepared,
-        identity=identify(model, tokenizer, recipe, parent, list(prepared.used), seed, teacher_hashes(recipe)),
+        identity=identify(
+            model, tokenizer, recipe, parent, list(prepared.used), seed, teacher_hashes(recipe), prepared.rows
+        ),
     )
 
 

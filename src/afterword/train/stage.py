@@ -25,6 +25,7 @@ from afterword.store.locks import TRAIN, alone
 from afterword.train.artifact import candidate_record, summary_lines
 from afterword.train.checkpoint import clear_checkpoint
 from afterword.train.data.batches import plan_steps
+from afterword.train.data.episode_examples import episode_examples
 from afterword.train.data.examples import Example, encode_examples, newest_trainable, reads_hindsight
 from afterword.train.generation.revise import revise_stage, revision_model, with_revisions
 from afterword.train.loop import train_candidate
@@ -42,6 +43,7 @@ class StoreEncoder:
         """An empty `model` is unknown: then nothing can be encoded, only counted."""
         self.store, self.model, self._recipe = store, model, recipe_of(settings)
         self.recipe, self.reads_hindsight = self._recipe.name, reads_hindsight(self._recipe)
+        self.reads_episodes = self._recipe.data == "episodes"
 
     def newest_trainable(self, newest: Iterable[Interaction], most: int) -> list[Interaction]:
         """The first of `newest` of which `most` can be trained, including the untrainable ones between them."""
@@ -49,7 +51,7 @@ class StoreEncoder:
             return [row for row, _ in zip(newest, range(most), strict=False)]
         tokenizer, (_, vocabulary) = load_tokenizer(self.model), model_sizes(resolve_model(self.model))
         limit = context_limit(self._recipe, self.model, tokenizer)
-        examples = map(self._example, newest)
+        examples = self._examples(list(newest)) if self.reads_episodes else map(self._example, newest)
         chosen = newest_trainable(examples, tokenizer, self._recipe, limit=limit, vocabulary=vocabulary, most=most)
         return [example.interaction for example in chosen]
 
@@ -62,9 +64,12 @@ class StoreEncoder:
             return (), None
         tokenizer, (_, vocabulary) = load_tokenizer(self.model), model_sizes(resolve_model(self.model))
         limit = context_limit(self._recipe, self.model, tokenizer)
-        examples = list(map(self._example, rows))
+        examples = self._examples(rows)
         found = encode_examples(examples, tokenizer, self._recipe, limit=limit, vocabulary=vocabulary)
         return found.excluded, len(plan_steps(found.rows, self._recipe, seed)) if found.rows else 0
+
+    def _examples(self, rows: Sequence[Interaction]) -> list[Example]:
+        return episode_examples(self.store, rows) if self.reads_episodes else list(map(self._example, rows))
 
     def _example(self, row: Interaction) -> Example:
         return Example(row, self.store.get(Turn, row.turn))
@@ -227,10 +232,11 @@ def plan_settings(plan: TrainingPlan) -> TrainConfig:
 
 
 def _examples(store: Store, plan: TrainingPlan) -> list[Example]:
-    examples = []
+    found = []
     for identifier in plan.interactions:
         interaction = store.get(Interaction, identifier)
         factor = plan.weights.get(identifier, 1.0)
-        interaction = replace(interaction, weight=interaction.weight * factor)
-        examples.append(Example(interaction, store.get(Turn, interaction.turn)))
-    return examples
+        found.append(replace(interaction, weight=interaction.weight * factor))
+    if any(row.episode_id for row in found):
+        return episode_examples(store, found)
+    return [Example(row, store.get(Turn, row.turn)) for row in found]

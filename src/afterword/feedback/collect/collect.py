@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from afterword.feedback.collect.decide import CaseDecision, without_repetition
+from afterword.feedback.collect.episodes import collect_episodes
 from afterword.feedback.collect.neighbours import LeftBehind, accepted_attempt
 from afterword.feedback.collect.signals import FeedbackCase
 from afterword.feedback.collect.workers import decided
@@ -64,6 +65,10 @@ class Funnel:
     """Rows that this run wrote."""
     known: int = 0
     """Rows that another collector had written first."""
+    episodes: Counter[str] = field(default_factory=Counter)
+    """Episodes by what became of them: `collected`, `running` or `no_turns`."""
+    episode_turns: Counter[str] = field(default_factory=Counter)
+    """Their turns: `kept`, or why not."""
 
     def add(self, decision: CaseDecision) -> None:
         """Count one decision."""
@@ -94,7 +99,7 @@ class Funnel:
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON; tables sorted by count, then name."""
         plain: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("skipped", "waiting"):
+        for name in ("skipped", "waiting", "episodes", "episode_turns"):
             plain[name] = _sorted(plain[name])
         plain["kinds"] = {kind: _sorted(self.kinds[kind]) for kind in sorted(self.kinds)}
         return plain
@@ -136,6 +141,7 @@ def collect(
             progress(funnel.feedback)
     while writes:
         _settle(funnel, writes.popleft())
+    collect_episodes(store, settings, funnel)
     return funnel
 
 

@@ -6,12 +6,12 @@ The only place that selects the interactions of a training. Dry runs, `collect`,
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
-from afterword.config import TrainConfig
+from afterword.config import TrainConfig, trains_episodes
 from afterword.errors import NothingToDo
 from afterword.feedback.select.select import Selection
 from afterword.records import Candidate, Excluded, Interaction, Json, TrainingPlan, Turn, content_hash
@@ -55,16 +55,19 @@ def plan_training(
         ModelError: when the tokenizer cannot be loaded or its template cannot be trained.
         AdapterError: when a released teacher does not fit the model.
     """
-    spent = store.spent(channel)
+    spent, episodes = store.spent(channel), trains_episodes(settings)
     if selection is None:
-        selected = [row for row in store.usable("train") if row.id not in spent]
+        selected = [row for row in store.usable("train", episodes=episodes) if row.id not in spent]
     else:
         selected = [row for row in selection.rows if selection.weights[row.id] > 0.0]
     waiting = [row for row in selected if row.on_policy or settings.off_policy]
     if len(waiting) < max(1, settings.min_interactions):
         raise NothingToDo(_too_few(store, waiting, settings))
-    taken = balance(waiting, encoder.recipe, settings) if encoder and encoder.reads_hindsight else waiting
-    if len(taken) > settings.max_interactions:
+    worded = encoder is not None and encoder.reads_hindsight and not episodes
+    taken = balance(waiting, encoder.recipe, settings) if encoder and worded else waiting
+    if episodes:
+        taken = newest_episodes(taken, settings.max_interactions)
+    elif len(taken) > settings.max_interactions:
         newest = reversed(taken)
         most = settings.max_interactions
         taken = encoder.newest_trainable(newest, most) if encoder else list(newest)[:most]
@@ -84,6 +87,17 @@ def plan_training(
         excluded=excluded,
         steps=steps,
     )
+
+
+def newest_episodes(rows: Sequence[Interaction], most: int) -> list[Interaction]:
+    """The newest whole episodes with at most `most` turns together, at least one, in the given order."""
+    sizes = Counter(row.episode_id for row in rows)
+    kept: set[str | None] = set()
+    for name in dict.fromkeys(row.episode_id for row in reversed(rows)):
+        if kept and sum(sizes[one] for one in kept) + sizes[name] > most:
+            break
+        kept.add(name)
+    return [row for row in rows if row.episode_id in kept]
 
 
 def balance(waiting: Sequence[Interaction], recipe: str, settings: TrainConfig) -> list[Interaction]:
@@ -121,7 +135,8 @@ def draw_replay(store: Store, spent: set[str], new: int, settings: TrainConfig) 
     """`train.replay` x `new` interactions of those that the served adapter was trained on, drawn at random."""
     if not settings.replay:
         return []
-    rows = [row for row in store.usable("train") if row.id in spent and (row.on_policy or settings.off_policy)]
+    usable = store.usable("train", episodes=trains_episodes(settings))
+    rows = [row for row in usable if row.id in spent and (row.on_policy or settings.off_policy)]
     rng = random.Random(f"replay/{settings.seed}/{len(spent)}")
     drawn = rng.sample(rows, min(len(rows), round(settings.replay * new)))
     return sorted(drawn, key=lambda row: (row.created_at, row.id))

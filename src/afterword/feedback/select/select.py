@@ -100,17 +100,18 @@ def select(
     channel: str = "default",
     tasks: Iterable[str | None] | None = None,
     now: float | None = None,
+    episodes: bool = False,
 ) -> Selection:
     """Choose among the training interactions that no released adapter has learned; only those of `tasks`, if given.
 
     A channel of a user, team or task learns from what they said and about nothing else; a user's own wishes are for
-    that user's channel.
+    that user's channel. With `episodes` it chooses among the turns of episodes instead.
 
     Raises StoreError when the store cannot be read.
     """
     settings, review = settings or SelectSettings(), review or ReviewSettings()
     spent = store.spent(channel)
-    rows = [row for row in store.usable("train") if row.id not in spent]
+    rows = [row for row in store.usable("train", episodes=episodes) if row.id not in spent]
     chosen = Selection()
     held = blocked(auditable(store), store.reviews(), review, time.time() if now is None else now)
     fresh = _fresh(store, rows, settings, channel)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from afterword.learn.loss.loss_stage import Scores
 from afterword.learn.loss.token_batch import TokenBatch
-from afterword.learn.parts.advantages import NO_CLIP, Advantage, PolicyClip, importance_ratio
+from afterword.learn.parts.advantages import NO_CLIP, Advantage, PolicyClip, advantage_parts, importance_ratio
 from afterword.learn.parts.contexts import CONTEXTS, Context
 from afterword.learn.parts.divergences import Estimator
 from afterword.learn.parts.fields import Positive, SkippedTokens, TermScale
@@ -140,12 +140,13 @@ class Term:
     def reads_teacher(self) -> bool:
         """True when it reads a teacher's scores."""
         parts = (self.estimator, self.advantage, self.policy_clip, *self.weights)
-        return any(map(reads_teacher, parts)) or "logp_teacher" in self.measures
+        return any(map(reads_teacher, parts)) or not {"logp_teacher", "p_teacher"}.isdisjoint(self.measures)
 
     @property
     def measures(self) -> tuple[Measure, ...]:
         """Measures of whole answers that a pass has to take for it."""
-        return tuple(dict.fromkeys(measure for weight in self.weights for measure in measures_of(weight)))
+        parts = (*self.weights, *advantage_parts(self.advantage))
+        return tuple(dict.fromkeys(measure for part in parts for measure in measures_of(part)))
 
     def keep(self, batch: TokenBatch) -> Tensor:
         """Select the tokens that count in this term.

@@ -6,7 +6,7 @@ Weights, routes and advantages read these facts alone, never other answers that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -127,6 +127,8 @@ class TokenBatch:
     """[N] True for tokens that write private data: no term counts them."""
     changed: Tensor
     """[N] True for tokens that the user changed in the answer."""
+    credit: Mapping[Hashable, Tensor] = field(default_factory=dict)
+    """Rule of credit (`parts.credit.EpisodeCredit`) -> [N] advantage of each token, 0 for rows of no episode."""
 
     @property
     def last(self) -> Tensor:
@@ -167,6 +169,7 @@ def layout(
     private: Sequence[Sequence[int]] = (),
     changed: Sequence[Sequence[int]] = (),
     breaks: Sequence[Sequence[int]] = (),
+    credit: Sequence[Sequence[tuple[Hashable, Sequence[float]]]] = (),
 ) -> TokenBatch:
     """Build the layout of R answers with N tokens.
 
@@ -180,6 +183,7 @@ def layout(
         private: [R] positions of private tokens in each answer.
         changed: [R] positions of tokens that the user changed.
         breaks: [R] positions at which another span begins, ascending and above 0; none by default.
+        credit: [R] rules of credit, each with the advantage of every token of the answer; none by default.
     """
     length = torch.tensor(list(lengths), dtype=torch.long, device=device)
     row = torch.repeat_interleave(torch.arange(len(lengths), device=device), length)
@@ -202,7 +206,24 @@ def layout(
         ),
         private=_marked(private, first, len(row)),
         changed=_marked(changed, first, len(row)),
+        credit=_credit(credit, lengths, device),
     )
+
+
+def _credit(
+    credit: Sequence[Sequence[tuple[Hashable, Sequence[float]]]], lengths: Sequence[int], device: torch.device | str
+) -> dict[Hashable, Tensor]:
+    """[N] for each rule that some answer has."""
+    by_answer = [dict(some) for some in credit]
+    rules = dict.fromkeys(rule for some in by_answer for rule in some)
+    return {
+        rule: torch.tensor(
+            [x for some, n in zip(by_answer, lengths, strict=True) for x in some.get(rule, (0.0,) * n)],
+            dtype=torch.float32,
+            device=device,
+        )
+        for rule in rules
+    }
 
 
 def _marked(places: Sequence[Sequence[int]], first: Tensor, size: int) -> Tensor:

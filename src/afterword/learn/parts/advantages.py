@@ -179,9 +179,10 @@ class GroupBaseline:
     needs_reward = True
 
     def __call__(self, scores: Scores, batch: TokenBatch, keep: Tensor) -> Tensor:
-        return batch.each(self._of)
+        return batch.each(self.of)
 
-    def _of(self, answer: AnswerInfo) -> float:
+    def of(self, answer: AnswerInfo) -> float:
+        """The advantage of one answer."""
         group = answer.group.of(None) if self.across else answer.group
         if answer.reward is None or group.size < 2:
             return 0.0

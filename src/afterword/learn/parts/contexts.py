@@ -69,9 +69,18 @@ class Opening:
         return text[: words[max(1, round(self.share * len(words))) - 1].end()] if words else ""
 
 
-Hint = Sibling | OwnAttempt | Reflection | Skill | Opening
+@dataclass(frozen=True, slots=True)
+class FromEpisode:
+    """A text of the turn's episode, in place of what the environment said (docs/episodes.md)."""
+
+    kind: Literal["skill", "step_skill", "peer", "oracle"] = "skill"
+    """A skill for the task from the bank; one for this step, or else the former; a successful episode of the same task;
+    the start of one, or the solution that the environment gave."""
+
+
+Hint = Sibling | OwnAttempt | Reflection | Skill | Opening | FromEpisode
 """Privileged text in place of the user's words: made anew in each pass from the group of answers or by the student, or
-taken from the task or from a part of the words."""
+taken from the task, from a part of the words or from another episode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +214,9 @@ REFERENCE_KINDS = with_hindsight("answer")
 """Kinds whose hindsight is the answer that the user wanted, as an edit or written by hand."""
 ENVIRONMENT_KINDS = with_hindsight("environment")
 """Kinds whose hindsight is what a program or a guard said."""
+OBSERVATION_KINDS = with_hindsight("observation")
+"""Kinds whose hindsight is what an environment said after a turn of an episode."""
+_SAID_BY_PROGRAMS = (*ENVIRONMENT_KINDS, *OBSERVATION_KINDS)
 
 _AGAIN = Wording(
     otherwise="\n\nWait, this answer is wrong. Let me write it again, correctly.\n\n",
@@ -213,12 +225,12 @@ _AGAIN = Wording(
 
 _BY_KIND = tuple(
     (kind, wording)
-    for kinds, wording in ((PEER_KINDS, _PEER), (REFERENCE_KINDS, _REFERENCE), (ENVIRONMENT_KINDS, _ENVIRONMENT))
+    for kinds, wording in ((PEER_KINDS, _PEER), (REFERENCE_KINDS, _REFERENCE), (_SAID_BY_PROGRAMS, _ENVIRONMENT))
     for kind in kinds
 )
 
 _REMARK = Wording(otherwise="That is not what I wanted.", praise="That is what I wanted.")
-_OWN_WORDS = tuple((kind, Wording("{hindsight}")) for kind in (*PEER_KINDS, *REFERENCE_KINDS, *ENVIRONMENT_KINDS))
+_OWN_WORDS = tuple((kind, Wording("{hindsight}")) for kind in (*PEER_KINDS, *REFERENCE_KINDS, *_SAID_BY_PROGRAMS))
 """Kinds whose hindsight is no remark: beside `appended` nothing differs, and nothing is divided out."""
 
 CONTEXTS: dict[str, Context] = {

@@ -329,9 +329,9 @@ class GapGate:
         return (self.beta * (scores.logp_teacher - scores.logp_student)).sigmoid()
 
 
-Measure = Literal["logp_student", "logp_teacher", "phi"]
+Measure = Literal["logp_student", "logp_teacher", "phi", "p_teacher"]
 """A number of a whole answer, the mean over its tokens: log S(y) and log T(y) (nats), and log S(y) + H(S), which is 0
-in expectation over the student's own samples (arXiv 2602.12222)."""
+in expectation over the student's own samples (arXiv 2602.12222), and T(y)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,8 +440,8 @@ class Solvable:
         return batch.each(lambda a: 4 * a.group.pass_rate * (1 - a.group.pass_rate))
 
 
-def measures_of(weight: Weight) -> tuple[Measure, ...]:
-    """Measures that a weight reads."""
+def measures_of(weight: Any) -> tuple[Measure, ...]:
+    """Measures that a weight or an advantage reads."""
     found: tuple[Measure, ...] = getattr(weight, "measures", ())
     return found
 

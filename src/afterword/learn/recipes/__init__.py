@@ -28,6 +28,16 @@ from afterword.learn.recipes.distil import (
     stable_opd,
     veto,
 )
+from afterword.learn.recipes.episodes import (
+    episode_grpo,
+    episode_hindsight,
+    episode_opd,
+    episode_sdar,
+    episode_sdpo,
+    opid,
+    skill_sd,
+    tamtrl,
+)
 from afterword.learn.recipes.group import dasd, essd, hdpo, kdrl, rlad, rlsd, rltf, sage, scope, sd_zero, sdar, srpo
 from afterword.learn.recipes.guided import erl, iterative_sft, npo, nurl, pi_distill, pope, varreason, vold
 from afterword.learn.recipes.hindsight import (
@@ -94,6 +104,14 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "erl": erl,
     "pi-distill": pi_distill,
     "vold": vold,
+    "episode-grpo": episode_grpo,
+    "episode-sdar": episode_sdar,
+    "skill-sd": skill_sd,
+    "opid": opid,
+    "tamtrl": tamtrl,
+    "episode-sdpo": episode_sdpo,
+    "episode-opd": episode_opd,
+    "episode-hindsight": episode_hindsight,
 }
 """By the name that `train.recipe` takes."""
 

@@ -74,9 +74,11 @@ class Recipe:
     redact: Literal["rules", "presidio", "off"] = "rules"
     """Private data is looked for again before training, in hindsight (replaced) and in answers (masked from the loss):
     "rules", "presidio" or "off"."""
-    scored: Literal["answer", "conversation"] = "answer"
+    scored: Literal["answer", "conversation", "episode"] = "answer"
     """What an interaction scores: its own answer, or as one row all answers of its conversation up to that one, which
-    the feedback and the verifier's reward then speak of."""
+    the feedback and the verifier's reward then speak of. "episode": the turns of a branch of an episode as one row."""
+    data: Literal["interactions", "episodes"] = "interactions"
+    """What is trained: what users said about answers, or the turns of episodes (`afterword.records.Episode`)."""
     include_off_policy: bool = False
     """Also train answers whose served ids are unknown (imported logs), tokenised by us."""
 

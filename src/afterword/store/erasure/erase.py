@@ -147,7 +147,8 @@ class Eraser:
         )
         within = "(SELECT id FROM gone WHERE kind = 'episodes')"
         run(f"INSERT OR IGNORE INTO gone SELECT 'turns', id FROM turns WHERE episode_id IN {within}")
-        run(f"INSERT OR IGNORE INTO gone SELECT 'episode_ends', id FROM episode_ends WHERE episode IN {within}")
+        for table in ("episode_ends", "skills"):
+            run(f"INSERT OR IGNORE INTO gone SELECT '{table}', id FROM {table} WHERE episode IN {within}")
 
     def _quoted_by_others(self, user: str) -> Iterator[str]:
         """Turns of the same conversations that carry a question of the user's with its answer, sent by others."""

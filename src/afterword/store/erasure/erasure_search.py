@@ -30,7 +30,7 @@ BUDGET = 60_000_000_000
 """Bytes times needles of one search; beyond it later pieces of the texts are left out, and the report says how many."""
 _OWN = {"turns": ("messages", "answer"), "feedback": ("text", "final_text", "output", "metadata"),
         "interactions": ("hindsight",), "skips": ("detail",), "reviews": ("why",), "revisions": ("text",),
-        "episodes": ("metadata",), "episode_ends": ("reason",)}  # fmt: skip
+        "episodes": ("metadata",), "episode_ends": ("reason",), "skills": ("text",)}  # fmt: skip
 """Table -> fields with words in them."""
 _NOT_THEIRS = ("system", "developer")
 

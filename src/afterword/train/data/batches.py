@@ -72,6 +72,7 @@ def rows_of(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Toke
         private=[r.private for r in rows],
         changed=[r.changed for r in rows],
         breaks=[r.breaks for r in rows],
+        credit=[r.credit for r in rows],
     )
 
 

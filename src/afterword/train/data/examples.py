@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -36,6 +36,7 @@ from afterword.learn.loss.token_batch import ALONE, AnswerInfo, Group, Member
 from afterword.learn.parts.anchors import GOLD
 from afterword.learn.parts.contexts import (
     Context,
+    FromEpisode,
     Opening,
     OwnAttempt,
     Reflection,
@@ -47,6 +48,8 @@ from afterword.learn.parts.contexts import (
 from afterword.learn.parts.weights import kinds_of
 from afterword.learn.recipes import Recipe
 from afterword.records import Excluded, Interaction, Json, Turn, content_hash
+from afterword.train.data.branches import branch_rows, with_credit
+from afterword.train.data.credit import Step
 from afterword.train.data.episodes import with_earlier_answers
 from afterword.train.data.rows import Encoded
 from afterword.train.data.token_spans import changed_positions, private_positions
@@ -58,6 +61,10 @@ class Example:
 
     interaction: Interaction
     turn: Turn
+    step: Step | None = None
+    """Its place in an episode, for recipes over episodes."""
+    texts: tuple[tuple[str, str], ...] = ()
+    """Kind of `contexts.FromEpisode` -> text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +162,7 @@ class RowEncoder:
 
     def _encoded(self, example: Example) -> Encoded | Excluded:
         interaction, turn = example.interaction, example.turn
-        if unfit := self._unfit(interaction, turn):
+        if unfit := self._unfit(interaction, turn) or self._no_episode(example):
             return Excluded(interaction.id, *unfit)
         ends, turn = self.ends.of(turn), self._asked(turn)
         arguments = template_arguments(turn.sampling)
@@ -181,7 +188,7 @@ class RowEncoder:
             completion = (*body, *end)
         if too_long := self._too_long(len(prompt) + len(completion)):
             return Excluded(interaction.id, *too_long)
-        row = self._with_teacher(interaction, turn, prompt, completion, own)
+        row = self._with_teacher(interaction, turn, prompt, completion, own, dict(example.texts))
         if isinstance(row, Excluded):
             return row
         room, least = self.limit - row.longest_prompt, min(_LEAST, self.recipe.max_fresh)
@@ -191,13 +198,19 @@ class RowEncoder:
         row = replace(
             row,
             served=served,
-            answer=replace(self._answer(interaction), plain=not turn.on_policy or not why_not_plain(turn.sampling)),
+            group=None if example.step is None else ("task", example.step.task),
+            answer=replace(
+                self._answer(interaction, example.step), plain=not turn.on_policy or not why_not_plain(turn.sampling)
+            ),
             private=private_positions(self.tokenizer, completion, self.recipe.redact),
             changed=changed_positions(self.tokenizer, completion, text, interaction.spans),
         )
-        if self.recipe.scored == "answer":
-            return row
-        return self._conversation(row, arguments)
+        return self._conversation(row, arguments) if self.recipe.scored == "conversation" else row
+
+    def _no_episode(self, example: Example) -> tuple[str, str] | None:
+        if self.recipe.data == "episodes" and example.step is None:
+            return "no_episode", "it is no part of an episode's task, and the recipe learns from episodes"
+        return None
 
     def _conversation(self, row: Encoded, arguments: Json) -> Encoded | Excluded:
         """The row with the answers that its prompt holds as further spans."""
@@ -229,8 +242,10 @@ class RowEncoder:
             return "no_consent", "its turn may not be trained on"
         if not 0 < interaction.weight < math.inf:
             return "no_weight", f"its weight is {interaction.weight}"
+        alone = self.recipe.data == "episodes" and not all(t.context.privileged for t in self.recipe.terms)
         if (
             reads_hindsight(self.recipe)
+            and not alone
             and not interaction.hindsight.strip()
             and self._answer(interaction).kind != GOLD
         ):
@@ -254,10 +269,12 @@ class RowEncoder:
             return None
         return ", ".join(named)
 
-    def _answer(self, interaction: Interaction) -> AnswerInfo:
+    def _answer(self, interaction: Interaction, step: Step | None = None) -> AnswerInfo:
         """What is known of it beside its tokens. Where a recipe mixes in gold, answers that users were content with
         are that: they are imitated as they were served."""
         reward = float(interaction.polarity) if interaction.polarity else None
+        if step is not None:
+            reward = step.scored
         mixed = any(GOLD in (kinds_of(t.route) or ()) for t in self.recipe.terms)
         kind = GOLD if mixed and interaction.polarity > 0 else interaction.kind
         return AnswerInfo(kind=kind, task=interaction.task, reward=reward)
@@ -320,6 +337,7 @@ class RowEncoder:
         prompt: tuple[int, ...],
         completion: tuple[int, ...],
         own: tuple[int, ...],
+        texts: Mapping[str, str],
     ) -> Encoded | Excluded:
         """The row with every prompt that a teacher reads: the served one, with what the context adds to it. `own` is
         the conversation as the template writes it now."""
@@ -338,6 +356,8 @@ class RowEncoder:
                 words = dict(where.hint.by_task).get(interaction.task or "", "")
             elif isinstance(where.hint, Opening):
                 words = where.hint.of(shown.hindsight)
+            elif isinstance(where.hint, FromEpisode):
+                words = texts.get(where.hint.kind) or texts.get("skill" if where.hint.kind == "step_skill" else "", "")
             text = redact(words, self.recipe.redact).text if where.text is None else where.text
             if not text.strip():  # nothing is shown, and no term with hindsight counts it
                 prompts[where] = prompt
@@ -504,8 +524,23 @@ def encode_examples(
     results = [(e, encoder.encode(e)) for e in unique]
     excluded = tuple(r for _, r in results if isinstance(r, Excluded))
     kept = [(e, r) for e, r in results if isinstance(r, Encoded)]
+    if recipe.data == "episodes":
+        kept = _of_episodes(kept, unique, recipe, tokenizer)
     rows = with_groups(_aged(kept))
     return Prepared(tuple(rows), excluded, tuple(e for e, _ in kept), limit, encoder)
+
+
+def _of_episodes(
+    kept: Sequence[tuple[Example, Encoded]], every: Sequence[Example], recipe: Recipe, tokenizer: Tokenizer
+) -> list[tuple[Example, Encoded]]:
+    """Rows with the credit of their turns; with `scored` "episode" a row for each branch, beside its last turn."""
+    pairs = [(e.step, e.turn, row) for e, row in kept if e.step is not None]
+    steps = list({e.step.turn: e.step for e in every if e.step is not None}.values())
+    credited = with_credit(pairs, steps, recipe, tokenizer)
+    of_turn = {e.turn.id: e for e, _ in kept}
+    if recipe.scored != "episode":
+        return [(of_turn[step.turn], row) for step, _, row in credited]
+    return [(of_turn[step.turn], row) for (step, _, _), row in branch_rows(credited)]
 
 
 def reads_hindsight(recipe: Recipe) -> bool:
@@ -551,17 +586,23 @@ def sampler_logprobs(turn: Turn) -> tuple[tuple[float, ...], str | None]:
 
 def with_groups(rows: Sequence[Encoded]) -> list[Encoded]:
     """`rows` with the statistics of the rewards of all answers to the same prompt."""
-    members: dict[tuple[int, ...], list[Member]] = {}
+    members: dict[Hashable, list[Member]] = {}
     for row in rows:
         if row.answer.accepted:
             one = row.answer
-            members.setdefault(row.asked, []).append(Member(one.reward, one.origin, one.measures))
+            members.setdefault(_compared(row), []).append(Member(one.reward, one.origin, one.measures))
     groups = {
         (prompt, origin): Group(members=tuple(some)).of(origin)
         for prompt, some in members.items()
         for origin in {one.origin for one in some}
     }
-    return [replace(r, answer=replace(r.answer, group=groups.get((r.asked, r.answer.origin), ALONE))) for r in rows]
+    return [
+        replace(r, answer=replace(r.answer, group=groups.get((_compared(r), r.answer.origin), ALONE))) for r in rows
+    ]
+
+
+def _compared(row: Encoded) -> Hashable:
+    return row.asked if row.group is None else row.group
 
 
 SAID = ("follow_up", "comment")

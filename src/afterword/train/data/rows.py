@@ -5,6 +5,7 @@ Built by `examples`; a row is data alone.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from afterword.learn.loss.token_batch import UNKNOWN, AnswerInfo
@@ -44,8 +45,19 @@ class Encoded:
     teacher_between: dict[Context, Between] = field(default_factory=dict)
     """The same under the contexts where a teacher reads something else there, before the same positions."""
 
+    credit: tuple[tuple[Hashable, tuple[float, ...]], ...] = ()
+    """Rule of credit -> advantage of each completion id, for turns of episodes."""
+    also: tuple[str, ...] = ()
+    """Interactions of the earlier spans, for a row of several turns."""
+    group: Hashable = None
+    """Whose rewards and measures are compared; None: answers to the same prompt."""
     to: tuple[int, ...] | None = None
     """The prompt whose answers are compared, where the row's own goes on with the beginning of an answer."""
+
+    @property
+    def interactions(self) -> tuple[str, ...]:
+        """Every interaction that the row trains."""
+        return (*self.also, self.interaction)
 
     @property
     def asked(self) -> tuple[int, ...]:

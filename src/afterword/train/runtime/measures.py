@@ -76,7 +76,7 @@ def _of(
 ) -> list[Measures]:
     """The measures of each row of a group, the mean over its scored tokens that are not private."""
     batch = packed([rows[i].parts(term.student_context) for i in group], policy.device, share=True)
-    side = states.get(term.teacher, term.context, group) if "logp_teacher" in term.measures else None
+    side = states.get(term.teacher, term.context, group) if {"logp_teacher", "p_teacher"} & {*term.measures} else None
     heads = [policy.head, *([side.head] if side is not None else [])]
     tokens = min(len(head.weight) for head in heads)
     scores: Scores = token_losses(
@@ -87,6 +87,7 @@ def _of(
         "logp_student": scores.logp_student,
         "logp_teacher": scores.logp_teacher,
         "phi": scores.logp_student + scores.entropy_student,
+        "p_teacher": scores.logp_teacher.exp(),
     }
     public = ~rows_of([rows[i] for i in group], policy.device).private
     lengths = [len(rows[i].completion) for i in group]
