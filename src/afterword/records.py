@@ -689,8 +689,8 @@ class EpisodeEnd(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Skill(Record):
-    """What worked in an episode, for others of its task. Example: Skill(id="sk-51...", task="walk/7",
+class TaskSkill(Record):
+    """What worked in an episode, for others of its task. Example: TaskSkill(id="sk-51...", task="walk/7",
     episode="ep-51...", text="Go east first.")"""
 
     TABLE: ClassVar[str] = "skills"
@@ -707,6 +707,6 @@ class Skill(Record):
 
 
 NOTES: tuple[type[Record], ...] = (
-    Review, SignalRatio, Revision, Alarm, RoundAttempt, Prediction, PredictionOutcome, EpisodeEnd, Skill,
+    Review, SignalRatio, Revision, Alarm, RoundAttempt, Prediction, PredictionOutcome, EpisodeEnd, TaskSkill,
 )  # fmt: skip
 """Rows beside the spine: notes on interactions, releases, rounds and episodes."""

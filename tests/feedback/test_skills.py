@@ -14,7 +14,7 @@ from afterword.feedback.collect.collect import collect
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.skills import SkillBank, SkillText, write_skills
 from afterword.forget import forget_user
-from afterword.records import Episode, EpisodeEnd, Feedback, Skill, Turn
+from afterword.records import Episode, EpisodeEnd, Feedback, TaskSkill, Turn
 from afterword.store import Store
 
 
@@ -44,7 +44,7 @@ def test_a_successful_episode_gives_a_skill_for_the_task_and_one_for_each_state(
     play(store, "bad", ["west"], 0.0)
     collect(store, CollectSettings(holdout=0.0))
     assert write_skills(store) == 2 and write_skills(store) == 0
-    whole, step = store.rows(Skill)
+    whole, step = store.rows(TaskSkill)
     assert whole.text.startswith("What worked in this task, step by step: north | mail [")
     assert "ada@example.org" not in whole.text + step.text
     assert whole.state is None and "When you read 'saw north', this worked: mail" in step.text
@@ -63,7 +63,7 @@ def test_held_out_and_running_episodes_give_none(store: Store) -> None:
 
 def test_the_bank_tries_each_skill_and_then_weighs_success_against_few_tries(store: Store) -> None:
     for name in ("a", "b"):
-        store.write(Skill(id=name, task="walk", episode=f"from-{name}", text=name))
+        store.write(TaskSkill(id=name, task="walk", episode=f"from-{name}", text=name))
     for n in range(8):
         play(store, f"a{n}", ["x"], 1.0 if n < 4 else 0.0, metadata={"skill": "a"})
     bank = SkillBank(store)
@@ -72,7 +72,7 @@ def test_the_bank_tries_each_skill_and_then_weighs_success_against_few_tries(sto
     play(store, "b0", ["x"], 0.0, metadata={"skill": "b"})
     play(store, "b1", ["x"], None, metadata={"skill": "b"})
     bank = SkillBank(store)
-    a, b = (store.get(Skill, name) for name in ("a", "b"))
+    a, b = (store.get(TaskSkill, name) for name in ("a", "b"))
     assert bank.score(a, 9) == pytest.approx(0.5 + math.sqrt(2 * math.log(9) / 8))
     assert bank.score(b, 9) == pytest.approx(0.0 + math.sqrt(2 * math.log(9) / 1))
     assert bank.score(b, 9) > bank.score(a, 9)
@@ -87,7 +87,7 @@ def test_skills_of_one_user_are_not_shown_to_another_and_are_forgotten(store: St
     bank = SkillBank(store)
     assert bank.choose("walk", "ada") is not None and bank.choose("walk", "bob") is None is bank.choose("walk")
     assert forget_user(store, "ada")["clean"]
-    assert not list(store.rows(Skill))
+    assert not list(store.rows(TaskSkill))
 
 
 def test_any_function_is_an_analyser_and_the_command_shows_the_bank(

@@ -200,7 +200,7 @@ def test_the_description_is_true(tmp_path: Path) -> None:
             assert str(call.status_code) in operation["responses"], (method, path, call.text)
             kind = call.headers["content-type"].partition(";")[0]
             assert kind in operation["responses"][str(call.status_code)]["content"]
-        assert len(calls) == 14 and document["info"]["title"] == "Afterword"
+        assert len(calls) == 25 and document["info"]["title"] == "Afterword"
         refs = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
         assert refs <= set(document["components"]["schemas"])
         assert "OpenAI-compatible" in httpx.get(url).text

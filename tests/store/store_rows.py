@@ -20,8 +20,8 @@ from afterword.records import (
     Revision,
     RoundAttempt,
     SignalRatio,
-    Skill,
     Skip,
+    TaskSkill,
     Turn,
     Verdict,
 )
@@ -75,6 +75,6 @@ BESIDE: tuple[Record, ...] = (
     ),
     PredictionOutcome(id="o1", prediction="p1", candidate="c1", report="r1", gain=0.18, passed=True),
     EpisodeEnd(id="e9", episode="ep1", status="finished", ended_at=9.0, metrics={"steps": 3}),
-    Skill(id="sk1", task="walk/7", episode="ep1", text="Go east first.", user="ada"),
+    TaskSkill(id="sk1", task="walk/7", episode="ep1", text="Go east first.", user="ada"),
 )
 """One note of each kind."""

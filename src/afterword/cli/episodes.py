@@ -14,7 +14,7 @@ from afterword.cli.data import short, when
 from afterword.errors import NotFoundError
 from afterword.feedback.settings import CollectSettings
 from afterword.feedback.skills import SkillBank, Use, write_skills
-from afterword.records import Episode, Skill, Turn
+from afterword.records import Episode, TaskSkill, Turn
 from afterword.store.episodes import EpisodeTurn, EpisodeView, current, episode_view, episode_views, statuses
 
 _WIDTH = 100
@@ -103,7 +103,7 @@ def run_skills(context: CommandContext) -> int:
     with context.open_store(create=context.args.write) as store:
         new = write_skills(store, redaction=context.config.get(CollectSettings).redact) if context.args.write else 0
         bank = SkillBank(store)
-        rows = list(store.rows(Skill))
+        rows = list(store.rows(TaskSkill))
     uses = [bank.uses.get(row.id, Use()) for row in rows]
     if context.json:
         told = [{**row.to_dict(), "tries": u.tries, "mean": u.mean} for row, u in zip(rows, uses, strict=True)]

@@ -15,7 +15,7 @@ from afterword.chat.canonical import text_of
 from afterword.chat.observations import observation_after
 from afterword.chat.redact import redact
 from afterword.feedback.collect.episodes import state_of, task_key
-from afterword.records import Skill, content_hash
+from afterword.records import TaskSkill, content_hash
 from afterword.store import Store
 from afterword.store.episodes import EpisodeTurn, EpisodeView, episode_views
 
@@ -66,9 +66,9 @@ def write_skills(store: Store, analyser: Analyser = quoting, *, redaction: str =
     Returns:
         Number of new skills.
     """
-    known = {row.episode for row in store.rows(Skill)}
+    known = {row.episode for row in store.rows(TaskSkill)}
     trained = {row.episode_id for row in store.usable("train", episodes=True)}
-    new: list[Skill] = []
+    new: list[TaskSkill] = []
     for view in episode_views(store):
         episode = view.episode
         if episode.id in known or episode.id not in trained or episode.status == "running":
@@ -76,7 +76,7 @@ def write_skills(store: Store, analyser: Analyser = quoting, *, redaction: str =
         for one in analyser(view):
             text = redact(one.text[:LONGEST], redaction).text
             name = content_hash("skill", episode.id, one.state, text)
-            new.append(Skill(id=f"sk-{name[:16]}", task=episode.task_id or task_key(view), episode=episode.id,
+            new.append(TaskSkill(id=f"sk-{name[:16]}", task=episode.task_id or task_key(view), episode=episode.id,
                              text=text, state=one.state, user=episode.user))  # fmt: skip
     if new:
         store.write(*new)
@@ -103,8 +103,8 @@ class SkillBank:
 
     def __init__(self, store: Store, explore: float = EXPLORE) -> None:
         self._explore = explore
-        self._skills: dict[tuple[str, str | None], list[Skill]] = defaultdict(list)
-        for row in store.rows(Skill):
+        self._skills: dict[tuple[str, str | None], list[TaskSkill]] = defaultdict(list)
+        for row in store.rows(TaskSkill):
             self._skills[row.task, row.user].append(row)
         outcomes: dict[str, list[float]] = defaultdict(list)
         for view in episode_views(store) if self._skills else ():
@@ -113,7 +113,7 @@ class SkillBank:
                 outcomes[named].append(view.episode.outcome)
         self.uses = {name: Use(len(some), sum(some) / len(some)) for name, some in outcomes.items()}
 
-    def score(self, skill: Skill, tries: int) -> float:
+    def score(self, skill: TaskSkill, tries: int) -> float:
         """UCB1, mean + explore sqrt(2 ln tries / own tries) (Auer et al. 2002); infinite for one never tried.
 
         Args:
@@ -127,7 +127,7 @@ class SkillBank:
 
     def choose(
         self, task: str, user: str | None = None, state: str | None = None, *, without: str | None = None
-    ) -> Skill | None:
+    ) -> TaskSkill | None:
         """The skill with the highest score, the oldest of equals; None without any.
 
         Args:
