@@ -80,7 +80,7 @@ def test_tasks_are_held_out_whole(store: Store, model: str) -> None:
         for k in range(2):
             play(store, model, f"t{n}-{k}", ["x"], [], value=1.0, task=f"task {n}", seed=n)
     collected(store, CollectSettings(holdout=0.5))
-    splits = {}
+    splits: dict[str, set[str]] = {}
     for row in store.rows(Interaction):
         splits.setdefault((row.episode_id or "")[:-2], set()).add(row.split)
     assert all(len(some) == 1 for some in splits.values())
