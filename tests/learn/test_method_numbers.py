@@ -126,7 +126,7 @@ def test_scopes_weights_of_a_half_of_the_group() -> None:
         members += [Member(1 - reward, "student", ((measure, -9.0),)), Member(reward, "served", ((measure, -9.0),))]
         soft = GroupSoftmax(measure, temperature)  # type: ignore[arg-type]
         found = [
-            soft.of(
+            soft._of(
                 AnswerInfo(reward=reward, origin="student", measures=m.measures, group=Group(members=tuple(members)))
             )
             for m in members[:2]
@@ -134,7 +134,7 @@ def test_scopes_weights_of_a_half_of_the_group() -> None:
         assert found[::order] == pytest.approx([0.537883, 1.462117], abs=1e-6)
     uniform = GroupSoftmax("logp_student", 1e9)
     info = AnswerInfo(reward=1.0, origin="student", measures=members[0].measures, group=Group(members=tuple(members)))
-    assert uniform.of(info) == pytest.approx(1.0, abs=1e-6)
+    assert uniform._of(info) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_sdars_gate() -> None:
@@ -159,7 +159,7 @@ def test_varreason_takes_the_right_answer_that_needs_its_hint_least() -> None:
     members.append(Member(1.0, "student", (("logp_student", -0.1), ("logp_teacher", -3.0))))
     group = Group(members=tuple(members))
     found = [
-        LikeliestRight().of(AnswerInfo(reward=m.reward, origin=m.origin, measures=m.measures, group=group))
+        LikeliestRight()._of(AnswerInfo(reward=m.reward, origin=m.origin, measures=m.measures, group=group))
         for m in members[:4]
     ]
     assert found == [0.0, 1.0, 0.0, 0.0]
