@@ -12,10 +12,11 @@ import pytest
 from afterword.cli import main
 from afterword.feedback.collect.collect import collect
 from afterword.feedback.settings import CollectSettings
-from afterword.feedback.skills import SkillBank, SkillText, write_skills
+from afterword.feedback.skills import SkillText, write_skills
 from afterword.forget import forget_user
 from afterword.records import Episode, EpisodeEnd, Feedback, TaskSkill, Turn
 from afterword.store import Store
+from afterword.store.skills import SkillBank
 
 
 def play(store: Store, name: str, said: list[str], value: float | None, **episode: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from afterword.chat.canonical import text_of
-from afterword.records import Json, Turn
+from afterword.records import Json, Turn, content_hash
+from afterword.store.episodes import EpisodeTurn, EpisodeView
 
 
 def messages_after(turn: Turn, following: Turn) -> tuple[Json, ...]:
@@ -32,3 +33,15 @@ def observation_after(turn: Turn, following: Turn) -> str:
         if message.get("role") not in ("assistant", "system", "developer")
     )
     return "\n".join(text for text in said if text.strip())
+
+
+def state_of(view: EpisodeView, one: EpisodeTurn) -> str:
+    """Hash of what the environment said last: equal in two turns that stand at the same place.
+
+    Args:
+        view: An episode.
+        one: One of its turns.
+    """
+    parent = next((other for other in view.turns if other.turn.id == one.parent), None)
+    shown = one.turn.messages if parent is None else messages_after(parent.turn, one.turn)
+    return content_hash([[message.get("role"), text_of(message.get("content"))] for message in shown])

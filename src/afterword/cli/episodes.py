@@ -13,9 +13,10 @@ from afterword.cli.context import CommandContext
 from afterword.cli.data import short, when
 from afterword.errors import NotFoundError
 from afterword.feedback.settings import CollectSettings
-from afterword.feedback.skills import SkillBank, Use, write_skills
+from afterword.feedback.skills import write_skills
 from afterword.records import Episode, TaskSkill, Turn
 from afterword.store.episodes import EpisodeTurn, EpisodeView, current, episode_view, episode_views, statuses
+from afterword.store.skills import SkillBank, Use
 
 _WIDTH = 100
 

@@ -57,6 +57,14 @@ class EpisodeView:
         return tuple(dict.fromkeys(one.turn.adapter or "base" for one in self.turns))
 
     @property
+    def task_key(self) -> str:
+        """What is held out together, and compared: the task with its seed; an episode of no task stands alone."""
+        episode = self.episode
+        if episode.task_id is None:
+            return f"episode {episode.id}"
+        return f"task {episode.task_id}" if episode.seed is None else f"task {episode.task_id} seed {episode.seed}"
+
+    @property
     def task_turns(self) -> tuple[EpisodeTurn, ...]:
         """Turns that are part of the task."""
         return tuple(one for one in self.turns if one.outside is None)

@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
-from afterword.chat.canonical import text_of
-from afterword.chat.observations import messages_after, observation_after
+from afterword.chat.observations import observation_after
 from afterword.chat.redact import redact
 from afterword.feedback.collect.decide import split_of
 from afterword.feedback.settings import CollectSettings
@@ -97,7 +96,7 @@ def _interaction(
         hindsight=said.text,
         polarity=0 if not reward else 1 if reward > 0 else -1,
         weight=weight,
-        split=split_of(task_key(view), settings.holdout),
+        split=split_of(view.task_key, settings.holdout),
         on_policy=turn.on_policy,
         user=turn.user or episode.user,
         task=turn.task,
@@ -106,18 +105,3 @@ def _interaction(
         redacted=said.kinds,
         episode_id=episode.id,
     )
-
-
-def state_of(view: EpisodeView, one: EpisodeTurn) -> str:
-    """Hash of what the environment said last: equal in two turns that stand at the same place."""
-    parent = next((other for other in view.turns if other.turn.id == one.parent), None)
-    shown = one.turn.messages if parent is None else messages_after(parent.turn, one.turn)
-    return content_hash([[m.get("role"), text_of(m.get("content"))] for m in shown])
-
-
-def task_key(view: EpisodeView) -> str:
-    """What is held out together, and compared: the task with its seed; an episode of no task stands alone."""
-    episode = view.episode
-    if episode.task_id is None:
-        return f"episode {episode.id}"
-    return f"task {episode.task_id}" if episode.seed is None else f"task {episode.task_id} seed {episode.seed}"

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from afterword.chat.canonical import text_of
-from afterword.chat.observations import observation_after
-from afterword.feedback.collect.episodes import state_of, task_key
-from afterword.feedback.skills import SkillBank
+from afterword.chat.observations import observation_after, state_of
 from afterword.records import Episode, Interaction, content_hash
 from afterword.store import Store
 from afterword.store.episodes import OUTCOME, EpisodeTurn, EpisodeView, episode_views
+from afterword.store.skills import SkillBank
 from afterword.train.data.credit import Step
 from afterword.train.data.examples import Example
 
@@ -55,7 +54,7 @@ def _step(view: EpisodeView, one: EpisodeTurn, turns: dict[str, EpisodeTurn]) ->
     return Step(
         turn=one.turn.id,
         episode=view.episode.id,
-        task=task_key(view),
+        task=view.task_key,
         depth=_depth(one, turns),
         state=state_of(view, one),
         action=content_hash(text_of(one.turn.answer.get("content")), one.turn.answer.get("tool_calls")),
@@ -103,13 +102,13 @@ def _peers(views: Iterable[EpisodeView]) -> dict[tuple[str, str | None], list[Ep
     found: dict[tuple[str, str | None], list[EpisodeView]] = {}
     for view in sorted(views, key=lambda one: (-(one.episode.outcome or 0.0), len(one.task_turns), one.episode.id)):
         if (view.episode.outcome or 0.0) > 0:
-            found.setdefault((task_key(view), view.episode.user), []).append(view)
+            found.setdefault((view.task_key, view.episode.user), []).append(view)
     return found
 
 
 def _skills(bank: SkillBank, view: EpisodeView, step: Step | None) -> Iterator[tuple[str, str]]:
     """The skills that the bank chooses for the task and for this step; never one that was written of this episode."""
-    task = view.episode.task_id or task_key(view)
+    task = view.episode.task_id or view.task_key
     for kind, state in (("skill", None), ("step_skill", step.state if step is not None else "")):
         chosen = bank.choose(task, view.episode.user, state, without=view.episode.id)
         if chosen is not None:
@@ -118,7 +117,7 @@ def _skills(bank: SkillBank, view: EpisodeView, step: Step | None) -> Iterator[t
 
 def _texts(view: EpisodeView, peers: dict[tuple[str, str | None], list[EpisodeView]]) -> tuple[tuple[str, str], ...]:
     """Kind of `contexts.FromEpisode` -> text, for those that are there."""
-    others = peers.get((task_key(view), view.episode.user), [])
+    others = peers.get((view.task_key, view.episode.user), [])
     peer = next((one for one in others if one.episode.id != view.episode.id), None)
     found = {}
     if peer is not None:
