@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Generator, Sequence
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 from afterword.chat.canonical import text_of
 from afterword.environments.protocol import (
@@ -264,13 +264,15 @@ def _said(message: Any) -> str:
 
 
 def _taskset(source: str) -> list[Any]:
-    load_module("verifiers.v1", "verifiers")
+    verifiers = load_module("verifiers.v1", "verifiers")
     module, _, attribute = source.partition(":")
     found = getattr(load_module(module, module.split(".")[0]), attribute, None)
     if found is None:
         raise ConfigError(f"{module!r} has no task set {attribute!r}: write verifiers:MODULE:NAME", param="environment")
     if isinstance(found, type):  # a class: with its own default settings
-        found = found(found.config_type()()) if hasattr(found, "config_type") else found()
+        known = [argument for base in getattr(found, "__orig_bases__", ()) for argument in get_args(base)]
+        configs = [one for one in known if isinstance(one, type) and issubclass(one, verifiers.TasksetConfig)]
+        found = found((configs[0] if configs else verifiers.TasksetConfig)())
     elif inspect.isfunction(found):
         found = found()
     return [task for task, _ in zip(found, range(2 * PANEL), strict=False)]

@@ -8,7 +8,6 @@ and `{"type": "step", "data": ACTION}` are answered by `{"type": "observation", 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +46,7 @@ class OpenEnvClient:
         """`action_field`: the name of the text in the server's action schema ("message" for its echo environment)."""
         self._url = url.rstrip("/") + "/ws"
         self._seconds, self._field = seconds, action_field
-        self._runner = asyncio.Runner()
+        self._runner, self._closed = asyncio.Runner(), False
         self._session: aiohttp.ClientSession | None = None
         self._link: aiohttp.ClientWebSocketResponse | None = None
 
@@ -72,7 +71,8 @@ class OpenEnvClient:
 
     def close(self) -> None:
         """Ends the connection."""
-        with contextlib.suppress(RuntimeError):  # closed before
+        if not self._closed:
+            self._closed = True
             self._runner.run(self._disconnect())
             self._runner.close()
 
@@ -92,9 +92,12 @@ class OpenEnvClient:
 
     async def _ask(self, message: Json) -> Json:
         if self._link is None or self._link.closed:
+            await self._disconnect()
             # A proxy in the environment is not for this machine.
             self._session = aiohttp.ClientSession(trust_env=not is_loopback(self._host()))
-            self._link = await self._session.ws_connect(self._url, max_msg_size=_MESSAGE_BYTES)
+            self._link = await self._session.ws_connect(
+                self._url, max_msg_size=_MESSAGE_BYTES, timeout=aiohttp.ClientWSTimeout(ws_close=0.5)
+            )
         await self._link.send_json(message)
         got = await self._link.receive()
         if got.type is not aiohttp.WSMsgType.TEXT:
@@ -116,7 +119,9 @@ class OpenEnvClient:
         return urlsplit(self._url).hostname
 
     async def _disconnect(self) -> None:
-        session, self._session, self._link = self._session, None, None
+        session, link, self._session, self._link = self._session, self._link, None, None
+        if link is not None:
+            await link.close()
         if session is not None:
             await session.close()
 
