@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from afterword.formats.export_filter import SPLITS
 from afterword.formats.registry import ALIASES, EXPORTS, FORMATS, TRAINING
 from afterword.records import Candidate, Feedback, Interaction, Record, Release, Report, Turn, Verdict
 from afterword.release.signed_chain import verify
+from afterword.store import Store
 from afterword.store.codec import calendar_time
 
 
@@ -88,32 +89,11 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run_import(context: CommandContext) -> int:
     """Import every file; a bad row is counted and set aside, the rest is kept."""
-    found: list[dict[str, Any]] = []
-    failed = 0
     paths = _wanted(context)
     with context.open_store(create=True) as store:
-        for path in paths:
-            for file, name in files_of(path):
-                rejects = rejects_file(store, file, name)
-                with step_bar(context, f"importing {file.name}", "bytes") as advance:
-                    try:
-                        summary = import_file(
-                            store, file, context.args.format, rejects=rejects, progress=advance,
-                            encoding=context.args.encoding,
-                        )  # fmt: skip
-                    except UsageError as error:
-                        if file == path:
-                            raise
-                        failed += 1  # one bad file of a folder does not keep the others out
-                        found.append({"file": str(file), "error": error.message})
-                        context.say(f"[red]passed over:[/] {escape(error.message)}")
-                    else:
-                        found.append(summary.to_dict())
+        found, failed = import_all(context, store, paths)
     if context.json:
         context.emit({"files": found})
-    else:
-        for one in found:
-            context.table("", ("imported", one["file"]), _told(one))
     refused = [one for one in found if one.get("rows") and one["rows"] == sum(one["rejected"].values())]
     for one in refused:
         context.say(f"[red]nothing imported:[/] {escape(_why_nothing(one))}")
@@ -128,6 +108,40 @@ def run_import(context: CommandContext) -> int:
     if refused and len(refused) == len(found):
         return UsageError.exit_code
     return 1 if failed or refused else 0
+
+
+def import_all(context: CommandContext, store: Store, paths: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
+    """Import files and folders as `--format` and `--encoding` say, and print a table of each.
+
+    Returns:
+        The summary of each file, and how many files of a folder could not be read.
+
+    Raises:
+        UsageError: A file that was named cannot be read.
+    """
+    found: list[dict[str, Any]] = []
+    failed = 0
+    for path in paths:
+        for file, name in files_of(path):
+            rejects = rejects_file(store, file, name)
+            with step_bar(context, f"importing {file.name}", "bytes") as advance:
+                try:
+                    summary = import_file(
+                        store, file, context.args.format, rejects=rejects, progress=advance,
+                        encoding=context.args.encoding,
+                    )  # fmt: skip
+                except UsageError as error:
+                    if file == path:
+                        raise
+                    failed += 1  # one bad file of a folder does not keep the others out
+                    found.append({"file": str(file), "error": error.message})
+                    context.say(f"[red]passed over:[/] {escape(error.message)}")
+                else:
+                    found.append(summary.to_dict())
+    if not context.json:
+        for one in found:
+            context.table("", ("imported", one["file"]), _told(one))
+    return found, failed
 
 
 def _wanted(context: CommandContext) -> list[Path]:

@@ -160,7 +160,8 @@ def _train_config(config: Config) -> TrainConfig:
     return replace(train, redact=config.get(CollectSettings).redact)
 
 
-def _progress(context: CommandContext) -> Progress:
+def stage_progress(context: CommandContext) -> Progress:
+    """Bars and notes on stderr."""
     return Progress(
         bar=lambda title, unit: step_bar(context, title, unit),
         note=lambda text: context.say(f"[dim]{escape(text)}[/]"),
@@ -171,7 +172,7 @@ def run_collect(context: CommandContext) -> int:
     """Decide about new feedback and print the funnel."""
     with context.open_store() as store:
         settings = stage_settings(context, model=False)
-        funnel = collect_stage(store, settings, _progress(context))
+        funnel = collect_stage(store, settings, stage_progress(context))
         if context.json:
             context.emit(funnel.to_dict())
             return 0
@@ -187,7 +188,7 @@ def run_collect(context: CommandContext) -> int:
 def run_measure(context: CommandContext) -> int:
     """Score every interaction that has no score yet, and print how the ratios lie."""
     with context.open_store() as store:
-        fresh = measure_stage(store, stage_settings(context), _progress(context))
+        fresh = measure_stage(store, stage_settings(context), stage_progress(context))
         ratios = sorted(row.ratio for row in store.rows(SignalRatio))
     if not ratios:
         raise NothingToDo("there is no interaction with words to measure: run `afterword collect` first")
@@ -226,7 +227,7 @@ def run_train(context: CommandContext) -> int:
             recipe = recipe_stage(settings)
             show_selection(context, store, select_stage(store, settings), settings, recipe)
             return 0
-        candidate = train_stage(store, stage_settings(context), _progress(context))
+        candidate = train_stage(store, stage_settings(context), stage_progress(context))
     if os.environ.get("RANK", "0") == "0":  # of several processes that train together one speaks
         _show_candidate(context, candidate)
     return 0
@@ -254,7 +255,7 @@ def run_evaluate(context: CommandContext) -> int:
         raise UsageError("--html shows a whole report with its verdict: leave out --suite, or take --json.")
     with context.open_store() as store:
         candidate = chosen(context, store)
-        report = evaluate_stage(store, candidate, settings, _progress(context), suites=suites)
+        report = evaluate_stage(store, candidate, settings, stage_progress(context), suites=suites)
         if suites:
             verdict = decide(report, replace(settings.gate, required=()))
         else:
@@ -290,7 +291,7 @@ def run_cycle_command(context: CommandContext) -> int:
     if context.args.watch:
         return _watch(context)
     with context.open_store() as store:
-        result = run_cycle(store, stage_settings(context), _progress(context))
+        result = run_cycle(store, stage_settings(context), stage_progress(context))
     if context.json:
         context.emit(result.to_dict())
     else:
@@ -303,7 +304,7 @@ def run_cycle_command(context: CommandContext) -> int:
 def _watch(context: CommandContext) -> int:
     when, least = context.config.get(CycleConfig), context.config.get(SelectSettings).min_effective
     with context.open_store(create=True) as store:
-        events = watch(store, partial(stage_settings, context), when, _progress(context))
+        events = watch(store, partial(stage_settings, context), when, stage_progress(context))
         context.say(
             f"watching: a round starts at {when.min_new} new interactions, of tasks with an effective number of "
             f"{least:g} or more (Ctrl-C stops)"
