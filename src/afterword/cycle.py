@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from afterword.config import CycleConfig, EvaluateConfig, ForecastConfig, TrainConfig, trains_episodes
-from afterword.errors import AfterwordError, ConflictError, NothingToDo, StoreError, UpstreamError
+from afterword.errors import (
+    AfterwordError,
+    ConflictError,
+    ModelError,
+    NothingToDo,
+    StoreError,
+    UpstreamError,
+    UsageError,
+)
 from afterword.feedback.collect.collect import Funnel, collect
 from afterword.feedback.collect.workers import processes
 from afterword.feedback.select.plan import plan_training
@@ -31,6 +39,7 @@ from afterword.records import (
     RoundAttempt,
     TrainingPlan,
     Verdict,
+    WorkRequest,
     content_hash,
     new_id,
 )
@@ -204,6 +213,7 @@ def _watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: 
             - trained_on(store)
             - _attempted(store, outcome, unstored, forecast=now.forecast.before_cycle)
         )
+        _serve_requests(store, settings, progress)
         canary = store.canary(now.channel)
         yield WatchStatus(len(new), when.min_new, selection.left["other_slice"], canary.adapter if canary else None)
         if canary is None and len(new) >= when.min_new:
@@ -218,6 +228,20 @@ def _watch(store: Store, settings: SettingsSource, when: CycleConfig, progress: 
                 looked.add(look)
                 yield _look_again(store, settings, progress, funnel, waiting)
         time.sleep(when.interval)
+
+
+def _serve_requests(store: Store, settings: SettingsSource, progress: Progress) -> None:
+    """Score the answers for which somebody asked in the console; without requests no model is loaded."""
+    if next(store.rows(WorkRequest, kind="heatmap", limit=1), None) is None:
+        return
+    from afterword.evaluate.report.heatmap import measure_requested
+
+    try:
+        now = settings(model=True)
+        with progress.bar("heat maps", "answers"):
+            measure_requested(store, model=now.model, device=now.device)
+    except (ModelError, UsageError) as error:
+        progress.note(f"heat maps cannot be measured: {error.message}")
 
 
 def _look_again(

@@ -516,8 +516,9 @@ class Review(Record):
 
     interaction: str
     """The interaction it is about."""
-    decision: Literal["approve", "reject"]
-    """A rejected interaction trains nothing and is measured nowhere."""
+    decision: Literal["approve", "reject", "withdraw"]
+    """A rejected interaction trains nothing and is measured nowhere. "withdraw" takes this reviewer's earlier decision
+    back: the interaction counts as not reviewed."""
     by: str = ""
     """Who decided."""
     why: str = ""
@@ -576,6 +577,48 @@ class Revision(Record):
     """Hindsight score of the revision."""
     kept: bool
     """Is it better than the draft? A weaker one is never shown to a teacher."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerAdvantages(Record):
+    """The token advantages of one answer under its hindsight and under a control text, as a heat map shows them.
+    Example: AnswerAdvantages(id="ad-51...", interaction="9f...", model="smollm2", tokens=("Six", " minutes"),
+    without=(-0.4, -1.2), with_hindsight=(-0.3, -2.0))"""
+
+    TABLE: ClassVar[str] = "advantages"
+
+    interaction: str
+    """The interaction whose turn and hindsight were scored."""
+    model: str
+    """The model that scored."""
+    tokens: tuple[str, ...] = ()
+    """Text of each served token; empty where a later token completes the character."""
+    without: tuple[float, ...] = ()
+    """Log-probability (nats) of each token after the conversation alone."""
+    with_hindsight: tuple[float, ...] = ()
+    """The same with the hindsight in view."""
+    control: str | None = None
+    """Interaction or feedback whose words are the control; None without one. Its words may be another user's: they are
+    looked up when they are shown."""
+    with_control: tuple[float, ...] = ()
+    """The same with the control's words in view."""
+    error: str = ""
+    """Why the answer could not be scored; empty when it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkRequest(Record):
+    """A person asks for work on an interaction, which another process does. Example: WorkRequest(id="req-51...",
+    interaction="9f...", kind="heatmap", by="ada")"""
+
+    TABLE: ClassVar[str] = "requests"
+
+    interaction: str
+    """The interaction it is about."""
+    kind: Literal["review", "heatmap"]
+    """"review": put it into the review queue; "heatmap": score its tokens (`AnswerAdvantages`)."""
+    by: str = ""
+    """Who asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -707,6 +750,7 @@ class TaskSkill(Record):
 
 
 NOTES: tuple[type[Record], ...] = (
-    Review, SignalRatio, Revision, Alarm, RoundAttempt, Prediction, PredictionOutcome, EpisodeEnd, TaskSkill,
+    Review, SignalRatio, Revision, AnswerAdvantages, WorkRequest, Alarm, RoundAttempt, Prediction, PredictionOutcome,
+    EpisodeEnd, TaskSkill,
 )  # fmt: skip
 """Rows beside the spine: notes on interactions, releases, rounds and episodes."""

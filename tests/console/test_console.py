@@ -153,7 +153,7 @@ def test_a_review_is_a_row(full: Setup) -> None:
     before = full.store.count(Review)
     for _ in range(2):  # twice is once
         answer = send(full, path, {**form, "why": "misread"})
-        assert (answer.status_code, answer.headers["location"]) == (303, f"/console/review?last={row.id}")
+        assert (answer.status_code, answer.headers["location"]) == (303, f"/console/review?last={row.id}&by=ada")
     assert full.store.count(Review) == before + 1
     review = full.store.reviews()[row.id]
     assert (review.decision, review.by, review.why) == ("reject", "ada", "misread")

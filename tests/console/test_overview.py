@@ -11,9 +11,9 @@ import pytest
 
 from afterword.console import filters
 from afterword.console.background import Refreshed
+from afterword.console.interaction_pages import word_diff
 from afterword.console.live import live_metrics_beside
 from afterword.console.overview import Learned, chart, funnel, live_metrics, widths
-from afterword.console.pages import word_diff
 from afterword.feedback.select.review_queue import ReviewIndex, ReviewSettings, review_queue
 from afterword.feedback.select.select import auditable
 from afterword.forget import forget_user

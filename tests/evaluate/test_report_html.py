@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from afterword.evaluate.report.heatmap import (
+    ControlText,
     Heatmap,
     control_for,
     heatmap_fragment,
@@ -23,7 +24,7 @@ from afterword.evaluate.report.heatmap import (
 )
 from afterword.evaluate.report.pages import curve, intervals
 from afterword.evaluate.report.report_html import Section, render_report
-from afterword.learn.diagnostics import TokenAdvantage
+from afterword.learn.token_advantage import TokenAdvantage
 from afterword.records import Feedback, Report, Skip, Verdict
 from afterword.release.gate import decide
 from afterword.store import Store
@@ -177,8 +178,8 @@ def test_the_heat_map_is_escaped_and_has_its_control_beside_it() -> None:
 
 def test_colours_have_a_direction_a_size_and_an_underline() -> None:
     spans = re.findall(r"<span[^>]*data-tip[^>]*>", heatmap_fragment(heat()))
-    assert "rgb(33 102 172/0.62)" in spans[0] and "class=u" not in spans[0]
-    assert "rgb(217 95 2/0.47)" in spans[1] and "class=u" in spans[1]
+    assert 'class="f7"' in spans[0]
+    assert 'class="a5 u"' in spans[1]
     text = heatmap_terminal(heat(control_hindsight="x", control=TOKENS[:1]))
     assert isinstance(text, Text)
     console = Console(width=200, force_terminal=True, color_system="truecolor", legacy_windows=False)
@@ -209,14 +210,17 @@ def test_the_control_says_something_else_and_is_always_the_same(tmp_path: Path) 
             store.write(held(n).turn)
             store.write(held(n, hindsight=words).interaction)
         alike = control_for(store, mine.turn, "Please make it shorter.")
-        assert alike in ("Make it shorter, please.", "Please make it much shorter.")
+        assert alike is not None and alike.text in ("Make it shorter, please.", "Please make it much shorter.")
         aside = Feedback(id="f9", turn=held(2).turn.id, kind="follow_up", text="What is the time in Lima?")
         store.write(aside)
         store.write(Skip(id="s9", turn=aside.turn, feedback="f9", reason="off_topic", detail="it is"))
-        assert control_for(store, mine.turn, "Please make it shorter.") == "What is the time in Lima?"
+        assert control_for(store, mine.turn, "Please make it shorter.") == ControlText(
+            "What is the time in Lima?", "f9"
+        )
         store.write(held(4).turn)
         store.write(held(4, hindsight="En español, por favor.").interaction)
-        assert control_for(store, mine.turn, "Please make it shorter.") == "En español, por favor."
+        other = control_for(store, mine.turn, "Please make it shorter.")
+        assert other == ControlText("En español, por favor.", held(4).interaction.id)
 
 
 def test_the_strongest_tokens_come_with_both_numbers() -> None:

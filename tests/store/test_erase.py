@@ -15,6 +15,7 @@ import pytest
 
 from afterword.errors import StoreError
 from afterword.records import (
+    AnswerAdvantages,
     Candidate,
     Feedback,
     Interaction,
@@ -25,6 +26,7 @@ from afterword.records import (
     SignalRatio,
     Skip,
     Turn,
+    WorkRequest,
 )
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser, user_hash
@@ -60,6 +62,8 @@ def rows_of_ada() -> list[Record]:
         Review(id="v3", interaction="i3", decision="approve", by="eve"),
         SignalRatio(id="l1", interaction="i2", model="m", real=0.5, shuffled=None, neutral=0.1, tokens=3),
         Revision(id="w1", interaction="i2", model="m", text=SECRET, draft_score=-1.0, score=-0.5, kept=True),
+        AnswerAdvantages(id="h1", interaction="i2", model="m", tokens=(SECRET,), without=(-1.0,), with_hindsight=(-2.0,)),
+        WorkRequest(id="q1", interaction="i2", kind="heatmap", by="eve"),
         Candidate(id="k1", path="adapters/k1", base="m", parent=None, interactions=("i3",), recipe={}),
         Candidate(
             id="k2", path="adapters/k2", base="m", parent="k1", interactions=("i2", "i3"), recipe={},
@@ -93,7 +97,8 @@ def test_everything_of_a_user_is_found_and_nothing_else(path: Path) -> None:
         held = eraser.find("ada.l")
         assert held.rows == {
             "turns": ("a1", "a2", "b1"), "feedback": ("f1", "f2", "f3"), "interactions": ("i1", "i2"),
-            "skips": ("s1",), "reviews": ("v1",), "relevances": ("l1",), "revisions": ("w1",), "exports": (),
+            "skips": ("s1",), "reviews": ("v1",), "relevances": ("l1",), "revisions": ("w1",), "advantages": ("h1",),
+            "requests": ("q1",), "exports": (),
             "episodes": (), "episode_ends": (), "skills": (),
         }  # fmt: skip
         assert held.pruned == {"reports": ("r1",), "candidates": ("k2",)}
@@ -110,6 +115,8 @@ def test_everything_of_a_user_is_found_and_nothing_else(path: Path) -> None:
             "v1",
             "l1",
             "w1",
+            "h1",
+            "q1",
         }
         assert not eraser.find("nobody")
 

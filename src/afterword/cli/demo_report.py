@@ -36,15 +36,18 @@ def measure_example(store: Store, found: DemoFindings) -> Heatmap | None:
 
     Another complaint would be no control here: this user wants the same thing every time.
     """
-    from afterword.evaluate.report.heatmap import measure_heatmap
+    from afterword.evaluate.report.heatmap import ControlText, measure_heatmap, stored_row
 
     learned = (store.get(Interaction, identifier) for identifier in found.candidate.interactions)
     for interaction in learned:
         turn = store.get(Turn, interaction.turn)
         if interaction.kind == "follow_up" and interaction.polarity < 0 and len(turn.completion_ids or ()) >= 16:
             aside = next(store.rows(Skip, reason="off_topic"), None)
-            text = store.get(Feedback, aside.feedback).text if aside else None
-            return measure_heatmap(turn, interaction.hindsight, text or None, model=found.candidate.base)
+            text = (store.get(Feedback, aside.feedback).text if aside else None) or None
+            measured = measure_heatmap(turn, interaction.hindsight, text, model=found.candidate.base)
+            control = ControlText(text, aside.feedback) if text and aside else None
+            store.write(stored_row(measured, interaction.id, control, found.candidate.base))
+            return measured
     return None
 
 

@@ -37,7 +37,7 @@ from afterword.cycle import (
     train_stage,
     watch,
 )
-from afterword.errors import GateRefused, NothingToDo, UsageError
+from afterword.errors import GateRefused, NothingToDo, StoreError, UsageError
 from afterword.feedback.collect.collect import Funnel
 from afterword.feedback.select.review_queue import ReviewSettings
 from afterword.feedback.select.select import SelectSettings
@@ -338,16 +338,31 @@ def _show_event(context: CommandContext, event: Event) -> None:
 
 def run_heatmap(context: CommandContext) -> int:
     """Token advantages of a turn under what the user wrote next (or --text), with other words as the control."""
-    from afterword.evaluate.report.heatmap import control_for, heatmap_html, measure_heatmap
+    from afterword.evaluate.report.heatmap import (
+        ControlText,
+        control_for,
+        heatmap_html,
+        measure_heatmap,
+        stored_row,
+    )
 
     page: Path | None = context.args.html
     if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
         raise UsageError(f"cannot write {str(page)!r}: name a file in an existing folder", param="html")
     with context.open_store() as store:
         turn = store.get(Turn, context.args.turn or _newest_turn(store))
-        hindsight = context.args.text or _hindsight(store, turn)
-        control = context.args.control or control_for(store, turn, hindsight)
-    measured = measure_heatmap(turn, hindsight, control, model=served_model(context))
+        told = None if context.args.text else _hindsight(store, turn)
+        hindsight = told.hindsight if told else context.args.text
+        given = context.args.control
+        control = ControlText(given) if given else control_for(store, turn, hindsight)
+    model = served_model(context)
+    measured = measure_heatmap(turn, hindsight, control.text if control else None, model=model)
+    if told is not None and not given:
+        try:
+            with context.open_store() as store:
+                store.write(stored_row(measured, told.id, control, model))
+        except StoreError as error:  # a folder that cannot be written; the map is shown all the same
+            context.say(f"[yellow]not kept for the console:[/] {escape(error.message)}")
     if page is not None:
         write_whole(page, heatmap_html(measured))
         context.say(f"heat map written to {escape(str(page))}")
@@ -369,8 +384,8 @@ def _newest_turn(store: Store) -> str:
     return found
 
 
-def _hindsight(store: Store, turn: Turn) -> str:
-    found = next((i.hindsight for i in store.rows(Interaction, turn=turn.id) if i.hindsight), None)
+def _hindsight(store: Store, turn: Turn) -> Interaction:
+    found = next((i for i in store.rows(Interaction, turn=turn.id) if i.hindsight), None)
     if found is None:
         raise NothingToDo(
             f"turn {turn.id} has no interaction with hindsight. Run `afterword collect`, see `afterword turns show "

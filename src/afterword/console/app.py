@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from afterword.console.actions import Actions
-from afterword.console.framework import CONSOLE, Console, form_of, page, redirect, render, static_files
+from afterword.console.framework import (
+    CONSOLE,
+    Console,
+    add_static,
+    form_of,
+    inside,
+    page,
+    redirect,
+    render,
+    static_files,
+)
 from afterword.console.pages import ROUTES
 from afterword.console.sessions import COOKIE, set_cookie
 from afterword.errors import AfterwordError
@@ -29,6 +38,7 @@ def add_console(app: web.Application, store: Store, actions: Actions, name: str)
         name: Model name that users address.
     """
     console = app[CONSOLE] = Console(store, actions, name)
+    add_static("report.css", actions.report_css)
 
     async def parts(_: web.Application) -> AsyncIterator[None]:
         yield
@@ -61,7 +71,7 @@ async def _static(request: web.Request) -> web.Response:
 
 
 async def _login_page(request: web.Request) -> web.Response:
-    return render(request, "login.html", title="Sign in", problem="", next=_inside(request.query.get("next", "")))
+    return render(request, "login.html", title="Sign in", problem="", next=inside(request.query.get("next", "")))
 
 
 async def _login(request: web.Request) -> web.StreamResponse:
@@ -72,11 +82,11 @@ async def _login(request: web.Request) -> web.StreamResponse:
     except AfterwordError as error:
         await asyncio.sleep(0.3)  # guesses are slow
         response = render(
-            request, "login.html", title="Sign in", problem=error.message, next=_inside(fields.get("next", ""))
+            request, "login.html", title="Sign in", problem=error.message, next=inside(fields.get("next", ""))
         )
         response.set_status(error.status)
         return response
-    answer = redirect(_inside(fields.get("next", "")))
+    answer = redirect(inside(fields.get("next", "")))
     set_cookie(request, answer, console.sessions.start(authorization))
     return answer
 
@@ -86,10 +96,3 @@ async def _logout(request: web.Request) -> web.StreamResponse:
     answer = redirect("/console/login")
     answer.del_cookie(COOKIE, path="/")
     return answer
-
-
-def _inside(address: str) -> str:
-    """An address of the console; anything else becomes its first page."""
-    parts = urlsplit(address)
-    inside = not parts.scheme and not parts.netloc and parts.path.startswith("/console") and "\\" not in address
-    return address if inside else "/console"

@@ -69,7 +69,23 @@ def sign(polarity: int) -> str:
     return {1: "content", -1: "wants something else"}.get(polarity, "unclear")
 
 
+def vote(value: float) -> str:
+    """A rating with its sign."""
+    return f"{value:+g}" if value else "0"
+
+
+def setting(value: Any) -> str:
+    """A setting as `afterword.toml` writes it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(str(one) for one in value)
+    return str(value)
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "when": when, "iso": iso, "ago": ago, "count": count, "share": share, "text": message_text, "excerpt": excerpt,
-    "question": question, "sign": sign,
+    "question": question, "sign": sign, "vote": vote, "setting": setting,
 }  # fmt: skip

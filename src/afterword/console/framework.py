@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import orjson
 from aiohttp import web
@@ -24,6 +24,7 @@ from afterword.console.sessions import COOKIE, Sessions
 from afterword.errors import AfterwordError, UsageError
 from afterword.records import Json
 from afterword.store import Store
+from afterword.store.browse import UserRows, users_with_turns
 
 log = logging.getLogger("afterword.console")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -55,11 +56,23 @@ class Console:
         self.live: Refreshed[Json] = Refreshed(actions.live, every=60.0)
         self.waiting: Refreshed[list[str]] = Refreshed(actions.waiting, every=15.0)
         self.agreement: Refreshed[Json] = Refreshed(actions.agreement, every=15.0)
+        self.canaries: Refreshed[list[Json]] = Refreshed(actions.canaries, every=5.0)
+        self.needs: Refreshed[Json] = Refreshed(actions.needs, every=120.0)
+        self.plan: Refreshed[Json] = Refreshed(actions.plan, every=120.0)
+        self.users: Refreshed[list[UserRows]] = Refreshed(lambda: users_with_turns(store), every=60.0)
 
     async def close(self) -> None:
         """Waits for computations that run."""
-        for one in (self.counts, self.learned, self.live, self.waiting, self.agreement):
+        for one in self.computed:
             await one.close()
+
+    @property
+    def computed(self) -> tuple[Refreshed[Any], ...]:
+        """Everything that is computed in the background."""
+        return (
+            self.counts, self.learned, self.live, self.waiting, self.agreement, self.canaries, self.needs, self.plan,
+            self.users,
+        )  # fmt: skip
 
 
 CONSOLE: web.AppKey[Console] = web.AppKey("console", Console)
@@ -112,6 +125,27 @@ def error_page(request: web.Request, error: AfterwordError) -> web.Response:
     return response
 
 
+def inside(address: str, otherwise: str = "/console") -> str:
+    """An address of the console; anything else becomes `otherwise`."""
+    parts = urlsplit(address)
+    own = not parts.scheme and not parts.netloc and parts.path.startswith("/console") and "\\" not in address
+    return address if own else otherwise
+
+
+def row_number(request: web.Request, name: str) -> int | None:
+    """A row number of the query.
+
+    Raises:
+        UsageError: It is no whole number.
+    """
+    text = request.query.get(name, "")
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise UsageError(f"`{name}` is {text!r:.40}: it must be a row number. Follow the links of the page.")
+    return int(text)
+
+
 def redirect(address: str) -> web.Response:
     """Sends the browser to another page of this server."""
     return web.Response(status=303, headers={"Location": address})
@@ -156,6 +190,12 @@ def static_files() -> dict[str, tuple[bytes, str]]:
         data = file.read_bytes()
         found[file.name] = data, hashlib.sha256(data).hexdigest()[:12]
     return found
+
+
+def add_static(name: str, text: str) -> None:
+    """Serves a text of another room beside the files of `static/`."""
+    data = text.encode()
+    static_files()[name] = data, hashlib.sha256(data).hexdigest()[:12]
 
 
 def asset(name: str) -> str:

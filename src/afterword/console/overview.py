@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from afterword.records import Alarm, Candidate, Json, Release
+from afterword.records import Alarm, Candidate, Json, Release, RoundAttempt, Verdict
 from afterword.store import Store
 from afterword.store.browse import RowCounts
 from afterword.store.feedback_stats import feedback_stats
@@ -127,6 +127,32 @@ def funnel(counts: RowCounts, learned: Learned | None, reviews: Json) -> list[Fu
             FunnelStep("Released", learned.released, "interactions in what is served", [], "/console/releases"),
         ]
     return steps
+
+
+def for_a_person(store: Store, waiting: list[str] | None, alarms: list[Json]) -> list[tuple[str, str, str]]:
+    """What needs a person: (sentence, what to do, address), most urgent first.
+
+    Args:
+        store: Where the rows are.
+        waiting: The review queue; None while it is read.
+        alarms: The newest alarms.
+    """
+    found: list[tuple[str, str, str]] = []
+    release = store.release()
+    served = release.id if release else None
+    if any(alarm["release"] == served for alarm in alarms):
+        found.append(("An alarm about what is served.", "Look at the releases", "/console/releases"))
+    newest = store.newest(Verdict)
+    if newest is not None and newest.passed and not any(store.rows(Release, candidate=newest.candidate, limit=1)):
+        address = f"/console/candidates/{newest.candidate}"
+        found.append(("A candidate passed the gate and is not released.", "Look at it", address))
+    failed = store.newest(RoundAttempt)
+    if failed is not None and failed.error not in (None, "nothing_to_do"):
+        stage = failed.stage or "its start"
+        found.append((f"The newest round failed at {stage}: {failed.error}.", "Candidates", "/console/candidates"))
+    if waiting:
+        found.append((f"{len(waiting)} interactions wait for a review.", "Review", "/console/review"))
+    return found
 
 
 def _worded(reasons: list[tuple[str, int]]) -> list[tuple[str, int]]:

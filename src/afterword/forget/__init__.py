@@ -19,7 +19,7 @@ from afterword.errors import NothingToDo
 from afterword.forget.files import clean, exported, searched
 from afterword.forget.plan import ErasurePlan, unfinished
 from afterword.forget.report import as_text, check, read_report, report_of
-from afterword.records import Json
+from afterword.records import Candidate, Json
 from afterword.release.publish import fall_back, put_aside
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser
@@ -27,7 +27,7 @@ from afterword.store.erasure.erasure_search import rejects_of
 from afterword.store.files import write_whole
 from afterword.store.locks import ERASE, EVALUATE, TRAIN, alone
 
-__all__ = ["as_text", "check", "forget_user", "held_of", "read_report"]
+__all__ = ["as_text", "check", "forget_user", "held_of", "read_report", "tainted_by"]
 
 
 def held_of(store: Store, user: str) -> dict[str, int]:
@@ -36,6 +36,17 @@ def held_of(store: Store, user: str) -> dict[str, int]:
         held = eraser.find(user)
     rejects = sum(1 for _ in rejects_of(store.path.parent, user))
     return {**{table: len(ids) for table, ids in (*held.rows.items(), *held.pruned.items())}, "rejects": rejects}
+
+
+def tainted_by(store: Store, user: str) -> list[str]:
+    """Candidates that learned from this user, themselves or through an ancestor: an erasure puts them aside."""
+    with Eraser(store.path) as eraser:
+        gone = set(eraser.find(user).rows["interactions"])
+    found: list[str] = []
+    for row in store.rows(Candidate) if gone else ():
+        if gone.intersection(row.interactions) or row.parent in found:
+            found.append(row.id)
+    return found
 
 
 def forget_user(

@@ -6,7 +6,6 @@ For heat maps, alignment reports and controls. Reads a model without changing it
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from afterword.errors import UsageError
 from afterword.learn.loss.loss_stage import token_losses
 from afterword.learn.parts.contexts import Context, turn_hindsight
 from afterword.learn.parts.divergences import NegativeLogLikelihood
+from afterword.learn.token_advantage import TokenAdvantage
 from afterword.model.head import Head, head_of
 from afterword.model.loading import longest_context
 from afterword.model.packing import Parts, by_budget, hidden_states, packed, scored_count
@@ -34,17 +34,6 @@ from afterword.sharing import BACKGROUND
 
 _ROWS = 1 << 14
 """Embedding rows in a block."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenAdvantage:
-    """One served token; its text is empty where a later token completes the character. `advantage` is
-    `with_hindsight` - `without`, in nats: negative where the hindsight speaks against the token."""
-
-    text: str
-    without: float
-    with_hindsight: float
-    advantage: float
 
 
 @torch.no_grad()

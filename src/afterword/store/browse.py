@@ -16,6 +16,7 @@ from afterword.records import Feedback, Interaction, Json, Record, Review, Skip,
 from afterword.store.codec import decoder, select
 from afterword.store.schema import TOMBSTONE
 from afterword.store.store import Store
+from afterword.store.votes import standing_reviews
 
 SCANNED = 10_000
 """Rows that one page of a search without an index looks at."""
@@ -225,6 +226,47 @@ class RowCounts:
         )
 
 
+class UserRows(NamedTuple):
+    """What a list of users shows of one."""
+
+    user: str
+    turns: int
+    first: float
+    """Unix seconds of the oldest turn."""
+    last: float
+
+
+def users_with_turns(store: Store, limit: int = 200) -> list[UserRows]:
+    """Users with the most turns. Reads the index of users, and two rows of each that is listed."""
+    sql = (
+        "SELECT user, count(*), min(seq), max(seq) FROM turns INDEXED BY turns_user WHERE user IS NOT NULL "
+        "GROUP BY user ORDER BY 2 DESC, 1 LIMIT ?"
+    )
+    found = list(store.read(sql, (limit,)))
+    ends = sorted({seq for _, _, first, last in found for seq in (first, last)})
+    marks = ", ".join("?" * len(ends))
+    at = dict(store.read(f"SELECT seq, created_at FROM turns WHERE seq IN ({marks})", ends)) if ends else {}
+    return [UserRows(user, number, at[first], at[last]) for user, number, first, last in found]
+
+
+class UserConsent(NamedTuple):
+    """Consent of one user's turns."""
+
+    turns: int
+    without: int
+    """Turns that may not be trained on."""
+
+
+def consent_of(store: Store, user: str) -> UserConsent:
+    """Turns of a user, and how many of them may not be trained on."""
+    # Within a text of the body quotes are escaped: only a key reads so.
+    sql = (
+        "SELECT count(*), coalesce(sum(instr(t.body, CAST('\"consent\":false' AS BLOB)) > 0), 0) FROM turns t "
+        f"WHERE t.user = ? AND {_ALIVE}"
+    )
+    return UserConsent(*next(store.read(sql, (user,))))
+
+
 class Confidence(NamedTuple):
     """An interaction as far as the review queue needs it."""
 
@@ -254,14 +296,16 @@ def erasure_count(store: Store) -> int:
 
 
 def reviewed(store: Store) -> set[str]:
-    """Interactions that somebody reviewed."""
+    """Interactions that somebody reviewed; withdrawn reviews do not count."""
+    if any(store.rows(Review, decision="withdraw", limit=1)):
+        return set(store.reviews())
     return {row[0] for row in store.read(f"SELECT t.interaction FROM reviews t WHERE {_ALIVE}")}
 
 
 def why_unused(store: Store, row: Interaction) -> str | None:
     """What `Store.barred` says of one interaction, by its own rows alone."""
-    review = store.newest(Review, interaction=row.id)
-    if review is not None and review.decision == "reject":
+    standing = standing_reviews(store.rows(Review, interaction=row.id)).get(row.id, {})
+    if standing and [*standing.values()][-1].decision == "reject":
         return "rejected"
     marks = ", ".join("?" * len(row.feedback))
     if any(store.read(f"SELECT 1 FROM feedback t WHERE t.retracts IN ({marks}) LIMIT 1", row.feedback)):

@@ -40,6 +40,8 @@ SEARCHED: dict[str, tuple[str, ...]] = {
     "reviews": ("interaction", "decision"),
     "relevances": ("interaction",),
     "revisions": ("interaction",),
+    "advantages": ("interaction",),
+    "requests": ("interaction", "kind"),
     "alarms": ("channel", "release", "adapter"),
     "attempts": ("settings",),
     "predictions": ("base_hash",),

@@ -38,8 +38,9 @@ KEPT: dict[str, tuple[str, ...]] = {
     "turns": ("adapter", "source", "finish_reason", "canary", "seconds"), "feedback": ("turn",),
     "interactions": ("turn", "split"),
     "skips": ("feedback", "turn"), "reviews": ("interaction",), "relevances": ("interaction",),
-    "revisions": ("interaction",), "exports": ("what", "format"), "episodes": ("status",),
-    "episode_ends": ("episode", "status"), "skills": ("episode",),
+    "revisions": ("interaction",), "advantages": ("interaction",), "requests": ("interaction", "kind"),
+    "exports": ("what", "format"),
+    "episodes": ("status",), "episode_ends": ("episode", "status"), "skills": ("episode",),
 }  # fmt: skip
 """Table -> what a tombstone keeps, besides `seq`, `id` and `created_at`: ids of ours, by which a row is known again
 when it is sent once more, and nothing in anybody's words."""
@@ -67,6 +68,8 @@ CLEARED: dict[str, dict[str, str]] = {
     "reviews": {"decision": f"'{FORGOTTEN}'"},
     "relevances": {},
     "revisions": {},
+    "advantages": {},
+    "requests": {},
     "exports": {"path": "NULL", "user": "NULL"},
     "episodes": dict.fromkeys(("task_id", "harness", "parent_id", "user"), "NULL"),
     "episode_ends": {},
@@ -119,7 +122,8 @@ _FOR_CANARIES = ("unit", "canary", "seconds")
 _FOR_LINKS = ("unlinked", "episode_id")
 _FOR_EPISODES = ("episode_id",)
 _EPISODE_TABLES = ("episodes", "episode_ends")
-_YOUNGER_TABLES = (*_EPISODE_TABLES, "skills")
+_ASKED_TABLES = ("advantages", "requests")
+_YOUNGER_TABLES = (*_EPISODE_TABLES, "skills", *_ASKED_TABLES)
 
 
 def _prunable(table: str, columns: str) -> str:
@@ -252,6 +256,15 @@ MIGRATIONS: tuple[str, ...] = (
             _table("skills", "task TEXT NOT NULL, episode TEXT NOT NULL, user TEXT", "episode"),
             erasable("skills"),
             _guard("skills", "episodes"),
+        )
+    ),
+    # 15: scored tokens of answers; what people asked for in the console.
+    "\n".join(
+        (
+            _table("advantages", "interaction TEXT NOT NULL", "interaction"),
+            _table("requests", "interaction TEXT NOT NULL, kind TEXT NOT NULL", "interaction", "kind"),
+            *(erasable(table) for table in _ASKED_TABLES),
+            *(_guard(table, "interactions") for table in _ASKED_TABLES),
         )
     ),
 )  # fmt: skip

@@ -34,7 +34,7 @@ from afterword.records import (
 from afterword.store.channels import wider
 from afterword.store.codec import SEARCHED, decoder, encode, select
 from afterword.store.schema import CLEARED, FORGOTTEN, TOMBSTONE, connect, open_database, reader
-from afterword.store.votes import VOTE, Vote, first_id, superseded, voter_of
+from afterword.store.votes import VOTE, Vote, first_id, standing_reviews, superseded, voter_of
 from afterword.store.writer import Outcome, Rows, Writer
 
 R = TypeVar("R", bound=Record)
@@ -468,8 +468,8 @@ class Store:
         )  # fmt: skip
 
     def reviews(self) -> dict[str, Review]:
-        """The newest review of each interaction that has one."""
-        return {row.interaction: row for row in self.rows(Review)}
+        """The newest review of each interaction that has one; withdrawn ones do not count."""
+        return {name: [*by.values()][-1] for name, by in standing_reviews(self.rows(Review)).items()}
 
     def barred(self) -> Callable[[Interaction], str | None]:
         """A function that says why an interaction is not used any more, None when it is: its feedback was taken back,

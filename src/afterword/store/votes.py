@@ -1,6 +1,6 @@
 """Selects the vote that counts among several of one user on one turn: the newest. Earlier ones stay as history.
 
-Also names the versions of one id. Pure; never reads the database.
+Also names the versions of one id, and the reviews that stand. Pure; never reads the database.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
+
+from afterword.records import Review
 
 VOTE = "rating"
 """The kind that a user gives once on a turn and may change."""
@@ -75,3 +77,22 @@ def _dated(vote: Vote) -> tuple[float, int]:
 
 def _arrived(vote: Vote) -> tuple[float, int]:
     return (0.0, vote.seq)
+
+
+def standing_reviews(rows: Iterable[Review]) -> dict[str, dict[str, Review]]:
+    """The decision of each reviewer on each interaction, without those that were withdrawn.
+
+    Args:
+        rows: Reviews in the order written.
+
+    Returns:
+        Interaction -> reviewer -> review; the newest comes last, and interactions without a standing review are left
+        out.
+    """
+    found: dict[str, dict[str, Review]] = {}
+    for row in rows:
+        decisions = found.setdefault(row.interaction, {})
+        decisions.pop(row.by, None)
+        if row.decision != "withdraw":
+            decisions[row.by] = row
+    return {name: decisions for name, decisions in found.items() if decisions}

@@ -6,7 +6,9 @@ const typing = (target) => target.closest("input, textarea, select, [contentedit
 
 // ---- keys
 
-const PAGES = { o: "", t: "/turns", i: "/interactions", r: "/review", c: "/candidates", l: "/releases" };
+const PAGES = {
+  o: "", t: "/turns", i: "/interactions", r: "/review", c: "/candidates", f: "/forecast", l: "/releases", p: "/privacy",
+};
 let gone = 0; // when `g` was pressed
 
 document.addEventListener("keydown", (event) => {
@@ -28,11 +30,14 @@ document.addEventListener("keydown", (event) => {
     document.querySelector("[data-search]")?.focus();
   } else if (key === "j" || key === "k") {
     move(key === "j" ? 1 : -1);
+  } else if (key === "m" && document.activeElement.closest("li.marked")) {
+    document.activeElement.closest("li.marked").querySelector("input").click();
   } else {
     const marked = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
     if (!marked) return;
     const why = marked.form?.elements.why;
-    if (marked.value === "reject" && why && !why.value.trim()) rejectWith(why, marked);
+    if (marked.tagName === "SUMMARY") openCorrection(marked);
+    else if (marked.value === "reject" && why && !why.value.trim()) rejectWith(why, marked);
     else marked.click();
   }
   gone = 0;
@@ -47,6 +52,11 @@ function rejectWith(why, button) {
     event.preventDefault();
     button.click();
   };
+}
+
+function openCorrection(summary) {
+  summary.parentElement.open = true;
+  summary.parentElement.querySelector("textarea").focus();
 }
 
 function move(step) {
@@ -80,7 +90,7 @@ function axes(values) {
 }
 
 function plot(place, x, series, options) {
-  const width = () => Math.max(place.clientWidth - 24, 240);
+  const width = () => Math.max(place.clientWidth - 24, 200);
   const chart = new uPlot(
     {
       width: width(),
@@ -144,6 +154,11 @@ async function curves(place) {
   const box = document.createElement("div");
   box.className = "curves";
   place.replaceChildren(box);
+  for (const alert of data.alerts) {
+    const line = Object.assign(document.createElement("p"), { className: "notice bad" });
+    line.textContent = `Step ${alert.step}: ${alert.says}`;
+    place.prepend(line);
+  }
   for (const one of data.curves) {
     if (one.y.every((v) => v === null)) continue;
     const part = document.createElement("div");
@@ -164,9 +179,16 @@ function show(place) {
     .catch((error) => {
       place.replaceChildren(Object.assign(document.createElement("p"), { className: "notice bad", textContent: String(error.message) }));
     })
+    .then((data) => {
+      if (again && data?.done) location.reload(); // its result is there now
+    })
     .finally(() => {
       if (again) setTimeout(() => document.contains(place) && show(place), 1000 * again);
     });
+}
+
+for (const place of document.querySelectorAll("[data-reload]")) {
+  setTimeout(() => location.reload(), 1000 * Number(place.dataset.reload));
 }
 
 document.querySelectorAll("[data-chart]").forEach(weeks);

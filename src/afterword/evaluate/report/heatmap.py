@@ -2,12 +2,13 @@
 
 The base model reads a turn with its own hindsight and with a control, another interaction's, which should say little.
 Blue is for a token, orange against it (safe for the common kinds of colour blindness); what is strongly against it is
-underlined as well, so that colour is never alone. Writes nothing.
+underlined as well, so that colour is never alone. `stored_row` and `heatmap_of` keep a map as a row and show it again.
+Drawing needs no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from markupsafe import Markup
@@ -18,11 +19,20 @@ from rich.text import Text
 from afterword.chat.canonical import text_of
 from afterword.chat.printable import printable
 from afterword.chat.words import words
-from afterword.evaluate.comparison.heldout import CONTEXT
+from afterword.errors import UsageError
 from afterword.evaluate.report.pages import render
-from afterword.learn.diagnostics import TokenAdvantage, token_advantages
-from afterword.model.loading import load_model, load_tokenizer
-from afterword.records import Feedback, Interaction, Json, Skip, Turn, content_hash
+from afterword.learn.token_advantage import TokenAdvantage
+from afterword.records import (
+    AnswerAdvantages,
+    Feedback,
+    Interaction,
+    Json,
+    Skip,
+    Turn,
+    WorkRequest,
+    content_hash,
+    new_id,
+)
 from afterword.store import Store
 
 LOOKED = 400
@@ -33,7 +43,17 @@ FULL = 3.0
 """Nats at which a colour is at its strongest."""
 STRONG = 1.0
 """Nats against a token from which it is underlined."""
-_FOR, _AGAINST = (33, 102, 172), (217, 95, 2)
+LEVELS = 8
+"""Shades of a colour on a page: classes `f1` to `f8` for a token, `a1` to `a8` against it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlText:
+    """Words about another answer."""
+
+    text: str
+    source: str | None = None
+    """The interaction or feedback that has them; None for words that were given by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +78,10 @@ def measure_heatmap(turn: Turn, hindsight: str, control: str | None, *, model: s
 
     UsageError when the answer is empty or too long for the model; ModelError when the model cannot be loaded.
     """
+    from afterword.evaluate.comparison.heldout import CONTEXT
+    from afterword.learn.diagnostics import token_advantages
+    from afterword.model.loading import load_model, load_tokenizer
+
     base, tokenizer = load_model(model, device=device), load_tokenizer(model)
     asked = [m for m in turn.messages if m.get("role") == "user"]
     return Heatmap(
@@ -70,7 +94,7 @@ def measure_heatmap(turn: Turn, hindsight: str, control: str | None, *, model: s
     )
 
 
-def control_for(store: Store, turn: Turn, hindsight: str) -> str | None:
+def control_for(store: Store, turn: Turn, hindsight: str) -> ControlText | None:
     """Words about another turn that say something else, always the same ones for the same rows; None without any.
 
     A user who wants the same every time gives no control by another complaint: where all words are alike, an off-topic
@@ -79,23 +103,119 @@ def control_for(store: Store, turn: Turn, hindsight: str) -> str | None:
     own = set(words(hindsight))
     rows = store.rows(Interaction, newest=True, limit=LOOKED)
     ranked = sorted(
-        (_likeness(own, row.hindsight), content_hash("control", turn.id, row.id), row.hindsight)
+        (_likeness(own, row.hindsight), content_hash("control", turn.id, row.id), row.hindsight, row.id)
         for row in rows
         if row.hindsight and row.turn != turn.id and row.hindsight != hindsight
     )
     if ranked and ranked[0][0] < ALIKE:
-        return ranked[0][2]
+        return ControlText(*ranked[0][2:])
     for skip in store.rows(Skip, reason="off_topic"):
         feedback = store.find(Feedback, skip.feedback)
         if feedback is not None and feedback.text and feedback.turn != turn.id:
-            return feedback.text
-    return ranked[0][2] if ranked else None
+            return ControlText(feedback.text, feedback.id)
+    return ControlText(*ranked[0][2:]) if ranked else None
 
 
 def _likeness(own: set[str], text: str) -> float:
     """Words in common over words in either."""
     other = set(words(text))
     return len(own & other) / max(1, len(own | other))
+
+
+def stored_row(heatmap: Heatmap, interaction: str, control: ControlText | None, model: str) -> AnswerAdvantages:
+    """The row that keeps a measured heat map of an interaction."""
+    source = control.source if control is not None and heatmap.control else None
+    return AnswerAdvantages(
+        id=new_id("ad"),
+        interaction=interaction,
+        model=model,
+        tokens=tuple(token.text for token in heatmap.tokens),
+        without=_rounded(token.without for token in heatmap.tokens),
+        with_hindsight=_rounded(token.with_hindsight for token in heatmap.tokens),
+        control=source,
+        with_control=_rounded(token.with_hindsight for token in heatmap.control) if source else (),
+    )
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(float(value), 3) for value in values)
+
+
+def heatmap_of(store: Store, row: AnswerAdvantages) -> Heatmap:
+    """The heat map that a row keeps. The control is left out when its words were erased."""
+    interaction = store.get(Interaction, row.interaction)
+    words_of = None if row.control is None else _words_of(store, row.control)
+    return Heatmap(
+        turn=interaction.turn,
+        question="",
+        hindsight=interaction.hindsight,
+        tokens=_advantages(row, row.with_hindsight),
+        control_hindsight=words_of,
+        control=() if words_of is None else _advantages(row, row.with_control),
+    )
+
+
+def _words_of(store: Store, source: str) -> str | None:
+    interaction = store.find(Interaction, source)
+    if interaction is not None:
+        return interaction.hindsight or None
+    feedback = store.find(Feedback, source)
+    return feedback.text if feedback is not None else None
+
+
+def _advantages(row: AnswerAdvantages, given: Sequence[float]) -> list[TokenAdvantage]:
+    return [
+        TokenAdvantage(text, without, told, told - without)
+        for text, without, told in zip(row.tokens, row.without, given, strict=True)
+    ]
+
+
+def measure_requested(store: Store, *, model: str, device: str = "auto", limit: int = 8) -> int:
+    """Scores interactions for which somebody asked for a heat map and which have none yet, newest request first.
+
+    Another request of the same interaction scores it again.
+
+    Args:
+        store: Where requests are read and rows are written.
+        model: Base model: built-in name, folder or hub id.
+        device: As in `load_model`.
+        limit: Answers of one call.
+
+    Returns:
+        Number of rows written; an answer that cannot be scored gets a row with the reason.
+    """
+    done = 0
+    for name, asked in _newest_requests(store).items():
+        if done == limit:
+            break
+        interaction, known = store.find(Interaction, name), store.newest(AnswerAdvantages, interaction=name)
+        if interaction is None or (known is not None and known.created_at >= asked):
+            continue
+        store.write(_requested(store, interaction, model, device))
+        done += 1
+    return done
+
+
+def _newest_requests(store: Store) -> dict[str, float]:
+    """Interaction -> when its heat map was last asked for, newest first."""
+    found: dict[str, float] = {}
+    for row in store.rows(WorkRequest, newest=True, kind="heatmap"):
+        found.setdefault(row.interaction, row.created_at)
+    return found
+
+
+def _requested(store: Store, interaction: Interaction, model: str, device: str) -> AnswerAdvantages:
+    turn = store.get(Turn, interaction.turn)
+    if not interaction.hindsight:
+        error = "the interaction has no text for the teacher, so there is nothing to compare"
+        return AnswerAdvantages(id=new_id("ad"), interaction=interaction.id, model=model, error=error)
+    control = control_for(store, turn, interaction.hindsight)
+    words_of = control.text if control is not None else None
+    try:
+        measured = measure_heatmap(turn, interaction.hindsight, words_of, model=model, device=device)
+    except UsageError as error:
+        return AnswerAdvantages(id=new_id("ad"), interaction=interaction.id, model=model, error=error.message)
+    return stored_row(measured, interaction.id, control, model)
 
 
 def mean_size(tokens: Sequence[TokenAdvantage]) -> float:
@@ -125,21 +245,28 @@ def heatmap_html(heatmap: Heatmap) -> str:
     return str(render("heatmap_page.html", title=title, turn=heatmap.turn, heatmap=heatmap_fragment(heatmap)))
 
 
-def heatmap_fragment(heatmap: Heatmap) -> Markup:
-    """The heat map and its control as HTML to put into a page made by `pages.page`."""
-    maps = [_map("What the user wrote next", heatmap.hindsight, heatmap.tokens)]
+def heatmap_fragment(heatmap: Heatmap, most: int | None = None) -> Markup:
+    """The heat map and its control as HTML to put into a page made by `pages.page`.
+
+    Args:
+        heatmap: What was measured.
+        most: Characters or tokens of the answer that are drawn, from its beginning; None draws all.
+    """
+    maps = [_map("What the user wrote next", heatmap.hindsight, heatmap.tokens, most)]
     if heatmap.control_hindsight is not None:
-        maps.append(_map("Control: words about another answer", heatmap.control_hindsight, heatmap.control))
+        maps.append(_map("Control: words about another answer", heatmap.control_hindsight, heatmap.control, most))
     return render("heatmap.html", question=heatmap.question, maps=maps)
 
 
-def _map(title: str, hindsight: str, tokens: Sequence[TokenAdvantage]) -> Json:
+def _map(title: str, hindsight: str, tokens: Sequence[TokenAdvantage], most: int | None) -> Json:
+    drawn = characters(tokens)
     rows = [(word, strongest(tokens, sign)) for word, sign in (("against", -1), ("for", 1))]
     return {
         "title": title,
         "hindsight": hindsight,
         "size": f"{mean_size(tokens):.2f}",
-        "tokens": [_token(token) for token in characters(tokens)],
+        "tokens": [_token(token) for token in drawn[:most]],
+        "left_out": 0 if most is None else max(len(drawn) - most, 0),
         "strongest": [
             {"word": word, "tokens": [{"text": t.text.strip(), "advantage": f"{t.advantage:+.1f}"} for t in found]}
             for word, found in rows
@@ -149,13 +276,12 @@ def _map(title: str, hindsight: str, tokens: Sequence[TokenAdvantage]) -> Json:
 
 
 def _token(token: TokenAdvantage) -> Json:
-    red, green, blue = _AGAINST if token.advantage < 0 else _FOR
-    alpha = min(1.0, abs(token.advantage) / FULL) * 0.75
+    level = round(LEVELS * min(1.0, abs(token.advantage) / FULL))
     return {
         "lines": printable(token.text).split("\n"),
         "tip": f"with {token.with_hindsight:.2f}, without {token.without:.2f}, advantage {token.advantage:+.2f} nats",
+        "shade": f"{'a' if token.advantage < 0 else 'f'}{level}" if level else "",
         "strong": token.advantage <= -STRONG,
-        "colour": f"rgb({red} {green} {blue}/{alpha:.2f})",
     }
 
 

@@ -28,8 +28,16 @@ def _environment() -> Environment:
 
 @cache
 def _css() -> Markup:
-    css = resources.files("afterword.evaluate.report").joinpath("templates/page.css").read_text(encoding="utf-8")
-    return Markup(css)
+    return Markup(_text("page.css") + report_css())
+
+
+def _text(name: str) -> str:
+    return resources.files("afterword.evaluate.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def report_css() -> str:
+    """The look of reports and heat maps, without that of the page around them."""
+    return _text("report.css")
 
 
 def render(template: str, /, **values: Any) -> Markup:

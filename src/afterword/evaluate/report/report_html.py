@@ -66,23 +66,46 @@ def render_report(
         monitors: Name -> further training metrics, by step.
         sections: More for the page, before the suites.
     """
-    read = [read_reason(reason) for reason in verdict.reasons]
+    values = _values(candidate, report, verdict, sections)
     return str(render(
-        "report.html",
-        title=f"Candidate {candidate.id}",
-        shown=SHOWN,
-        head=_head(candidate, report, verdict),
-        tiles=list(_tiles(report)),
-        refused=[text for holds, text in read if not holds],
-        held=[text for holds, text in read if holds],
-        changes=_changes(report),
-        sections=[{"title": section.title, "html": Markup(section.html)} for section in sections],
-        suites=[_suite(name, report.suites[name]) for name in sorted(report.suites, key=_place)],
-        examples=_examples(report),
-        own_examples=_own_examples(report),
-        training=_training(losses, monitors or {}),
-        provenance=_provenance(candidate, report, verdict),
+        "report.html", title=f"Candidate {candidate.id}", heading="h1", examples=_examples(report),
+        training=_training(losses, monitors or {}), **values,
     ))  # fmt: skip
+
+
+def report_fragment(
+    candidate: Candidate, report: Report, verdict: Verdict, *, sections: Sequence[Section] = (), most: int = 12
+) -> Markup:
+    """The same without a page around it, for a page with `pages.report_css`.
+
+    Args:
+        candidate: Whose report it is.
+        report: What was measured.
+        verdict: What the gate decided.
+        sections: More, before the suites.
+        most: Pairs of answers of each group.
+    """
+    examples = _examples(report)
+    for group in examples["groups"] if examples else ():
+        group["more"], group["found"] = max(len(group["found"]) - most, 0), group["found"][:most]
+    values = _values(candidate, report, verdict, sections)
+    return render("report_body.html", heading="h2", examples=examples, training=None, **values)
+
+
+def _values(candidate: Candidate, report: Report, verdict: Verdict, sections: Sequence[Section]) -> Json:
+    read = [read_reason(reason) for reason in verdict.reasons]
+    return {
+        "shown": SHOWN,
+        "head": _head(candidate, report, verdict),
+        "tiles": list(_tiles(report)),
+        "refused": [text for holds, text in read if not holds],
+        "held": [text for holds, text in read if holds],
+        "changes": _changes(report),
+        "sections": [{"title": section.title, "html": Markup(section.html)} for section in sections],
+        "suites": [_suite(name, report.suites[name]) for name in sorted(report.suites, key=_place)],
+        "own_examples": _own_examples(report),
+        "provenance": _provenance(candidate, report, verdict),
+    }
 
 
 def _head(candidate: Candidate, report: Report, verdict: Verdict) -> Json:
@@ -200,7 +223,12 @@ def _examples(report: Report) -> Json | None:
     better = [e for gain, e in changed if gain > 0 and e["before"] != e["after"]]
     worse = [e for gain, e in reversed(changed) if gain < 0 and e["before"] != e["after"]]
     groups = [
-        {"title": f"Changed for the {title}", "found": [_example(one) for one in found]}
+        {
+            "title": f"Changed for the {title}",
+            "found": [_example(one) for one in found],
+            "number": len(found),
+            "more": 0,
+        }
         for title, found in (("better", better), ("worse", worse))
     ]
     return {"groups": groups, "same": len(changed) - len(better) - len(worse)}

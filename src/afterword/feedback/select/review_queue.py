@@ -6,15 +6,19 @@ detector confidence. Never writes. A decision is a Review row.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
+from statistics import NormalDist
 from typing import Any, Literal
 
 from afterword.config import NonNegative, UnitInterval, check_section
-from afterword.records import Interaction, Review, content_hash
+from afterword.records import Interaction, Json, Review, WorkRequest, content_hash
 from afterword.store import Store
 from afterword.store.browse import confidences_after, erasure_count, reviewed
+from afterword.store.votes import standing_reviews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,8 @@ class ReviewSettings:
         check_section("review", self)
 
 
+CORRECTED = "corrected as "
+"""Begins the reason of the rejection that a correction writes; the id of the new interaction follows."""
 READ_AT_ONCE = 2000
 """Interactions that the index reads in one query."""
 
@@ -100,13 +106,15 @@ class ReviewIndex:
         self._unsure.sort()
 
     def waiting(self, store: Store) -> list[str]:
-        """Ids of the queue without the reviewed ones and those whose feedback was taken back, oldest first."""
+        """Ids of the queue without the reviewed ones and those whose feedback was taken back: first those that somebody
+        sent there, then the others, each oldest first."""
         gone = {name for feedback in store.retracted() for name in self._feedback.get(feedback, ())}
         rows = self._unsure if not gone else [row for row in self._unsure if row[3] not in gone]
         odd = rows[: int(len(rows) * self._settings.strange)]
         queue = {(seq, name) for _, _, seq, name in odd}.union(self._drawn)
         done = gone | reviewed(store)
-        return [name for _, name in sorted(queue) if name not in done]
+        asked = dict.fromkeys(row.interaction for row in store.rows(WorkRequest, kind="review"))
+        return [name for name in dict.fromkeys((*asked, *(name for _, name in sorted(queue)))) if name not in done]
 
 
 def blocked(
@@ -157,7 +165,63 @@ class Agreement:
 def agreement(
     interactions: Iterable[Interaction], reviews: Mapping[str, Review], settings: ReviewSettings
 ) -> Agreement:
-    """Agreement of reviewers with the automatic decision, over all reviews."""
-    decisions = [review.decision for review in reviews.values()]
+    """Agreement of reviewers with the automatic decision, over all reviews; a correction is a rejection alone."""
+    corrected = {replacement([review]) for review in reviews.values()}
+    decisions = [review.decision for review in reviews.values() if review.interaction not in corrected]
     waiting = sum(row.id not in reviews for row in review_queue(interactions, settings))
     return Agreement(waiting, decisions.count("approve"), decisions.count("reject"))
+
+
+def second_opinions(reviews: Iterable[Review], by: str) -> list[str]:
+    """Interactions that exactly one reviewer decided, and not `by`, newest decision first.
+
+    Args:
+        reviews: All reviews, in the order written.
+        by: Name of the reviewer who asks.
+    """
+    rows = [[*decisions.values()] for decisions in standing_reviews(reviews).values() if len(decisions) == 1]
+    alone = sorted((row for (row,) in rows if row.by != by), key=lambda row: (-row.created_at, row.id))
+    return [row.interaction for row in alone]
+
+
+def reviewer_agreement(reviews: Iterable[Review]) -> Json:
+    """Agreement between reviewers who decided on the same interactions.
+
+    Raw agreement has Wilson's 95 % interval; Cohen's kappa (1960, Educational and Psychological Measurement 20, p. 37)
+    the 95 % interval of its standard error there (equation 8), over all pairs of reviewers of an interaction.
+
+    Args:
+        reviews: All reviews, in the order written.
+
+    Returns:
+        `pairs`, `agreed`, `share` {value, low, high} and `kappa` {value, low, high}; the last two are None where they
+        are not defined (no pair; everybody decides alike by chance too).
+    """
+    pairs = [
+        (one.decision, other.decision)
+        for decisions in standing_reviews(reviews).values()
+        for one, other in combinations(sorted(decisions.values(), key=lambda row: row.by), 2)
+    ]
+    n, agreed = len(pairs), sum(one == other for one, other in pairs)
+    found: Json = {"pairs": n, "agreed": agreed, "share": None, "kappa": None}
+    if not n:
+        return found
+    z, share = NormalDist().inv_cdf(0.975), agreed / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    found["share"] = {"value": share, "low": max(middle - half, 0.0), "high": min(middle + half, 1.0)}
+    first, second = (sum(pair[side] == "approve" for pair in pairs) / n for side in (0, 1))
+    chance = first * second + (1 - first) * (1 - second)
+    if chance < 1:
+        kappa = (share - chance) / (1 - chance)
+        error = math.sqrt(share * (1 - share) / n) / (1 - chance)
+        found["kappa"] = {"value": kappa, "low": max(kappa - z * error, -1.0), "high": min(kappa + z * error, 1.0)}
+    return found
+
+
+def replacement(reviews: Iterable[Review]) -> str | None:
+    """The interaction that replaced one, by the newest of its reviews; None where it was not corrected."""
+    newest = next(iter([*reviews][::-1]), None)
+    if newest is None or newest.decision != "reject" or not newest.why.startswith(CORRECTED):
+        return None
+    return newest.why.removeprefix(CORRECTED)

@@ -28,7 +28,7 @@ from afterword.store.schema import CLEARED, PRUNED, TOMBSTONE, connect
 
 _ALIVE = f"NOT {TOMBSTONE.format('t')}"
 _PATIENCE_MS = 60_000
-NOTED = ("reviews", "relevances", "revisions")
+NOTED = ("reviews", "relevances", "revisions", "advantages", "requests")
 """Tables whose rows refer to interactions."""
 
 
