@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is now called:FutureWarning"),
 ]
 PAGES = ("/console", "/console/turns", "/console/interactions", "/console/review", "/console/candidates",
-         "/console/releases", "/console/privacy", "/console/settings", "/chat")  # fmt: skip
+         "/console/forecast", "/console/releases", "/console/privacy", "/console/settings", "/chat")  # fmt: skip
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")  # fmt: skip
 CSS = "css selector"

@@ -62,7 +62,7 @@ def rows_of_ada() -> list[Record]:
         Review(id="v3", interaction="i3", decision="approve", by="eve"),
         SignalRatio(id="l1", interaction="i2", model="m", real=0.5, shuffled=None, neutral=0.1, tokens=3),
         Revision(id="w1", interaction="i2", model="m", text=SECRET, draft_score=-1.0, score=-0.5, kept=True),
-        AnswerAdvantages(id="h1", interaction="i2", model="m", tokens=(SECRET,), without=(-1.0,), with_hindsight=(-2.0,)),
+        AnswerAdvantages(id="h1", interaction="i2", model="m", tokens=(SECRET,), without=(-1.0,)),
         WorkRequest(id="q1", interaction="i2", kind="heatmap", by="eve"),
         Candidate(id="k1", path="adapters/k1", base="m", parent=None, interactions=("i3",), recipe={}),
         Candidate(

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 FIRST_WAIT = 0.1
-"""Seconds that the first page waits for a value; later ones show that it is still being computed."""
+"""Seconds that the first page, and the first after `stale`, waits for a value; later ones show that it is still being computed."""
 
 
 class Refreshed(Generic[T]):
@@ -27,6 +27,8 @@ class Refreshed(Generic[T]):
         self._value: T | None = None
         self._ended = -1e9
         self._wait = FIRST_WAIT
+        self._outdated = False
+        """The computation that runs began before `stale`."""
         self.at: float | None = None
         """When the value was computed (Unix seconds); None before the first."""
 
@@ -43,13 +45,15 @@ class Refreshed(Generic[T]):
             self._wait = 0.0
             if self._task.done():
                 task, self._task = self._task, None
-                self._ended = time.monotonic()
+                self._ended = -1e9 if self._outdated else time.monotonic()
+                self._outdated = False
                 self._value, self.at = task.result(), time.time()
         return self._value
 
     def stale(self) -> None:
         """Makes the next `get` compute again."""
-        self._ended = -1e9
+        self._ended, self._wait = -1e9, FIRST_WAIT
+        self._outdated = self._task is not None
 
     async def close(self) -> None:
         """Waits for a computation that runs."""

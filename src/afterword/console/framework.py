@@ -24,7 +24,7 @@ from afterword.console.sessions import COOKIE, Sessions
 from afterword.errors import AfterwordError, UsageError
 from afterword.records import Json
 from afterword.store import Store
-from afterword.store.browse import UserRows, users_with_turns
+from afterword.store.browse import UserTurns, users_with_turns
 
 log = logging.getLogger("afterword.console")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -59,7 +59,7 @@ class Console:
         self.canaries: Refreshed[list[Json]] = Refreshed(actions.canaries, every=5.0)
         self.needs: Refreshed[Json] = Refreshed(actions.needs, every=120.0)
         self.plan: Refreshed[Json] = Refreshed(actions.plan, every=120.0)
-        self.users: Refreshed[list[UserRows]] = Refreshed(lambda: users_with_turns(store), every=60.0)
+        self.users: Refreshed[list[UserTurns]] = Refreshed(lambda: users_with_turns(store), every=60.0)
 
     async def close(self) -> None:
         """Waits for computations that run."""

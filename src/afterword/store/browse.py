@@ -226,7 +226,7 @@ class RowCounts:
         )
 
 
-class UserRows(NamedTuple):
+class UserTurns(NamedTuple):
     """What a list of users shows of one."""
 
     user: str
@@ -236,7 +236,7 @@ class UserRows(NamedTuple):
     last: float
 
 
-def users_with_turns(store: Store, limit: int = 200) -> list[UserRows]:
+def users_with_turns(store: Store, limit: int = 200) -> list[UserTurns]:
     """Users with the most turns. Reads the index of users, and two rows of each that is listed."""
     sql = (
         "SELECT user, count(*), min(seq), max(seq) FROM turns INDEXED BY turns_user WHERE user IS NOT NULL "
@@ -246,7 +246,7 @@ def users_with_turns(store: Store, limit: int = 200) -> list[UserRows]:
     ends = sorted({seq for _, _, first, last in found for seq in (first, last)})
     marks = ", ".join("?" * len(ends))
     at = dict(store.read(f"SELECT seq, created_at FROM turns WHERE seq IN ({marks})", ends)) if ends else {}
-    return [UserRows(user, number, at[first], at[last]) for user, number, first, last in found]
+    return [UserTurns(user, number, at[first], at[last]) for user, number, first, last in found]
 
 
 class UserConsent(NamedTuple):
