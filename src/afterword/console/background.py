@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 FIRST_WAIT = 0.1
-"""Seconds that the first page, and the first after `stale`, waits for a value; later ones show that it is still being computed."""
+"""Seconds that the first page, and the first after `stale`, waits for a value; later ones show what is known."""
 
 
 class Refreshed(Generic[T]):
