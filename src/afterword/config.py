@@ -113,6 +113,9 @@ class ServeConfig:
     """"auto", "bfloat16" or "float32"."""
     max_batch: Count = 32
     """Concurrent requests of the engine; further requests wait."""
+    prefix_mib: CountOrZero = 384
+    """MiB that the engine keeps of prompts' keys, so that the next turn of a conversation reads only what is new:
+    17,000 tokens of the built-in model. Answers have the same bits with 0, which keeps none."""
     max_tokens: CountOrZero | None = None
     """Token limit of answers for requests without one; 0 sets none. Default: 512 for the built-in model, 4096 for other
     models of the engine, none for an upstream."""
@@ -230,6 +233,10 @@ class EvaluateConfig:
     """File of planted secrets for the suite `privacy`: a JSON object {"prefix", "secret"} per line."""
     ifeval_prompts: Count = 48
     """Number of IFEval prompts, spread over the kinds of instruction; at most 541."""
+    environment: str | None = None
+    """Environment of the suite `episodes`, by its name (docs/agents.md)."""
+    episodes: Count = 96
+    """Episodes of each arm in the suite `episodes`, over the held-out tasks in turn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,15 +168,21 @@ Serve = Callable[..., Awaitable[Client]]
 
 @asynccontextmanager
 async def serve_tiny(
-    folder: Path, *, cache_tokens: int | None = None, max_batch: int = 32, chunk: int | None = None
+    folder: Path,
+    *,
+    cache_tokens: int | None = None,
+    max_batch: int = 32,
+    chunk: int | None = None,
+    prefix_bytes: int = 0,
+    dtype: Any = "float32",
 ) -> AsyncIterator[Client]:
-    """The tiny model in float32 behind an HTTP server of this process."""
-    model = loading.load_model(str(folder), dtype="float32")
+    """The tiny model behind an HTTP server of this process."""
+    model = loading.load_model(str(folder), dtype=dtype)
     per_token = 2 * 2 * 2 * 8 * 4
     cache_bytes = None if cache_tokens is None else cache_tokens * per_token
     runner = Runner(model, ends=frozenset([1]), cache_bytes=cache_bytes)
     codec = Codec(loading.load_tokenizer(str(folder)))
-    host = Host(runner, codec, "tiny", loading.base_hash(folder), max_batch=max_batch)
+    host = Host(runner, codec, "tiny", loading.base_hash(folder), max_batch=max_batch, prefix_bytes=prefix_bytes)
     if chunk is not None:
         host.engine.chunk = chunk
     server, loop = Server(host, codec, "tiny", str(folder)), asyncio.get_running_loop()

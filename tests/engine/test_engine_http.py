@@ -121,7 +121,9 @@ async def test_models_and_health(client: Client, tiny: Path, adapters: dict[str,
     assert (await client.http.get("/v1/models/none")).status == 404
     await client.ids("Hi", 5, ignore_eos=True)
     health = await (await client.http.get("/health")).json()
+    prompt = len(client.server.codec.render([{"role": "user", "content": "Hi"}], None))
     counts = {"running": 0, "waiting": 0, "tokens_generated": 5, "repetitions": 0}
+    counts |= {"prompt_tokens_read": prompt, "prompt_tokens_reused": 0}
     assert health == {"status": "ok", "model": "tiny", **counts}
 
 

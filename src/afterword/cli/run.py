@@ -190,7 +190,7 @@ class _Engine:
             device=config.device,
             dtype=config.dtype,
             log_path=self._log,
-            extra=("--max-batch", str(config.max_batch)),
+            extra=("--max-batch", str(config.max_batch), "--prefix-mib", str(config.prefix_mib)),
             abandon=self._stopping,
         )
 

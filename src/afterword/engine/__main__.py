@@ -31,6 +31,9 @@ from afterword.processes import dump_stacks_when_asked, listening
 
 log = logging.getLogger("afterword.engine")
 
+PREFIX_MIB = 384
+"""MiB of keys kept of prompts: 17,000 tokens of the built-in model."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Builds the command line parser."""
@@ -41,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     it.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     it.add_argument("--max-batch", type=_positive, default=32, help="requests at once")
+    it.add_argument("--prefix-mib", type=_size, default=PREFIX_MIB, help="MiB of keys kept of prompts; 0 keeps none")
     it.add_argument("--max-model-len", type=int, help="context in tokens; the model's own by default")
     it.add_argument("--served-model-name", help="name in /v1/models; the model's own by default")
     it.add_argument("--background", action="store_true", help="give way to the engines that serve on this machine")
@@ -52,6 +56,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is invalid: use 1 or more")
+    return value
+
+
+def _size(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is invalid: use 0 or more")
     return value
 
 

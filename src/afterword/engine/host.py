@@ -26,15 +26,24 @@ class Host:
     """The model in this process, on the thread that calls `run`."""
 
     def __init__(
-        self, runner: Runner, codec: Codec, name: str, base: str, *, max_batch: int = 32, background: bool = False
+        self,
+        runner: Runner,
+        codec: Codec,
+        name: str,
+        base: str,
+        *,
+        max_batch: int = 32,
+        background: bool = False,
+        prefix_bytes: int = 0,
     ) -> None:
         """`name`: under which requests mean the base model; `base`: hash of its weights; `background`: it gives way to
-        other engines on this machine instead of telling training that it computes."""
+        other engines on this machine instead of telling training that it computes; `prefix_bytes`: bound of the keys
+        kept of prompts."""
         self.runner = runner
         self.max_model_len, self.vocabulary = runner.max_model_len, runner.vocabulary
         self._signal = None if background else ServingSignal()
         working = (lambda phase: BACKGROUND.give_way()) if self._signal is None else self._signal.working
-        self.engine = Engine(runner, self._hand_over, max_batch=max_batch, working=working)
+        self.engine = Engine(runner, self._hand_over, max_batch=max_batch, working=working, prefix_bytes=prefix_bytes)
         self._codec, self._name, self._base = codec, name, base
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[int, Request] = {}

@@ -63,6 +63,7 @@ def build(options: argparse.Namespace) -> Host:
         base,
         max_batch=options.max_batch,
         background=options.background,
+        prefix_bytes=options.prefix_mib << 20,
     )
 
 

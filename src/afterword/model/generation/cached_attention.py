@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +23,12 @@ from afterword.model.generation.kv_cache import KeyValues
 NAME = "afterword"
 _LANES = 16
 """Keys that a decoding row reads are a multiple of this: the widest vectors hold so many float32 numbers."""
+_BLOCK = 128
+"""On a CPU, all queries of a block of so many tokens of a prompt see the same number of keys: those up to the block's
+end, later ones masked. The bits of a token's attention then depend neither on where a chunk begins nor on where it
+ends."""
+_TILE = 32
+"""Queries that torch's attention computes together on a CPU."""
 _QUERIES = 4
 """Fewer queries of a key head are filled up on a CPU: float32 products of fewer rows depend on the number of threads
 (torch 2.13, x86)."""
@@ -63,7 +70,8 @@ class Plan:
         self.interrupted: Callable[[], bool] = lambda: False
         """Asked at each layer."""
         self._index: dict[int, torch.Tensor] = {}
-        self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
+        self._masks: dict[int | None, torch.Tensor | None] = {}
+        self._parts: dict[tuple[int, int, int, int | None], torch.Tensor] = {}
 
     def index(self, heads: int) -> torch.Tensor:
         """Places of this step's keys in a layer seen as [rows * heads * length, width]: [tokens * heads]."""
@@ -75,26 +83,32 @@ class Plan:
 
     def decode_mask(self, window: int | None) -> torch.Tensor | None:
         """Additive mask [span, 1, 1, longest]; rows that do not decode now see their first token only."""
-        key = (-1, window)
-        if key not in self._masks:
+        if window not in self._masks:
             if not self.masked and (window is None or self.longest <= window):
-                self._masks[key] = None
+                self._masks[window] = None
             else:
                 at = torch.zeros(self.span, dtype=torch.long, device=self.rows.device)
                 at[self.rows[: self.decoding]] = self.positions[: self.decoding]
-                self._masks[key] = self._visible(at, self.longest, window)[:, None, None]
-        return self._masks[key]
+                self._masks[window] = self._visible(at, self.longest, window)[:, None, None]
+        return self._masks[window]
 
-    def chunk_mask(self, number: int, window: int | None) -> torch.Tensor | None:
-        """Additive mask [chunk, end] of a prompt's chunk; None when plain causal attention does."""
-        key = (number, window)
-        if key not in self._masks:
-            start, _, begin, end = self.chunks[number]
-            if begin == 0 and (window is None or end <= window):
-                self._masks[key] = None
-            else:
-                self._masks[key] = self._visible(self.positions[start : start + end - begin], end, window)
-        return self._masks[key]
+    def parts(self, number: int) -> list[tuple[int, int, int]]:
+        """(begin, end, keys) of a prompt's chunk: its tokens by blocks, and the keys that each block sees."""
+        _, _, begin, end = self.chunks[number]
+        if self.cache.device.type != "cpu":
+            return [(begin, end, end)]
+        edges = [begin, *range((begin // _BLOCK + 1) * _BLOCK, end, _BLOCK), end]
+        return [(low, high, min(-(-high // _BLOCK) * _BLOCK, self.cache.length)) for low, high in pairwise(edges)]
+
+    def part_mask(self, part: tuple[int, int, int], window: int | None) -> torch.Tensor | None:
+        """Additive mask [end - begin, keys]; None when plain causal attention does."""
+        begin, end, keys = part
+        if begin == 0 and end == keys and (window is None or end <= window):
+            return None
+        if (begin, end, keys, window) not in self._parts:
+            at = torch.arange(begin, end, device=self.positions.device)
+            self._parts[begin, end, keys, window] = self._visible(at, keys, window)
+        return self._parts[begin, end, keys, window]
 
     def _visible(self, at: torch.Tensor, length: int, window: int | None) -> torch.Tensor:
         key = torch.arange(length, device=at.device)
@@ -235,17 +249,69 @@ def _read(
     extras: Extras,
 ) -> torch.Tensor:
     """A chunk of a prompt against what is stored of it: [chunk, heads, width]."""
-    start, row, begin, end = plan.chunks[number]
-    mask = plan.chunk_mask(number, window)
-    mixed = mix(
-        query[:, :, start : start + end - begin],
-        plan.cache.keys[layer][row : row + 1, :, :end],
-        plan.cache.values[layer][row : row + 1, :, :end],
-        mask,
-        scaling,
-        extras,
-    )
-    return mixed[0].transpose(0, 1)
+    start, row, begin, _ = plan.chunks[number]
+    if not extras.none:
+        plan.cache.reusable = False  # its products of few rows have other bits than those of many
+    mixed = []
+    for part in plan.parts(number):
+        low, high, seen = part
+        mixed.append(
+            _attend_rows(
+                query[:, :, start + low - begin : start + high - begin],
+                plan.cache.keys[layer][row : row + 1, :, :seen],
+                plan.cache.values[layer][row : row + 1, :, :seen],
+                plan.part_mask(part, window),
+                scaling,
+                extras,
+            )
+        )
+    return (mixed[0] if len(mixed) == 1 else torch.cat(mixed, 2))[0].transpose(0, 1)
+
+
+def _attend_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    extras: Extras,
+) -> torch.Tensor:
+    """`mix`; on a CPU the last tile of one to three queries is filled up, because its products take another kernel."""
+    count = query.shape[2]
+    missing = _QUERIES - count % _TILE if 0 < count % _TILE < _QUERIES and query.device.type == "cpu" else 0
+    if not missing or mask is None or not extras.none:
+        return mix(query, key, value, mask, scaling, extras)
+    filled = F.pad(query, (0, 0, 0, missing))
+    return mix(filled, key, value, torch.cat([mask, mask[-1:].expand(missing, -1)]), scaling, extras)[:, :, :count]
+
+
+def rows_agree(heads: int, key_heads: int, width: int, value_width: int, dtype: torch.dtype) -> bool:
+    """Has attention of some tokens of a block the same bits as that of the whole block, with this torch on this CPU?
+    Tried on random numbers, some milliseconds."""
+    draw, keys = torch.Generator().manual_seed(0), 2 * _BLOCK
+    query = torch.randn(1, heads, keys, width, generator=draw).to(dtype)
+    key = torch.randn(1, key_heads, keys, width, generator=draw).to(dtype)
+    value = torch.randn(1, key_heads, keys, value_width, generator=draw).to(dtype)
+    hidden = torch.ones(keys, keys, dtype=torch.bool).triu(1)
+    mask = torch.zeros(keys, keys, dtype=dtype).masked_fill_(hidden, float("-inf"))
+
+    def attended(begin: int, end: int, seen: int) -> torch.Tensor:
+        return _attend_rows(
+            query[:, :, begin:end], key[:, :, :seen], value[:, :, :seen], mask[begin:end, :seen], None, Extras()
+        )
+
+    for seen in (_BLOCK, keys):
+        first = seen - _BLOCK
+        whole = attended(first, seen, seen)
+        causal = seen > _BLOCK or torch.equal(
+            whole, mix(query[:, :, :seen], key[:, :, :seen], value[:, :, :seen], None, None, Extras())
+        )
+        parts = [(32, 128), (32, 37), (64, 99), (0, 66), (0, 4), (96, 127), (5, 128), (0, 33)]
+        if not causal or not all(
+            torch.equal(attended(first + low, first + high, seen), whole[:, :, low:high]) for low, high in parts
+        ):
+            return False
+    return True
 
 
 AttentionInterface.register(NAME, attend)

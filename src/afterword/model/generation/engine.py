@@ -26,6 +26,7 @@ import torch
 from afterword.model.generation import sampler
 from afterword.model.generation.adapters import Adapter, AdapterBank
 from afterword.model.generation.cached_attention import Interrupted, Plan
+from afterword.model.generation.prefix_cache import PrefixCache
 from afterword.model.generation.repetition import Repetition
 from afterword.model.generation.request import GenerationRequest, TokenOutput
 from afterword.model.generation.runner import Runner
@@ -93,16 +94,27 @@ class Engine:
     `max_batch`: requests at once. `chunk`, tokens of prompts read a step, is what a step can bear without
     stalling those who write (256 are about 80 ms at the 3,300 tokens/s that two CPU cores read).
     `working` is called with the phase before each step, and when no request is left.
+    `prefix_bytes` bounds the keys that are kept of prompts, 0 keeps none; an answer has the same bits either way (on a
+    CPU; on a GPU they depend on the batch anyway).
     """
 
     def __init__(
-        self, runner: Runner, deliver: Deliver, *, max_batch: int = 32, working: Callable[[Phase], object] | None = None
+        self,
+        runner: Runner,
+        deliver: Deliver,
+        *,
+        max_batch: int = 32,
+        working: Callable[[Phase], object] | None = None,
+        prefix_bytes: int = 0,
     ) -> None:
         self.runner = runner
         self.max_batch = max_batch
         self.chunk = 2048 if runner.device.type == "cuda" else 256
         self.generated = 0
         self.repetitions = 0
+        self.read = self.reused = 0
+        """Tokens of prompts that were computed, and that were taken from prompts before."""
+        self.prefixes = PrefixCache(runner.cache, prefix_bytes) if prefix_bytes and runner.cache.reusable else None
         self._deliver = deliver
         self._working = working or (lambda phase: None)
         self._bank = AdapterBank(runner.lines, runner.mask, runner.device)
@@ -153,12 +165,15 @@ class Engine:
         return not self._ended
 
     def counts(self) -> dict[str, int]:
-        """Requests running and waiting; tokens generated and answers ended for repetition since the start."""
+        """Requests running and waiting; since the start: tokens generated, tokens of prompts computed and reused,
+        answers ended for repetition."""
         running, waiting = len(self._running), len(self._waiting)
         return {
             "running": running,
             "waiting": waiting,
             "tokens_generated": self.generated,
+            "prompt_tokens_read": self.read,
+            "prompt_tokens_reused": self.reused,
             "repetitions": self.repetitions,
         }
 
@@ -295,6 +310,8 @@ class Engine:
         for adapter in [adapter for adapter in self._retired if id(adapter) not in used]:
             self._retired.remove(adapter)
             self._bank.remove(adapter)
+            if self.prefixes is not None:
+                self.prefixes.drop(adapter)
 
     def _admit(self) -> None:
         """Those in the background last, and into half of the rows: the others are for whoever comes."""
@@ -375,6 +392,16 @@ class Engine:
                 request.stored = 0
             request.long = long
 
+    def _reuse(self, requests: list[Request]) -> None:
+        """Take the keys of the beginning of each unread prompt from prompts before. Four tokens are left to read, as
+        `_block` leaves them."""
+        if self.prefixes is None:
+            return
+        for request in requests:
+            if request.stored == 0:
+                request.stored = self.prefixes.fetch(request.adapter, request.tokens[:-4], request.row)
+                self.reused += request.stored
+
     def _step(self, requests: list[Request]) -> list[tuple[Request, TokenOutput]]:
         """Feed these running requests, all or one, and choose their next tokens."""
         self._make_room()
@@ -382,6 +409,7 @@ class Engine:
         requests = [request for request in requests if request.row >= 0]  # one may have gone back to the queue
         if not requests:
             return []
+        self._reuse(requests)
         decoding = [r for r in requests if len(r.tokens) - r.stored == 1]
         reading = self._shares(requests)
         plan = Plan(
@@ -406,8 +434,11 @@ class Engine:
         chosen = self._choose(ready, logits) if ready else []
         for request in decoding:
             request.stored += 1
-        for request, _, end in reading:
+        for request, begin, end in reading:
             request.stored = end
+            self.read += end - begin
+            if end == len(request.tokens) and self.prefixes is not None:
+                self.prefixes.keep(request.adapter, request.tokens, request.row)
         self.generated += len(ready)
         return [(request, self._written(request, piece)) for request, piece in zip(ready, chosen, strict=True)]
 

@@ -20,6 +20,8 @@ class KeyValues:
     ) -> None:
         self.shapes, self.dtype, self.device, self.budget = shapes, dtype, device, budget
         self.rows = self.length = 0
+        self.reusable = True
+        """The keys of a prompt's beginning do not depend on what follows: other prompts may go on after them."""
         self.keys: list[torch.Tensor] = [self._zeros(0, 0, h, k) for h, k, _ in shapes]
         self.values: list[torch.Tensor] = [self._zeros(0, 0, h, v) for h, _, v in shapes]
 

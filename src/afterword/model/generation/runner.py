@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from afterword.errors import ModelError
-from afterword.model.generation.cached_attention import NAME, Plan, Probe
+from afterword.model.generation.cached_attention import NAME, Plan, Probe, rows_agree
 from afterword.model.generation.fused_linear import note_inputs, replace_parts
 from afterword.model.generation.kv_cache import KeyValues
 from afterword.model.generation.thread_tuner import Cores
@@ -56,6 +56,10 @@ class Runner:
             budget = (cache_bytes or self._cache_bytes()) // per_token
             self.max_model_len = self._context(max_model_len, budget)
             self.cache = KeyValues(shapes, self.dtype, self.device, budget)
+            heads = int(model.config.get_text_config().num_attention_heads)
+            self.cache.reusable = self.switch is None and (
+                self.device.type == "cuda" or rows_agree(heads, *shapes[0], self.dtype)
+            )
             self._compare(check, own)
 
     def _probe(self, check: torch.Tensor) -> list[tuple[int, int, int]]:
