@@ -384,10 +384,27 @@ _LATENCY = SuiteSpec(
     ),
 )  # fmt: skip
 
+_EPISODES = SuiteSpec(
+    "episodes",
+    "Both arms play the same held-out tasks of an environment with the same seeds; a program decides.",
+    (
+        _paired(
+            "episode_success_rise", "Episodes that succeed", 1,
+            _fall("min_episode_success", -0.1, "an agent that fails more often is worse, whatever else it learned"),
+            required=True,
+        ),
+        MetricSpec("turns_to_success_rise", "Turns to success, where both arms succeed", "score", -1, difference=True),
+        MetricSpec("tool_errors_rise", "Invalid actions an episode", "score", -1, difference=True),
+        MetricSpec("episode_tokens_ratio", "Tokens an episode, candidate to served", "ratio", -1),
+        MetricSpec("episodes_unscored", "Episodes of either arm that could not be scored", "count", -1),
+    ),
+)  # fmt: skip
+
 SUITES: dict[str, SuiteSpec] = {
     suite.name: suite
     for suite in (
-        _HOLDOUT, _FORGETTING, _COLLAPSE, _EARLIER_WINS, _PRIVACY, _SAFETY, _CALIBRATION, _IFEVAL, _LATENCY,
+        _HOLDOUT, _FORGETTING, _COLLAPSE, _EARLIER_WINS, _PRIVACY, _SAFETY, _CALIBRATION, _IFEVAL, _EPISODES,
+        _LATENCY,
     )
 }  # fmt: skip
 """By name, in the order in which they are run and shown."""
