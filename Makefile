@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-browser lint format bench dist clean
+.PHONY: help setup demo screens test test-all test-browser lint format bench dist clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,13 @@ test-browser: $(READY)  ## the console in a real browser; needs Chromium and its
 		{ echo "No chromedriver found. On Debian: apt-get install chromium chromium-driver."; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/pytest -m browser $(ARGS)
+
+# `make screens DIR=./afterword-demo`: the data directory that `make demo` left.
+DIR ?= ./afterword-demo
+
+screens: $(READY)  ## the pictures of docs/screens, from the console on a demo's data directory
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python dev/screens.py $(DIR)
 
 format: $(READY)  ## rewrite the sources in the one style
 	$(BIN)/ruff check --fix .

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from afterword.cli import demo, main
@@ -20,6 +21,7 @@ from afterword.cli.demo_control import Control, control_questions
 from afterword.cli.demo_findings import DemoFindings, conclusion, report_data
 from afterword.cli.demo_processes import Meter, command, process_tree, run_json, serving
 from afterword.cli.demo_report import IN_A_FILE, show, write_reports
+from afterword.cli.server_state import running_server
 from afterword.config import EvaluateConfig, TrainConfig, resolve
 from afterword.errors import AfterwordError, NothingToDo, UpstreamError
 from afterword.records import Candidate, Release, Report, Verdict
@@ -206,6 +208,25 @@ def test_settings_are_handed_on(tmp_path: Path) -> None:
     line = command(tmp_path, "serve", overrides=("train.epochs=1",))
     assert line[-2:] == ["--set", "train.epochs=1"]
     assert line[3:5] == ["--dir", str(tmp_path)]
+
+
+def test_open_leaves_the_console_running_until_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[int] = []
+
+    def looked(directory: Path) -> None:
+        url = str((running_server(directory) or {})["url"])
+        seen.append(httpx.get(f"{url}/console", timeout=20).status_code)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "running_server", looked)
+    settings = demo.DemoSettings(directory=tmp_path, persona=load_persona("brief"),
+                            overrides=("serve.upstream=http://127.0.0.1:9/v1",))  # fmt: skip
+    demo.leave_open(settings, CommandContext.of(argparse.Namespace(dir=str(tmp_path))))
+    assert seen == [200]
+    assert "/console" in capsys.readouterr().err
+    assert running_server(tmp_path) is None
 
 
 def test_a_release_that_never_arrives_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

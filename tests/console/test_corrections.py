@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tests.console.test_console import EVIL, Parsed, check_page, page, send, token
 from tests.gateway.gateway_setup import Setup
 
-from afterword.errors import ConflictError, UsageError
+from afterword.errors import ConflictError, StoreError, UsageError
 from afterword.evaluate.report.heatmap import heatmap_fragment, heatmap_of
 from afterword.feedback.collect.corrections import Correction, correct, withdraw
 from afterword.feedback.select.review_queue import (
@@ -214,3 +215,37 @@ def test_the_parts_of_pages_have_no_script(full: Setup) -> None:
     for path in ("/console/forecast", "/console/canaries", "/console/privacy?user=ada"):
         answer = page(full, path)[0]
         assert answer.status_code == 200 and Parsed(answer.text).inline == []
+
+
+def test_episodes_by_turn_with_rewards(empty: Setup) -> None:
+    answer, parsed = page(empty, "/console/episodes")
+    check_page(answer, parsed)
+    assert "No episode yet" in answer.text
+    told = {"episode_id": '<i>"ep', "task": EVIL}
+    turn = empty.chat(EVIL, metadata=told)["id"]
+    empty.post("/v1/feedback", {"episode": '<i>"ep', "kind": "outcome", "value": 1.0})
+    empty.post("/v1/feedback", {"turn": turn, "kind": "outcome", "value": -0.5})
+    for _ in range(100):
+        if empty.store.count(Turn) and empty.store.count(Feedback) == 2:
+            break
+        time.sleep(0.05)
+    answer, parsed = page(empty, "/console/episodes")
+    check_page(answer, parsed)
+    (link,) = (one for one in parsed.links if one.startswith("/console/episodes/"))
+    answer, parsed = page(empty, link)
+    check_page(answer, parsed)
+    assert "+1</b>" in answer.text and "-0.5</b>" in answer.text and EVIL not in answer.text
+    assert page(empty, "/console/episodes/none")[0].status_code == 404
+
+
+def test_a_locked_database_is_said_and_the_page_recovers(full: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: object, **__: object) -> object:
+        raise StoreError("cannot read the database: it is locked. Try again.")
+
+    monkeypatch.setattr(Store, "read", locked)
+    answer = page(full, "/console/interactions")[0]
+    assert answer.status_code == StoreError.status and "it is locked" in answer.text
+    part = page(full, "/console/interactions/any/heatmap", headers={"HX-Request": "true"})[0]
+    assert "loaded again by itself" in part.text
+    monkeypatch.undo()
+    assert page(full, "/console/interactions")[0].status_code == 200

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from afterword.cli.demo_processes import Meter, run_json, serving
 from afterword.cli.demo_report import measure_example, show, write_reports
 from afterword.cli.extras import require_extra
 from afterword.cli.progress import step_bar
+from afterword.cli.server_state import running_server
 from afterword.config import ServeConfig
 from afterword.errors import GateRefused, UpstreamError, UsageError
 from afterword.records import Release
@@ -107,6 +109,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         "--quick", action="store_true",
         help="smoke test of about two minutes: every stage runs once, with too few questions to measure learning",
     )  # fmt: skip
+    demo.add_argument(
+        "--open", action="store_true", help="leave the server with its console running at the end, until Ctrl-C"
+    )
     demo.add_argument("--persona", default=DEFAULT_PERSONA, metavar="NAME", help=", ".join(persona_names()))
     demo.add_argument(
         "--conversations", type=int, metavar="N", help=f"default {CONVERSATIONS}, quick {QUICK_CONVERSATIONS}"
@@ -140,7 +145,19 @@ def run(context: CommandContext) -> int:
         overrides=(*(QUICK_SETTINGS if args.quick else ()), *(getattr(args, "settings", None) or ())),
         quick=args.quick,
     )
-    return run_demo(settings, context)
+    code = run_demo(settings, context)
+    if args.open:
+        leave_open(settings, context)
+    return code
+
+
+def leave_open(settings: DemoSettings, context: CommandContext) -> None:
+    """Serve what the demo released, with the console, until Ctrl-C or until the server ends."""
+    with serving(settings.directory, settings.overrides, lambda line: context.say(f"  [dim]{escape(line)}[/]")) as url:
+        context.say(f"[bold]console {url}/console[/], chat {url}/chat  (Ctrl-C stops)")
+        with suppress(KeyboardInterrupt):
+            while running_server(settings.directory) is not None:
+                time.sleep(1.0)
 
 
 def fresh_directory(wanted: Path) -> Path:

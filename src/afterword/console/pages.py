@@ -9,6 +9,7 @@ import orjson
 from aiohttp import web
 
 from afterword.console import overview
+from afterword.console.episode_pages import show_episode, show_episodes
 from afterword.console.framework import CONSOLE, Console, Handler, form_of, redirect, render, row_number
 from afterword.console.interaction_pages import (
     interaction_heatmap,
@@ -224,6 +225,8 @@ ROUTES: tuple[tuple[str, str, str | None, Handler], ...] = (
     ("GET", "/console/", None, to_console),
     ("GET", "/console/turns", "review", show_turns),
     ("GET", "/console/turns/{id:.+}", "review", show_turn),
+    ("GET", "/console/episodes", "review", show_episodes),
+    ("GET", "/console/episodes/{id:.+}", "review", show_episode),
     ("GET", "/console/interactions", "review", show_interactions),
     ("GET", "/console/interactions/{id}", "review", show_interaction),
     ("GET", "/console/interactions/{id}/heatmap", "review", interaction_heatmap),

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from afterword.records import Feedback, Interaction, Json, Record, Review, Skip, Turn
+from afterword.records import Interaction, Json, Record, Review, Skip, Turn
 from afterword.store.codec import decoder, select
-from afterword.store.schema import TOMBSTONE
+from afterword.store.schema import CLEARED, TOMBSTONE
 from afterword.store.store import Store
 from afterword.store.votes import standing_reviews
 
@@ -158,7 +158,7 @@ def conversation_of(store: Store, turn: Turn) -> list[Turn]:
 def newest_rows(store: Store, kind: type[Record], before: int | None = None, limit: int = 50) -> list[tuple[int, Any]]:
     """(row number, record), newest first, with row numbers below `before`."""
     head = select(kind.TABLE).replace("SELECT ", "SELECT t.seq, ", 1)
-    alive = f" AND {_ALIVE}" if kind in (Feedback, Interaction, Skip, Turn) else ""
+    alive = f" AND {_ALIVE}" if kind.TABLE in CLEARED else ""
     sql = f"{head} WHERE t.seq < ?{alive} ORDER BY t.seq DESC LIMIT ?"
     decode = decoder(kind.TABLE)
     return [(row[0], decode(row[1:])) for row in store.read(sql, (before or 2**62, limit))]

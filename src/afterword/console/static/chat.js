@@ -42,8 +42,12 @@ async function refused(answer) {
 // ---- models
 
 async function models() {
-  const answer = await fetch("/v1/models", { headers: headers() });
-  if (!answer.ok) return problem(await refused(answer));
+  const answer = await fetch("/v1/models", { headers: headers() }).catch(() => null);
+  if (!answer || !answer.ok) {
+    problem(answer ? await refused(answer) : "The server cannot be reached. It is tried again by itself.");
+    if (!answer || answer.status >= 500) setTimeout(models, 5000); // the model server, or ours, may come back
+    return;
+  }
   problem("");
   const ids = (await answer.json()).data.map((one) => one.id);
   const name = root.dataset.name;

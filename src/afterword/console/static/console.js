@@ -7,7 +7,7 @@ const typing = (target) => target.closest("input, textarea, select, [contentedit
 // ---- keys
 
 const PAGES = {
-  o: "", t: "/turns", i: "/interactions", r: "/review", c: "/candidates", f: "/forecast", l: "/releases", p: "/privacy",
+  o: "", t: "/turns", n: "/episodes", i: "/interactions", r: "/review", c: "/candidates", f: "/forecast", l: "/releases", p: "/privacy",
 };
 let gone = 0; // when `g` was pressed
 
@@ -186,6 +186,8 @@ function show(place) {
       if (again) setTimeout(() => document.contains(place) && show(place), 1000 * again);
     });
 }
+
+document.querySelector("nav a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
 for (const place of document.querySelectorAll("[data-reload]")) {
   setTimeout(() => location.reload(), 1000 * Number(place.dataset.reload));
