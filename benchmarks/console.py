@@ -33,7 +33,9 @@ from gateway import RESULTS, direct
 PAGES = (
     "/console", "/console?part", "/console/turns", "/console/turns?user=user-77", "/console/turns?text=zebra",
     "/console/turns?kind=edited", "/console/turns/TURN", "/console/interactions", "/console/interactions/INTERACTION",
-    "/console/review", "/console/candidates", "/console/candidates/cand-3", "/console/releases", "/console/settings",
+    "/console/review", "/console/review?second=ada", "/console/candidates", "/console/candidates/cand-3",
+    "/console/releases", "/console/forecast",
+    "/console/episodes", "/console/privacy", "/console/settings",
 )  # fmt: skip
 WORDS = "the sky is blue because air scatters short waves of light more than long ones".split()  # noqa: SIM905
 STARTED = time.time() - 90 * 86400

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.gateway.gateway_setup import Setup
 
-from afterword.records import Feedback, Interaction, Release, Turn
+from afterword.records import AnswerAdvantages, Episode, Feedback, Interaction, Release, Review, Turn, WorkRequest
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra browser")
 axe = pytest.importorskip("axe_core_python.selenium", reason="needs the extra browser")
@@ -22,8 +22,9 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
     pytest.mark.filterwarnings("ignore:.*is now called:FutureWarning"),
 ]
-PAGES = ("/console", "/console/turns", "/console/interactions", "/console/review", "/console/candidates",
-         "/console/forecast", "/console/releases", "/console/privacy", "/console/settings", "/chat")  # fmt: skip
+PAGES = ("/console", "/console/turns", "/console/episodes", "/console/interactions", "/console/review",
+         "/console/candidates", "/console/forecast", "/console/releases", "/console/privacy",
+         "/console/settings", "/chat")  # fmt: skip
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")  # fmt: skip
 CSS = "css selector"
@@ -90,8 +91,14 @@ def test_pages_are_whole_quiet_and_accessible(
     request: pytest.FixtureRequest, browser: Any, which: str, width: int, scheme: str
 ) -> None:
     setup: Setup = request.getfixturevalue(which)
+    for row in setup.store.rows(Interaction, limit=1):
+        setup.store.write(
+            AnswerAdvantages(id="ad", interaction=row.id, model="m", tokens=("An", " answer"), without=(-1.0, -2.0),
+                             with_hindsight=(-4.0, -1.0))
+        )  # fmt: skip
+    setup.store.write(Episode(id="ep", task_id="walk/7", seed=7))
     look(browser, width, scheme)
-    for path in dict.fromkeys(first(setup)):
+    for path in dict.fromkeys((*first(setup), "/console/episodes/ep", "/console/review?second=ada")):
         browser.get(setup.url + path)
         until(lambda: browser.execute_script("return document.readyState") == "complete", path)
         if "/candidates/" in path:
@@ -123,6 +130,32 @@ def test_a_review_by_keyboard(full: Setup, browser: Any) -> None:
     browser.find_element(CSS, "body").send_keys("g", "l")
     until(lambda: browser.current_url.endswith("/console/releases"), "releases")
     check(browser, full.url)
+
+
+def test_a_correction_and_its_undo_by_keyboard(full: Setup, browser: Any) -> None:
+    look(browser)
+    row = next(one for one in full.store.rows(Interaction) if one.hindsight and one.id not in full.store.reviews())
+    full.store.write(WorkRequest(id="req", interaction=row.id, kind="review"))  # first in the queue
+    until(lambda: row.id in _opened(browser, full), "the row in the queue")
+    field = browser.find_element(CSS, "[name=by]")
+    field.send_keys("ada", "\ue00c")
+    browser.find_element(CSS, "body").send_keys("e")
+    words = browser.switch_to.active_element
+    assert words.get_attribute("name") == "hindsight"
+    words.clear()
+    words.send_keys("Name the cause first.")
+    browser.find_element(CSS, "[value=correct]").send_keys("\ue007")
+    until(lambda: full.store.newest(Review, interaction=row.id) is not None, "a review")
+    until(lambda: "Saved." in texts(browser, "main")[0], "the next row")
+    assert full.store.reviews()[row.id].decision == "reject"
+    browser.find_element(CSS, "body").send_keys("u")
+    until(lambda: row.id not in full.store.reviews(), "the undo")
+    check(browser, full.url)
+
+
+def _opened(browser: Any, setup: Setup) -> str:
+    browser.get(f"{setup.url}/console/review")
+    return " ".join(str(one.get_attribute("action")) for one in browser.find_elements(CSS, "form.decide"))
 
 
 def test_a_rollback_in_two_clicks(full: Setup, browser: Any) -> None:
