@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from afterword.evaluate.report.heatmap import (
     control_for,
     heatmap_fragment,
     heatmap_html,
+    heatmap_of,
     heatmap_terminal,
     mean_size,
     measure_heatmap,
+    measure_requested,
 )
 from afterword.evaluate.report.pages import curve, intervals
 from afterword.evaluate.report.report_html import Section, render_report
 from afterword.learn.token_advantage import TokenAdvantage
-from afterword.records import Feedback, Report, Skip, Verdict
+from afterword.records import AnswerAdvantages, Feedback, Report, Skip, Verdict, WorkRequest
 from afterword.release.gate import decide
 from afterword.store import Store
 
@@ -198,6 +201,27 @@ def test_a_measured_heat_map(tiny: str) -> None:
     assert [t.without for t in measured.tokens] == pytest.approx([t.without for t in measured.control], abs=1e-2)
     assert any(t.advantage != c.advantage for t, c in zip(measured.tokens, measured.control, strict=True))
     assert measure_heatmap(turn, said, None, model=tiny).control == ()
+
+
+def test_requested_heat_maps_are_scored_once_and_again_when_asked_again(tmp_path: Path, tiny: str) -> None:
+    mine, silent = held(1, hindsight="Please make it shorter."), held(2, hindsight="")
+    with Store.open(tmp_path / "afterword.db") as store:
+        store.write(mine.turn, silent.turn)
+        store.write(mine.interaction, silent.interaction)
+        assert measure_requested(store, model=tiny) == 0
+        for number, one in enumerate((mine, silent)):
+            store.write(WorkRequest(id=f"q{number}", interaction=one.interaction.id, kind="heatmap"))
+        assert measure_requested(store, model=tiny) == 2
+        assert measure_requested(store, model=tiny) == 0
+        row = store.newest(AnswerAdvantages, interaction=mine.interaction.id)
+        assert row is not None and not row.error and len(row.tokens) == len(row.without) == len(row.with_hindsight) > 0
+        measured = measure_heatmap(mine.turn, "Please make it shorter.", None, model=tiny)
+        drawn = heatmap_of(store, row)
+        assert [t.advantage for t in drawn.tokens] == pytest.approx([t.advantage for t in measured.tokens], abs=2e-3)
+        failed = store.newest(AnswerAdvantages, interaction=silent.interaction.id)
+        assert failed is not None and "no text for the teacher" in failed.error and failed.tokens == ()
+        store.write(WorkRequest(id="q9", interaction=mine.interaction.id, kind="heatmap", created_at=time.time() + 1))
+        assert measure_requested(store, model=tiny) == 1
 
 
 def test_the_control_says_something_else_and_is_always_the_same(tmp_path: Path) -> None:
