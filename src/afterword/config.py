@@ -115,7 +115,7 @@ class ServeConfig:
     """Concurrent requests of the engine; further requests wait."""
     prefix_mib: CountOrZero = 384
     """MiB that the engine keeps of prompts' keys, so that the next turn of a conversation reads only what is new:
-    17,000 tokens of the built-in model. Answers have the same bits with 0, which keeps none."""
+    17,000 tokens of the built-in model. 0 keeps none; reuse changes no bit of an answer."""
     max_tokens: CountOrZero | None = None
     """Token limit of answers for requests without one; 0 sets none. Default: 512 for the built-in model, 4096 for other
     models of the engine, none for an upstream."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def test_play_records_resumes_and_logs(gateway: Setup, tmp_path: Path, capsys: p
     assert len(log) == 6 and "guess/" in log[0] and "finished" in log[0]
     code, wrong = run(capsys, *words, "--episodes", "6", "--seed", "9")
     assert code == 1 and "another seed" in wrong["error"]["message"]
+
+
+def test_groups_play_each_task_several_times(
+    gateway: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("agent", "play", "guess", "--url", gateway.url, "--dir", str(tmp_path), "--episodes", "8")
+    code, shown = run(capsys, *words, "--group", "4")
+    lines = [json.loads(line) for line in Path(shown["file"]).read_text("utf-8").splitlines()[1:]]
+    assert code == 0 and sorted(Counter(one["task"] for one in lines).values()) == [4, 4]
+    assert {one["seed"] for one in lines} == {0, 1, 2, 3}
+    assert run(capsys, *words, "--group", "9")[0] == 2
 
 
 def test_evaluate_pairs_two_versions_and_records_nothing(

@@ -189,10 +189,12 @@ async def serve_tiny(
     deliver = lambda pieces: loop.call_soon_threadsafe(server.distribute, pieces)  # noqa: E731
     thread = threading.Thread(target=host.run, args=(deliver,))
     thread.start()
-    async with TestClient(TestServer(server.app, handler_cancellation=True)) as http:
-        yield Client(http, server, host)
-    host.stop()
-    thread.join()
+    try:
+        async with TestClient(TestServer(server.app, handler_cancellation=True)) as http:
+            yield Client(http, server, host)
+    finally:  # a test that fails inside must not wait for the thread for ever
+        host.stop()
+        thread.join()
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""`afterword agent`: plays episodes of an environment through a gateway, compares two versions on held-out tasks."""
+"""`afterword agent`: plays episodes of an environment through a gateway, compares versions, trains in rounds."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import random
 import re
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from afterword.cli.context import CommandContext
 from afterword.cli.progress import step_bar
 from afterword.cli.server_state import running_server
 from afterword.environments.builtin import BUILT_IN
-from afterword.environments.protocol import EnvironmentSpec, EnvSplit
+from afterword.environments.protocol import EnvironmentSpec, EnvSplit, EnvTask
 from afterword.environments.registry import ADAPTERS, find_environment
 from afterword.environments.results import EpisodeResult, RunFile, summary
 from afterword.environments.runner import PlaySettings, plan_episodes, play
@@ -43,6 +44,10 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--episodes", type=int, default=EPISODES, metavar="N", help="of each version, default %(default)s"
         )
+        command.add_argument(
+            "--group", type=int, metavar="G",
+            help="episodes of each task, for baselines by task (default: all tasks in turn)",
+        )  # fmt: skip
         command.add_argument("--concurrency", type=int, default=16, metavar="K", help="at once, default %(default)s")
         command.add_argument("--url", help="a gateway (default: the one that runs on this data directory, else an own)")
         command.add_argument("--api-key", default="none", help="API key of the gateway, if it needs one")
@@ -150,7 +155,14 @@ def _share(results: list[EpisodeResult]) -> Json | None:
 
 
 def _played(
-    context: CommandContext, spec: EnvironmentSpec, url: str, model: str, split: EnvSplit, name: str, *, record: bool
+    context: CommandContext,
+    spec: EnvironmentSpec,
+    url: str,
+    model: str,
+    split: EnvSplit,
+    name: str,
+    *,
+    record: bool,
 ) -> list[EpisodeResult]:
     args = context.args
     settings = PlaySettings(
@@ -160,15 +172,25 @@ def _played(
     )  # fmt: skip
     header = {
         "environment": spec.name, "split": split, "model": model, "seed": args.seed, "temperature": args.temperature,
-        "max_turns": args.max_turns, "tools": args.tools,
+        "max_turns": args.max_turns, "tools": args.tools, "group": args.group,
     }  # fmt: skip
-    planned = plan_episodes(spec.panel(split), args.episodes, args.seed)
+    planned = plan_episodes(_tasks(spec, split, args), args.episodes, args.seed)
     with (
         RunFile(_run_file(context, name), header) as run,
         _log(context),
         step_bar(context, f"{spec.name}: {model}", "episodes") as progress,
     ):
         return play(spec, planned, settings, run, progress)
+
+
+def _tasks(spec: EnvironmentSpec, split: EnvSplit, args: argparse.Namespace) -> list[EnvTask]:
+    """All tasks; with --group as many as --episodes has groups, drawn by --seed."""
+    tasks = list(spec.panel(split))
+    if args.group is None:
+        return tasks
+    if not 0 < args.group <= args.episodes:
+        raise UsageError(f"--group {args.group}: from 1 to the number of --episodes, {args.episodes}", param="group")
+    return random.Random(args.seed).sample(tasks, min(args.episodes // args.group, len(tasks)))
 
 
 def _run_name(args: argparse.Namespace, spec: EnvironmentSpec) -> str:
