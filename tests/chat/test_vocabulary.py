@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from afterword.chat import machine, machine_classifier
-from afterword.chat.vocabulary import LinePattern, Phrases, beginnings, index_of
+from afterword.chat.vocabulary import SHORT, LinePattern, Phrases, beginnings, index_of
 
 MESSAGES = Path(__file__).parents[1] / "feedback" / "data" / "machine_messages.tsv"
 LISTS = [value for module in (machine, machine_classifier) for value in vars(module).values() if type(value) is Phrases]
@@ -74,8 +74,10 @@ def test_a_list_is_compared_only_where_one_of_its_phrases_can_begin() -> None:
 
 def test_digits_of_any_script_are_digits() -> None:
     phrases = Phrases(("at most \\d words", "3 lines"))
-    assert phrases.found("at most ٣ words") and phrases.found("at most 4 words") and phrases.found("in 3 lines")
-    assert not phrases.found("in 4 lines")
+    for before in ("", "so " * SHORT):
+        for text in ("at most ٣ words", "at most 4 words", "in 3 lines"):
+            assert phrases.found(before + text)
+        assert not phrases.found(before + "in 4 lines")
 
 
 def test_a_quotation_may_hold_an_apostrophe_before_it() -> None:

@@ -21,6 +21,8 @@ KEY = 4
 """Characters of the beginning of a word, at most."""
 LENGTHS, MOST = (14, 10, 7, KEY), 40
 """Characters of the beginning of a phrase: the first length that gives at most so many beginnings."""
+SHORT = 60
+"""Characters from which an index pays."""
 CACHED = 128
 """Indexes in memory: the parts of some recent messages."""
 _WORD = re.compile(rf"[^\W_{CJK_RANGES}]+|[{CJK_RANGES}]")
@@ -104,6 +106,8 @@ class Phrases:
 
     def found(self, text: str) -> bool:
         """True when the text holds a phrase."""
+        if len(text) < SHORT:
+            return self.pattern.search(text) is not None
         match = self.pattern.match
         index = index_of(text)
         if any(match(text, start) for start in self._candidates(index)):
@@ -112,8 +116,8 @@ class Phrases:
 
     def finditer(self, text: str) -> Iterator[re.Match[str]]:
         """Finds the phrases that do not overlap, from left to right."""
-        index = index_of(text)
-        if any(True for _ in self._possible(index)):
+        index = index_of(text) if len(text) >= SHORT else None
+        if index is None or any(True for _ in self._possible(index)):
             yield from self.pattern.finditer(text)
             return
         end = 0
