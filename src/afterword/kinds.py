@@ -19,7 +19,7 @@ Counted = Literal["accepted", "corrected", "retried", "abandoned", "by_value", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackKind:
-    """One kind of feedback: what it means, what it teaches, how it is counted."""
+    """One kind of feedback: its meaning, training use and metrics."""
 
     meaning: str
     """One sentence for the documentation."""

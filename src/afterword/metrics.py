@@ -530,7 +530,7 @@ def difference(value: float, low: float, high: float, unit: Unit) -> str:
 
 
 def requirement(spec: MetricSpec, margin: Margin, limit: float, value: float) -> str:
-    """What the gate asks of a metric whose value is this: "at most 25 allowed at the upper end"."""
+    """The gate's requirement for a metric with this value: "at most 25 allowed at the upper end"."""
     form = UNITS[spec.unit]
     flipped = spec.difference and form.words is not None and value < 0
     low_end = (margin.end == "low") != flipped

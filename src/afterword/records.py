@@ -666,7 +666,7 @@ class RoundAttempt(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction(Record):
-    """What a round was predicted to gain before it began. Example: Prediction(id="pre-51...", base_hash="f7...",
+    """The predicted gain of a round, made before it began. Example: Prediction(id="pre-51...", base_hash="f7...",
     unit="nats", context="appended", advice="train", says="train: ...", gain={"value": 0.2, "low": 0.1, "high": 0.3})"""
 
     TABLE: ClassVar[str] = "predictions"
@@ -695,7 +695,7 @@ class Prediction(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionOutcome(Record):
-    """What became of a prediction. Example: PredictionOutcome(id="out-51...", prediction="pre-51...",
+    """The outcome of a prediction. Example: PredictionOutcome(id="out-51...", prediction="pre-51...",
     candidate="cand-01...", report="rep-01...", gain=0.18, passed=True)"""
 
     TABLE: ClassVar[str] = "prediction_outcomes"

@@ -271,7 +271,8 @@ def _is_yes(value: Any) -> bool:
 
 def weighed(messages: list[Json], row: Json, parts: list[Any] | None = None) -> list[Json]:
     """The messages with `weight` 0 on each answer that the row, or its own part of it, excludes. NeMo's `mask` names
-    the speaker whose words are not learned."""
+    the speaker excluded from training.
+    """
     whole = is_excluded({name: value for name, value in row.items() if name != "mask" or not isinstance(value, str)})
     whole = whole or role_of(row.get("mask")) == "assistant"
     marks = messages if parts is None else [part if isinstance(part, dict) else {} for part in parts]
@@ -338,7 +339,7 @@ def label(reason: Any, table: Json | None = None) -> list[str]:
 
 
 def parents(items: Any, below: str) -> dict[str, str]:
-    """Message -> the message before it, as the lists of what follows each one say, where nothing else does."""
+    """Message -> the message before it, from the lists of successors where there is no other source."""
     found: dict[str, str] = {}
     for key, entry in items:
         following = entry.get(below) if isinstance(entry, dict) else None
@@ -392,7 +393,7 @@ def rating(value: Any) -> Json:
 
 
 def feedback_of(identifier: Any, turn: Any, fields: Json, moment: float | None, **more: Any) -> Feedback:
-    """Feedback with the id of the row, or a hash of its content; `fields` say its kind and what it carries."""
+    """Feedback with the id of the row, or a hash of its content; `fields` are its kind and content."""
     about = text(turn)
     if about is None:
         raise bad("no_id", f"feedback needs the id of its turn, got {shown(turn, 60)}", "turn")

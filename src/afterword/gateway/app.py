@@ -34,7 +34,7 @@ def make_app(settings: GatewaySettings, store: Store, extend: Extend | None = No
 
     Args:
         settings: Settings of the gateway.
-        store: Owned by the caller, who closes it afterwards; closing writes all pending records.
+        store: Owned and closed by the caller; closing writes all pending records.
         extend: Adds routes, for example the console's.
 
     Returns:

@@ -1,7 +1,7 @@
 """Keeps the running episodes of one gateway: their start, limits and end.
 
 An episode begins with `POST /v1/episodes` or with the first request that names it. Owns the counts that limits need;
-rows go through `Capture`. Never decides what an episode teaches.
+rows go through `Capture`. Never interprets an episode.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def check_finite(data: Json) -> None:
 
 @dataclass(slots=True)
 class RunningEpisode:
-    """An episode and what its limits count."""
+    """An episode with the counts for its limits."""
 
     row: Episode
     requests: int = 0

@@ -1,6 +1,6 @@
 """Handles POST /v1/feedback and DELETE /v1/feedback/{id}: stores events after an answer.
 
-Owns the status of each event. Never decides what an event teaches, never changes a row.
+Owns the status of each event. Never interprets an event, never changes a row.
 """
 
 from __future__ import annotations

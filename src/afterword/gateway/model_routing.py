@@ -33,7 +33,7 @@ class Adapters(ReleaseFollower):
     """Resolves the names that one gateway serves: aliases, channels, versions and the upstream's own models."""
 
     def serving_for(self, requester: Requester) -> Serving:
-        """Returns what a requester is served.
+        """Returns the adapters served to a requester.
 
         Args:
             requester: User, team and task of the request.

@@ -28,7 +28,7 @@ NOBODY = Serving()
 
 
 class ReleaseFollower:
-    """Tracks what each channel serves; moves to new releases while requests are answered."""
+    """Tracks the release of each channel; moves to new releases while requests are answered."""
 
     def __init__(self, settings: GatewaySettings, store: Store, upstream: Upstream, metrics: Metrics) -> None:
         self._settings = settings

@@ -60,10 +60,10 @@ class SharedPrefix:
 class AttentionLayout:
     """How attention reads a packed row: its segments, the scale, and the rotary embedding.
 
-    A segment is a sequence of its own, or goes on after tokens of the same row (`prefixes`) or of another (`after`).
+    A segment is a sequence, or continues tokens of the same row (`prefixes`) or of another (`after`).
     `rotary` holds the cosines and sines [T, D] of the positions, as transformers computes them.
 
-    Padding never needs a mask of its own: it comes last, where no query looks.
+    Padding needs no mask: it comes last, where no query attends.
     """
 
     def __init__(

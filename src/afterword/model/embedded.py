@@ -59,7 +59,7 @@ def gguf_source() -> Path:
 def embedded_model(cache: Path | None = None) -> Path:
     """The built-in model's folder, converted first when it is not there (about 20 s of CPU time, 270 MB).
 
-    The conversion is a process of its own: the threads that it starts end with it. It holds a file lock, so of several
+    The conversion runs in a separate process, so its threads end with it. It holds a file lock, so of several
     at once one converts and the others wait for it.
 
     Args:

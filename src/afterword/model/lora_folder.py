@@ -1,4 +1,4 @@
-"""Reads LoRA folders in PEFT's format, whoever wrote them, and rejects what is not served as PEFT computes it.
+"""Reads LoRA folders in PEFT's format, and rejects adapters that would not be served as PEFT computes them.
 
 Engine, training and evaluation read adapters here alone. Loads no PEFT, and never writes a folder.
 """

@@ -114,7 +114,7 @@ def _targets(sequences: Sequence[Parts], device: torch.device | str) -> Tensor:
 def cut_at_switch(parts: Parts, switch: int | None) -> list[Parts]:
     """A sequence as it was sampled by a model whose rotary factors switch.
 
-    Tokens are drawn under the factors of what was known before them. A sequence that grew over the switch becomes two:
+    Tokens are drawn under the factors of the tokens before them. A sequence that grew over the switch becomes two:
     the first scored ids, and the others after all ids before them.
 
     Args:

@@ -3,7 +3,7 @@
 Owns the sums over units, and the interval that holds at all looks at once. Pure arithmetic; knows nothing of turns,
 rows or decisions.
 
-An arm's metric is a ratio: what was counted in its turns, over its turns. Turns of one user are not independent, so
+An arm's metric is a ratio: events in its turns, over its turns. Turns of one user are not independent, so
 the standard error is that of whole units (the linearised, cluster-robust variance of a ratio). Rare metrics have an
 error of zero until they happen first, which would make the first one "certain": an arm is therefore never taken to
 vary less from unit to unit than both arms together.
@@ -29,7 +29,7 @@ smaller ones cost a quarter more turns than with a spread of their own."""
 
 @dataclass(slots=True)
 class Sums:
-    """Sums over the units of one metric in one arm; each unit has n turns and a total y of what is counted."""
+    """Sums over the units of one metric in one arm; each unit has n turns and y events."""
 
     y: float = 0.0
     yy: float = 0.0
@@ -46,7 +46,7 @@ class Sums:
 
 @dataclass(slots=True)
 class Unit:
-    """One user (or conversation): how many turns, and what was counted in them."""
+    """One user (or conversation): its number of turns and of events in them."""
 
     turns: int = 0
     totals: dict[str, float] = field(default_factory=dict)
@@ -81,12 +81,12 @@ class ArmSums:
         sums.add(self.units[unit], metric, by)
 
     def ratio(self, metric: str) -> float:
-        """What was counted, a turn; 0 without turns."""
+        """Events per turn; 0 without turns."""
         sums = self.metrics.get(metric)
         return sums.y / self.turns if sums and self.turns else 0.0
 
     def scatter(self, metric: str, around: float) -> float:
-        """Mean over the units of the squared distance between what was counted and what `around` a turn expects."""
+        """Mean over the units of the squared distance between the events and those expected at `around` per turn."""
         sums = self.metrics.get(metric, _NOTHING)
         total = sums.yy - 2 * around * sums.ny + around * around * self.squares
         return max(0.0, total) / max(1, len(self.units))

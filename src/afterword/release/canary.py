@@ -27,7 +27,7 @@ DAY = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class CanaryDecision:
-    """What is to happen, and why."""
+    """A decision about a canary, with its reason."""
 
     action: Literal["promote", "rollback"]
     why: str
@@ -69,7 +69,7 @@ class Trial:
         return self.new if self.canary.gets(turn.unit) else self.old
 
     def read(self) -> int:
-        """Take in what is new; the number of rows."""
+        """Read new rows; returns their number."""
         number = 0
         while turns := turns_of_canary(self._store, self.canary.id, self._rows["turns"], PAGE):
             self._rows["turns"] = turns[-1].seq
@@ -82,7 +82,7 @@ class Trial:
         return number
 
     def look(self, now: float) -> CanaryDecision | None:
-        """The decision by what was read so far, None while there is none."""
+        """The decision on the rows read so far; None while undecided."""
         terms = self.canary.terms
         return judge(self.new, self.old, terms, self.over(now), {"rows": dict(self._rows), "at": now})
 
@@ -143,7 +143,7 @@ def judge(
 
 
 def evidence(new: ArmOutcomes, old: ArmOutcomes, found: list[Finding]) -> Json:
-    """What a decision rests on, as JSON."""
+    """The evidence of a decision, as JSON."""
     return {
         "arms": {"candidate": new.to_dict(), "served": old.to_dict()},
         "figures": {f.metric.name: {**shown(f.interval), "limit": f.limit, "worse": f.worse} for f in found},

@@ -74,7 +74,7 @@ class _Row:
 
 @dataclass(slots=True)
 class TurnOutcome:
-    """A turn in one of the arms, with what was made of it."""
+    """A turn in one of the arms, with its outcome."""
 
     side: ArmOutcomes
     unit: str
@@ -144,7 +144,7 @@ class ArmTracker:
                 self.feedback(self._early.pop(row.id))
 
     def feedback(self, rows: Sequence[LiveFeedback]) -> None:
-        """Take in feedback; what is about turns that take no part changes nothing."""
+        """Count feedback; feedback on turns outside the comparison is ignored."""
         mine = []
         for row in rows:
             if row.turn in self._seen:

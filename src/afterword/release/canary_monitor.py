@@ -52,7 +52,7 @@ class CanaryMonitor:
         self._drifts: dict[str, Drift] = {}
 
     def run(self, stop: threading.Event, interval: float = INTERVAL) -> None:
-        """Look until `stop` is set. What fails is said once and tried again."""
+        """Look until `stop` is set. Errors are logged once and the step is retried."""
         said = ""
         while not stop.wait(interval):
             try:

@@ -1,4 +1,4 @@
-"""Reports every channel: what it serves, its canary, its versions' live metrics, its alarms. Writes nothing."""
+"""Reports every channel: its release, canary, live metrics by version, and alarms. Writes nothing."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def _channel(store: Store, name: str, state: Serving, reader: Reader) -> Json:
 
 
 def live_figures(store: Store, adapter: str | None, reader: Reader) -> Json:
-    """What users made of the newest turns of a version."""
+    """Live metrics of the newest turns of a version."""
     turns = turns_of_adapter(store, adapter, 0, last_seq(store, Turn), TURNS, newest=True)
     return {"version": adapter or "base", **measure(store, turns, reader).to_dict()}

@@ -38,7 +38,7 @@ def allowed(store: Store, candidate: Candidate, verdict: Verdict) -> Report:
 
 
 def check_current(store: Store, candidate: Candidate, report: Report, channel: str) -> None:
-    """The report compared the candidate with what the channel serves now, and no canary runs."""
+    """Checks that the report compared the candidate with the channel's current release, and that no canary runs."""
     running = store.canary(channel)
     if running is not None:
         raise ConflictError(
@@ -80,7 +80,7 @@ def check_target(store: Store, target: Release) -> None:
 
 
 def refuse_tainted(store: Store, candidate: str) -> None:
-    """AdapterError for a candidate that learned from a user who was forgotten."""
+    """Raises AdapterError for a candidate trained on a forgotten user."""
     if candidate in store.tainted():
         raise AdapterError(
             f"{candidate} is in quarantine: it was trained on data of an erased user. Train again: `afterword cycle`"
@@ -115,7 +115,7 @@ def name_proof(store: Store, candidate: Candidate, verdict: Verdict) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What `afterword.json` must say. More keys are allowed and ignored, so that newer writers stay readable."""
+    """Contents of `afterword.json`. More keys are allowed and ignored, so that newer writers stay readable."""
 
     base: str
     """The base model as it was named."""
@@ -162,7 +162,7 @@ def read_manifest(folder: Path) -> Manifest:
 def check_adapter(folder: Path, *, content: str | None = None, base_hash: str | None = None) -> Manifest:
     """The manifest of a folder that is whole, made for `base_hash`, and has the content hash `content`.
 
-    Either expectation may be None, which leaves it out. Raises AdapterError with what is wrong.
+    Either expectation may be None, which leaves it out. Raises AdapterError with the fault.
     """
     manifest = read_manifest(folder)
     _json(folder / CONFIG)

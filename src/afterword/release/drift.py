@@ -25,7 +25,7 @@ LOOK_BACK = 10
 
 
 def measure(store: Store, turns: list[LiveTurn], reader: Reader) -> ArmOutcomes:
-    """What users made of these turns, by all the feedback that there is on them."""
+    """Live metrics of these turns, from all feedback on them."""
     side = ArmOutcomes()
     tracker = ArmTracker(store, lambda turn: side, reader)
     tracker.turns(turns)

@@ -69,7 +69,7 @@ def decide(report: Report, thresholds: GateThresholds | None = None) -> Verdict:
     """Judge a report.
 
     Args:
-        report: What was measured; metrics under names of earlier versions are read too.
+        report: The report; metrics under names of earlier versions are read too.
         thresholds: `[gate]`; the defaults without it.
 
     Returns:

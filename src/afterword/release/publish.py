@@ -1,4 +1,4 @@
-"""Writes the pointer, alone: what a channel serves is the fold over its Release rows.
+"""The only writer of releases: the fold over a channel's Release rows is the release that it serves.
 
 Publishes, begins and ends canaries, rolls back, names versions, and falls back from adapters that learned from a
 forgotten user. A release is one row, so a kill leaves all of it or nothing; of two publishers at once one wins. Never
@@ -39,7 +39,7 @@ def publish(
         candidate: The candidate.
         verdict: Written, about this candidate, and passed or with an override {by, why}. Its report must have compared
             the candidate with what the channel serves at this moment, on the bytes that are in the folder now.
-        channel: Whose requests get it.
+        channel: The channel.
         name: Of the versions.
 
     Returns:
@@ -76,10 +76,10 @@ def promote(
 
     Args:
         store: Where the rows are.
-        channel: Whose canary.
+        channel: The channel of the canary.
         why: For the row; "promoted by hand" without it.
         expect: The canary that must still run.
-        evidence: What the decision rests on.
+        evidence: Evidence of the decision.
 
     Raises:
         NothingToDo: No canary runs, or another one.
@@ -110,17 +110,17 @@ def rollback(
     expect: str | None = None,
     evidence: Json | None = None,
 ) -> Release:
-    """End the canary of a channel; without one serve what the channel served before.
+    """End the canary of a channel; without one return to its previous release.
 
     A second rollback goes one further back, never forth again.
 
     Args:
         store: Where the rows are.
         channel: Which channel.
-        to: What to serve instead: a version name, release id, candidate id or "base".
+        to: The release to serve instead: a version name, release id, candidate id or "base".
         why: For the row.
         expect: The release that must still be the channel's newest.
-        evidence: What the decision rests on.
+        evidence: Evidence of the decision.
 
     Raises:
         NothingToDo: Nothing is released, `to` is served already, or something newer than `expect` is there.
@@ -183,7 +183,7 @@ def _clean_ancestor(store: Store, channel: str, served: str, tainted: Mapping[st
 
 
 def put_aside(store: Store, directory: Path, *, delete: bool = False) -> list[Json]:
-    """Move the folder of every tainted candidate to `quarantine/`, or delete it; what became of each."""
+    """Move the folder of every tainted candidate to `quarantine/`, or delete it; returns the result for each."""
     found = []
     for name, own in store.tainted().items():
         candidate = store.get(Candidate, name)
@@ -202,7 +202,7 @@ def put_aside(store: Store, directory: Path, *, delete: bool = False) -> list[Js
 
 
 def served_stack(store: Store, channel: str = "default") -> list[Release]:
-    """What a rollback unwinds: the released versions that the one served now was built upon, newest last.
+    """The releases that a rollback unwinds: the versions that the current one was built upon, newest last.
 
     A publish or promotion puts its version on top; a rollback takes off everything above its target. The base model
     lies below.

@@ -31,7 +31,7 @@ UNSIGNED = ("key", "signature")
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What `verify` found."""
+    """Result of `verify`."""
 
     releases: int
     problems: tuple[str, ...]
@@ -101,7 +101,7 @@ def verify(store: Store, *, key: str | None = None) -> Checked:
 
 
 def replay(store: Store) -> dict[str, Serving]:
-    """Channel -> what its rows, played from the first, end with."""
+    """Channel -> its state after replaying its rows."""
     states: dict[str, Serving] = {}
     for row in store.rows(Release):
         states[row.channel] = states.get(row.channel, Serving()).after(row)

@@ -1,6 +1,6 @@
 """Parses server-sent events as they arrive: all line ends, several data lines, byte order marks, a truncated end.
 
-Never decides what an event means, never does I/O.
+Never interprets events, never does I/O.
 """
 
 from __future__ import annotations

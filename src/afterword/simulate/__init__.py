@@ -1,7 +1,7 @@
 """Simulates users with a lasting preference over the public HTTP API.
 
-Owns personas, their checkers and questions, and the conversations. Never reads the store, and training never
-reads anything from here: what a persona wants reaches the model only through what it says and does.
+Owns personas, their checkers and questions, and the conversations. Never reads the store, and training never reads
+anything from here: a persona's wish reaches the model only through its messages and actions.
 """
 
 from afterword.simulate.checkers import CheckResult, check

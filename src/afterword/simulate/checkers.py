@@ -67,7 +67,7 @@ _PICTURE = re.compile(f"[\U0001f1e6-\U0001f1ff]{{2}}|[0-9#*]\ufe0f?\u20e3|{_ONE}
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What a checker says of one answer."""
+    """A checker's result for one answer."""
 
     grade: float
     """0 (no sign of the trait, or no answer) to 1 (as the user wants it)."""

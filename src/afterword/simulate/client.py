@@ -31,7 +31,7 @@ SERVE = "Start one with `afterword serve`, or name it with --url."
 
 @dataclass(frozen=True, slots=True)
 class ServedAnswer:
-    """One answer and who gave it."""
+    """One answer and the model that gave it."""
 
     turn: str
     """Id of the turn (the id of the HTTP answer)."""

@@ -30,7 +30,7 @@ MOST = 8
 
 @dataclass(slots=True)
 class SimulationSummary:
-    """What a simulation did. The marks behind `first_passed` and `last_passed` are the users' private knowledge."""
+    """Summary of a simulation. The marks behind `first_passed` and `last_passed` are the users' private knowledge."""
 
     persona: str
     seed: int

@@ -66,7 +66,7 @@ def shout(answer: str, options: Mapping[str, Any]) -> str:
 
 
 def sign(answer: str, options: Mapping[str, Any]) -> str:
-    """Put the wanted closing at the end, on a line of its own."""
+    """Append the wanted closing on a separate line."""
     return f"{_finished(answer)}\n{options['phrase']}"
 
 
@@ -107,7 +107,7 @@ _LEFT_OUT = re.compile(rf",?\s*\b(?:{'|'.join(word for word, long in SLANG.items
 
 
 def expand(answer: str, options: Mapping[str, Any]) -> str:
-    """Write contractions and slang out, and leave out what has no formal word."""
+    """Expand contractions and slang, and remove words without a formal counterpart."""
 
     def written(match: re.Match[str]) -> str:
         word = match.group().replace("’", "'")

@@ -65,10 +65,10 @@ class LLMUser:
         conversation: int,
         asked: int,
     ) -> Reaction:
-        """What the persona says about an answer; an empty message, or a user who has lost patience, is silence.
+        """The persona's message about an answer; an empty message, or an exhausted patience, is silence.
 
         `said` are the user's messages, the request first. ConfigError when the server refuses, or when the model never
-        comes to an end of its thoughts; UpstreamError, which names the model, when it fails or nobody answers.
+        comes to an end of its thoughts; Raises UpstreamError, with the model's name, when it fails or does not answer.
         """
         if asked > persona.habits.patience:
             return Reaction("leave")

@@ -1,6 +1,6 @@
 """Reads personas, users with lasting preferences, from TOML files of the package or from a path.
 
-Owns what a persona is and reads its file (`persona_schema` validates it). A persona never looks at the
+Defines personas and reads their files (`persona_schema` validates them). A persona never looks at the
 model; how it reacts is in `users`. Simulated time is the number of the conversation: a wish may begin, end or come and
 go with it.
 """
@@ -88,7 +88,7 @@ class Wish:
         return held(conversation, self.after, self.until, self.every)
 
     def mark(self, answer: str, question: str = "") -> CheckResult:
-        """What the wish's checker says of an answer."""
+        """The mark of an answer by the wish's checker."""
         return check(self.checker, answer, question=question, options=self.options)
 
 
@@ -130,7 +130,7 @@ class Persona:
         return self.complaints + requests + self.thanks + self.silence
 
     def wished(self, conversation: int = 0) -> tuple[Wish, ...]:
-        """What it wants in this conversation; always something."""
+        """Its wishes in this conversation; never empty."""
         return tuple(wish for wish in self.wishes if wish.holds(conversation))
 
     def mark(self, answer: str, question: str = "", conversation: int = 0) -> CheckResult:

@@ -22,7 +22,7 @@ TASKS = ("question", "explain", "rewrite", "summarise", "write", "ideas", "plan"
 
 @dataclass(frozen=True, slots=True)
 class TaskPrompt:
-    """One request, the topic that it belongs to and what kind of work it is."""
+    """One request with its topic and kind of task."""
 
     topic: str
     text: str

@@ -21,7 +21,7 @@ Act = Literal["complain", "thank", "off_topic", "edit", "retry", "leave"]
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """What the user does about one answer."""
+    """A user's reaction to one answer."""
 
     act: Act
     """The deciding part; "leave" is silence."""
@@ -46,7 +46,7 @@ def plan(prompts: Sequence[TaskPrompt], conversations: int, seed: int) -> list[T
 
 
 def opening(persona: Persona, question: str, *, seed: int, conversation: int) -> str:
-    """The first message: the question, sometimes with what the user wants said at once, sometimes mistyped."""
+    """The first message: the question, sometimes with the user's wish, sometimes mistyped."""
     rng = random.Random(f"{persona.name}/{seed}/{conversation}/opening")
     ask, which, slip = (rng.random() for _ in range(3))
     wishes = [wish for wish in persona.wished(conversation) if wish.requests]
@@ -66,7 +66,7 @@ def answer_seed(persona: str, seed: int, conversation: int, number: int) -> int:
 def react(
     persona: Persona, mark: CheckResult, answer: str, *, seed: int, conversation: int, asked: int, said: Sequence[str]
 ) -> Reaction:
-    """Decide what to do about an answer.
+    """Decide the reaction to an answer.
 
     `asked` counts the answers looked at so far; `said` are the user's messages, the question first, so that no phrase
     comes twice. Every call draws the same numbers whatever the answer was: the users of two models differ only where

@@ -185,7 +185,7 @@ class RowCounts:
     _erasures: int = 0
 
     def update(self, store: Store) -> None:
-        """Count what came in since. After an erasure all is counted again: tombstones count no more."""
+        """Count the rows since the last update. After an erasure all is counted again: tombstones count no more."""
         erasures = erasure_count(store)
         if erasures != self._erasures:
             self.counted = {table: Counter() for table in _COUNTED}
@@ -296,14 +296,14 @@ def erasure_count(store: Store) -> int:
 
 
 def reviewed(store: Store) -> set[str]:
-    """Interactions that somebody reviewed; withdrawn reviews do not count."""
+    """Reviewed interactions; withdrawn reviews do not count."""
     if any(store.rows(Review, decision="withdraw", limit=1)):
         return set(store.reviews())
     return {row[0] for row in store.read(f"SELECT t.interaction FROM reviews t WHERE {_ALIVE}")}
 
 
 def why_unused(store: Store, row: Interaction) -> str | None:
-    """What `Store.barred` says of one interaction, by its own rows alone."""
+    """The reason of `Store.barred` for one interaction, by its own rows alone."""
     standing = standing_reviews(store.rows(Review, interaction=row.id)).get(row.id, {})
     if standing and [*standing.values()][-1].decision == "reject":
         return "rejected"
@@ -329,7 +329,7 @@ def why_unused(store: Store, row: Interaction) -> str | None:
 
 
 def details(store: Store, interaction: Interaction) -> Json:
-    """What belongs to an interaction: its turn, feedback, skips of the turn, reviews, and candidates that used it."""
+    """Rows of an interaction: its turn, feedback, skips of the turn, reviews, and candidates that used it."""
     lineage: dict[str, list[Record]] = store.lineage(interaction.turn)
     used: Iterator[Any] = iter(lineage["candidates"])
     return {

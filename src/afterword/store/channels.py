@@ -4,7 +4,7 @@
     task:code               one task
     team:legal/task:code    one task of one team
 
-Owns the names, which channel is wider than which, and the fold from release rows to what a channel serves. Pure;
+Owns the names, the order of channels by scope, and the fold from release rows to the served release. Pure;
 gateway, release and store agree on it here. Never reads a database.
 """
 
@@ -23,7 +23,7 @@ SCOPES = ("user", "team", "task")
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What the release rows of one channel say, up to one of them."""
+    """State of one channel after some of its release rows."""
 
     served: Release | None = None
     """The row by which everyone is served."""
@@ -35,7 +35,7 @@ class Serving:
 
     @property
     def adapter(self) -> str | None:
-        """What everyone gets, None when the channel has nothing of its own."""
+        """The adapter for everyone, None when the channel has no release."""
         return self.served.adapter if self.served else None
 
     def after(self, row: Release) -> Serving:
@@ -81,7 +81,7 @@ def covers(channel: str, *, user: str | None, team: str | None, task: str | None
 
 
 def wider(channel: str) -> tuple[str, ...]:
-    """The channels beneath one, narrowest first. A channel with a name of its own ("staging") stands alone."""
+    """The channels beneath one, narrowest first. A named channel ("staging") has no wider one."""
     if ":" not in channel:
         return ()
     parts = channel.split("/")

@@ -51,7 +51,7 @@ ARRAYS = ("prompt_ids", "completion_ids", "logprobs")
 
 
 class EncodedRow(NamedTuple):
-    """One insert: its statement, its values and what is needed to tell a duplicate from a conflict."""
+    """One insert: its statement, its values and the data that distinguish a duplicate from a conflict."""
 
     table: str
     id: str

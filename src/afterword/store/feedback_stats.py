@@ -1,4 +1,4 @@
-"""Computes live metrics: how often users accept, edit, correct, ask again and give up, by task, adapter and week.
+"""Computes live metrics: rates of acceptance, edits, corrections, retries and abandonment, by task, adapter and week.
 
 A turn counts when it has feedback that was neither retracted nor changed. Never writes.
 """

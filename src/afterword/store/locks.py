@@ -2,7 +2,7 @@
 
 Owns `DIR/locks/NAME.lock`. The lock is the system's (`flock`), which takes it back however its holder ends, so a
 killed run leaves none and a live run is never taken for a killed one, also from another container or, where the file
-system passes locks on (NFS does), another machine. What is written in the file is only for the message.
+system passes locks on (NFS does), another machine. The file's content is only for the message.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def cycle_lock(channel: str) -> str:
 
 @contextmanager
 def alone(directory: Path, name: str, doing: str, patience: float = _PATIENCE) -> Iterator[Callable[[str], None]]:
-    """Hold the lock `name` of `directory` while this is open; wait `patience` seconds for whoever holds it.
+    """Hold the lock `name` of `directory` while this is open; wait up to `patience` seconds for its holder.
 
     Args:
         directory: Data directory.

@@ -85,8 +85,9 @@ class Store:
 
     @classmethod
     def open(cls, path: Path, before: Callable[[Record], Record] | None = None) -> Self:
-        """Open or create; StoreError when it is no database, too new, or cannot be written. `before` is what every
-        record passes before it is written (redaction)."""
+        """Open or create; StoreError when it is no database, too new, or cannot be written. `before` transforms every
+        record before it is written (redaction).
+        """
         return cls(path, before)
 
     def __enter__(self) -> Self:
@@ -96,7 +97,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Write what is queued and close every connection."""
+        """Write queued rows and close every connection."""
         with self._lock:
             if self._writer is not None:
                 self._writer.close()
@@ -112,7 +113,7 @@ class Store:
         """Queue records for the next commit; never blocks: redaction runs in the writer's thread.
 
         Args:
-            records: What to append.
+            records: Records to append.
             live: They happen now and are not read from a file.
 
         Returns:
@@ -142,7 +143,7 @@ class Store:
         return record if self._before is None else cast(R, self._before(record))
 
     def without_private(self, text: str, value: Any = None) -> tuple[str, Any]:
-        """A text and a JSON value as they would be stored: what a file beside the database may keep of them."""
+        """A text and a JSON value as they would be stored, for files beside the database."""
         if self._before is None:
             return text, value
         row = self._before(Feedback(id="-", turn="-", kind="comment", text=text, metadata={"row": value}))

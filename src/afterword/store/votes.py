@@ -33,7 +33,8 @@ class Vote(NamedTuple):
 
 
 def voter_of(row: Mapping[str, Any], asked: str | None) -> Hashable:
-    """Who votes, and by which measure: two users, a user and a reviewer, or two named scores do not replace each other.
+    """Identifies voter and measure: votes of two users, of a user and a reviewer, or of two named scores do not replace
+    each other.
 
     `row` holds the fields of a feedback row, `asked` is the user of its turn.
     """
@@ -56,8 +57,8 @@ def first_id(identifier: str) -> str:
 def superseded(votes: Iterable[Vote]) -> set[str]:
     """Ids of the votes that a newer one replaces: of the same voter on the same turn, or under the same id.
 
-    Newer by the time at which they were given when all of them say it, by arrival otherwise. Leave out what was taken
-    back: the vote before it counts again.
+    Newer by the time at which they were given when all of them say it, by arrival otherwise. Retracted votes are
+    excluded: the vote before counts again.
     """
     groups: dict[Hashable, list[Vote]] = defaultdict(list)
     for vote in votes:

@@ -1,7 +1,7 @@
 """Commits rows of a process from one thread, in groups.
 
 A caller gets a future that is done when its rows are on disk (SQLite in WAL mode with synchronous=FULL syncs the
-log at every commit). Under load many callers share one commit; alone, a row waits for nobody. Other processes
+log at every commit). Under load many callers share one commit; a single row is committed at once. Other processes
 (a training run, an importer) have writers of their own; SQLite lets one of them write at a time.
 """
 
@@ -45,7 +45,7 @@ into the database, so that a page that many commits change is copied once. A com
 
 
 class Writer:
-    """Commits rows in groups. `submit` never blocks; `close` writes what is left."""
+    """Commits rows in groups. `submit` never blocks; `close` writes the remaining rows."""
 
     def __init__(self, path: Path, *, bulk: bool = False) -> None:
         self._path = path

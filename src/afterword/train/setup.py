@@ -27,7 +27,7 @@ from afterword.train.runtime.teacher_runtime import TeacherRuntime, context_limi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInputs:
-    """What a run trains on and how, before any weights are loaded."""
+    """Data and settings of a run, before any weights are loaded."""
 
     model: str
     recipe: Recipe

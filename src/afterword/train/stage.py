@@ -58,7 +58,8 @@ class StoreEncoder:
     def encode(self, rows: Sequence[Interaction], seed: int) -> tuple[tuple[Excluded, ...], int | None]:
         """The rows that cannot be trained, and the optimiser steps of a run over the others; None without a model.
 
-        What only the loaded weights tell (a token without a finite embedding, the model's own revisions) is not known.
+        Facts that need the loaded weights (a token without a finite embedding, the model's own revisions) are unknown
+        here.
         """
         if not self.model:
             return (), None
@@ -93,7 +94,7 @@ def train_stage(
         note: called with each sentence for a person.
 
     Raises:
-        NothingToDo: what `make_plan` raises.
+        NothingToDo: Raised by `make_plan`.
         ConflictError: while another training works on the directory.
     """
     workers = init_distributed()

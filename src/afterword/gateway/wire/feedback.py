@@ -1,6 +1,6 @@
 """Parses events of `POST /v1/feedback`: our own, and rows of other products, read as by `import`.
 
-Never stores, never decides what an event teaches.
+Never stores, never interprets an event.
 """
 
 from __future__ import annotations

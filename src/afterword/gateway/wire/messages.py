@@ -184,7 +184,7 @@ class MessagesEncoder:
         })  # fmt: skip
 
     def feed(self, data: bytes) -> bytes:
-        """Events of what came."""
+        """Converts received bytes into events."""
         if data.startswith(b":"):
             return event("ping", {}) if self._started else b""
         return b"".join(self._of_chunk(chunk) for chunk in chunks(data))

@@ -264,7 +264,7 @@ class ResponsesEncoder:
     # ---- streamed
 
     def feed(self, data: bytes) -> bytes:
-        """Events of what came."""
+        """Converts received bytes into events."""
         if data.startswith(b":"):
             return data
         return b"".join(self._of_chunk(chunk) for chunk in chunks(data))

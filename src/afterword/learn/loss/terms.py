@@ -246,7 +246,7 @@ def _scaled(value: Any, rest: Sequence[str], factor: float) -> Any:
 def divisors(terms: Sequence[Term], batch: TokenBatch) -> list[float]:
     """The divisor of each term for a whole optimiser batch; those of one pool share the sum of their counts.
 
-    For a term with `by_weight` it is what multiplies its mean: 1, or its share of the pool as 1 / share.
+    For a term with `by_weight` it multiplies the mean: 1, or its share of the pool as 1 / share.
     """
     counts = [term.count(batch) for term in terms]
     pools: dict[str, float] = {}

@@ -63,7 +63,7 @@ class NegativeEntropy:
 
 
 def entropy_bonus(scale: float) -> Term:
-    """Adds `scale` x the mean entropy of the student's tokens to what is maximised."""
+    """Adds `scale` x the mean entropy of the student's tokens to the objective."""
     return Term(
         name="entropy_bonus",
         estimator=NegativeEntropy(),

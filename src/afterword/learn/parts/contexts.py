@@ -44,7 +44,7 @@ class OwnAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Reflection:
-    """What the student writes when it is asked about its own answer, the likeliest tokens (ERL, RESD)."""
+    """The student's greedy reflection on its own answer (ERL, RESD)."""
 
     ask: str = "Look at your answer again. Say in a few words what should be done differently."
     tokens: Annotated[int, Field(ge=1, le=4096)] = 64
@@ -85,8 +85,9 @@ taken from the task, from a part of the words or from another episode."""
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """The words around the privileged text, by polarity. Praise needs its own: a teacher that reads "improve on this"
-    unlearns what the user liked."""
+    """The words around the privileged text, by polarity. Praise has separate words: a teacher that reads "improve on
+    this" unlearns the praised answer.
+    """
 
     otherwise: str
     """For polarity -1 and 0."""

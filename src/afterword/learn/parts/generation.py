@@ -1,7 +1,7 @@
-"""Names how the answers of a pass are written: by whose weights, under which context, how drawn, and which are kept.
+"""Describes the answers of a pass: the weights that write them, their context, the sampling, and the selection.
 
-A generation is data; `train.generation` draws. A recipe has one for the student and may have more, whose answers a term
-finds by their origin (`ByOrigin`).
+A generation is data; `train.generation` draws. A recipe has one for the student and may have more; terms select answers
+by origin (`ByOrigin`).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Generation:
 
     @property
     def origin(self) -> Origin:
-        """Who wrote its answers, for routes."""
+        """Origin of its answers, for routes."""
         if self.finish is not None:
             return "spliced"
         if self.weights != LIVE:

@@ -32,7 +32,7 @@ class Teacher:
 
     @property
     def moving(self) -> bool:
-        """True when it has state of its own that follows the student."""
+        """True when it has state that follows the student."""
         return isinstance(self, EMA | TrustRegion | Copy)
 
 

@@ -1,4 +1,4 @@
-"""Says which recipes fit what is in the store, in order, each with its reason: a table of rules over counted facts.
+"""Ranks the recipes that fit the store, each with its reason: a table of rules over counted facts.
 
 Counts and settings alone decide; nothing here reads a text or loads a model.
 """
@@ -16,7 +16,7 @@ FEW = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a store and its settings offer."""
+    """Facts about a store and its settings."""
 
     kinds: Mapping[str, int] = field(default_factory=dict)
     """Interactions that may be learned and have served token ids, by kind of feedback."""

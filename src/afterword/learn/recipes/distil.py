@@ -1,7 +1,7 @@
 """Composes distillation from another model, which reads the same context, over newly generated answers.
 
 Every recipe wants the teacher's folder (`train.teacher`); without it the validator says so before anything is
-loaded. They differ in how the distance is taken, over which tokens, and in what holds the student back.
+loaded. They differ in the distance, its tokens, and the regularisation of the student.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Methods whose answers someone guided: a hint, the opening of a good answer, a later checkpoint, a second look.
+"""Methods with guided answers: by a hint, the opening of a good answer, a later checkpoint, or a second attempt.
 
 Each recipe wants `train.verifier`; `vold` and `npo` also `train.teacher`.
 """

@@ -69,7 +69,7 @@ def sdpo_interactions(
     hold: TermScaleOrZero = 0.0,
     **settings: Any,
 ) -> Recipe:
-    """Hindsight self-distillation from what users do next (after arXiv 2603.12273).
+    """Hindsight self-distillation from users' next actions (after arXiv 2603.12273).
 
     The teacher is the same model reading the follow-up; both sides score the served ids. `anchor` is the scale of
     a KL to the base. `contrast` is the share by which the teacher is led away from itself reading a complaint (or
@@ -113,7 +113,7 @@ def follow_ups(
     anchor: TermScaleOrZero = 0.0,
     **settings: Any,
 ) -> Recipe:
-    """What `afterword train` does by itself: `sdpo_interactions` in the form that went best over many rounds.
+    """The default of `afterword train`: `sdpo_interactions` in the form that went best over many rounds.
 
     The base is the teacher of every round, so that no round learns the faults of the last one; the target goes a
     quarter `beyond` it; answers that users were content with are held; the rate falls. Figures: `docs/results`.
@@ -157,7 +157,7 @@ def sdpo_interactions_online(**settings: Any) -> Recipe:
 
 @method
 def sdpo(*, k: Count = 100, rate: Share = 0.05, **settings: Any) -> Recipe:
-    """Self-distillation from accepted attempts and from what programs said (arXiv 2601.20802)."""
+    """Self-distillation from accepted attempts and from programs' feedback (arXiv 2601.20802)."""
     term = Term(
         name="outcome",
         estimator=JSD(0.5),
@@ -220,7 +220,7 @@ BRIEF = "Answer as briefly as you can without leaving anything out."
 
 @method
 def crisp(*, experience: str = BRIEF, every: Count = 50, **settings: Any) -> Recipe:
-    """Shorter answers: what the instruction `experience` does, without it, by a lagged copy (arXiv 2603.05433)."""
+    """Shorter answers: distils the effect of the instruction `experience` from a lagged copy (arXiv 2603.05433)."""
     where = with_text(CONTEXTS["appended"], experience)
     term = Term(name="concise", estimator=ReverseKL(), teacher=Copy(every=every), context=where)
     return Recipe(name="crisp", terms=(term,), **{**ON_POLICY, **settings})
@@ -228,7 +228,7 @@ def crisp(*, experience: str = BRIEF, every: Count = 50, **settings: Any) -> Rec
 
 @method
 def opcd(*, experience: str | None = None, k: Count = 256, **settings: Any) -> Recipe:
-    """Context distillation: what `experience` in the system message does, without it (arXiv 2602.12275)."""
+    """Context distillation: distils the effect of `experience` in the system message (arXiv 2602.12275)."""
     where = with_text(CONTEXTS["system"], experience or "")
     term = Term(
         name="experience",

@@ -128,7 +128,7 @@ def generation_changes(recipe: str, text: str) -> dict[str, Any]:
 
 
 def rewordable(context: Context) -> bool:
-    """True for a context whose place and words a user may change."""
+    """True for a context with configurable place and words."""
     return context.privileged and context.where != "continue"
 
 

@@ -1,6 +1,6 @@
 """Computes attention over the engine's cache, registered with transformers under the name "afterword".
 
-Owns how a step's tokens are laid out and who may look at whom. The model runs once over one flat row of
+Owns the layout of a step's tokens and their attention mask. The model runs once over one flat row of
 tokens [1, tokens]: first one token of each decoding request, then the chunks of prompts being read. The
 model's own code computes queries, keys and values; `attend` stores keys and values in the request's row
 and lets each token look at its own row only.
@@ -121,7 +121,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What some families add to attention."""
+    """Additions of some model families to attention."""
 
     softcap: float | None = None
     """Scores become softcap * tanh(score / softcap) (Gemma 2)."""

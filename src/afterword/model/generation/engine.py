@@ -202,7 +202,7 @@ class Engine:
     # -- the model thread ---------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Work on the calling thread until `stop`. Should a fault of ours end it, nobody is left waiting."""
+        """Work on the calling thread until `stop`. An internal error ends all waiting requests."""
         try:
             self._loop()
         finally:

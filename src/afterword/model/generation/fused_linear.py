@@ -96,7 +96,7 @@ class FusedLinear:
             self.weight = weight
 
     def output(self, x: torch.Tensor, line: int) -> torch.Tensor:
-        """x [..., in] -> [..., out] of one line. The first to ask computes for all; the last drops what was kept."""
+        """x [..., in] -> [..., out] of one line. The first call computes all parts; the last frees the result."""
         if len(self.sizes) == 1:
             return self._compute(x)
         if x is not self._seen:

@@ -34,7 +34,7 @@ class KeyValues:
         return rows * _round(length) <= self.budget
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` requests of up to `length` tokens; what is stored stays."""
+        """Make room for `rows` requests of up to `length` tokens; stored keys and values stay."""
         if rows <= self.rows and length <= self.length:
             return
         wide, long = max(self.rows, 1 << (rows - 1).bit_length()), max(self.length, _round(length))

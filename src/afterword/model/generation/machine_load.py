@@ -51,7 +51,7 @@ class Limits:
 
 
 def limits(cores: int, normal: float, niced: float) -> Limits:
-    """Decides from what other processes use.
+    """Decides from the CPU use of other processes.
 
     Args:
         cores: Cores that this process may use.

@@ -48,7 +48,7 @@ class GenerationRequest:
 
 @dataclass(slots=True)
 class TokenOutput:
-    """What one step adds to an answer. `finish` is "stop", "length" or "error" in the last piece."""
+    """Output of one step for an answer. `finish` is "stop", "length" or "error" in the last piece."""
 
     token: int | None = None
     logprob: float | None = None

@@ -128,8 +128,9 @@ class Runner:
         return logits[:, : self.vocabulary].float()
 
     def check(self) -> None:
-        """Compute one known token in the first row, which nobody uses. Raises what the device raises, RuntimeError when
-        the logits are not finite."""
+        """Compute one known token in the unused first row. Raises the device's error, or RuntimeError when the logits
+        are not finite.
+        """
         self.cache.reserve(1, 1)
         logits = self.forward([1 % self.vocabulary], Plan(self.cache, [(0, 0)], []), [0])
         if not bool(logits.isfinite().all()):

@@ -18,7 +18,7 @@ def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Ids that end an answer, served or drawn in training.
 
     Returns:
-        What the chat template writes after an answer (first), the tokenizer's end token, and those of the model's
+        Stop tokens: the chat template's end of turn (first), the tokenizer's end token, and those of the model's
         generation settings.
     """
     named = getattr(model.generation_config, "eos_token_id", None)
@@ -117,7 +117,7 @@ class Detokenizer:
         return self._fresh(final=False)
 
     def flush(self) -> str:
-        """What is left when no more ids come, an unfinished character as U+FFFD."""
+        """Returns the remaining text at the end, an unfinished character as U+FFFD."""
         return self._fresh(final=True)
 
     def _fresh(self, *, final: bool) -> str:
@@ -131,7 +131,7 @@ class Detokenizer:
 
 
 class Stopper:
-    """Cuts a text before the first stop string, holding back what may still become one."""
+    """Cuts a text before the first stop string, holding back text that may become one."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
@@ -151,7 +151,7 @@ class Stopper:
         return held[: len(held) - keep], False
 
     def flush(self) -> str:
-        """What was held back, when no more text comes."""
+        """Returns the text held back, at the end."""
         held, self._held = self._held, ""
         return held
 

@@ -24,7 +24,7 @@ each are not compared, for threads that were asleep take some steps to be as fas
 
 
 class Cores:
-    """`threads`: all that the process may use. `load`: what other processes leave of them. `allowed`: cores that it may
+    """`threads`: all that the process may use. `load`: cores that other processes leave free. `allowed`: cores that it may
     use now, for background work leaves some to a server at times (`sharing`)."""
 
     def __init__(

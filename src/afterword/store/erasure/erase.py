@@ -212,7 +212,7 @@ class Eraser:
     def redact(self, user: str, erasure: str) -> UserRows:
         """Turn everything of `user` into tombstones and write the row of the erasure, in one transaction.
 
-        What came in since `find` is found again. Doing it twice under one id changes nothing the second time.
+        Rows since `find` are found again. Doing it twice under one id changes nothing the second time.
         """
         with self._failing("erase from"):
             self._db.execute("BEGIN IMMEDIATE")

@@ -55,7 +55,7 @@ class Words:
         self.texts -= {"user", "assistant", "tool", "text", "function"}
 
     def needles(self) -> list[bytes]:
-        """What to look for in bytes: pieces of the texts, so that a quotation of a part is found too; the first piece
+        """Byte strings to search for: pieces of the texts, so that a quotation of a part is found too; the first piece
         of every text before the second of any. Texts without 12 plain characters in a row have none. The ids of rows
         are nobody's words, although events quote them (`inference_id`): they stay in tombstones.
         """
@@ -126,7 +126,7 @@ def named(value: Any, user: str) -> bool:
 
 
 def user_of(row: Any) -> str | None:
-    """Whom a row of a file names as its user: at its top, or in what is directly below."""
+    """The user that a row of a file names, at its top level or one level below."""
     if not isinstance(row, dict):
         return None
     for part in (row, *row.values(), *(v[0] for v in row.values() if isinstance(v, list) and v)):
@@ -150,7 +150,7 @@ def name_pattern(user: str) -> re.Pattern[bytes] | None:
 
 
 def rejects_of(directory: Path, user: str) -> Iterator[Json]:
-    """The lines of `rejects/` that are of this user, by what they say or because the name stands in them."""
+    """The lines of `rejects/` of this user, by their content or by the name in them."""
     pattern = name_pattern(user)
     for file in files_below(directory / "rejects") if (directory / "rejects").is_dir() else ():
         if file.suffix != ".jsonl":

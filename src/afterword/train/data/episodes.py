@@ -1,7 +1,7 @@
 """Scores all answers of a conversation in one row, not only the one that the interaction is about.
 
 The earlier answers stand in the served prompt, between the template's generation header and an end of turn. They become
-scored spans; what stands between them is read.
+scored spans; the text between them is context.
 """
 
 from __future__ import annotations

@@ -498,7 +498,7 @@ def prepare(
 
 
 def by_content(examples: Sequence[Example]) -> list[Example]:
-    """The examples ordered by a hash of what was said; by id where that is equal.
+    """The examples ordered by a hash of their content, then by id.
 
     A run over them depends on their content and the seed, not on random ids or on the order of arrival.
     """
@@ -544,7 +544,7 @@ def _of_episodes(
 
 
 def reads_hindsight(recipe: Recipe) -> bool:
-    """True when a teacher of the recipe reads what users said."""
+    """True when a teacher of the recipe reads users' words."""
     return any(t.context.privileged and t.context.text is None and t.context.hint is None for t in recipe.terms)
 
 
@@ -615,7 +615,7 @@ _WORD = re.compile(r"[^\W\d_]{5,}")
 
 
 def standing_requests(examples: Sequence[Example]) -> dict[str, list[str]]:
-    """Interaction -> what its user asked for after other answers of the run, nearest in time first, each text once.
+    """Interaction -> its user's requests about other answers of the run, nearest in time first, each text once.
 
     Interactions whose own words are no wish about the manner of answers, or whose user is unknown, have no entry.
     """

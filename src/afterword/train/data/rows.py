@@ -1,4 +1,4 @@
-"""Holds an interaction as token ids: what the student and each teacher read, and the scored spans.
+"""Holds an interaction as token ids: the inputs of the student and of each teacher, and the scored spans.
 
 Built by `examples`; a row is data alone.
 """

@@ -1,4 +1,5 @@
-"""Makes privileged text from the answers of a pass: a right sibling, the own attempt, or what the student says of it.
+"""Makes privileged text from the answers of a pass: a right sibling, the own attempt, or the student's reflection on
+it.
 
 The text is redacted, cut to fit and placed by `data.examples`, as the words of users are.
 """
@@ -24,7 +25,7 @@ Write = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
 
 
 def hint_contexts(recipe: Recipe) -> list[Context]:
-    """The contexts of a recipe whose text is made in each pass."""
+    """The contexts of a recipe with text made in each pass."""
     return [c for c in contexts_of(recipe) if isinstance(c.hint, Sibling | OwnAttempt | Reflection)]
 
 
@@ -35,7 +36,7 @@ def with_hints(
 
     Args:
         rows: The rows of a pass, with groups.
-        prepared: What encoded them.
+        prepared: The encoder of the rows.
         tokenizer: The student's.
         write: Draws reflections.
         file: Where reflections are kept, so that a resumed run shows the same.

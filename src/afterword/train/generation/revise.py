@@ -50,7 +50,7 @@ SHOWN = "{words}\n\nAn answer that takes this into account:\n{text}"
 
 @dataclass(frozen=True, slots=True)
 class RevisionCost:
-    """What the second pass cost and gave."""
+    """Cost and yield of the second pass."""
 
     looked_at: int
     """Answers whose score under the user's words was taken."""

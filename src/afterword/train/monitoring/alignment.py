@@ -43,8 +43,9 @@ _FILE = "signal.json"
 
 @dataclass(frozen=True, slots=True)
 class HindsightSignal:
-    """What the hindsight says about the served answers before training (nats), over the first 16 interactions,
-    fewer when they are long."""
+    """The hindsight's signal on the served answers before training (nats), over the first 16 interactions, fewer when
+    they are long.
+    """
 
     real: float
     """Mean |log T(y|x,o) - log T(y|x)| per token under the user's own hindsight, T the term's own teacher."""

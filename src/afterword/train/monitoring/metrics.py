@@ -139,7 +139,7 @@ class Tally:
         self.sums += torch.cat([columns.sum(1).cpu(), answers, torch.zeros(2), terms, depth.flatten().cpu()])
 
     def divide(self, factors: Sequence[float]) -> None:
-        """Multiply each term's part of the loss by what was known only after the last micro-batch."""
+        """Multiply each term's part of the loss by the divisor known after the last micro-batch."""
         self.sums[len(_SUMS) : len(_SUMS) + len(factors)] *= torch.tensor(list(factors), dtype=torch.float64)
 
     def add_drift(self, losses: Tensor) -> None:

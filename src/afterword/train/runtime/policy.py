@@ -85,7 +85,8 @@ class Policy:
         return self.head.with_update(self.deltas.get(weights, {}).get(self.head_layer))
 
     def read(self, pairs: Sequence[Parts]) -> ReadBatch:
-        """The student's hidden states of sequences with their graph, and what `after` resumes from. Prefixes that
+        """The student's hidden states of sequences with their graph, and the states that `after` resumes from. Prefixes
+        that
         several sequences have are read once."""
         kept: KeyValues = {}
         batch = as_read(self.model, packed(pairs, self.device, share=True))
@@ -106,7 +107,7 @@ class Policy:
         set_peft_model_state_dict(self.model, state, adapter_name=_LIVE)
 
     def save(self, folder: Path, base: str) -> None:
-        """Write adapter_config.json and adapter_model.safetensors; `base` is what the config names."""
+        """Write adapter_config.json and adapter_model.safetensors; `base` is the base model's name in the config."""
         config = self.model.peft_config[_LIVE]
         config.base_model_name_or_path = base
         self.model.save_pretrained(str(folder), selected_adapters=[_LIVE], save_embedding_layers=False)

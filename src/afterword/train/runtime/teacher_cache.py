@@ -130,8 +130,8 @@ class TeacherStates:
     ) -> TeacherOutput | None:
         """Hidden states [N, H] of the rows `picked`, without a gradient; None without a teacher.
 
-        Rows of which no term keeps a token under this teacher and context are 0. A live teacher resumes from what the
-        student has `read`.
+        Rows of which no term keeps a token under this teacher and context are 0. A live teacher resumes from the
+        student's states `read`.
         """
         if teacher is None:
             return None
