@@ -24,8 +24,8 @@ each are not compared, for threads that were asleep take some steps to be as fas
 
 
 class Cores:
-    """`threads`: all that the process may use. `load`: cores that other processes leave free. `allowed`: cores that it may
-    use now, for background work leaves some to a server at times (`sharing`)."""
+    """`threads`: all that the process may use. `load`: cores that other processes leave free. `allowed`: cores that it
+    may use now, for background work leaves some to a server at times (`sharing`)."""
 
     def __init__(
         self, threads: int, load: LoadFollower | None = None, allowed: Callable[[], int] = usable_cores
