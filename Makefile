@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo screens test test-all test-browser lint format bench dist clean
+.PHONY: help setup demo screens test test-all test-browser lint format docs bench dist clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,11 @@ DIR ?= ./afterword-demo
 screens: $(READY)  ## the pictures of docs/screens, from the console on a demo's data directory
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/python dev/screens.py $(DIR)
+
+docs: $(READY)  ## the manual as a static site in site/, links checked
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The manual is in site/index.html."
 
 format: $(READY)  ## rewrite the sources in the one style
 	$(BIN)/ruff check --fix .
