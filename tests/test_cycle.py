@@ -177,7 +177,7 @@ def test_status_shows_a_running_cycle_and_its_stage(
 
     monkeypatch.setattr(cycle, "train_stage", train)
     _watch(store)
-    assert "running  a cycle, training since 20" in shown[0]
+    assert "running a cycle, training since 20" in " ".join(shown[0].split())
     [work] = json.loads(shown[1])["running"]
     assert work["doing"] == "a cycle" and work["stage"] == "training" and work["since"] <= work["stage_since"]
     assert main(["status", "--dir", home, "--json"]) == 0

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from afterword.chat.printable import printable
-from afterword.chat.private import redactor
 from afterword.config import BUILT_IN, Config, PrivacyConfig, resolve
 from afterword.errors import UsageError
 from afterword.feedback.select.review_queue import ReviewSettings
@@ -94,7 +93,11 @@ class CommandContext:
                 f"there is no Afterword data in {str(self.dir)!r}. Start with `afterword serve` or "
                 "`afterword import FILE`, or name another place with --dir."
             )
-        return Store.open(path, redactor(self.config.get(PrivacyConfig).redact_stored) if create else None)
+        if not create:
+            return Store.open(path)
+        from afterword.chat.private import redactor  # loads its libraries
+
+        return Store.open(path, redactor(self.config.get(PrivacyConfig).redact_stored))
 
     def emit(self, data: Any) -> None:
         """JSON on stdout, at once: who reads `serve --json` from a pipe waits for it while the server runs."""

@@ -50,10 +50,11 @@ COMMANDS = {
     "release": ("releases", "publish, promote or roll back; show what is served"),
     "recipes": ("recipes", "list the training recipes and their parts"),
     "review": ("review", "approve or reject queued interactions"),
-    "status": ("admin", "show counts, what is served and what runs now"),
+    "status": ("status", "show counts, what is served and what runs now"),
     "doctor": ("doctor", "check the installation and the data directory"),
     "config": ("admin", "show the resolved settings"),
     "keys": ("admin", "create, list and revoke API keys of the gateway"),
+    "completion": ("completion", "print the completion of commands for bash, zsh or fish"),
 }
 """Command -> (module of this room that runs it, help)."""
 
@@ -90,10 +91,11 @@ def parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
         prog="afterword",
         parents=[shared],
         description="A deployed language model that learns from what its users do next.",
-        epilog="Start with `afterword demo` (the whole loop in minutes) or `afterword serve`.",
+        epilog="Without a command, `afterword` shows what to do next. Start with `afterword demo` (the whole loop in "
+        "minutes) or `afterword serve`.",
     )
     root.add_argument("--version", action="version", version=f"afterword {__version__}")
-    commands = _Commands(root.add_subparsers(dest="command", metavar="COMMAND", required=True))
+    commands = _Commands(root.add_subparsers(dest="command", metavar="COMMAND"))
     loaded = {module for name, (module, _) in COMMANDS.items() if words is None or name in words}
     for module in dict.fromkeys(module for module, _ in COMMANDS.values()):
         if module in loaded:
@@ -156,7 +158,15 @@ def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the return value is the exit code."""
     words = sys.argv[1:] if argv is None else argv
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+        from afterword.cli.completion import complete
+
+        complete(parser)
     args = parser(words).parse_args(words)
+    if args.command is None:
+        from afterword.cli.guide import run_guide
+
+        args.run = run_guide
     from afterword.cli.context import CommandContext
     from afterword.cli.extras import missing_package
     from afterword.cli.progress import following

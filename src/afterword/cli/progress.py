@@ -1,7 +1,7 @@
-"""Shows progress on stderr: bars on a terminal, else a line now and then; stages also in DIR/logs/stages.log.
+"""Shows progress on stderr: bars on a terminal, else sparse lines, both with rate and remaining time.
 
-`following` watches the stages of this process and ends it when one makes no progress. `sampling.launch` watches the
-start of an engine.
+Stages also go to DIR/logs/stages.log. `following` watches the stages of this process and ends it when one makes no
+progress. `sampling.launch` watches the start of an engine.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from afterword.cli.context import CommandContext
-from afterword.cycle import Advance
 from afterword.errors import UpstreamError, error_response
 from afterword.processes import (
     SILENCE,
@@ -34,8 +31,63 @@ from afterword.processes import (
     listening,
 )
 
-LINE_EVERY = 15.0
-"""Seconds between lines when stderr is no terminal."""
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from afterword.cli.context import CommandContext
+    from afterword.cycle import Advance
+
+FIRST_LINE, LINE_EVERY = 2.0, 15.0
+"""Seconds until the first line when stderr is no terminal, and between two lines. Shorter work prints none."""
+TRUSTED = 1.0
+"""Seconds of work after which its rate is shown."""
+
+
+class Pace:
+    """Rate and remaining time of work that advances. A new part starts again: its steps cost something else."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._step, self._from, self._began = "", 0, time.monotonic()
+
+    def note(self, done: int, step: str = "") -> None:
+        """Note what is done; a part begins where it is first named."""
+        if step != self._step or done < self._from:
+            self._step, self._from, self._began = step, done, time.monotonic()
+
+    def text(self, done: int, total: int | None, step: str = "") -> str:
+        """Format what is done, such as "12 of 40 steps, 0.5 steps/s, 56 s left".
+
+        Args:
+            done: Finished units.
+            total: All units; None where their number is unknown.
+            step: Part of the work.
+        """
+        self.note(done, step)
+        of = f" of {self._amount(total)}" if total else ""
+        text = f"{self._amount(done)}{of} {self._unit if self._unit != 'bytes' else 'MB'}"
+        seconds, fresh = time.monotonic() - self._began, done - self._from
+        if seconds < TRUSTED or fresh <= 0:
+            return text
+        text += f", {self._rate(fresh / seconds)}"
+        return f"{text}, {duration((total - done) * seconds / fresh)} left" if total and total > done else text
+
+    def _amount(self, number: int) -> str:
+        return f"{number / 1e6:.1f}" if self._unit == "bytes" else str(number)
+
+    def _rate(self, rate: float) -> str:
+        if self._unit == "bytes":
+            return f"{rate / 1e6:.1f} MB/s"
+        return f"{rate:.3g} {self._unit}/s" if rate >= 0.1 else f"{1 / rate:.1f} s each"
+
+
+def duration(seconds: float) -> str:
+    """Format seconds as people say them: "45 s", "3 min", "2 h 5 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager
@@ -48,18 +100,37 @@ def step_bar(context: CommandContext, title: str, unit: str = "steps") -> Iterat
         with _lines(context, title, unit) as advance:
             yield advance
         return
+    with bars_on(context.err) as bars, task_bar(bars, title, unit) as advance:
+        yield advance
+
+
+def bars_on(console: Console, *, live: bool = True) -> Progress:
+    """Bars with rate and remaining time; the caller shows them where `live` is False."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[pace]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=context.err, transient=True) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total, step="": bars.update(
-            task, description=_titled(title, step), completed=done, total=total
-        )
+    return Progress(*columns, console=console, transient=True, auto_refresh=live)
+
+
+@contextmanager
+def task_bar(bars: Progress, title: str, unit: str) -> Iterator[Advance]:
+    """One bar, which disappears at the end of its work."""
+    pace, task = Pace(unit), bars.add_task(title, total=None, pace="")
+
+    def advance(done: int, total: int | None, step: str = "") -> None:
+        text = pace.text(done, total, step)
+        bars.update(task, description=_titled(title, step), completed=done, total=total, pace=text)
+
+    try:
+        yield advance
+    finally:
+        bars.remove_task(task)
 
 
 def _titled(title: str, step: str) -> str:
@@ -68,18 +139,21 @@ def _titled(title: str, step: str) -> str:
 
 @contextmanager
 def _lines(context: CommandContext, title: str, unit: str) -> Iterator[Advance]:
-    """A line every `LINE_EVERY` seconds, also while nothing is done: work that is long must not look dead in a log."""
-    started, ended = time.monotonic(), threading.Event()
+    """A line now and then, also while nothing is done: work that is long must not look dead in a log."""
+    started, ended, pace = time.monotonic(), threading.Event(), Pace(unit)
     known: list[Any] = [0, None, ""]
 
     def beat() -> None:
-        while not ended.wait(LINE_EVERY):
+        pause = min(FIRST_LINE, LINE_EVERY)
+        while not ended.wait(pause):
             done, total, step = known
-            of = f" of {total}" if total else ""
-            context.say(f"{_titled(title, step)}: {done}{of} {unit}, {time.monotonic() - started:.0f} s")
+            text = f"{_titled(title, step)}: {pace.text(done, total, step)}, {duration(time.monotonic() - started)}"
+            context.say(escape(text))
+            pause = LINE_EVERY
 
     def advance(done: int, total: int | None, step: str = "") -> None:
         known[:] = done, total, step
+        pace.note(done, step)
 
     thread = threading.Thread(target=beat, name="progress", daemon=True)
     thread.start()

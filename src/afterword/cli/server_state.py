@@ -6,7 +6,6 @@ proves little; it is used again, and every container has a 1.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -21,7 +20,6 @@ from afterword.cli.context import CommandContext
 from afterword.config import ServeConfig
 from afterword.errors import ConfigError, StoreError, UsageError
 from afterword.records import Json
-from afterword.sampling import Upstream
 from afterword.store.files import write_whole
 from afterword.store.locks import try_lock
 
@@ -144,6 +142,8 @@ def served_model(context: CommandContext) -> str:
         return serve.model
     if server.get("embedded", True):
         return str(server["model"])
+    import asyncio  # here: most commands ask no server
+
     cards = asyncio.run(_cards(str(server["upstream"]), serve.upstream_key))
     bases = [card for card in cards if not card.get("parent")]
     base = next((card for card in bases if card["id"] == serve.upstream_model), bases[0] if bases else {})
@@ -163,5 +163,7 @@ def _unless_set(context: CommandContext, key: str) -> Json | None:
 
 
 async def _cards(url: str, key: str | None) -> list[Json]:
+    from afterword.sampling import Upstream
+
     async with Upstream(url, key) as upstream:
         return list(await upstream.models())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from afterword.cli.progress import step_bar
 from afterword.cli.releases import canary_flag, canary_of, channel_flag, channel_of, chosen, show_release
 from afterword.cli.report_view import show_heatmap, show_metrics, show_verdict
 from afterword.cli.server_state import running_server, served_model, served_name
+from afterword.cli.watch_view import WatchView
 from afterword.config import Config, CycleConfig, EvaluateConfig, ForecastConfig, ServeConfig, TrainConfig
 from afterword.cycle import (
     Event,
@@ -26,7 +29,6 @@ from afterword.cycle import (
     Progress,
     Round,
     Settings,
-    WatchStatus,
     collect_stage,
     decide_stage,
     evaluate_stage,
@@ -37,7 +39,7 @@ from afterword.cycle import (
     train_stage,
     watch,
 )
-from afterword.errors import GateRefused, NothingToDo, StoreError, UsageError
+from afterword.errors import ConflictError, GateRefused, NothingToDo, StoreError, UsageError
 from afterword.feedback.collect.collect import Funnel
 from afterword.feedback.select.review_queue import ReviewSettings
 from afterword.feedback.select.select import SelectSettings
@@ -46,6 +48,7 @@ from afterword.records import Candidate, Interaction, Report, SignalRatio, Turn,
 from afterword.release.gate import GateThresholds, decide
 from afterword.store import Store
 from afterword.store.files import write_whole
+from afterword.store.locks import WATCH, alone
 
 MONITORS = {
     "Gradient norm before clipping": "grad_norm",
@@ -303,25 +306,29 @@ def run_cycle_command(context: CommandContext) -> int:
 
 def _watch(context: CommandContext) -> int:
     when, least = context.config.get(CycleConfig), context.config.get(SelectSettings).min_effective
-    with context.open_store(create=True) as store:
-        events = watch(store, partial(stage_settings, context), when, stage_progress(context))
+    with context.open_store(create=True) as store, _seen_as_watch(context):
+        view = WatchView(context, when.interval)
+        events = watch(store, partial(stage_settings, context), when, view.progress(stage_progress(context)))
         context.say(
             f"watching: a round starts at {when.min_new} new interactions, of tasks with an effective number of "
             f"{least:g} or more (Ctrl-C stops)"
         )
-        shown = ""
-        for event in events:
-            if isinstance(event, WatchStatus) and (line := _waiting_line(event)) != shown:
-                context.say(f"[dim]{(shown := line)}[/]")
-            _show_event(context, event)
+        with view:
+            for event in events:
+                view.show(event)
+                _show_event(context, event)
     return 0
 
 
-def _waiting_line(event: WatchStatus) -> str:
-    line = f"{event.new} new interactions wait, {event.needed} start a round"
-    if event.not_ready:
-        line += f"; {event.not_ready} more are of tasks without enough signal yet"
-    return f"{line}; none begins before the canary of {event.canary} is decided" if event.canary else line
+@contextmanager
+def _seen_as_watch(context: CommandContext) -> Iterator[None]:
+    """Others see that a watch runs. A second one on the directory works, too, and is told of the first."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(alone(context.dir, WATCH, "cycle --watch"))
+        except (ConflictError, StoreError) as error:
+            context.say(f"[yellow]warning:[/] {escape(error.message)}")
+        yield
 
 
 def _show_event(context: CommandContext, event: Event) -> None:

@@ -23,6 +23,8 @@ from afterword.errors import ConflictError, StoreError
 from afterword.records import content_hash
 
 TRAIN, EVALUATE, RELEASE, ERASE = "train", "evaluate", "release", "erase"
+WATCH = "watch"
+"""Held by `cycle --watch`, which waits most of the time; it keeps no other work out."""
 _WORK = {TRAIN: "a training run", EVALUATE: "an evaluation", RELEASE: "a release", ERASE: "an erasure"}
 _PATIENCE = 0.5
 """Seconds: somebody who only looks holds a lock for a moment."""

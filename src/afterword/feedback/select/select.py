@@ -13,8 +13,6 @@ from typing import Any
 
 from afterword.config import Count, PositiveShare, check_section
 from afterword.feedback.select.review_queue import ReviewSettings, blocked
-from afterword.feedback.text.followup_classifier import RELEVANCE
-from afterword.feedback.text.guards import directions
 from afterword.kinds import spoken
 from afterword.records import Feedback, Interaction, Release, SignalRatio, Turn
 from afterword.store import Store
@@ -146,6 +144,8 @@ def auditable(store: Store) -> list[Interaction]:
 
 def _wishes(store: Store, rows: list[Interaction]) -> dict[str, dict[str, int]]:
     """Interaction -> `directions` of what the user said to the assistant: edits and outputs are no wishes."""
+    from afterword.feedback.text.guards import directions  # loads tables, which settings alone do not need
+
     several = {name: row.id for row in rows if len(row.feedback) > 1 for name in row.feedback}
     said: dict[str, list[str]] = defaultdict(list)
     for _, feedback in store.among(Feedback, "id", list(several)) if several else ():
@@ -291,6 +291,8 @@ def _described(task: str | None, group: list[Interaction], weights: dict[str, fl
     worded = [row for row in group if row.hindsight.strip()]
     signal = sum(weights[row.id] for row in worded)
     squares = sum(weights[row.id] ** 2 for row in worded)
+    from afterword.feedback.text.followup_classifier import RELEVANCE  # loads tables
+
     known: dict[str, float] = {str(name): value for name, value in RELEVANCE.items()}
     relevance = [known.get(row.category, 1.0) * row.confidence for row in worded]
     return Slice(
