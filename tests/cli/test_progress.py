@@ -49,7 +49,7 @@ def test_quiet_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rate_and_remaining_time_are_of_the_present_part(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     pace = progress.Pace("steps")
     assert pace.text(0, 40) == "0 of 40 steps"
     now[0] += 20.0
