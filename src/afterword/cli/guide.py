@@ -28,7 +28,7 @@ PAGE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class NextStep:
     """Something to do next."""
 
     state: str
@@ -48,7 +48,9 @@ def run_guide(context: CommandContext) -> int:
             with context.open_store() as store:
                 summary, steps = _summary(store), list(_steps(context, store, server))
         except AfterwordError as error:
-            steps = [Step(error.message, _command(context, "doctor"), "checks everything and explains each problem")]
+            steps = [
+                NextStep(error.message, _command(context, "doctor"), "checks everything and explains each problem")
+            ]
     else:
         steps = list(_first_steps("there is no data in this place yet", context))
     if context.json:
@@ -81,44 +83,44 @@ def _summary(store: Store) -> str:
     return f"{counts}; serves {release.adapter if release and release.adapter else 'the base model'}"
 
 
-def _first_steps(state: str, context: CommandContext) -> Iterator[Step]:
-    yield Step(state, _command(context, "serve"), "starts the gateway and the built-in model")
-    yield Step("see the whole loop first", "afterword demo --quick", "a simulated user, about two minutes")
-    yield Step(
+def _first_steps(state: str, context: CommandContext) -> Iterator[NextStep]:
+    yield NextStep(state, _command(context, "serve"), "starts the gateway and the built-in model")
+    yield NextStep("see the whole loop first", "afterword demo --quick", "a simulated user, about two minutes")
+    yield NextStep(
         "you have conversations", _command(context, "import FILE"), "reads them (`--examples` loads 48 examples)"
     )
 
 
-def _steps(context: CommandContext, store: Store, server: dict[str, object] | None) -> Iterator[Step]:
+def _steps(context: CommandContext, store: Store, server: dict[str, object] | None) -> Iterator[NextStep]:
     turns, feedback = store.count(Turn), store.count(Feedback)
     if not turns:
         if server is None:
             yield from _first_steps("no turn is stored yet", context)
         else:
             url = server["url"]
-            yield Step("no turn is stored yet", f"{url}/chat", f"or point any OpenAI client at {url}/v1")
+            yield NextStep("no turn is stored yet", f"{url}/chat", f"or point any OpenAI client at {url}/v1")
         return
     if not feedback:
         where = f"{server['url']}/chat" if server else _command(context, "serve")
-        yield Step(
+        yield NextStep(
             f"{turns} turns have no feedback yet", where,
             "reply to an answer, rate it or edit it; applications send POST /v1/feedback (docs/feedback.md)",
         )  # fmt: skip
         return
     if waiting := len(store.undecided_after(0, PAGE)):
         many = f"{waiting}{' or more' if waiting == PAGE else ''}"
-        yield Step(f"{many} feedback events are new", _command(context, "collect"), "turns them into interactions")
+        yield NextStep(f"{many} feedback events are new", _command(context, "collect"), "turns them into interactions")
     yield from _judged(context, store)
     yield from _trained(context, store, fresh=bool(waiting))
     yield from _reviewed(context, store)
     if server is None:
-        yield Step("the server is not running", _command(context, "serve"), "starts it")
+        yield NextStep("the server is not running", _command(context, "serve"), "starts it")
 
 
-def _judged(context: CommandContext, store: Store) -> Iterator[Step]:
+def _judged(context: CommandContext, store: Store) -> Iterator[NextStep]:
     """The newest candidate without report or without release; a canary."""
     if (canary := store.canary()) is not None:
-        yield Step(
+        yield NextStep(
             f"the canary of {canary.adapter} runs", _command(context, "release status"),
             "shows its confidence sequence; it is decided by itself",
         )  # fmt: skip
@@ -129,23 +131,25 @@ def _judged(context: CommandContext, store: Store) -> Iterator[Step]:
     if verdict is None:
         report = store.newest(Report, candidate=newest.id)
         state = f"{newest.id} waits for its {'verdict' if report else 'evaluation'}"
-        yield Step(state, _command(context, "evaluate"), "compares it with what is served")
+        yield NextStep(state, _command(context, "evaluate"), "compares it with what is served")
     elif verdict.passed and not any(row.candidate == newest.id for row in store.rows(Release)):
-        yield Step(
+        yield NextStep(
             f"{newest.id} passed the gate and is not released", _command(context, "release publish"), "serves it"
         )
 
 
-def _reviewed(context: CommandContext, store: Store) -> Iterator[Step]:
+def _reviewed(context: CommandContext, store: Store) -> Iterator[NextStep]:
     if store.count(Interaction) > PAGE:
         return
     index = ReviewIndex(context.config.get(ReviewSettings))
     index.update(store)
     if waiting := len(index.waiting(store)):
-        yield Step(f"{waiting} interactions wait for a review", _command(context, "review next"), "shows the oldest")
+        yield NextStep(
+            f"{waiting} interactions wait for a review", _command(context, "review next"), "shows the oldest"
+        )
 
 
-def _trained(context: CommandContext, store: Store, *, fresh: bool) -> Iterator[Step]:
+def _trained(context: CommandContext, store: Store, *, fresh: bool) -> Iterator[NextStep]:
     """Is there enough to learn, and does somebody watch for it? With `fresh` feedback more is to come."""
     learned = {name for row in store.rows(Candidate) for name in row.interactions}
     new = max(store.count(Interaction, split="train") - len(learned), 0)
@@ -155,15 +159,15 @@ def _trained(context: CommandContext, store: Store, *, fresh: bool) -> Iterator[
         return
     watched = any(one["work"] == WATCH for one in work)
     if watched:
-        yield Step(
+        yield NextStep(
             f"{new} new interactions wait; `cycle --watch` runs and starts a round at {round_at}",
             _command(context, "status"), "shows what it does",
         )  # fmt: skip
     elif new >= least:
-        yield Step(f"{new} new interactions wait to be learned", _command(context, "cycle"),
+        yield NextStep(f"{new} new interactions wait to be learned", _command(context, "cycle"),
                    "trains, evaluates and publishes; `--watch` repeats it whenever enough are new")  # fmt: skip
     elif not fresh:
-        yield Step(
+        yield NextStep(
             f"{new} new interactions wait to be learned, a training needs {least}",
             _command(context, "cycle --watch"), f"waits, and starts a round at {round_at} new ones",
         )  # fmt: skip
