@@ -193,7 +193,7 @@ def test_a_directory_without_data_is_not_made_by_reading(tmp_path: Path, capsys:
 
 
 def test_usage_errors_exit_with_two() -> None:
-    for arguments in ([], ["nonsense"], ["turns", "show"], ["export", "nonsense"]):
+    for arguments in (["nonsense"], ["turns", "show"], ["export", "nonsense"]):
         with pytest.raises(SystemExit) as exit_:
             main(arguments)
         assert exit_.value.code == 2
