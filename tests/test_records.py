@@ -40,7 +40,7 @@ def test_a_field_of_a_newer_writer_is_refused() -> None:
 
 
 def test_every_record_has_a_table_of_its_own() -> None:
-    assert len({kind.TABLE for kind in (*RECORDS, *NOTES)}) == len(RECORDS) + len(NOTES) == 18
+    assert len({kind.TABLE for kind in (*RECORDS, *NOTES)}) == len(RECORDS) + len(NOTES) == 20
     assert tuple(type(row) for row in BESIDE) == NOTES
 
 

@@ -19,6 +19,7 @@ from tests.gateway.fake_upstream import Fake, fake_upstream
 
 from afterword.errors import ConfigError, StoreError
 from afterword.gateway import GatewaySettings, run_gateway, serve_in_thread
+from afterword.gateway.routes import ROUTES
 from afterword.records import Feedback, Turn
 from afterword.store import Store
 
@@ -194,13 +195,16 @@ def test_the_description_is_true(tmp_path: Path) -> None:
                 "/v1/responses": {"model": ASK["model"], "input": "Why?"},
                 "/v1/messages": message,
                 "/v1/messages/count_tokens": message,
+                "/api/chat": ASK,
+                "/api/generate": {"model": ASK["model"], "prompt": "Why?"},
+                "/api/show": {"model": ASK["model"]},
             }
             call = httpx.request(method, url + path.replace("{id}", "base-model").replace("{episode}", "e"),
                                  json=bodies.get(path.removeprefix("/episodes/{episode}")))  # fmt: skip
             assert str(call.status_code) in operation["responses"], (method, path, call.text)
             kind = call.headers["content-type"].partition(";")[0]
             assert kind in operation["responses"][str(call.status_code)]["content"]
-        assert len(calls) == 25 and document["info"]["title"] == "Afterword"
+        assert len(calls) == len(ROUTES) == 43 and document["info"]["title"] == "Afterword"
         refs = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
         assert refs <= set(document["components"]["schemas"])
         assert "OpenAI-compatible" in httpx.get(url).text

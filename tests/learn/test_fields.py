@@ -118,9 +118,15 @@ NUMBERS = {
     ("episode-sdar", "beta"): {0, 1, 2.5, 1e300},
     **{(name, "scale"): {1, 2.5} for name in ("episode-sdar", "skill-sd", "episode-hindsight", "opid")},
     ("episode-sdpo", "k"): {1, 10**400}, ("episode-sdpo", "rate"): {1},
-    ("episode-hindsight", "k"): {1, 10**400},
+    ("episode-hindsight", "k"): {1, 10**400}, ("fast-opd", "horizon"): {1}, ("lightning-opd", "cap"): {1, 2.5, 1e300},
+    ("mopd", "outcome"): {0, 1, 2.5}, ("idft", "beta"): {1, 2.5, 1e300}, ("idft", "warmup"): {0, 1},
+    ("iterative-sft", "n"): {1}, ("varreason", "hold"): {0, 1, 2.5}, ("erl", "scale"): {1, 2.5},
+    **{(name, "n"): {1} for name in ("varreason", "nurl", "pope", "npo", "erl")},
+    ("pi-distill", "share"): set(), ("pi-distill", "beta"): {1, 2.5}, ("vold", "beta"): {1, 2.5},
 }  # fmt: skip
 """Which of HOSTILE a recipe's own numbers may be."""
+ALSO = {("mopd", "outcome"): {"verifier": INPUTS["grpo"]["verifier"]}}
+"""What else has to be told where an argument is set."""
 SWITCHES = {("episode-grpo", "decisions")}
 """Arguments that are true or false."""
 OF_ALL = {
@@ -143,7 +149,7 @@ def taken(name: str, key: str) -> list[Any]:
     found = []
     for value in HOSTILE:
         try:
-            made = recipe(name, **{**INPUTS.get(name, {}), key: value})
+            made = recipe(name, **{**INPUTS.get(name, {}), **ALSO.get((name, key), {}), key: value})
             validate(made)
             advice(made)
         except ConfigError as error:

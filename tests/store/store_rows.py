@@ -6,6 +6,7 @@ from typing import Any
 
 from afterword.records import (
     Alarm,
+    AnswerAdvantages,
     Candidate,
     Episode,
     EpisodeEnd,
@@ -24,6 +25,7 @@ from afterword.records import (
     TaskSkill,
     Turn,
     Verdict,
+    WorkRequest,
 )
 
 
@@ -60,6 +62,8 @@ BESIDE: tuple[Record, ...] = (
     Review(id="w1", interaction="i1", decision="reject", by="ada", why="a quotation"),
     SignalRatio(id="e1", interaction="i1", model="m", real=0.6, shuffled=0.3, neutral=0.1, tokens=4),
     Revision(id="n1", interaction="i1", model="m", text="Six.", draft_score=-0.9, score=-0.4, kept=True),
+    AnswerAdvantages(id="x1", interaction="i1", model="m", tokens=("Six",), without=(-0.5,), with_hindsight=(-0.9,)),
+    WorkRequest(id="q1", interaction="i1", kind="heatmap", by="ada"),
     Alarm(id="a1", channel="default", release="l1", adapter="a@v000001", against=None, why="approval fell"),
     RoundAttempt(id="t1", settings="5e", interactions=("i1",), stage="training", error="nothing_to_do"),
     Prediction(
