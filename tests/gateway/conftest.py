@@ -39,7 +39,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
             settings = GatewaySettings(**given)
             url = stack.enter_context(serve_in_thread(settings, extend))
             store = stack.enter_context(Store.open(settings.database))
-            return Setup(url, fake, store, settings)
+            return Setup(url, fake, store, settings, stack.enter_context(ExitStack()))
 
         yield start
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -23,10 +24,12 @@ class Setup:
     fake: Fake
     store: Store
     settings: GatewaySettings
+    clients: ExitStack = field(default_factory=ExitStack)
+    """Closes the clients at the end of the test: their sockets outlive them otherwise."""
 
     def openai(self, key: str = "none") -> Any:
         """OpenAI's own client (untyped here, so that plain dicts go in)."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+        return self.clients.enter_context(OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0))
 
     def stream(self, *words: str, **more: Any) -> Iterator[Any]:
         """The chunks of one streamed answer, through OpenAI's own client."""

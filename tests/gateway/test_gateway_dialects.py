@@ -24,7 +24,7 @@ TOOL = {
 
 
 def claude(setup: Setup, key: str = "none") -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=setup.url, api_key=key, max_retries=0)
+    return setup.clients.enter_context(anthropic.Anthropic(base_url=setup.url, api_key=key, max_retries=0))
 
 
 def ask(*words: str) -> list[Any]:

@@ -23,13 +23,13 @@ SAID = "The sky is blue."
 
 def test_a_harness_that_takes_only_a_base_url_is_captured(gateway: Setup) -> None:
     url = f"{gateway.url}/episodes/run-1"
-    chat = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    chat = gateway.clients.enter_context(OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0))
     ask: list[Any] = [{"role": "user", "content": "Why?"}]
     first = chat.chat.completions.create(model="afterword", messages=ask)
     ask += [{"role": "assistant", "content": SAID}, {"role": "user", "content": "error: not blue enough"}]
     second = chat.chat.completions.create(model="afterword", messages=ask, stream=False)
     third = chat.responses.create(model="afterword", input="Another thing.")
-    claude = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+    claude = gateway.clients.enter_context(anthropic.Anthropic(base_url=url, api_key="none", max_retries=0))
     fourth = claude.messages.create(model="afterword", max_tokens=9, messages=[{"role": "user", "content": "Hm?"}])
     assert claude.messages.count_tokens(model="afterword", messages=[{"role": "user", "content": "Hm?"}]).input_tokens
     assert chat.models.list().data
