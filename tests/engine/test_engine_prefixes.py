@@ -140,7 +140,7 @@ def test_attention_of_a_part_of_a_block_has_the_bits_of_the_whole(dtype: torch.d
 async def test_the_built_in_model_says_the_same_bits_in_eight_turns(
     dtype: Literal["bfloat16", "float32"],
 ) -> None:
-    """One after another: beside others, the bits of an answer depend on the batch, with reuse and without."""
+    """One after another."""
 
     async def talk(client: Client, number: int) -> list[Any]:
         messages = [{"role": "system", "content": f"You are agent {number}. " + "Answer in one word. " * 9}]

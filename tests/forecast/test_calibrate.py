@@ -1,4 +1,4 @@
-"""The grid on a tiny model: points, resuming, and the same task by SDPO, GRPO and SFT."""
+"""The grid on a tiny model: points and resuming."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import pytest
 
 from afterword.errors import ConfigError
 from afterword.forecast import calibrate
-from afterword.forecast.calibrate import Grid, GridStudent, method_run, read_grid, run_grid
-from afterword.forecast.gap import GapMeasurement, TaskSource
+from afterword.forecast.calibrate import Grid, GridStudent, read_grid, run_grid
 from afterword.forecast.points import CalibrationPoint, append_point, read_points
 from afterword.forecast.small import SmallModelConfig, make_small_model, read_config
 from afterword.forecast.student import Asked, Student
-from afterword.train.loop import train_candidate
-from afterword.train.monitoring.alerts import OFF
 from tests.train.tiny_model import tiny_folder
 
 from .tiny import Evens
@@ -52,28 +49,6 @@ def test_an_interrupted_grid_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     nats = [p for p in read_points(whole) if p.unit == "nats"]
     assert nats and all(p.prompts >= 2 and abs(p.gap) < 5 and p.gap_se > 0 for p in nats)
     assert run_grid(grid, tmp_path / "none.jsonl", work, device="cpu", minutes=0.0) == 0
-
-
-def test_sdpo_grpo_and_sft_train_on_one_turn_of_a_task(tmp_path: Path) -> None:
-    model, task = tiny_folder(tmp_path / "tiny"), Evens()
-    items = task.items("train", 8, 0)
-    measurement = GapMeasurement(Student(model, device="cpu"), TaskSource(task, items), peers=True)
-    own: dict[str, object] = {"fresh": 1, "num_generations": 2, "verifier": "tests.forecast.test_calibrate:even"}
-    methods: tuple[tuple[str, dict[str, object]], ...] = (("sdpo", {"fresh": 1}), ("grpo", own), ("sft", {}))
-    for method, options in methods:
-        examples, how = method_run(method, measurement, items, **options)
-        result = train_candidate(
-            examples, model=model, out=tmp_path / method, recipe=how, run_dir=tmp_path / f"{method}-run", device="cpu",
-            rules=OFF,
-        )  # fmt: skip
-        assert result.metrics["steps"] > 0 and result.interactions, method
-    with pytest.raises(ConfigError, match="sdpo, grpo, sft"):
-        method_run("ppo", measurement, items)
-
-
-def even(turn: object, text: str) -> float:
-    """The verifier of `Evens`."""
-    return float(sum(map(ord, text)) % 2 == 0)
 
 
 def test_the_grid_of_the_package_is_whole_and_invalid_ones_say_why(tmp_path: Path) -> None:

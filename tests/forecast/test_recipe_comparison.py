@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from afterword.cli import main
 from afterword.errors import NothingToDo, UsageError
+from afterword.forecast import recipe_comparison
 from afterword.forecast.recipe_comparison import (
     RecipeComparison,
     RecipeRun,
@@ -24,6 +26,9 @@ from afterword.learn.recipes import recipe
 from afterword.model.loading import EMBEDDED
 from afterword.records import Turn
 from tests.learn.recipe_inputs import INPUTS
+from tests.train.tiny_model import tiny_folder
+
+from .tiny import Evens
 
 
 @pytest.mark.parametrize(
@@ -56,8 +61,7 @@ def run(name: str, seed: int, gain: float, **more: Any) -> RecipeRun:
 
 def test_the_summary_has_students_interval_over_seeds() -> None:
     """Gains 0, 0.1 and 0.2: mean 0.1, standard error 0.1 / sqrt 3, t(2) = 4.3027."""
-    runs = [run("a", i, 0.1 * i) for i in range(3)] + [run("b", 0, 0.3), run("c", 0, 1.0, task="other")]
-    rows = summary(runs, ["a", "b", "c"], "t")
+    rows = summary([*(run("a", i, 0.1 * i) for i in range(3)), run("b", 0, 0.3)])
     assert [row["recipe"] for row in rows] == ["b", "a"]
     assert rows[1]["gain"] == pytest.approx(0.1) and rows[1]["high"] - rows[1]["gain"] == pytest.approx(
         0.248414, abs=1e-5
@@ -65,6 +69,28 @@ def test_the_summary_has_students_interval_over_seeds() -> None:
     assert rows[0]["low"] == pytest.approx(0.3 - 1.96 * 0.1)
     page = comparison_page(rows, "t", 8)
     assert page.count("<svg") >= 2 and "+0.300" in page
+
+
+def test_runs_of_other_settings_are_not_mixed() -> None:
+    """Another option, budget, number of prompts or, without a budget, another recipe beside it is another figure."""
+    sft, wide, grpo = (
+        for_task(recipe, name, "gym:gcd", options)
+        for name, options in (("sft", {}), ("sft", {"batch": 8}), ("grpo", {}))
+    )
+    how = RecipeComparison(task="gym:gcd", recipes=(sft,), model="m", seeds=(0, 1))
+    runs = [run("sft", seed, 0.1, task="gym:gcd", settings=how.settings_of(sft)) for seed in range(3)]
+    assert [one.seed for one in how.own(runs)] == [0, 1]
+    for changes in (
+        {"recipes": (wide,)},
+        {"prompts": 32},
+        {"tokens": 9},
+        {"recipes": (sft, grpo)},
+        {"task": "gym:lcm"},
+    ):
+        assert dataclasses.replace(how, **changes).own(runs) == []
+    with_budget = dataclasses.replace(how, tokens=9)
+    beside = dataclasses.replace(with_budget, recipes=(sft, grpo))
+    assert beside.settings_of(sft) == with_budget.settings_of(sft)
 
 
 def test_an_unreadable_line_is_named(tmp_path: Path) -> None:
@@ -79,6 +105,25 @@ def test_an_unreadable_line_is_named(tmp_path: Path) -> None:
 def test_too_little_is_rejected(argument: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "compare", "sft", "--on", "gym:gcd", argument, "--dir", str(tmp_path)]) == 2
     assert "too small" in capsys.readouterr().err
+
+
+def test_three_recipes_on_a_tiny_model_and_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, file = tiny_folder(tmp_path / "tiny"), tmp_path / "runs.jsonl"
+    monkeypatch.setattr(recipe_comparison, "task_of", lambda name: Evens())
+    even = {"verifier": "tests.forecast.tiny:even", "batch": 4, "redact": "off", "max_fresh": 8}
+    made = (
+        recipe("sdpo", **{**even, "fresh": 1}),
+        recipe("grpo", **{**even, "fresh": 1, "num_generations": 2}),
+        recipe("sft", **{**even, "include_off_policy": True}),
+    )
+    how = RecipeComparison(task="evens", recipes=made, model=model, seeds=(0,), prompts=8, heldout=4, samples=1)
+    assert run_comparison(how, file, tmp_path, device="cpu") == 3
+    runs = read_runs(file)
+    assert [one.recipe for one in runs] == ["sdpo", "grpo", "sft"] and len({one.before for one in runs}) == 1
+    assert all(one.steps > 0 and one.examples > 0 and one.tokens > 0 and one.length > 0 for one in runs)
+    file.write_bytes(b"\n".join(file.read_bytes().splitlines()[:2]) + b"\n")
+    assert run_comparison(how, file, tmp_path, device="cpu") == 1
+    assert read_runs(file)[2].after == runs[2].after and not list((tmp_path / "adapters").iterdir())
 
 
 def compared(**more: Any) -> RecipeComparison:

@@ -82,6 +82,25 @@ def test_the_same_events_twice_count_once(gateway: Setup, tmp_path: Path) -> Non
     assert len(gateway.feedback()) == 1
 
 
+def test_a_disk_that_cannot_be_written_costs_no_event(gateway: Setup, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    with Afterword(gateway.url, queue=tmp_path / "file" / "events.jsonl", wait=0.01, on_error=said.append) as told:
+        told.accept(asked(gateway))
+        until(lambda: told.waiting == 0, "the queue is empty")
+    assert [row.kind for row in gateway.feedback()] == ["accepted"] and "events wait in memory alone" in said[0]
+
+
+def test_events_wait_at_a_wrong_address(gateway: Setup) -> None:
+    said: list[str] = []
+    with Afterword(f"{gateway.url}/nowhere", wait=0.01, on_error=said.append) as told:
+        told.accept(asked(gateway))
+        assert told.flush() is False and told.waiting == 1 and "no route" in said[0]
+        told.url = gateway.url
+        assert told.flush() is True
+    assert [row.kind for row in gateway.feedback()] == ["accepted"]
+
+
 def test_what_is_rejected_is_told_and_a_wrong_key_loses_nothing(launch: Launch, tmp_path: Path) -> None:
     key, _ = create_key(tmp_path / "data", ("feedback", "infer"))
     setup = launch(directory=tmp_path / "data")
@@ -124,7 +143,7 @@ const kept = new Map();
 const storage = { getItem: (k) => kept.get(k) ?? null, setItem: (k, v) => kept.set(k, v) };
 const messages = [{ role: "user", content: "Why?" }];
 const errors = [];
-let told = new Afterword({ url: "%(url)s/v1", user: "ada", conversation: "c1", storage, wait: 5 });
+let told = new Afterword({ url: "%(url)s/v1", user: "ada", conversation: "Gespräch 1", storage, wait: 5 });
 const whole = await told.chat(messages);
 const pieces = [];
 const streamed = await told.chat([{ role: "user", content: "How far?" }], { onText: (piece) => pieces.push(piece) });
@@ -160,7 +179,7 @@ def test_the_browsers_client_in_node(gateway: Setup, tmp_path: Path) -> None:
     one, two = gateway.turns()
     assert (
         one.user == "ada"
-        and one.conversation == "c1"
+        and one.conversation == "Gespräch 1"
         and {one.id, two.id} == {found["whole"]["id"], found["streamed"]["id"]}
     )
     assert sorted(row.kind for row in gateway.feedback()) == ["accepted", "accepted", "edited", "rating"]

@@ -127,6 +127,17 @@ def test_pictures_and_the_form_of_the_answer(gateway: Setup) -> None:
     assert one["messages"][0]["content"][1]["image_url"]["url"] == "data:image/png;base64,aGk="
 
 
+def test_a_request_without_a_message_loads_the_model(gateway: Setup, clients: Connect) -> None:
+    """`ollama run` and front ends send it before the first question."""
+    asked = clients(gateway)
+    assert asked.chat(model="afterword", messages=[]).done_reason == "load"
+    assert asked.generate(model="afterword").done_reason == "load"
+    with pytest.raises(ollama.ResponseError) as missing:
+        asked.generate(model="nobody")
+    assert missing.value.status_code == 404
+    assert gateway.turns() == [] and gateway.fake.requests == []
+
+
 def test_models_and_the_version(gateway: Setup, clients: Connect) -> None:
     asked = clients(gateway)
     names = [model.model for model in asked.list().models]
@@ -141,12 +152,11 @@ def test_models_and_the_version(gateway: Setup, clients: Connect) -> None:
 @pytest.mark.parametrize(
     ("path", "change", "says"),
     [
-        ("chat", {"messages": []}, "`messages` is empty"),
         ("chat", {"messages": "hi"}, "must be a list"),
         ("chat", {"options": [1]}, "`options` must be an object"),
         ("chat", {"format": 3}, "`format` must be"),
         ("chat", {"stream": "yes"}, "stream"),
-        ("generate", {"prompt": ""}, "`prompt` must be a text"),
+        ("generate", {"prompt": 3}, "`prompt` must be a text"),
         ("generate", {"prompt": "x", "suffix": "y"}, "`suffix` is not available"),
     ],
 )

@@ -152,7 +152,7 @@ def run_compare(context: CommandContext) -> int:
     file = args.runs or context.dir / "recipes" / f"{args.on.replace(':', '-')}.jsonl"
     work = context.dir / "recipes" / "work"
     made = run_comparison(how, file, work, device=context.config.get(ServeConfig).device, say=context.say)
-    rows = summary(read_runs(file), names, args.on)
+    rows = summary(how.own(read_runs(file)))
     if args.html:
         write_whole(args.html, comparison_page(rows, args.on, args.prompts))
     if context.json:

@@ -27,6 +27,9 @@ from urllib.parse import quote
 log = logging.getLogger("afterword.client")
 MOST = 100
 """Events of one request."""
+NEVER = (400, 409, 413, 422)
+"""Statuses of events that will never be taken; with any other (a wrong key, a wrong address, a busy gateway) they
+wait."""
 Event = dict[str, Any]
 
 
@@ -142,9 +145,7 @@ class Afterword:
             if self._closed:
                 raise ValueError("the client is closed")
             self._waiting.append(event)
-            if self._file is not None:
-                with self._file.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(event) + "\n")
+            self._on_disk(lambda file: _append(file, event))
         self._woken.set()
         return str(event["id"])
 
@@ -185,7 +186,7 @@ class Afterword:
                         if one.get("status") == "rejected":
                             self._on_error(f"{one.get('id')}: {one.get('why')}")
                 except ClientError as error:
-                    if error.status >= 500 or error.status in (401, 403, 408, 429):
+                    if error.status not in NEVER:
                         self._on_error(f"feedback waits: {error}")
                         return False
                     self._on_error(f"{len(batch)} events were rejected: {error}")
@@ -235,11 +236,16 @@ class Afterword:
 
     def _write(self) -> None:
         """The file as the queue is; the caller holds the lock."""
+        self._on_disk(lambda file: _replace(file, self._waiting))
+
+    def _on_disk(self, change: Callable[[Path], None]) -> None:
+        """A disk that is full or gone costs the file, not the events: they are sent from memory."""
         if self._file is None:
             return
-        new = self._file.with_name(f"{self._file.name}.new")
-        new.write_text("".join(json.dumps(event) + "\n" for event in self._waiting), encoding="utf-8")
-        new.replace(self._file)
+        try:
+            change(self._file)
+        except OSError as error:
+            self._on_error(f"the queue's file cannot be written, events wait in memory alone: {error}")
 
     def _request(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
@@ -256,3 +262,14 @@ class Afterword:
                 except (ValueError, KeyError, TypeError):
                     said = error.reason
             raise ClientError(error.code, str(said)) from None
+
+
+def _append(file: Path, event: Event) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(event) + "\n")
+
+
+def _replace(file: Path, events: list[Event]) -> None:
+    new = file.with_name(f"{file.name}.new")
+    new.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    new.replace(file)

@@ -26,10 +26,9 @@ from afterword.forecast.student import Asked, Ids, Student, context_recipe, trai
 from afterword.forecast.tasks import TaskItem, VerifiableTask, task_of
 from afterword.learn.hindsight_score import score
 from afterword.learn.parts.contexts import fit_hindsight
-from afterword.learn.recipes import Recipe, recipe
+from afterword.learn.recipes import Recipe
 from afterword.model.generation.drawing import DrawnAnswer
 from afterword.model.lora import Delta
-from afterword.records import Interaction, Turn
 from afterword.train.data.examples import Example
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.alerts import OFF
@@ -39,7 +38,6 @@ GRID = Path(__file__).with_name("grid.toml")
 HELD_OUT_SEED = 1_000_003
 FEWEST_NATS = 8
 """Prompts with words of a user that a point in nats needs."""
-METHODS = ("sdpo", "grpo", "sft")
 Say = Callable[[str], None]
 
 
@@ -350,51 +348,3 @@ def heldout_answers(
     prompts = [student.prompt(Asked(item.id, item.messages)) for item in items for _ in range(samples)]
     answers = student.draw(prompts, task.max_tokens, seed=HELD_OUT_SEED + seed, adapter=adapter)
     return [answers[i * samples : (i + 1) * samples] for i in range(len(items))]
-
-
-# ---- other methods on the same tasks
-
-
-def method_run(
-    method: str, measurement: GapMeasurement, items: Sequence[TaskItem], **settings: Any
-) -> tuple[list[Example], Recipe]:
-    """Examples and recipe of a single-turn training on a verifiable task, for `train_candidate`.
-
-    Args:
-        method: "sdpo" (self-distillation from right peers and feedback), "grpo" (the checker's marks) or "sft"
-            (reference answers).
-        measurement: The student's first answers; of a task gym:* for "grpo" and "sft".
-        items: Its prompts.
-        settings: Fields of the recipe.
-
-    Raises:
-        ConfigError: The method is unknown.
-        NothingToDo: The task has no reference answers for "sft".
-    """
-    if method == "sdpo":
-        return measurement.examples(TEACHER_CONTEXTS["peer_feedback"]), recipe("sdpo", **settings)
-    if method == "grpo":
-        student, name = measurement.student, measurement.source.name
-        examples = [
-            student.example(asked, answer, text="", kind="executed", polarity=0, task=name)
-            for asked, answer in zip(measurement.source.asked, measurement.first.answers, strict=True)
-            if answer.tokens
-        ]
-        return examples, recipe("grpo", **{"verifier": "afterword.forecast.tasks:gym_reward", **settings})
-    if method == "sft":
-        if not all(item.reference for item in items):
-            raise NothingToDo(f"{measurement.source.name} has no reference answers to imitate: use sdpo")
-        made = [demonstration(item, measurement.source.name) for item in items]
-        return made, recipe("sft", **{"include_off_policy": True, **settings})
-    raise ConfigError(f"unknown method {method!r}: use one of {', '.join(METHODS)}", param="method")
-
-
-def demonstration(item: TaskItem, task: str, text: str = "") -> Example:
-    """The reference answer, or `text` in its place, as if it had been imported: to be imitated off-policy."""
-    answer = {"role": "assistant", "content": text or item.reference}
-    turn = Turn(id=f"{item.id}#r", messages=item.messages, answer=answer, finish_reason="stop", task=task)
-    interaction = Interaction(
-        id=f"{item.id}#r", turn=turn.id, feedback=(), kind="accepted", hindsight="", polarity=1, weight=1.0,
-        split="train", task=task, on_policy=False,
-    )  # fmt: skip
-    return Example(interaction, turn)

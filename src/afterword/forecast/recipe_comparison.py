@@ -10,22 +10,23 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import orjson
 from scipy import stats
 
-from afterword.errors import ConfigError, NothingToDo, UsageError
+from afterword.errors import NothingToDo, UsageError
 from afterword.evaluate.report.pages import intervals, render
-from afterword.forecast.calibrate import demonstration, heldout_answers, heldout_items, standard_error
+from afterword.forecast.calibrate import heldout_answers, heldout_items, standard_error
 from afterword.forecast.student import Asked, Student, training_tokens
 from afterword.forecast.tasks import RIGHT, TaskItem, VerifiableTask, task_of
 from afterword.learn.parts.contexts import ENVIRONMENT_KINDS, PEER_KINDS, REFERENCE_KINDS, Context
 from afterword.learn.parts.weights import kinds_of
-from afterword.learn.recipes import Recipe
+from afterword.learn.recipes import Recipe, describe
 from afterword.learn.recipes.validate import check_runnable
 from afterword.model.generation.drawing import DrawnAnswer
-from afterword.records import Json
+from afterword.records import Interaction, Json, Turn, content_hash
 from afterword.train.data.examples import Example
 from afterword.train.loop import train_candidate
 from afterword.train.monitoring.alerts import OFF
@@ -45,6 +46,8 @@ class RecipeRun:
     model: str
     base_hash: str
     seed: int
+    settings: str = ""
+    """Hash of the recipe with its options, of the prompts and of the budget; runs of other settings are not mixed."""
     before: float
     """Mean mark on the held-out prompts, 0 .. 1."""
     after: float
@@ -81,6 +84,20 @@ class RecipeComparison:
     """Answers to each held-out prompt."""
     tokens: int | None = None
     """Tokens of each training at most; None takes what the cheapest recipe needs for all prompts."""
+
+    def settings_of(self, one: Recipe) -> str:
+        """Hash of everything that decides the figures of a recipe but model, task and seed. Without `tokens` the budget
+        follows from all recipes that are compared."""
+        budget = self.tokens or sorted(content_hash(describe(each)) for each in self.recipes)
+        return content_hash([describe(one), self.prompts, self.heldout, self.samples, budget])
+
+    def own(self, runs: Iterable[RecipeRun]) -> list[RecipeRun]:
+        """The runs that belong to this comparison."""
+        wanted = {one.name: self.settings_of(one) for one in self.recipes}
+        return [
+            run for run in runs
+            if run.task == self.task and run.seed in self.seeds and wanted.get(run.recipe) == run.settings
+        ]  # fmt: skip
 
 
 def read_runs(path: Path) -> list[RecipeRun]:
@@ -123,9 +140,9 @@ def run_comparison(
         check_runnable(one)
     task, made = task_of(how.task), 0
     student = Student(how.model, device=device)
-    done = {(r.recipe, r.task, r.base_hash, r.seed) for r in read_runs(file)}
+    done = {(r.recipe, r.seed) for r in how.own(read_runs(file)) if r.base_hash == student.base_hash}
     for seed in how.seeds:
-        missing = [r for r in how.recipes if (r.name, how.task, student.base_hash, seed) not in done]
+        missing = [r for r in how.recipes if (r.name, seed) not in done]
         if not missing:
             continue
         cell = _Cell(how, student, task, seed)
@@ -180,7 +197,8 @@ class _Cell:
         lengths = [len(answer.tokens) for some in answers for answer in some]
         return RecipeRun(
             recipe=recipe.name, task=how.task, model=how.model, base_hash=student.base_hash, seed=self.seed,
-            before=sum(self.before) / len(gains), after=sum(after) / len(gains), gain_se=standard_error(gains),
+            settings=how.settings_of(recipe), before=sum(self.before) / len(gains), after=sum(after) / len(gains),
+            gain_se=standard_error(gains),
             heldout=len(gains), examples=len(examples), steps=int(result.metrics.get("steps", 0)),
             tokens=self._tokens(recipe, examples), seconds=round(seconds, 1), length=sum(lengths) / len(lengths),
         )  # fmt: skip
@@ -209,7 +227,7 @@ class _Cell:
         """What the recipe reads of each prompt: words, a wanted answer, a peer, or nothing."""
         if recipe.include_off_policy:
             return [
-                demonstration(item, self.task.name, text)
+                _demonstration(item, text, self.task.name)
                 for item, answer in zip(self.items, self.first, strict=True)
                 if (text := item.reference or self.task.edit(item, self.student.text(answer)))
             ]
@@ -259,20 +277,18 @@ def reads(recipe: Recipe) -> str:
     return "words" if shown - {"peer", "again"} else "nothing"
 
 
-def summary(runs: Iterable[RecipeRun], names: Sequence[str], task: str) -> list[Json]:
+def summary(runs: Sequence[RecipeRun]) -> list[Json]:
     """One row for each recipe, the largest gain first: means over seeds with 95 % intervals.
 
     With three seeds or more the interval is Student's t over seeds; with fewer it is that of the prompts of one seed.
     """
     rows: list[Json] = []
-    for name in names:
-        own = [run for run in runs if run.recipe == name and run.task == task]
-        if not own:
-            continue
+    for name in dict.fromkeys(run.recipe for run in runs):
+        own = [run for run in runs if run.recipe == name]
         gains = [run.gain for run in own]
         mean = sum(gains) / len(gains)
         if len(gains) > 2:
-            half = float(stats.t.ppf(0.975, len(gains) - 1)) * standard_error_of(gains)
+            half = float(stats.t.ppf(0.975, len(gains) - 1)) * stdev(gains) / len(gains) ** 0.5
         else:
             half = 1.96 * (sum(run.gain_se**2 for run in own) ** 0.5) / len(own)
         rows.append({
@@ -282,12 +298,6 @@ def summary(runs: Iterable[RecipeRun], names: Sequence[str], task: str) -> list[
             "examples": sum(r.examples for r in own) / len(own), "length": sum(r.length for r in own) / len(own),
         })  # fmt: skip
     return sorted(rows, key=lambda row: -row["gain"])
-
-
-def standard_error_of(values: Sequence[float]) -> float:
-    """Of the mean of a few seeds."""
-    mean = sum(values) / len(values)
-    return float((sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) ** 0.5)
 
 
 def comparison_page(rows: Sequence[Json], task: str, prompts: int) -> str:
@@ -318,12 +328,19 @@ def for_task(make: Callable[..., Recipe], name: str, task: str, settings: dict[s
     longest = task_of(task).max_tokens
     imitates = name in ("sft", "idft")
     made = make(name, **{"verifier": VERIFIER, "redact": "off", "include_off_policy": imitates, **settings})
-    if made.max_fresh > longest:
-        made = replace(made, max_fresh=longest)
-    if made.epochs == 0 and made.fresh == 0:
-        raise ConfigError(f"recipe {name!r} trains nothing: set epochs or fresh", param="recipe")
-    return made
+    return replace(made, max_fresh=min(made.max_fresh, longest))
 
 
 def _asked(item: TaskItem) -> Asked:
     return Asked(item.id, item.messages)
+
+
+def _demonstration(item: TaskItem, text: str, task: str) -> Example:
+    """A wanted answer as if it had been imported, to be imitated off-policy."""
+    answer = {"role": "assistant", "content": text}
+    turn = Turn(id=f"{item.id}#r", messages=item.messages, answer=answer, finish_reason="stop", task=task)
+    interaction = Interaction(
+        id=f"{item.id}#r", turn=turn.id, feedback=(), kind="accepted", hindsight="", polarity=1, weight=1.0,
+        split="train", task=task, on_policy=False,
+    )  # fmt: skip
+    return Example(interaction, turn)

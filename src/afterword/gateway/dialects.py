@@ -83,16 +83,28 @@ async def _earlier(request: web.Request, gateway: Gateway, previous: str) -> lis
 async def ollama_chat(request: web.Request) -> web.StreamResponse:
     """Answers one request of Ollama's `/api/chat`."""
     start, gateway = perf_counter(), request.app[GATEWAY]
-    body = ollama.chat_body(load_json(await request.read()))
+    data = load_json(await request.read())
+    body = ollama.chat_body(data)
+    if ollama.loads_only(data):
+        return await _loaded(gateway, data, "message")
     return await answer(request, _parsed(request, gateway, body, "ollama"), start, lambda: ollama.OllamaEncoder(body))
 
 
 async def ollama_generate(request: web.Request) -> web.StreamResponse:
     """Answers one request of Ollama's `/api/generate`."""
     start, gateway = perf_counter(), request.app[GATEWAY]
-    body = ollama.generate_body(load_json(await request.read()))
+    data = load_json(await request.read())
+    body = ollama.generate_body(data)
+    if ollama.loads_only(data):
+        return await _loaded(gateway, data, "response")
     chat = _parsed(request, gateway, body, "ollama generate")
     return await answer(request, chat, start, lambda: ollama.OllamaEncoder(body, "response"))
+
+
+async def _loaded(gateway: Gateway, data: Json, field: str) -> web.Response:
+    """Says that a model is loaded, once it is known to exist."""
+    await gateway.adapters.resolve(str(data.get("model") or ""))
+    return json_response(ollama.loaded(data, field))
 
 
 async def ollama_tags(request: web.Request) -> web.Response:

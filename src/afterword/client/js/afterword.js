@@ -18,17 +18,15 @@ export class Afterword {
   }
 
   headers() {
-    const found = { "Content-Type": "application/json" };
-    if (this.key) found.Authorization = `Bearer ${this.key}`;
-    if (this.user) found["x-afterword-user"] = encodeURIComponent(this.user) === this.user ? this.user : undefined;
-    if (this.conversation) found["x-afterword-conversation"] = this.conversation;
-    return Object.fromEntries(Object.entries(found).filter(([, value]) => value !== undefined));
+    return { "Content-Type": "application/json", ...(this.key ? { Authorization: `Bearer ${this.key}` } : {}) };
   }
 
   /** Asks for an answer; `onText` gets each piece of a streamed one. */
   async chat(messages, { onText, signal, ...more } = {}) {
     const body = { model: this.model, messages, stream: Boolean(onText), ...more };
     if (this.user) body.user ??= this.user;
+    // in the body and not as a header: names may hold any letter
+    if (this.conversation) body.metadata = { conversation: this.conversation, ...body.metadata };
     const response = await fetch(`${this.url}/v1/chat/completions`, {
       method: "POST", headers: this.headers(), body: JSON.stringify(body), signal,
     });
@@ -102,7 +100,6 @@ export class Afterword {
   }
 
   async drain() {
-    let pause = 1000;
     while (this.events.length) {
       const batch = this.events.slice(0, 100);
       let response;
@@ -113,13 +110,11 @@ export class Afterword {
       } catch {
         return this.later(30000);
       }
-      if (response.status >= 500 || response.status === 429) return this.later((pause *= 10));
       const gone = new Set(batch.map((event) => event.id));
       if (!response.ok) {
-        const error = await failure(response);
-        this.onError(error);
-        // a key that is wrong today may be right tomorrow
-        if (response.status === 401 || response.status === 403) return this.later(60000);
+        this.onError(await failure(response));
+        // all else may be right later: a key, an address, a gateway that is busy or starts anew
+        if (![400, 409, 413, 422].includes(response.status)) return this.later(response.status < 500 ? 60000 : 10000);
       } else {
         const { results = [] } = await response.json();
         for (const one of results) if (one.status === "rejected") this.onError(new Error(`${one.id}: ${one.why}`));

@@ -48,9 +48,6 @@ def chat_body(data: Any) -> Json:
     messages = data.get("messages")
     if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
         raise UsageError(f"`messages` must be a list of objects, got {messages!r:.80}.", param="messages")
-    if not messages:
-        raise UsageError("`messages` is empty: a request without one only loads a model, which is loaded here.",
-                         param="messages")  # fmt: skip
     named = _Calls()
     body["messages"] = [_message(one, named) for one in messages]
     if data.get("tools"):
@@ -69,12 +66,24 @@ def generate_body(data: Any) -> Json:
                          ("raw", "leave the template to the server")):  # fmt: skip
         if data.get(name):
             raise UsageError(f"`{name}` is not available here: {remedy}.", param=name)
-    prompt = data.get("prompt")
-    if not isinstance(prompt, str) or not prompt:
+    prompt = data.get("prompt") or ""
+    if not isinstance(prompt, str):
         raise UsageError(f"`prompt` must be a text, got {prompt!r:.40}.", param="prompt")
     said: list[Json] = [{"role": "system", "content": data["system"]}] if data.get("system") else []
     body["messages"] = [*said, _message({"role": "user", "content": prompt, "images": data.get("images")}, _Calls())]
     return body
+
+
+def loads_only(data: Any) -> bool:
+    """True for a request without a message, by which clients load a model before the first question."""
+    return isinstance(data, dict) and not data.get("messages") and not data.get("prompt") and not data.get("images")
+
+
+def loaded(data: Json, field: str) -> Json:
+    """The answer to such a request: the model is loaded already."""
+    empty: Any = {"role": "assistant", "content": ""} if field == "message" else ""
+    at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return {"model": data.get("model"), "created_at": at, field: empty, "done": True, "done_reason": "load"}
 
 
 def _common(data: Any) -> Json:

@@ -5,6 +5,7 @@ Each recipe wants `train.verifier`; `vold` and `npo` also `train.teacher`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -107,11 +108,11 @@ def varreason(*, hold: TermScaleOrZero = 0.0, n: Extra = 8, **settings: Any) -> 
     )  # fmt: skip
     led = Term(
         name="posterior", estimator=NegativeLogLikelihood(), teacher=None, context=NONE, student_context=known,
-        reduction=TOKEN_MEAN, weights=(), scale=hold or 1.0,
+        reduction=TOKEN_MEAN, weights=(),
         route=Both((_GUIDED, ByCorrectness(True), ByKind(REFERENCE_KINDS))),
     )  # fmt: skip
     drawn = Generation(context=known, n=n)
-    terms = (best, led) if hold else (best,)
+    terms = (best, replace(led, scale=hold)) if hold else (best,)
     return Recipe(name="varreason", terms=terms, **{**ON_POLICY, "generation": drawn, **settings})
 
 

@@ -62,15 +62,12 @@ class Plan:
         self.positions = torch.tensor(positions, device=device)
         self.span = max((r for r, _ in decoding), default=-1) + 1
         self.dense = self.span == self.decoding
-        longest = max((p for _, p in decoding), default=0) + 1
-        # On a CPU one row has a mask, too: masked keys add zeros, so that a row's attention is bit for bit the same
-        # beside longer rows. On CUDA one row without a mask takes the faster kernel.
-        self.masked = self.span > 1 or device.type == "cpu"
-        self.longest = min(-(-longest // _LANES) * _LANES, cache.length) if self.masked else longest
+        self.runs = _runs(decoding, cache.length) if device.type == "cpu" else self._together(decoding)
+        """(first row, row behind the last, keys): rows that stand together and read the same number of keys."""
         self.interrupted: Callable[[], bool] = lambda: False
         """Asked at each layer."""
         self._index: dict[int, torch.Tensor] = {}
-        self._masks: dict[int | None, torch.Tensor | None] = {}
+        self._masks: dict[tuple[int, int, int, int | None], torch.Tensor | None] = {}
         self._parts: dict[tuple[int, int, int, int | None], torch.Tensor] = {}
 
     def index(self, heads: int) -> torch.Tensor:
@@ -81,16 +78,27 @@ class Plan:
             self._index[heads] = place.reshape(-1)
         return self._index[heads]
 
-    def decode_mask(self, window: int | None) -> torch.Tensor | None:
-        """Additive mask [span, 1, 1, longest]; rows that do not decode now see their first token only."""
-        if window not in self._masks:
-            if not self.masked and (window is None or self.longest <= window):
-                self._masks[window] = None
+    def _together(self, decoding: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+        """All rows at once, with the keys of the longest: the kernels of a GPU are faster so."""
+        if not decoding:
+            return []
+        longest = max(position for _, position in decoding) + 1
+        keys = longest if self.span == 1 else min(-(-longest // _LANES) * _LANES, self.cache.length)
+        return [(0, self.span, keys)]
+
+    def run_mask(self, run: tuple[int, int, int], window: int | None) -> torch.Tensor | None:
+        """Additive mask [rows of the run, 1, 1, keys]; rows that do not decode now see their first token only. None for
+        one row on a GPU, which takes the faster kernel without one."""
+        low, high, keys = run
+        key = (*run, window)
+        if key not in self._masks:
+            if self.span == 1 and self.cache.device.type != "cpu" and (window is None or keys <= window):
+                self._masks[key] = None
             else:
                 at = torch.zeros(self.span, dtype=torch.long, device=self.rows.device)
                 at[self.rows[: self.decoding]] = self.positions[: self.decoding]
-                self._masks[window] = self._visible(at, self.longest, window)[:, None, None]
-        return self._masks[window]
+                self._masks[key] = self._visible(at[low:high], keys, window)[:, None, None]
+        return self._masks[key]
 
     def parts(self, number: int) -> list[tuple[int, int, int]]:
         """(begin, end, keys) of a prompt's chunk: its tokens by blocks, and the keys that each block sees."""
@@ -117,6 +125,20 @@ class Plan:
             seen &= key > at[:, None] - window
         mask = torch.zeros(seen.shape, dtype=self.cache.dtype, device=at.device)
         return mask.masked_fill_(~seen, float("-inf"))
+
+
+def _runs(decoding: list[tuple[int, int]], length: int) -> list[tuple[int, int, int]]:
+    """Neighbouring rows that read the same number of keys, their own length up to the end of its block: the number
+    never depends on the rows beside, and so neither do the bits (the sum over the values of 208 keys in bfloat16 is
+    another one when masked keys follow; torch 2.13, x86)."""
+    runs: list[tuple[int, int, int]] = []
+    for row, position in sorted(decoding):
+        keys = min(-(-(position + 1) // _BLOCK) * _BLOCK, length)
+        if runs and runs[-1][1:] == (row, keys):
+            runs[-1] = (runs[-1][0], row + 1, keys)
+        else:
+            runs.append((row, row + 1, keys))
+    return runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,24 +241,37 @@ def _decode(
     """One query a row against that row: [decoding, heads, width]. The heads that share a key head stand
     where other queries of the same row would, so that keys are read once and never repeated."""
     cache, n = plan.cache, plan.decoding
-    heads = cache.shapes[layer][0]
     fresh = query[0, :, :n].transpose(0, 1)
     if not plan.dense:
         full = fresh.new_zeros(plan.span, *fresh.shape[1:])
         full[plan.rows[:n]] = fresh
         fresh = full
-    seen = slice(plan.span), slice(None), slice(plan.longest)
-    keys, values, mask = cache.keys[layer][seen], cache.values[layer][seen], plan.decode_mask(window)
-    if extras.none:
-        grouped = fresh.reshape(plan.span, heads, -1, fresh.shape[-1])
-        group = grouped.shape[2]
-        if group < _QUERIES and grouped.device.type == "cpu":
-            grouped = F.pad(grouped, (0, 0, 0, _QUERIES - group))
-        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling)[:, :, :group]
-    else:
-        mixed = mix(fresh[:, :, None], keys, values, keys.new_zeros(1) if mask is None else mask, scaling, extras)
-    mixed = mixed.reshape(plan.span, query.shape[1], -1)
+    mixed = fresh.new_zeros(plan.span, query.shape[1], cache.shapes[layer][2])
+    for run in plan.runs:
+        low, high, seen = run
+        keys, values = cache.keys[layer][low:high, :, :seen], cache.values[layer][low:high, :, :seen]
+        mixed[low:high] = _decode_run(fresh[low:high], keys, values, plan.run_mask(run, window), scaling, extras)
     return mixed if plan.dense else mixed[plan.rows[:n]]
+
+
+def _decode_run(
+    fresh: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    extras: Extras,
+) -> torch.Tensor:
+    """One query a row [rows, heads, width] over keys and values [rows, key heads, n, ..]: [rows, heads, ..]."""
+    if not extras.none:
+        some = keys.new_zeros(1) if mask is None else mask
+        return mix(fresh[:, :, None], keys, values, some, scaling, extras)[:, :, 0]
+    grouped = fresh.reshape(len(fresh), keys.shape[1], -1, fresh.shape[-1])
+    group = grouped.shape[2]
+    if group < _QUERIES and grouped.device.type == "cpu":
+        grouped = F.pad(grouped, (0, 0, 0, _QUERIES - group))
+    mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling)[:, :, :group]
+    return mixed.reshape(len(fresh), fresh.shape[1], -1)
 
 
 def _read(

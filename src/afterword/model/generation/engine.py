@@ -94,8 +94,7 @@ class Engine:
     `max_batch`: requests at once. `chunk`, tokens of prompts read a step, is what a step can bear without
     stalling those who write (256 are about 80 ms at the 3,300 tokens/s that two CPU cores read).
     `working` is called with the phase before each step, and when no request is left.
-    `prefix_bytes` bounds the keys that are kept of prompts, 0 keeps none. Reuse changes no bit of an answer on a CPU;
-    the batch that it is computed in may, with reuse and without.
+    `prefix_bytes` bounds the keys that are kept of prompts, 0 keeps none. Reuse changes no bit of an answer on a CPU.
     """
 
     def __init__(
