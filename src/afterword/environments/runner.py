@@ -8,7 +8,6 @@ episode alone, with the reason.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -244,8 +243,10 @@ class _Player:
         # After a timeout of the episode a call may still run: the end of its process ends it, too.
         if isinstance(environment, IsolatedEnvironment):
             environment.end_process()
-        with contextlib.suppress(Exception):
+        try:
             await asyncio.get_running_loop().run_in_executor(self._threads, environment.close)
+        except Exception:  # foreign code: what it played counts, whatever its end does
+            log.warning("the environment %s failed when it was closed", self._spec.name, exc_info=True)
 
     # -- the server -------------------------------------------------------------------------------------------
 

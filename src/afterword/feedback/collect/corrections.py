@@ -62,8 +62,10 @@ def correct(store: Store, name: str, correction: Correction, settings: CollectSe
         sketch=packed(sketch),
     )
     why = f"{CORRECTED}{row.id}"
-    store.write(row)
-    store.write(_review(store, old.id, "reject", correction.by, why), _review(store, row.id, "approve", correction.by))
+    # in one write: a correction without the rejection would teach both readings
+    store.write(
+        row, _review(store, old.id, "reject", correction.by, why), _review(store, row.id, "approve", correction.by)
+    )
     return row
 
 
