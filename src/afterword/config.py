@@ -181,6 +181,9 @@ class TrainConfig:
     forgetting, longer runs."""
     seed: int = 0
     """Seed of the order of interactions and of the adapter's initial values."""
+    workers: Count = 1
+    """Processes of a run on this machine, one a GPU or a share of the cores each; a lost one costs at most four
+    steps."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Other arguments of the recipe, as `afterword recipes show NAME` lists them; see docs/training.md."""
 

@@ -11,9 +11,11 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from afterword import __version__
 from afterword.config import TrainConfig, current_names
-from afterword.errors import NothingToDo
+from afterword.errors import AfterwordError, NothingToDo, UsageError
 from afterword.learn.recipes.from_config import recipe_of
 from afterword.learn.recipes.recipe import Recipe
 from afterword.learn.recipes.validate import advice
@@ -33,6 +35,7 @@ from afterword.train.monitoring.alerts import OFF, STRICT
 from afterword.train.monitoring.metrics import StepMetrics
 from afterword.train.run_state import interrupted_run, run_folder, write_run
 from afterword.train.runtime.distributed import Distributed, init_distributed
+from afterword.train.runtime.local_workers import run_workers, worker_command
 from afterword.train.runtime.teacher_runtime import context_limit
 
 
@@ -98,11 +101,90 @@ def train_stage(
         ConflictError: while another training works on the directory.
     """
     workers = init_distributed()
+    if workers.size == 1:
+        with alone(directory, TRAIN, "a training run"):
+            plan = _next(store, directory, make_plan, note)
+            count = plan_settings(plan).workers
+            if count == 1:
+                return _executed(store, directory, plan, workers, device, progress, note)
+        return _in_workers(store, directory, plan, count, device, progress, note)
     with ExitStack() as locks:
         # Held from the plan to the candidate's row: whoever finds a running run under the lock knows it was killed.
         take = partial(locks.enter_context, alone(directory, TRAIN, "a training run"))
         plan = _agreed(workers, partial(_next, store, directory, make_plan, note), take)
         return _executed(store, directory, plan, workers, device, progress, note)
+
+
+def finish_run(
+    store: Store,
+    directory: Path,
+    candidate: str,
+    *,
+    device: str = "auto",
+    progress: Callable[[StepMetrics], None] = lambda metrics: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Candidate:
+    """Execute the recorded, unfinished run that makes `candidate`: what each of several workers does.
+
+    Args:
+        directory: The data directory.
+        candidate: Id of the candidate to be.
+        device: "auto", "cpu" or "cuda".
+        progress: Called with the metrics of each step.
+        note: Called with each sentence for a person.
+
+    Raises:
+        NothingToDo: There is no such run any more.
+        ConflictError: Another training works on the directory.
+    """
+
+    def plan_of() -> TrainingPlan:
+        run = interrupted_run(store, directory)
+        if run is None or run.plan.candidate != candidate:
+            raise NothingToDo(
+                f"the run of {candidate} was taken back: an interaction of it was retracted, rejected or erased. "
+                "Train again: a new run leaves that interaction out."
+            )
+        return run.plan
+
+    workers = init_distributed()
+    with ExitStack() as locks:
+        take = partial(locks.enter_context, alone(directory, TRAIN, "a training run"))
+        plan = _agreed(workers, plan_of, take)
+        return _executed(store, directory, plan, workers, device, progress, note)
+
+
+def _in_workers(
+    store: Store,
+    directory: Path,
+    plan: TrainingPlan,
+    count: int,
+    device: str,
+    progress: Callable[[StepMetrics], None],
+    note: Callable[[str], None],
+) -> Candidate:
+    """Let `count` processes execute the plan, which is recorded as running; the first of them takes the lock."""
+    try:
+        on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+        if on_gpus and count > torch.cuda.device_count():
+            raise UsageError(
+                f"train.workers is {count}, but this machine has {torch.cuda.device_count()} GPU(s), and each process "
+                'needs its own: set a smaller number, or `device = "cpu"`',
+                param="train.workers",
+            )
+        note(f"training in {count} processes")
+        run_workers(
+            worker_command(store.path, plan.candidate, device),
+            count,
+            run_folder(directory, plan.candidate),
+            progress=progress,
+            note=note,
+            again=lambda: write_run(directory, plan, "running"),
+        )
+    except AfterwordError:
+        write_run(directory, plan, "failed")  # as in `_executed`
+        raise
+    return store.get(Candidate, plan.candidate)
 
 
 def _executed(
