@@ -269,6 +269,14 @@ class ForecastConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """`[store]`: where data lies besides the data directory."""
+
+    artifacts: str | None = None
+    """Object store for adapters that all machines read, such as "s3://bucket/folder"; needs the extra `objects`."""
+
+
+@dataclass(frozen=True, slots=True)
 class PrivacyConfig:
     """`[privacy]`: redaction of stored data."""
 
@@ -284,6 +292,7 @@ BUILT_IN: dict[str, type] = {
     "cycle": CycleConfig,
     "forecast": ForecastConfig,
     "privacy": PrivacyConfig,
+    "store": StoreConfig,
 }
 
 

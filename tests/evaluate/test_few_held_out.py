@@ -167,9 +167,7 @@ def test_the_candidate_of_an_earlier_round_is_a_witness_for_what_came_later(stor
     _folder(tmp_path / "adapters/old")
     store.write(_candidate("old", range(1, 7), at=50.0))
     store.write(_candidate("gone", range(1, 9), at=60.0), _candidate("other", range(1, 3), at=70.0, parent="old"))
-    [found] = from_earlier_round(
-        store, tmp_path, _candidate("new", range(1, 13)), 100, "default", lambda item: True
-    )  # fmt: skip
+    [found] = from_earlier_round(store, _candidate("new", range(1, 13)), 100, "default", lambda item: True)
     assert found.arm.path == tmp_path / "adapters/old"
     assert {item.interaction.id for item in found.items} == {f"i{n}" for n in range(7, 13)}
 

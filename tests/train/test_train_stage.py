@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from afterword.config import TrainConfig
-from afterword.errors import ConfigError, ConflictError, NothingToDo
+from afterword.errors import AfterwordError, ConfigError, ConflictError, NothingToDo
 from afterword.feedback.select.plan import plan_training
 from afterword.learn.parts.targets import Extrapolation
 from afterword.learn.recipes import describe, recipe
 from afterword.model.loading import load_tokenizer, native_dtype
 from afterword.records import Candidate, Feedback, Release, Report, TrainingPlan, Verdict
 from afterword.store import Store
+from afterword.store.artifacts import Artifacts
+from afterword.store.files import folder_hash
 from afterword.train.artifact import TrainResult, summary_lines
 from afterword.train.data.examples import newest_trainable
 from afterword.train.monitoring.metrics import StepMetrics
@@ -73,6 +75,41 @@ def test_when_nothing_fits_the_remedy_is_named(model: str, tmp_path: Path) -> No
     settings = TrainConfig(min_interactions=1, max_tokens=30)
     with filled(tmp_path, model, [5, 6]) as store, pytest.raises(NothingToDo, match=r"raise train\.max_tokens"):
         train(store, tmp_path, settings, model)
+
+
+def test_an_adapter_is_in_the_object_store_before_its_row_is(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, url = TrainConfig(min_interactions=1), f"file://{tmp_path}/objects"
+    filled(tmp_path, model, [5, 6, 7]).close()
+    seen: list[bool] = []
+    write = Store.write
+
+    def written(self: Store, *rows: Any) -> Any:
+        if any(isinstance(row, Candidate) for row in rows):
+            seen.extend(Artifacts(tmp_path / "other", url).exists(row.path) for row in rows)
+        return write(self, *rows)
+
+    monkeypatch.setattr(Store, "write", written)
+    with Store.open(tmp_path / "afterword.db", artifacts=url) as store:
+        candidate = train(store, tmp_path, settings, model)
+    assert seen == [True]
+    elsewhere = Artifacts(tmp_path / "another", url).folder(candidate.path)
+    assert folder_hash(elsewhere) == folder_hash(tmp_path / candidate.path)
+
+
+def test_a_run_whose_adapter_cannot_be_uploaded_is_finished_by_the_next(model: str, tmp_path: Path) -> None:
+    settings = TrainConfig(min_interactions=1)
+    filled(tmp_path, model, [5, 6, 7]).close()
+    (tmp_path / "taken").write_text("a file where the object store should be")
+    with Store.open(tmp_path / "afterword.db", artifacts=f"file://{tmp_path}/taken") as store:
+        with pytest.raises(AfterwordError, match=r"object store|store\.artifacts"):
+            train(store, tmp_path, settings, model)
+        assert not list(store.rows(Candidate))
+    said: list[str] = []
+    with Store.open(tmp_path / "afterword.db", artifacts=f"file://{tmp_path}/objects") as store:
+        candidate = train(store, tmp_path, settings, model, note=said.append)
+        assert said[0].startswith(f"finishing {candidate.id}") and list(store.rows(Candidate)) == [candidate]
 
 
 def liked(store: Store, model: str, number: int) -> None:

@@ -76,7 +76,9 @@ def _actions(context: CommandContext, store: Store) -> Actions:
         return correct(store, name, told, collect).id
 
     def forget(user: str) -> Json:
-        with Store.open(store.path) as own:  # the erasure closes its connections; the gateway's stay open
+        with Store.open(
+            store.path, artifacts=store.artifacts.url
+        ) as own:  # the erasure closes its connections; the gateway's stay open
             return forget_user(own, user)
 
     def sections(candidate: Candidate) -> list[Section]:

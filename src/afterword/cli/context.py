@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from afterword.chat.printable import printable
-from afterword.config import BUILT_IN, Config, PrivacyConfig, resolve
+from afterword.config import BUILT_IN, Config, PrivacyConfig, StoreConfig, resolve
 from afterword.errors import UsageError
 from afterword.feedback.select.review_queue import ReviewSettings
 from afterword.feedback.select.select import SelectSettings
@@ -93,11 +93,12 @@ class CommandContext:
                 f"there is no Afterword data in {str(self.dir)!r}. Start with `afterword serve` or "
                 "`afterword import FILE`, or name another place with --dir."
             )
+        artifacts = self.config.get(StoreConfig).artifacts
         if not create:
-            return Store.open(path)
+            return Store.open(path, artifacts=artifacts)
         from afterword.chat.private import redactor  # loads its libraries
 
-        return Store.open(path, redactor(self.config.get(PrivacyConfig).redact_stored))
+        return Store.open(path, redactor(self.config.get(PrivacyConfig).redact_stored), artifacts)
 
     def emit(self, data: Any) -> None:
         """JSON on stdout, at once: who reads `serve --json` from a pipe waits for it while the server runs."""

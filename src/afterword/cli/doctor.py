@@ -31,7 +31,6 @@ from afterword.config import EvaluateConfig, ServeConfig, TrainConfig
 from afterword.cycle import Settings, recipe_stage, select_stage
 from afterword.errors import AfterwordError
 from afterword.sampling import EngineProcess, start_engine
-from afterword.store import Store
 
 
 def register(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -179,7 +178,7 @@ def _waiting(context: CommandContext) -> list[str]:
         return []
     try:
         settings = stage_settings(context)
-        with Store.open(path) as store:
+        with context.open_store() as store:
             found = forecast(store, select_stage(store, settings), settings)
     except AfterwordError:  # other lines speak of the settings and the database
         return []

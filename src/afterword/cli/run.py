@@ -21,7 +21,7 @@ from afterword.cli.context import CommandContext
 from afterword.cli.extras import require_extra
 from afterword.cli.releases import watching
 from afterword.cli.server_state import announce, owned, update
-from afterword.config import PrivacyConfig, ServeConfig
+from afterword.config import PrivacyConfig, ServeConfig, StoreConfig
 from afterword.errors import AfterwordError, ConfigError, UpstreamError
 from afterword.gateway.server import bind, check_address, run_gateway
 from afterword.gateway.settings import REMEDY, GatewaySettings
@@ -59,6 +59,7 @@ def run_serve(context: CommandContext) -> int:
         name=config.name,
         upstream_timeout=config.upstream_timeout,
         redact=context.config.get(PrivacyConfig).redact_stored,
+        artifacts=context.config.get(StoreConfig).artifacts,
         allow_origins=config.allow_origins,
         train=config.train,
         user_from=config.user_from,

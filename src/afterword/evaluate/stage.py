@@ -107,11 +107,11 @@ def evaluate_stage(
     if folds:
         substitutes = from_folds(store, candidate, folds, UNSEEN, channel, fit.fits)
     elif settings.borrow:
-        substitutes = from_earlier_round(store, directory, candidate, UNSEEN, channel, fit.fits)
+        substitutes = from_earlier_round(store, candidate, UNSEEN, channel, fit.fits)
     report = evaluate_candidate(
         candidate=candidate,
-        candidate_path=directory / candidate.path,
-        served_path=None if served is None else directory / served.path,
+        candidate_path=store.artifacts.folder(candidate.path),
+        served_path=None if served is None else store.artifacts.folder(served.path),
         served_candidate=served,
         interactions=require(items),
         model=candidate.base,

@@ -182,7 +182,7 @@ def predict_round(
             "`afterword forecast calibrate` measures one"
         )
     parent = store.get(Candidate, plan.parent) if plan.parent else None
-    student = Student(plan.model, directory / parent.path if parent else None, device=device)
+    student = Student(plan.model, store.artifacts.folder(parent.path) if parent else None, device=device)
     tokens = _training_tokens(store, student, plan, recipe)
     most = _affordable(student, source, settings, tokens)
     if most < settings.min_prompts:
@@ -242,7 +242,7 @@ def measure_selection(
     if not items:
         raise NothingToDo(f"{_NO_WORDS}: there is no gap to measure")
     parent = store.get(Candidate, plan.parent) if plan.parent else None
-    student = Student(plan.model, directory / parent.path if parent else None, device=device)
+    student = Student(plan.model, store.artifacts.folder(parent.path) if parent else None, device=device)
     measurement = _measurement(student, _source(items[-prompts:], evaluate), term, plan)
     return student, [measurement.measure(TEACHER_CONTEXTS["none"]), measurement.measure(_own(term))]
 

@@ -121,7 +121,7 @@ def _checks(store: Store, report: Json, user: str | None) -> Iterator[Json]:
               if r is not None and r.candidate in tainted]  # fmt: skip
     yield line("served", not served, "no channel serves a tainted adapter" if not served else "; ".join(served))
     directory = store.path.parent
-    left = [n for n in tainted if (directory / store.get(Candidate, n).path).exists()]
+    left = [n for n in tainted if store.artifacts.exists(store.get(Candidate, n).path)]
     yield line("adapters", not left, f"{len(tainted)} are out of adapters/, see {QUARANTINE}/" + _some(left))
     pending = list((directory / "forget").glob("*.pending"))
     yield line("finished", not pending, "no erasure is unfinished" if not pending else f"{len(pending)} unfinished")

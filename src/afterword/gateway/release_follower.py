@@ -16,7 +16,7 @@ from afterword.errors import AfterwordError, NotFoundError, StoreError, Upstream
 from afterword.gateway.adapter_pool import AdapterPool
 from afterword.gateway.metrics import Metrics
 from afterword.gateway.settings import GatewaySettings
-from afterword.records import Json, Release
+from afterword.records import Candidate, Json, Release
 from afterword.sampling import NO_LIST, Upstream
 from afterword.store import Store
 from afterword.store.channels import Serving
@@ -226,16 +226,25 @@ class ReleaseFollower:
                     f"the adapter {adapter} has no folder: no release names one. See `afterword releases list`.",
                     param="model",
                 )
-            await self._pool.load(adapter, self._folder(self._versions[adapter]))
+            folder = await asyncio.to_thread(self._folder, self._versions[adapter])
+            await self._pool.load(adapter, folder)
         return self._pool.name(adapter)
 
     def _folder(self, release: Release) -> str:
-        return str((self._settings.dir / (release.path or "")).resolve())
+        """Where the adapter lies; it is downloaded first where only the object store has it."""
+        artifacts, path = self._store.artifacts, release.path or ""
+        folder = artifacts.folder(path, release.manifest.get("files") if artifacts.url else None)
+        if artifacts.url and folder.is_dir() and not artifacts.exists_remotely(path):
+            artifacts.keep(path)  # trained before there was an object store
+        return str(folder.resolve())
 
     def _read_versions(self) -> None:
         self._tainted = set(self._store.tainted())
         rows = (r for r in self._store.rows(Release) if r.candidate not in self._tainted)
         self._versions = {r.adapter: r for r in rows if r.adapter and r.path}
+        if self._store.artifacts.url:
+            for name in self._tainted:
+                self._store.artifacts.drop_copy(self._store.get(Candidate, name).path)
 
 
 _OTHER_KINDS = re.compile(

@@ -57,7 +57,7 @@ def run_gateway(
     check_address(settings)
     with (
         bind(settings) as listener,
-        Store.open(settings.database, redactor(settings.redact)) as store,
+        Store.open(settings.database, redactor(settings.redact), settings.artifacts) as store,
         asyncio.Runner(loop_factory=_new_loop) as runner,
     ):
         runner.run(_serve(settings, make_app(settings, store, extend), listener, on_ready, stop))

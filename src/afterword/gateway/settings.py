@@ -29,6 +29,8 @@ class GatewaySettings:
     """API key for the upstream."""
     upstream_remedy: str = REMEDY
     """What to do when the upstream is down."""
+    artifacts: str | None = None
+    """Object store that has the adapters too."""
     engine: Callable[[], Json] | None = None
     """State of the embedded engine (`restarts`, `last_reason`), for `/health`; None with somebody else's upstream."""
     upstream_model: str | None = None

@@ -89,7 +89,7 @@ def refuse_tainted(store: Store, candidate: str) -> None:
 
 def folder_of(store: Store, candidate: Candidate) -> Path:
     """The candidate's adapter folder."""
-    return store.path.parent / candidate.path
+    return store.artifacts.folder(candidate.path)
 
 
 def measured(report: Report) -> str:
@@ -111,6 +111,7 @@ def name_proof(store: Store, candidate: Candidate, verdict: Verdict) -> None:
         write_whole(path, json.dumps(data, indent=2) + "\n")
     except OSError as error:
         raise AdapterError(f"cannot write {path} ({error.strerror}): the folder must be writable once") from error
+    store.artifacts.keep(candidate.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

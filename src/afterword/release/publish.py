@@ -191,6 +191,7 @@ def put_aside(store: Store, directory: Path, *, delete: bool = False) -> list[Js
         if folder.is_dir() and not aside.exists():
             aside.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(aside)
+        store.artifacts.remove(candidate.path)
         if delete:
             shutil.rmtree(aside, ignore_errors=True)
         versions = sorted({str(r.adapter) for r in store.rows(Release, candidate=name) if r.adapter})

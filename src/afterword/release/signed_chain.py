@@ -17,9 +17,10 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from afterword.errors import ConfigError, StoreError
+from afterword.errors import AdapterError, ConfigError, StoreError
 from afterword.records import Json, Record, Release, Report, Verdict
 from afterword.store import Store
+from afterword.store.artifacts import file_hashes
 from afterword.store.channels import Serving
 from afterword.store.files import write_whole
 
@@ -49,22 +50,13 @@ def manifest_of(store: Store, release: Release) -> Json:
     report = store.find(Report, verdict.report) if verdict else None
     before = store.newest(Release)
     manifest: Json = {
-        "files": file_hashes(directory / release.path) if release.path else {},
+        "files": file_hashes(store.artifacts.folder(release.path)) if release.path else {},
         "verdict": verdict and row_hash(verdict),
         "report": report and row_hash(report),
         "before": before and row_hash(before),
     }
     public, signature = sign(directory, _message(release, manifest))
     return {**manifest, "key": public, "signature": signature}
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by its path in it."""
-    found: dict[str, str] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as stream:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
 
 
 def row_hash(record: Record) -> str:
@@ -94,8 +86,8 @@ def verify(store: Store, *, key: str | None = None) -> Checked:
     used -= set(store.tainted())  # put aside, because a user was forgotten
     notes: list[str] = []
     for row in {r.candidate: r for r in reversed(rows) if r.path}.values():  # by its first release
-        wrong = [*_files(directory, row)]
-        gone = not (directory / str(row.path)).exists() and row.candidate not in used
+        wrong = [*_files(store, row)]
+        gone = not store.artifacts.exists(str(row.path)) and row.candidate not in used
         (notes if gone else problems).extend(f"{row.id}: {fault}" for fault in wrong)
     return Checked(len(rows), tuple(problems), tuple(notes), states)
 
@@ -150,10 +142,14 @@ def _step(row: Release, state: Serving) -> Iterator[str]:
         yield "nothing says why: it has no verdict"
 
 
-def _files(directory: Path, row: Release) -> Iterator[str]:
+def _files(store: Store, row: Release) -> Iterator[str]:
     """The adapter's files against their hashes."""
-    folder = directory / str(row.path)
     wanted = row.manifest.get("files") or {}
+    try:
+        folder = store.artifacts.folder(str(row.path), wanted)
+    except AdapterError as error:
+        yield error.message
+        return
     if not folder.is_dir():
         yield f"the folder {row.path} of {row.adapter} is gone"
         return

@@ -31,6 +31,7 @@ from afterword.records import (
     Verdict,
     new_id,
 )
+from afterword.store.artifacts import Artifacts
 from afterword.store.channels import wider
 from afterword.store.codec import SEARCHED, decoder, encode, select
 from afterword.store.schema import CLEARED, FORGOTTEN, TOMBSTONE, connect, open_database, reader
@@ -73,8 +74,12 @@ def _equal(columns: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
 class Store:
     """The database of one data directory. Open it with `Store.open(dir / "afterword.db")`; use as a context."""
 
-    def __init__(self, path: Path, before: Callable[[Record], Record] | None = None) -> None:
+    def __init__(
+        self, path: Path, before: Callable[[Record], Record] | None = None, artifacts: str | None = None
+    ) -> None:
         self.path = path
+        self.artifacts = Artifacts(path.parent, artifacts)
+        """The adapter folders that rows name."""
         self._before = before
         open_database(path).close()
         self._writer: Writer | None = None
@@ -84,11 +89,18 @@ class Store:
         self._readers: list[sqlite3.Connection] = []
 
     @classmethod
-    def open(cls, path: Path, before: Callable[[Record], Record] | None = None) -> Self:
-        """Open or create; StoreError when it is no database, too new, or cannot be written. `before` transforms every
-        record before it is written (redaction).
+    def open(cls, path: Path, before: Callable[[Record], Record] | None = None, artifacts: str | None = None) -> Self:
+        """Open or create.
+
+        Args:
+            path: The database's file; adapters lie beside it.
+            before: Transforms every record before it is written (redaction).
+            artifacts: URL of the object store that has the adapters too (`store.artifacts`).
+
+        Raises:
+            StoreError: It is no database, too new, or cannot be written.
         """
-        return cls(path, before)
+        return cls(path, before, artifacts)
 
     def __enter__(self) -> Self:
         return self

@@ -104,7 +104,7 @@ def _train(
         model=plan.model,
         out=out,
         recipe=recipe,
-        parent=directory / parent.path if parent else None,
+        parent=store.artifacts.folder(parent.path) if parent else None,
         run_dir=out.with_name(f"{out.name}-run"),
         seed=settings.seed,
         device=device,

@@ -174,7 +174,7 @@ def _in_workers(
             )
         note(f"training in {count} processes")
         run_workers(
-            worker_command(store.path, plan.candidate, device),
+            worker_command(store.path, plan.candidate, device, store.artifacts.url),
             count,
             run_folder(directory, plan.candidate),
             progress=progress,
@@ -210,7 +210,7 @@ def _executed(
             model=plan.model,
             out=directory / folder,
             recipe=recipe,
-            parent=directory / parent.path if parent else None,
+            parent=store.artifacts.folder(parent.path) if parent else None,
             run_dir=run_folder(directory, plan.candidate),
             seed=settings.seed,
             device=device,
@@ -235,6 +235,7 @@ def _executed(
         chosen["replayed"] = plan.replayed
     candidate = replace(candidate, metrics={**candidate.metrics, **revisions, **chosen})
     if workers.is_main:
+        store.artifacts.keep(folder)
         store.write(candidate)
         write_run(directory, plan, "finished")
     return candidate
@@ -261,7 +262,7 @@ def revised_examples(
             examples,
             recipe,
             model=plan.model,
-            parent=(parent.id, directory / parent.path) if parent else None,
+            parent=(parent.id, store.artifacts.folder(parent.path)) if parent else None,
             most=settings.max_revisions,
             device=device,
         )

@@ -1,6 +1,8 @@
 """One process of a training in several: finishes the run that its parent recorded, and prints what happens as events.
 
-python -m afterword.train.worker DATABASE CANDIDATE DEVICE    (started by `afterword.train.runtime.local_workers`)
+python -m afterword.train.worker DATABASE CANDIDATE DEVICE [ARTIFACTS]
+
+`afterword.train.runtime.local_workers` starts it.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from afterword.train.runtime.local_workers import WorkerEvent
 from afterword.train.stage import finish_run
 
 
-def main(database: str, candidate: str, device: str) -> int:
+def main(database: str, candidate: str, device: str, artifacts: str = "") -> int:
     """Train.
 
     Args:
         database: File of the store whose directory holds the run.
         candidate: Id of the candidate that the run makes.
         device: "auto", "cpu" or "cuda".
+        artifacts: URL of the object store, if there is one.
 
     Returns:
         The exit code: 0 at the end, 1 after an error, which was printed as an event.
@@ -37,7 +40,7 @@ def main(database: str, candidate: str, device: str) -> int:
         if first:
             say(event)
 
-    store = Store.open(Path(database))
+    store = Store.open(Path(database), artifacts=artifacts or None)
     try:
         finish_run(
             store,

@@ -46,18 +46,17 @@ def from_folds(
     return _found(store, candidate, folds, _last_learned(store, candidate.parent), limit, channel, fits)
 
 
-def from_earlier_round(
-    store: Store, directory: Path, candidate: Candidate, limit: int, channel: str, fits: Fits
-) -> list[Substitute]:
+def from_earlier_round(store: Store, candidate: Candidate, limit: int, channel: str, fits: Fits) -> list[Substitute]:
     """The newest earlier candidate of the same parent, on training conversations that began after all it learned."""
     gone = store.tainted()
     for row in store.rows(Candidate, newest=True):
         same_start = row.parent == candidate.parent and row.base == candidate.base
         if row.id != candidate.id and same_start and row.created_at < candidate.created_at and row.id not in gone:
-            if not (directory / row.path).is_dir():
+            folder = store.artifacts.folder(row.path)
+            if not folder.is_dir():
                 continue
             since = _last_learned(store, row.id)
-            return _found(store, candidate, {directory / row.path: row.interactions}, since, limit, channel, fits)
+            return _found(store, candidate, {folder: row.interactions}, since, limit, channel, fits)
     return []
 
 

@@ -247,6 +247,6 @@ def _end(running: Sequence[subprocess.Popen[str]]) -> None:
             process.wait()
 
 
-def worker_command(database: Path, candidate: str, device: str) -> list[str]:
+def worker_command(database: Path, candidate: str, device: str, artifacts: str | None) -> list[str]:
     """The program of a worker (`afterword.train.worker`)."""
-    return [sys.executable, "-m", "afterword.train.worker", str(database), candidate, device]
+    return [sys.executable, "-m", "afterword.train.worker", str(database), candidate, device, artifacts or ""]
