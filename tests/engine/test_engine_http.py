@@ -255,8 +255,8 @@ async def test_long_tools_are_written_beside_the_others_answers(
 @pytest.mark.parametrize(
     "field",
     [
-        {"response_format": {"type": "json_object"}}, {"frequency_penalty": 0.5}, {"presence_penalty": -1},
-        {"top_k": 20}, {"min_p": 0.1}, {"logit_bias": {"5": 1}}, {"tool_choice": "required"},
+        {"response_format": {"type": "json_object"}}, {"typical_p": 0.5}, {"top_a": 0.1}, {"use_beam_search": True},
+        {"best_of": 2}, {"xtc_probability": 0.2}, {"dry_multiplier": 0.8}, {"tool_choice": "required"},
         {"guided_json": {"type": "object"}},
     ],
 )  # fmt: skip

@@ -184,7 +184,7 @@ def test_filters(one: AnswerFilter, kept: list[bool]) -> None:
 
 def test_the_likeliest_tokens_alone_are_drawn_from(model: str) -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [0.0, 3.0, 1.0, 2.0]])
-    cut = sampler.cut(logits, [2, 0])
+    cut = sampler.truncate(logits, [sampler.Draw(1.0, 1.0, 0.0, top_k=2), sampler.Draw(1.0, 1.0, 0.0)])
     assert torch.isinf(cut[0]).tolist() == [True, False, True, False] and torch.equal(cut[1], logits[1])
     lab = Lab(model, n=1)
     prompt = list(lab.prepared.rows[0].prompt)

@@ -105,6 +105,22 @@ def test_turns_of_another_temperature_are_trained_by_sampled_estimators(served: 
     assert encoded(folder, [without], using=recipe("sdpo-interactions-offline")).reasons == {"other_sampling": 1}
 
 
+def test_turns_under_penalties_are_trained_by_sampled_estimators(served: Gateway, folder: Path) -> None:
+    """The turn keeps the fields and what the token was drawn from; the loss divides by it. Cut-off tokens count in no
+    sampled term."""
+    fields: dict[str, Any] = {
+        "temperature": 0.9, "frequency_penalty": 0.7, "repetition_penalty": 1.2, "presence_penalty": 0.1,
+    }  # fmt: skip
+    drawn, cut = (served.chat(ASK, ignore_eos=True, **fields, **more) for more in ({}, {"top_k": 3, "min_p": 0.1}))
+    assert drawn.sampling.items() >= fields.items() and cut.sampling.items() >= {"top_k": 3, "min_p": 0.1}.items()
+    assert drawn.logprobs == pytest.approx(under(folder, drawn, 1.0), abs=1e-4)
+    assert drawn.sampled_logprobs is not None and drawn.logprobs != pytest.approx(drawn.sampled_logprobs, abs=0.05)
+    assert cut.sampled_logprobs == (None,) * 12
+    prepared = encoded(folder, [drawn, cut], using=recipe("sdpo-interactions-offline"))
+    assert [row.interaction for row in prepared.rows] == ["i0"] and prepared.reasons == {"other_sampling": 1}
+    assert prepared.rows[0].served == pytest.approx(drawn.sampled_logprobs)
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.4])
 def test_the_expected_gradient_of_a_tempered_answer_is_that_of_plain_samples(temperature: float) -> None:
     """Every token of a vocabulary once, weighted by how likely the sampler draws it, for the offline recipe."""

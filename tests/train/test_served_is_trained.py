@@ -332,13 +332,16 @@ def test_a_template_that_raises_is_the_clients_fault_and_costs_one_row(worlds: W
 
 FIELDS: list[tuple[str, Any, int]] = [
     ("temperature", "hot", 400), ("top_p", [0.5], 400), ("min_tokens", -1, 400), ("stop", 3, 400), ("seed", "x", 400),
-    ("repetition_penalty", "1.1", 400), ("logit_bias", {"3": 5}, 400), ("best_of", 2, 400), ("typical_p", 0.9, 400),
-    ("stop_token_ids", [3], 400), ("chat_template", "{{ 1 }}", 400), ("chat_template_kwargs", "x", 400),
-    ("chat_template_kwargs", {"tokenize": True}, 400), ("reasoning_effort", 3, 400), ("bad_words", ["x"], 400),
+    ("repetition_penalty", "1.1", 400), ("logit_bias", {"3": "5"}, 400), ("best_of", 2, 400), ("typical_p", 0.9, 400),
+    ("stop_token_ids", 3, 400), ("chat_template", "{{ 1 }}", 400), ("chat_template_kwargs", "x", 400),
+    ("chat_template_kwargs", {"tokenize": True}, 400), ("reasoning_effort", 3, 400), ("bad_words", "x", 400),
     ("add_generation_prompt", False, 400), ("add_generation_prompt", "no", 400), ("truncate_prompt_tokens", 5, 400),
     ("mirostat", 2, 400), ("dry_multiplier", 0.8, 400), ("guided_json", {}, 400),
     ("typical_p", 1.0, 200), ("best_of", 1, 200), ("bad_words", [], 200), ("stop_token_ids", [], 200),
     ("add_generation_prompt", True, 200), ("reasoning_effort", "low", 200), ("unheard_of", 1, 200),
+    ("repetition_penalty", 1.1, 200), ("logit_bias", {"3": 5}, 200), ("bad_words", ["x"], 200), ("top_k", 5, 200),
+    ("stop_token_ids", [3], 200), ("min_p", 0.1, 200), ("frequency_penalty", 0.5, 200), ("min_tokens", 2, 200),
+    ("presence_penalty", -0.5, 200), ("allowed_token_ids", [3, 4], 200),
 ]  # fmt: skip
 
 

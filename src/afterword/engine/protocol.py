@@ -17,11 +17,15 @@ MAX_STOPS, MAX_STOP_LENGTH = 64, 1000
 _GREEDY, _COLDEST = 1e-5, 0.01
 """Below the first a temperature is 0, below the second it is the second: what it divides must stay finite (vLLM's
 bounds)."""
-_SERVED = ("temperature", "top_p", "min_tokens", "ignore_eos")
+_SERVED = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+    "logit_bias", "min_tokens", "ignore_eos", "bad_words", "allowed_token_ids",
+)  # fmt: skip
+MAX_BIASED, MAX_BAD_WORDS = 1024, 256
+"""Most tokens with a bias of their own (vLLM's bound), and most forbidden texts: all are looked at at each token."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     **{name: plain for name, plain in (DRAWN | SHAPED).items() if name not in _SERVED},
     "tool_choice": ("auto",),
-    "stop_token_ids": ([],),
     "truncate_prompt_tokens": (),
     "documents": ([],),
     "chat_template": (),
@@ -63,6 +67,15 @@ def parse_request(body: Any) -> GenerationRequest:
         min_tokens=_integer(body, "min_tokens", 0, 0) or 0,
         temperature=_temperature(body),
         top_p=_number(body, "top_p", 1.0, 1e-6, 1.0),
+        top_k=_top_k(body),
+        min_p=_number(body, "min_p", 0.0, 0.0, 1.0),
+        repetition_penalty=_number(body, "repetition_penalty", 1.0, 0.01, 100.0),
+        frequency_penalty=_number(body, "frequency_penalty", 0.0, -2.0, 2.0),
+        presence_penalty=_number(body, "presence_penalty", 0.0, -2.0, 2.0),
+        logit_bias=_logit_bias(body),
+        allowed_token_ids=_token_ids(body, "allowed_token_ids"),
+        bad_words=_bad_words(body),
+        stop_token_ids=_token_ids(body, "stop_token_ids"),
         stop=_stop(body.get("stop")),
         seed=_integer(body, "seed", None),
         ignore_eos=_flag(body, "ignore_eos"),
@@ -117,6 +130,74 @@ def _continued(body: dict[str, Any]) -> bool:
 def _temperature(body: dict[str, Any]) -> float:
     asked = _number(body, "temperature", 1.0, 0.0, 2.0)
     return 0.0 if asked < _GREEDY else max(asked, _COLDEST)
+
+
+def _top_k(body: dict[str, Any]) -> int:
+    return max(0, _integer(body, "top_k", 0, -1) or 0)
+
+
+def _logit_bias(body: dict[str, Any]) -> tuple[tuple[int, float], ...]:
+    """Token -> what is added to its logit; OpenAI's keys are texts, for JSON has no others."""
+    given = body.get("logit_bias")
+    if given is None:
+        return ()
+    if not isinstance(given, dict) or len(given) > MAX_BIASED:
+        raise RequestError(
+            f"logit_bias must map at most {MAX_BIASED} token ids to numbers from -100 to 100, not {_show(given)}",
+            param="logit_bias",
+        )
+    return tuple((_bias_token(key), _bias(key, value)) for key, value in given.items())
+
+
+def _bias_token(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) < 10):
+        raise RequestError(f"logit_bias must have token ids as keys, not {_show(key)}", param="logit_bias")
+    return int(key)
+
+
+def _bias(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -100 <= value <= 100:
+        raise RequestError(
+            f"logit_bias[{key!r}] must be a number from -100 to 100, not {_show(value)}", param="logit_bias"
+        )
+    return float(value)
+
+
+def _token_ids(body: dict[str, Any], name: str) -> tuple[int, ...]:
+    given = body.get(name)
+    if given is None:
+        return ()
+    if not isinstance(given, list) or not all(type(one) is int and one >= 0 for one in given):
+        raise RequestError(f"{name} must be a list of token ids, not {_show(given)}", param=name)
+    return tuple(given)
+
+
+def _bad_words(body: dict[str, Any]) -> tuple[str, ...]:
+    given = body.get("bad_words")
+    words = [] if given is None else given
+    if not isinstance(words, list) or not all(isinstance(one, str) and one.strip() for one in words):
+        raise RequestError(f"bad_words must be a list of texts, none empty, not {_show(given)}", param="bad_words")
+    if len(words) > MAX_BAD_WORDS or any(len(one) > MAX_STOP_LENGTH for one in words):
+        raise RequestError(
+            f"bad_words must be at most {MAX_BAD_WORDS} texts of at most {MAX_STOP_LENGTH} characters, not "
+            f"{len(words)} of up to {max(map(len, words))}",
+            param="bad_words",
+        )
+    return tuple(words)
+
+
+def check_tokens(ask: GenerationRequest, vocabulary: int) -> None:
+    """Checks the token ids that a request names against the model.
+
+    Raises:
+        RequestError: `logit_bias` or `allowed_token_ids` names a token that the model does not have.
+    """
+    for name, tokens in (("logit_bias", [t for t, _ in ask.logit_bias]), ("allowed_token_ids", ask.allowed_token_ids)):
+        if (most := max(tokens, default=0)) >= vocabulary:
+            raise RequestError(
+                f"{name} names token {most}, which this model does not have: its ids are 0 to {vocabulary - 1}",
+                param=name,
+            )
 
 
 def _show(value: Any) -> str:

@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from afterword.engine.interface import Model, TokenOutputs
-from afterword.engine.protocol import parse_request
+from afterword.engine.protocol import check_tokens, parse_request
 from afterword.engine.wire import CompletionResponse, event
 from afterword.errors import AdapterError, AfterwordError, NotFoundError, error_body, error_response
 from afterword.model.generation.request import GenerationRequest, RequestError, TokenOutput
@@ -80,6 +80,8 @@ class Server:
         if all(http.headers.get(name) == value for name, value in BACKGROUND_HEADER.items()):
             ask = replace(ask, background=True)
         prompt, limit = await self._prompt(ask, len(await http.read()))
+        if ask.bad_words:
+            ask = replace(ask, banned=self.codec.spellings(ask.bad_words))
         number = next(self._numbers)
         queue = self._queues[number] = asyncio.Queue()
         answer = CompletionResponse(ask, prompt, self.codec)
@@ -102,6 +104,7 @@ class Server:
         of the body, tools and their calls among them."""
         if ask.model not in self._adapters and ask.model != self.name:
             raise self._unknown(ask.model)
+        check_tokens(ask, self.model.vocabulary)
         context = self.model.max_model_len
         if size > _LONG:
             # Off this thread: everybody else's answers pass through it.

@@ -30,6 +30,7 @@ from afterword.model.generation.prefix_cache import PrefixCache
 from afterword.model.generation.repetition import Repetition
 from afterword.model.generation.request import GenerationRequest, TokenOutput
 from afterword.model.generation.runner import Runner
+from afterword.model.generation.shaping import Shaping
 from afterword.model.generation.text import Codec, Detokenizer, Stopper
 from afterword.sharing import Phase
 
@@ -62,6 +63,8 @@ class Request:
         self.row = -1
         self.cancelled = False
         self.random = random.Random(ask.seed)
+        self.shaping: Shaping | None = None
+        """What changes its logits; made when the model's end tokens are known."""
         self.repetition = Repetition() if ask.stop_repetition else None
         self.uniform: float | None = None
         """What the next token is drawn with, until it is chosen: a step that is repeated draws the same."""
@@ -312,6 +315,9 @@ class Engine:
             if self.prefixes is not None:
                 self.prefixes.drop(adapter)
 
+    def _ends(self, request: Request) -> frozenset[int]:
+        return self.runner.ends.union(t for t in request.ask.stop_token_ids if t < self.runner.vocabulary)
+
     def _admit(self) -> None:
         """Those in the background last, and into half of the rows: the others are for whoever comes."""
         while self._waiting and len(self._running) < self.max_batch:
@@ -323,6 +329,8 @@ class Engine:
                 return
             self._waiting.remove(request)
             request.row = len(self._running)
+            if request.shaping is None and not request.written:
+                request.shaping = Shaping.of(request.ask, request.tokens, self._ends(request))
             self._running.append(request)
 
     def _leave(self, request: Request) -> None:
@@ -444,21 +452,22 @@ class Engine:
     def _choose(self, ready: list[Request], logits: torch.Tensor) -> list[TokenOutput]:
         """The next token of each request, which it does not yet have: what fails here can be done again."""
         raw = logits
-        held = [i for i, r in enumerate(ready) if r.written < r.ask.min_tokens]
-        if held:
+        shaped = {i: r.shaping for i, r in enumerate(ready) if r.shaping is not None and r.shaping.active}
+        if shaped:
             logits = logits.clone()
-            for i in held:
-                logits[i, list(self.runner.ends)] = float("-inf")
-        if any(r.ask.top_k for r in ready):
-            logits = sampler.cut(logits, [r.ask.top_k for r in ready])
-        draws = [sampler.Draw(r.ask.temperature, r.ask.top_p, r.draw()) for r in ready]
+            for i, shaping in shaped.items():
+                logits[i] = shaping.apply(raw[i])
+        draws = [sampler.Draw(r.ask.temperature, r.ask.top_p, r.draw(), r.ask.top_k, r.ask.min_p) for r in ready]
         chosen = sampler.sample(logits, draws)
         tokens: list[int] = chosen.tolist()
         wanted = any(r.ask.logprobs for r in ready)
         values: list[Any] = sampler.logprobs(raw, chosen) if wanted else [None] * len(ready)
         drawn, support = list(values), [1.0] * len(ready)
-        cut = {*held, *(i for i, r in enumerate(ready) if r.ask.top_k)}
-        odd = [i for i, d in enumerate(draws) if wanted and (i in cut or d.temperature != 1.0 or d.top_p < 1.0)]
+        odd = [
+            i
+            for i, d in enumerate(draws)
+            if wanted and (i in shaped or d.cuts or d.temperature != 1.0 or d.top_p < 1.0)
+        ]
         if odd:
             found = sampler.sampled_logprobs(raw[odd], logits[odd], [draws[i] for i in odd], chosen[odd])
             for i, logprob, share in zip(odd, *found, strict=True):
@@ -487,7 +496,9 @@ class Engine:
         assert token is not None
         request.tokens.append(token)
         request.uniform = None
-        ended = token in self.runner.ends and not request.ask.ignore_eos
+        if request.shaping is not None:
+            request.shaping.push(token)
+        ended = token in request.ask.stop_token_ids or (token in self.runner.ends and not request.ask.ignore_eos)
         text = "" if request.detokenizer is None else request.detokenizer.push(token)
         repeats = request.repetition is not None and request.repetition.push(token) and not ended
         repeats = repeats and request.written >= request.ask.min_tokens

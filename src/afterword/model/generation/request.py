@@ -29,7 +29,25 @@ class GenerationRequest:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    """Likeliest tokens that are drawn from; 0 is all. No field of the HTTP API sets it."""
+    """Likeliest tokens that are drawn from; 0 is all."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one's probability are not drawn."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of the tokens of prompt and answer, and multiplies negative ones."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time that the answer has it."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logits of the answer's tokens."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """No other tokens are drawn; empty allows all."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that the answer must not contain, as the client wrote them."""
+    banned: tuple[tuple[int, ...], ...] = ()
+    """The same in tokens, which the server makes."""
+    stop_token_ids: tuple[int, ...] = ()
+    """End the answer, besides the model's own."""
     stop: tuple[str, ...] = ()
     seed: int | None = None
     ignore_eos: bool = False

@@ -1,9 +1,11 @@
-"""Samples tokens from logits, all rows of a step at once. Owns temperature, top-p, the draw and the log-probabilities
-that are reported; keeps no state. `logprobs` are of the plain softmax (temperature 1, before top-p and masks), as
-vLLM reports them by default (`logprobs_mode=raw_logprobs`); `sampled_logprobs` of what the token was drawn from."""
+"""Samples tokens from logits, all rows of a step at once. Owns temperature, min-p, top-k, top-p, the draw and the
+log-probabilities that are reported; keeps no state. `logprobs` are of the plain softmax (temperature 1, before
+penalties, masks and truncation), as vLLM reports them by default (`logprobs_mode=raw_logprobs`); `sampled_logprobs` of
+what the token was drawn from. Truncation is in vLLM's order: min-p, top-k, and top-p of what these leave."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,9 @@ import torch
 _BLOCK = 128
 _HEAD = 512
 """Most nuclei lie within this many tokens; a wider one is found by a full sort."""
+_HARDLY = 20.0
+"""Nats below its plain log-probability from which on a token counts as one that is not drawn: a bias of -100 forbids
+it, though its probability is above 0."""
 
 
 @dataclass(slots=True)
@@ -20,10 +25,19 @@ class Draw:
     temperature: float
     top_p: float
     uniform: float
+    top_k: int = 0
+    min_p: float = 0.0
+
+    @property
+    def cuts(self) -> bool:
+        """Does it leave out tokens before top-p?"""
+        return self.temperature > 0.0 and (self.top_k > 0 or self.min_p > 0.0)
 
 
 def sample(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
     """logits [rows, vocabulary] float32 -> token ids [rows]; temperature 0 takes the largest."""
+    if any(d.cuts for d in draws):
+        logits = truncate(logits, draws)
     greedy = [i for i, d in enumerate(draws) if d.temperature == 0.0]
     plain = [i for i, d in enumerate(draws) if d.temperature > 0.0 and d.top_p >= 1.0]
     nucleus = [i for i, d in enumerate(draws) if d.temperature > 0.0 and d.top_p < 1.0]
@@ -39,14 +53,18 @@ def sample(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
     return tokens
 
 
-def cut(logits: torch.Tensor, most: list[int]) -> torch.Tensor:
-    """[rows, vocabulary] with -inf outside of the `most` [rows] likeliest tokens of each row; 0 leaves a row whole."""
+def truncate(logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
+    """[rows, vocabulary] with -inf for the tokens that min-p and top-k leave out; each row by itself."""
     found = logits.clone()
-    for row, k in enumerate(most):
-        if 0 < k < logits.shape[-1]:
-            found[row] = float("-inf")
-            best = logits[row].topk(k)
-            found[row, best.indices] = best.values
+    for row, draw in zip(found, draws, strict=True):
+        if not draw.cuts:
+            continue
+        if draw.min_p > 0.0:
+            row[row < row.max() + draw.temperature * math.log(draw.min_p)] = float("-inf")
+        if 0 < draw.top_k < logits.shape[-1]:
+            best = row.topk(draw.top_k)
+            row.fill_(float("-inf"))
+            row[best.indices] = best.values
     return found
 
 
@@ -63,29 +81,29 @@ def sampled_logprobs(
     """Log-probability (nats) of each row's token under the distribution that it was drawn from.
 
     Args:
-        raw: [rows, vocabulary] float32 without the masks.
-        logits: The same with the masks that were applied.
+        raw: [rows, vocabulary] float32 as the model gave them.
+        logits: The same with penalties, biases and masks.
         draws: As `sample` was given them.
         tokens: [rows] the drawn tokens.
 
     Returns:
-        The log-probabilities, 0 at temperature 0, which leaves no alternative; and for each row the share of the
-        distribution at that temperature that could be drawn: 1 without masks and top-p.
+        The log-probabilities, 0 at temperature 0, which leaves no alternative; and for each row the share of the plain
+        distribution at that temperature that could be drawn: 1 without masks and truncation, whatever the penalties.
     """
     heat = torch.tensor([d.temperature or 1.0 for d in draws], device=logits.device)[:, None]
-    scaled, total = logits / heat, (raw / heat).logsumexp(-1)
-    drawable = scaled.logsumexp(-1)
-    picked = scaled.gather(1, tokens[:, None])[:, 0] - drawable
-    support = (drawable - total).exp()
+    plain = (raw / heat).log_softmax(-1)
+    drawn = (truncate(logits, draws) / heat).log_softmax(-1)
+    picked = drawn.gather(1, tokens[:, None])[:, 0]
+    possible = plain.exp().masked_fill(drawn < plain - _HARDLY, 0.0)
+    support = possible.sum(-1)
     for i, draw in enumerate(draws):
         if draw.temperature == 0.0:
-            support[i] *= picked[i].exp()
+            support[i] = plain[i, tokens[i]].exp()
             picked[i] = 0.0
         elif draw.top_p < 1.0:
-            held = _nucleus((scaled[i] - drawable[i]).exp()[None], torch.tensor([[draw.top_p]], device=logits.device))
-            mass = held[0].sum(-1)[0]
-            support[i] *= mass
-            picked[i] -= mass.log()
+            kept, indices = _nucleus(drawn[i].exp()[None], torch.tensor([[draw.top_p]], device=logits.device))
+            picked[i] -= kept.sum().log()
+            support[i] = possible[i, indices[kept > 0.0]].sum()
     return picked.clamp(max=0.0).tolist(), support.clamp(max=1.0).tolist()
 
 

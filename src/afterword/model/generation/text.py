@@ -4,6 +4,7 @@ so that the HTTP thread may encode while the model thread decodes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from afterword.chat.control_tokens import control_tokens
@@ -89,6 +90,16 @@ class Codec:
                 param="messages",
                 code="invalid_token",
             )
+
+    def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The tokens of texts at the begin of an answer and after a space, each once. A text that is written with other
+        tokens, as a part of a longer word, is not found, as in vLLM."""
+        found = [
+            tuple(self._core.encode(before + word.strip(), add_special_tokens=False).ids)
+            for word in words
+            for before in ("", " ")
+        ]
+        return tuple(dict.fromkeys(ids for ids in found if ids))
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids without special tokens."""
