@@ -97,7 +97,8 @@ class ServeConfig:
     train: bool = True
     """Default consent to training for requests without `metadata.train`."""
     upstream: str | None = None
-    """URL of an OpenAI-compatible server, with any base path; none starts the embedded engine."""
+    """URL of an OpenAI-compatible server, with any base path, or of several with commas between them; none starts the
+    embedded engine."""
     upstream_model: str | None = None
     """The upstream's model behind NAME, the base of all adapters. Default: `serve.model` if set and listed, else the
     first listed chat model. Required for an upstream that lists no models."""

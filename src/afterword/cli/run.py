@@ -26,7 +26,7 @@ from afterword.errors import AfterwordError, ConfigError, UpstreamError
 from afterword.gateway.server import bind, check_address, run_gateway
 from afterword.gateway.settings import REMEDY, GatewaySettings
 from afterword.records import Json
-from afterword.sampling import EngineProcess, Timeouts, Upstream, start_engine
+from afterword.sampling import EngineProcess, Timeouts, Upstream, split_urls, start_engine
 
 _PATIENCE = 5.0
 """Seconds between two attempts to start an engine that does not start."""
@@ -37,7 +37,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     serve = commands.add_parser("serve", parents=[common])
     serve.add_argument("--host", dest="serve.host", help="address (default 127.0.0.1)")
     serve.add_argument("--port", dest="serve.port", type=int, help="port (default 8400; 0 takes a free one)")
-    serve.add_argument("--upstream", dest="serve.upstream", metavar="URL", help="an OpenAI-compatible server")
+    serve.add_argument("--upstream", dest="serve.upstream", metavar="URL", help="OpenAI-compatible server (or URL,URL)")
     serve.add_argument(
         "--upstream-model", dest="serve.upstream_model", metavar="NAME", help="the upstream's model to serve"
     )
@@ -79,7 +79,8 @@ def run_serve(context: CommandContext) -> int:
     # What would stop us does so before the engine loads: the address, the port, the database, another server.
     check_address(settings)
     if config.upstream is not None:
-        _check_url(config.upstream)
+        for url in split_urls(config.upstream) or [config.upstream]:
+            _check_url(url)
     bind(settings).close()
     context.open_store(create=True).close()
     with owned(context.dir), _model_server(context, config) as server, watching(context):
@@ -154,16 +155,17 @@ def _model_server(context: CommandContext, config: ServeConfig) -> Iterator[Mode
 def _warn_if_down(context: CommandContext, config: ServeConfig) -> None:
     """A gateway may start before its model server, but its operator is told."""
 
-    async def ask() -> None:
-        async with Upstream(
-            config.upstream or "", config.upstream_key, Timeouts(connect=3.0), remedy=REMEDY
-        ) as upstream:
+    async def ask(url: str) -> None:
+        async with Upstream(url, config.upstream_key, Timeouts(connect=3.0), remedy=REMEDY) as upstream:
             await upstream.health()
 
-    try:
-        asyncio.run(ask())
-    except UpstreamError as error:
-        context.say(f"[yellow]warning:[/] {escape(error.message)} Until it answers, requests get a 502.")
+    urls = split_urls(config.upstream or "")
+    then = "Until it answers, requests get a 502." if len(urls) == 1 else "It gets requests once it answers."
+    for url in urls:
+        try:
+            asyncio.run(ask(url))
+        except UpstreamError as error:
+            context.say(f"[yellow]warning:[/] {escape(error.message)} {then}")
 
 
 class _Engine:

@@ -21,7 +21,7 @@ from afterword.gateway.retries import Retries
 from afterword.gateway.routes import ROUTES
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.state import GATEWAY, Gateway, Outcomes
-from afterword.sampling import Timeouts, Upstream
+from afterword.sampling import Timeouts, upstream_of
 from afterword.sampling.urls import is_loopback
 from afterword.store import Store
 
@@ -61,7 +61,7 @@ def _parts(
     async def run(app: web.Application) -> AsyncIterator[None]:
         metrics = Metrics()
         links = Links(store)
-        upstream = Upstream(
+        upstream = upstream_of(
             settings.upstream,
             settings.upstream_key,
             Timeouts(connect=settings.connect_timeout, silence=settings.upstream_timeout),

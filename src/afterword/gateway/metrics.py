@@ -65,6 +65,14 @@ class Metrics:
             ("action",),
             registry=registry,
         )
+        self.server_ready = Gauge(
+            "afterword_server_ready", "1 while a model server gets requests, with several of them", ("server",),
+            registry=registry,
+        )  # fmt: skip
+        self.server_in_flight = Gauge(
+            "afterword_server_requests_in_flight", "Requests that a model server answers, with several of them",
+            ("server",), registry=registry,
+        )  # fmt: skip
         self.episodes_started = Counter("afterword_episodes_started_total", "Episodes begun", registry=registry)
         self.episodes_ended = Counter(
             "afterword_episodes_ended_total", "Episodes ended, by status and limit", ("status", "limit"),

@@ -93,7 +93,7 @@ class ReleaseFollower:
         self.bases = bases
         self._upstream.forget_dialect()
         self._read_versions()
-        self._pool.adopt(cards, {name: self._folder(release) for name, release in self._versions.items()})
+        self._pool.adopt(cards, {name: self._place(release) for name, release in self._versions.items()})
 
     def _bases(self, cards: list[Json], missing: UpstreamError | None) -> list[str]:
         """The base models, the one behind NAME first. UpstreamError when it cannot be told, with what is missing."""
@@ -230,13 +230,16 @@ class ReleaseFollower:
             await self._pool.load(adapter, folder)
         return self._pool.name(adapter)
 
+    def _place(self, release: Release) -> str:
+        return str((self._store.artifacts.directory / (release.path or "")).resolve())
+
     def _folder(self, release: Release) -> str:
         """Where the adapter lies; it is downloaded first where only the object store has it."""
         artifacts, path = self._store.artifacts, release.path or ""
         folder = artifacts.folder(path, release.manifest.get("files") if artifacts.url else None)
         if artifacts.url and folder.is_dir() and not artifacts.exists_remotely(path):
             artifacts.keep(path)  # trained before there was an object store
-        return str(folder.resolve())
+        return self._place(release)
 
     def _read_versions(self) -> None:
         self._tainted = set(self._store.tainted())

@@ -111,6 +111,8 @@ async def _upstream(gateway: Gateway, *, quoted: bool) -> Json:
     started = time.perf_counter()
     engine = gateway.settings.engine
     known: Json = {"url": gateway.upstream.url, **gateway.outcomes.to_dict(quoted=quoted)}
+    if servers := gateway.upstream.replicas():
+        known["servers"] = servers
     if engine is not None:
         known["engine"] = engine()
     try:
@@ -122,6 +124,7 @@ async def _upstream(gateway: Gateway, *, quoted: bool) -> Json:
     return {
         "status": "ok" if problem is None else "degraded",
         **known,
+        **({"servers": servers} if (servers := gateway.upstream.replicas()) else {}),
         "ms": round(1000 * (time.perf_counter() - started), 1),
         "gives_token_ids": gateway.upstream.gives_ids,
     }
@@ -143,4 +146,7 @@ async def metrics(request: web.Request) -> web.Response:
     """Returns the metrics in Prometheus' text format."""
     gateway = request.app[GATEWAY]
     gateway.metrics.pending.set(gateway.capture.pending)
+    for server in gateway.upstream.replicas():
+        gateway.metrics.server_ready.labels(server["url"]).set(server["status"] == "ok")
+        gateway.metrics.server_in_flight.labels(server["url"]).set(server["in_flight"])
     return web.Response(body=gateway.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -5,6 +5,7 @@ touches the store.
 """
 
 from afterword.sampling.launch import EngineProcess, start_engine
+from afterword.sampling.replicas import split_urls, upstream_of
 from afterword.sampling.stream import Answer, ChatStream, Timeouts, UpstreamRejected
 from afterword.sampling.upstream import NO_LIST, Upstream, complete_all
 
@@ -17,5 +18,7 @@ __all__ = [
     "Upstream",
     "UpstreamRejected",
     "complete_all",
+    "split_urls",
     "start_engine",
+    "upstream_of",
 ]

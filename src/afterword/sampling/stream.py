@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -130,6 +130,8 @@ class ChatStream:
         self._timeouts = timeouts
         self.asked: Json = {}
         """Fields that were added to the body."""
+        self.on_close: Callable[[], None] | None = None
+        """Called once when it is closed."""
         self.rejected: set[str] = set()
         """Fields omitted because the server rejected this body with them."""
 
@@ -151,6 +153,9 @@ class ChatStream:
     def close(self) -> None:
         """Releases the connection after a complete answer; otherwise drops it, so that the server stops."""
         self._response.close() if not self._response.content.at_eof() else self._response.release()
+        closed, self.on_close = self.on_close, None
+        if closed is not None:
+            closed()
 
     async def events(self) -> AsyncIterator[Json]:
         """Yields the objects of the stream up to `[DONE]` or the end.

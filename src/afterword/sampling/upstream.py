@@ -99,6 +99,10 @@ class Upstream:
             )
         return self._session
 
+    def replicas(self) -> list[Json]:
+        """Each server with its state where there are several; none here."""
+        return []
+
     # ---- chat
 
     def forget_dialect(self) -> None:
