@@ -10,6 +10,7 @@ import torch
 
 from afterword.model.generation import sampler
 from afterword.model.generation.drawing import Drawer, DrawnAnswer
+from afterword.model.generation.fused_linear import AdapterMask, FusedLinear
 from afterword.model.generation.sampler import Draw
 from afterword.model.loading import load_model
 from afterword.model.lora import Delta
@@ -83,3 +84,26 @@ def test_a_wide_nucleus_beside_it_does_not_change_a_draw() -> None:
         draw = Draw(1.0, 0.9, step / 200)
         both = sampler.sample(torch.cat([narrow, wide]), [draw, draw])
         assert int(both[0]) == int(sampler.sample(narrow, [draw])[0])
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(576, 960), (576, 576), (576, 3072), (1536, 576)])
+@pytest.mark.usefixtures("one_thread")
+def test_a_products_rows_do_not_depend_on_the_rows_beside_them(inputs: int, outputs: int) -> None:
+    """On processors with AMX a packed bf16 product of 32 rows has other bits than one of 33 or 256."""
+    torch.manual_seed(4)
+    linear = torch.nn.Linear(inputs, outputs, bias=False).bfloat16().requires_grad_(False)
+    mask = AdapterMask()
+    block = FusedLinear([linear], mask)
+    x = torch.randn(300, inputs).bfloat16()
+
+    def product(rows: torch.Tensor, written: int) -> torch.Tensor:
+        mask.read_at(torch.tensor([0]), written)
+        return block.output(rows, 0)
+
+    written = torch.cat([product(row, 1) for row in torch.split(x[:48], 1)])
+    read = product(x[48:], 0)
+    torch.testing.assert_close(read, linear(x[48:]), atol=0.02, rtol=0.02)
+    for one, rest in ((48, 252), (33, 4), (1, 131), (40, 40), (0, 64), (5, 0)):
+        assert torch.equal(
+            product(torch.cat([x[:one], x[48 : 48 + rest]]), one), torch.cat([written[:one], read[:rest]])
+        )

@@ -117,7 +117,7 @@ class Runner:
             sequence_lengths(self._model, known),
         ):
             kept = torch.tensor(ends or [len(ids) - 1], dtype=torch.long, device=self.device)
-            self.mask.read_at(kept)
+            self.mask.read_at(kept, plan.decoding)
             logits: torch.Tensor = self._model(
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=plan.positions[None],
