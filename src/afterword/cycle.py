@@ -441,16 +441,19 @@ def select_stage(store: Store, settings: Settings, *, ready: bool = False) -> Se
     return selection
 
 
-def plan_stage(store: Store, settings: Settings, selection: Selection | None = None) -> TrainingPlan:
+def plan_stage(
+    store: Store, settings: Settings, selection: Selection | None = None, start: Candidate | None = None
+) -> TrainingPlan:
     """The plan of the next training; raises NothingToDo, see `plan_training`. Nothing is written.
 
+    It goes on from `start`, or from the adapter that is served.
     Without a model in `settings` nothing is encoded: the plan counts, but knows no exclusions.
     """
     from afterword.train.stage import StoreEncoder
 
     encoder = StoreEncoder(store, settings.train, settings.model)
     selection = selection or select_stage(store, settings)
-    return plan_training(store, settings.train, selection, channel=settings.channel, encoder=encoder)
+    return plan_training(store, settings.train, selection, channel=settings.channel, encoder=encoder, start=start)
 
 
 def forecast_stage(
@@ -501,15 +504,21 @@ def forecast_stage(
     return found
 
 
-def train_stage(store: Store, settings: Settings, progress: Progress, selection: Selection | None = None) -> Candidate:
-    """Interactions -> Candidate."""
+def train_stage(
+    store: Store,
+    settings: Settings,
+    progress: Progress,
+    selection: Selection | None = None,
+    start: Candidate | None = None,
+) -> Candidate:
+    """Interactions -> Candidate, which goes on from `start` or from the adapter that is served."""
     from afterword.train import stage
 
     with progress.bar("training", "steps") as advance:
         return stage.train_stage(
             store,
             settings.directory,
-            lambda: plan_stage(store, settings, selection),
+            lambda: plan_stage(store, settings, selection, start),
             device=settings.device,
             progress=lambda metrics: advance(metrics.step, metrics.steps),
             note=progress.note,

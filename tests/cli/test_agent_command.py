@@ -16,6 +16,10 @@ from tests.gateway.gateway_setup import Launch, Setup
 from afterword.cli.agent import compare
 from afterword.cli.entry import main
 from afterword.environments.results import EpisodeResult
+from afterword.feedback.collect.collect import collect
+from afterword.feedback.settings import CollectSettings
+from afterword.feedback.skills import write_skills
+from afterword.records import Episode, Interaction, TaskSkill
 from afterword.store.episodes import statuses
 
 
@@ -54,7 +58,9 @@ def test_groups_play_each_task_several_times(
     code, shown = run(capsys, *words, "--group", "4")
     lines = [json.loads(line) for line in Path(shown["file"]).read_text("utf-8").splitlines()[1:]]
     assert code == 0 and sorted(Counter(one["task"] for one in lines).values()) == [4, 4]
-    assert {one["seed"] for one in lines} == {0, 1, 2, 3}
+    assert {one["seed"] for one in lines} == {0}, "a group shares the seed of its environment"
+    drawn = {body["seed"] for body in gateway.fake.requests if "seed" in body}
+    assert len(drawn) == sum(one["turns"] for one in lines), "and differs in sampling"
     assert run(capsys, *words, "--group", "9")[0] == 2
 
 
@@ -95,3 +101,32 @@ def test_what_is_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ):
         code, shown = run(capsys, *words, "--dir", str(tmp_path))
         assert code in (1, 2) and message in shown["error"]["message"]
+
+
+def test_skills_of_the_bank_stand_in_the_prompt_and_are_recorded(
+    gateway: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("agent", "play", "guess", "--url", gateway.url, "--dir", str(gateway.settings.dir), "--episodes", "6")
+    code, shown = run(capsys, *words, "--skills", "--run", "none")
+    assert code == 4 and "no skill" in shown["error"]["message"]
+    assert run(capsys, *words, "--run", "first")[0] == 0
+    collect(gateway.store, CollectSettings())
+    assert write_skills(gateway.store) > 0
+    assert run(capsys, *words, "--skills", "--run", "second")[0] == 0
+    played = [one for one in gateway.store.rows(Episode) if one.metadata["run"] == "second"]
+    skills = {row.id: row for row in gateway.store.rows(TaskSkill)}
+    assert len(played) == 6 and all(skills[one.metadata["skill"]].task == one.task_id for one in played)
+    asked = [turn.messages[0] for turn in gateway.turns() if turn.episode_id == played[0].id]
+    assert asked[0]["role"] == "system" and skills[played[0].metadata["skill"]].text in asked[0]["content"]
+    assert not any("skill" in one.metadata for one in gateway.store.rows(Episode) if one.metadata["run"] == "first")
+
+
+def test_recorded_held_out_episodes_are_never_trained_on(gateway: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("agent", "play", "guess", "--url", gateway.url, "--dir", str(gateway.settings.dir), "--episodes", "6")
+    assert run(capsys, *words, "--split", "heldout", "--run", "h")[0] == 0
+    assert run(capsys, *words, "--run", "t")[0] == 0
+    collect(gateway.store, CollectSettings(holdout=0.5))
+    runs = {one.id: one.metadata["run"] for one in gateway.store.rows(Episode)}
+    assert {(row.split, runs[row.episode_id or ""]) for row in gateway.store.rows(Interaction)} == {
+        ("train", "t"), ("holdout", "h"),
+    }  # fmt: skip

@@ -81,7 +81,7 @@ def test_an_episode_that_was_killed_in_the_middle_begins_anew_under_another_name
     (first,) = played(BUILT_IN["guess"], 1, run="x")
     # The same run on another database: its episode stands there, running, with one turn.
     body = {"id": first.id, "task_id": first.task, "seed": 0, "harness": "afterword-agent",
-            "metadata": {"environment": "guess", "run": "y", "index": 0}}  # fmt: skip
+            "metadata": {"environment": "guess", "run": "y", "index": 0, "split": "train"}}  # fmt: skip
     (other,) = played(BUILT_IN["guess"], 1, run="y")
     assert other.id != first.id, "runs share no episode"
     name = f"{other.id}-2"

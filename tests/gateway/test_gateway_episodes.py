@@ -201,6 +201,36 @@ def test_a_harness_that_edits_its_history_or_asks_twice_at_once_leaves_branches(
     assert sorted(len(branch) for branch in view.branches()) == [1, 2, 2]
 
 
+@pytest.mark.parametrize(("stop", "sent_back"), [
+    (["Observation:", "</code>"], SAID + "</code>"),
+    ("</code>", SAID + "\n</code>\n"),
+    (["</code>"], [{"type": "text", "text": SAID + "</code>"}]),
+])  # fmt: skip
+def test_a_stop_string_that_the_harness_appends_breaks_no_link(gateway: Setup, stop: Any, sent_back: Any) -> None:
+    def ask(episode: str, messages: list[Any]) -> str:
+        body = {"model": "afterword", "stop": stop, "messages": messages, "metadata": {"episode_id": episode}}
+        return str(gateway.post("/v1/chat/completions", body).json()["id"])
+
+    messages: list[Any] = [{"role": "system", "content": "Write code."}, {"role": "user", "content": "Why?"}]
+    first = ask("run", messages)
+    messages += [{"role": "assistant", "content": sent_back}, {"role": "user", "content": "Observation: none"}]
+    second = ask("run", messages)
+    messages += [{"role": "assistant", "content": sent_back}, {"role": "user", "content": "Observation: again"}]
+    ask("run", messages)
+    view = episode_view(gateway.store, "run")
+    assert [one.parent for one in view.turns] == [None, first, second]
+    assert len(view.branches()) == 1
+
+
+def test_an_end_that_is_no_stop_string_of_the_request_still_begins_a_branch(gateway: Setup) -> None:
+    body: dict[str, Any] = {"model": "afterword", "stop": ["###"], "metadata": {"episode_id": "run"}}
+    ask: list[Any] = [{"role": "user", "content": "Why?"}]
+    gateway.post("/v1/chat/completions", {**body, "messages": ask})
+    ask += [{"role": "assistant", "content": SAID + "</code>"}, {"role": "user", "content": "Observation: none"}]
+    gateway.post("/v1/chat/completions", {**body, "messages": ask})
+    assert [one.parent for one in episode_view(gateway.store, "run").turns] == [None, None]
+
+
 def test_an_answer_that_breaks_off_stays_in_its_episode(launch: Launch) -> None:
     gateway = launch(Fake(cut_after=2))
     with pytest.raises(APIError):

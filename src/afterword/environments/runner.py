@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from afterword.environments.protocol import (
     Environment,
     EnvironmentFault,
     EnvironmentSpec,
+    EnvSplit,
     EnvTask,
     Observation,
     StepResult,
@@ -31,7 +32,7 @@ from afterword.environments.protocol import (
 )
 from afterword.environments.results import EpisodeResult, RunFile
 from afterword.errors import UpstreamError, UsageError
-from afterword.records import Json, content_hash
+from afterword.records import Json, TaskSkill, content_hash
 from afterword.sampling.urls import is_loopback
 
 log = logging.getLogger("afterword.environments")
@@ -68,6 +69,10 @@ class PlaySettings:
     """Turns of an episode; None: the environment's own."""
     run: str = "run"
     """Name of the run, part of the episodes' ids."""
+    split: EnvSplit = "train"
+    """Split of the tasks; recorded with the episodes, so that held-out ones are never trained on."""
+    skills: Mapping[str, TaskSkill] = field(default_factory=dict)
+    """Task -> the skill that stands before its system message; recorded with the episode, as the bank reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +82,30 @@ class PlannedEpisode:
     index: int
     task: EnvTask
     seed: int
+    """Of the environment; episodes of one task and seed are compared with each other."""
+    draw: int = 0
+    """Which of the episodes of its task it is; the answers are sampled by it."""
 
 
-def plan_episodes(tasks: Sequence[EnvTask], number: int, seed: int) -> list[PlannedEpisode]:
+def plan_episodes(tasks: Sequence[EnvTask], number: int, seed: int, *, same_seed: bool = False) -> list[PlannedEpisode]:
     """`number` episodes over the tasks in turn; the n-th episode of each task has the seed `seed` + n.
 
     Two runs with the same arguments are paired: same tasks, same seeds of environment and sampling.
+
+    Args:
+        tasks: The tasks.
+        number: Episodes of all tasks together.
+        seed: The first seed.
+        same_seed: Give all episodes of a task the seed `seed`, so that they form the group of a baseline; only their
+            sampling differs.
     """
     if not tasks or number < 1:
         raise UsageError(f"{number} episodes of {len(tasks)} tasks: both must be at least 1")
-    return [PlannedEpisode(i, tasks[i % len(tasks)], seed + i // len(tasks)) for i in range(number)]
+    draws = [divmod(i, len(tasks)) for i in range(number)]
+    return [
+        PlannedEpisode(i, tasks[place], seed if same_seed else seed + draw, draw)
+        for i, (draw, place) in enumerate(draws)
+    ]
 
 
 class ServerFault(UpstreamError):
@@ -208,7 +227,9 @@ class _Player:
         """The agent loop; the reason when a limit ends it."""
         seen = cut_observation(await self._call(lambda: environment.reset(planned.task, planned.seed)))
         tools = list(seen.tools) if self._settings.tools else []
-        messages: list[Json] = [{"role": "system", "content": seen.system}] if seen.system else []
+        skill = self._settings.skills.get(planned.task.id)
+        system = "\n\n".join(text for text in (skill.text if skill else "", seen.system) if text)
+        messages: list[Json] = [{"role": "system", "content": system}] if system else []
         messages += _messages_of(seen)
         most = self._settings.max_turns or self._spec.max_turns
         while tally.turns < most:
@@ -272,12 +293,15 @@ class _Player:
         name = content_hash([self._settings.run, self._spec.name, planned.task.id, planned.seed, planned.index])[:20]
         if not self._settings.record:
             return f"ep-{name}", None
-        attempt = 0
+        attempt, skill = 0, self._settings.skills.get(planned.task.id)
         while True:
             identifier = f"ep-{name}" + (f"-{attempt + 1}" if attempt else "")
             body = {
                 "id": identifier, "task_id": planned.task.id, "seed": planned.seed, "harness": HARNESS,
-                "metadata": {"environment": self._spec.name, "run": self._settings.run, "index": planned.index},
+                "metadata": {
+                    "environment": self._spec.name, "run": self._settings.run, "index": planned.index,
+                    "split": self._settings.split, **({"skill": skill.id} if skill else {}),
+                },
             }  # fmt: skip
             status, found = await self._post("/episodes", body)
             if status == 201:
@@ -310,10 +334,11 @@ class _Player:
         self, messages: list[Json], tools: list[Json], planned: PlannedEpisode, identifier: str, tally: _Tally
     ) -> Json:
         settings = self._settings
+        drawn = content_hash([settings.seed, planned.task.id, planned.seed, planned.draw, tally.turns])
         body: Json = {
             "model": settings.model, "messages": messages, "max_tokens": self._spec.max_tokens,
             "temperature": settings.temperature,
-            "seed": int(content_hash([settings.seed, planned.task.id, planned.seed, tally.turns])[:7], 16),
+            "seed": int(drawn[:7], 16),
         }  # fmt: skip
         body |= {"tools": tools} if tools else {}
         body |= {"metadata": {"episode_id": identifier}} if settings.record else {"store": False}

@@ -86,7 +86,7 @@ def evaluate_candidate(
         The report. A suite that fails is in it as {"error": why}.
 
     Raises:
-        NothingToDo: No held-out interaction.
+        NothingToDo: No held-out interaction, and a suite that measures them.
         AdapterError: A folder is missing, or changed while it was measured.
         ModelError: The base is missing.
         UsageError: A suite is unknown.
@@ -96,7 +96,7 @@ def evaluate_candidate(
     names = chosen(settings.suites if suites is None else suites)
     candidate_arm, served_arm = _arm("candidate", candidate_path), _arm("served", served_path)
     comparison = Comparison(
-        items=require(list(interactions))[-settings.max_interactions :],
+        items=require(list(interactions), names)[-settings.max_interactions :],
         candidate=candidate_arm,
         served=served_arm,
         resources=Resources(model, (candidate_arm, served_arm, *(one.arm for one in substitutes)), cache, device),

@@ -13,6 +13,7 @@ from afterword.config import EvaluateConfig
 from afterword.errors import NothingToDo
 from afterword.evaluate.comparison.comparison import Check, Progress
 from afterword.evaluate.comparison.heldout import (
+    CONVERSATIONS,
     ContextFit,
     HeldOut,
     earlier_wins,
@@ -39,9 +40,9 @@ TRAINED = 512
 
 def require_work(store: Store, candidate: Candidate, suites: Iterable[str], channel: str = "default") -> None:
     """NothingToDo or UsageError before a model server is started for nothing."""
-    chosen(suites)
+    names = chosen(suites)
     _served(store, candidate, channel)
-    require(held_out(store, 1, channel))
+    require(held_out(store, 1, channel), names)
 
 
 def _served(store: Store, candidate: Candidate, channel: str) -> Candidate | None:
@@ -97,7 +98,8 @@ def evaluate_stage(
     fit = ContextFit(load_tokenizer(candidate.base), longest, settings.max_tokens, vocabulary)
     items = held_out(store, settings.max_interactions, channel, fit.fits)
     too_long = fit.excluded
-    if too_long and not items:
+    names = chosen(settings.suites if suites is None else suites)
+    if too_long and not items and not CONVERSATIONS.isdisjoint(names):
         raise NothingToDo(
             f"all {too_long} held-out interactions exceed the context of {candidate.base} ({fit.longest} tokens), or "
             "its chat template rejects them: wait for shorter conversations"
@@ -113,7 +115,7 @@ def evaluate_stage(
         candidate_path=store.artifacts.folder(candidate.path),
         served_path=None if served is None else store.artifacts.folder(served.path),
         served_candidate=served,
-        interactions=require(items),
+        interactions=items,
         model=candidate.base,
         upstream=engine,
         settings=settings,

@@ -438,7 +438,7 @@ class Exchange:
             previous=self.link.previous,
             task=chat.task,
             team=chat.team,
-            thread=None if chat.beside else trail_of_turn(chat.scope, chat.messages, answer, self.link.sent),
+            thread=None if chat.beside else self._thread(answer),
             unlinked=self.link.unlinked,
             tools=tuple(chat.body["tools"]) if chat.body.get("tools") else None,
             usage=served.usage,
@@ -460,6 +460,11 @@ class Exchange:
         """What the request says about earlier turns; without consent nothing is learned from its words either. Within
         an episode that is read from its turns, once it has ended."""
         return self.link.feedback(self.chat.user, turn) if self._consent and self.episode is None else []
+
+    def _thread(self, answer: Json) -> str:
+        """The trail by which later requests find this turn."""
+        chat = self.chat
+        return trail_of_turn(chat.scope, chat.history, chat.unstopped(answer), self.link.sent)
 
     def _missing(self) -> str | None:
         served = self.served

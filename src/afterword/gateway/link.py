@@ -164,7 +164,7 @@ class Links:
         Returns:
             The link; outcome "unavailable" when the store cannot be read.
         """
-        sent = trail_of(chat.scope, chat.messages, DEPTH + 1)
+        sent = trail_of(chat.scope, chat.history, DEPTH + 1)
         asked = asked_key(sent, chat.messages)
         try:
             choice, previous, conversation = self._previous(chat, sent.answered())

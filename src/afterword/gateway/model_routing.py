@@ -89,7 +89,7 @@ class Adapters(ReleaseFollower):
             adapter = aliases[model]
         elif (base := listed_as(model, self.bases)) is not None:
             return Route(base, None)
-        elif model in self._versions or self._is_new_version(model):
+        elif model in self._versions or self._is_new_version(model) or self._is_candidate(model):
             adapter = model
         else:
             raise NotFoundError(self._unknown(model, aliases), param="model", code="model_not_found")

@@ -48,6 +48,8 @@ class ReleaseFollower:
         self._seq = 0
         """Row number of the newest release that was read."""
         self._versions: dict[str, Release] = {}
+        self._trials: dict[str, Candidate] = {}
+        """NAME@CANDIDATE -> the candidate that somebody asked for by its id; it need not be released."""
         self._tainted: set[str] = set()
         """Candidates that learned from a forgotten user: nobody may ask for them again."""
         self._pool = AdapterPool(upstream)
@@ -93,7 +95,7 @@ class ReleaseFollower:
         self.bases = bases
         self._upstream.forget_dialect()
         self._read_versions()
-        self._pool.adopt(cards, {name: self._place(release) for name, release in self._versions.items()})
+        self._pool.adopt(cards, {name: self._place(row) for name, row in self._adapters().items()})
 
     def _bases(self, cards: list[Json], missing: UpstreamError | None) -> list[str]:
         """The base models, the one behind NAME first. UpstreamError when it cannot be told, with what is missing."""
@@ -206,7 +208,7 @@ class ReleaseFollower:
 
     async def _unload_idle(self, now: float) -> None:
         keep = {r.adapter for s in self.serving.values() for r in (s.served, s.before, s.canary) if r is not None}
-        await self._pool.unload_idle(now - self._settings.adapter_idle, keep, self._versions)
+        await self._pool.unload_idle(now - self._settings.adapter_idle, keep, self._adapters())
 
     async def follow(self) -> None:
         """Polls until cancelled."""
@@ -219,32 +221,49 @@ class ReleaseFollower:
         if adapter is None:
             return self.base
         if adapter not in self._pool:
-            if adapter not in self._versions:
+            if adapter not in self._adapters():
                 self._read_versions()
-            if adapter not in self._versions:
+            if adapter not in self._adapters():
                 raise NotFoundError(
                     f"the adapter {adapter} has no folder: no release names one. See `afterword releases list`.",
                     param="model",
                 )
-            folder = await asyncio.to_thread(self._folder, self._versions[adapter])
+            folder = await asyncio.to_thread(self._folder, self._adapters()[adapter])
             await self._pool.load(adapter, folder)
         return self._pool.name(adapter)
 
-    def _place(self, release: Release) -> str:
-        return str((self._store.artifacts.directory / (release.path or "")).resolve())
+    def _place(self, row: Release | Candidate) -> str:
+        return str((self._store.artifacts.directory / (row.path or "")).resolve())
 
-    def _folder(self, release: Release) -> str:
+    def _folder(self, row: Release | Candidate) -> str:
         """Where the adapter lies; it is downloaded first where only the object store has it."""
-        artifacts, path = self._store.artifacts, release.path or ""
-        folder = artifacts.folder(path, release.manifest.get("files") if artifacts.url else None)
+        artifacts, path = self._store.artifacts, row.path or ""
+        signed = row.manifest.get("files") if artifacts.url and isinstance(row, Release) else None
+        folder = artifacts.folder(path, signed)
         if artifacts.url and folder.is_dir() and not artifacts.exists_remotely(path):
             artifacts.keep(path)  # trained before there was an object store
-        return self._place(release)
+        return self._place(row)
+
+    def _adapters(self) -> dict[str, Release | Candidate]:
+        """What may be loaded, by name."""
+        return {**self._trials, **self._versions}
+
+    def _is_candidate(self, model: str) -> bool:
+        """True for NAME@CANDIDATE of the store whose adapter learned from no forgotten user."""
+        name, _, identifier = model.partition("@")
+        if name != self._settings.name or not identifier.startswith("cand-"):
+            return False
+        self._tainted = set(self._store.tainted())
+        row = None if identifier in self._tainted else self._store.find(Candidate, identifier)
+        if row is not None:
+            self._trials[model] = row
+        return row is not None
 
     def _read_versions(self) -> None:
         self._tainted = set(self._store.tainted())
         rows = (r for r in self._store.rows(Release) if r.candidate not in self._tainted)
         self._versions = {r.adapter: r for r in rows if r.adapter and r.path}
+        self._trials = {name: row for name, row in self._trials.items() if row.id not in self._tainted}
         if self._store.artifacts.url:
             for name in self._tainted:
                 self._store.artifacts.drop_copy(self._store.get(Candidate, name).path)

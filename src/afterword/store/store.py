@@ -518,8 +518,11 @@ class Store:
     def spent(self, channel: str = "default") -> set[str]:
         """Interactions in the ancestry of the adapter that the channel serves now."""
         release = self.release(channel)
+        return self.learned_by(release.candidate if release else None)
+
+    def learned_by(self, candidate: str | None) -> set[str]:
+        """Interactions that a candidate and its ancestors were trained on; none for the base model (None)."""
         spent: set[str] = set()
-        candidate = release.candidate if release else None
         while candidate is not None:
             row = self.get(Candidate, candidate)
             spent.update(row.interactions)

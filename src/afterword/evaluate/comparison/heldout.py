@@ -6,7 +6,7 @@ Excludes held-out interactions that exceed the context window. Never asks a mode
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,9 +101,13 @@ def held_out(store: Store, limit: int, channel: str = "default", fits: Fits = _a
     return _newest(store, kept, limit, fits)
 
 
-def require(items: list[HeldOut]) -> list[HeldOut]:
-    """Return `items`; NothingToDo with the remedy for an empty list."""
-    if not items:
+CONVERSATIONS = frozenset(("holdout", "earlier-wins"))
+"""Suites that measure held-out conversations."""
+
+
+def require(items: list[HeldOut], suites: Iterable[str] = CONVERSATIONS) -> list[HeldOut]:
+    """Return `items`; NothingToDo with the remedy for an empty list, when one of `suites` measures them."""
+    if not items and not CONVERSATIONS.isdisjoint(suites):
         raise NothingToDo(
             "no interaction is held out yet; collection holds out a share of the conversations. Run `afterword "
             "collect`, or wait for more conversations with follow-ups."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 from afterword.chat.observations import observation_after
 from afterword.chat.redact import redact
@@ -79,6 +79,14 @@ def _excluded(one: EpisodeTurn, weight: float) -> str | None:
     return None if one.turn.completion_ids or answer.get("content") or answer.get("tool_calls") else "empty"
 
 
+def _split(view: EpisodeView, settings: CollectSettings) -> Literal["train", "holdout"]:
+    """The split of the task in its environment's panel, where the harness said it; else a hash of task and seed."""
+    said = view.episode.metadata.get("split")
+    if said in ("train", "heldout"):
+        return "train" if said == "train" else "holdout"
+    return split_of(view.task_key, settings.holdout)
+
+
 def _interaction(
     view: EpisodeView, one: EpisodeTurn, following: Turn | None, weight: float, settings: CollectSettings
 ) -> Interaction:
@@ -96,7 +104,7 @@ def _interaction(
         hindsight=said.text,
         polarity=0 if not reward else 1 if reward > 0 else -1,
         weight=weight,
-        split=split_of(view.task_key, settings.holdout),
+        split=_split(view, settings),
         on_policy=turn.on_policy,
         user=turn.user or episode.user,
         task=turn.task,

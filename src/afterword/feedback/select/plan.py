@@ -42,10 +42,12 @@ def plan_training(
     *,
     channel: str = "default",
     encoder: PlanEncoder | None = None,
+    start: Candidate | None = None,
 ) -> TrainingPlan:
     """Plan a run over interactions that no released adapter of `channel` was trained on.
 
     Args:
+        start: The candidate that the run goes on from; None goes on from the adapter that `channel` serves.
         selection: limits the run to its interactions and scales their weights; None takes all with factor 1.
         encoder: the recipe and model of the run. Without one the plan counts what is stored: nothing is balanced
             or encoded, so `excluded` is empty and `steps` None.
@@ -55,7 +57,9 @@ def plan_training(
         ModelError: when the tokenizer cannot be loaded or its template cannot be trained.
         AdapterError: when a released teacher does not fit the model.
     """
-    spent, episodes = store.spent(channel), trains_episodes(settings)
+    release = store.release(channel)
+    parent = start.id if start is not None else release.candidate if release else None
+    spent, episodes = store.learned_by(parent), trains_episodes(settings)
     if selection is None:
         selected = [row for row in store.usable("train", episodes=episodes) if row.id not in spent]
     else:
@@ -78,7 +82,7 @@ def plan_training(
     return _plan(
         store,
         settings,
-        channel,
+        parent,
         encoder.model if encoder else "",
         interactions=tuple(row.id for row in (*replayed, *new)),
         selection=selection,
@@ -145,7 +149,7 @@ def draw_replay(store: Store, spent: set[str], new: int, settings: TrainConfig) 
 def _plan(
     store: Store,
     settings: TrainConfig,
-    channel: str,
+    parent: str | None,
     model: str,
     *,
     interactions: tuple[str, ...],
@@ -156,8 +160,6 @@ def _plan(
     steps: int | None,
 ) -> TrainingPlan:
     """The plan under the id of its candidate; NothingToDo when that candidate exists."""
-    release = store.release(channel)
-    parent = release.candidate if release else None
     kept: Json = asdict(settings)
     candidate = f"cand-{content_hash(interactions, parent, model, kept)[:16]}"
     if store.find(Candidate, candidate) is not None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import orjson
 
-from afterword.chat.canonical import check_messages
+from afterword.chat.canonical import check_messages, text_of
 from afterword.chat.machine import MessageWords, Origin, declared, hints_of, new_words, newest_user_words
 from afterword.chat.sampling_fields import sampling_of
 from afterword.errors import UsageError
@@ -26,6 +26,10 @@ class BadJson(UsageError):
     """The body is not valid JSON."""
 
     status = 400
+
+
+def _all_text(parts: list[Any]) -> bool:
+    return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)
 
 
 @dataclass(slots=True)
@@ -70,6 +74,25 @@ class ChatRequest:
         if self._newest is None:
             self._newest = _newest(self.declared, self.body, self.messages)
         return self._newest
+
+    @property
+    def history(self) -> list[Json]:
+        """The messages as they are linked: an answer in them does not end with a stop string of the request.
+
+        smolagents sends `stop: ["</code>"]` and appends that string to each answer that it sends back.
+        """
+        return [self.unstopped(m) if m.get("role") == "assistant" else m for m in self.messages]
+
+    def unstopped(self, answer: Json) -> Json:
+        """Returns an answer without a stop string of the request at its end."""
+        stop = self.body.get("stop")
+        stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
+        text = answer.get("content")
+        if not isinstance(text, str | list) or not stops:
+            return answer
+        ends = text_of(text).rstrip() if isinstance(text, str) or _all_text(text) else ""
+        end = next((one for one in stops if isinstance(one, str) and one.strip() and ends.endswith(one.strip())), None)
+        return answer if end is None else {**answer, "content": ends.removesuffix(end.strip())}
 
     @property
     def beside(self) -> bool:
