@@ -131,6 +131,9 @@ class ServeConfig:
     """Limit of requests of one episode (docs/episodes.md); it ends as truncated, and further requests get an error."""
     episode_tokens: Count = 1_000_000
     """The same for the tokens of its answers."""
+    max_adapters: Count = 64
+    """Adapters on the model server at once; beyond it the least recently used one is unloaded until it is asked for.
+    The default channel's stay."""
     episode_seconds: Seconds = 86_400.0
     """The same for its age."""
 

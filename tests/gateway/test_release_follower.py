@@ -117,6 +117,33 @@ def test_no_request_fails_while_adapters_come_and_go(launch: Launch) -> None:
     assert len(gateway.turns()) == len(models)
 
 
+def test_many_channels_share_a_few_places(launch: Launch) -> None:
+    gateway = launch(Fake(), max_adapters=4)
+    release(gateway.store, 1)
+    until(lambda: serves(gateway) == "afterword@v000001")
+    users = range(2, 22)
+    for number in users:
+        release(gateway.store, number, channel=f"user:u{number}")
+    until(lambda: _served(gateway, "u21") == "afterword@v000021")
+    for _ in range(2):
+        for number in users:
+            assert _served(gateway, f"u{number}") == f"afterword@v{number:06d}"
+            assert len(gateway.fake.adapters) <= 4 and "afterword@v000001" in gateway.fake.adapters
+    assert gateway.chat("Hi")["model"] == "afterword@v000001"
+    assert gateway.fake.loads.count("afterword@v000001") == 1
+    loaded = len(gateway.fake.loads)
+    for _ in range(5):  # who is there is not loaded again
+        assert _served(gateway, "u21") == "afterword@v000021"
+    assert len(gateway.fake.loads) == loaded
+    assert all(status == "200" for status in _statuses(gateway))
+
+
+def _served(gateway: Setup, user: str) -> str:
+    response = gateway.post("/v1/chat/completions", {**HI, "user": user})
+    assert response.status_code == 200, response.text
+    return str(response.headers["x-afterword-adapter"])
+
+
 def _statuses(gateway: Setup) -> list[str]:
     lines = gateway.get("/metrics").text.splitlines()
     return [line.split('status="')[1].split('"')[0] for line in lines if line.startswith("afterword_requests_total{")]

@@ -69,6 +69,7 @@ def run_serve(context: CommandContext) -> int:
         embedded=config.upstream is None,
         max_tokens=_max_tokens(config),
         sampling_defaults=PLAIN if not config.upstream or config.upstream_sampling == "plain" else {},
+        max_adapters=config.max_adapters,
         episode_turns=config.episode_turns,
         episode_tokens=config.episode_tokens,
         episode_seconds=config.episode_seconds,

@@ -20,8 +20,14 @@ from afterword.sampling import Upstream
 class AdapterPool:
     """Tracks the adapters that one gateway has loaded on its upstream, by version name."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, most: int) -> None:
+        """
+        Args:
+            upstream: The model server.
+            most: Adapters on it at once; the least recently used one makes room.
+        """
         self._upstream = upstream
+        self._most = most
         self._used: dict[str, float] = {}
         """Version -> when it was last asked for (monotonic seconds)."""
         self._names: dict[str, str] = {}
@@ -59,12 +65,18 @@ class AdapterPool:
         self._used[version] = time.monotonic()
         self._names[version] = name
 
-    async def load(self, version: str, folder: str) -> None:
-        """Loads a version unless it is loaded.
+    @property
+    def full(self) -> bool:
+        """True when one more adapter would need another's place."""
+        return len(self._used) >= self._most
+
+    async def load(self, version: str, folder: str, keep: Container[str | None] = ()) -> None:
+        """Loads a version unless it is loaded; unloads the least recently used one where there is no room.
 
         Args:
             version: Version name.
             folder: Absolute path of its adapter folder.
+            keep: Versions that stay in any case.
 
         Raises:
             UpstreamError: If the upstream rejects the adapter or is down.
@@ -72,11 +84,21 @@ class AdapterPool:
         async with self._lock:
             if version in self._used:
                 return
+            await self._make_room(keep)
             name = version
             if await self._upstream.load_adapter(name, folder) != folder:
                 name = _own_name(version, folder)
                 await self._upstream.load_adapter(name, folder)
             self._add(version, name)
+
+    async def _make_room(self, keep: Container[str | None]) -> None:
+        """Adapters in use stay, so there may be more for a moment."""
+        for version in sorted(self._used, key=self._used.__getitem__):
+            if not self.full:
+                return
+            if version not in keep and not self._flying[version]:
+                del self._used[version]
+                await self._upstream.unload_adapter(self._names[version])
 
     def discard(self, version: str) -> None:
         """Removes a version that the upstream no longer knows."""
@@ -89,6 +111,8 @@ class AdapterPool:
             yield
             return
         self._flying[version] += 1
+        if version in self._used:
+            self._used[version] = time.monotonic()
         try:
             yield
         finally:

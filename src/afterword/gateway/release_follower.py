@@ -52,7 +52,7 @@ class ReleaseFollower:
         """NAME@CANDIDATE -> the candidate that somebody asked for by its id; it need not be released."""
         self._tainted: set[str] = set()
         """Candidates that learned from a forgotten user: nobody may ask for them again."""
-        self._pool = AdapterPool(upstream)
+        self._pool = AdapterPool(upstream, settings.max_adapters)
         self._unlisted: tuple[float, UpstreamError] | None = None
         """The upstream lists no models and nobody named one: until when that is believed, and the error."""
         self._retry_at = 0.0
@@ -158,6 +158,9 @@ class ReleaseFollower:
         """Load what the rows name, then move the alias; the previous one stays warm."""
         now = self.serving.get(channel)
         self._read_versions()
+        if channel != self._settings.channel and self._pool.full:
+            self.serving[channel] = wanted  # one of many channels: its adapter is loaded with its next request
+            return
         try:
             await self._load(wanted.adapter)
         except AfterwordError:
@@ -229,8 +232,13 @@ class ReleaseFollower:
                     param="model",
                 )
             folder = await asyncio.to_thread(self._folder, self._adapters()[adapter])
-            await self._pool.load(adapter, folder)
+            await self._pool.load(adapter, folder, self._default_versions())
         return self._pool.name(adapter)
+
+    def _default_versions(self) -> set[str | None]:
+        """What the default channel serves: it never makes room."""
+        state = self.serving.get(self._settings.channel, NOBODY)
+        return {row.adapter for row in (state.served, state.before, state.canary) if row is not None}
 
     def _place(self, row: Release | Candidate) -> str:
         return str((self._store.artifacts.directory / (row.path or "")).resolve())
