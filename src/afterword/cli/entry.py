@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": ("run", "run the gateway, and the embedded engine behind it"),
     "simulate": ("simulate", "let simulated users talk to a running server"),
     "import": ("data", "read conversations or events from files"),
+    "bridge": ("bridge", "fetch what users did in a front end, by its API"),
     "learn": ("learn", "from files of conversations to a judged adapter, in one command"),
     "export": ("data", "write rows to a file, or everything stored of one user"),
     "turns": ("data", "list turns, or show one"),

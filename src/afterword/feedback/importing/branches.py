@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from afterword.chat.canonical import canonical, text_of
+from afterword.feedback.importing.captured import CapturedChat
 from afterword.feedback.importing.unfold import history_of
 from afterword.formats.chatgpt import without_marks
 from afterword.formats.naming import REMEMBERED, RowNames
@@ -27,6 +28,7 @@ class ImportNames(RowNames):
         super().__init__(store, fresh=store.count(Turn) == 0)
         self._said: OrderedDict[str, str] = OrderedDict()
         self._votes: OrderedDict[str, list[Feedback]] = OrderedDict()
+        self._captured: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def of_chat(self, turn: Turn) -> Turn:
         """The turn under the id that its chat gives it, or, when another answer has that id (two exports whose ids are
@@ -45,6 +47,25 @@ class ImportNames(RowNames):
         if len(self._said) > REMEMBERED:
             self._said.popitem(last=False)
         return turn
+
+    def captured(self, tree: Tree) -> CapturedChat:
+        """The turns that the gateway captured of this chat."""
+        return CapturedChat(self._store, tree.key, tree.user)
+
+    def note_captured(self, chat: str, message: str, turn: str) -> None:
+        """Remember the captured turn of a message, for feedback that names the message alone."""
+        self._captured[chat, message] = turn
+        if len(self._captured) > REMEMBERED:
+            self._captured.popitem(last=False)
+
+    def turn_of_message(self, chat: str, message: str) -> str | None:
+        """The captured turn of a message, if its chat has come."""
+        return self._captured.get((chat, message))
+
+    def has_regenerated(self, turn: str) -> bool:
+        """True when the gateway itself saw that the answer was generated again."""
+        rows = self._store.among(Feedback, "turn", [turn])
+        return any(row.kind in ("regenerated", "retried") and row.source == "detector" for _, row in rows)
 
     def of_vote(self, vote: Feedback) -> Feedback:
         """The vote as it is known already: given at the same time, or the newest of its user, which still stands. One
@@ -105,6 +126,8 @@ class Unfolded:
     messages: int = 0
     turns: dict[str, str] = field(default_factory=dict)
     """The key of an answer -> the id of its turn."""
+    captured: set[str] = field(default_factory=set)
+    """Keys of answers that the gateway captured: feedback goes to that turn, and no second one is stored."""
 
 
 class _Shape:
@@ -211,12 +234,20 @@ def unfolded_tree(tree: Tree, format: str, names: ImportNames) -> Unfolded:
         tree.key = content_hash(*(str(tree.nodes[key].message) for key in shape.below[None][:1]), shape.keys[0])
     found = Unfolded([], messages=len(shape.keys))
     first = shape.below[None][0]
+    captured = names.captured(tree)
     conversation = "conv-" + content_hash(format, tree.key, tree.user or "", text_of(_message(tree, first)["content"]))
     for key, path in _paths(shape):
         if shape.role(key) != "assistant":
             continue
         if not any(message["role"] == "user" for message in path):
             found.unasked += 1
+            continue
+        known = captured.find(path, _message(tree, key)) if captured else None
+        if known is not None:
+            found.captured.add(key)
+            found.turns[key] = known.id
+            names.note_captured(tree.key, key, known.id)
+            found.records += _said(shape, key, known, names, follow_up=False)
             continue
         turn = _turn(shape, key, path, format, conversation, found)
         turn = names.of_chat(turn)
@@ -225,6 +256,8 @@ def unfolded_tree(tree: Tree, format: str, names: ImportNames) -> Unfolded:
         found.records += _said(shape, key, turn, names)
     for one, later in shape.attempts():
         if one in found.turns and later in found.turns:
+            if one in found.captured and names.has_regenerated(found.turns[one]):
+                continue
             found.records.append(Feedback(
                 id=f"fb-{found.turns[one]}-regenerated", turn=found.turns[one], kind="regenerated",
                 next_turn=found.turns[later], user=tree.user, **_when(tree.nodes[later].created_at),
@@ -271,12 +304,15 @@ def _when(moment: float | None) -> Json:
     return {} if moment is None else {"created_at": moment}
 
 
-def _said(shape: _Shape, key: str, turn: Turn, names: ImportNames) -> Iterator[Record]:
-    """What the user did with an answer: the votes and edits on it, and the next message."""
+def _said(shape: _Shape, key: str, turn: Turn, names: ImportNames, *, follow_up: bool = True) -> Iterator[Record]:
+    """What the user did with an answer: the votes and edits on it, and the next message, which the gateway has seen
+    itself (`follow_up`) where it captured the answer."""
     tree, node = shape.tree, shape.tree.nodes[key]
     for fields in node.feedback:
         given = {**_when(node.created_at), **{k: v for k, v in fields.items() if v is not None}}
         yield _vote(turn.id, given, tree.user, names)
+    if not follow_up:
+        return
     words: list[str] = []
     following = shape.next_of(key, {"user"})
     asked = following
@@ -301,7 +337,8 @@ def _vote(turn: str, fields: Json, user: str | None, names: ImportNames) -> Feed
 def remarked(remark: Remark, format: str, names: ImportNames) -> Unfolded:
     """Feedback on a message of a chat, with the turns of the chat when the row carries it."""
     found = Unfolded([]) if remark.tree is None else unfolded_tree(remark.tree, format, names)
-    turn = found.turns.get(remark.message) or turn_id(format, remark.chat, remark.owner, remark.message)
+    turn = found.turns.get(remark.message) or names.turn_of_message(remark.chat, remark.message)
+    turn = turn or turn_id(format, remark.chat, remark.owner, remark.message)
     given = {**remark.fields, **_when(remark.moment), "occurred_at": remark.moment}
     found.records.append(_vote(turn, given, remark.user, names))
     return found
