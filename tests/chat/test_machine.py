@@ -252,3 +252,17 @@ def test_a_score_costs_little_and_grows_with_the_length_up_to_a_bound() -> None:
     started = time.process_time()
     machine_classifier.score(features_of(text * 10_000))
     assert time.process_time() - started < 0.1
+
+
+@pytest.mark.parametrize("wish", [
+    'Write a short name for the conversation below.\n### Form:\nThe reply must be one JSON object: {"title": "..."}',
+    'Suggest three next questions that the user could ask.\n### Form:\nThe output must be valid JSON: '
+    '{"follow_ups": ["...", "..."]}',
+])  # fmt: skip
+def test_a_task_with_its_copy_of_the_chat_is_no_notice_about_the_form_of_an_answer(wish: str) -> None:
+    text = f"### Task:\n{wish}\n### Chat History:\n<chat_history>\nUSER: Eggs?\nASSISTANT: Six.\n</chat_history>"
+    assert origin_of([{"role": "user", "content": text}]) == "task"
+    assert (
+        origin_of([{"role": "user", "content": "Your last output was not valid JSON. The output must be valid."}])
+        == "notice"
+    )

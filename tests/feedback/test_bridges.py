@@ -40,6 +40,8 @@ class Product:
                     status, found = 401, {"detail": "Your session has expired"}
                 body = found if isinstance(found, bytes) else json.dumps(found).encode()
                 self.send_response(status)
+                lines = body.startswith(b"{") and b"}\n{" in body
+                self.send_header("Content-Type", "application/x-ndjson" if lines else "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -169,5 +171,6 @@ def test_an_expired_token_an_unknown_schema_and_a_product_that_is_down(store: St
 
 
 def test_without_the_admins_export_the_tokens_own_chats_come(store: Store, product: Product) -> None:
-    product.routes |= {CHATS: None, "/api/v1/chats/all": [open_webui()]}
-    assert pull(store, product).turns == 3
+    lines = "\n".join(json.dumps(open_webui(chat=name)) for name in ("c1", "c2"))
+    product.routes |= {CHATS: None, "/api/v1/chats/all": lines.encode()}
+    assert pull(store, product).turns == 6

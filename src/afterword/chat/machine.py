@@ -33,6 +33,8 @@ HEAD, TAIL = 1600, 600
 THRESHOLD, FOR_SUMMARY, WITHOUT_META = 2.0, 3.0, 3.5
 """Points from which a message is a program's task: one that speaks of the conversation; when it wants a summary, for
 which people ask too; and when it speaks of no conversation."""
+CERTAIN = 8.0
+"""Points from which a task that carries its own copy of the conversation is no notice, whatever form it wants."""
 MOST_NEW = 64
 """Messages after the last answer that are read, the newest ones: nobody says more at once."""
 UNSURE = 1.2
@@ -276,9 +278,9 @@ def _normal(text: str) -> str:
 def _origin(low: str, text: str, hints: Hints) -> Origin | None:
     if _is_result(low, text, hints):
         return "tool_result"
-    if _is_notice(low):
-        return "notice"
     points, needed = _task_points(low, hints)
+    if _is_notice(low) and not (points >= CERTAIN and _holds_history(low)):
+        return "notice"
     if points >= needed:
         return "task"
     return "unsure" if _may_be_a_template(text) else None

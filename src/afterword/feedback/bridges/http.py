@@ -40,11 +40,11 @@ class Api:
         self._headers = dict(headers)
 
     def get(self, path: str, *, missing_ok: bool = False, **query: Any) -> Any:
-        """The JSON behind a path.
+        """The JSON behind a path; a list for JSON lines.
 
         Args:
             path: Begins with a slash.
-            missing_ok: Return None for 403, 404 and 405: the version has no such route, or switched it off.
+            missing_ok: Return None for 401, 403, 404 and 405: the version has no such route, or switched it off.
             query: Parameters; those that are None are left out.
 
         Raises:
@@ -65,11 +65,11 @@ class Api:
         try:
             request = urllib.request.Request(address, data=data, headers=headers, method=method)
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                read = answer.read()
+                read, kind = answer.read(), answer.headers.get_content_type()
         except urllib.error.HTTPError as error:
             with error:
                 said = error.read(300).decode("utf-8", "replace").strip()
-            if missing_ok and error.code in (403, 404, 405):
+            if missing_ok and error.code in (401, 403, 404, 405):
                 return None
             if error.code in (401, 403):
                 raise BridgeRefused(
@@ -82,6 +82,8 @@ class Api:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise BridgeError(f"{address} cannot be reached: {error}. Check --url and that it runs.") from error
         try:
+            if kind.endswith("ndjson"):
+                return [json.loads(line) for line in read.splitlines() if line.strip()]
             return json.loads(read) if read.strip() else None
         except ValueError as error:
             start = read[:60].decode("utf-8", "replace")
