@@ -160,7 +160,7 @@ def main() -> None:
     args = it.parse_args()
     found: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "load": os.getloadavg(),
-        "arguments": {name: str(value) for name, value in vars(args).items()},
+        "arguments": {name: str(value) for name, value in vars(args).items() if name != "json"},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         if "reuse" in args.parts:

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 def test_rounds_with_the_built_in_model(tmp_path: Path) -> None:
     words = ["agent", "train", "sum", "--rounds", "2", "--episodes", "16", "--group", "8", "--heldout", "8", "--run",
-             "r", "--json", "--recipe", "episode-grpo", "--set", "evaluate.suites=collapse", "--set",
-             "evaluate.episodes=8", "--set", "gate.required=collapse"]  # fmt: skip
+             "r", "--json", "--recipe", "episode-grpo", "--set", 'evaluate.suites=["collapse"]', "--set",
+             "evaluate.episodes=8", "--set", 'gate.required=["collapse"]']  # fmt: skip
     line = [sys.executable, "-m", "afterword", "--dir", str(tmp_path), *words]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 3), done.stderr[-3000:]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from afterword.formats import (
+    agents_sdk,
+    atif,
     chatgpt,
     claude,
     events,
@@ -14,6 +16,7 @@ from afterword.formats import (
     native,
     open_webui,
     openai,
+    otel,
     sharegpt,
     tensorzero,
     triples,
@@ -24,6 +27,9 @@ from afterword.formats import (
 from afterword.formats.format import Export, Format
 
 ALL: tuple[Format, ...] = (
+    atif.FORMAT,
+    agents_sdk.FORMAT,
+    otel.FORMAT,
     chatgpt.FORMAT,
     claude.FORMAT,
     open_webui.FORMAT,

@@ -164,6 +164,9 @@ def _views(store: Store, episodes: Sequence[Episode]) -> Iterator[EpisodeView]:
     for row in episodes:
         rewards = said.get(row.id, [])
         now = _current(row, ends.get(row.id, []), rewards)
+        if not row.started_at and turns[row.id]:  # a trace that does not say when it began
+            first = min(turns[row.id], key=lambda turn: turn.created_at)
+            now = dataclasses.replace(now, started_at=first.created_at - (first.seconds or 0.0))
         ended_at = ends[row.id][-1].ended_at if row.id in ends else row.ended_at
         yield EpisodeView(now, tuple(_in_order(turns[row.id], said, ended_at)), tuple(rewards))
 

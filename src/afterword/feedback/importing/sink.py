@@ -14,7 +14,7 @@ from typing import Self
 
 from afterword.feedback.importing.import_progress import ImportProgress, ImportSummary
 from afterword.feedback.importing.rejects import Rejects
-from afterword.records import Feedback, Json, Record, Turn
+from afterword.records import Episode, Feedback, Json, Record, Turn
 from afterword.store import Outcome, Store
 
 GROUP = 1000
@@ -159,7 +159,9 @@ class Sink:
         if "conflict" in outcomes:
             places = ((record, where) for records, where, _ in write.rows for record in records)
             for (record, where), outcome in zip(places, outcomes, strict=True):
-                if outcome == "conflict":
+                if outcome == "conflict" and isinstance(record, Episode) and record.source.startswith("import:"):
+                    done.duplicates += 1  # each row of a trace begins its episode; the first one did
+                elif outcome == "conflict":
                     done.conflicts += 1
                     self._refuse.conflict(record, where)
         if write.counts is not None:

@@ -184,7 +184,7 @@ def _plan(
 
 
 def _too_few(store: Store, waiting: Sequence[Interaction], settings: TrainConfig) -> str:
-    everything = store.usable("train")
+    everything = store.usable("train", episodes=trains_episodes(settings))
     off_policy = sum(not row.on_policy for row in everything)
     message = (
         f"{len(waiting)} interactions wait to be learned, train.min_interactions is {settings.min_interactions} "
