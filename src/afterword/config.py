@@ -131,6 +131,9 @@ class ServeConfig:
     """Limit of requests of one episode (docs/episodes.md); it ends as truncated, and further requests get an error."""
     episode_tokens: Count = 1_000_000
     """The same for the tokens of its answers."""
+    traces: str | None = None
+    """URL of an OpenTelemetry collector (OTLP/HTTP), such as "http://127.0.0.1:4318", for traces without anybody's
+    words; needs the extra `otel`."""
     max_adapters: Count = 64
     """Adapters on the model server at once; beyond it the least recently used one is unloaded until it is asked for.
     The default channel's stay."""

@@ -68,6 +68,7 @@ class Fake:
     """Have `root` in the model cards."""
     health_status: int = 200
     authorization: list[str | None] = field(default_factory=list)
+    traceparents: list[str | None] = field(default_factory=list)
     url: str = ""
     reports: str | None = None
     """Model name to report instead of the requested one."""
@@ -147,6 +148,7 @@ class _Server:
         body = await request.json()
         fake.requests.append(body)
         fake.authorization.append(request.headers.get("Authorization"))
+        fake.traceparents.append(request.headers.get("traceparent"))
         if fake.reject:
             headers = {"Retry-After": fake.retry_after} if fake.retry_after else None
             return web.json_response(fake.reject[1], status=fake.reject[0], headers=headers)

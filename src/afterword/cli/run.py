@@ -70,6 +70,7 @@ def run_serve(context: CommandContext) -> int:
         max_tokens=_max_tokens(config),
         sampling_defaults=PLAIN if not config.upstream or config.upstream_sampling == "plain" else {},
         max_adapters=config.max_adapters,
+        traces=config.traces,
         episode_turns=config.episode_turns,
         episode_tokens=config.episode_tokens,
         episode_seconds=config.episode_seconds,

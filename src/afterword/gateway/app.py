@@ -21,6 +21,7 @@ from afterword.gateway.retries import Retries
 from afterword.gateway.routes import ROUTES
 from afterword.gateway.settings import GatewaySettings
 from afterword.gateway.state import GATEWAY, Gateway, Outcomes
+from afterword.gateway.tracing import Tracing
 from afterword.sampling import Timeouts, upstream_of
 from afterword.sampling.urls import is_loopback
 from afterword.store import Store
@@ -82,6 +83,7 @@ def _parts(
             adapters=Adapters(settings, store, upstream, metrics),
             outcomes=Outcomes(),
             episodes=Episodes(store, capture, metrics, settings),
+            tracing=Tracing(settings.traces) if settings.traces else None,
         )
         await gateway.adapters.tick()
         follower = asyncio.create_task(gateway.adapters.follow())
@@ -90,5 +92,7 @@ def _parts(
         with contextlib.suppress(asyncio.CancelledError):
             await follower
         await upstream.close()
+        if gateway.tracing is not None:
+            await gateway.tracing.close()
 
     return run

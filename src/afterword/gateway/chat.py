@@ -26,6 +26,7 @@ from afterword.gateway.middleware import PASSED_ON
 from afterword.gateway.model_routing import Route
 from afterword.gateway.retries import Saved
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
+from afterword.gateway.tracing import TurnTrace
 from afterword.gateway.wire.encoder import ChatEncoder, Encoder
 from afterword.gateway.wire.request import ChatRequest, parse_chat
 from afterword.gateway.wire.response import UpstreamAnswer
@@ -33,6 +34,7 @@ from afterword.records import Feedback, Json, Record, Turn, new_id
 from afterword.sampling import ChatStream, UpstreamRejected
 from afterword.sampling.dialect import IDS, LIMIT, NEWER_LIMIT
 from afterword.sampling.sse import MAX_EVENT
+from afterword.sampling.upstream import MORE_HEADERS
 
 log = logging.getLogger("afterword.gateway")
 _UNLINKED = Link()
@@ -82,6 +84,8 @@ async def _answered(
     route = await gateway.adapters.resolve(chat.model, chat.requester)
     episode = await gateway.episodes.begin(chat)
     exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start, encoder, episode)
+    if gateway.tracing is not None:
+        exchange.trace = gateway.tracing.begin(request.headers, chat.model)
     exchange.sent = [] if keep else None
     with gateway.adapters.using(route):
         try:
@@ -94,6 +98,8 @@ async def _answered(
             exchange.keep("aborted")
             exchange.count(499)
             raise
+        finally:
+            exchange.traced()
 
 
 class Exchange:
@@ -126,6 +132,9 @@ class Exchange:
         """What the model reads: the oldest may be dropped."""
         self.sent: list[bytes] | None = None
         """What left so far, when a retry may ask for it again."""
+        self.trace: TurnTrace | None = None
+        """Its spans, where traces are on."""
+        self._status = 500
         self._failed = False
         self._kept = False
         self._taken_back = 0
@@ -177,7 +186,10 @@ class Exchange:
         attempt = 0
         while True:
             try:
-                return await self.gateway.upstream.open_chat(self._body(), self.gateway.settings.extras())
+                body = self._body()
+                if self.trace is not None:
+                    MORE_HEADERS.set(self.trace.asking(self.route.model, self.gateway.upstream.url))
+                return await self.gateway.upstream.open_chat(body, self.gateway.settings.extras())
             except UpstreamRejected as error:
                 if not is_full(error):
                     raise
@@ -367,8 +379,17 @@ class Exchange:
             self.gateway.outcomes.failed(error.message, reason)
         return self.keep(None if theirs else "error")
 
+    def traced(self) -> None:
+        """Ends the request's span."""
+        if self.trace is not None:
+            served = self.served
+            self.trace.end(
+                status=self._status, adapter=self.adapter, usage=served.usage, finish_reason=served.finish_reason
+            )
+
     def count(self, status: int) -> None:
         """Counts the request under its HTTP status."""
+        self._status = status
         metrics = self.gateway.metrics
         known = self.route.adapter is not None or self.route.model in self.gateway.adapters.bases
         # A client's word for a model of a server without a list is no label: there may be any number of them.
@@ -391,8 +412,13 @@ class Exchange:
         if self._kept or not self.chat.keep:
             return None
         self._kept = True
+        if self.trace is not None:
+            self.trace.answered()
         try:
-            return self._keep(finish_reason)
+            done = self._keep(finish_reason)
+            if self.trace is not None:
+                self.trace.storing(self.turn_id, done)
+            return done
         except Exception as error:
             # The boundary between serving and capturing: whatever an upstream puts into an answer, it leaves.
             log.exception("the turn %s cannot be kept", self.turn_id)

@@ -80,6 +80,8 @@ class GatewaySettings:
     """How often the store is asked for a new release."""
     adapter_idle: float = 60.0
     """Seconds without a request after which an adapter that is neither current nor previous is unloaded."""
+    traces: str | None = None
+    """URL of an OpenTelemetry collector."""
     max_adapters: int = 64
     """Adapters on the upstream at once; beyond it the least recently used one is unloaded."""
     stop_patience: float = 5.0

@@ -16,6 +16,7 @@ from afterword.gateway.origin_policy import OriginPolicy
 from afterword.gateway.requester import NameSources
 from afterword.gateway.retries import Retries
 from afterword.gateway.settings import GatewaySettings
+from afterword.gateway.tracing import Tracing
 from afterword.records import Json
 from afterword.sampling import Upstream
 from afterword.store import Store
@@ -87,6 +88,7 @@ class Gateway:
     adapters: Adapters
     outcomes: Outcomes
     episodes: Episodes
+    tracing: Tracing | None = None
 
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)

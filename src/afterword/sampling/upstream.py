@@ -26,6 +26,9 @@ from afterword.sharing import BACKGROUND_HEADER
 _OPENED: ContextVar[list[bool]] = ContextVar("opened")
 """Where a request notes that its connection is new."""
 
+MORE_HEADERS: ContextVar[dict[str, str] | None] = ContextVar("more_headers", default=None)
+"""Headers for chat requests of this task, such as `traceparent`."""
+
 
 class _Connector(aiohttp.TCPConnector):
     async def _create_connection(self, *given: Any, **more: Any) -> Any:
@@ -210,7 +213,8 @@ class Upstream:
 
     async def _post_chat(self, body: Json) -> ChatStream:
         try:
-            response = await self._at_base_urls("POST", "/chat/completions", data=orjson.dumps(body))
+            more: dict[str, Any] = {"headers": found} if (found := MORE_HEADERS.get()) else {}
+            response = await self._at_base_urls("POST", "/chat/completions", data=orjson.dumps(body), **more)
             if response.status < 400:
                 return ChatStream(response, self.url, self.timeouts)
             async with response:
