@@ -135,6 +135,8 @@ class FusedLinear:
     def _in_tiles(self, x: torch.Tensor) -> torch.Tensor:
         """The product of x [rows, in] by parts whose rows have the same bits in every step."""
         written = len(x) if self._head or self._mask.written is None else min(len(x), self._mask.written)
+        if written == len(x) <= _WRITTEN_TILE:
+            return self._product(_filled(x, _LEAST_ROWS))[:written]
         tiles = [(tile, _LEAST_ROWS) for tile in torch.split(x[:written], _WRITTEN_TILE) if len(tile)]
         if read := len(x) - written:
             tiles += [(tile, _READ_LEAST) for tile in x[written:].tensor_split(-(-read // _READ_TILE))]
