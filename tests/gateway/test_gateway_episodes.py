@@ -205,6 +205,7 @@ def test_a_harness_that_edits_its_history_or_asks_twice_at_once_leaves_branches(
     (["Observation:", "</code>"], SAID + "</code>"),
     ("</code>", SAID + "\n</code>\n"),
     (["</code>"], [{"type": "text", "text": SAID + "</code>"}]),
+    (["Calling tools:", "</code>"], [{"type": "text", "text": SAID + "</code>\nCalling tools:\n[{'id': 'call_1'}]"}]),
 ])  # fmt: skip
 def test_a_stop_string_that_the_harness_appends_breaks_no_link(gateway: Setup, stop: Any, sent_back: Any) -> None:
     def ask(episode: str, messages: list[Any]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from afterword.learn.recipes import RECIPES, recipe
-from afterword.learn.recipes.advise import FEW, RULES, Facts, advise
+from afterword.learn.recipes.advise import FEW, RULES, EpisodeFacts, Facts, advise
 
 WORDS, EDITS, TESTS = ({kind: FEW} for kind in ("follow_up", "edited", "tests"))
 
@@ -29,6 +30,26 @@ def test_the_best_recipe_comes_first(facts: dict[str, Any], first: str, fitting:
     fits = [one.recipe for one in found if one.fits]
     assert fits[0] == first and fitting <= set(fits)
     assert [one.fits for one in found] == sorted((one.fits for one in found), reverse=True)
+
+
+AGENTS = EpisodeFacts(turns=40, observed=30, scored=16, compared=16)
+
+
+@pytest.mark.parametrize(("episodes", "first", "fitting", "unfit"), [
+    (AGENTS, "episode-hindsight", {"episode-grpo", "episode-sdpo"}, {"episode-sdar", "tamtrl", "essd", "idft"}),
+    (replace(AGENTS, skills=3, solved=2), "episode-hindsight", {"episode-sdar", "tamtrl"}, {"episode-opd"}),
+    (replace(AGENTS, observed=0), "episode-grpo", set(), {"episode-hindsight", "episode-sdpo"}),
+    (replace(AGENTS, compared=0), "episode-sdpo", set(), {"episode-grpo", "episode-hindsight"}),
+    (EpisodeFacts(imported=30, observed=20), "episode-sdpo", set(), {"episode-grpo", "idft"}),
+])  # fmt: skip
+def test_episodes_have_rules_of_their_own(
+    episodes: EpisodeFacts, first: str, fitting: set[str], unfit: set[str]
+) -> None:
+    found = {one.recipe: one for one in advise(Facts(episodes=episodes))}
+    fits = [name for name, one in found.items() if one.fits]
+    assert fits[0] == first and fitting <= set(fits) and unfit.isdisjoint(fits)
+    assert "--group 8" in found["episode-grpo"].reason or found["episode-grpo"].fits
+    assert next(one.recipe for one in advise(Facts(kinds=WORDS, episodes=episodes))) == "follow-ups"
 
 
 def test_what_is_missing_is_named_with_the_remedy() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,8 @@ from afterword.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from afterword.cycle import Settings
-    from afterword.learn.recipes.advise import Facts
+    from afterword.learn.recipes.advise import EpisodeFacts, Facts
+    from afterword.records import Interaction
     from afterword.store import Store
 
 _RUN_FIRST = ("lr", "epochs", "fresh", "batch")
@@ -110,11 +111,17 @@ def run_advise(context: CommandContext) -> int:
         facts = _facts(store, stage_settings(context, model=False))
     found = advise(facts)
     if context.json:
-        context.emit({"interactions": dict(facts.kinds), "advice": [asdict(one) for one in found]})
+        context.emit({
+            "interactions": dict(facts.kinds), "episodes": asdict(facts.episodes),
+            "advice": [asdict(one) for one in found],
+        })  # fmt: skip
         return 0
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(facts.kinds.items(), key=lambda k: -k[1]))
     kinds += f"{', ' if kinds else ''}{facts.imported} without served token ids" if facts.imported else ""
     context.out.print(f"{facts.total} interactions to train on" + (f": {kinds}" if kinds else ""))
+    if facts.episodes.turns or facts.episodes.imported:
+        number = facts.episodes.turns + facts.episodes.imported
+        context.out.print(f"{number} turns of episodes, {facts.episodes.scored} scored episodes")
     for title, fits in (("fits", True), ("does not fit yet", False)):
         rows = [(one.recipe, escape(one.reason)) for one in found if one.fits is fits]
         if rows:
@@ -198,7 +205,8 @@ def _facts(store: Store, settings: Settings) -> Facts:
     from afterword.learn.recipes.advise import Facts
     from afterword.records import Interaction
 
-    chosen = [one for one in store.rows(Interaction) if one.split == "train"]
+    everything = [one for one in store.rows(Interaction) if one.split == "train"]
+    chosen = [one for one in everything if one.episode_id is None]
     return Facts(
         kinds=Counter(one.kind for one in chosen if one.on_policy),
         praised=sum(one.polarity > 0 for one in chosen),
@@ -207,6 +215,32 @@ def _facts(store: Store, settings: Settings) -> Facts:
         verifier=bool(settings.train.verifier),
         teacher=bool(settings.train.teacher),
         experience=bool(settings.train.experience),
+        episodes=_episode_facts(store, [one for one in everything if one.episode_id is not None]),
+    )
+
+
+def _episode_facts(store: Store, turns: list[Interaction]) -> EpisodeFacts:
+    """What the collected episodes offer."""
+    from afterword.learn.recipes.advise import EpisodeFacts
+    from afterword.records import Episode, TaskSkill
+    from afterword.store.episodes import episode_views
+
+    if not turns:
+        return EpisodeFacts()
+    names = list(dict.fromkeys(one.episode_id for one in turns if one.episode_id))
+    views = list(episode_views(store, [row for _, row in store.among(Episode, "id", names)]))
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for view in views:
+        if view.episode.outcome is not None:
+            rewards[view.task_key].append(view.episode.outcome)
+    return EpisodeFacts(
+        turns=sum(one.on_policy for one in turns),
+        imported=sum(not one.on_policy for one in turns),
+        observed=sum(bool(one.hindsight.strip()) for one in turns),
+        scored=sum(map(len, rewards.values())),
+        compared=sum(len(group) for group in rewards.values() if len(set(group)) > 1),
+        skills=store.count(TaskSkill),
+        solved=sum((view.episode.outcome or 0.0) > 0 or "oracle" in view.episode.metadata for view in views),
     )
 
 

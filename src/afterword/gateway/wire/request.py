@@ -77,22 +77,23 @@ class ChatRequest:
 
     @property
     def history(self) -> list[Json]:
-        """The messages as they are linked: an answer in them does not end with a stop string of the request.
+        """The messages as they are linked: of an answer what stands before the first stop string of the request.
 
-        smolagents sends `stop: ["</code>"]` and appends that string to each answer that it sends back.
+        A served answer holds none. smolagents sends `stop: ["Calling tools:", "</code>"]` and sends each answer back
+        with these strings and its own words behind it.
         """
         return [self.unstopped(m) if m.get("role") == "assistant" else m for m in self.messages]
 
     def unstopped(self, answer: Json) -> Json:
-        """Returns an answer without a stop string of the request at its end."""
+        """Returns an answer up to the first stop string of the request."""
         stop = self.body.get("stop")
         stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
-        text = answer.get("content")
-        if not isinstance(text, str | list) or not stops:
+        content = answer.get("content")
+        if not stops or not (isinstance(content, str) or (isinstance(content, list) and _all_text(content))):
             return answer
-        ends = text_of(text).rstrip() if isinstance(text, str) or _all_text(text) else ""
-        end = next((one for one in stops if isinstance(one, str) and one.strip() and ends.endswith(one.strip())), None)
-        return answer if end is None else {**answer, "content": ends.removesuffix(end.strip())}
+        text = text_of(content)
+        places = [at for one in stops if isinstance(one, str) and one.strip() and (at := text.find(one.strip())) > 0]
+        return {**answer, "content": text[: min(places)]} if places else answer
 
     @property
     def beside(self) -> bool:

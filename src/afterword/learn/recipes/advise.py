@@ -15,6 +15,26 @@ FEW = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeFacts:
+    """Facts about the collected episodes of agents."""
+
+    turns: int = 0
+    """Turns that may be learned and have served token ids."""
+    imported: int = 0
+    """Further ones without served token ids."""
+    observed: int = 0
+    """Turns after which something came back: a result, an error, a correction."""
+    scored: int = 0
+    """Episodes with a reward."""
+    compared: int = 0
+    """Those of them whose task and seed have episodes with different rewards."""
+    skills: int = 0
+    """Skills in the bank."""
+    solved: int = 0
+    """Episodes with a reward above 0 or with `metadata.oracle`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Facts about a store and its settings."""
 
@@ -28,6 +48,7 @@ class Facts:
     verifier: bool = False
     teacher: bool = False
     experience: bool = False
+    episodes: EpisodeFacts = EpisodeFacts()
 
     def count(self, source: Hindsight) -> int:
         """Interactions whose hindsight is of this source (`kinds.Hindsight`)."""
@@ -89,6 +110,24 @@ def _teacher(facts: Facts) -> str:
     return "" if facts.teacher else "no other model: name its folder in train.teacher"
 
 
+def _compared(facts: Facts) -> str:
+    number, scored = facts.episodes.compared, facts.episodes.scored
+    if number >= FEW:
+        return ""
+    return (
+        f"{number} of {scored} scored episodes have another with the same task and seed and another reward, at least "
+        f"{FEW} are worth a round: `afterword agent play ENV --group 8`, or send task_id, seed and rewards"
+    )
+
+
+def _observed(facts: Facts) -> str:
+    return _enough(facts.episodes.observed, "turns of episodes after which something came back")
+
+
+def _skills(facts: Facts) -> str:
+    return "" if facts.episodes.skills else "no skills: `afterword episodes skills --write` after successful episodes"
+
+
 def _both(*checks: Callable[[Facts], str]) -> Callable[[Facts], str]:
     return lambda facts: "; ".join(filter(None, (check(facts) for check in checks)))
 
@@ -120,6 +159,39 @@ RULES: tuple[Rule, ...] = (
         "opcd",
         lambda f: "" if f.experience else "no text to put into the weights: write it into train.experience",
         lambda f: "a text that every prompt has now and that the model shall know without it",
+    ),
+    Rule(
+        "episode-hindsight",
+        _both(_compared, _observed),
+        lambda f: f"{f.episodes.compared} episodes to compare, and {f.episodes.observed} turns with what came back",
+    ),
+    Rule(
+        "episode-grpo",
+        _compared,
+        lambda f: f"{f.episodes.compared} episodes of tasks that came to different rewards; the backbone of the others",
+    ),
+    Rule(
+        "episode-sdar",
+        _both(_compared, _skills),
+        lambda f: f"episodes to compare and {f.episodes.skills} skills; `skill-sd` and `opid` read the same",
+    ),
+    Rule(
+        "tamtrl",
+        _both(_compared, lambda f: "" if f.episodes.solved else "no successful episode and no metadata.oracle"),
+        lambda f: f"episodes to compare, and {f.episodes.solved} solutions that say which turn mattered",
+    ),
+    Rule(
+        "episode-sdpo",
+        _observed,
+        lambda f: (
+            f"{f.episodes.observed} turns with what came back; needs no reward"
+            + (f"; {f.episodes.imported} imported turns need train.off_policy = true" if f.episodes.imported else "")
+        ),
+    ),
+    Rule(
+        "episode-opd",
+        _both(_teacher, lambda f: _enough(f.episodes.turns, "turns of episodes")),
+        lambda f: f"another model, and {f.episodes.turns} turns of episodes",
     ),
     Rule(
         "idft",
