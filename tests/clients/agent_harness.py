@@ -19,7 +19,7 @@ def smolagents(url: str) -> Any:
     """A CodeAgent with one tool."""
     from smolagents import CodeAgent, OpenAIModel, tool
 
-    @tool
+    @tool  # type: ignore[untyped-decorator]
     def look(city: str) -> str:
         """Tells the weather.
 
@@ -46,7 +46,7 @@ def agents_sdk(url: str, responses: bool) -> Any:
 
     set_tracing_disabled(True)
 
-    @function_tool
+    @function_tool  # type: ignore[untyped-decorator]
     def look(city: str) -> str:
         """Tells the weather."""
         return f"18 degrees in {city}, rain"
