@@ -79,8 +79,8 @@ def captured(name: str, question: str, answer: str, **more: Any) -> Turn:
     )  # fmt: skip
 
 
-EGGS = (captured("t1", "How long does an egg take?", "A while."),
-        captured("t2", "How long does an egg take?", "Six minutes."))  # fmt: skip
+EGGS = (captured("t1", "How long do eggs boil?", "A while."),
+        captured("t2", "How long do eggs boil?", "Six minutes."))  # fmt: skip
 
 
 def of(store: Store, kind: str) -> list[Feedback]:
@@ -174,3 +174,30 @@ def test_without_the_admins_export_the_tokens_own_chats_come(store: Store, produ
     lines = "\n".join(json.dumps(open_webui(chat=name)) for name in ("c1", "c2"))
     product.routes |= {CHATS: None, "/api/v1/chats/all": lines.encode()}
     assert pull(store, product).turns == 6
+
+
+def test_an_answer_that_was_edited_there_is_an_edit_of_the_captured_one(store: Store, product: Product) -> None:
+    store.write(*EGGS)
+    edited = open_webui()
+    edited["chat"]["history"]["messages"]["m3"]["content"] = "Six to seven minutes."
+    product.routes[CHATS] = [edited]
+    for _ in range(2):
+        pull(store, product, again=True)
+        (edit,) = of(store, "edited")
+        assert (edit.turn, edit.final_text) == ("t2", "Six to seven minutes.")
+    edited["chat"]["history"]["messages"]["m2"]["content"] = "Two were edited."
+    with Store.open(store.path.with_name("other.db")) as other:
+        other.write(*EGGS)
+        pull(other, product, again=True)
+        assert not of(other, "edited"), "which answer was which cannot be said"
+
+
+def test_a_vote_in_a_chat_that_goes_on_is_the_same_vote(store: Store, product: Product) -> None:
+    store.write(*EGGS)
+    chat = open_webui()
+    chat["chat"]["history"]["messages"]["m2"]["annotation"] = {"rating": -1, "reason": "too_verbose"}
+    product.routes[CHATS] = [chat]
+    for at in (1760000022, 1760000999):
+        chat["updated_at"] = at
+        pull(store, product)
+    assert len(of(store, "rating")) == 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from afterword.chat.canonical import canonical, text_of
-from afterword.feedback.importing.captured import CapturedChat
+from afterword.feedback.importing.captured import CapturedAnswer, CapturedChat, ChatAnswer, answered_in, asked_in
 from afterword.feedback.importing.unfold import history_of
 from afterword.formats.chatgpt import without_marks
 from afterword.formats.naming import REMEMBERED, RowNames
@@ -71,7 +71,9 @@ class ImportNames(RowNames):
         """The vote as it is known already: given at the same time, or the newest of its user, which still stands. One
         that was changed and changed back is a row of its own."""
         vote = self._store.as_stored(vote)
-        known = [row for _, row in self._store.among(Feedback, "turn", [vote.turn]) if row.id.startswith(_VOTES)]
+        known = [
+            row for _, row in self._store.among(Feedback, "turn", [vote.turn]) if row.id.startswith(f"fb-{vote.turn}-")
+        ]
         ids = {row.id for row in known}
         known += [row for row in self._votes.get(vote.turn, ()) if row.id not in ids]
         known = [row for row in known if row.kind == vote.kind and row.user == vote.user]
@@ -86,10 +88,6 @@ class ImportNames(RowNames):
         if len(self._votes) > REMEMBERED:
             self._votes.popitem(last=False)
         return vote
-
-
-_VOTES = "fb-imp-"
-"""How the ids of votes begin that chats brought."""
 
 
 def _says(vote: Feedback) -> tuple[float | None, str | None, Json]:
@@ -234,7 +232,7 @@ def unfolded_tree(tree: Tree, format: str, names: ImportNames) -> Unfolded:
         tree.key = content_hash(*(str(tree.nodes[key].message) for key in shape.below[None][:1]), shape.keys[0])
     found = Unfolded([], messages=len(shape.keys))
     first = shape.below[None][0]
-    captured = names.captured(tree)
+    captured = _captured(shape, names.captured(tree))
     conversation = "conv-" + content_hash(format, tree.key, tree.user or "", text_of(_message(tree, first)["content"]))
     for key, path in _paths(shape):
         if shape.role(key) != "assistant":
@@ -242,12 +240,14 @@ def unfolded_tree(tree: Tree, format: str, names: ImportNames) -> Unfolded:
         if not any(message["role"] == "user" for message in path):
             found.unasked += 1
             continue
-        known = captured.find(path, _message(tree, key)) if captured else None
+        known = captured.get(key)
         if known is not None:
             found.captured.add(key)
-            found.turns[key] = known.id
-            names.note_captured(tree.key, key, known.id)
-            found.records += _said(shape, key, known, names, follow_up=False)
+            found.turns[key] = known.turn.id
+            names.note_captured(tree.key, key, known.turn.id)
+            found.records += _said(shape, key, known.turn, names, follow_up=False)
+            if known.edited:
+                found.records.append(_edit(shape, key, known.turn, names))
             continue
         turn = _turn(shape, key, path, format, conversation, found)
         turn = names.of_chat(turn)
@@ -263,6 +263,24 @@ def unfolded_tree(tree: Tree, format: str, names: ImportNames) -> Unfolded:
                 next_turn=found.turns[later], user=tree.user, **_when(tree.nodes[later].created_at),
             ))  # fmt: skip
     return found
+
+
+def _captured(shape: _Shape, chat: CapturedChat) -> dict[str, CapturedAnswer]:
+    """The captured turns of a chat's answers."""
+    if not chat:
+        return {}
+    answers = [
+        ChatAnswer(key, asked_in(path), answered_in(_message(shape.tree, key)))
+        for key, path in _paths(shape)
+        if shape.role(key) == "assistant"
+    ]
+    return chat.match(answers)
+
+
+def _edit(shape: _Shape, key: str, turn: Turn, names: ImportNames) -> Record:
+    """The answer as the user left it, where the front end does not keep what was served. When is not known."""
+    final = text_of(_message(shape.tree, key).get("content"))
+    return _vote(turn.id, {"kind": "edited", "final_text": final}, shape.tree.user, names)
 
 
 def _message(tree: Tree, key: str) -> Json:

@@ -6,8 +6,8 @@ An answer is found by the words of question and answer. Reads the store, never w
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from afterword.chat.canonical import text_of
 from afterword.chat.trail import squeezed
@@ -17,6 +17,23 @@ from afterword.store import Store
 
 MOST = 2000
 """Turns of one conversation that are looked at."""
+
+
+class ChatAnswer(NamedTuple):
+    """An answer as the front end keeps it, in the form in which it is compared."""
+
+    key: str
+    """The front end's id of it."""
+    asked: str
+    answered: str
+
+
+class CapturedAnswer(NamedTuple):
+    """The turn of an answer."""
+
+    turn: Turn
+    edited: bool
+    """The front end keeps other words than were served: its user edited them."""
 
 
 class CapturedChat:
@@ -29,48 +46,68 @@ class CapturedChat:
     """
 
     def __init__(self, store: Store, chat: str, user: str | None) -> None:
-        self._by_words: dict[tuple[str, str], deque[str]] = defaultdict(deque)
-        self._by_answer: dict[str, set[str]] = defaultdict(set)
-        self._turns: dict[str, Turn] = {}
+        self._turns: list[tuple[str, str, Turn]] = []
+        """Question, answer and turn, in the order of their requests."""
         for turn in store.rows(Turn, conversation=chat, limit=MOST) if chat else ():
             if turn.source != "gateway" or turn.automated in BESIDE or turn.user not in (user, None):
                 continue
-            asked, answered = _asked(turn.messages), squeezed(text_of(turn.answer.get("content")))
+            asked, answered = asked_in(turn.messages), answered_in(turn.answer)
             if answered:
-                self._by_words[asked, answered].append(turn.id)
-                self._by_answer[answered].add(turn.id)
-                self._turns[turn.id] = turn
+                self._turns.append((asked, answered, turn))
 
     def __bool__(self) -> bool:
         return bool(self._turns)
 
-    def find(self, messages: Iterable[Json], answer: Json) -> Turn | None:
-        """The turn of an answer. Call in the order of the chat: the same answer to the same question, given twice, is
-        the next one.
+    def match(self, answers: Sequence[ChatAnswer]) -> dict[str, CapturedAnswer]:
+        """The turns of the answers of a chat.
+
+        Each turn is taken once. The same question with the same answer, given twice, is two turns in order. Next come
+        answers whose question differs, as with retrieved text around it, if only one turn may be meant. At last, an
+        answer in other words to a question with one turn left is that turn, edited.
 
         Args:
-            messages: The messages before the answer.
-            answer: The answer as it was given, before any edit.
+            answers: In the order of the chat.
 
         Returns:
-            None when the answer was not captured, or when it cannot be said which turn it is.
+            The key of each captured answer -> its turn.
         """
-        said = squeezed(text_of(answer.get("content")))
-        waiting = self._by_words.get((_asked(messages), said))
-        if waiting:
-            name = waiting.popleft()
-            self._by_answer[said].discard(name)
-            return self._turns[name]
-        left = self._by_answer.get(said, set())
-        if len(left) != 1:  # retrieved text around the question may hide it, but then only one may be meant
-            return None
-        name = left.pop()
-        for names in self._by_words.values():
-            if name in names:
-                names.remove(name)
-        return self._turns[name]
+        found: dict[str, CapturedAnswer] = {}
+        left = list(self._turns)
+        for same, edited in ((_both, False), (_answer, False), (_question, True)):
+            unique = same is not _both
+            open_ = [one for one in answers if one.key not in found]
+            for one in open_:
+                turns = [row for row in left if same(row, one)]
+                if not turns or (unique and len(turns) > 1):
+                    continue
+                if edited and sum(other.asked == one.asked for other in open_) > 1:
+                    continue  # which of them was edited cannot be said
+                found[one.key] = CapturedAnswer(turns[0][2], edited)
+                left.remove(turns[0])
+        return found
 
 
-def _asked(messages: Iterable[Json]) -> str:
+_Row = tuple[str, str, Turn]
+
+
+def _both(row: _Row, one: ChatAnswer) -> bool:
+    return row[:2] == (one.asked, one.answered)
+
+
+def _answer(row: _Row, one: ChatAnswer) -> bool:
+    return row[1] == one.answered
+
+
+def _question(row: _Row, one: ChatAnswer) -> bool:
+    return row[0] == one.asked
+
+
+def answered_in(answer: Json) -> str:
+    """The compared form of an answer: its text without white space."""
+    return squeezed(text_of(answer.get("content")))
+
+
+def asked_in(messages: Iterable[Json]) -> str:
+    """The compared form of a question: the user's newest message, without retrieved text and white space."""
     questions = [message for message in messages if message.get("role") == "user"]
     return squeezed(user_words(text_of(questions[-1].get("content")))[0]) if questions else ""
