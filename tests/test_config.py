@@ -28,6 +28,11 @@ def test_defaults_are_the_dataclass_defaults() -> None:
     assert {source for _, _, source in config.rows()} == {"default"}
 
 
+def test_an_empty_variable_is_unset() -> None:
+    config = resolve(BUILT_IN, environ={"AFTERWORD_SERVE_UPSTREAM": "", "AFTERWORD_SERVE_PORT": ""})
+    assert config.get(ServeConfig) == ServeConfig()
+
+
 def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None:
     file = _file(tmp_path, '[serve]\nport = 1\nname = "file"\nhost = "::1"\n')
     config = resolve(

@@ -449,7 +449,8 @@ def _from_environment(sections: Mapping[str, type], environ: Mapping[str, str]) 
         if not name.startswith(PREFIX) or name in NOT_SETTINGS:
             continue
         section, _, key = name.removeprefix(PREFIX).lower().partition("_")
-        found.append((f"{section}.{key}", _parsed(environ[name]), f"environment {name}"))
+        if environ[name]:  # empty is unset: a compose file cannot take a variable away
+            found.append((f"{section}.{key}", _parsed(environ[name]), f"environment {name}"))
     return found
 
 
