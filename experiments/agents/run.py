@@ -171,24 +171,38 @@ def table(environment: str, found: list[dict[str, Any]]) -> list[str]:
 
 
 def reading(found: list[dict[str, Any]]) -> str:
-    """Sentences that the rows carry: for each environment and arm whether the intervals before and after overlap."""
+    """A sentence for each environment and arm: the difference of success, and how many rounds trained."""
     lines = []
     for environment in ("sum", "guess"):
         for arm in ARMS:
             mine = [row for row in found if row["environment"] == environment and row["arm"] == arm]
             if not mine:
                 continue
-            shares = []
-            for first in (True, False):
-                some = [held(row, first) for row in mine]
-                shares.append(wilson(sum(one["successes"] for one in some), sum(one["scored"] for one in some)))
-            before, after = shares
-            change = 100 * (after["value"] - before["value"])
-            apart = after["low"] > before["high"] or after["high"] < before["low"]
-            told = "the intervals do not overlap" if apart else "the intervals overlap: no difference is shown"
+            before, after = ([held(row, first) for row in mine] for first in (True, False))
+            value, low, high = difference(before, after)
+            clear = low > 0 or high < 0
+            trained_rounds = [
+                one for row in mine for one in row["steps"] if one.get("candidate") and one["step"] == "train"
+            ]
             many = f"{len(mine)} seed{'s' if len(mine) > 1 else ''}"
-            lines.append(f"- `{environment}`, `{arm}` ({many}): {change:+.0f} points; {told}.")
+            rounds = "" if arm == "skills" else f", {len(trained_rounds)} of {ROUNDS * len(mine)} rounds trained"
+            lines.append(
+                f"- `{environment}`, `{arm}` ({many}{rounds}): {value:+.0f} points ({low:+.0f} to {high:+.0f})"
+                + ("." if clear else ": no difference is shown.")
+            )
     return "\n".join(lines)
+
+
+def difference(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
+    """After minus before in points, with Newcombe's interval from two Wilson intervals (as if unpaired: too wide)."""
+    one, two = (
+        wilson(sum(step["successes"] for step in steps), sum(step["scored"] for step in steps))
+        for steps in (before, after)
+    )
+    value = two["value"] - one["value"]
+    low = value - ((two["value"] - two["low"]) ** 2 + (one["high"] - one["value"]) ** 2) ** 0.5
+    high = value + ((two["high"] - two["value"]) ** 2 + (one["value"] - one["low"]) ** 2) ** 0.5
+    return 100 * value, 100 * low, 100 * high
 
 
 def write_page() -> None:

@@ -144,6 +144,20 @@ def test_an_interrupted_run_goes_on_and_repeats_nothing(run: Run, gateway: Setup
     assert code == 0 and longer["rows"][:4] == shown["rows"], "more rounds can be added"
 
 
+def test_an_outage_uses_up_no_round(run: Run, gateway: Setup, trainer: Trainer) -> None:
+    assert run("--rounds", "1")[0] == 0
+    gateway.fake.reject = (500, {"error": {"message": "out of memory"}})
+    for _ in range(2):
+        code, shown = run("--rounds", "2")
+        assert code == 1 and "none of 8 episodes on train tasks could be scored" in shown["error"]["message"]
+        assert "8 server_error" in shown["error"]["message"] and "--run r" in shown["error"]["message"]
+    gateway.fake.reject = None
+    code, shown = run("--rounds", "2")
+    assert code == 0 and [row["round"] for row in shown["rows"]] == [0, 1, 1, 2, 2]
+    last = [row for row in shown["rows"] if row["step"] == "train"][-1]
+    assert last["scored"] == 8 and last["candidate"], "the episodes were played anew"
+
+
 def test_a_candidate_that_was_written_before_the_kill_is_found(
     run: Run, gateway: Setup, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

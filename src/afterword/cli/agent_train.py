@@ -28,7 +28,7 @@ from afterword.cycle import (
 from afterword.environments.protocol import EnvironmentSpec, EnvSplit
 from afterword.environments.results import EpisodeResult, RunFile, summary
 from afterword.environments.runner import PlannedEpisode, PlaySettings, plan_episodes, play
-from afterword.errors import ConfigError, ConflictError, NothingToDo, UsageError
+from afterword.errors import ConfigError, ConflictError, NothingToDo, UpstreamError, UsageError
 from afterword.feedback.select.select import Selection
 from afterword.feedback.skills import write_skills
 from afterword.learn.parts.contexts import FromEpisode
@@ -147,7 +147,7 @@ def train_agent(
     Raises:
         ConfigError: If the recipe does not train episodes.
         NothingToDo: If no round gave anything to train.
-        UpstreamError: If the server is not there.
+        UpstreamError: If the server is not there, or none of the episodes of a step could be scored.
     """
     if not trains_episodes(settings.train):
         raise ConfigError(
@@ -274,15 +274,27 @@ def _played(
     number: int,
     split: EnvSplit,
 ) -> list[EpisodeResult]:
-    name = f"{log.path.parent.name}-{split}-{number}"
+    folder = log.path.parent
+    place = f"{split}-{number}"
+    broken = len(list(folder.glob(f"{place}.broken-*.jsonl")))
+    name = f"{folder.name}-{place}" + (f"-{broken + 1}" if broken else "")
     model = _model(run, settings, parent)
     play_settings = replace(run.play, model=model, split=split, record=split == "train", run=name)
     header = {"model": model, "split": split, "round": number}
     with (
-        RunFile(log.path.parent / f"{split}-{number}.jsonl", header) as file,
+        RunFile(folder / f"{place}.jsonl", header) as file,
         progress.bar(f"round {number}: {run.spec.name}, {split} tasks", "episodes") as advance,
     ):
-        return play(run.spec, _planned(run, number, split), play_settings, file, advance)
+        results = play(run.spec, _planned(run, number, split), play_settings, file, advance)
+    if not any(one.scored for one in results):
+        (folder / f"{place}.jsonl").rename(folder / f"{place}.broken-{broken + 1}.jsonl")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary(results)["reasons"].items())
+        raise UpstreamError(
+            f"round {number}: none of {len(results)} episodes on {split} tasks could be scored ({reasons}; the last "
+            f"said: {results[-1].detail or 'nothing'}). Mend that and resume with --run "
+            f"{folder.name}: they are played anew."
+        )
+    return results
 
 
 def _planned(run: AgentTraining, number: int, split: EnvSplit) -> list[PlannedEpisode]:
