@@ -31,7 +31,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     create.set_defaults(run=run_key_create)
     verbs.add_parser("list", parents=[common], help="list all keys").set_defaults(run=run_key_list)
     revoke = verbs.add_parser("revoke", parents=[common], help="revoke a key")
-    revoke.add_argument("id")
+    revoke.add_argument("id", help="its public id, as `keys list` shows it")
     revoke.set_defaults(run=run_key_revoke)
 
 

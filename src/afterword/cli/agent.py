@@ -88,7 +88,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _train_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--recipe", dest="train.recipe", default="episode-grpo", help="default %(default)s")
-    command.add_argument("--lr", dest="train.learning_rate", type=float)
+    command.add_argument("--lr", dest="train.learning_rate", type=float, help="learning rate (default: the recipe's)")
     command.add_argument("--rounds", type=int, default=4, metavar="N", help="default %(default)s")
     command.add_argument("--model", default="afterword", help="version to begin with (default afterword)")
     command.add_argument(

@@ -25,7 +25,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         '`eval "$(afterword completion bash)"` into ~/.bashrc; for zsh the same with zsh into ~/.zshrc, after '
         "`compinit`; for fish run `afterword completion fish > ~/.config/fish/completions/afterword.fish`.",
     )  # fmt: skip
-    completion.add_argument("shell", choices=SHELLS)
+    completion.add_argument("shell", choices=SHELLS, help="the shell that reads it")
     completion.set_defaults(run=run_completion)
 
 

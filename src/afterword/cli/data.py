@@ -55,7 +55,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     into.set_defaults(run=run_import)
 
     out = commands.add_parser("export", parents=[common])
-    out.add_argument("what", nargs="?", choices=dict.fromkeys(what for what, _ in EXPORTS))
+    out.add_argument("what", nargs="?", choices=dict.fromkeys(what for what, _ in EXPORTS), help="the rows to write")
     out.add_argument("--user", metavar="U", help="all stored data of this user, in the native format")
     out.add_argument("--format", default="afterword", choices=dict.fromkeys(form for _, form in EXPORTS))
     out.add_argument(

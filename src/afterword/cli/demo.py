@@ -117,7 +117,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         "--conversations", type=int, metavar="N", help=f"default {CONVERSATIONS}, quick {QUICK_CONVERSATIONS}"
     )
     demo.add_argument("--heldout", type=int, metavar="N", help=f"questions, default {HELDOUT}, quick {QUICK_HELDOUT}")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=int, default=0, help="of questions, users and training (default %(default)s)")
     demo.add_argument("--model", default=DEFAULT_MODEL, metavar="REF", help="built-in name, folder or hub id")
     demo.set_defaults(run=run)
 

@@ -29,7 +29,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     listing = verbs.add_parser("list", parents=[common], help="list, newest first")
     listing.add_argument("--limit", type=int, default=20, metavar="N")
     listing.add_argument("--task", metavar="ID", help="only episodes of this task")
-    listing.add_argument("--status", metavar="S", choices=("running", "finished", "failed", "truncated"))
+    listing.add_argument(
+        "--status", metavar="S", choices=("running", "finished", "failed", "truncated"), help="only with this status"
+    )
     listing.set_defaults(run=run_list)
     show = verbs.add_parser("show", parents=[common], help="show one turn by turn, with rewards")
     show.add_argument("id", help="its id or a prefix of it")

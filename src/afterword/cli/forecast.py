@@ -40,7 +40,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     asked.add_argument("--prompts", type=int, default=64, metavar="N", help="prompts to measure on (default 64)")
     asked.add_argument("--adapter", type=Path, metavar="FOLDER", help="the adapter that the student starts from")
-    asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument("--seed", type=int, default=0, help="of prompts and answers (default %(default)s)")
     gap = verbs.add_parser("gap", parents=[common, asked], help="measure gaps at learning rate zero")
     gap.add_argument("--no-shuffled", action="store_true", help="leave out the control with other prompts' texts")
     gap.set_defaults(run=run_gap)

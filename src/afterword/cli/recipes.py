@@ -35,7 +35,7 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     listing = verbs.add_parser("list", parents=[common], help="list all recipes")
     listing.set_defaults(run=run_list)
     show = verbs.add_parser("show", parents=[common], help="show the parts and options of one recipe")
-    show.add_argument("name")
+    show.add_argument("name", help="as `recipes list` shows it")
     show.set_defaults(run=run_show)
     advising = verbs.add_parser("advise", parents=[common], help="recipes that fit what was captured, best first")
     advising.set_defaults(run=run_advise)

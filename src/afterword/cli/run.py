@@ -42,7 +42,9 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
         "--upstream-model", dest="serve.upstream_model", metavar="NAME", help="the upstream's model to serve"
     )
     serve.add_argument("--model", dest="serve.model", metavar="REF", help="built-in name, folder or hub id")
-    serve.add_argument("--device", dest="serve.device", metavar="auto|cpu|cuda|cuda:N")
+    serve.add_argument(
+        "--device", dest="serve.device", metavar="auto|cpu|cuda|cuda:N", help="of the model (default auto)"
+    )
     serve.add_argument("--name", dest="serve.name", help="model name that users address (default afterword)")
     serve.set_defaults(run=run_serve)
 

@@ -70,12 +70,14 @@ def register(commands: Any, common: argparse.ArgumentParser) -> None:
     measure.set_defaults(run=run_measure)
 
     train = commands.add_parser("train", parents=[common])
-    train.add_argument("--recipe", dest="train.recipe")
-    train.add_argument("--lr", dest="train.learning_rate", type=float)
-    train.add_argument("--epochs", dest="train.epochs", type=int)
+    train.add_argument("--recipe", dest="train.recipe", help="its name (default follow-ups)")
+    train.add_argument("--lr", dest="train.learning_rate", type=float, help="learning rate (default: the recipe's)")
+    train.add_argument("--epochs", dest="train.epochs", type=int, help="epochs (default: the recipe's)")
     train.add_argument("--passes", dest="train.passes", type=int, help=argparse.SUPPRESS)  # its name until 0.2
-    train.add_argument("--seed", dest="train.seed", type=int)
-    train.add_argument("--max-interactions", dest="train.max_interactions", type=int)
+    train.add_argument("--seed", dest="train.seed", type=int, help="of order and initial values (default 0)")
+    train.add_argument(
+        "--max-interactions", dest="train.max_interactions", type=int, help="the newest are taken (default 512)"
+    )
     train.add_argument(
         "--max-tokens", dest="train.max_tokens", type=int, metavar="N",
         help="exclude interactions with more tokens in prompt and answer",
