@@ -38,6 +38,7 @@ INPUTS: dict[str, dict[str, Any]] = {
             "sage",
             "rltf",
             "sd-zero",
+            "ra-opd",
             "iterative-sft",
             "varreason",
             "nurl",

@@ -50,7 +50,7 @@ from afterword.learn.parts.weights import (
     Solvable,
     TeacherConfidence,
 )
-from afterword.learn.recipes import Recipe, recipe
+from afterword.learn.recipes import Recipe, describe, recipe
 from afterword.learn.recipes.formula import formula
 from afterword.learn.recipes.validate import validate
 
@@ -322,3 +322,13 @@ def test_the_formula_shows_the_slots() -> None:
     text = "\n".join(formula(recipe("dasd", **INPUTS["dasd"])))
     assert "1 y ~ student(. | x), finished by external [spliced], kept: Ended" in text
     assert "temperature=1.5, top_p=0.8, top_k=20" in "\n".join(formula(recipe("essd")))
+
+
+def test_ra_opd_needs_a_verifier_for_its_route() -> None:
+    with pytest.raises(ConfigError, match=r"train\.verifier"):
+        validate(recipe("ra-opd"))
+    validate(recipe("ra-opd", told="words", **INPUTS["ra-opd"]))
+    with pytest.raises(ConfigError, match="told"):
+        recipe("ra-opd", told="everything")
+    manifests = [describe(recipe("ra-opd", told=told)) for told in ("nothing", "outcome", "words")]
+    assert manifests[0] != manifests[1] != manifests[2]

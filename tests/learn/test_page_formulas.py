@@ -356,6 +356,7 @@ PAGES: dict[tuple[str, int], Callable[[Tokens], Tensor]] = {
     ("episode-sdpo", 0): sdpo,
     ("episode-opd", 0): lambda k: -(k.gain * k.at(k.s)).mean(),
     ("episode-hindsight", 0): episode_hindsight,
+    ("ra-opd", 0): lambda k: kl(k.s, k.t)[k.wrong].mean(),
     ("sd-zero", 0): lambda k: kl(bucketed(k.s, top(k.s)), bucketed(k.t, top(k.s))).mean(),
 }
 

@@ -176,7 +176,7 @@ def test_meaningless_parts_are_refused_with_the_remedy(bad: Recipe, remedy: str)
 
 
 UNWEIGHTED = ("sdpo", "opsd-clipped", "rlsd", "sdar", "srpo", "hdpo", "sd-zero", "pi-distill", "varreason",
-              "episode-sdar", "skill-sd", "opid", "tamtrl", "episode-sdpo", "episode-hindsight")  # fmt: skip
+              "episode-sdar", "skill-sd", "opid", "tamtrl", "episode-sdpo", "episode-hindsight", "ra-opd")  # fmt: skip
 """Recipes whose teacher reads something of each answer and that weigh all of its tokens alike."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from afterword.chat.render import decode, end_of_turn_ids, generation_header
+from afterword.chat.render import decode, encode_content, end_of_turn_ids, generation_header
 from afterword.learn.diagnostics import log_probs
 from afterword.learn.loss.terms import Term
 from afterword.learn.parts.contexts import AGAIN, CONTEXTS, Context, Reflection, Sibling, Skill, with_hint
@@ -228,6 +228,39 @@ def test_the_own_attempt_is_read_before_it_is_scored_again(model: str, tmp_path:
         assert row.reads(AGAIN)[: len(row.prompt) + len(body)] == (*row.prompt, *body)
         says = decode(lab.tokenizer, row.reads(AGAIN)[len(row.prompt) + len(body) :])
         assert ("is right" in says) is (row.answer.reward == 1.0)
+
+
+@pytest.mark.parametrize("told", ["nothing", "outcome", "words"])
+def test_a_reflection_knows_what_is_disclosed_and_no_more(told: Any, model: str, tmp_path: Path) -> None:
+    where = with_hint(CONTEXTS["reflected"], Reflection(told=told))
+    lab = Lab(model, dataclasses.replace(HINDSIGHT, context=where))
+    rows = lab.fresh(tmp_path, STUDENT)
+    rows[0] = dataclasses.replace(rows[0], answer=dataclasses.replace(rows[0].answer, reward=None))
+    seen: list[str] = []
+
+    def write(prompts: Any, most: int) -> list[list[int]]:
+        seen.extend(decode(lab.tokenizer, ids) for ids in prompts)
+        return [list(encode_content(lab.tokenizer, "I was wrong.")) for _ in prompts]
+
+    found = with_hints(rows, lab.prepared, lab.tokenizer, write, tmp_path / "fresh-0-hints.json", "k")
+    assert (where in found[0].privileged) is (told != "outcome")  # type: ignore[operator]
+    assert len(seen) == len(rows) - (told == "outcome")
+    asked = rows[1:] if told == "outcome" else rows
+    wishes = {e.interaction.id: e.interaction.hindsight for e in lab.prepared.used}
+    for row, prompt in zip(asked, seen, strict=True):
+        assert (wishes[row.interaction] in prompt) is (told == "words")
+        verdict = "right" if (row.answer.reward or 0.0) > 0 else "wrong"
+        assert (f"This answer is {verdict}." in prompt) is (told == "outcome")
+    for row in found[1:]:
+        shown = decode(lab.tokenizer, row.reads(where))
+        assert "I was wrong." in shown and wishes[row.interaction] not in shown
+
+
+def test_words_that_do_not_fit_before_a_reflection_are_shortened_or_none(model: str) -> None:
+    encoder = Lab(model, HINDSIGHT).prepared.encoder
+    assert encoder.shortened("Shorter please.", 7) == "Shorter"
+    assert encoder.shortened("Shorter please.", -3) == ""
+    assert "jo@example.org" not in encoder.shortened("Write to jo@example.org.", 100)
 
 
 def test_reflections_and_skills(model: str, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ SLOTS: dict[str, dict[str, Any]] = {
     "essd": {"verifier": None},  # hot samples
     "rltf": {},
     "sd-zero": {},
+    "ra-opd": {"told": "words"},
     "kdrl": {"teacher": EMBEDDED},
     "sdar": {},
     "crisp": {"verifier": None, "experience": "Answer in one short sentence."},

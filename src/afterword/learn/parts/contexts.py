@@ -42,12 +42,18 @@ class OwnAttempt:
     """The text of the row's own answer (SD-Zero)."""
 
 
+Disclosed = Literal["nothing", "outcome", "words"]
+"""What a student knows when it reflects on its answer, each level more than the one before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reflection:
     """The student's greedy reflection on its own answer (ERL, RESD)."""
 
     ask: str = "Look at your answer again. Say in a few words what should be done differently."
     tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    told: Disclosed = "nothing"
+    """Text before the question: none, whether the answer is right by its reward, or the interaction's own text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +215,10 @@ _ENVIRONMENT = Wording(
     praise="[An earlier attempt was tried out and worked. This is what came back.]\n{hindsight}",
 )
 
+_REFLECTED = Wording(
+    "[A look back at an earlier attempt at this request.]\n{hindsight}\n\n[Answer the original request correctly.]"
+)
+
 PEER_KINDS = with_hindsight("attempt")
 """Kinds of feedback whose hindsight is an accepted answer of a later attempt."""
 REFERENCE_KINDS = with_hindsight("answer")
@@ -244,6 +254,7 @@ CONTEXTS: dict[str, Context] = {
         Context("reference", 1, "last_user", _REFERENCE),
         Context("peer", 1, "last_user", _PEER),
         Context("environment", 1, "last_user", _ENVIRONMENT),
+        Context("reflected", 1, "last_user", _REFLECTED),
         Context("by_kind", 1, "last_user", _BLOCK, by_kind=_BY_KIND),
         Context("together", 1, "last_user", together=5),
         Context("shuffled", 1, "last_user", shuffled=True),

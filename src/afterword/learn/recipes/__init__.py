@@ -38,7 +38,21 @@ from afterword.learn.recipes.episodes import (
     skill_sd,
     tamtrl,
 )
-from afterword.learn.recipes.group import dasd, essd, hdpo, kdrl, rlad, rlsd, rltf, sage, scope, sd_zero, sdar, srpo
+from afterword.learn.recipes.group import (
+    dasd,
+    essd,
+    hdpo,
+    kdrl,
+    ra_opd,
+    rlad,
+    rlsd,
+    rltf,
+    sage,
+    scope,
+    sd_zero,
+    sdar,
+    srpo,
+)
 from afterword.learn.recipes.guided import erl, iterative_sft, npo, nurl, pi_distill, pope, varreason, vold
 from afterword.learn.recipes.hindsight import (
     crisp,
@@ -96,6 +110,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "sage": sage,
     "rltf": rltf,
     "sd-zero": sd_zero,
+    "ra-opd": ra_opd,
     "iterative-sft": iterative_sft,
     "varreason": varreason,
     "nurl": nurl,

@@ -18,7 +18,16 @@ from afterword.learn.parts.advantages import (
     TeacherMagnitude,
     TeacherRatioClip,
 )
-from afterword.learn.parts.contexts import AGAIN, CONTEXTS, REFERENCE_KINDS, Context, Sibling, with_hint
+from afterword.learn.parts.contexts import (
+    AGAIN,
+    CONTEXTS,
+    REFERENCE_KINDS,
+    Context,
+    Disclosed,
+    Reflection,
+    Sibling,
+    with_hint,
+)
 from afterword.learn.parts.divergences import JSD, K2, NegativeLogLikelihood, PolicyGradient, ReverseKL
 from afterword.learn.parts.fields import Count, NonNegative, OpenShare, Positive, Share, TermScale, UnitInterval, method
 from afterword.learn.parts.generation import Ended, Generation, Longest, Right
@@ -176,6 +185,26 @@ def sd_zero(*, k: Count = 64, **settings: Any) -> Recipe:
         support=TopK(k, of="student", remainder="tail"),
     )  # fmt: skip
     return Recipe(name="sd-zero", terms=(term,), **{**ON_POLICY, **settings})
+
+
+@method
+def ra_opd(
+    *,
+    told: Disclosed = "outcome",
+    tokens: Annotated[int, Field(ge=1, le=4096)] = 64,
+    rate: Share = 1e-4,
+    **settings: Any,
+) -> Recipe:
+    """Wrong answers are scored by the model that reads its own reflection on them (after arXiv 2605.12741).
+
+    `told` is what the student knows when it reflects: nothing, that the answer is wrong, or the interaction's text.
+    """
+    where = with_hint(CONTEXTS["reflected"], Reflection(tokens=tokens, told=told))
+    term = Term(
+        name="reflected", estimator=ReverseKL(), teacher=EMA(rate=rate), context=where, reduction=TOKEN_MEAN,
+        weights=(), route=ByCorrectness(False),
+    )  # fmt: skip
+    return Recipe(name="ra-opd", terms=(term,), **{**ON_POLICY, **settings})
 
 
 @method

@@ -386,7 +386,7 @@ def _hints(recipe: Recipe) -> str | None:
     made = [one for one in hints if isinstance(one, Sibling | OwnAttempt | Reflection)]
     if made and recipe.scored == "conversation":
         return f"{part_text(made[0])} is made for one answer: set scored to 'answer'"
-    judged = [one for one in made if not isinstance(one, Reflection)]
+    judged = [one for one in made if not isinstance(one, Reflection) or one.told == "outcome"]
     if judged and recipe.fresh and not recipe.verifier:
         return (
             f"{type(judged[0]).__name__} shows an answer by its reward, and fresh answers have none: name a function "

@@ -417,6 +417,13 @@ class RowEncoder:
         read = spliced(own, seen.prompt.ids, prompt)
         return "prompt_differs" if read is None else (read, seen.cut)
 
+    def shortened(self, text: str, room: int) -> str:
+        """`text` redacted, and its first `room` tokens at most, or `max_hindsight` when that is less."""
+        shown = redact(text, self.recipe.redact).text
+        ids = encode_content(self.tokenizer, shown)
+        most = max(0, min(room, self.recipe.max_hindsight))
+        return shown if len(ids) <= most else decode(self.tokenizer, ids[:most])
+
     def hinted(self, row: Encoded, turn: Turn, where: Context, text: str, polarity: int) -> Encoded:
         """`row` with privileged text under `where` that was made for it in this pass. Without text, or where it does
         not fit, `where` shows nothing, and no term that reads it counts the row."""

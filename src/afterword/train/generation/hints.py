@@ -17,11 +17,13 @@ from afterword.learn.parts.contexts import Context, OwnAttempt, Reflection, Sibl
 from afterword.learn.recipes import Recipe
 from afterword.records import Turn
 from afterword.store.files import write_whole
-from afterword.train.data.examples import Prepared, contexts_of
+from afterword.train.data.examples import Prepared, RowEncoder, contexts_of
 from afterword.train.data.rows import Encoded
 
 Write = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
 """The likeliest answers of the student to some prompts, of at most so many tokens."""
+_QUESTION = 64
+"""Tokens that the question of a reflection and the marks of the chat template may take."""
 
 
 def hint_contexts(recipe: Recipe) -> list[Context]:
@@ -46,9 +48,10 @@ def with_hints(
     if not contexts:
         return list(rows)
     turns = {e.interaction.id: e.turn for e in prepared.used}
+    words = {e.interaction.id: e.interaction.hindsight for e in prepared.used}
     found = list(rows)
     for where in contexts:
-        texts = _texts(where, found, turns, tokenizer, write, file, key)
+        texts = _texts(where, found, turns, words, prepared.encoder, tokenizer, write, file, key)
         for i, (row, text) in enumerate(zip(found, texts, strict=True)):
             if row.answer.accepted:
                 polarity = 1 if (row.answer.reward or 0.0) > 0 else -1
@@ -60,6 +63,8 @@ def _texts(
     where: Context,
     rows: Sequence[Encoded],
     turns: Mapping[str, Turn],
+    words: Mapping[str, str],
+    encoder: RowEncoder,
     tokenizer: Tokenizer,
     write: Write,
     file: Path,
@@ -69,7 +74,8 @@ def _texts(
     if isinstance(where.hint, Sibling):
         return [_sibling(i, rows, answers) for i in range(len(rows))]
     if isinstance(where.hint, Reflection):
-        return _reflections(where.hint, rows, answers, turns, tokenizer, write, file, key)
+        told = [_told(where.hint, row, words.get(row.interaction, ""), encoder) for row in rows]
+        return _reflections(where.hint, rows, answers, told, turns, tokenizer, write, file, key)
     return answers
 
 
@@ -83,10 +89,24 @@ def _sibling(own: int, rows: Sequence[Encoded], answers: Sequence[str]) -> str:
     return ""
 
 
+def _told(hint: Reflection, row: Encoded, words: str, encoder: RowEncoder) -> str | None:
+    """The text before the question; None where the row lacks it, and then no teacher is shown a reflection."""
+    if hint.told == "words":
+        room = encoder.limit - len(row.asked) - len(row.completion) - hint.tokens - _QUESTION
+        given = encoder.shortened(words, room)
+        return f"{given}\n\n" if given.strip() else None
+    if hint.told == "outcome":
+        if row.answer.reward is None:
+            return None
+        return "This answer is right. " if row.answer.reward > 0 else "This answer is wrong. "
+    return ""
+
+
 def _reflections(
     hint: Reflection,
     rows: Sequence[Encoded],
     answers: Sequence[str],
+    told: Sequence[str | None],
     turns: Mapping[str, Turn],
     tokenizer: Tokenizer,
     write: Write,
@@ -94,20 +114,25 @@ def _reflections(
     key: str,
 ) -> list[str]:
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    named = f"{hint.ask}/{hint.tokens}"
+    named = f"{hint.ask}/{hint.tokens}/{hint.told}"
     if kept.get("key") == key and named in kept["texts"]:
         return list(kept["texts"][named])
     prompts = []
-    for row, answer in zip(rows, answers, strict=True):
+    asked = [i for i, said in enumerate(told) if said is not None]
+    for i in asked:
+        row, answer = rows[i], answers[i]
         turn = turns[row.interaction]
         begun = text_of(turn.messages[-1].get("content")) if continues(turn) else ""
         said = [
             *messages_before(turn),
             {"role": "assistant", "content": begun + answer},
-            {"role": "user", "content": hint.ask},
+            {"role": "user", "content": f"{told[i]}{hint.ask}"},
         ]
         prompts.append(render_prompt(tokenizer, said, turn.tools, template_arguments(turn.sampling)).ids)
-    texts = [decode(tokenizer, ids) for ids in write(prompts, hint.tokens)]
+    written = write(prompts, hint.tokens) if prompts else []
+    texts = [""] * len(rows)
+    for i, ids in zip(asked, written, strict=True):
+        texts[i] = decode(tokenizer, ids)
     before = kept["texts"] if kept.get("key") == key else {}
     write_whole(file, json.dumps({"key": key, "texts": {**before, named: texts}}))
     return texts
