@@ -12,6 +12,7 @@ from tests.gateway.fake_upstream import Fake, fake_upstream
 from tests.gateway.gateway_setup import Launch, Setup
 
 from afterword.errors import StoreError
+from afterword.gateway.keys import create_key
 from afterword.records import Candidate, Interaction, Release, Turn
 from afterword.store import Store
 from afterword.store.erasure.erase import Eraser
@@ -115,6 +116,22 @@ def test_no_request_fails_while_adapters_come_and_go(launch: Launch) -> None:
     assert gateway.fake.unloads == ["afterword@v000001", "afterword@v000002", "afterword@v000003"]
     assert all(status == "200" for status in _statuses(gateway)), "not one request failed"
     assert len(gateway.turns()) == len(models)
+
+
+def test_a_candidate_answers_by_its_id_to_reviewers_alone(launch: Launch) -> None:
+    gateway = launch(Fake())
+    gateway.store.write(
+        Candidate(id="cand-1", path="adapters/cand-1", base="m", parent=None, interactions=(), recipe={})
+    )
+    asked = {**HI, "model": "afterword@cand-1"}
+    assert gateway.post("/v1/chat/completions", asked).status_code == 200  # without keys: this machine alone
+    keys = {scope: create_key(gateway.settings.dir, ("infer", scope))[0] for scope in ("feedback", "review")}
+    until(lambda: gateway.post("/v1/chat/completions", HI).status_code == 401)
+    codes = {
+        scope: gateway.post("/v1/chat/completions", asked, headers={"Authorization": f"Bearer {key}"}).status_code
+        for scope, key in keys.items()
+    }
+    assert codes == {"feedback": 403, "review": 200}
 
 
 def test_many_channels_share_a_few_places(launch: Launch) -> None:

@@ -22,7 +22,7 @@ from afterword.gateway.episodes import RunningEpisode, headers_of
 from afterword.gateway.full_context import REMEDY, is_full, shorter
 from afterword.gateway.link import Link
 from afterword.gateway.metrics import REPETITION
-from afterword.gateway.middleware import PASSED_ON
+from afterword.gateway.middleware import PASSED_ON, given_key
 from afterword.gateway.model_routing import Route
 from afterword.gateway.retries import Saved
 from afterword.gateway.state import GATEWAY, KEY, REQUEST_ID, Gateway
@@ -81,6 +81,8 @@ async def _answered(
     request: web.Request, gateway: Gateway, chat: ChatRequest, start: float, encoder: Encoder, *, keep: bool
 ) -> tuple[web.StreamResponse, Saved | None]:
     """The response, and what a retry of the request gets if it is to be kept."""
+    if chat.model.startswith(f"{gateway.settings.name}@cand-"):
+        gateway.keys.check(given_key(request), "review")  # nobody's users get what the gate has not let through
     route = await gateway.adapters.resolve(chat.model, chat.requester)
     episode = await gateway.episodes.begin(chat)
     exchange = Exchange(gateway, chat, route, request[REQUEST_ID], start, encoder, episode)

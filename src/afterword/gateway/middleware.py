@@ -54,8 +54,7 @@ def guard(handler: Handler, scope: str | None) -> Handler:
     async def checked(request: web.Request) -> web.StreamResponse:
         if scope is not None:
             gateway = request.app[GATEWAY]
-            given = request.headers.get("Authorization") or request.headers.get("x-api-key")
-            key = request[KEY] = gateway.keys.check(given, scope)
+            key = request[KEY] = gateway.keys.check(given_key(request), scope)
             if key is None:
                 gateway.origin_policy.check(request.headers)
         return await handler(request)
@@ -96,6 +95,11 @@ def _in_clients_form(path: str, response: web.StreamResponse) -> None:
         response.body = orjson.dumps(messages.error_json(response.status, orjson.loads(response.body)["error"]))
     elif path.startswith(ollama.PATH):
         response.body = orjson.dumps(ollama.error_json(orjson.loads(response.body)["error"]))
+
+
+def given_key(request: web.Request) -> str | None:
+    """The API key that a request brings, in either of the two headers."""
+    return request.headers.get("Authorization") or request.headers.get("x-api-key")
 
 
 def _preflight(request: web.Request) -> web.Response | None:
