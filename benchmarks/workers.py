@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.one])
         print(json.dumps(measured(args.model, args.interactions, args.words, args.one)))
         return
     cores = sorted(os.sched_getaffinity(0))[: args.workers]
@@ -97,7 +98,6 @@ def main() -> None:
                 [sys.executable, __file__, "--one", str(workers), "--model", args.model, "--words", str(args.words),
                  "--interactions", str(args.interactions)],
                 env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True, text=True,
-                preexec_fn=lambda n=workers: os.sched_setaffinity(0, cores[:n]),
             )  # fmt: skip
             times[workers] = json.loads(done.stdout.splitlines()[-1])["step_s"]
         rounds.append({"one": times[1], "several": times[args.workers], "times": times[1] / times[args.workers]})

@@ -48,7 +48,7 @@ def test_the_openai_client_chats_and_streams_with_the_embedded_model() -> None:
         with openai.OpenAI(base_url=f"http://127.0.0.1:{ready['port']}/v1", api_key="none") as client:
             chat: dict[str, Any] = {
                 "model": ready["model"],
-                "messages": [{"role": "user", "content": "What is the capital of France?"}],
+                "messages": [{"role": "user", "content": "Complete this sentence: The capital of France is"}],
                 "temperature": 0,
                 "max_tokens": 24,
             }

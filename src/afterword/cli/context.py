@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,9 +94,12 @@ class CommandContext:
                 f"there is no Afterword data in {str(self.dir)!r}. Start with `afterword serve` or "
                 "`afterword import FILE`, or name another place with --dir."
             )
-        artifacts = self.config.get(StoreConfig).artifacts
         if not create:
+            artifacts = None
+            with suppress(UsageError):  # what is wrong with the settings must not hide what is stored
+                artifacts = self.config.get(StoreConfig).artifacts
             return Store.open(path, artifacts=artifacts)
+        artifacts = self.config.get(StoreConfig).artifacts
         from afterword.chat.private import redactor  # loads its libraries
 
         return Store.open(path, redactor(self.config.get(PrivacyConfig).redact_stored), artifacts)

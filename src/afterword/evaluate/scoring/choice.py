@@ -23,11 +23,16 @@ _BETTER = (
     r"(?:(?:the|clearly|much|slightly|a bit|overall)\W+)*(?:better|best|preferable|preferred|stronger|superior|winner)"
 )
 _CHOSEN = r"(?i:rather (?:have|read|get)|choose|chose|pick|select|favou?r|go with)"
+_NOT_THE_OTHER = r"(?<!than )(?<!over )(?<!instead of )(?<!to )(?<!against )(?<!from )"
+"""Before the answer that another one is preferred to."""
 _SAID = re.compile(
-    rf"(?<!than )(?<!not )(?<!n't )(?<!never )\b(?i:{_LEAD}|{_CHOSEN})\W{{1,6}}"
+    rf"{_NOT_THE_OTHER}(?<!not )(?<!n't )(?<!never )\b(?i:{_LEAD}|{_CHOSEN})\W{{1,6}}"
     rf"(?:(?:is|answer|response|option)\W{{1,4}})?(A|B|TIE)"
     rf"(?=\W*$|\W*[.,;:!]|\W+because\b)"
-    rf"|\b(A|B)\W{{1,3}}(?:wins\b|(?:is|was)\W+(?i:{_BETTER})\b)|(?<!not )\b(?i:an? (?P<tie>tie))\b",
+    rf"|(?<!not )(?<!n't )(?<!never )\b(?i:{_CHOSEN}|prefer)\W+(?:(?i:the|answer|response|option)\W+){{0,2}}(A|B)"
+    rf"\W+(?i:over|to|instead of|rather than|more than|against)\b"
+    rf"|\b(A|B)\W{{1,3}}(?:(?:wins|beats|outperforms|surpasses)\b|(?:is|was)\W+(?i:{_BETTER})\b)"
+    rf"|(?<!not )\b(?i:an? (?P<tie>tie))\b",
     re.MULTILINE,
 )
 _LETTER = r"(?<![A-Za-z0-9])(A|B)(?![A-Za-z0-9])"
