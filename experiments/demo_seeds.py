@@ -1,4 +1,6 @@
-"""Runs `afterword demo` on several seeds, one row a run in `demo_seeds.jsonl`; a finished run is not run again.
+"""Runs `afterword demo` on several seeds, one row a run in `demo_seeds.jsonl`.
+
+A run that came to a verdict is not run again; one that failed is.
 
     python experiments/demo_seeds.py                  # seeds 0 to 4 and 90210, and 90210 once more
     python experiments/demo_seeds.py --seeds 7 8 --twice 7
@@ -92,17 +94,17 @@ def commit() -> str:
 
 def table(found: Sequence[Row]) -> str:
     """The rows for a person, and whether the aims are met."""
-    lines = ["| seed | run | gate | before | after | interval | s | CPU s | GiB | adapter |", "|" + "---|" * 10]
+    lines = ["| seed | run | gate | before | after | interval | s | CPU s | GiB | adapter | code |", "|" + "---|" * 11]
     for row in found:
         if "gate" not in row:
-            lines.append(f"| {row['seed']} | {row['run']} | ended with {row['exit']} |" + " |" * 7)
+            lines.append(f"| {row['seed']} | {row['run']} | ended with {row['exit']} |" + " |" * 8)
             continue
         after = row["after"] if row["gate"] else row["candidate"] or row["after"]
         gib = "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**30:.2f}"
         lines.append(
             f"| {row['seed']} | {row['run']} | {'yes' if row['gate'] else 'no'} | {row['before']['value']:.2f} | "
             f"{after['value']:.2f} | {after['low']:.2f} to {after['high']:.2f} | {row['seconds']:.0f} | "
-            f"{row['cpu_seconds'] or 0:.0f} | {gib} | {(row['adapter'] or '')[:12]} |"
+            f"{row['cpu_seconds'] or 0:.0f} | {gib} | {(row['adapter'] or '')[:12]} | {row.get('code', '')} |"
         )
     return "\n".join([*lines, "", *aims([row for row in found if "gate" in row])])
 
@@ -128,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
-    parser.add_argument("--twice", type=int, nargs="*", default=[90210], help="seeds to run once more")
+    parser.add_argument("--twice", type=int, nargs="*", help="seeds to run once more (default 90210 if listed)")
     parser.add_argument("--avx2", action="store_true")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--quick", action="store_true", help="quick demos: they show whether adapters are the same")
@@ -136,9 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     more = ["--quick"] if options.quick else []
     mine = lambda row: row["avx2"] == options.avx2 and row["more"] == more  # noqa: E731
+    if options.twice is None:
+        options.twice = [seed for seed in (90210,) if seed in options.seeds]
     wanted = [] if options.table else [*((s, 0) for s in options.seeds), *((s, 1) for s in options.twice)]
     for seed, number in wanted:
-        if any(mine(row) and (row["seed"], row["run"]) == (seed, number) for row in rows()):
+        if any(mine(row) and "gate" in row and (row["seed"], row["run"]) == (seed, number) for row in rows()):
             continue
         row = run(seed, number, avx2=options.avx2, keep=options.keep, more=more)
         with ROWS.open("a", encoding="utf-8") as stream:

@@ -24,7 +24,7 @@ def row(seed: int, number: int, *, gate: bool, after: float, adapter: str) -> di
 def test_the_table_says_which_aims_are_met() -> None:
     found = [row(0, 0, gate=True, after=0.7, adapter="aa"), row(1, 0, gate=False, after=0.2, adapter="bb")]
     said = demo_seeds.table([*found, row(1, 1, gate=False, after=0.2, adapter="cc"), {"seed": 2, "run": 0, "exit": 1}])
-    assert "| 0 | 0 | yes | 0.10 | 0.70 | 0.60 to 0.80 | 290 | 500 | 4.00 | aa |" in said
+    assert "| 0 | 0 | yes | 0.10 | 0.70 | 0.60 to 0.80 | 290 | 500 | 4.00 | aa |  |" in said
     assert "| 2 | 0 | ended with 1 |" in said
     assert "The gate passed 1 of 2 seeds" in said and "0.70 to 0.70" in said
     assert "Seed 1 again gave another adapter." in said
